@@ -1,0 +1,405 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * context.c - one device of one cl_context: its facts, queried once; the programs built for it; the text
+ * of the latest error. Knows nothing of what the programs compute.
+ *
+ * Plans hold a reference, so that a context may be destroyed before them. The lock guards only the
+ * reference count, the list of programs and the error text: nothing is compiled and no callback is called
+ * while it is held.
+ */
+#include "internal.h"
+
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* The only lines that know the threading library. */
+typedef pthread_mutex_t mutex;
+static bool mutex_init(mutex *m) { return pthread_mutex_init(m, NULL) == 0; }
+static void mutex_destroy(mutex *m) { (void)pthread_mutex_destroy(m); }
+static void mutex_lock(mutex *m) { (void)pthread_mutex_lock(m); }
+static void mutex_unlock(mutex *m) { (void)pthread_mutex_unlock(m); }
+
+typedef struct program_entry {
+    struct program_entry *next;
+    cl_program program;
+    char key[]; /* file, newline, options */
+} program_entry;
+
+/* An error text longer than this is cut: room for a path-length name, two numbers and their meaning. */
+enum { ERROR_TEXT_SIZE = 1024 };
+
+struct clxent_cache {
+    mutex lock;
+    size_t references;
+    program_entry *programs;
+    char error[ERROR_TEXT_SIZE];
+};
+
+/* ---- Errors and the log -------------------------------------------------------------------- */
+
+clxent_status clxent_fail(clxent_context *ctx, clxent_status status, const char *format, ...)
+{
+    char text[ERROR_TEXT_SIZE];
+    va_list list;
+    va_start(list, format);
+    (void)vsnprintf(text, sizeof text, format, list);
+    va_end(list);
+
+    mutex_lock(&ctx->cache->lock);
+    memcpy(ctx->cache->error, text, sizeof text);
+    mutex_unlock(&ctx->cache->lock);
+    if (ctx->log != NULL) ctx->log(text, ctx->log_payload);
+    return status;
+}
+
+void clxent_log(clxent_context *ctx, const char *format, ...)
+{
+    char text[ERROR_TEXT_SIZE];
+    va_list list;
+
+    if (ctx->log == NULL) return;
+    va_start(list, format);
+    (void)vsnprintf(text, sizeof text, format, list);
+    va_end(list);
+    ctx->log(text, ctx->log_payload);
+}
+
+clxent_status clxent_check_cl(clxent_context *ctx, cl_int code, const char *what)
+{
+    if (code == CL_SUCCESS) return CLXENT_OK;
+    return clxent_fail(ctx, code, "%s: %s (%d)", what, clxent_status_string(code), (int)code);
+}
+
+size_t clxent_context_last_error(const clxent_context *ctx, char *text, size_t size)
+{
+    if (ctx == NULL) {
+        if (text != NULL && size > 0) text[0] = '\0';
+        return 1;
+    }
+    mutex_lock(&ctx->cache->lock);
+    const size_t length = strlen(ctx->cache->error);
+    if (text != NULL && size > 0) {
+        const size_t kept = length < size ? length : size - 1;
+        memcpy(text, ctx->cache->error, kept);
+        text[kept] = '\0';
+    }
+    mutex_unlock(&ctx->cache->lock);
+    return length + 1;
+}
+
+/* ---- Device facts -------------------------------------------------------------------------- */
+
+/* A device text of any length, cut to size. */
+static clxent_status device_text(clxent_context *ctx, cl_device_info info, const char *what, char *text,
+                                 size_t size)
+{
+    size_t bytes = 0;
+    CLXENT_TRY(clxent_check_cl(ctx, clGetDeviceInfo(ctx->id, info, 0, NULL, &bytes), what));
+    char *whole = malloc(bytes + 1);
+    if (whole == NULL) {
+        return clxent_fail(ctx, CLXENT_ERROR_OUT_OF_HOST_MEMORY, "%s: malloc of %zu bytes failed", what,
+                           bytes + 1);
+    }
+    const clxent_status status =
+        clxent_check_cl(ctx, clGetDeviceInfo(ctx->id, info, bytes, whole, NULL), what);
+    if (status == CLXENT_OK) {
+        whole[bytes] = '\0';
+        (void)snprintf(text, size, "%s", whole);
+    }
+    free(whole);
+    return status;
+}
+
+static clxent_status device_value(clxent_context *ctx, cl_device_info info, const char *what, void *value,
+                                  size_t size)
+{
+    return clxent_check_cl(ctx, clGetDeviceInfo(ctx->id, info, size, value, NULL), what);
+}
+
+#define DEVICE_TEXT(info, field) \
+    CLXENT_TRY(device_text(ctx, info, "clGetDeviceInfo(" #info ")", field, sizeof(field)))
+#define DEVICE_VALUE(info, value) \
+    CLXENT_TRY(device_value(ctx, info, "clGetDeviceInfo(" #info ")", &(value), sizeof(value)))
+
+static clxent_status query_device(clxent_context *ctx)
+{
+    clxent_device *device = &ctx->device;
+    cl_bool unified = CL_FALSE, compiler = CL_FALSE;
+    unsigned major = 0, minor = 0;
+
+    DEVICE_TEXT(CL_DEVICE_NAME, device->name);
+    DEVICE_TEXT(CL_DEVICE_VENDOR, device->vendor);
+    DEVICE_TEXT(CL_DRIVER_VERSION, device->driver);
+    DEVICE_TEXT(CL_DEVICE_VERSION, device->version);
+    if (sscanf(device->version, "OpenCL %u.%u", &major, &minor) != 2 || major < 1 ||
+        (major == 1 && minor < 2)) {
+        return clxent_fail(ctx, CLXENT_ERROR_UNSUPPORTED, "device %s: has \"%s\", needs OpenCL 1.2 or later",
+                           device->name, device->version);
+    }
+    DEVICE_VALUE(CL_DEVICE_COMPILER_AVAILABLE, compiler);
+    if (!compiler) {
+        return clxent_fail(ctx, CLXENT_ERROR_UNSUPPORTED, "device %s: has no OpenCL C compiler",
+                           device->name);
+    }
+    DEVICE_VALUE(CL_DEVICE_TYPE, device->type);
+    DEVICE_VALUE(CL_DEVICE_MAX_COMPUTE_UNITS, device->compute_units);
+    DEVICE_VALUE(CL_DEVICE_MAX_WORK_GROUP_SIZE, device->max_work_group);
+    DEVICE_VALUE(CL_DEVICE_LOCAL_MEM_SIZE, device->local_memory);
+    DEVICE_VALUE(CL_DEVICE_GLOBAL_MEM_SIZE, device->global_memory);
+    DEVICE_VALUE(CL_DEVICE_MAX_MEM_ALLOC_SIZE, device->max_allocation);
+    DEVICE_VALUE(CL_DEVICE_ADDRESS_BITS, device->address_bits);
+    DEVICE_VALUE(CL_DEVICE_HOST_UNIFIED_MEMORY, unified);
+    device->host_memory = unified != CL_FALSE;
+
+    /* Drivers without f64 answer 0 or, some of them, that they do not know the question. */
+    cl_device_fp_config f64 = 0;
+    device->has_f64 =
+        clGetDeviceInfo(ctx->id, CL_DEVICE_DOUBLE_FP_CONFIG, sizeof f64, &f64, NULL) == CL_SUCCESS &&
+        f64 != 0;
+    return CLXENT_OK;
+}
+
+/* A part of a device may stand for it: PoCL lists the whole one where the context was made of a part. */
+static clxent_status check_device_of_context(clxent_context *ctx, cl_context cl, cl_device_id id)
+{
+    size_t bytes = 0;
+    CLXENT_TRY(clxent_check_cl(ctx, clGetContextInfo(cl, CL_CONTEXT_DEVICES, 0, NULL, &bytes),
+                               "clGetContextInfo(CL_CONTEXT_DEVICES)"));
+    cl_device_id *ids = malloc(bytes > 0 ? bytes : 1);
+    if (ids == NULL) {
+        return clxent_fail(ctx, CLXENT_ERROR_OUT_OF_HOST_MEMORY, "device list: malloc of %zu bytes failed",
+                           bytes);
+    }
+    clxent_status status = clxent_check_cl(ctx, clGetContextInfo(cl, CL_CONTEXT_DEVICES, bytes, ids, NULL),
+                                           "clGetContextInfo(CL_CONTEXT_DEVICES)");
+    bool found = false;
+    while (status == CLXENT_OK && !found && id != NULL) {
+        for (size_t i = 0; i < bytes / sizeof *ids; i++) found = found || ids[i] == id;
+        status = clxent_check_cl(ctx, clGetDeviceInfo(id, CL_DEVICE_PARENT_DEVICE, sizeof id, &id, NULL),
+                                 "clGetDeviceInfo(CL_DEVICE_PARENT_DEVICE)");
+    }
+    if (status == CLXENT_OK && !found)
+        status = clxent_fail(ctx, CLXENT_ERROR_UNSUPPORTED,
+                             "device: takes one of the %zu devices of the cl_context, got another",
+                             bytes / sizeof *ids);
+    free(ids);
+    return status;
+}
+
+/* ---- Lifetime ------------------------------------------------------------------------------ */
+
+clxent_status clxent_context_create(clxent_context **out, cl_context context, cl_device_id device,
+                                    const clxent_context_options *options)
+{
+    clxent_status status;
+    clxent_context *ctx;
+    clxent_context_options own = CLXENT_CONTEXT_OPTIONS_INIT;
+
+    if (out == NULL) return CLXENT_ERROR_NULL_ARGUMENT;
+    *out = NULL;
+    if (context == NULL || device == NULL) return CLXENT_ERROR_NULL_ARGUMENT;
+    if (options != NULL) {
+        /* A shorter struct is an older one: its fields, our defaults for the rest. */
+        if (options->struct_size < sizeof options->struct_size || options->struct_size > sizeof own) {
+            return CLXENT_ERROR_INVALID_ARGUMENT;
+        }
+        memcpy(&own, options, options->struct_size);
+    }
+
+    ctx = calloc(1, sizeof *ctx);
+    if (ctx == NULL) return CLXENT_ERROR_OUT_OF_HOST_MEMORY;
+    ctx->cache = calloc(1, sizeof *ctx->cache);
+    if (ctx->cache == NULL || !mutex_init(&ctx->cache->lock)) {
+        free(ctx->cache);
+        free(ctx);
+        return CLXENT_ERROR_OUT_OF_HOST_MEMORY;
+    }
+    ctx->cache->references = 1;
+    ctx->log = own.log;
+    ctx->log_payload = own.log_payload;
+
+    CLXENT_TRY_OR_FAIL(check_device_of_context(ctx, context, device));
+    CLXENT_TRY_OR_FAIL(clxent_check_cl(ctx, clRetainContext(context), "clRetainContext"));
+    ctx->cl = context;
+    CLXENT_TRY_OR_FAIL(clxent_check_cl(ctx, clRetainDevice(device), "clRetainDevice"));
+    ctx->id = device;
+    CLXENT_TRY_OR_FAIL(query_device(ctx));
+    *out = ctx;
+    return CLXENT_OK;
+
+fail:
+    clxent_context_destroy(ctx);
+    return status;
+}
+
+void clxent_context_retain(clxent_context *ctx)
+{
+    mutex_lock(&ctx->cache->lock);
+    ctx->cache->references++;
+    mutex_unlock(&ctx->cache->lock);
+}
+
+/* Drops one reference: the application's, or a plan's. */
+void clxent_context_destroy(clxent_context *ctx)
+{
+    if (ctx == NULL) return;
+    mutex_lock(&ctx->cache->lock);
+    const size_t left = --ctx->cache->references;
+    mutex_unlock(&ctx->cache->lock);
+    if (left > 0) return;
+
+    program_entry *entry = ctx->cache->programs;
+    while (entry != NULL) {
+        program_entry *next = entry->next;
+        (void)clReleaseProgram(entry->program);
+        free(entry);
+        entry = next;
+    }
+    mutex_destroy(&ctx->cache->lock);
+    free(ctx->cache);
+    if (ctx->id != NULL) (void)clReleaseDevice(ctx->id);
+    if (ctx->cl != NULL) (void)clReleaseContext(ctx->cl);
+    free(ctx);
+}
+
+/* ---- Programs ------------------------------------------------------------------------------ */
+
+static const clxent_source *source_find(const char *name)
+{
+    for (const clxent_source *source = clxent_sources; source->name != NULL; source++) {
+        if (strcmp(source->name, name) == 0) return source;
+    }
+    return NULL;
+}
+
+/* Needs the lock. The program is retained for the caller; NULL when it is not there. */
+static cl_program find_locked(clxent_context *ctx, const char *key)
+{
+    for (program_entry *entry = ctx->cache->programs; entry != NULL; entry = entry->next) {
+        if (strcmp(entry->key, key) != 0) continue;
+        return clRetainProgram(entry->program) == CL_SUCCESS ? entry->program : NULL;
+    }
+    return NULL;
+}
+
+/* Hands the whole build log to the application's log; its first line becomes the error's text. */
+static clxent_status build_failure(clxent_context *ctx, cl_program program, const char *file,
+                                   const char *options, cl_int code)
+{
+    size_t bytes = 0;
+    char *log = NULL;
+
+    if (clGetProgramBuildInfo(program, ctx->id, CL_PROGRAM_BUILD_LOG, 0, NULL, &bytes) == CL_SUCCESS) {
+        log = malloc(bytes + 1);
+    }
+    if (log != NULL &&
+        clGetProgramBuildInfo(program, ctx->id, CL_PROGRAM_BUILD_LOG, bytes, log, NULL) == CL_SUCCESS) {
+        log[bytes] = '\0';
+        if (ctx->log != NULL) ctx->log(log, ctx->log_payload);
+    } else {
+        free(log);
+        log = NULL;
+    }
+
+    const char *line = log == NULL ? "" : log + strspn(log, " \t\r\n");
+    if (*line == '\0') line = "no build log";
+    const clxent_status status =
+        clxent_fail(ctx, CLXENT_ERROR_BUILD_FAILED, "%s with \"%s\": clBuildProgram: %s (%d): %.*s", file,
+                    options, clxent_status_string(code), (int)code, (int)strcspn(line, "\r\n"), line);
+    free(log);
+    return status;
+}
+
+static clxent_status compile(clxent_context *ctx, const char *file, const char *options, cl_program *out)
+{
+    static const char standard[] = "-cl-std=CL1.2 ";
+    enum { SOURCES = 3 };
+    const char *names[SOURCES] = { "parameters.cl", "common.cl", file };
+    const char *texts[SOURCES];
+    size_t lengths[SOURCES];
+    cl_int code;
+
+    for (int i = 0; i < SOURCES; i++) {
+        const clxent_source *source = source_find(names[i]);
+        if (source == NULL) {
+            return clxent_fail(ctx, CLXENT_ERROR_INTERNAL, "no kernel source %s in the library", names[i]);
+        }
+        texts[i] = (const char *)source->text;
+        lengths[i] = source->length;
+    }
+
+    char *all = malloc(sizeof standard + strlen(options));
+    if (all == NULL) {
+        return clxent_fail(ctx, CLXENT_ERROR_OUT_OF_HOST_MEMORY, "build options of %s: malloc failed", file);
+    }
+    memcpy(all, standard, sizeof standard);
+    strcat(all, options);
+
+    clxent_status status;
+    cl_program program = clCreateProgramWithSource(ctx->cl, SOURCES, texts, lengths, &code);
+    CLXENT_TRY_OR_FAIL(clxent_check_cl(ctx, code, "clCreateProgramWithSource"));
+    code = clBuildProgram(program, 1, &ctx->id, all, NULL, NULL);
+    if (code == CL_BUILD_PROGRAM_FAILURE || code == CL_INVALID_BUILD_OPTIONS ||
+        code == CL_COMPILE_PROGRAM_FAILURE || code == CL_LINK_PROGRAM_FAILURE) {
+        status = build_failure(ctx, program, file, all, code);
+        goto fail;
+    }
+    CLXENT_TRY_OR_FAIL(clxent_check_cl(ctx, code, "clBuildProgram"));
+    free(all);
+    *out = program;
+    return CLXENT_OK;
+
+fail:
+    if (program != NULL) (void)clReleaseProgram(program);
+    free(all);
+    return status;
+}
+
+clxent_status clxent_program_get(clxent_context *ctx, const char *file, const char *options, cl_program *out)
+{
+    const size_t key_size = strlen(file) + 1 + strlen(options) + 1;
+    program_entry *entry = malloc(sizeof *entry + key_size);
+    if (entry == NULL) {
+        return clxent_fail(ctx, CLXENT_ERROR_OUT_OF_HOST_MEMORY, "program %s: malloc failed", file);
+    }
+    (void)snprintf(entry->key, key_size, "%s\n%s", file, options);
+
+    mutex_lock(&ctx->cache->lock);
+    cl_program program = find_locked(ctx, entry->key);
+    mutex_unlock(&ctx->cache->lock);
+    if (program != NULL) {
+        free(entry);
+        *out = program;
+        return CLXENT_OK;
+    }
+
+    /* Another thread may be compiling the same: the first to come back here is kept. */
+    clxent_status status = compile(ctx, file, options, &program);
+    if (status == CLXENT_OK) {
+        status = clxent_check_cl(ctx, clRetainProgram(program), "clRetainProgram");
+        if (status != CLXENT_OK) (void)clReleaseProgram(program);
+    }
+    if (status != CLXENT_OK) {
+        free(entry);
+        return status;
+    }
+    mutex_lock(&ctx->cache->lock);
+    cl_program kept = find_locked(ctx, entry->key);
+    if (kept == NULL) {
+        entry->program = program;
+        entry->next = ctx->cache->programs;
+        ctx->cache->programs = entry;
+    }
+    mutex_unlock(&ctx->cache->lock);
+    if (kept != NULL) {
+        (void)clReleaseProgram(program); /* the cache's reference and the caller's */
+        (void)clReleaseProgram(program);
+        free(entry);
+        program = kept;
+    }
+    *out = program;
+    return CLXENT_OK;
+}

@@ -1,0 +1,556 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * enqueue.c - one run of a plan: checks the caller's buffers, sets arguments, launches at most five kernels in a
+ * chain: targets -> D, logits -> rows, rows -> loss. Nothing here compiles, allocates on the device or waits.
+ */
+#include "internal.h"
+#include "parameters.h"
+
+#include <stdio.h>
+#include <string.h>
+
+enum { TEXT_SIZE = 512, WORKSPACE_ALIGNMENT = 64 };
+
+/* One call of clxent_enqueue_part(). */
+typedef struct run {
+    clxent_plan *plan;
+    clxent_args args; /* complete */
+    clxent_part part;
+    uint32_t outputs;
+    size_t rows;
+    bool statistics_in;
+    clxent_parameters p;
+    /* the chain */
+    cl_command_queue queue;
+    bool out_of_order;
+    cl_uint num_wait;
+    const cl_event *wait;
+    cl_event previous; /* of the latest launch, where the next or the caller needs it */
+    bool launched;
+} run;
+
+static clxent_buffer *buffer_of(clxent_args *args, clxent_tensor tensor)
+{
+    return &args->logits + tensor;
+}
+
+static cl_ulong *offset_of(clxent_parameters *p, clxent_tensor tensor)
+{
+    return &p->offset.logits + tensor;
+}
+
+_Static_assert(offsetof(clxent_args, one_hot) - offsetof(clxent_args, logits) ==
+                   (CLXENT_TENSORS - 1) * sizeof(clxent_buffer),
+               "clxent_args lists its buffers in the order of clxent_tensor");
+_Static_assert(offsetof(clxent_offsets, one_hot) == (CLXENT_TENSORS - 1) * sizeof(cl_ulong),
+               "clxent_offsets likewise");
+
+/* ---- Checks -------------------------------------------------------------------------------- */
+
+static clxent_status copy_args(run *r, const clxent_args *args)
+{
+    clxent_context *ctx = r->plan->ctx;
+    if (args == NULL) return clxent_fail(ctx, CLXENT_ERROR_NULL_ARGUMENT, "args is NULL: takes a clxent_args");
+    if (args->struct_size == 0 || args->struct_size > sizeof r->args) {
+        return clxent_fail(ctx, CLXENT_ERROR_INVALID_ARGUMENT,
+                           "args.struct_size is %zu: takes at most %zu, as CLXENT_ARGS_INIT sets it",
+                           args->struct_size, sizeof r->args);
+    }
+    clxent_args_init(&r->args);
+    memcpy(&r->args, args, args->struct_size);
+    return CLXENT_OK;
+}
+
+static clxent_status check_outputs(run *r)
+{
+    clxent_plan *plan = r->plan;
+    const uint32_t gradient_only = r->args.outputs & ~(uint32_t)CLXENT_OUTPUT_BAD_TARGETS;
+
+    if ((r->args.outputs & ~plan->desc.outputs) != 0) {
+        return clxent_fail(plan->ctx, CLXENT_ERROR_INVALID_ARGUMENT,
+                           "args.outputs is 0x%x: takes a subset of the plan's 0x%x", (unsigned)r->args.outputs,
+                           (unsigned)plan->desc.outputs);
+    }
+    r->outputs = r->args.outputs != 0 ? r->args.outputs : plan->desc.outputs;
+    r->statistics_in = plan->desc.op == CLXENT_OP_CROSS_ENTROPY && gradient_only == CLXENT_OUTPUT_GRADIENT &&
+                       r->args.statistics.mem != NULL;
+    return CLXENT_OK;
+}
+
+static clxent_status check_rows(run *r)
+{
+    const clxent_plan *plan = r->plan;
+    const clxent_desc *desc = &plan->desc;
+
+    r->rows = r->args.rows == CLXENT_ALL_ROWS ? plan->rows : r->args.rows;
+    if (r->rows > plan->rows) {
+        return clxent_fail(plan->ctx, CLXENT_ERROR_INVALID_ARGUMENT,
+                           "args.rows is %zu: takes at most the plan's batch * seq = %zu", r->rows, plan->rows);
+    }
+    if (desc->inner > 1 && r->rows % desc->inner != 0) {
+        return clxent_fail(plan->ctx, CLXENT_ERROR_INVALID_ARGUMENT,
+                           "args.rows is %zu: takes a multiple of inner = %zu", r->rows, desc->inner);
+    }
+    if (desc->shift > 0 && r->rows % desc->seq != 0) {
+        return clxent_fail(plan->ctx, CLXENT_ERROR_INVALID_ARGUMENT,
+                           "args.rows is %zu: takes a multiple of seq = %zu, as targets are shifted", r->rows,
+                           desc->seq);
+    }
+    return CLXENT_OK;
+}
+
+/* What the passes of this part touch. */
+static bool part_uses(const run *r, clxent_tensor tensor)
+{
+    switch (tensor) {
+    case CLXENT_TENSOR_TARGETS:
+    case CLXENT_TENSOR_CLASS_WEIGHTS:
+    case CLXENT_TENSOR_ROW_WEIGHTS: return true;
+    case CLXENT_TENSOR_BAD_TARGETS: return r->part.pass != CLXENT_PASS_LOGITS;
+    default: return r->part.pass != CLXENT_PASS_TARGETS;
+    }
+}
+
+static clxent_status find_needs(run *r)
+{
+    clxent_plan *plan = r->plan;
+    char text[TEXT_SIZE];
+
+    if (plan->latest.valid && plan->latest.outputs == r->outputs && plan->latest.rows == r->rows &&
+        plan->latest.statistics_in == r->statistics_in) {
+        return CLXENT_OK;
+    }
+    plan->latest.valid = false;
+    for (int i = 0; i < CLXENT_TENSORS; i++) {
+        const clxent_status status =
+            clxent_tensor_need(&plan->desc, r->outputs, r->statistics_in, r->rows, (clxent_tensor)i,
+                               &plan->latest.needs[i], text, sizeof text);
+        if (status != CLXENT_OK) return clxent_fail(plan->ctx, status, "%s", text);
+    }
+    plan->latest.outputs = r->outputs;
+    plan->latest.rows = r->rows;
+    plan->latest.statistics_in = r->statistics_in;
+    plan->latest.valid = true;
+    return CLXENT_OK;
+}
+
+static clxent_status check_size(clxent_context *ctx, const char *name, const clxent_buffer *buffer, size_t bytes,
+                                const char *shape)
+{
+    size_t size = 0;
+    const cl_int code = clGetMemObjectInfo(buffer->mem, CL_MEM_SIZE, sizeof size, &size, NULL);
+    if (code != CL_SUCCESS) {
+        return clxent_fail(ctx, code, "%s: not a buffer: %s", name, clxent_status_string(code));
+    }
+    if (buffer->offset > size || bytes > size - buffer->offset) {
+        return clxent_fail(ctx, CLXENT_ERROR_BUFFER_TOO_SMALL,
+                           "%s: needs %s = %zu bytes from offset %zu, the buffer holds %zu", name, shape, bytes,
+                           buffer->offset, size);
+    }
+    return CLXENT_OK;
+}
+
+/* The tensors that this run uses; what it does not use is cleared. */
+static clxent_status check_buffers(run *r)
+{
+    clxent_context *ctx = r->plan->ctx;
+
+    for (int i = 0; i < CLXENT_TENSORS; i++) {
+        const clxent_tensor tensor = (clxent_tensor)i;
+        const clxent_need *need = &r->plan->latest.needs[i];
+        clxent_buffer *buffer = buffer_of(&r->args, tensor);
+        const char *name = clxent_tensor_name(tensor);
+
+        if (need->use == CLXENT_UNUSED || !part_uses(r, tensor)) buffer->mem = NULL;
+        if (buffer->mem == NULL) {
+            if (need->use != CLXENT_REQUIRED || need->bytes == 0 || !part_uses(r, tensor)) continue;
+            return clxent_fail(ctx, CLXENT_ERROR_NULL_ARGUMENT, "%s.mem is NULL: takes a buffer of %s = %zu bytes",
+                               name, need->shape, need->bytes);
+        }
+        if (buffer->offset % need->element_size != 0) {
+            return clxent_fail(ctx, CLXENT_ERROR_INVALID_ARGUMENT,
+                               "%s.offset is %zu: takes a multiple of the element size %zu", name, buffer->offset,
+                               need->element_size);
+        }
+        CLXENT_TRY(check_size(ctx, name, buffer, need->bytes, need->shape));
+        *offset_of(&r->p, tensor) = buffer->offset / need->element_size;
+    }
+    if (r->plan->workspace_size > 0) {
+        const clxent_buffer *workspace = &r->args.workspace;
+        if (workspace->mem == NULL) {
+            return clxent_fail(ctx, CLXENT_ERROR_NULL_ARGUMENT, "workspace.mem is NULL: takes a buffer of %zu bytes",
+                               r->plan->workspace_size);
+        }
+        if (workspace->offset % WORKSPACE_ALIGNMENT != 0) {
+            return clxent_fail(ctx, CLXENT_ERROR_INVALID_ARGUMENT, "workspace.offset is %zu: takes a multiple of %d",
+                               workspace->offset, (int)WORKSPACE_ALIGNMENT);
+        }
+        CLXENT_TRY(check_size(ctx, "workspace", workspace, r->plan->workspace_size, "clxent_plan_workspace_size()"));
+    } else {
+        r->args.workspace.mem = NULL;
+    }
+    return CLXENT_OK;
+}
+
+/* gradient, softmax or log_softmax written over logits: each element after its last reader, if all else is
+ * the same and no other [rows, classes] result still needs the logits. */
+static bool may_be_in_place(const run *r, clxent_tensor out)
+{
+    const clxent_desc *desc = &r->plan->desc;
+    const uint32_t wide = r->outputs & (CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_LOG_SOFTMAX | CLXENT_OUTPUT_GRADIENT);
+    const size_t dense = desc->classes * desc->inner;
+    const size_t stride = desc->row_stride != 0 ? desc->row_stride : dense;
+    size_t own;
+
+    if (r->args.logits.offset != buffer_of((clxent_args *)&r->args, out)->offset) return false;
+    if (out == CLXENT_TENSOR_GRADIENT) {
+        own = desc->gradient_row_stride;
+        if (desc->gradient_dtype != desc->dtype || desc->gradient_mode == CLXENT_GRADIENT_ACCUMULATE) return false;
+    } else if (out == CLXENT_TENSOR_SOFTMAX || out == CLXENT_TENSOR_LOG_SOFTMAX) {
+        own = desc->probabilities_row_stride;
+        if ((wide & (wide - 1)) != 0) return false;
+    } else {
+        return false;
+    }
+    return (own != 0 ? own : dense) == stride;
+}
+
+static clxent_status check_overlap(run *r)
+{
+    const clxent_need *needs = r->plan->latest.needs;
+
+    for (int i = CLXENT_TENSOR_LOSSES; i < CLXENT_TENSORS; i++) {
+        const clxent_buffer *out = buffer_of(&r->args, (clxent_tensor)i);
+        if (out->mem == NULL || needs[i].bytes == 0) continue;
+        for (int j = 0; j < CLXENT_TENSORS + 1; j++) {
+            /* workspace stands behind the last tensor */
+            const clxent_buffer *other = &r->args.logits + j;
+            const size_t bytes = j < CLXENT_TENSORS ? needs[j].bytes : r->plan->workspace_size;
+            const bool both_outputs = j >= CLXENT_TENSOR_LOSSES && j < CLXENT_TENSORS;
+            if (other->mem != out->mem || j == i || bytes == 0 || (both_outputs && j < i)) continue;
+            if (out->offset >= other->offset + bytes || other->offset >= out->offset + needs[i].bytes) continue;
+            if (j == CLXENT_TENSOR_LOGITS && may_be_in_place(r, (clxent_tensor)i)) continue;
+            return clxent_fail(r->plan->ctx, CLXENT_ERROR_INVALID_ARGUMENT,
+                               "%s overlaps %s in one buffer: only gradient may stand in the place of logits (or softmax or "
+                               "log_softmax, as the only [rows, classes] output), with equal offset, stride and dtype, not "
+                               "accumulated",
+                               clxent_tensor_name((clxent_tensor)i),
+                               j < CLXENT_TENSORS ? clxent_tensor_name((clxent_tensor)j) : "workspace");
+        }
+    }
+    return CLXENT_OK;
+}
+
+static clxent_status check_queue(run *r)
+{
+    clxent_context *ctx = r->plan->ctx;
+    cl_context context = NULL;
+    cl_device_id device = NULL;
+    cl_command_queue_properties properties = 0;
+
+    if (r->queue == NULL) return clxent_fail(ctx, CLXENT_ERROR_NULL_ARGUMENT, "queue is NULL: takes a command queue");
+    CLXENT_TRY(clxent_check_cl(ctx, clGetCommandQueueInfo(r->queue, CL_QUEUE_CONTEXT, sizeof context, &context, NULL),
+                               "queue"));
+    CLXENT_TRY(clxent_check_cl(ctx, clGetCommandQueueInfo(r->queue, CL_QUEUE_DEVICE, sizeof device, &device, NULL),
+                               "queue"));
+    CLXENT_TRY(clxent_check_cl(
+        ctx, clGetCommandQueueInfo(r->queue, CL_QUEUE_PROPERTIES, sizeof properties, &properties, NULL), "queue"));
+    if (context != ctx->cl || device != ctx->id) {
+        return clxent_fail(ctx, CLXENT_ERROR_INVALID_ARGUMENT,
+                           "queue is one of another context or device: takes one of the plan's");
+    }
+    r->out_of_order = (properties & CL_QUEUE_OUT_OF_ORDER_EXEC_MODE_ENABLE) != 0;
+    if ((r->num_wait == 0) != (r->wait == NULL)) {
+        return clxent_fail(ctx, CLXENT_ERROR_INVALID_ARGUMENT,
+                           "num_wait is %u and wait is %s: takes both or neither", (unsigned)r->num_wait,
+                           r->wait == NULL ? "NULL" : "not NULL");
+    }
+    return CLXENT_OK;
+}
+
+/* ---- Arguments ----------------------------------------------------------------------------- */
+
+static size_t or_dense(const clxent_desc *desc, size_t stride)
+{
+    return stride != 0 ? stride : desc->classes * desc->inner;
+}
+
+/* Whether a result is divided by D, be it the caller's denominator or the sum of weights. */
+static bool divides_by_d(const run *r)
+{
+    const clxent_desc *desc = &r->plan->desc;
+    return desc->reduction == CLXENT_REDUCTION_MEAN && clxent_needs_targets(desc, r->outputs) &&
+           (r->outputs & (CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT)) != 0;
+}
+
+static void fill_parameters(run *r)
+{
+    const clxent_plan *plan = r->plan;
+    const clxent_desc *desc = &plan->desc;
+    const cl_ulong workspace = r->args.workspace.offset;
+    const size_t bytes = r->rows * desc->classes * clxent_dtype_size(desc->dtype);
+    clxent_parameters *p = &r->p; /* zero, but for the offsets */
+
+    p->rows = r->rows;
+    p->first_row = r->part.first_row;
+    p->seq = desc->seq;
+    p->shift = desc->shift;
+    p->inner = desc->inner;
+    p->row_stride = or_dense(desc, desc->row_stride);
+    p->gradient_row_stride = or_dense(desc, desc->gradient_row_stride);
+    p->probabilities_row_stride = or_dense(desc, desc->probabilities_row_stride);
+    p->target_row_stride = or_dense(desc, desc->target_row_stride);
+    p->totals_at = workspace + plan->totals_at;
+    p->partials_at = workspace + plan->partials_at;
+    p->row_losses_at = workspace + plan->row_losses_at;
+    p->correct_at = workspace + plan->correct_at;
+    p->ignore_index = desc->ignore_index;
+    p->classes = (cl_uint)desc->classes;
+    p->outputs = r->outputs;
+    p->target_type = clxent_needs_targets(desc, r->outputs) ? desc->target_type : TARGET_NONE;
+    p->bad_target = desc->bad_target;
+    p->cache_elements = plan->cache_elements;
+    p->rows_per_group = (cl_uint)plan->rows_per_group;
+    p->flags = (desc->use_ignore_index ? FLAG_IGNORE_INDEX : 0u) |
+               (r->args.class_weights.mem != NULL ? FLAG_CLASS_WEIGHTS : 0u) |
+               (r->args.row_weights.mem != NULL ? FLAG_ROW_WEIGHTS : 0u) |
+               (r->args.upstream.mem == NULL                     ? 0u
+                : desc->reduction == CLXENT_REDUCTION_NONE ? FLAG_UPSTREAM | FLAG_UPSTREAM_ROWS
+                                                           : FLAG_UPSTREAM) |
+               (r->args.denominator.mem != NULL ? FLAG_DENOMINATOR : 0u) | (divides_by_d(r) ? FLAG_MEAN : 0u) |
+               (desc->gradient_mode == CLXENT_GRADIENT_ACCUMULATE ? FLAG_ACCUMULATE : 0u) |
+               (r->statistics_in ? FLAG_FROM_STATISTICS : 0u) |
+               (plan->tuning.stream != 0 && bytes >= plan->tuning.stream ? FLAG_NONTEMPORAL : 0u) |
+               (desc->all_ignored == CLXENT_ALL_IGNORED_ZERO ? FLAG_ALL_IGNORED_ZERO : 0u) |
+               (r->part.first ? FLAG_FIRST_PART : 0u) | (r->part.last ? FLAG_LAST_PART : 0u);
+}
+
+/* Sets arguments one after the other; the first failure stays. */
+typedef struct setter {
+    cl_kernel kernel;
+    cl_uint next;
+    cl_int code;
+    bool is_double;
+} setter;
+
+static void set_bytes(setter *s, size_t size, const void *value)
+{
+    if (s->code == CL_SUCCESS) s->code = clSetKernelArg(s->kernel, s->next, size, value);
+    s->next++;
+}
+
+static void set_buffer(setter *s, const clxent_buffer *buffer)
+{
+    set_bytes(s, sizeof buffer->mem, buffer->mem != NULL ? &buffer->mem : NULL);
+}
+
+static void set_real(setter *s, double value)
+{
+    const float narrow = (float)value;
+    if (s->is_double) {
+        set_bytes(s, sizeof value, &value);
+    } else {
+        set_bytes(s, sizeof narrow, &narrow);
+    }
+}
+
+static setter set_begin(const run *r, cl_kernel kernel)
+{
+    setter s = {kernel, 0, CL_SUCCESS, r->plan->desc.dtype == CLXENT_F64};
+    set_bytes(&s, sizeof r->p, &r->p);
+    return s;
+}
+
+/* ---- Launches ------------------------------------------------------------------------------ */
+
+/* Puts one kernel behind the chain. Only the first waits for the caller's events; an out-of-order queue needs
+ * an event between any two. */
+static clxent_status launch(run *r, const setter *s, size_t groups, size_t group, bool last, cl_event *event)
+{
+    const bool needs_event = last ? event != NULL : r->out_of_order;
+    const bool chained = r->previous != NULL;
+    const cl_uint num_wait = chained ? 1 : r->launched ? 0 : r->num_wait;
+    const cl_event *wait = chained ? &r->previous : r->launched ? NULL : r->wait;
+    const size_t global = groups * group;
+    cl_event done = NULL;
+    cl_int code = s->code;
+
+    if (code == CL_SUCCESS) {
+        code = clEnqueueNDRangeKernel(r->queue, s->kernel, 1, NULL, &global, &group, num_wait, wait,
+                                      needs_event ? &done : NULL);
+    }
+    if (chained) (void)clReleaseEvent(r->previous);
+    r->previous = NULL;
+    if (code != CL_SUCCESS) return clxent_check_cl(r->plan->ctx, code, "kernel launch");
+    r->launched = true;
+    if (last && event != NULL) {
+        *event = done;
+    } else {
+        r->previous = done;
+    }
+    return CLXENT_OK;
+}
+
+static clxent_status launch_targets(run *r, bool last, cl_event *event)
+{
+    const clxent_plan *plan = r->plan;
+    const size_t groups = r->rows == 0 ? 1 : (r->rows - 1) / REDUCE_ROWS + 1;
+    setter s = set_begin(r, plan->targets_partials);
+
+    set_buffer(&s, &r->args.targets);
+    set_buffer(&s, &r->args.class_weights);
+    set_buffer(&s, &r->args.row_weights);
+    set_buffer(&s, &r->args.bad_targets);
+    set_buffer(&s, &r->args.workspace);
+    CLXENT_TRY(launch(r, &s, groups, plan->tuning.group, last && groups == 1, event));
+    if (groups == 1) return CLXENT_OK;
+    s = set_begin(r, plan->targets_fold);
+    set_buffer(&s, &r->args.bad_targets);
+    set_buffer(&s, &r->args.workspace);
+    return launch(r, &s, 1, 1, last, event);
+}
+
+static clxent_status launch_losses(run *r, bool last, cl_event *event)
+{
+    const clxent_plan *plan = r->plan;
+    const size_t groups = r->rows == 0 ? 1 : (r->rows - 1) / REDUCE_ROWS + 1;
+    setter s = set_begin(r, plan->losses_partials);
+
+    set_buffer(&s, &r->args.losses);
+    set_buffer(&s, &r->args.denominator);
+    set_buffer(&s, &r->args.loss);
+    set_buffer(&s, &r->args.correct);
+    set_buffer(&s, &r->args.workspace);
+    CLXENT_TRY(launch(r, &s, groups, plan->tuning.group, last && groups == 1, event));
+    if (groups == 1) return CLXENT_OK;
+    s = set_begin(r, plan->losses_fold);
+    set_buffer(&s, &r->args.denominator);
+    set_buffer(&s, &r->args.loss);
+    set_buffer(&s, &r->args.correct);
+    set_buffer(&s, &r->args.workspace);
+    return launch(r, &s, 1, 1, last, event);
+}
+
+static void set_cross_entropy(run *r, setter *s)
+{
+    const clxent_desc *desc = &r->plan->desc;
+    const clxent_args *a = &r->args;
+    const size_t cache = r->plan->cache_elements * clxent_real_size(desc);
+
+    set_real(s, 1.0 - desc->label_smoothing);
+    set_real(s, desc->label_smoothing / (double)desc->classes);
+    set_real(s, desc->label_smoothing);
+    set_real(s, desc->z_loss);
+    set_real(s, desc->logit_scale);
+    set_real(s, desc->softcap);
+    const clxent_buffer *buffers[] = {&a->logits,      &a->targets, &a->class_weights, &a->row_weights, &a->upstream,
+                                      &a->denominator, &a->losses,  &a->lse,           &a->softmax,     &a->log_softmax,
+                                      &a->gradient,    &a->argmax,  &a->entropy,       &a->statistics,  &a->workspace};
+    for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) set_buffer(s, buffers[i]);
+    set_bytes(s, cache > 0 ? cache : clxent_real_size(desc), NULL);
+}
+
+static clxent_status launch_main(run *r, bool last, cl_event *event)
+{
+    const clxent_plan *plan = r->plan;
+    const clxent_args *a = &r->args;
+    setter s = set_begin(r, plan->main);
+    size_t groups = r->rows;
+
+    switch (plan->desc.op) {
+    case CLXENT_OP_ONE_HOT:
+        set_buffer(&s, &a->targets);
+        set_buffer(&s, &a->one_hot);
+        break;
+    case CLXENT_OP_SOFTMAX_BACKWARD:
+        set_buffer(&s, &a->probabilities);
+        set_buffer(&s, &a->upstream);
+        set_buffer(&s, &a->gradient);
+        break;
+    case CLXENT_OP_PROBABILITY_LOSS:
+        set_buffer(&s, &a->probabilities);
+        set_buffer(&s, &a->targets);
+        set_buffer(&s, &a->losses);
+        set_buffer(&s, &a->workspace);
+        break;
+    case CLXENT_OP_SOFTMAX_GRADIENT:
+        set_buffer(&s, &a->probabilities);
+        set_buffer(&s, &a->targets);
+        set_buffer(&s, &a->upstream);
+        set_buffer(&s, &a->denominator);
+        set_buffer(&s, &a->gradient);
+        set_buffer(&s, &a->workspace);
+        break;
+    default:
+        set_cross_entropy(r, &s);
+        groups = (r->rows - 1) / plan->rows_per_group + 1;
+        break;
+    }
+    return launch(r, &s, groups, plan->tuning.group, last, event);
+}
+
+static clxent_status launch_all(run *r, cl_event *event)
+{
+    const clxent_plan *plan = r->plan;
+    const bool needs_d = divides_by_d(r) && r->args.denominator.mem == NULL;
+    const bool targets = r->part.pass != CLXENT_PASS_LOGITS && (needs_d || r->args.bad_targets.mem != NULL);
+    const bool logits = r->part.pass != CLXENT_PASS_TARGETS;
+    const bool main = logits && r->rows > 0 && (r->outputs & ~(uint32_t)CLXENT_OUTPUT_BAD_TARGETS) != 0;
+    const bool losses = logits && (r->outputs & (CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_CORRECT)) != 0;
+
+    if (targets) CLXENT_TRY(launch_targets(r, !main && !losses, event));
+    if (main) CLXENT_TRY(launch_main(r, !losses, event));
+    if (losses) CLXENT_TRY(launch_losses(r, true, event));
+    if (!targets && !main && !losses) {
+        const cl_int code = clEnqueueMarkerWithWaitList(r->queue, r->num_wait, r->wait, event);
+        return clxent_check_cl(plan->ctx, code, "marker");
+    }
+    return CLXENT_OK;
+}
+
+clxent_status clxent_enqueue_part(clxent_plan *plan, cl_command_queue queue, const clxent_args *args,
+                                  const clxent_part *part, cl_uint num_wait, const cl_event *wait,
+                                  cl_event *event)
+{
+    if (plan == NULL) return CLXENT_ERROR_NULL_ARGUMENT;
+    run r = {.plan = plan, .part = *part, .queue = queue, .num_wait = num_wait, .wait = wait};
+
+    CLXENT_TRY(copy_args(&r, args));
+    CLXENT_TRY(check_queue(&r));
+    CLXENT_TRY(check_outputs(&r));
+    CLXENT_TRY(check_rows(&r));
+    CLXENT_TRY(find_needs(&r));
+    CLXENT_TRY(check_buffers(&r));
+    CLXENT_TRY(check_overlap(&r));
+    fill_parameters(&r);
+    if (r.args.bad_targets.mem == NULL) r.p.outputs &= ~(cl_uint)CLXENT_OUTPUT_BAD_TARGETS;
+    const clxent_status status = launch_all(&r, event);
+    if (r.previous != NULL) (void)clReleaseEvent(r.previous);
+    return status;
+}
+
+clxent_status clxent_enqueue(clxent_plan *plan, cl_command_queue queue, const clxent_args *args, cl_uint num_wait,
+                             const cl_event *wait, cl_event *event)
+{
+    const clxent_part whole = {CLXENT_PASS_ALL, 0, true, true};
+    return clxent_enqueue_part(plan, queue, args, &whole, num_wait, wait, event);
+}
+
+/* Parts must be cut where sums are: at a multiple of REDUCE_ROWS, between slabs, between sequences. */
+size_t clxent_part_rows(const clxent_desc *desc)
+{
+    const size_t factors[] = {desc->inner, desc->shift > 0 ? desc->seq : 1};
+    size_t rows = REDUCE_ROWS;
+
+    for (size_t i = 0; i < sizeof factors / sizeof *factors; i++) {
+        size_t a = rows;
+        size_t b = factors[i];
+        while (b != 0) { /* Euclid: a becomes the greatest common divisor */
+            const size_t remainder = a % b;
+            a = b;
+            b = remainder;
+        }
+        if (a == 0 || !clxent_size_mul(rows / a, factors[i], &rows)) return SIZE_MAX;
+    }
+    return rows;
+}

@@ -1,0 +1,205 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * internal.h - what the files of host/ share. Nothing here is exported.
+ */
+#ifndef CLXENT_INTERNAL_H
+#define CLXENT_INTERNAL_H
+
+#include <clxent/clxent.h>
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#    define CLXENT_PRINTF(fmt, args) __attribute__((format(printf, fmt, args)))
+#else
+#    define CLXENT_PRINTF(fmt, args)
+#endif
+
+#define CLXENT_TRY(expr)                                  \
+    do {                                                  \
+        const clxent_status try_status_ = (expr);         \
+        if (try_status_ != CLXENT_OK) return try_status_; \
+    } while (0)
+
+#define CLXENT_TRY_OR_FAIL(expr)            \
+    do {                                    \
+        status = (expr);                    \
+        if (status != CLXENT_OK) goto fail; \
+    } while (0)
+
+/* ---- desc.c: the shapes. No OpenCL call. -------------------------------------------------- */
+
+/* Every tensor a run reads or writes, in the order of the fields of clxent_args and clxent_host_args. */
+typedef enum clxent_tensor {
+    CLXENT_TENSOR_LOGITS,
+    CLXENT_TENSOR_PROBABILITIES,
+    CLXENT_TENSOR_TARGETS,
+    CLXENT_TENSOR_CLASS_WEIGHTS,
+    CLXENT_TENSOR_ROW_WEIGHTS,
+    CLXENT_TENSOR_UPSTREAM,
+    CLXENT_TENSOR_DENOMINATOR,
+    CLXENT_TENSOR_LOSSES,
+    CLXENT_TENSOR_LOSS,
+    CLXENT_TENSOR_LSE,
+    CLXENT_TENSOR_SOFTMAX,
+    CLXENT_TENSOR_LOG_SOFTMAX,
+    CLXENT_TENSOR_GRADIENT,
+    CLXENT_TENSOR_ARGMAX,
+    CLXENT_TENSOR_CORRECT,
+    CLXENT_TENSOR_ENTROPY,
+    CLXENT_TENSOR_STATISTICS,
+    CLXENT_TENSOR_BAD_TARGETS,
+    CLXENT_TENSOR_ONE_HOT,
+    CLXENT_TENSORS
+} clxent_tensor;
+
+typedef enum clxent_use { CLXENT_UNUSED, CLXENT_OPTIONAL, CLXENT_REQUIRED } clxent_use;
+
+/* What one tensor of a run must be. */
+typedef struct clxent_need {
+    clxent_use use;
+    size_t element_size; /* bytes */
+    size_t bytes;        /* up to the last element touched: the last row ends without its padding */
+    size_t row_bytes;    /* bytes from one row to the next, 0 where the tensor does not grow with the
+                            rows; with inner > 1: from one slab to the next for [rows, classes] tensors */
+    char shape[128];     /* "[rows 6, classes 4] f32, row stride 4", for messages */
+} clxent_need;
+
+const char *clxent_tensor_name(clxent_tensor tensor); /* the field's name: "logits" */
+
+/* Fails with CLXENT_ERROR_INVALID_DESC where the bytes overflow size_t, naming the tensor in text.
+ * outputs is a subset of desc->outputs; statistics_in: the run reads statistics (gradient run). */
+clxent_status clxent_tensor_need(const clxent_desc *desc, uint32_t outputs, bool statistics_in, size_t rows,
+                                 clxent_tensor tensor, clxent_need *need, char *text, size_t size);
+
+size_t clxent_dtype_size(uint32_t dtype);                /* 4, 2, 2, 8 bytes; 0 for an unknown one */
+const char *clxent_dtype_name(uint32_t dtype);           /* "f32"; "unknown" */
+size_t clxent_real_size(const clxent_desc *desc);        /* 4, 8 for f64 logits */
+uint32_t clxent_gradient_dtype(const clxent_desc *desc); /* never 0 */
+bool clxent_targets_are_indices(const clxent_desc *desc);
+bool clxent_needs_targets(const clxent_desc *desc, uint32_t outputs); /* some output depends on targets */
+
+/* Copies a caller's struct of an older or newer version: the fields it has, the defaults of ours for
+ * the rest. Fails with CLXENT_ERROR_INVALID_DESC on a struct_size of 0 or one larger than ours. */
+clxent_status clxent_desc_copy(clxent_desc *to, const clxent_desc *from, char *text, size_t size);
+
+/* *product = a * b; false on overflow. */
+bool clxent_size_mul(size_t a, size_t b, size_t *product);
+
+/* snprintf that accepts text == NULL; always returns status. */
+clxent_status clxent_fail_text(char *text, size_t size, clxent_status status, const char *format, ...)
+    CLXENT_PRINTF(4, 5);
+
+/* ---- context.c ---------------------------------------------------------------------------- */
+
+/* What the device says of itself, queried once. */
+typedef struct clxent_device {
+    char name[128], vendor[128], driver[128], version[64];
+    cl_device_type type;
+    cl_uint compute_units;
+    size_t max_work_group;
+    cl_ulong local_memory, global_memory, max_allocation; /* bytes */
+    cl_uint address_bits;
+    bool has_f64;
+    bool host_memory; /* CL_DEVICE_HOST_UNIFIED_MEMORY */
+} clxent_device;
+
+struct clxent_context {
+    cl_context cl;
+    cl_device_id id;
+    clxent_device device;
+    clxent_log_fn log;
+    void *log_payload;
+    struct clxent_cache *cache; /* programs, errors, their lock and the reference count: context.c only */
+};
+
+void clxent_context_retain(clxent_context *ctx);
+
+/* Records the text as the context's last error, hands it to the log, returns status. */
+clxent_status clxent_fail(clxent_context *ctx, clxent_status status, const char *format, ...)
+    CLXENT_PRINTF(3, 4);
+void clxent_log(clxent_context *ctx, const char *format, ...) CLXENT_PRINTF(2, 3);
+
+/* CLXENT_OK for CL_SUCCESS; else records "what: CL_..." and returns the cl_int. */
+clxent_status clxent_check_cl(clxent_context *ctx, cl_int code, const char *what);
+
+/* The program of the embedded sources parameters.cl, common.cl and file ("cross_entropy.cl") built with options: from the
+ * context's cache, else compiled and kept there. The caller releases it. Thread-safe; two threads
+ * asking for one program at once may both compile, one result is kept. */
+clxent_status clxent_program_get(clxent_context *ctx, const char *file, const char *options, cl_program *out);
+
+/* kernels.c, made by tools/cmake/embed.cmake: every kernels/ *.cl as bytes. */
+typedef struct clxent_source {
+    const char *name; /* "common.cl" */
+    const unsigned char *text;
+    size_t length;
+} clxent_source;
+extern const clxent_source clxent_sources[]; /* ends with name == NULL */
+
+/* ---- tuning.c ------------------------------------------------------------------------------ */
+
+/* The parameters of tuning.def, in its order. */
+typedef struct clxent_tuning {
+    uint32_t group, vector, block, cache, elements, stream;
+} clxent_tuning;
+
+clxent_tuning clxent_tuning_choose(const clxent_device *device, const clxent_desc *desc);
+
+/* tuning within what the device has and desc's layout allows. */
+clxent_tuning clxent_tuning_clamp(const clxent_tuning *tuning, const clxent_device *device,
+                                  const clxent_desc *desc);
+
+/* ---- plan.c, enqueue.c --------------------------------------------------------------------- */
+
+enum { CLXENT_KERNEL_ARGS_MAX = 32 };
+
+struct clxent_plan {
+    clxent_context *ctx; /* a reference */
+    clxent_desc desc;    /* complete: no field of it means "default" any more */
+    clxent_tuning tuning;
+    size_t rows; /* batch * seq */
+    size_t rows_per_group;
+    uint32_t cache_elements;
+    cl_kernel main; /* of the op */
+    cl_kernel targets_partials, targets_fold, losses_partials, losses_fold; /* NULL where no run needs them */
+    size_t totals_at, partials_at, row_losses_at, correct_at; /* bytes into the workspace */
+    size_t workspace_size;
+    char strategy[192];
+    struct { /* what clxent_tensor_need() said for the latest run: the next is usually alike */
+        bool valid, statistics_in;
+        uint32_t outputs;
+        size_t rows;
+        clxent_need needs[CLXENT_TENSORS];
+    } latest;
+};
+
+/* clxent_plan_create() with parameters other than the table's, clamped to the device: for tests that force every
+ * variant on the device at hand, and for the tuner. */
+clxent_status clxent_plan_create_tuned(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc,
+                                       const clxent_tuning *tuning);
+
+/* A run in parts, for host_arrays.c: the rows come in chunks, one enqueue each, on one in-order queue, and all
+ * share one workspace that carries D, the running loss and the counts from part to part.
+ * Concatenated they give the bits of one clxent_enqueue() over all rows; every part but the last has a
+ * multiple of clxent_part_rows() rows. First the passes over the targets of all parts, then over the logits. */
+typedef enum clxent_pass {
+    CLXENT_PASS_ALL = 0,     /* what clxent_enqueue() does */
+    CLXENT_PASS_TARGETS = 1, /* D and bad_targets; needs targets, class_weights, row_weights */
+    CLXENT_PASS_LOGITS = 2   /* everything else; takes D as PASS_TARGETS left it */
+} clxent_pass;
+
+typedef struct clxent_part {
+    clxent_pass pass;
+    size_t first_row; /* of this part in the whole run; args hold this part's rows only */
+    bool first, last; /* of its pass */
+} clxent_part;
+
+size_t clxent_part_rows(const clxent_desc *desc); /* a multiple of inner, and of seq when desc shifts */
+
+clxent_status clxent_enqueue_part(clxent_plan *plan, cl_command_queue queue, const clxent_args *args,
+                                  const clxent_part *part, cl_uint num_wait, const cl_event *wait,
+                                  cl_event *event);
+
+#endif

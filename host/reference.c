@@ -1,0 +1,878 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * reference.c - the oracle: every operation, option, dtype and layout of clxent.h, in double, row by row.
+ *
+ * Written to be compared with the formulas at the top of clxent.h, not to be fast. Where double alone would
+ * lose what the contract promises, the loss is avoided in the open: long sums are compensated, exp(z - m)
+ * is corrected by the rounding of z - m, and 1 - p is never formed by subtracting from 1.
+ *
+ * The options of desc are doubles, but a plan computes with them as "real" (f32 unless the logits are
+ * f64). The reference rounds them the same way first, so that this rounding is part of the problem, not of
+ * the error. Likewise logit_scale * x overflows to infinity where it does in real.
+ */
+#include <clxent/reference.h>
+
+#include "internal.h"
+
+#include <float.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- Error bounds ------------------------------------------------------------------------- */
+
+/* All bounds are absolute and counted in u, the rounding unit of real: 2^-24 for f32, 2^-53 for f64. Write
+ *
+ *     delta_j = m - z_j      L = log d      Z = the largest |z_k| that matters (delta_k < 110, f64: 750)
+ *     X_j     = 0, or argument * max(Z, |z_j|) with a logit_scale or a softcap: z itself is rounded then, and
+ *               what moves the exponents by that much moves the exponentials by that factor
+ *     E_j     = exponential + delta_j + X_j
+ *
+ *   softmax      p_j * E_j. The exponential and the sum have a few roundings each (8 in all); delta_j is the
+ *                rounding of z_j - m, which the exponential turns into a relative error.
+ *   lse          lse * max(|m|, L) + lse_floor + argument * Z: m + L rounds once, log once or twice, and a
+ *                relative error of d is an absolute one of L.
+ *   log_softmax  log_floor + 2 delta_j + log * L + X_j + argument * Z: delta_j rounds when subtracted and
+ *                when L is added, log is within 3 ulps, and d's relative error (as in softmax) is L's
+ *                absolute one.
+ *   row loss     loss * (delta_j + L) for each |a_j|: relative to the sum of its terms, because log1p(sum
+ *                over the others) keeps L's relative precision. X_j where z_j is not the maximum, and the
+ *                part (1 - p_max) of argument * Z that reaches L. The z-loss term adds its own relative error
+ *                and the absolute one of lse, 2 |lse| times: lse may be near 0 where m and L are not.
+ *   gradient     E_j * p_j * (sum |a_k| + 2 |z_loss * lse|) + exponential * |a_j| + 2 z_loss p_j times the
+ *                bound of lse, times the outer factors. delta_j does not multiply |a_j|: only p_j has an
+ *                exponent. The target of a one-hot row without smoothing is -(sum of the others) / d instead:
+ *                its error is that of the others, sum p_k * E_k, however small. 1 - tanh^2 has an absolute
+ *                error of slope.
+ *   entropy      L + sum p_j delta_j: the bounds of log_softmax's L and, for each term, p_j's relative error
+ *                E_j, delta_j's rounding and X_j, a product, and `sum` for adding up.
+ *   loss         the row bounds added up, plus sum * the absolute row losses: the sum goes in blocks. D as
+ *                a sum of weights likewise; as a count it rounds once.
+ *   probability loss    loss * sum |q_j log p_j|
+ *   softmax backward    |p_j| * (backward * (|g_j| + sum |p_k g_k|))
+ *   softmax gradient    product * |gradient|: one subtraction, one division, one product
+ *
+ * Results below the smallest normal number of real may be flushed to 0 by the device, or lose digits: they
+ * get that number more. Storage narrower than real adds half an ulp at the value, and where value and bound
+ * together reach the storage's overflow threshold, so that infinity is a correct rounding, the bound is
+ * infinite. */
+static const struct {
+    double exponential, argument, lse, lse_floor, log_floor, log, loss, slope, sum, backward, product;
+} ulps = {
+    .exponential = 8,
+    .argument = 4,
+    .lse = 2,
+    .lse_floor = 1,
+    .log_floor = 8,
+    .log = 4,
+    .loss = 16,
+    .slope = 8,
+    .sum = 8,
+    .backward = 8,
+    .product = 4,
+};
+
+/* ---- Storage ------------------------------------------------------------------------------- */
+
+/* Indexed by CLXENT_F32 .. CLXENT_F64. Magnitudes from overflow on round to infinity. */
+static const struct format {
+    int digits, min_exponent; /* of normal numbers: 1.xxx * 2^min_exponent is the smallest */
+    double overflow;
+} formats[] = {
+    [CLXENT_F32] = { 24, -126, 0x1.ffffffp127 },
+    [CLXENT_F16] = { 11, -14, 65520.0 },
+    [CLXENT_BF16] = { 8, -126, 0x1.ffp127 },
+    [CLXENT_F64] = { 53, -1022, INFINITY },
+};
+
+/* The fields of an IEEE interchange format of 16 bits, widened to double bit by bit: exact, also for the
+ * payload of a NaN, which a conversion by the hardware may change. */
+static double decode(uint16_t bits, int mantissa_bits)
+{
+    const int exponent_bits = 15 - mantissa_bits;
+    const int bias = (1 << (exponent_bits - 1)) - 1;
+    const unsigned exponent = ((unsigned)bits & 0x7fffu) >> mantissa_bits;
+    const unsigned mantissa = (unsigned)bits & ((1u << mantissa_bits) - 1u);
+    const uint64_t sign = (uint64_t)(bits >> 15) << 63;
+    double value;
+
+    if (exponent == (1u << exponent_bits) - 1u) {
+        const uint64_t wide = sign | UINT64_C(0x7ff) << 52 | (uint64_t)mantissa << (52 - mantissa_bits);
+        memcpy(&value, &wide, sizeof value);
+        return value;
+    }
+    if (exponent == 0) value = ldexp((double)mantissa, 1 - bias - mantissa_bits);
+    else value = ldexp((double)(mantissa | 1u << mantissa_bits), (int)exponent - bias - mantissa_bits);
+    return sign != 0 ? -value : value;
+}
+
+/* Drops the lowest `drop` bits, 1 to 63 of them, rounding to nearest, ties to even. */
+static uint64_t drop_bits(uint64_t bits, int drop)
+{
+    const uint64_t half = UINT64_C(1) << (drop - 1);
+    return (bits + (half - 1) + (bits >> drop & 1u)) >> drop;
+}
+
+/* One rounding from double, never by way of float: rounding twice is wrong at ties. */
+static uint16_t encode(double value, int mantissa_bits)
+{
+    const int exponent_bits = 15 - mantissa_bits;
+    const int bias = (1 << (exponent_bits - 1)) - 1;
+    const int drop = 52 - mantissa_bits;
+    const uint64_t infinity = (UINT64_C(1) << 15) - (UINT64_C(1) << mantissa_bits);
+    uint64_t bits, result;
+
+    memcpy(&bits, &value, sizeof bits);
+    const uint64_t sign = bits >> 63 << 15;
+    bits &= ~(UINT64_C(1) << 63);
+    const int exponent = (int)(bits >> 52) - 1023;
+    const uint64_t fraction = bits & ((UINT64_C(1) << 52) - 1);
+
+    if (isnan(value)) {
+        const uint64_t payload = fraction >> drop;
+        result = infinity | (payload != 0 ? payload : UINT64_C(1) << (mantissa_bits - 1));
+    } else if (exponent > bias) {
+        result = infinity;
+    } else if (exponent >= 1 - bias) {
+        /* A carry out of the fraction moves into the exponent, at the top into infinity: both are right. */
+        result = drop_bits(bits - ((uint64_t)(1023 - bias) << 52), drop);
+    } else {
+        const int more = 1 - bias - exponent;
+        result = more > 62 - drop ? 0 : drop_bits(fraction | UINT64_C(1) << 52, drop + more);
+    }
+    return (uint16_t)(sign | result);
+}
+
+uint16_t clxent_f16_from_double(double value) { return encode(value, 10); }
+
+uint16_t clxent_bf16_from_double(double value) { return encode(value, 7); }
+
+double clxent_f16_to_double(uint16_t bits) { return decode(bits, 10); }
+
+double clxent_bf16_to_double(uint16_t bits) { return decode(bits, 7); }
+
+static double load(const void *data, uint32_t dtype, size_t i)
+{
+    switch (dtype) {
+    case CLXENT_F16: return decode(((const uint16_t *)data)[i], 10);
+    case CLXENT_BF16: return decode(((const uint16_t *)data)[i], 7);
+    case CLXENT_F64: return ((const double *)data)[i];
+    default: return (double)((const float *)data)[i];
+    }
+}
+
+/* Element (row, class) of a [rows / inner, classes, inner] tensor; stride 0 means no padding. */
+static size_t element(const clxent_desc *desc, size_t stride, size_t row, size_t class)
+{
+    if (stride == 0) stride = desc->classes * desc->inner;
+    return row / desc->inner * stride + class * desc->inner + row % desc->inner;
+}
+
+/* ---- Arithmetic ------------------------------------------------------------------------------ */
+
+/* Neumaier's compensated sum: the error does not grow with the number of terms. */
+struct sum {
+    double total, carry;
+};
+
+static void sum_add(struct sum *sum, double term)
+{
+    const double total = sum->total + term;
+    sum->carry += fabs(sum->total) >= fabs(term) ? (sum->total - total) + term : (term - total) + sum->total;
+    sum->total = total;
+}
+
+/* After an infinity the carry is NaN and the total says it all. */
+static double sum_value(struct sum sum) { return isfinite(sum.total) ? sum.total + sum.carry : sum.total; }
+
+/* exp(z - m) without the rounding of z - m, which near z - m = -700 would cost 9 bits. */
+static double exp_difference(double z, double m)
+{
+    const double difference = z - m;
+    if (isinf(difference)) return 0;
+    const double back = difference - z;
+    const double lost = (z - (difference - back)) - (m + back);
+    const double value = exp(difference);
+    return value + value * lost;
+}
+
+/* ---- The problem ------------------------------------------------------------------------------- */
+
+struct problem {
+    const clxent_desc *desc;
+    const clxent_host_args *in; /* what no result depends on is NULL */
+    const clxent_reference_results *out;
+    uint32_t asked; /* the outputs that out has room for */
+    size_t rows, classes;
+    uint32_t real; /* dtype of sums, weights, losses */
+    bool reads_targets;
+    bool moves_z;                         /* z is not x */
+    double scale, cap, smoothing, z_loss; /* as real has them */
+    double u, largest;                    /* of real */
+    double span;                          /* beyond it exp(-span) is 0 in real */
+    double divisor;                       /* D, as used */
+    double divisor_error;                 /* relative */
+    bool no_divisor;                      /* D = 0 and none given */
+    struct sum loss, loss_size, loss_bound;
+    /* Work arrays, [classes] each. */
+    double *z, *slope, *e, *a, *a_size;
+};
+
+static double as_real(const struct problem *p, double value)
+{
+    return p->real == CLXENT_F64 ? value : (double)(float)value;
+}
+
+/* Turns the error of arithmetic in real into the bound of a stored result: see `ulps`. */
+static double finish(const struct problem *p, uint32_t dtype, double want, double bound)
+{
+    const struct format *storage = &formats[dtype];
+    const double tiny = p->real == CLXENT_F64 && dtype == CLXENT_F64 ? DBL_MIN : (double)FLT_MIN;
+
+    if (!isfinite(want) || (want == 0 && bound == 0)) return 0;
+    if (storage->digits < formats[p->real].digits) {
+        const double magnitude = fabs(want) + bound;
+        int exponent = storage->min_exponent;
+        if (isfinite(magnitude) && magnitude > 0 && ilogb(magnitude) > exponent) exponent = ilogb(magnitude);
+        bound += ldexp(1.0, exponent - storage->digits);
+    }
+    if (fabs(want) - bound < tiny) bound += tiny;
+    return fabs(want) + bound >= storage->overflow ? INFINITY : bound;
+}
+
+static void put(double *values, double *bounds, size_t i, double value, double bound)
+{
+    if (values != NULL) values[i] = value;
+    if (bounds != NULL) bounds[i] = bound;
+}
+
+/* ---- Targets ----------------------------------------------------------------------------------- */
+
+enum fate { COUNTED, SILENT, BAD };
+
+struct verdict {
+    enum fate fate;
+    bool out_of_range;
+    double row_weight;
+    size_t target_row; /* where its target stands */
+    int64_t target;    /* index targets: as stored */
+    double weight;     /* what it adds to D */
+};
+
+static int64_t load_target(const struct problem *p, size_t row)
+{
+    const void *data = p->in->targets.data;
+    switch (p->desc->target_type) {
+    case CLXENT_TARGET_U8: return ((const uint8_t *)data)[row];
+    case CLXENT_TARGET_I32: return ((const int32_t *)data)[row];
+    default: return ((const int64_t *)data)[row];
+    }
+}
+
+static double load_probability(const struct problem *p, size_t row, size_t class)
+{
+    const clxent_desc *desc = p->desc;
+    const uint32_t dtype = desc->target_type == CLXENT_TARGET_PROBABILITIES_F32 ? CLXENT_F32 : desc->dtype;
+    return load(p->in->targets.data, dtype, element(desc, desc->target_row_stride, row, class));
+}
+
+/* The order matters: a masked row's target is not looked at, and ignore_index may be out of range. */
+static struct verdict judge(const struct problem *p, size_t row)
+{
+    const clxent_desc *desc = p->desc;
+    struct verdict v = { COUNTED, false, 1.0, row, 0, 1.0 };
+
+    if (!p->reads_targets) return v;
+    if (desc->has_row_weights != 0) v.row_weight = load(p->in->row_weights.data, p->real, row);
+    v.weight = v.row_weight;
+    if (v.row_weight == 0 || desc->seq - row % desc->seq <= desc->shift) {
+        v.fate = SILENT;
+        return v;
+    }
+    v.target_row = row + desc->shift;
+    if (!clxent_targets_are_indices(desc)) return v;
+
+    v.target = load_target(p, v.target_row);
+    if (desc->use_ignore_index != 0 && v.target == desc->ignore_index) {
+        v.fate = SILENT;
+    } else if (v.target < 0 || (uint64_t)v.target >= p->classes) {
+        v.out_of_range = true;
+        v.fate = desc->bad_target == CLXENT_BAD_TARGET_IGNORE ? SILENT : BAD;
+    } else if (desc->has_class_weights != 0) {
+        v.weight *= load(p->in->class_weights.data, p->real, (size_t)v.target);
+    }
+    return v;
+}
+
+/* D, and what can be told from the targets alone. */
+static void count_rows(struct problem *p)
+{
+    const clxent_desc *desc = p->desc;
+    const bool weighted = desc->has_row_weights != 0 || desc->has_class_weights != 0;
+    struct sum weights = { 0, 0 };
+    double size = 0;
+    uint64_t counted = 0;
+    clxent_bad_targets bad = { 0, 0, 0 };
+
+    for (size_t row = 0; row < p->rows; row++) {
+        const struct verdict v = judge(p, row);
+        if (v.out_of_range && bad.count++ == 0) {
+            bad.first_row = row;
+            bad.value = v.target;
+        }
+        if (v.fate != COUNTED) continue;
+        counted++;
+        sum_add(&weights, v.weight);
+        size += fabs(v.weight);
+    }
+
+    p->divisor = 1;
+    if (p->reads_targets && p->in->denominator.data != NULL) {
+        p->divisor = load(p->in->denominator.data, p->real, 0);
+    } else if (p->reads_targets && desc->reduction == CLXENT_REDUCTION_MEAN) {
+        p->divisor = sum_value(weights);
+        p->no_divisor = p->divisor == 0;
+        const double relative = weighted ? (ulps.sum + 1) * p->u * size / fabs(p->divisor) : p->u;
+        if (!p->no_divisor) p->divisor_error = relative < 1 ? relative / (1 - relative) : INFINITY;
+    }
+    if (p->out->counted != NULL) *p->out->counted = counted;
+    if (p->out->denominator != NULL) *p->out->denominator = p->divisor;
+    if (p->out->bad_targets != NULL) *p->out->bad_targets = bad;
+}
+
+/* ---- Results shared by the operations ------------------------------------------------------------ */
+
+/* Takes one row's loss. A row out of range counts as NaN, an ignored one as exactly 0. */
+static void put_loss(struct problem *p, size_t row, double loss, double bound)
+{
+    bound = finish(p, p->real, loss, bound);
+    put(p->out->losses, p->out->losses_bound, row, loss, bound);
+    sum_add(&p->loss, loss);
+    sum_add(&p->loss_size, fabs(loss));
+    sum_add(&p->loss_bound, bound);
+}
+
+/* Takes one element of the gradient; adds it to what is there when desc accumulates. */
+static void put_gradient(const struct problem *p, size_t row, size_t class, double gradient, double bound)
+{
+    const clxent_desc *desc = p->desc;
+    const uint32_t dtype = clxent_gradient_dtype(desc);
+    double want = gradient;
+
+    if (desc->gradient_mode == CLXENT_GRADIENT_ACCUMULATE) {
+        want += load(p->in->gradient.data, dtype, element(desc, desc->gradient_row_stride, row, class));
+        if (gradient == 0 && bound == 0) {
+            put(p->out->gradient, p->out->gradient_bound, row * p->classes + class, want, 0);
+            return;
+        }
+        bound += p->u * fabs(want);
+    }
+    put(p->out->gradient, p->out->gradient_bound, row * p->classes + class, want,
+        finish(p, dtype, want, bound));
+}
+
+/* upstream / D of one row. D = 0 with none given makes the gradient 0; one given is divided by as it is. */
+static double outer_factor(const struct problem *p, size_t row)
+{
+    double upstream = 1;
+    if (p->in->upstream.data != NULL)
+        upstream = load(p->in->upstream.data, p->real, p->desc->reduction == CLXENT_REDUCTION_NONE ? row : 0);
+    return p->no_divisor ? 0 : upstream / p->divisor;
+}
+
+static void put_reduced_loss(const struct problem *p)
+{
+    const double sum = sum_value(p->loss);
+    double loss = sum / p->divisor;
+    double bound = sum_value(p->loss_bound) + ulps.sum * p->u * sum_value(p->loss_size);
+
+    bound = bound / fabs(p->divisor) + fabs(loss) * (p->divisor_error + p->u);
+    if (p->no_divisor) {
+        /* A bad row's NaN, or a NaN in the logits, is not hidden by the policy for D = 0. */
+        loss = p->desc->all_ignored == CLXENT_ALL_IGNORED_ZERO && !isnan(sum) ? 0 : NAN;
+        bound = 0;
+    }
+    put(p->out->loss, p->out->loss_bound, 0, loss, finish(p, p->real, loss, bound));
+}
+
+/* ---- Cross-entropy ------------------------------------------------------------------------------- */
+
+struct row {
+    size_t top;     /* the first maximum of z */
+    int64_t argmax; /* the first NaN, else the first maximum; before the softcap, which is monotone */
+    bool finite;    /* the maximum is: everything but lse is NaN otherwise */
+    double max;
+    double rest; /* sum of exp(z_j - max) over the classes other than top: d = 1 + rest */
+    double log_sum, lse, lse_bound;
+    double z_size; /* Z */
+};
+
+static void load_row(struct problem *p, size_t index, struct row *row)
+{
+    const clxent_desc *desc = p->desc;
+    double best = 0;
+    bool nan = false;
+
+    *row = (struct row){ 0 };
+    for (size_t j = 0; j < p->classes; j++) {
+        const double x = load(p->in->logits.data, desc->dtype, element(desc, desc->row_stride, index, j));
+        double s = -INFINITY;
+        p->z[j] = -INFINITY;
+        p->slope[j] = p->cap > 0 ? 0 : p->scale;
+        if (x != -INFINITY) {
+            s = p->scale * x;
+            if (isinf(as_real(p, s))) s = as_real(p, s);
+            p->z[j] = s;
+            if (p->cap > 0) {
+                const double grown = cosh(s / p->cap);
+                p->z[j] = p->cap * tanh(s / p->cap);
+                p->slope[j] = p->scale / grown / grown; /* 1 - tanh^2 = 1 / cosh^2, without cancellation */
+            }
+        }
+        /* s in real: two logits that become equal there are a tie, as on the device. */
+        s = as_real(p, s);
+        if (j == 0 || s > best || (isnan(s) && !isnan(best))) {
+            row->argmax = (int64_t)j;
+            best = s;
+        }
+        nan = nan || isnan(p->z[j]);
+        if (p->z[j] > p->z[row->top]) row->top = j;
+    }
+
+    row->max = nan ? NAN : p->z[row->top];
+    row->finite = isfinite(row->max);
+    row->lse = row->max;
+    if (!row->finite) return;
+
+    struct sum rest = { 0, 0 };
+    row->z_size = fabs(row->max);
+    for (size_t j = 0; j < p->classes; j++) {
+        p->e[j] = exp_difference(p->z[j], row->max);
+        if (j != row->top) sum_add(&rest, p->e[j]);
+        if (row->max - p->z[j] < p->span && fabs(p->z[j]) > row->z_size) row->z_size = fabs(p->z[j]);
+    }
+    row->rest = sum_value(rest);
+    row->log_sum = log1p(row->rest);
+    row->lse = row->max + row->log_sum;
+    row->lse_bound = p->u * (ulps.lse * fmax(fabs(row->max), row->log_sum) + ulps.lse_floor +
+                             (p->moves_z ? ulps.argument * row->z_size : 0));
+}
+
+/* X_j: the error of z_j itself. */
+static double argument_error(const struct problem *p, const struct row *row, size_t j)
+{
+    return p->moves_z ? ulps.argument * fmax(row->z_size, fabs(p->z[j])) : 0;
+}
+
+static double probability(const struct problem *p, const struct row *row, size_t j)
+{
+    return p->e[j] / (1 + row->rest);
+}
+
+/* p_j * E_j; the exponential of -inf is 0 without error. */
+static double probability_error(const struct problem *p, const struct row *row, size_t j)
+{
+    if (p->z[j] == -INFINITY) return 0;
+    return probability(p, row, j) * (ulps.exponential + (row->max - p->z[j]) + argument_error(p, row, j));
+}
+
+/* What p_j may lose by underflow: nothing, or all of it. */
+static double underflow(const struct problem *p, const struct row *row, size_t j)
+{
+    const double tiny = p->real == CLXENT_F64 ? DBL_MIN : (double)FLT_MIN;
+    const double left = probability(p, row, j) - p->u * probability_error(p, row, j);
+    return p->z[j] != -INFINITY && left < tiny ? tiny : 0;
+}
+
+static void put_softmax(const struct problem *p, size_t index, const struct row *row)
+{
+    const clxent_reference_results *out = p->out;
+    const uint32_t dtype = p->desc->dtype;
+
+    for (size_t j = 0; j < p->classes; j++) {
+        const size_t i = index * p->classes + j;
+        double softmax = NAN, softmax_bound = 0, log_softmax = NAN, log_softmax_bound = 0;
+        if (row->finite) {
+            const double delta = row->max - p->z[j];
+            softmax = probability(p, row, j);
+            softmax_bound = p->u * probability_error(p, row, j) + underflow(p, row, j);
+            log_softmax = -(delta + row->log_sum);
+            log_softmax_bound =
+                p->u * (ulps.log_floor + 2 * delta + ulps.log * row->log_sum + argument_error(p, row, j) +
+                        (p->moves_z ? ulps.argument * row->z_size : 0));
+        }
+        put(out->softmax, out->softmax_bound, i, softmax, finish(p, dtype, softmax, softmax_bound));
+        put(out->log_softmax, out->log_softmax_bound, i, log_softmax,
+            finish(p, dtype, log_softmax, log_softmax_bound));
+    }
+}
+
+static void put_entropy(const struct problem *p, size_t index, const struct row *row)
+{
+    double entropy = NAN, bound = 0;
+    if (row->finite) {
+        struct sum terms = { 0, 0 }, errors = { 0, 0 };
+        for (size_t j = 0; j < p->classes; j++) {
+            const double delta = row->max - p->z[j];
+            const double probable = probability(p, row, j);
+            if (probable == 0) continue;
+            sum_add(&terms, probable * delta);
+            sum_add(&errors, probability_error(p, row, j) * delta +
+                                 probable * ((2 + ulps.sum) * delta + argument_error(p, row, j)));
+        }
+        entropy = row->log_sum + sum_value(terms);
+        bound = p->u * (ulps.log_floor + ulps.log * row->log_sum + entropy + sum_value(errors) +
+                        (p->moves_z ? ulps.argument * row->z_size : 0));
+    }
+    put(p->out->entropy, p->out->entropy_bound, index, entropy, finish(p, p->real, entropy, bound));
+}
+
+/* a_j, and its size where its two terms have opposite signs. */
+static void load_targets(struct problem *p, const struct verdict *v)
+{
+    const clxent_desc *desc = p->desc;
+    const bool indices = clxent_targets_are_indices(desc);
+
+    for (size_t j = 0; j < p->classes; j++) {
+        const double q = !indices                  ? load_probability(p, v->target_row, j)
+                         : (int64_t)j == v->target ? 1.0
+                                                   : 0.0;
+        const double weight =
+            desc->has_class_weights != 0 ? load(p->in->class_weights.data, p->real, j) : 1.0;
+        const double spread = p->smoothing / (double)p->classes;
+        p->a[j] = weight * ((1 - p->smoothing) * q + spread);
+        p->a_size[j] = fabs(weight) * ((1 - p->smoothing) * fabs(q) + spread);
+    }
+}
+
+static void take_loss(struct problem *p, size_t index, const struct row *row, const struct verdict *v)
+{
+    struct sum terms = { 0, 0 }, errors = { 0, 0 };
+
+    if (!row->finite) {
+        put_loss(p, index, NAN, 0);
+        return;
+    }
+    for (size_t j = 0; j < p->classes; j++) {
+        const double delta = row->max - p->z[j];
+        const double nll = delta + row->log_sum;
+        if (p->a[j] == 0) continue;
+        sum_add(&terms, p->a[j] * nll);
+        double error = ulps.loss * nll;
+        if (delta > 0) error += argument_error(p, row, j);
+        if (p->moves_z) error += row->rest / (1 + row->rest) * ulps.argument * row->z_size;
+        if (nll > p->largest) error = INFINITY; /* overflows before a_j scales it down */
+        sum_add(&errors, p->a_size[j] * error);
+    }
+    if (p->z_loss > 0) {
+        const double square = row->lse * row->lse;
+        sum_add(&terms, p->z_loss * square);
+        sum_add(&errors, square > p->largest
+                             ? INFINITY
+                             : p->z_loss * (ulps.loss * square +
+                                            (2 * fabs(row->lse) + row->lse_bound) * row->lse_bound / p->u));
+    }
+    put_loss(p, index, v->row_weight * sum_value(terms), p->u * fabs(v->row_weight) * sum_value(errors));
+}
+
+static void take_gradient(const struct problem *p, size_t index, const struct row *row,
+                          const struct verdict *v)
+{
+    const bool one_hot = clxent_targets_are_indices(p->desc) && p->smoothing == 0;
+    const double factor = v->row_weight * outer_factor(p, index);
+    const double z_pull = 2 * p->z_loss * row->lse; /* times p_j: the gradient of the z-loss */
+    const double d = 1 + row->rest;
+    struct sum a = { 0, 0 };
+    double a_size = 0;
+
+    for (size_t j = 0; j < p->classes; j++) {
+        sum_add(&a, p->a[j]);
+        a_size += p->a_size[j];
+    }
+    for (size_t j = 0; j < p->classes; j++) {
+        if (!row->finite) {
+            put_gradient(p, index, j, NAN, 0);
+            continue;
+        }
+        /* p_j * sum a - a_j = p_j * (sum over the others of a) - a_j * (1 - p_j): neither term cancels. */
+        const double probable = probability(p, row, j);
+        const double others = (j == row->top ? row->rest : d - p->e[j]) / d;
+        const double dz = probable * (sum_value(a) - p->a[j]) - p->a[j] * others + z_pull * probable;
+
+        double error;
+        if (one_hot && (int64_t)j == v->target) {
+            struct sum errors = { 0, 0 };
+            for (size_t k = 0; k < p->classes; k++)
+                if (k != j) sum_add(&errors, probability_error(p, row, k));
+            error = sum_value(errors) * p->a_size[j];
+        } else {
+            error = probability_error(p, row, j) * a_size + ulps.exponential * p->a_size[j];
+        }
+        error +=
+            probability_error(p, row, j) * fabs(z_pull) + 2 * p->z_loss * probable * row->lse_bound / p->u;
+        error = p->u * error + underflow(p, row, j) * (a_size + fabs(z_pull));
+
+        const double gradient = dz * p->slope[j] * factor;
+        double bound = error * fabs(p->slope[j] * factor);
+        if (p->cap > 0 && p->z[j] != -INFINITY) bound += p->u * ulps.slope * fabs(dz * p->scale * factor);
+        if (gradient != 0) bound += fabs(gradient) * p->divisor_error;
+        put_gradient(p, index, j, gradient, bound);
+    }
+}
+
+/* Returns whether the row is one that counts and that argmax gets right. */
+static bool cross_entropy_row(struct problem *p, size_t index, const struct verdict *v)
+{
+    const bool gradient = (p->asked & CLXENT_OUTPUT_GRADIENT) != 0;
+    struct row row;
+
+    load_row(p, index, &row);
+    put(p->out->lse, p->out->lse_bound, index, row.lse, finish(p, p->real, row.lse, row.lse_bound));
+    if (p->out->argmax != NULL) p->out->argmax[index] = row.argmax;
+    if ((p->asked & (CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_LOG_SOFTMAX)) != 0) put_softmax(p, index, &row);
+    if ((p->asked & CLXENT_OUTPUT_ENTROPY) != 0) put_entropy(p, index, &row);
+    if (!p->reads_targets) return false;
+    if (v->fate != COUNTED) {
+        const double nothing = v->fate == BAD ? NAN : 0.0;
+        put_loss(p, index, nothing, 0);
+        for (size_t j = 0; gradient && j < p->classes; j++) put_gradient(p, index, j, nothing, 0);
+        return false;
+    }
+    load_targets(p, v);
+    take_loss(p, index, &row, v);
+    if (gradient) take_gradient(p, index, &row, v);
+    return clxent_targets_are_indices(p->desc) && v->target == row.argmax;
+}
+
+/* ---- Building blocks ------------------------------------------------------------------------------- */
+
+static double given_probability(const struct problem *p, size_t row, size_t class)
+{
+    const clxent_desc *desc = p->desc;
+    return load(p->in->probabilities.data, desc->dtype,
+                element(desc, desc->probabilities_row_stride, row, class));
+}
+
+static double given_label(const struct problem *p, const struct verdict *v, size_t class)
+{
+    if (!clxent_targets_are_indices(p->desc)) return load_probability(p, v->target_row, class);
+    return (int64_t) class == v->target ? 1.0 : 0.0;
+}
+
+static void softmax_backward_row(const struct problem *p, size_t row)
+{
+    const clxent_desc *desc = p->desc;
+    struct sum dot = { 0, 0 };
+    double size = 0;
+
+    for (size_t j = 0; j < p->classes; j++) {
+        p->a[j] =
+            load(p->in->upstream.data, desc->dtype, element(desc, desc->probabilities_row_stride, row, j));
+        p->e[j] = given_probability(p, row, j);
+        sum_add(&dot, p->e[j] * p->a[j]);
+        size += fabs(p->e[j] * p->a[j]);
+    }
+    for (size_t j = 0; j < p->classes; j++)
+        put_gradient(p, row, j, p->e[j] * (p->a[j] - sum_value(dot)),
+                     p->u * ulps.backward * fabs(p->e[j]) * (fabs(p->a[j]) + size));
+}
+
+static void one_hot_row(const struct problem *p, size_t row, const struct verdict *v)
+{
+    for (size_t j = 0; j < p->classes; j++)
+        put(p->out->one_hot, NULL, row * p->classes + j,
+            v->fate == BAD                                  ? NAN
+            : v->fate == COUNTED && (int64_t)j == v->target ? 1.0
+                                                            : 0.0,
+            0);
+}
+
+static void probability_loss_row(struct problem *p, size_t row, const struct verdict *v)
+{
+    struct sum terms = { 0, 0 };
+    double size = 0;
+
+    if (v->fate != COUNTED) {
+        put_loss(p, row, v->fate == BAD ? NAN : 0, 0);
+        return;
+    }
+    for (size_t j = 0; j < p->classes; j++) {
+        const double q = given_label(p, v, j);
+        if (q == 0) continue;
+        const double term = q * -log(given_probability(p, row, j));
+        sum_add(&terms, term);
+        size += fabs(term);
+    }
+    put_loss(p, row, sum_value(terms), p->u * ulps.loss * size);
+}
+
+static void softmax_gradient_row(const struct problem *p, size_t row, const struct verdict *v)
+{
+    const double factor = outer_factor(p, row);
+    for (size_t j = 0; j < p->classes; j++) {
+        if (v->fate != COUNTED) {
+            put_gradient(p, row, j, v->fate == BAD ? NAN : 0, 0);
+            continue;
+        }
+        const double gradient = (given_probability(p, row, j) - given_label(p, v, j)) * factor;
+        put_gradient(p, row, j, gradient,
+                     gradient == 0 ? 0 : fabs(gradient) * (ulps.product * p->u + p->divisor_error));
+    }
+}
+
+/* ---- Entry ------------------------------------------------------------------------------------------- */
+
+void clxent_reference_results_init(clxent_reference_results *results)
+{
+    *results = (clxent_reference_results)CLXENT_REFERENCE_RESULTS_INIT;
+}
+
+/* As clxent_desc_copy(): `to` holds the defaults, `from` a struct of the same kind and any age. */
+static clxent_status copy_struct(void *to, const void *from, size_t ours, const char *name, char *text,
+                                 size_t size)
+{
+    size_t theirs;
+    memcpy(&theirs, from, sizeof theirs);
+    if (theirs == 0 || theirs > ours)
+        return clxent_fail_text(text, size, CLXENT_ERROR_INVALID_DESC,
+                                "%s.struct_size is %zu: takes 1 to %zu bytes, as set by the INIT macro", name,
+                                theirs, ours);
+    memcpy(to, from, theirs);
+    memcpy(to, &ours, sizeof ours);
+    return CLXENT_OK;
+}
+
+static uint32_t outputs_asked(const clxent_reference_results *out)
+{
+    uint32_t asked = 0;
+    if (out->losses != NULL || out->losses_bound != NULL) asked |= CLXENT_OUTPUT_LOSSES;
+    if (out->loss != NULL || out->loss_bound != NULL) asked |= CLXENT_OUTPUT_LOSS;
+    if (out->lse != NULL || out->lse_bound != NULL) asked |= CLXENT_OUTPUT_LSE;
+    if (out->softmax != NULL || out->softmax_bound != NULL) asked |= CLXENT_OUTPUT_SOFTMAX;
+    if (out->log_softmax != NULL || out->log_softmax_bound != NULL) asked |= CLXENT_OUTPUT_LOG_SOFTMAX;
+    if (out->gradient != NULL || out->gradient_bound != NULL) asked |= CLXENT_OUTPUT_GRADIENT;
+    if (out->entropy != NULL || out->entropy_bound != NULL) asked |= CLXENT_OUTPUT_ENTROPY;
+    if (out->one_hot != NULL) asked |= CLXENT_OUTPUT_ONE_HOT;
+    if (out->argmax != NULL) asked |= CLXENT_OUTPUT_ARGMAX;
+    if (out->correct != NULL) asked |= CLXENT_OUTPUT_CORRECT;
+    return asked;
+}
+
+/* Checks one array; one that the outputs do not use becomes NULL, so that nothing reads it unchecked. */
+static clxent_status check_input(const struct problem *p, uint32_t outputs, clxent_tensor which,
+                                 const void **data, size_t bytes, char *text, size_t size)
+{
+    const char *name = clxent_tensor_name(which);
+    clxent_need need;
+
+    CLXENT_TRY(clxent_tensor_need(p->desc, outputs, false, p->rows, which, &need, text, size));
+    if (need.use == CLXENT_UNUSED) *data = NULL;
+    if (need.use == CLXENT_UNUSED || need.bytes == 0) return CLXENT_OK;
+    if (*data == NULL)
+        return need.use == CLXENT_OPTIONAL ? CLXENT_OK
+                                           : clxent_fail_text(text, size, CLXENT_ERROR_NULL_ARGUMENT,
+                                                              "%s is NULL: takes %s", name, need.shape);
+    if (bytes < need.bytes)
+        return clxent_fail_text(text, size, CLXENT_ERROR_BUFFER_TOO_SMALL,
+                                "%s has %zu bytes: takes %zu for %s", name, bytes, need.bytes, need.shape);
+    return CLXENT_OK;
+}
+
+static clxent_status check_inputs(const struct problem *p, clxent_host_args *in, uint32_t outputs, char *text,
+                                  size_t size)
+{
+    const struct {
+        clxent_tensor tensor;
+        clxent_input *array;
+    } inputs[] = {
+        { CLXENT_TENSOR_LOGITS, &in->logits },           { CLXENT_TENSOR_PROBABILITIES, &in->probabilities },
+        { CLXENT_TENSOR_TARGETS, &in->targets },         { CLXENT_TENSOR_CLASS_WEIGHTS, &in->class_weights },
+        { CLXENT_TENSOR_ROW_WEIGHTS, &in->row_weights }, { CLXENT_TENSOR_UPSTREAM, &in->upstream },
+        { CLXENT_TENSOR_DENOMINATOR, &in->denominator },
+    };
+    for (size_t i = 0; i < sizeof inputs / sizeof *inputs; i++)
+        CLXENT_TRY(check_input(p, outputs, inputs[i].tensor, &inputs[i].array->data, inputs[i].array->size,
+                               text, size));
+    if (p->desc->gradient_mode == CLXENT_GRADIENT_ACCUMULATE) {
+        const void *gradient = in->gradient.data;
+        CLXENT_TRY(
+            check_input(p, p->asked, CLXENT_TENSOR_GRADIENT, &gradient, in->gradient.size, text, size));
+    }
+    return CLXENT_OK;
+}
+
+static void compute(struct problem *p)
+{
+    uint64_t correct = 0;
+
+    count_rows(p);
+    for (size_t row = 0; p->asked != 0 && row < p->rows; row++) {
+        const struct verdict v = judge(p, row);
+        switch (p->desc->op) {
+        case CLXENT_OP_CROSS_ENTROPY: correct += cross_entropy_row(p, row, &v) ? 1u : 0u; break;
+        case CLXENT_OP_SOFTMAX_BACKWARD: softmax_backward_row(p, row); break;
+        case CLXENT_OP_ONE_HOT: one_hot_row(p, row, &v); break;
+        case CLXENT_OP_PROBABILITY_LOSS: probability_loss_row(p, row, &v); break;
+        default: softmax_gradient_row(p, row, &v); break;
+        }
+    }
+    put_reduced_loss(p);
+    if (p->out->correct != NULL) *p->out->correct = correct;
+}
+
+clxent_status clxent_reference_run(const clxent_desc *desc, const clxent_host_args *args,
+                                   const clxent_reference_results *results, char *text, size_t size)
+{
+    clxent_desc own_desc;
+    clxent_host_args in = CLXENT_HOST_ARGS_INIT;
+    clxent_reference_results out = CLXENT_REFERENCE_RESULTS_INIT;
+    struct problem p = { 0 };
+
+    CLXENT_TRY(clxent_desc_check(desc, text, size));
+    if (args == NULL || results == NULL)
+        return clxent_fail_text(text, size, CLXENT_ERROR_NULL_ARGUMENT, "%s is NULL",
+                                args == NULL ? "args" : "results");
+    CLXENT_TRY(clxent_desc_copy(&own_desc, desc, text, size));
+    CLXENT_TRY(copy_struct(&in, args, sizeof in, "args", text, size));
+    CLXENT_TRY(copy_struct(&out, results, sizeof out, "results", text, size));
+
+    p.asked = outputs_asked(&out);
+    if ((p.asked & ~own_desc.outputs) != 0)
+        return clxent_fail_text(text, size, CLXENT_ERROR_INVALID_DESC,
+                                "results asks for outputs 0x%" PRIx32
+                                ": takes those of desc.outputs, 0x%" PRIx32,
+                                p.asked, own_desc.outputs);
+    /* Counts come from the targets alone, but take whatever desc says they depend on. */
+    const bool counts = out.counted != NULL || out.denominator != NULL || out.bad_targets != NULL;
+    const uint32_t inputs = p.asked | (counts ? own_desc.outputs : 0);
+
+    p.desc = &own_desc;
+    p.in = &in;
+    p.out = &out;
+    p.rows = own_desc.batch * own_desc.seq;
+    p.classes = own_desc.classes;
+    p.real = own_desc.dtype == CLXENT_F64 ? CLXENT_F64 : CLXENT_F32;
+    p.reads_targets = clxent_needs_targets(&own_desc, inputs);
+    p.u = ldexp(1.0, -formats[p.real].digits);
+    p.largest = p.real == CLXENT_F64 ? DBL_MAX : (double)FLT_MAX;
+    p.span = p.real == CLXENT_F64 ? 750 : 110;
+    p.scale = as_real(&p, own_desc.logit_scale);
+    p.cap = as_real(&p, own_desc.softcap);
+    p.smoothing = as_real(&p, own_desc.label_smoothing);
+    p.z_loss = as_real(&p, own_desc.z_loss);
+    p.moves_z = p.scale != 1 || p.cap > 0;
+    CLXENT_TRY(check_inputs(&p, &in, inputs, text, size));
+
+    p.z = calloc(p.classes, 5 * sizeof *p.z);
+    if (p.z == NULL)
+        return clxent_fail_text(text, size, CLXENT_ERROR_OUT_OF_HOST_MEMORY,
+                                "no memory for 5 arrays of %zu classes", p.classes);
+    p.slope = p.z + p.classes;
+    p.e = p.slope + p.classes;
+    p.a = p.e + p.classes;
+    p.a_size = p.a + p.classes;
+    compute(&p);
+    free(p.z);
+    return CLXENT_OK;
+}

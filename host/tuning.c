@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * tuning.c - device facts and dtype -> kernel parameters: the table of tuning.def and the limits that a
+ * device sets. A pure function; calls no OpenCL.
+ */
+#include "internal.h"
+
+#include <string.h>
+
+enum { KIND_ANY, KIND_CPU, KIND_GPU };
+enum { ANY_DTYPE = 0 };
+
+typedef struct row {
+    int kind;
+    const char *name;
+    uint32_t dtype;
+    clxent_tuning tuning;
+} row;
+
+#define F64 CLXENT_F64
+#define TUNE(kind, name, dtype, ...) { KIND_##kind, name, dtype, { __VA_ARGS__ } },
+static const row rows[] = {
+#include "tuning.def"
+};
+#undef TUNE
+#undef F64
+
+static bool matches(const row *r, const clxent_device *device, uint32_t dtype)
+{
+    const bool cpu = (device->type & CL_DEVICE_TYPE_CPU) != 0;
+
+    if (r->kind == KIND_CPU && !cpu) return false;
+    if (r->kind == KIND_GPU && cpu) return false;
+    if (r->dtype != ANY_DTYPE && r->dtype != dtype) return false;
+    return strcmp(r->name, "*") == 0 || strstr(device->name, r->name) != NULL ||
+           strstr(device->vendor, r->name) != NULL;
+}
+
+clxent_tuning clxent_tuning_choose(const clxent_device *device, const clxent_desc *desc)
+{
+    const row *r = rows;
+
+    while (!matches(r, device, desc->dtype)) r++;
+    return clxent_tuning_clamp(&r->tuning, device, desc);
+}
+
+clxent_tuning clxent_tuning_clamp(const clxent_tuning *tuning, const clxent_device *device,
+                                  const clxent_desc *desc)
+{
+    /* what every work-item has in local memory: a partial of reduce.cl is the largest */
+    const cl_ulong local_item = 64;
+    clxent_tuning t = *tuning;
+
+    while (t.group > 1 && (t.group > device->max_work_group || t.group * local_item > device->local_memory / 2)) {
+        t.group /= 2;
+    }
+    if (t.cache > device->local_memory / 2) t.cache = (uint32_t)(device->local_memory / 2);
+    if (desc->inner > 1) t.vector = 1; /* classes are not neighbours */
+    return t;
+}

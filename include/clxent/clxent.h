@@ -1,0 +1,409 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * clxent.h - softmax cross-entropy for OpenCL: losses, softmax statistics and gradients.
+ *
+ * Objects    A context binds a cl_context and one cl_device_id and caches built programs. A plan
+ *            fixes an operation, its shapes, options and the outputs it may be asked for; all
+ *            validation, tuning and compilation by this library happens when it is created.
+ *            Enqueueing a plan only sets kernel arguments and launches: it never compiles, allocates
+ *            device memory, blocks or prints. (Some drivers, PoCL among them, finish their own
+ *            compilation at the first launch of a kernel, after the enqueue call has returned.)
+ * Ownership  Whatever *_create() returned goes to the matching *_destroy(), which accepts NULL.
+ *            CL objects passed in are retained, never taken over. The library has no globals, no
+ *            exit handlers, and reads no environment variable and no file.
+ * Arguments  Results first, then the object, then inputs; enqueue calls end like clEnqueue*.
+ *            Pointers must not be NULL unless marked "optional".
+ * Units      Shapes are [slow, ..., fast] in elements, strides in elements; offsets and sizes in
+ *            bytes. "rows" is batch * seq.
+ * Structs    Every struct the caller fills begins with struct_size, set by its *_INIT macro or
+ *            its *_init() function (for language bindings). Fields added by later versions are appended
+ *            and mean "as before" when zero.
+ * Errors     Every function that can fail returns a clxent_status. The text that names the
+ *            argument, what it got and what it takes goes to the context's log callback and is
+ *            kept for clxent_context_last_error(). A call that fails has no effect, except where noted.
+ * Threads    A context may be shared by threads. A plan may not be enqueued by two threads at
+ *            once (clSetKernelArg); create one plan for each thread: programs are shared.
+ *
+ * The formulas, for one row x of logits with target y (sums over the classes j):
+ *
+ *     s = logit_scale * x        z = softcap > 0 ? softcap * tanh(s / softcap) : s
+ *                                x_j = -inf is a mask: z_j = -inf whatever scale and cap
+ *     m = max z        d = sum exp(z_j - m)        lse = m + log d        p_j = exp(z_j - m) / d
+ *     nll_j = (m - z_j) + log d
+ *     q    = one-hot(y), or the given probabilities
+ *     a_j  = class_weight_j * ((1 - label_smoothing) * q_j + label_smoothing / classes)
+ *     loss = row_weight * (sum a_j * nll_j + z_loss * lse^2)         a_j = 0 adds 0, also at nll_j = inf
+ *     dz_j = row_weight * (p_j * sum_k a_k - a_j + 2 * z_loss * lse * p_j)
+ *     gradient_j = dz_j * (dz/dx)_j * upstream / D
+ *     (dz/dx)_j  = logit_scale, with a softcap logit_scale * (1 - tanh^2); 0 where x_j = -inf
+ *
+ * D is 1 for reductions "none" and "sum". For "mean" it is the sum of row_weight * class_weight[y]
+ * over the rows that count (index targets) or of row_weight (probability targets), as in PyTorch. A
+ * denominator buffer replaces D, whatever the reduction.
+ */
+#ifndef CLXENT_H
+#define CLXENT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include <CL/cl.h>
+
+#define CLXENT_VERSION_MAJOR 0
+#define CLXENT_VERSION_MINOR 1
+#define CLXENT_VERSION_PATCH 0
+
+#if defined(_WIN32) && defined(CLXENT_SHARED)
+#    define CLXENT_API __declspec(dllimport)
+#elif defined(__GNUC__)
+#    define CLXENT_API __attribute__((visibility("default")))
+#else
+#    define CLXENT_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- Status ------------------------------------------------------------------------------ */
+
+/* 0 is success; positive values are the library's (below); negative values are the cl_int of the
+ * OpenCL call that failed, unchanged. clxent_status_string() names them all. */
+typedef int32_t clxent_status;
+enum {
+    CLXENT_OK = 0,
+    CLXENT_ERROR_NULL_ARGUMENT = 1,      /* a required pointer or buffer was NULL */
+    CLXENT_ERROR_INVALID_DESC = 2,       /* a desc field is out of range or contradicts another */
+    CLXENT_ERROR_INVALID_ARGUMENT = 3,   /* an argument of a run is out of range or contradicts the plan */
+    CLXENT_ERROR_UNSUPPORTED = 4,        /* valid, but this device or this version cannot do it */
+    CLXENT_ERROR_BUFFER_TOO_SMALL = 5,   /* offset + bytes needed exceed the buffer */
+    CLXENT_ERROR_BAD_TARGET = 6,         /* host-array calls: a target is out of range */
+    CLXENT_ERROR_OUT_OF_HOST_MEMORY = 7, /* malloc failed */
+    CLXENT_ERROR_BUILD_FAILED = 8,       /* the driver could not compile a kernel; the log has its words */
+    CLXENT_ERROR_INTERNAL = 9            /* a bug in clxent: please report it */
+};
+
+/* The name of a status, e.g. "CLXENT_ERROR_BAD_TARGET" or "CL_OUT_OF_RESOURCES".
+ * Never NULL; static storage. Any thread. */
+CLXENT_API const char *clxent_status_string(clxent_status status);
+
+/* "0.1.0": the version of the library that is linked. */
+CLXENT_API const char *clxent_version(void);
+
+/* ---- Context ----------------------------------------------------------------------------- */
+
+typedef struct clxent_context clxent_context;
+
+/* One line of text for one event: an error, a build log, a tuning choice. May be called from any
+ * thread that is inside a clxent call. message is valid during the call only. */
+typedef void (*clxent_log_fn)(const char *message, void *payload);
+
+typedef struct clxent_context_options {
+    size_t struct_size;
+    clxent_log_fn log; /* optional */
+    void *log_payload; /* handed to log() */
+} clxent_context_options;
+#define CLXENT_CONTEXT_OPTIONS_INIT                \
+    {                                              \
+        sizeof(clxent_context_options), NULL, NULL \
+    }
+CLXENT_API void clxent_context_options_init(clxent_context_options *options);
+
+/* Binds context and device, both retained until clxent_context_destroy().
+ *
+ * options  optional
+ * Returns  CLXENT_ERROR_NULL_ARGUMENT; CLXENT_ERROR_UNSUPPORTED below OpenCL 1.2, without a
+ *          compiler, or where device is not one of context's; or a cl_int. *out is NULL then. */
+CLXENT_API clxent_status clxent_context_create(clxent_context **out, cl_context context, cl_device_id device,
+                                               const clxent_context_options *options);
+
+/* Plans keep what they need of a context: destroy them before or after it. */
+CLXENT_API void clxent_context_destroy(clxent_context *ctx);
+
+/* Copies the text of the context's latest error, NUL-terminated and cut to size bytes, into text;
+ * "" when there was none. Returns the bytes the whole text needs, the NUL included. text may be NULL
+ * when size is 0. Any thread; with several failing at once, the text is that of one of them. */
+CLXENT_API size_t clxent_context_last_error(const clxent_context *ctx, char *text, size_t size);
+
+/* ---- Descriptor -------------------------------------------------------------------------- */
+
+/* What a plan computes from what. Unless another buffer is named, the input is args.logits. */
+enum {
+    CLXENT_OP_CROSS_ENTROPY = 0,    /* any outputs but ONE_HOT, from logits; targets only where an
+                                       output depends on them */
+    CLXENT_OP_SOFTMAX_BACKWARD = 1, /* GRADIENT_j = p_j * (g_j - sum_k p_k g_k) from args.probabilities p (a
+                                       softmax) and args.upstream g, both [rows, classes] */
+    CLXENT_OP_ONE_HOT = 2,          /* ONE_HOT from index targets: 1 at the target, else 0; a row whose
+                                       target is ignored is all 0, out of range all NaN */
+    CLXENT_OP_PROBABILITY_LOSS = 3, /* LOSSES and LOSS: sum_j q_j * -log p_j of given probabilities p =
+                                       args.probabilities against index targets or dense labels q;
+                                       q_j = 0 adds 0, also at p_j = 0; p_j = 0 under q_j > 0 is +inf */
+    CLXENT_OP_SOFTMAX_GRADIENT = 4  /* GRADIENT = (p - q) * upstream / D of given softmax p =
+                                       args.probabilities and targets q */
+};
+
+/* Storage of logits-shaped tensors. Sums, losses, weights, lse and statistics are "real": f32, and f64
+ * when the logits are f64. A device without f64 still runs the others. */
+enum { CLXENT_F32 = 1, CLXENT_F16 = 2, CLXENT_BF16 = 3, CLXENT_F64 = 4 };
+
+enum {
+    CLXENT_TARGET_I32 = 1,                 /* int32_t  [rows] */
+    CLXENT_TARGET_I64 = 2,                 /* int64_t  [rows] */
+    CLXENT_TARGET_U8 = 3,                  /* uint8_t  [rows] */
+    CLXENT_TARGET_PROBABILITIES_F32 = 4,   /* float    [rows, classes], any numbers */
+    CLXENT_TARGET_PROBABILITIES_LOGITS = 5 /* the logits' dtype [rows, classes] */
+};
+
+enum { CLXENT_REDUCTION_MEAN = 0, CLXENT_REDUCTION_SUM = 1, CLXENT_REDUCTION_NONE = 2 };
+
+/* A target t that is not ignored and not in [0, classes). It never causes an access out of bounds. */
+enum {
+    CLXENT_BAD_TARGET_REPORT = 0, /* loss and gradient of the row are NaN, and args.bad_targets, where
+                                     given, records it; host-array calls return CLXENT_ERROR_BAD_TARGET */
+    CLXENT_BAD_TARGET_NAN = 1,    /* loss and gradient of the row are NaN; no record */
+    CLXENT_BAD_TARGET_IGNORE = 2  /* as an ignored row */
+};
+
+/* The mean loss when D = 0 and no denominator was given (every row ignored). Gradients are 0. */
+enum { CLXENT_ALL_IGNORED_NAN = 0, CLXENT_ALL_IGNORED_ZERO = 1 };
+
+enum { CLXENT_GRADIENT_WRITE = 0, CLXENT_GRADIENT_ACCUMULATE = 1 };
+
+/* Outputs: bits of clxent_desc.outputs and clxent_args.outputs, in the order of clxent_args.
+ * Those marked * depend on the logits alone and are computed for every row, ignored or not. */
+enum {
+    CLXENT_OUTPUT_LOSSES = 1 << 0,       /* [rows] real: row losses, with row weight and z-loss, never
+                                            divided by D nor multiplied by upstream; 0 where ignored */
+    CLXENT_OUTPUT_LOSS = 1 << 1,         /* [1] real: their sum / D; not with CLXENT_REDUCTION_NONE */
+    CLXENT_OUTPUT_LSE = 1 << 2,          /* * [rows] real */
+    CLXENT_OUTPUT_SOFTMAX = 1 << 3,      /* * [rows, classes] dtype */
+    CLXENT_OUTPUT_LOG_SOFTMAX = 1 << 4,  /* * [rows, classes] dtype */
+    CLXENT_OUTPUT_GRADIENT = 1 << 5,     /* [rows, classes] gradient_dtype */
+    CLXENT_OUTPUT_ARGMAX = 1 << 6,       /* * [rows] int64_t: the first NaN, else the first maximum of z */
+    CLXENT_OUTPUT_CORRECT = 1 << 7,      /* [1] uint64_t: rows that count (row weight not 0) whose
+                                            argmax is their target; index targets */
+    CLXENT_OUTPUT_ENTROPY = 1 << 8,      /* * [rows] real: log d + sum p (m - z); p = 0 adds 0 */
+    CLXENT_OUTPUT_STATISTICS = 1 << 9,   /* [rows, 2] real: what a later gradient run needs of a row: m
+                                            and the scaled sum over the classes other than the target; opaque */
+    CLXENT_OUTPUT_BAD_TARGETS = 1 << 10, /* [1] clxent_bad_targets; CLXENT_BAD_TARGET_REPORT, index targets */
+    CLXENT_OUTPUT_ONE_HOT = 1 << 11      /* [rows, classes] dtype; CLXENT_OP_ONE_HOT only */
+};
+
+typedef struct clxent_desc {
+    size_t struct_size;
+    uint32_t op;             /* CLXENT_OP_*; default CROSS_ENTROPY */
+    uint32_t outputs;        /* CLXENT_OUTPUT_* bits: all that any run of the plan may ask for; not 0 */
+    uint32_t dtype;          /* of logits, probabilities, softmax, log_softmax, one_hot; default F32 */
+    uint32_t gradient_dtype; /* 0: as dtype; f64 logits take f64 or f32, others f32, f16 or bf16 */
+    uint32_t target_type;    /* CLXENT_TARGET_*; default I64; not looked at where nothing uses targets */
+    uint32_t reduction;      /* CLXENT_REDUCTION_*; default MEAN */
+
+    /* rows = batch * seq; row r is timestep r % seq of sequence r / seq. batch = 0 is allowed.
+     *
+     * The class axis may stand anywhere: with inner > 1 the logits are [rows / inner, classes, inner],
+     * and row r is [r / inner, :, r % inner]; rows must be a multiple of inner. N,C,H,W is batch = N * H,
+     * seq = W, inner = H * W: seq is the last axis that is not the class axis. */
+    size_t batch;
+    size_t seq;
+    size_t classes; /* 1 .. 2^31 - 1 */
+    size_t inner;   /* default 1 */
+
+    /* Elements from one row to the next, with inner > 1 from one [classes, inner] slab to the
+     * next; at least classes * inner, or 0 for exactly that. Padding is never read into a result and
+     * never written. */
+    size_t row_stride;               /* logits */
+    size_t gradient_row_stride;      /* gradient */
+    size_t probabilities_row_stride; /* args.probabilities, softmax, log_softmax, one_hot, and the
+                                        [rows, classes] upstream of SOFTMAX_BACKWARD */
+    size_t target_row_stride;        /* probability targets */
+
+    int64_t ignore_index;       /* rows with this target have loss 0 and gradient 0, and do not count;
+                                   compared at full width, may be a valid class; default -100 */
+    uint32_t use_ignore_index;  /* 0: no target is ignored; default 1 */
+    uint32_t bad_target;        /* CLXENT_BAD_TARGET_*; default REPORT */
+    uint32_t all_ignored;       /* CLXENT_ALL_IGNORED_*; default NAN */
+    uint32_t gradient_mode;     /* CLXENT_GRADIENT_*; default WRITE. ACCUMULATE adds to what gradient
+                                   holds; masked and ignored rows then leave it unchanged */
+    uint32_t has_class_weights; /* nonzero: every run gives args.class_weights */
+    uint32_t has_row_weights;   /* nonzero: every run gives args.row_weights */
+    size_t shift;               /* row t is judged against the target of row t + shift of its sequence; the
+                                   last shift rows of each sequence are ignored; default 0. Row weights
+                                   belong to the logits' row. */
+    double label_smoothing;     /* [0, 1]; default 0 */
+    double z_loss;              /* finite, >= 0; default 0 */
+    double logit_scale;         /* finite; default 1 */
+    double softcap;             /* finite, >= 0; 0: off; default 0 */
+} clxent_desc;
+#define CLXENT_DESC_INIT                                                                      \
+    {                                                                                         \
+        sizeof(clxent_desc), CLXENT_OP_CROSS_ENTROPY, 0, CLXENT_F32, 0, CLXENT_TARGET_I64,    \
+            CLXENT_REDUCTION_MEAN, 0, 0, 0, 1, 0, 0, 0, 0, -100, 1, CLXENT_BAD_TARGET_REPORT, \
+            CLXENT_ALL_IGNORED_NAN, CLXENT_GRADIENT_WRITE, 0, 0, 0, 0.0, 0.0, 1.0, 0.0        \
+    }
+CLXENT_API void clxent_desc_init(clxent_desc *desc);
+
+/* Checks all that can be said of a desc without a device. On failure the reason is written to
+ * text [size bytes, optional], NUL-terminated. Pure: any thread.
+ * Returns CLXENT_OK, CLXENT_ERROR_NULL_ARGUMENT or CLXENT_ERROR_INVALID_DESC. */
+CLXENT_API clxent_status clxent_desc_check(const clxent_desc *desc, char *text, size_t size);
+
+/* ---- Plan -------------------------------------------------------------------------------- */
+
+typedef struct clxent_plan clxent_plan;
+
+/* Validates desc, picks a strategy for the device, builds the kernels. Slow: reuse plans.
+ * Returns CLXENT_ERROR_NULL_ARGUMENT, _INVALID_DESC, _UNSUPPORTED (e.g. f64 without device support),
+ * _OUT_OF_HOST_MEMORY, _BUILD_FAILED or a cl_int; *out is NULL then. */
+CLXENT_API clxent_status clxent_plan_create(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc);
+CLXENT_API void clxent_plan_destroy(clxent_plan *plan);
+
+/* Bytes of args.workspace that any run of the plan needs; may be 0. */
+CLXENT_API size_t clxent_plan_workspace_size(const clxent_plan *plan);
+
+/* One line naming the strategy and its parameters, for people. Lives as long as the plan. */
+CLXENT_API const char *clxent_plan_strategy(const clxent_plan *plan);
+
+/* ---- Run --------------------------------------------------------------------------------- */
+
+/* What CLXENT_OUTPUT_BAD_TARGETS writes: 24 bytes, on the device as {ulong, ulong, long}.
+ * first_row and value are 0 when count is 0. value is the target as stored; first_row is the
+ * logits' row. Rows of weight 0 are not looked at. */
+typedef struct clxent_bad_targets {
+    uint64_t count;
+    uint64_t first_row;
+    int64_t value;
+} clxent_bad_targets;
+
+typedef struct clxent_buffer {
+    cl_mem mem;    /* NULL: absent */
+    size_t offset; /* bytes; a multiple of the element size */
+} clxent_buffer;
+
+#define CLXENT_ALL_ROWS SIZE_MAX
+
+/* "in" and "out" as seen by the device; "real" is f32, f64 for f64 logits. Fields that a run does
+ * not use are ignored. Buffers of one run may not overlap, except that gradient (also softmax or log_softmax, alone
+ * or where no gradient is asked) may be logits itself: same mem, offset, stride and dtype; not with
+ * CLXENT_GRADIENT_ACCUMULATE. Statistics, losses and lse never alias anything. */
+typedef struct clxent_args {
+    size_t struct_size;
+    uint32_t outputs; /* those of desc.outputs that this run computes; 0: all of them. Exactly
+                         CLXENT_OUTPUT_GRADIENT (with or without BAD_TARGETS) with a statistics buffer: the
+                         gradient from statistics that an earlier run saved for the same logits and targets,
+                         bit for bit what one run of both gives */
+    size_t rows;      /* at most desc.batch * desc.seq; CLXENT_ALL_ROWS: all of them; 0 is allowed. A
+                         multiple of inner, and of seq when shift > 0 */
+
+    clxent_buffer logits;        /* in  [rows, classes] dtype, row_stride */
+    clxent_buffer probabilities; /* in  [rows, classes] dtype, probabilities_row_stride; ops that say so */
+    clxent_buffer targets;       /* in  [rows], or [rows, classes] probabilities, target_row_stride */
+    clxent_buffer class_weights; /* in  [classes] real, any finite numbers */
+    clxent_buffer row_weights;   /* in  [rows] real; 0 masks the row whatever it holds */
+    clxent_buffer upstream;      /* in  optional: absent means 1. [1] real, or [rows] with
+                                    CLXENT_REDUCTION_NONE; SOFTMAX_BACKWARD: [rows, classes] dtype, required */
+    clxent_buffer denominator;   /* in  optional: [1] real, replaces D */
+
+    clxent_buffer losses;      /* out, shapes at CLXENT_OUTPUT_* */
+    clxent_buffer loss;        /* out */
+    clxent_buffer lse;         /* out */
+    clxent_buffer softmax;     /* out */
+    clxent_buffer log_softmax; /* out */
+    clxent_buffer gradient;    /* out; in and out when accumulating */
+    clxent_buffer argmax;      /* out */
+    clxent_buffer correct;     /* out */
+    clxent_buffer entropy;     /* out */
+    clxent_buffer statistics;  /* out, or in of a gradient run */
+    clxent_buffer bad_targets; /* out; optional even when asked for */
+    clxent_buffer one_hot;     /* out */
+    clxent_buffer workspace;   /* scratch, clxent_plan_workspace_size() bytes, offset a multiple of 64;
+                                  not shared by runs that may overlap in time */
+} clxent_args;
+#define CLXENT_ARGS_INIT                                                                               \
+    {                                                                                                  \
+        sizeof(clxent_args), 0, CLXENT_ALL_ROWS, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 },   \
+            { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, \
+            { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, \
+            { NULL, 0 },                                                                               \
+        {                                                                                              \
+            NULL, 0                                                                                    \
+        }                                                                                              \
+    }
+CLXENT_API void clxent_args_init(clxent_args *args);
+
+/* Enqueues one run on queue (in-order or out-of-order, of the plan's context and device).
+ *
+ * wait, event  as in clEnqueue*: starts after the num_wait events of wait; event (optional)
+ *              completes when all outputs are written, also with 0 rows. Returns at once, also when
+ *              wait has not completed.
+ * Returns      CLXENT_ERROR_NULL_ARGUMENT, _INVALID_ARGUMENT, _BUFFER_TOO_SMALL before anything is enqueued,
+ *              or the cl_int of a launch that the driver refused: outputs are undefined then. On any
+ *              failure *event is untouched.
+ * Numerics     Deterministic: the same inputs give the same bits on one device, whatever the queue, the
+ *              timing, and which of the outputs are asked for. */
+CLXENT_API clxent_status clxent_enqueue(clxent_plan *plan, cl_command_queue queue, const clxent_args *args,
+                                        cl_uint num_wait, const cl_event *wait, cl_event *event);
+
+/* ---- Host arrays ------------------------------------------------------------------------- */
+
+/* size is the bytes that data points at: it is checked against what desc needs. */
+typedef struct clxent_input {
+    const void *data; /* NULL: absent */
+    size_t size;
+} clxent_input;
+typedef struct clxent_output {
+    void *data; /* NULL: absent */
+    size_t size;
+} clxent_output;
+
+/* As clxent_args, in host memory. The outputs computed are those of desc.outputs; each needs its array,
+ * but bad_targets. Of the inputs only what desc needs is read. */
+typedef struct clxent_host_args {
+    size_t struct_size;
+    size_t max_chunk_bytes; /* 0, or an upper limit to the device memory that one buffer takes */
+    clxent_input logits;
+    clxent_input probabilities;
+    clxent_input targets;
+    clxent_input class_weights;
+    clxent_input row_weights;
+    clxent_input upstream;
+    clxent_input denominator;
+    clxent_output losses;
+    clxent_output loss;
+    clxent_output lse;
+    clxent_output softmax;
+    clxent_output log_softmax;
+    clxent_output gradient;
+    clxent_output argmax;
+    clxent_output correct;
+    clxent_output entropy;
+    clxent_output statistics;
+    clxent_output bad_targets;
+    clxent_output one_hot;
+} clxent_host_args;
+#define CLXENT_HOST_ARGS_INIT                                                                          \
+    {                                                                                                  \
+        sizeof(clxent_host_args), 0, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 },  \
+            { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, \
+            { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 },              \
+        {                                                                                              \
+            NULL, 0                                                                                    \
+        }                                                                                              \
+    }
+CLXENT_API void clxent_host_args_init(clxent_host_args *args);
+
+/* Computes desc on arrays in host memory and returns when they are written. Rows are cut into
+ * chunks that fit the device; the result has the same bits however they are cut. Arrays may not overlap, except
+ * that gradient may be logits itself.
+ *
+ * Under CLXENT_BAD_TARGET_REPORT all targets are looked at first: one out of range gives
+ * CLXENT_ERROR_BAD_TARGET with a text that names its row, its value and the valid range; bad_targets is
+ * written where given, and no other output is.
+ * Returns also what clxent_plan_create() and clxent_enqueue() return; outputs are undefined where the
+ * driver failed (status < 0). Any thread; each call creates and destroys its own plan, queue and buffers. */
+CLXENT_API clxent_status clxent_run_host(clxent_context *ctx, const clxent_desc *desc,
+                                         const clxent_host_args *args);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

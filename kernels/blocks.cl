@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * blocks.cl - the building blocks that do not start from logits: one-hot encoding, softmax backward, the loss of
+ * given probabilities, and the gradient softmax - onehot. Any class axis.
+ *
+ * Grid: one work-group a row. Set by the host: common.cl's, with VEC 1.
+ */
+
+/* q_j of a row that counts. */
+static inline real label_at(const clxent_parameters *p, const row_target *t, __global const void *targets,
+                            const ulong q_start, const uint class_index)
+{
+    if (!is_probabilities(p->target_type)) return t->class_index == class_index ? REAL(1.0) : REAL(0.0);
+    const ulong at = q_start + class_index * p->inner;
+#if DTYPE != F32
+    if (p->target_type == TARGET_PROBABILITIES_LOGITS) return load_one((__global const storage *)targets + at);
+#endif
+    return convert_real(((__global const float *)targets)[at]);
+}
+
+__kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1)))
+void clxent_one_hot(const clxent_parameters p,
+                    __global const void *restrict targets,  /* [rows] */
+                    __global storage *restrict one_hot)     /* [rows, classes] */
+{
+    const ulong row = get_group_id(0);
+    const row_target t = get_target(&p, row, targets, 0);
+    const ulong start = p.offset.one_hot + row_start(&p, row, p.probabilities_row_stride);
+    for (uint c = (uint)get_local_id(0); c < p.classes; c += WG_SIZE) {
+        const real value = t.bad ? REAL_NAN : t.has_class && t.class_index == c ? REAL(1.0) : REAL(0.0);
+        store_one(one_hot + start + c * p.inner, value);
+    }
+}
+
+__kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1)))
+void clxent_softmax_backward(const clxent_parameters p,
+                             __global const storage *restrict probabilities, /* [rows, classes] */
+                             __global const storage *restrict upstream,      /* [rows, classes] */
+                             __global gradient_storage *restrict gradient)   /* [rows, classes] */
+{
+    __local long_sum scratch[WG_SIZE];
+    const ulong row = get_group_id(0);
+    const ulong row_at = row_start(&p, row, p.probabilities_row_stride);
+    const ulong start = p.offset.gradient + row_start(&p, row, p.gradient_row_stride);
+    __global const storage *s = probabilities + p.offset.probabilities + row_at;
+    __global const storage *g = upstream + p.offset.upstream + row_at;
+    long_sum dot = {0, 0};
+    for (uint c = (uint)get_local_id(0); c < p.classes; c += WG_SIZE) {
+        dot = long_add(dot, load_one(s + c * p.inner) * load_one(g + c * p.inner));
+    }
+    const real mean = long_value(group_sum(dot, scratch));
+    for (uint c = (uint)get_local_id(0); c < p.classes; c += WG_SIZE) {
+        real value = load_one(s + c * p.inner) * (load_one(g + c * p.inner) - mean);
+        __global gradient_storage *out = gradient + start + c * p.inner;
+        if (p.flags & FLAG_ACCUMULATE) value = value + load_gradient_one(out);
+        store_gradient_one(out, value);
+    }
+}
+
+__kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1)))
+void clxent_probability_loss(const clxent_parameters p,
+                             __global const storage *restrict probabilities, /* [rows, classes] */
+                             __global const void *restrict targets,          /* [rows] or [rows, classes] */
+                             __global real *restrict losses,                 /* [rows], or NULL: in workspace */
+                             __global uchar *restrict workspace)
+{
+    __local long_sum scratch[WG_SIZE];
+    const ulong row = get_group_id(0);
+    const row_target t = get_target(&p, row, targets, 0);
+    const ulong start = p.offset.probabilities + row_start(&p, row, p.probabilities_row_stride);
+    const ulong q_start = p.offset.targets + row_start(&p, row, p.target_row_stride);
+    __global real *out = (p.outputs & OUTPUT_LOSSES) ? losses + p.offset.losses
+                                                     : (__global real *)(workspace + p.row_losses_at);
+    long_sum sum = {0, 0};
+    if (t.has_class) {
+        if (get_local_id(0) == 0) {
+            sum.high = -log(load_one(probabilities + start + t.class_index * p.inner));
+        }
+    } else if (t.counts) {
+        for (uint c = (uint)get_local_id(0); c < p.classes; c += WG_SIZE) {
+            const real q = label_at(&p, &t, targets, q_start, c);
+            if (q != 0) sum = long_add(sum, q * -log(load_one(probabilities + start + c * p.inner)));
+        }
+    }
+    sum = group_sum(sum, scratch);
+    if (get_local_id(0) == 0) out[row] = t.bad ? REAL_NAN : long_value(sum);
+}
+
+__kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1)))
+void clxent_softmax_gradient(const clxent_parameters p,
+                             __global const storage *restrict probabilities, /* [rows, classes] */
+                             __global const void *restrict targets,          /* [rows] or [rows, classes] */
+                             __global const real *restrict upstream,         /* [1] or [rows] */
+                             __global const real *restrict denominator,      /* [1] */
+                             __global gradient_storage *restrict gradient,   /* [rows, classes] */
+                             __global uchar *restrict workspace)
+{
+    const ulong row = get_group_id(0);
+    const row_target t = get_target(&p, row, targets, 0);
+    const bool has_own_d = (p.flags & (FLAG_MEAN | FLAG_DENOMINATOR)) == FLAG_MEAN;
+    const real d = (p.flags & FLAG_DENOMINATOR) ? denominator[p.offset.denominator]
+                   : has_own_d                  ? *(__global const real *)(workspace + p.totals_at)
+                                                : REAL(1.0);
+    const real up = (p.flags & FLAG_UPSTREAM_ROWS) ? upstream[p.offset.upstream + row]
+                    : (p.flags & FLAG_UPSTREAM)    ? upstream[p.offset.upstream]
+                                                   : REAL(1.0);
+    const bool zero = !t.counts || (has_own_d && d == 0);
+    const ulong start = p.offset.probabilities + row_start(&p, row, p.probabilities_row_stride);
+    const ulong q_start = p.offset.targets + row_start(&p, row, p.target_row_stride);
+    const ulong to = p.offset.gradient + row_start(&p, row, p.gradient_row_stride);
+    for (uint c = (uint)get_local_id(0); c < p.classes; c += WG_SIZE) {
+        real value = t.bad ? REAL_NAN : REAL(0.0);
+        if (!zero) {
+            const real q = label_at(&p, &t, targets, q_start, c);
+            value = (load_one(probabilities + start + c * p.inner) - q) * (up / d);
+        }
+        __global gradient_storage *out = gradient + to + c * p.inner;
+        if (p.flags & FLAG_ACCUMULATE) value = value + load_gradient_one(out);
+        store_gradient_one(out, value);
+    }
+}

@@ -1,0 +1,547 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * common.cl - storage types, the exponential, work-group reductions; stands behind parameters.cl at the
+ * head of every program.
+ *
+ * Set by the host with -D (host/plan.c, build_options()):
+ *   DTYPE           storage of logits, probabilities, softmax: 1 f32, 2 f16, 3 bf16, 4 f64
+ *   GRADIENT_DTYPE  storage of the gradient, same values
+ *   VEC             elements that one work-item handles at a time: 1, 4, 8 or 16
+ *   WG_SIZE         work-items in a group: a power of two, at most 1024. With 1 every barrier and
+ *                   tree below vanishes: that is the CPU's shape, one work-item a row
+ */
+#if !defined(DTYPE) || DTYPE < 1 || DTYPE > 4
+#    error "DTYPE: 1 f32, 2 f16, 3 bf16, 4 f64"
+#endif
+#if !defined(GRADIENT_DTYPE) || GRADIENT_DTYPE < 1 || GRADIENT_DTYPE > 4
+#    error "GRADIENT_DTYPE: 1 f32, 2 f16, 3 bf16, 4 f64"
+#endif
+#if !defined(VEC) || (VEC != 1 && VEC != 4 && VEC != 8 && VEC != 16)
+#    error "VEC: 1, 4, 8 or 16"
+#endif
+#if !defined(WG_SIZE) || WG_SIZE < 1 || WG_SIZE > 1024 || (WG_SIZE & (WG_SIZE - 1)) != 0
+#    error "WG_SIZE: a power of two, at most 1024"
+#endif
+
+/* a * b + c is one rounding only where fma() says so: every kernel then gives the same bits, and the
+ * error-free sums below stay error-free. */
+#pragma OPENCL FP_CONTRACT OFF
+
+#define F32 1
+#define F16 2
+#define BF16 3
+#define F64 4
+
+#define PASTE_(a, b) a##b
+#define PASTE(a, b) PASTE_(a, b)
+
+#if DTYPE == F64
+#    pragma OPENCL EXTENSION cl_khr_fp64 : enable
+typedef double real;
+typedef long integer; /* as wide as real */
+#    define REAL(x) x
+#    define REAL_TYPE double
+#    define INTEGER_TYPE long
+#else
+typedef float real;
+typedef int integer;
+#    define REAL(x) x##f
+#    define REAL_TYPE float
+#    define INTEGER_TYPE int
+#endif
+#define convert_real PASTE(convert_, REAL_TYPE)
+#define REAL_INFINITY ((real)INFINITY)
+#define REAL_NAN ((real)NAN)
+
+#if VEC == 1
+typedef real vec;
+typedef integer ivec;
+#    define AS_VEC PASTE(as_, REAL_TYPE)
+#    define AS_IVEC PASTE(as_, INTEGER_TYPE)
+#    define CONVERT_VEC PASTE(convert_, REAL_TYPE)
+#    define VECTOR(type) type
+#    define CONVERT(type) PASTE(convert_, type)
+#    define AS(type) PASTE(as_, type)
+#    define LOAD(p) (*(p))
+#    define STORE(v, p) (*(p) = (v))
+#    define LOAD_HALF(p) vload_half(0, p)
+#    define STORE_HALF(v, p) vstore_half_rte(v, 0, p)
+#else
+typedef PASTE(REAL_TYPE, VEC) vec;
+typedef PASTE(INTEGER_TYPE, VEC) ivec;
+#    define AS_VEC PASTE(PASTE(as_, REAL_TYPE), VEC)
+#    define AS_IVEC PASTE(PASTE(as_, INTEGER_TYPE), VEC)
+#    define CONVERT_VEC PASTE(PASTE(convert_, REAL_TYPE), VEC)
+#    define VECTOR(type) PASTE(type, VEC)
+#    define CONVERT(type) PASTE(PASTE(convert_, type), VEC)
+#    define AS(type) PASTE(PASTE(as_, type), VEC)
+#    define LOAD(p) PASTE(vload, VEC)(0, p)
+#    define STORE(v, p) PASTE(vstore, VEC)(v, 0, p)
+#    define LOAD_HALF(p) PASTE(vload_half, VEC)(0, p)
+#    define STORE_HALF(v, p) PASTE(PASTE(vstore_half, VEC), _rte)(v, 0, p)
+#endif
+
+/* ---- Storage ----------------------------------------------------------------------------- */
+
+/* Of the four functions for each tensor, load and store are the only ones that know its dtype. */
+#if DTYPE == F32
+typedef float storage;
+#elif DTYPE == F16
+typedef half storage;
+#elif DTYPE == BF16
+typedef ushort storage;
+#else
+typedef double storage;
+#endif
+
+#if GRADIENT_DTYPE == F32
+typedef float gradient_storage;
+#elif GRADIENT_DTYPE == F16
+typedef half gradient_storage;
+#elif GRADIENT_DTYPE == BF16
+typedef ushort gradient_storage;
+#else
+typedef double gradient_storage;
+#endif
+
+/* Where the compiler has it, a store that does not first read the line it overwrites: 0.7 of the
+ * time of a plain copy on PoCL. The pointer must be aligned to the vector. */
+#if defined(__has_builtin)
+#    if __has_builtin(__builtin_nontemporal_store) && VEC > 1
+#        define HAS_NONTEMPORAL 1
+#    endif
+#endif
+#if !defined(HAS_NONTEMPORAL)
+#    define HAS_NONTEMPORAL 0
+#endif
+
+/* bf16 is the upper half of an f32, rounded to nearest even. NaN keeps its upper bits and gets a quiet
+ * bit, as rounding could carry its payload into the exponent. */
+#define DEFINE_BF16(NAME, FLOAT, UINT, USHORT, AS_UINT, AS_FLOAT, TO_UINT, TO_USHORT)  \
+    static inline FLOAT NAME##_load(const USHORT bits)                                 \
+    {                                                                                  \
+        return AS_FLOAT(TO_UINT(bits) << 16);                                          \
+    }                                                                                  \
+    static inline USHORT NAME##_store(const FLOAT value)                               \
+    {                                                                                  \
+        const UINT bits = AS_UINT(value);                                              \
+        const UINT rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;             \
+        const UINT quiet = (bits >> 16) | 0x40u;                                       \
+        return TO_USHORT((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);        \
+    }
+
+#if DTYPE == BF16 || GRADIENT_DTYPE == BF16
+DEFINE_BF16(bf16_scalar, float, uint, ushort, as_uint, as_float, convert_uint, convert_ushort)
+#    if VEC > 1
+DEFINE_BF16(bf16_vector, VECTOR(float), VECTOR(uint), VECTOR(ushort), AS(uint), AS(float), CONVERT(uint),
+            CONVERT(ushort))
+#    else
+#        define bf16_vector_load bf16_scalar_load
+#        define bf16_vector_store bf16_scalar_store
+#    endif
+#endif
+
+static inline real load_one(__global const storage *p)
+{
+#if DTYPE == F16
+    return vload_half(0, p);
+#elif DTYPE == BF16
+    return bf16_scalar_load(*p);
+#else
+    return *p;
+#endif
+}
+
+static inline vec load_vector(__global const storage *p)
+{
+#if DTYPE == F16
+    return LOAD_HALF(p);
+#elif DTYPE == BF16
+    return bf16_vector_load(LOAD(p));
+#else
+    return LOAD(p);
+#endif
+}
+
+#define DEFINE_STORE(NAME, STORAGE, KIND)                                                      \
+    static inline void NAME##_one(__global STORAGE *p, const real value)                       \
+    {                                                                                          \
+        KIND##_STORE_ONE(value, p);                                                            \
+    }                                                                                          \
+    /* aligned: p is aligned to the vector's storage and the store may bypass the cache */     \
+    static inline void NAME##_vector(__global STORAGE *p, const vec value, const bool aligned) \
+    {                                                                                          \
+        KIND##_STORE_VECTOR(value, p, aligned);                                                \
+    }
+
+#if HAS_NONTEMPORAL
+#    define STORE_OR_STREAM(TYPE, v, p, aligned)                            \
+        do {                                                                \
+            if (aligned) {                                                  \
+                __builtin_nontemporal_store(v, (__global VECTOR(TYPE) *)(p)); \
+            } else {                                                        \
+                STORE(v, p);                                                \
+            }                                                               \
+        } while (0)
+#else
+#    define STORE_OR_STREAM(TYPE, v, p, aligned) \
+        do {                                     \
+            (void)(aligned);                     \
+            STORE(v, p);                         \
+        } while (0)
+#endif
+#define F32_STORE_ONE(v, p) (*(p) = convert_float(v))
+#define F32_STORE_VECTOR(v, p, aligned) STORE_OR_STREAM(float, CONVERT(float)(v), p, aligned)
+#define F64_STORE_ONE(v, p) (*(p) = (v))
+#define F64_STORE_VECTOR(v, p, aligned) STORE_OR_STREAM(double, v, p, aligned)
+#define BF16_STORE_ONE(v, p) (*(p) = bf16_scalar_store(v))
+#define BF16_STORE_VECTOR(v, p, aligned) STORE_OR_STREAM(ushort, bf16_vector_store(v), p, aligned)
+#define F16_STORE_ONE(v, p) vstore_half_rte(v, 0, p)
+#define F16_STORE_VECTOR(v, p, aligned) \
+    do {                                \
+        (void)(aligned);                \
+        STORE_HALF(v, p);               \
+    } while (0)
+
+#if DTYPE == F32
+DEFINE_STORE(store, storage, F32)
+#elif DTYPE == F16
+DEFINE_STORE(store, storage, F16)
+#elif DTYPE == BF16
+DEFINE_STORE(store, storage, BF16)
+#else
+DEFINE_STORE(store, storage, F64)
+#endif
+#if GRADIENT_DTYPE == F32
+DEFINE_STORE(store_gradient, gradient_storage, F32)
+#elif GRADIENT_DTYPE == F16
+DEFINE_STORE(store_gradient, gradient_storage, F16)
+#elif GRADIENT_DTYPE == BF16
+DEFINE_STORE(store_gradient, gradient_storage, BF16)
+#else
+DEFINE_STORE(store_gradient, gradient_storage, F64)
+#endif
+
+static inline real load_gradient_one(__global const gradient_storage *p)
+{
+#if GRADIENT_DTYPE == F16
+    return vload_half(0, p);
+#elif GRADIENT_DTYPE == BF16
+    return bf16_scalar_load(*p);
+#else
+    return convert_real(*p);
+#endif
+}
+
+static inline vec load_gradient_vector(__global const gradient_storage *p)
+{
+#if GRADIENT_DTYPE == F16
+    return LOAD_HALF(p);
+#elif GRADIENT_DTYPE == BF16
+    return bf16_vector_load(LOAD(p));
+#elif GRADIENT_DTYPE == F32 && DTYPE == F64
+    return CONVERT(double)(LOAD(p));
+#else
+    return LOAD(p);
+#endif
+}
+
+/* A vector of which only the first n elements exist (1 <= n <= VEC). The others are never touched, and
+ * read as fill. All loads are in bounds, so none of them needs a branch. */
+static inline vec load_partial(__global const storage *p, const uint n, const real fill)
+{
+    real element[VEC];
+    for (uint i = 0; i < VEC; i++) {
+        const real value = load_one(p + min(i, n - 1));
+        element[i] = i < n ? value : fill;
+    }
+    return LOAD(element);
+}
+
+static inline void store_partial(__global storage *p, const vec value, const uint n)
+{
+    real element[VEC];
+    STORE(value, element);
+    for (uint i = 0; i < VEC; i++) {
+        if (i < n) store_one(p + i, element[i]);
+    }
+}
+
+static inline vec load_gradient_partial(__global const gradient_storage *p, const uint n)
+{
+    real element[VEC];
+    for (uint i = 0; i < VEC; i++) element[i] = load_gradient_one(p + min(i, n - 1));
+    return LOAD(element);
+}
+
+static inline void store_gradient_partial(__global gradient_storage *p, const vec value, const uint n)
+{
+    real element[VEC];
+    STORE(value, element);
+    for (uint i = 0; i < VEC; i++) {
+        if (i < n) store_gradient_one(p + i, element[i]);
+    }
+}
+
+/* ---- Vectors ----------------------------------------------------------------------------- */
+
+/* Maximum that prefers a where either is NaN: one instruction (maxps), unlike fmax. */
+static inline vec vec_max(const vec a, const vec b)
+{
+    return b > a ? b : a;
+}
+
+static inline real real_max(const real a, const real b)
+{
+    return b > a ? b : a;
+}
+
+static inline real real_sum(const real a, const real b)
+{
+    return a + b;
+}
+
+/* A vector's elements to one, halves first. */
+#if VEC == 16
+#    define FOLD(v, f)                                                                        \
+        f(f(f(f((v).s0, (v).s8), f((v).s4, (v).sc)), f(f((v).s2, (v).sa), f((v).s6, (v).se))), \
+          f(f(f((v).s1, (v).s9), f((v).s5, (v).sd)), f(f((v).s3, (v).sb), f((v).s7, (v).sf))))
+#    define IOTA ((ivec)(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15))
+#elif VEC == 8
+#    define FOLD(v, f) \
+        f(f(f((v).s0, (v).s4), f((v).s2, (v).s6)), f(f((v).s1, (v).s5), f((v).s3, (v).s7)))
+#    define IOTA ((ivec)(0, 1, 2, 3, 4, 5, 6, 7))
+#elif VEC == 4
+#    define FOLD(v, f) f(f((v).s0, (v).s2), f((v).s1, (v).s3))
+#    define IOTA ((ivec)(0, 1, 2, 3))
+#else
+#    define FOLD(v, f) (v)
+#    define IOTA 0
+#endif
+
+/* ---- The exponential --------------------------------------------------------------------- */
+
+/* Softmax needs exp(z - m) for the maximum m. Subtracting first rounds z - m to u * |z - m|, which
+ * the exponential turns into a relative error. So z is range-reduced as it stands,
+ *
+ *     z = k ln2 + r,  |r| <= ln2 / 2        exp(z) = 2^k exp(r)
+ *
+ * and what is shifted away is not m but 2^q, q = rint(m / ln2): exp(z - q ln2) = 2^(k - q) exp(r) has a
+ * relative error of about 2u whatever z, costs no instruction more, and when the maximum grows the
+ * sum so far is rescaled by a power of two, which is exact. The largest term lies in [2^-1/2, 2^1/2].
+ *
+ * k - q is computed in one fma with a constant that leaves the integer k - q + BIAS in the low bits of the
+ * mantissa: shifted into the exponent's place, it is 2^(k - q). z is clamped from below to where that is 0, so
+ * terms under 2^(-BIAS + 1/2) of the largest vanish, -inf included, and NaN stays NaN.
+ *
+ * With ln2 in two parts this holds for |k| < 2^22; beyond MAX_NEAR the row's maximum is subtracted
+ * first after all ("far": base = m, q = 0): two logits differ there by 1/8 at least or not at all. */
+#define INV_LN2 REAL(0x1.71547652b82fep+0)
+#if DTYPE == F64
+#    define LN2_HIGH 0x1.62e42fefa39efp-1
+#    define LN2_LOW 0x1.abc9e3b39803fp-56
+#    define ROUNDER 0x1.8p+52
+#    define BIAS 1023
+#    define MANTISSA_BITS 52
+#    define MAX_NEAR 0x1p+50
+#    define REAL_MIN_NORMAL 0x1p-1022
+#else
+#    define LN2_HIGH 0x1.62e430p-1f
+#    define LN2_LOW -0x1.05c610p-29f
+#    define ROUNDER 0x1.8p+23f
+#    define BIAS 127
+#    define MANTISSA_BITS 23
+#    define MAX_NEAR 0x1p+20f
+#    define REAL_MIN_NORMAL 0x1p-126f
+#endif
+
+/* exp(r) = 1 + r + r^2 P(r): P of least relative error on |r| <= 0.3475 (Remez exchange), 3.1e-9 = 0.05 u for
+ * f32, 5.5e-20 for f64. */
+#if DTYPE == F64
+#    define EXP_POLYNOMIAL(T, p, r)          \
+        T p = (T)(0x1.1e3c462bb53ffp-29);    \
+        p = fma(p, r, (T)(0x1.af6d42be17e7ep-26)); \
+        p = fma(p, r, (T)(0x1.27e5b62d97945p-22)); \
+        p = fma(p, r, (T)(0x1.71ddef5d22005p-19)); \
+        p = fma(p, r, (T)(0x1.a01a0134ec9a0p-16)); \
+        p = fma(p, r, (T)(0x1.a01a01b3cb125p-13)); \
+        p = fma(p, r, (T)(0x1.6c16c16c30d04p-10)); \
+        p = fma(p, r, (T)(0x1.111111110eb9bp-7));  \
+        p = fma(p, r, (T)(0x1.5555555555501p-5));  \
+        p = fma(p, r, (T)(0x1.555555555555cp-3));  \
+        p = fma(p, r, (T)(0.5));                   \
+        p = fma(p, r, (T)(1.0));
+#else
+#    define EXP_POLYNOMIAL(T, p, r)           \
+        T p = (T)(0x1.6a21acp-10f);           \
+        p = fma(p, r, (T)(0x1.123b6ap-7f));   \
+        p = fma(p, r, (T)(0x1.5558fap-5f));   \
+        p = fma(p, r, (T)(0x1.555490p-3f));   \
+        p = fma(p, r, (T)(0x1.fffffcp-2f));   \
+        p = fma(p, r, (T)(1.0f));
+#endif
+
+/* The scale that a row's exponentials share: they are exp(z - base) * 2^-q. */
+typedef struct {
+    real base;   /* 0 while |maximum| <= MAX_NEAR, else the maximum */
+    real q;      /* an integer */
+    real lowest; /* z - base is clamped to this: (q - BIAS) ln2 */
+} exp_scale;
+
+static inline exp_scale exp_scale_of(const real maximum)
+{
+    exp_scale s = {0, 0, -BIAS * LN2_HIGH};
+    if (fabs(maximum) <= MAX_NEAR) {
+        s.q = (maximum * INV_LN2 + ROUNDER) - ROUNDER;
+        s.lowest = (s.q - BIAS) * LN2_HIGH;
+    } else if (maximum > -REAL_INFINITY) {
+        s.base = maximum; /* not for -inf, the maximum of nothing yet: its terms are 0 at any scale */
+    }
+    return s;
+}
+
+#define DEFINE_EXP(NAME, T, I, AS_T, AS_I)                                              \
+    static inline T NAME(const T z, const exp_scale s, const bool far)                  \
+    {                                                                                   \
+        const T x = far ? z - s.base : z;                                               \
+        const T clamped = (T)(s.lowest) > x ? (T)(s.lowest) : x;                        \
+        const T rounder = (T)(ROUNDER + BIAS - s.q);                                    \
+        const T shifted = fma(clamped, (T)(INV_LN2), rounder);                          \
+        const T k = shifted - rounder;                                                  \
+        const T high = fma(k, (T)(-LN2_HIGH), clamped);                                 \
+        const T r = fma(k, (T)(-LN2_LOW), high);                                        \
+        EXP_POLYNOMIAL(T, p, r)                                                         \
+        p = fma(p, r, (T)(1));                                                          \
+        return p * AS_T(AS_I(shifted) << MANTISSA_BITS);                                \
+    }
+
+DEFINE_EXP(exp_one, real, integer, PASTE(as_, REAL_TYPE), PASTE(as_, INTEGER_TYPE))
+#if VEC > 1
+DEFINE_EXP(exp_vector, vec, ivec, AS_VEC, AS_IVEC)
+#else
+#    define exp_vector exp_one
+#endif
+
+/* 2^n for an integer n <= BIAS, 0 below the normal numbers. */
+static inline real power_of_two(const real n)
+{
+    const integer biased = convert_int_rtz(n < -BIAS ? -BIAS : n) + BIAS;
+    return PASTE(as_, REAL_TYPE)(biased << MANTISSA_BITS);
+}
+
+/* exp(from's scale - to's): what turns a sum at scale from into one at scale to, whose maximum is no less.
+ * Exact but where one of them is far. */
+static inline real exp_rescale(const exp_scale from, const exp_scale to)
+{
+    if (from.base == to.base) return power_of_two(from.q - to.q);
+    return exp((from.base - to.base) + (from.q - to.q) * LN2_HIGH);
+}
+
+/* ---- Sums -------------------------------------------------------------------------------- */
+
+/* A sum with what its additions lost: exact to about u^2, so the order matters in theory only. */
+typedef struct {
+    real high, low;
+} long_sum;
+
+/* Knuth's two-sum; a sum that is infinite or NaN stays so: high decides, low is not looked at. */
+static inline long_sum long_add(const long_sum s, const real x)
+{
+    const real high = s.high + x;
+    const real shadow = high - s.high;
+    const real lost = (s.high - (high - shadow)) + (x - shadow);
+    return (long_sum){high, s.low + lost};
+}
+
+static inline real long_value(const long_sum s)
+{
+    const real value = s.high + s.low;
+    return isfinite(s.high) ? value : s.high;
+}
+
+static inline long_sum long_merge(const long_sum a, const long_sum b)
+{
+    const long_sum s = long_add(a, b.high);
+    return (long_sum){s.high, s.low + b.low};
+}
+
+/* Over the work-group, by a tree of fixed shape; every work-item must call them and gets the result.
+ * scratch is [2 * WG_SIZE]. The barriers: one before each level (the level above was written by others), one
+ * before the result is read, one after it so that the caller may use scratch again. */
+#define DEFINE_GROUP(NAME, T, OP)                                                 \
+    static inline T NAME(T value, __local T *scratch)                             \
+    {                                                                             \
+        if (WG_SIZE == 1) return value;                                           \
+        const uint lid = (uint)get_local_id(0);                                   \
+        scratch[lid] = value;                                                     \
+        for (uint half_size = WG_SIZE / 2; half_size > 0; half_size /= 2) {       \
+            barrier(CLK_LOCAL_MEM_FENCE);                                         \
+            if (lid < half_size) {                                                \
+                scratch[lid] = OP(scratch[lid], scratch[lid + half_size]);        \
+            }                                                                     \
+        }                                                                         \
+        barrier(CLK_LOCAL_MEM_FENCE);                                             \
+        value = scratch[0];                                                       \
+        barrier(CLK_LOCAL_MEM_FENCE);                                             \
+        return value;                                                             \
+    }
+DEFINE_GROUP(group_max, real, real_max)
+DEFINE_GROUP(group_min, uint, min)
+DEFINE_GROUP(group_sum, long_sum, long_merge)
+
+/* ---- Rows -------------------------------------------------------------------------------- */
+
+/* The element that class 0 of a row stands at: [rows / inner, classes, inner]. */
+static inline ulong row_start(const clxent_parameters *p, const ulong row, const ulong stride)
+{
+    return p->inner == 1 ? row * stride : row / p->inner * stride + row % p->inner;
+}
+
+static inline bool is_probabilities(const uint target_type)
+{
+    return target_type >= TARGET_PROBABILITIES_F32;
+}
+
+/* What a row's target says: whether the row counts, and how much. */
+typedef struct {
+    bool counts;  /* neither ignored nor masked nor out of range */
+    bool bad;     /* out of range, and the policy makes that NaN */
+    bool has_class; /* counts, with an index target: class_index is in range */
+    uint class_index;
+    long value;   /* as stored, where bad */
+    real weight;  /* row_weight; 0 where the row does not count */
+} row_target;
+
+static inline long load_target(__global const void *targets, const uint type, const ulong at)
+{
+    if (type == TARGET_I32) return ((__global const int *)targets)[at];
+    if (type == TARGET_I64) return ((__global const long *)targets)[at];
+    return ((__global const uchar *)targets)[at];
+}
+
+/* The target is compared at its full width, and a row of weight 0 does not look at it. */
+static inline row_target get_target(const clxent_parameters *p, const ulong row,
+                                    __global const void *targets, __global const real *row_weights)
+{
+    row_target t = {false, false, false, 0, 0, 0};
+    const real weight = (p->flags & FLAG_ROW_WEIGHTS) ? row_weights[p->offset.row_weights + row] : REAL(1.0);
+    if (weight == 0 || p->target_type == TARGET_NONE) return t;
+    if (p->shift > 0 && row % p->seq + p->shift >= p->seq) return t;
+    if (is_probabilities(p->target_type)) {
+        t.counts = true;
+        t.weight = weight;
+        return t;
+    }
+    const long target = load_target(targets, p->target_type, p->offset.targets + row + p->shift);
+    if ((p->flags & FLAG_IGNORE_INDEX) && target == p->ignore_index) return t;
+    if (target < 0 || target >= (long)p->classes) {
+        t.bad = p->bad_target != BAD_TARGET_IGNORE;
+        t.value = target;
+        return t;
+    }
+    t.counts = true;
+    t.has_class = true;
+    t.class_index = (uint)target;
+    t.weight = weight;
+    return t;
+}

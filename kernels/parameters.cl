@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * parameters.cl - what the host tells every kernel: one struct, passed by value, and its constants.
+ *
+ * Read by two compilers: by OpenCL C as the first part of every program, and by host/enqueue.c, which
+ * typedefs ulong, long and uint to the cl_ types first. Hence plain C, 8-byte members first, no padding.
+ */
+
+/* Offsets of the caller's buffers, in elements, by name. */
+typedef struct clxent_offsets {
+    ulong logits, probabilities, targets, class_weights, row_weights, upstream, denominator;
+    ulong losses, loss, lse, softmax, log_softmax, gradient, argmax, correct, entropy, statistics;
+    ulong bad_targets, one_hot;
+} clxent_offsets;
+
+typedef struct clxent_parameters {
+    ulong rows;      /* of this launch */
+    ulong first_row; /* of this launch in the whole run: what messages and records count from */
+    ulong seq, shift, inner;
+    ulong row_stride, gradient_row_stride, probabilities_row_stride, target_row_stride;
+    ulong totals_at, partials_at, row_losses_at, correct_at; /* bytes into the workspace */
+    long ignore_index;
+    clxent_offsets offset;
+    uint classes;
+    uint outputs;        /* CLXENT_OUTPUT_* bits: the values below are the same */
+    uint flags;          /* FLAG_* */
+    uint target_type;    /* TARGET_* */
+    uint bad_target;     /* BAD_TARGET_* */
+    uint cache_elements; /* of local memory behind `cache`; 0: none */
+    uint rows_per_group;
+    uint padding;
+} clxent_parameters;
+
+#define OUTPUT_LOSSES (1u << 0)
+#define OUTPUT_LOSS (1u << 1)
+#define OUTPUT_LSE (1u << 2)
+#define OUTPUT_SOFTMAX (1u << 3)
+#define OUTPUT_LOG_SOFTMAX (1u << 4)
+#define OUTPUT_GRADIENT (1u << 5)
+#define OUTPUT_ARGMAX (1u << 6)
+#define OUTPUT_CORRECT (1u << 7)
+#define OUTPUT_ENTROPY (1u << 8)
+#define OUTPUT_STATISTICS (1u << 9)
+#define OUTPUT_BAD_TARGETS (1u << 10)
+#define OUTPUT_ONE_HOT (1u << 11)
+
+#define TARGET_NONE 0u
+#define TARGET_I32 1u
+#define TARGET_I64 2u
+#define TARGET_U8 3u
+#define TARGET_PROBABILITIES_F32 4u
+#define TARGET_PROBABILITIES_LOGITS 5u
+
+#define BAD_TARGET_REPORT 0u
+#define BAD_TARGET_NAN 1u
+#define BAD_TARGET_IGNORE 2u
+
+#define FLAG_IGNORE_INDEX (1u << 0)     /* ignore_index is in use */
+#define FLAG_CLASS_WEIGHTS (1u << 1)
+#define FLAG_ROW_WEIGHTS (1u << 2)
+#define FLAG_UPSTREAM (1u << 3)
+#define FLAG_UPSTREAM_ROWS (1u << 4)    /* upstream is [rows] */
+#define FLAG_DENOMINATOR (1u << 5)      /* the caller gave one */
+#define FLAG_MEAN (1u << 6)             /* D is what the target pass left in the totals */
+#define FLAG_ACCUMULATE (1u << 7)       /* gradient += */
+#define FLAG_FROM_STATISTICS (1u << 8)  /* statistics are an input */
+#define FLAG_NONTEMPORAL (1u << 9)      /* large results bypass the cache; changes no bit */
+#define FLAG_ALL_IGNORED_ZERO (1u << 10)
+#define FLAG_FIRST_PART (1u << 11)      /* totals start at zero */
+#define FLAG_LAST_PART (1u << 12)       /* the loss may be divided and written */
+#define FLAG_F64_PROBABILITIES (1u << 13)
+
+/* Rows that one partial sum of reduce.cl covers. Part of what decides the bits of a mean: never derived
+ * from the device. */
+#define REDUCE_ROWS 4096u
+
+/* Bytes of the totals and of one partial in the workspace; what is in them is reduce.cl's business. */
+#define TOTALS_BYTES 128u
+#define PARTIAL_BYTES 64u

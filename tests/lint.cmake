@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: MIT
+#
+# clang compiles PROGRAM in every shape that host/plan.c may ask for, for a device that has nothing beyond OpenCL
+# C 1.2. The compilers of drivers are more lenient: they let doubles and extensions of later versions pass.
+cmake_minimum_required(VERSION 3.21)
+
+set(dtypes 1:1 1:2 1:3 2:1 2:2 2:3 3:1 3:2 3:3 4:4 4:1) # DTYPE:GRADIENT_DTYPE, as kernels/common.cl numbers them
+set(cpu -DWG_SIZE=1)
+set(gpu -DWG_SIZE=256)
+if(PROGRAM STREQUAL "cross_entropy")
+  set(shapes "")
+  foreach(general 0 1)
+    list(APPEND shapes
+      "${cpu} -DVEC=16 -DBLOCK=64 -DSTRIDED=0 -DGENERAL=${general}"
+      "${cpu} -DVEC=1 -DBLOCK=64 -DSTRIDED=1 -DGENERAL=${general}"
+      "${gpu} -DVEC=4 -DBLOCK=4 -DSTRIDED=0 -DGENERAL=${general}"
+      "${gpu} -DVEC=1 -DBLOCK=4 -DSTRIDED=1 -DGENERAL=${general}")
+  endforeach()
+else()
+  set(shapes "${cpu} -DVEC=1" "${gpu} -DVEC=1")
+endif()
+if(PROGRAM STREQUAL "reduce")
+  set(dtypes 1:1 4:4)
+endif()
+
+# -cl-no-stdinc leaves out clang's own table of builtins, which lacks vload_half where the device lacks fp16;
+# opencl-c.h, which -finclude-default-header then brings, has it.
+set(flags -x cl -cl-std=CL1.2 -cl-no-stdinc -Xclang -finclude-default-header -target spir64
+  -Wall -Wextra -Wconversion -Wdouble-promotion -Werror -fsyntax-only
+  -include ${KERNELS}/parameters.cl -include ${KERNELS}/common.cl)
+
+foreach(dtype IN LISTS dtypes)
+  set(extensions -all)
+  if(dtype MATCHES "4")
+    set(extensions -all,+cl_khr_fp64)
+  endif()
+  foreach(shape IN LISTS shapes)
+    string(REGEX REPLACE "(.*):(.*)" "${shape} -DDTYPE=\\1 -DGRADIENT_DTYPE=\\2" defines ${dtype})
+    separate_arguments(arguments UNIX_COMMAND "${defines}")
+    execute_process(
+      COMMAND ${CLANG} ${flags} -Xclang -cl-ext=${extensions} ${arguments} ${KERNELS}/${PROGRAM}.cl
+      RESULT_VARIABLE status OUTPUT_VARIABLE output ERROR_VARIABLE output)
+    if(NOT status EQUAL 0)
+      message(FATAL_ERROR "${PROGRAM}.cl with ${defines}:\n${output}")
+    endif()
+  endforeach()
+endforeach()

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: MIT
+#
+# The shared library installed under PREFIX exports exactly the functions that the HEADERS declare.
+cmake_minimum_required(VERSION 3.21)
+
+execute_process(COMMAND ${NM} -D --defined-only --format=posix ${PREFIX}/lib/libclxent.so
+  OUTPUT_VARIABLE symbols COMMAND_ERROR_IS_FATAL ANY)
+string(REGEX MATCHALL "[^\n]+" symbols "${symbols}")
+list(TRANSFORM symbols REPLACE " .*" "")
+
+set(declared "")
+foreach(header clxent.h reference.h)
+  file(READ ${HEADERS}/${header} text)
+  string(REGEX MATCHALL "CLXENT_API [^;(]*[ *]clxent_[a-z0-9_]+\\(" found "${text}")
+  list(TRANSFORM found REPLACE ".*[ *](clxent_[a-z0-9_]+)\\(" "\\1")
+  list(APPEND declared ${found})
+endforeach()
+list(LENGTH declared count)
+if(count LESS 10)
+  message(FATAL_ERROR "only ${count} declarations found in the headers: ${declared}")
+endif()
+
+set(unexpected ${symbols})
+list(REMOVE_ITEM unexpected ${declared})
+set(absent ${declared})
+list(REMOVE_ITEM absent ${symbols})
+if(unexpected OR absent)
+  message(FATAL_ERROR "exported but not declared: ${unexpected}\ndeclared but not exported: ${absent}")
+endif()

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: MIT
+#
+# Installs the library into WORK/prefix, then builds and runs a program against it, once through
+# find_package() and once through pkg-config. KIND is static or shared.
+cmake_minimum_required(VERSION 3.21)
+
+function(run)
+  execute_process(COMMAND ${ARGN} RESULT_VARIABLE status OUTPUT_VARIABLE output ERROR_VARIABLE output)
+  if(NOT status EQUAL 0)
+    list(JOIN ARGN " " command)
+    message(FATAL_ERROR "${command}\nfailed (${status}):\n${output}")
+  endif()
+endfunction()
+
+set(prefix ${WORK}/prefix)
+set(program ${SOURCE}/tools/examples/quickstart.c)
+set(shared OFF)
+if(KIND STREQUAL "shared")
+  set(shared ON)
+endif()
+set(configure ${CMAKE_COMMAND} -G ${GENERATOR} -DCMAKE_C_COMPILER=${COMPILER} -DCMAKE_BUILD_TYPE=Release)
+
+# The prefix starts empty, so that nothing an earlier run installed is found.
+file(REMOVE_RECURSE ${prefix} ${WORK}/consumer)
+run(${configure} -S ${SOURCE} -B ${WORK}/library -DBUILD_SHARED_LIBS=${shared} -DCMAKE_INSTALL_PREFIX=${prefix}
+  -DCMAKE_INSTALL_LIBDIR=lib -DCLXENT_BUILD_TOOLS=OFF -DCLXENT_BUILD_TESTS=OFF)
+run(${CMAKE_COMMAND} --build ${WORK}/library)
+run(${CMAKE_COMMAND} --install ${WORK}/library)
+
+run(${configure} -S ${CMAKE_CURRENT_LIST_DIR} -B ${WORK}/consumer -DCMAKE_PREFIX_PATH=${prefix}
+  -DSOURCE=${program})
+run(${CMAKE_COMMAND} --build ${WORK}/consumer)
+run(${WORK}/consumer/consumer)
+
+find_program(pkg_config NAMES pkg-config pkgconf REQUIRED)
+set(ENV{PKG_CONFIG_PATH} ${prefix}/lib/pkgconfig)
+execute_process(COMMAND ${pkg_config} --cflags --libs clxent
+  OUTPUT_VARIABLE flags OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
+separate_arguments(flags UNIX_COMMAND "${flags}")
+run(${COMPILER} -std=c11 -o ${WORK}/consumer/consumer-pkg-config ${program} ${flags} -Wl,-rpath,${prefix}/lib)
+run(${WORK}/consumer/consumer-pkg-config)

@@ -1,0 +1,456 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * test_api.c - the contract of plans and runs at the edges: every status provoked, each with a text that names the
+ * argument, what it got and what it takes; results NULL and nothing written on failure; structs of other ages.
+ *
+ * (Statuses of the context and of builds are provoked in test_context.c, of host arrays in test_host_arrays.c,
+ * failing drivers and failing malloc in test_faults.c.) Includes internal.h to take f64 from the device.
+ */
+#include "internal.h"
+#include "support.h"
+
+#include <criterion/criterion.h>
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { ROWS = 6, CLASSES = 4 };
+
+/* A plan with all its buffers, exactly as large as they must be. */
+static struct fixture {
+    clxent_desc desc;
+    clxent_plan *plan;
+    clxent_args args;
+    cl_mem mems[CLXENT_TENSORS];
+    size_t sizes[CLXENT_TENSORS];
+    size_t workspace;
+} f;
+
+static cl_mem make_buffer(size_t bytes)
+{
+    cl_int code;
+    unsigned char *data = take_memory(bytes);
+    memset(data, 0, bytes);
+    cl_mem mem = clCreateBuffer(device.cl, CL_MEM_READ_WRITE | CL_MEM_COPY_HOST_PTR, bytes, data, &code);
+    cr_assert(code == CL_SUCCESS, "clCreateBuffer: %d", code);
+    free(data);
+    return mem;
+}
+
+static clxent_buffer *field(clxent_args *args, int tensor) { return &args->logits + tensor; }
+
+static void open_fixture(void)
+{
+    const clxent_desc desc = CLXENT_DESC_INIT;
+
+    open_device();
+    f.desc = desc;
+    f.desc.outputs = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_SOFTMAX |
+                     CLXENT_OUTPUT_LOG_SOFTMAX | CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_ARGMAX |
+                     CLXENT_OUTPUT_CORRECT | CLXENT_OUTPUT_ENTROPY | CLXENT_OUTPUT_STATISTICS |
+                     CLXENT_OUTPUT_BAD_TARGETS;
+    f.desc.batch = ROWS;
+    f.desc.seq = 1;
+    f.desc.classes = CLASSES;
+    f.desc.target_type = CLXENT_TARGET_I32;
+    f.desc.has_class_weights = f.desc.has_row_weights = 1;
+    cr_assert(clxent_plan_create(&f.plan, device.ctx, &f.desc) == CLXENT_OK, "%s", last_error());
+    clxent_args_init(&f.args);
+    for (int t = 0; t < CLXENT_TENSORS; t++) {
+        clxent_need need;
+        cr_assert(
+            clxent_tensor_need(&f.desc, f.desc.outputs, false, ROWS, (clxent_tensor)t, &need, NULL, 0) == 0);
+        if (need.use == CLXENT_UNUSED) continue;
+        f.sizes[t] = need.bytes;
+        f.mems[t] = field(&f.args, t)->mem = make_buffer(need.bytes);
+    }
+    f.workspace = clxent_plan_workspace_size(f.plan);
+    f.args.workspace.mem = make_buffer(f.workspace > 0 ? f.workspace : 1);
+}
+
+static void close_fixture(void)
+{
+    for (int t = 0; t < CLXENT_TENSORS; t++) {
+        if (f.mems[t] != NULL) clReleaseMemObject(f.mems[t]);
+    }
+    clReleaseMemObject(f.args.workspace.mem);
+    clxent_plan_destroy(f.plan);
+    memset(&f, 0, sizeof f);
+    close_device();
+}
+
+TestSuite(api, .init = open_fixture, .fini = close_fixture);
+
+#define WORDS(...) ((const char *const[]){ __VA_ARGS__, NULL })
+
+static void check_text(const char *name, const char *const *words)
+{
+    const char *text = last_error();
+    cr_assert(strchr(text, '\n') == NULL && text[0] != '\0', "%s: not one line: \"%s\"", name, text);
+    for (size_t i = 0; words[i] != NULL; i++) {
+        cr_assert(strstr(text, words[i]) != NULL, "%s: \"%s\" does not say \"%s\"", name, text, words[i]);
+    }
+}
+
+/* Fails as it should, leaves the event alone, and enqueues nothing. */
+static void expect_enqueue(const char *name, const clxent_args *args, clxent_status want,
+                           const char *const *words)
+{
+    cl_event untouched = (cl_event)&f, event = untouched;
+    const clxent_status status = clxent_enqueue(f.plan, device.queue, args, 0, NULL, &event);
+    cr_assert(status == want, "%s: got %s: %s", name, clxent_status_string(status), last_error());
+    cr_assert(event == untouched, "%s: the event was touched", name);
+    check_text(name, words);
+}
+
+Test(api, the_fixture_itself_runs)
+{
+    cl_event done = NULL;
+    const clxent_status status = clxent_enqueue(f.plan, device.queue, &f.args, 0, NULL, &done);
+    cr_assert(status == CLXENT_OK, "%s: %s", clxent_status_string(status), last_error());
+    cr_assert(clWaitForEvents(1, &done) == CL_SUCCESS);
+    clReleaseEvent(done);
+}
+
+/* ---- Plans --------------------------------------------------------------------------------- */
+
+Test(api, plan_create_needs_its_pointers)
+{
+    clxent_plan *plan = f.plan;
+    cr_assert(clxent_plan_create(NULL, device.ctx, &f.desc) == CLXENT_ERROR_NULL_ARGUMENT);
+    cr_assert(clxent_plan_create(&plan, NULL, &f.desc) == CLXENT_ERROR_NULL_ARGUMENT);
+    cr_assert(plan == NULL);
+    plan = f.plan;
+    cr_assert(clxent_plan_create(&plan, device.ctx, NULL) == CLXENT_ERROR_NULL_ARGUMENT);
+    cr_assert(plan == NULL);
+}
+
+Test(api, destroy_accepts_null)
+{
+    clxent_plan_destroy(NULL);
+    clxent_context_destroy(NULL);
+    cr_assert(clxent_plan_workspace_size(f.plan) == f.workspace);
+}
+
+static void expect_plan(const char *name, const clxent_desc *desc, clxent_status want,
+                        const char *const *words)
+{
+    clxent_plan *plan = f.plan;
+    const clxent_status status = clxent_plan_create(&plan, device.ctx, desc);
+    cr_assert(status == want, "%s: got %s: %s", name, clxent_status_string(status), last_error());
+    cr_assert(plan == NULL, "%s: *out is not NULL", name);
+    check_text(name, words);
+}
+
+Test(api, invalid_descs_are_refused_by_name)
+{
+    clxent_desc desc = f.desc;
+    desc.classes = 0;
+    expect_plan("classes", &desc, CLXENT_ERROR_INVALID_DESC, WORDS("classes is 0"));
+    desc = f.desc;
+    desc.label_smoothing = 1.5;
+    expect_plan("label_smoothing", &desc, CLXENT_ERROR_INVALID_DESC,
+                WORDS("label_smoothing is 1.5", "[0, 1]"));
+    desc = f.desc;
+    desc.row_stride = 3;
+    expect_plan("row_stride", &desc, CLXENT_ERROR_INVALID_DESC, WORDS("row_stride is 3", "4"));
+    desc = f.desc;
+    desc.outputs = 0;
+    expect_plan("outputs", &desc, CLXENT_ERROR_INVALID_DESC, WORDS("outputs is 0"));
+    desc = f.desc;
+    desc.struct_size = sizeof desc + 8;
+    expect_plan("struct_size", &desc, CLXENT_ERROR_INVALID_DESC, WORDS("struct_size"));
+}
+
+Test(api, f64_without_device_support_is_unsupported)
+{
+    clxent_desc desc = f.desc;
+    desc.dtype = CLXENT_F64;
+    device.ctx->device.has_f64 = false;
+    expect_plan("f64", &desc, CLXENT_ERROR_UNSUPPORTED, WORDS("f64"));
+    /* The others still run. */
+    clxent_plan *plan;
+    desc.dtype = CLXENT_BF16;
+    cr_assert(clxent_plan_create(&plan, device.ctx, &desc) == CLXENT_OK, "%s", last_error());
+    clxent_plan_destroy(plan);
+}
+
+Test(api, a_plan_names_its_strategy)
+{
+    const char *strategy = clxent_plan_strategy(f.plan);
+    cr_assert(strategy != NULL && strategy[0] != '\0' && strchr(strategy, '\n') == NULL);
+}
+
+Test(api, a_plan_outlives_its_context)
+{
+    clxent_context *ctx;
+    clxent_plan *plan;
+    cl_event done;
+
+    cr_assert(clxent_context_create(&ctx, device.cl, device.id, NULL) == CLXENT_OK);
+    cr_assert(clxent_plan_create(&plan, ctx, &f.desc) == CLXENT_OK);
+    clxent_context_destroy(ctx);
+    cr_assert(clxent_enqueue(plan, device.queue, &f.args, 0, NULL, &done) == CLXENT_OK);
+    cr_assert(clWaitForEvents(1, &done) == CL_SUCCESS);
+    f.args.logits.mem = NULL; /* also its words have somewhere to go */
+    cr_assert(clxent_enqueue(plan, device.queue, &f.args, 0, NULL, NULL) == CLXENT_ERROR_NULL_ARGUMENT);
+    clReleaseEvent(done);
+    clxent_plan_destroy(plan);
+}
+
+/* ---- Runs ---------------------------------------------------------------------------------- */
+
+Test(api, enqueue_needs_its_pointers)
+{
+    cl_event gate[1] = { NULL };
+    cr_assert(clxent_enqueue(NULL, device.queue, &f.args, 0, NULL, NULL) == CLXENT_ERROR_NULL_ARGUMENT);
+    cr_assert(clxent_enqueue(f.plan, NULL, &f.args, 0, NULL, NULL) == CLXENT_ERROR_NULL_ARGUMENT);
+    check_text("queue", WORDS("queue"));
+    cr_assert(clxent_enqueue(f.plan, device.queue, NULL, 0, NULL, NULL) == CLXENT_ERROR_NULL_ARGUMENT);
+    check_text("args", WORDS("args"));
+    cr_assert(clxent_enqueue(f.plan, device.queue, &f.args, 1, NULL, NULL) != CLXENT_OK,
+              "1 event, but no list");
+    check_text("wait", WORDS("wait"));
+    cr_assert(clxent_enqueue(f.plan, device.queue, &f.args, 0, gate, NULL) != CLXENT_OK,
+              "a list of 0 events");
+    check_text("wait", WORDS("wait"));
+}
+
+Test(api, every_buffer_must_be_there)
+{
+    for (int t = 0; t < CLXENT_TENSORS; t++) {
+        const char *name = clxent_tensor_name((clxent_tensor)t);
+        char bytes[32];
+        clxent_args args = f.args;
+        if (f.mems[t] == NULL || t == CLXENT_TENSOR_UPSTREAM || t == CLXENT_TENSOR_DENOMINATOR ||
+            t == CLXENT_TENSOR_BAD_TARGETS) {
+            continue;
+        }
+        field(&args, t)->mem = NULL;
+        snprintf(bytes, sizeof bytes, "%zu bytes", f.sizes[t]);
+        expect_enqueue(name, &args, CLXENT_ERROR_NULL_ARGUMENT, WORDS(name, "NULL", bytes));
+    }
+    if (f.workspace > 0) {
+        clxent_args args = f.args;
+        args.workspace.mem = NULL;
+        expect_enqueue("workspace", &args, CLXENT_ERROR_NULL_ARGUMENT, WORDS("workspace", "NULL"));
+    }
+}
+
+Test(api, optional_buffers_may_be_absent)
+{
+    clxent_args args = f.args;
+    args.upstream.mem = args.denominator.mem = args.bad_targets.mem = NULL;
+    cr_assert(clxent_enqueue(f.plan, device.queue, &args, 0, NULL, NULL) == CLXENT_OK, "%s", last_error());
+    clFinish(device.queue);
+}
+
+Test(api, every_buffer_must_be_large_enough)
+{
+    for (int t = 0; t < CLXENT_TENSORS; t++) {
+        const char *name = clxent_tensor_name((clxent_tensor)t);
+        char needs[32], holds[32];
+        clxent_args args = f.args;
+        if (f.mems[t] == NULL) continue;
+        cl_mem small = make_buffer(f.sizes[t] - 1);
+        field(&args, t)->mem = small;
+        snprintf(needs, sizeof needs, "= %zu bytes", f.sizes[t]);
+        snprintf(holds, sizeof holds, "%zu", f.sizes[t] - 1);
+        expect_enqueue(name, &args, CLXENT_ERROR_BUFFER_TOO_SMALL, WORDS(name, "[", needs, holds));
+        clReleaseMemObject(small);
+
+        /* Large enough, but not from there on; and an offset that would wrap around. */
+        args = f.args;
+        field(&args, t)->offset = t == CLXENT_TENSOR_BAD_TARGETS ? 24 : 8;
+        expect_enqueue(name, &args, CLXENT_ERROR_BUFFER_TOO_SMALL, WORDS(name, "offset"));
+        field(&args, t)->offset = SIZE_MAX / 24 * 24;
+        expect_enqueue(name, &args, CLXENT_ERROR_BUFFER_TOO_SMALL, WORDS(name, "offset"));
+    }
+    if (f.workspace > 0) {
+        clxent_args args = f.args;
+        cl_mem small = make_buffer(f.workspace > 1 ? f.workspace - 1 : 1);
+        args.workspace.mem = small;
+        expect_enqueue("workspace", &args, CLXENT_ERROR_BUFFER_TOO_SMALL, WORDS("workspace"));
+        clReleaseMemObject(small);
+    }
+}
+
+Test(api, arguments_out_of_range)
+{
+    clxent_args args = f.args;
+    args.rows = ROWS + 1;
+    expect_enqueue("rows", &args, CLXENT_ERROR_INVALID_ARGUMENT, WORDS("rows is 7", "6"));
+    args = f.args;
+    args.outputs = CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_ONE_HOT;
+    expect_enqueue("outputs", &args, CLXENT_ERROR_INVALID_ARGUMENT, WORDS("outputs"));
+    args = f.args;
+    args.struct_size = sizeof args + 8;
+    expect_enqueue("struct_size", &args, CLXENT_ERROR_INVALID_ARGUMENT, WORDS("struct_size"));
+    args.struct_size = 0;
+    expect_enqueue("struct_size", &args, CLXENT_ERROR_INVALID_ARGUMENT, WORDS("struct_size"));
+}
+
+Test(api, offsets_are_multiples_of_the_element)
+{
+    clxent_args args = f.args;
+    cl_mem large = make_buffer(ROWS * CLASSES * 4 + 64);
+    args.logits = (clxent_buffer){ large, 2 };
+    expect_enqueue("logits", &args, CLXENT_ERROR_INVALID_ARGUMENT, WORDS("logits", "offset is 2", "4"));
+    args = f.args;
+    args.argmax = (clxent_buffer){ large, 4 };
+    expect_enqueue("argmax", &args, CLXENT_ERROR_INVALID_ARGUMENT, WORDS("argmax", "offset is 4", "8"));
+    clReleaseMemObject(large);
+    if (f.workspace > 0) {
+        large = make_buffer(f.workspace + 64);
+        args = f.args;
+        args.workspace = (clxent_buffer){ large, 32 };
+        expect_enqueue("workspace", &args, CLXENT_ERROR_INVALID_ARGUMENT,
+                       WORDS("workspace", "offset is 32", "64"));
+        clReleaseMemObject(large);
+    }
+}
+
+Test(api, buffers_may_not_overlap)
+{
+    clxent_args args = f.args;
+    args.lse = args.losses;
+    expect_enqueue("lse", &args, CLXENT_ERROR_INVALID_ARGUMENT, WORDS("lse", "losses"));
+    args = f.args;
+    args.losses.mem = args.row_weights.mem;
+    expect_enqueue("losses", &args, CLXENT_ERROR_INVALID_ARGUMENT, WORDS("losses", "row_weights"));
+    args = f.args;
+    args.softmax = args.logits; /* with the gradient asked for, too */
+    expect_enqueue("softmax", &args, CLXENT_ERROR_INVALID_ARGUMENT, WORDS("softmax", "logits"));
+
+    /* Next to each other is no overlap. */
+    cl_mem both = make_buffer(2 * f.sizes[CLXENT_TENSOR_LOSSES]);
+    args = f.args;
+    args.losses = (clxent_buffer){ both, 0 };
+    args.lse = (clxent_buffer){ both, f.sizes[CLXENT_TENSOR_LOSSES] };
+    cr_assert(clxent_enqueue(f.plan, device.queue, &args, 0, NULL, NULL) == CLXENT_OK, "%s", last_error());
+    clFinish(device.queue);
+    args.lse.offset -= 4;
+    expect_enqueue("lse", &args, CLXENT_ERROR_INVALID_ARGUMENT, WORDS("lse", "losses"));
+    clReleaseMemObject(both);
+}
+
+/* Plans whose gradient could stand in the logits' place but for one thing. */
+Test(api, in_place_needs_equal_layouts)
+{
+    clxent_desc descs[3] = { f.desc, f.desc, f.desc };
+    descs[0].gradient_mode = CLXENT_GRADIENT_ACCUMULATE;
+    descs[1].gradient_dtype = CLXENT_F16;
+    descs[2].gradient_row_stride = CLASSES + 1;
+    for (int i = 0; i < 3; i++) {
+        clxent_plan *own = f.plan;
+        clxent_args args = f.args;
+        cl_mem large = make_buffer(ROWS * (CLASSES + 1) * 4);
+        cr_assert(clxent_plan_create(&f.plan, device.ctx, &descs[i]) == CLXENT_OK, "%s", last_error());
+        args.logits.mem = args.gradient.mem = large;
+        expect_enqueue("in place", &args, CLXENT_ERROR_INVALID_ARGUMENT, WORDS("gradient", "logits"));
+        clxent_plan_destroy(f.plan);
+        clReleaseMemObject(large);
+        f.plan = own;
+    }
+}
+
+Test(api, rows_come_in_whole_sequences_and_slabs)
+{
+    clxent_plan *own = f.plan;
+    clxent_desc desc = f.desc;
+    clxent_args args = f.args;
+
+    desc.batch = 2;
+    desc.seq = 3;
+    desc.shift = 1;
+    cr_assert(clxent_plan_create(&f.plan, device.ctx, &desc) == CLXENT_OK, "%s", last_error());
+    args.rows = 4;
+    expect_enqueue("shift", &args, CLXENT_ERROR_INVALID_ARGUMENT, WORDS("rows is 4", "3"));
+    clxent_plan_destroy(f.plan);
+
+    desc.shift = 0;
+    desc.inner = 2;
+    cr_assert(clxent_plan_create(&f.plan, device.ctx, &desc) == CLXENT_OK, "%s", last_error());
+    args.rows = 3;
+    expect_enqueue("inner", &args, CLXENT_ERROR_INVALID_ARGUMENT, WORDS("rows is 3", "2"));
+    clxent_plan_destroy(f.plan);
+    f.plan = own;
+}
+
+Test(api, a_queue_of_another_context_is_refused)
+{
+    cl_int code;
+    cl_event event = NULL;
+    cl_context other = clCreateContext(NULL, 1, &device.id, NULL, NULL, &code);
+    cl_command_queue queue = clCreateCommandQueue(other, device.id, 0, &code);
+    cr_assert(code == CL_SUCCESS);
+    cr_assert(clxent_enqueue(f.plan, queue, &f.args, 0, NULL, &event) == CLXENT_ERROR_INVALID_ARGUMENT);
+    cr_assert(event == NULL);
+    check_text("queue", WORDS("queue"));
+    clReleaseCommandQueue(queue);
+    clReleaseContext(other);
+}
+
+/* What a failing run would have written holds what it held. */
+Test(api, a_refused_run_writes_nothing)
+{
+    const float before[ROWS] = { 1, 2, 3, 4, 5, 6 };
+    float after[ROWS];
+    clxent_args args = f.args;
+
+    clEnqueueWriteBuffer(device.queue, args.losses.mem, CL_TRUE, 0, sizeof before, before, 0, NULL, NULL);
+    args.one_hot.mem = args.entropy.mem; /* not used: ignored */
+    args.entropy.offset = 4;
+    expect_enqueue("entropy", &args, CLXENT_ERROR_BUFFER_TOO_SMALL, WORDS("entropy"));
+    clFinish(device.queue);
+    clEnqueueReadBuffer(device.queue, args.losses.mem, CL_TRUE, 0, sizeof after, after, 0, NULL, NULL);
+    cr_assert(memcmp(before, after, sizeof before) == 0);
+}
+
+/* ---- Structs of other ages ----------------------------------------------------------------- */
+
+Test(api, init_functions_set_what_the_macros_set)
+{
+    clxent_desc desc;
+    const clxent_desc desc_macro = CLXENT_DESC_INIT;
+    clxent_args args;
+    const clxent_args args_macro = CLXENT_ARGS_INIT;
+    clxent_host_args host;
+    const clxent_host_args host_macro = CLXENT_HOST_ARGS_INIT;
+
+    memset(&desc, 0xFF, sizeof desc);
+    clxent_desc_init(&desc);
+    cr_assert(desc.struct_size == sizeof desc && desc.dtype == CLXENT_F32 &&
+              desc.target_type == CLXENT_TARGET_I64);
+    cr_assert(desc.ignore_index == -100 && desc.use_ignore_index == 1 && desc.inner == 1 &&
+              desc.logit_scale == 1);
+    cr_assert(desc.reduction == desc_macro.reduction && desc.softcap == 0 && desc.shift == 0 &&
+              desc.outputs == 0);
+    clxent_args_init(&args);
+    cr_assert(memcmp(&args, &args_macro, sizeof args) == 0 && args.rows == CLXENT_ALL_ROWS);
+    clxent_host_args_init(&host);
+    cr_assert(memcmp(&host, &host_macro, sizeof host) == 0 && host.max_chunk_bytes == 0);
+}
+
+/* As an application that was compiled before the last fields existed would call. */
+Test(api, older_structs_are_read_as_far_as_they_go)
+{
+    unsigned char bytes[sizeof(clxent_desc)];
+    clxent_desc *old = take_memory(sizeof *old);
+    clxent_plan *plan;
+
+    f.desc.softcap = 0;
+    memcpy(bytes, &f.desc, sizeof bytes);
+    memset(bytes + offsetof(clxent_desc, softcap), 0xFF, sizeof bytes - offsetof(clxent_desc, softcap));
+    memcpy(old, bytes, sizeof bytes);
+    old->struct_size = offsetof(clxent_desc, softcap);
+    cr_assert(clxent_plan_create(&plan, device.ctx, old) == CLXENT_OK, "%s", last_error());
+    clxent_plan_destroy(plan);
+    free(old);
+
+    /* Nothing behind struct_size is given: outputs and buffers are defaults, so logits is missing. */
+    clxent_args args = f.args;
+    args.struct_size = offsetof(clxent_args, logits);
+    expect_enqueue("args", &args, CLXENT_ERROR_NULL_ARGUMENT, WORDS("logits"));
+}

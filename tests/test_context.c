@@ -1,0 +1,413 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * test_context.c - lifetime, error text, log and program cache of a context. Includes internal.h because
+ * programs and references are asked for by plans only, and brings its own kernel sources in place of the library's,
+ * so that a build can fail here and takes milliseconds.
+ */
+#include "internal.h"
+#include "support.h"
+
+#include <criterion/criterion.h>
+
+#include <dlfcn.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define PARAMETERS "#define ELEMENT int\n"
+#define COMMON "#define OUT __global ELEMENT *out\n"
+#define GOOD "__kernel void good(OUT) { out[0] = VALUE; }\n"
+#define BAD "__kernel void bad(OUT) {\n    out[0] = no_such_name;\n    out[1] = nor_this_one;\n}\n"
+
+const clxent_source clxent_sources[] = {
+    { "parameters.cl", (const unsigned char *)PARAMETERS, sizeof PARAMETERS - 1 },
+    { "common.cl", (const unsigned char *)COMMON, sizeof COMMON - 1 },
+    { "good.cl", (const unsigned char *)GOOD, sizeof GOOD - 1 },
+    { "bad.cl", (const unsigned char *)BAD, sizeof BAD - 1 },
+    { NULL, NULL, 0 },
+};
+
+/* Stands before the loader's: tests make the device an old one, or one without a compiler, or
+ * take it out of the context. */
+static const char *device_version;
+static bool device_has_no_compiler, context_has_another_device;
+
+cl_int clGetContextInfo(cl_context cl, cl_context_info info, size_t size, void *value, size_t *size_ret)
+{
+    typedef cl_int (*get_info)(cl_context, cl_context_info, size_t, void *, size_t *);
+    get_info real;
+    *(void **)&real = dlsym(RTLD_NEXT, "clGetContextInfo");
+
+    const cl_int code = real(cl, info, size, value, size_ret);
+    if (info == CL_CONTEXT_DEVICES && context_has_another_device && value != NULL) memset(value, 0, size);
+    return code;
+}
+
+cl_int clGetDeviceInfo(cl_device_id id, cl_device_info info, size_t size, void *value, size_t *size_ret)
+{
+    typedef cl_int (*get_info)(cl_device_id, cl_device_info, size_t, void *, size_t *);
+    get_info real;
+    *(void **)&real = dlsym(RTLD_NEXT, "clGetDeviceInfo");
+
+    if (info == CL_DEVICE_VERSION && device_version != NULL) {
+        const size_t needed = strlen(device_version) + 1;
+        if (size_ret != NULL) *size_ret = needed;
+        if (value == NULL) return CL_SUCCESS;
+        if (size < needed) return CL_INVALID_VALUE;
+        memcpy(value, device_version, needed);
+        return CL_SUCCESS;
+    }
+    const cl_int code = real(id, info, size, value, size_ret);
+    if (info == CL_DEVICE_COMPILER_AVAILABLE && device_has_no_compiler && value != NULL) {
+        memset(value, 0, sizeof(cl_bool));
+    }
+    return code;
+}
+
+/* ---- The log ------------------------------------------------------------------------------- */
+
+typedef struct log_book {
+    int messages;
+    char first[8192], last[8192];
+} log_book;
+
+static void write_down(const char *message, void *payload)
+{
+    log_book *book = payload;
+    if (book->messages++ == 0) snprintf(book->first, sizeof book->first, "%s", message);
+    snprintf(book->last, sizeof book->last, "%s", message);
+}
+
+static cl_uint context_references(void)
+{
+    cl_uint count = 0;
+    clGetContextInfo(device.cl, CL_CONTEXT_REFERENCE_COUNT, sizeof count, &count, NULL);
+    return count;
+}
+
+TestSuite(context, .init = open_device, .fini = close_device);
+
+Test(context, create_needs_its_pointers_and_leaves_null)
+{
+    clxent_context *ctx = device.ctx;
+    cr_assert(clxent_context_create(NULL, device.cl, device.id, NULL) == CLXENT_ERROR_NULL_ARGUMENT);
+    cr_assert(clxent_context_create(&ctx, NULL, device.id, NULL) == CLXENT_ERROR_NULL_ARGUMENT);
+    cr_assert(ctx == NULL);
+    ctx = device.ctx;
+    cr_assert(clxent_context_create(&ctx, device.cl, NULL, NULL) == CLXENT_ERROR_NULL_ARGUMENT);
+    cr_assert(ctx == NULL);
+}
+
+Test(context, destroy_accepts_null)
+{
+    clxent_context_destroy(NULL);
+    cr_assert(context_references() > 0);
+}
+
+Test(context, options_of_other_ages)
+{
+    clxent_context_options options;
+    clxent_context *ctx = device.ctx;
+    log_book book = { 0 };
+
+    clxent_context_options_init(&options);
+    cr_assert(options.struct_size == sizeof options && options.log == NULL && options.log_payload == NULL);
+    options.log = write_down;
+    options.log_payload = &book;
+    options.struct_size = 0; /* never initialised */
+    cr_assert(clxent_context_create(&ctx, device.cl, device.id, &options) == CLXENT_ERROR_INVALID_ARGUMENT);
+    cr_assert(ctx == NULL);
+    options.struct_size = sizeof options + 8; /* newer than this library */
+    cr_assert(clxent_context_create(&ctx, device.cl, device.id, &options) == CLXENT_ERROR_INVALID_ARGUMENT);
+    cr_assert(ctx == NULL);
+
+    /* Older, from before there was a log: the rest must not be read. */
+    options.struct_size = sizeof options.struct_size;
+    cr_assert(clxent_context_create(&ctx, device.cl, device.id, &options) == CLXENT_OK);
+    clxent_fail(ctx, CLXENT_ERROR_INTERNAL, "nobody listens");
+    cr_assert(book.messages == 0);
+    clxent_context_destroy(ctx);
+}
+
+Test(context, device_facts_are_those_of_the_device)
+{
+    const clxent_device *facts = &device.ctx->device;
+    char name[1024] = "";
+    cl_ulong bytes = 0;
+
+    clGetDeviceInfo(device.id, CL_DEVICE_NAME, sizeof name, name, NULL);
+    name[sizeof facts->name - 1] = '\0';
+    cr_assert_str_eq(facts->name, name);
+    clGetDeviceInfo(device.id, CL_DEVICE_MAX_MEM_ALLOC_SIZE, sizeof bytes, &bytes, NULL);
+    cr_assert(facts->max_allocation == bytes && bytes > 0);
+    clGetDeviceInfo(device.id, CL_DEVICE_GLOBAL_MEM_SIZE, sizeof bytes, &bytes, NULL);
+    cr_assert(facts->global_memory == bytes && bytes > 0);
+    cr_assert(facts->compute_units > 0 && facts->max_work_group > 0 && facts->local_memory > 0);
+    cr_assert(strncmp(facts->version, "OpenCL ", 7) == 0 && facts->vendor[0] != '\0' &&
+              facts->driver[0] != '\0');
+}
+
+Test(context, versions_below_1_2_are_refused_by_name)
+{
+    static const char *const old[] = { "OpenCL 1.1 old", "OpenCL 1.0", "OpenCL 0.9", "OpenGL 4.6" };
+    static const char *const enough[] = { "OpenCL 1.2", "OpenCL 2.0 x", "OpenCL 3.0 PoCL",
+                                          "OpenCL 10.1 later" };
+    clxent_context_options options = CLXENT_CONTEXT_OPTIONS_INIT;
+    clxent_context *ctx;
+    log_book book = { 0 };
+
+    options.log = write_down;
+    options.log_payload = &book;
+    for (size_t i = 0; i < 4; i++) {
+        ctx = device.ctx;
+        device_version = old[i];
+        const cl_uint references = context_references();
+        cr_assert(clxent_context_create(&ctx, device.cl, device.id, &options) == CLXENT_ERROR_UNSUPPORTED);
+        cr_assert(ctx == NULL);
+        cr_assert(context_references() == references, "a failed create kept the cl_context");
+        cr_assert(strstr(book.last, old[i]) != NULL && strstr(book.last, "1.2") != NULL, "%s", book.last);
+    }
+    for (size_t i = 0; i < 4; i++) {
+        device_version = enough[i];
+        cr_assert(clxent_context_create(&ctx, device.cl, device.id, &options) == CLXENT_OK, "%s", enough[i]);
+        clxent_context_destroy(ctx);
+    }
+    device_version = NULL;
+}
+
+Test(context, a_device_without_compiler_is_refused)
+{
+    clxent_context_options options = CLXENT_CONTEXT_OPTIONS_INIT;
+    clxent_context *ctx = device.ctx;
+    log_book book = { 0 };
+
+    options.log = write_down;
+    options.log_payload = &book;
+    device_has_no_compiler = true;
+    cr_assert(clxent_context_create(&ctx, device.cl, device.id, &options) == CLXENT_ERROR_UNSUPPORTED);
+    cr_assert(ctx == NULL && strstr(book.last, "compiler") != NULL, "%s", book.last);
+    device_has_no_compiler = false;
+}
+
+Test(context, a_device_of_another_context_is_refused)
+{
+    clxent_context_options options = CLXENT_CONTEXT_OPTIONS_INIT;
+    clxent_context *ctx = device.ctx;
+    log_book book = { 0 };
+
+    options.log = write_down;
+    options.log_payload = &book;
+    context_has_another_device = true;
+    cr_assert(clxent_context_create(&ctx, device.cl, device.id, &options) == CLXENT_ERROR_UNSUPPORTED);
+    cr_assert(ctx == NULL && strstr(book.last, "device") != NULL, "%s", book.last);
+    context_has_another_device = false;
+}
+
+Test(context, a_part_of_a_device_is_a_device)
+{
+    const cl_device_partition_property equally[] = { CL_DEVICE_PARTITION_EQUALLY, 1, 0 };
+    cl_device_partition_property can[8] = { 0 };
+    clxent_context *ctx = device.ctx;
+    cl_uint units = 0, parts = 0;
+    cl_int code;
+
+    /* Asked first: some drivers crash where they cannot. */
+    clGetDeviceInfo(device.id, CL_DEVICE_PARTITION_PROPERTIES, sizeof can, can, NULL);
+    clGetDeviceInfo(device.id, CL_DEVICE_MAX_COMPUTE_UNITS, sizeof units, &units, NULL);
+    if (can[0] == 0 || units < 2 || units > 256) cr_skip("the device cannot be divided");
+    cl_device_id subs[256];
+    code = clCreateSubDevices(device.id, equally, 256, subs, &parts);
+    if (code != CL_SUCCESS) cr_skip("the device cannot be divided: %d", code);
+
+    cl_context of_part = clCreateContext(NULL, 1, subs, NULL, NULL, &code);
+    cr_assert(code == CL_SUCCESS);
+    cr_assert(clxent_context_create(&ctx, of_part, subs[0], NULL) == CLXENT_OK);
+    cr_assert(ctx->device.compute_units == 1);
+    clxent_context_destroy(ctx);
+    clReleaseContext(of_part);
+    for (cl_uint i = 0; i < parts; i++) clReleaseDevice(subs[i]);
+}
+
+Test(context, outlives_its_owner_while_a_plan_holds_it)
+{
+    const cl_uint references = context_references();
+    clxent_context *ctx;
+    cl_program program;
+
+    cr_assert(clxent_context_create(&ctx, device.cl, device.id, NULL) == CLXENT_OK);
+    cr_assert(context_references() > references);
+    clxent_context_retain(ctx);
+    clxent_context_destroy(ctx);
+    cr_assert(clxent_program_get(ctx, "good.cl", "-DVALUE=1", &program) == CLXENT_OK);
+    clxent_context_destroy(ctx);
+
+    /* The caller's program lives on. */
+    cl_int code;
+    cl_kernel kernel = clCreateKernel(program, "good", &code);
+    cr_assert(code == CL_SUCCESS);
+    clReleaseKernel(kernel);
+    clReleaseProgram(program);
+    cr_assert(context_references() == references, "%u references before, %u after", references,
+              context_references());
+}
+
+Test(context, last_error_is_cut_and_measured)
+{
+    char text[64];
+    memset(text, 'x', sizeof text);
+    cr_assert(clxent_context_last_error(device.ctx, text, sizeof text) == 1);
+    cr_assert_str_eq(text, "");
+
+    cr_assert(clxent_fail(device.ctx, CLXENT_ERROR_INTERNAL, "row %d", 123) == CLXENT_ERROR_INTERNAL);
+    cr_assert(clxent_context_last_error(device.ctx, NULL, 0) == 8);
+    cr_assert(clxent_context_last_error(device.ctx, text, sizeof text) == 8);
+    cr_assert_str_eq(text, "row 123");
+    memset(text, 'x', sizeof text);
+    cr_assert(clxent_context_last_error(device.ctx, text, 4) == 8);
+    cr_assert_str_eq(text, "row");
+    cr_assert(text[4] == 'x', "a byte behind the text was written");
+    cr_assert(clxent_context_last_error(device.ctx, text, 8) == 8);
+    cr_assert_str_eq(text, "row 123");
+    memset(text, 'x', sizeof text);
+    cr_assert(clxent_context_last_error(device.ctx, text, 0) == 8 && text[0] == 'x');
+
+    char *longest = take_memory(10000);
+    memset(longest, 'y', 9999);
+    longest[9999] = '\0';
+    clxent_fail(device.ctx, CLXENT_ERROR_INTERNAL, "%s", longest);
+    const size_t size = clxent_context_last_error(device.ctx, NULL, 0);
+    cr_assert(size > 512 && size < 10000);
+    free(longest);
+
+    cr_assert(clxent_context_last_error(NULL, text, sizeof text) == 1 && text[0] == '\0');
+}
+
+Test(context, driver_errors_pass_unchanged_with_a_text)
+{
+    cr_assert(clxent_check_cl(device.ctx, CL_SUCCESS, "clDoNothing") == CLXENT_OK);
+    cr_assert_str_eq(last_error(), "");
+    cr_assert(clxent_check_cl(device.ctx, CL_OUT_OF_RESOURCES, "clDoMuch") == CL_OUT_OF_RESOURCES);
+    cr_assert_str_eq(last_error(), "clDoMuch: CL_OUT_OF_RESOURCES (-5)");
+}
+
+Test(context, failures_reach_the_log)
+{
+    clxent_context_options options = CLXENT_CONTEXT_OPTIONS_INIT;
+    clxent_context *ctx;
+    log_book book = { 0 };
+
+    options.log = write_down;
+    options.log_payload = &book;
+    cr_assert(clxent_context_create(&ctx, device.cl, device.id, &options) == CLXENT_OK);
+    cr_assert(book.messages == 0, "a context that works says nothing: %s", book.first);
+    clxent_fail(ctx, CLXENT_ERROR_INTERNAL, "one %s", "two");
+    cr_assert(book.messages == 1);
+    cr_assert_str_eq(book.last, "one two");
+    clxent_log(ctx, "strategy %d", 7);
+    cr_assert_str_eq(book.last, "strategy 7");
+    char text[64];
+    clxent_context_last_error(ctx, text, sizeof text);
+    cr_assert_str_eq(text, "one two", "the log is not an error");
+    clxent_context_destroy(ctx);
+}
+
+/* ---- Programs ------------------------------------------------------------------------------ */
+
+Test(context, a_program_is_built_once_for_its_options)
+{
+    cl_program a, b, c;
+    cr_assert(clxent_program_get(device.ctx, "good.cl", "-DVALUE=41", &a) == CLXENT_OK, "%s", last_error());
+    cr_assert(clxent_program_get(device.ctx, "good.cl", "-DVALUE=41", &b) == CLXENT_OK);
+    cr_assert(clxent_program_get(device.ctx, "good.cl", "-DVALUE=42", &c) == CLXENT_OK);
+    cr_assert(a == b && a != c);
+
+    /* Each is what its options say, and OpenCL C 1.2. */
+    char options[256] = "";
+    clGetProgramBuildInfo(c, device.id, CL_PROGRAM_BUILD_OPTIONS, sizeof options, options, NULL);
+    cr_assert(strstr(options, "-cl-std=CL1.2") != NULL && strstr(options, "-DVALUE=42") != NULL, "%s",
+              options);
+    clReleaseProgram(a);
+    clReleaseProgram(b);
+    clReleaseProgram(c);
+}
+
+Test(context, a_build_that_fails_tells_everything_to_the_log)
+{
+    clxent_context_options options = CLXENT_CONTEXT_OPTIONS_INIT;
+    clxent_context *ctx;
+    log_book book = { 0 };
+    cl_program program = NULL;
+    char text[1024];
+
+    options.log = write_down;
+    options.log_payload = &book;
+    cr_assert(clxent_context_create(&ctx, device.cl, device.id, &options) == CLXENT_OK);
+    for (int i = 0; i < 2; i++) { /* a failure is not remembered as a program */
+        book.messages = 0;
+        cr_assert(clxent_program_get(ctx, "bad.cl", "", &program) == CLXENT_ERROR_BUILD_FAILED);
+        cr_assert(program == NULL && book.messages == 2);
+    }
+    cr_assert(strstr(book.first, "no_such_name") != NULL && strstr(book.first, "nor_this_one") != NULL,
+              "the whole build log: %s", book.first);
+    clxent_context_last_error(ctx, text, sizeof text);
+    cr_assert_str_eq(text, book.last);
+    cr_assert(strstr(text, "bad.cl") != NULL && strchr(text, '\n') == NULL, "one line, naming the file: %s",
+              text);
+    clxent_context_destroy(ctx);
+}
+
+Test(context, options_that_the_compiler_refuses_are_a_failed_build)
+{
+    cl_program program = NULL;
+    const clxent_status status =
+        clxent_program_get(device.ctx, "good.cl", "-DVALUE=1 -no-such-option", &program);
+    cr_assert(status == CLXENT_ERROR_BUILD_FAILED, "%s", clxent_status_string(status));
+    cr_assert(strstr(last_error(), "good.cl") != NULL, "%s", last_error());
+}
+
+Test(context, a_source_that_is_not_there_is_our_own_bug)
+{
+    cl_program program = NULL;
+    cr_assert(clxent_program_get(device.ctx, "absent.cl", "", &program) == CLXENT_ERROR_INTERNAL);
+    cr_assert(strstr(last_error(), "absent.cl") != NULL, "%s", last_error());
+}
+
+enum { THREADS = 8, ROUNDS = 4 };
+
+static void *use_context(void *result)
+{
+    cl_program *programs = result;
+    for (int round = 0; round < ROUNDS; round++) {
+        char options[32], text[64];
+        snprintf(options, sizeof options, "-DVALUE=%d", 1000 + round);
+        clxent_context_retain(device.ctx);
+        if (clxent_program_get(device.ctx, "good.cl", options, &programs[round]) != CLXENT_OK) return NULL;
+        clxent_fail(device.ctx, CLXENT_ERROR_INTERNAL, "text of one");
+        clxent_context_last_error(device.ctx, text, sizeof text);
+        if (strcmp(text, "text of one") != 0) return NULL;
+        clxent_context_destroy(device.ctx);
+    }
+    return result;
+}
+
+Test(context, threads_share_programs)
+{
+    pthread_t threads[THREADS];
+    cl_program programs[THREADS][ROUNDS] = { { NULL } };
+
+    for (int t = 0; t < THREADS; t++)
+        cr_assert(pthread_create(&threads[t], NULL, use_context, programs[t]) == 0);
+    for (int t = 0; t < THREADS; t++) {
+        void *result = NULL;
+        pthread_join(threads[t], &result);
+        cr_assert(result == (void *)programs[t], "thread %d failed: %s", t, last_error());
+        for (int round = 0; round < ROUNDS; round++) {
+            cr_assert(programs[t][round] == programs[0][round],
+                      "two programs for one set of options were kept");
+        }
+    }
+    for (int t = 0; t < THREADS; t++) {
+        for (int round = 0; round < ROUNDS; round++) clReleaseProgram(programs[t][round]);
+    }
+}

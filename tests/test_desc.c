@@ -1,0 +1,658 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * test_desc.c - what a desc may be, what is said of one that is wrong, and the sizes that follow from a right
+ * one. Includes internal.h: sizes and shapes of tensors are not public, but every buffer check rests on them.
+ */
+#include "internal.h"
+
+#include <criterion/criterion.h>
+
+#include <float.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+enum { TEXT = 512 };
+
+static clxent_desc desc;
+static char text[TEXT];
+
+static void reset(void)
+{
+    clxent_desc_init(&desc);
+    desc.outputs = CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT;
+    desc.batch = 2;
+    desc.seq = 3;
+    desc.classes = 4;
+    text[0] = '\0';
+}
+
+static void check_accepted(void)
+{
+    const clxent_status status = clxent_desc_check(&desc, text, sizeof text);
+    cr_assert_eq(status, CLXENT_OK, "status %d: %s", (int)status, text);
+}
+
+/* The whole text, so that every word of it is meant. Leaves desc as reset() does, for the next one. */
+static void check_refused(const char *want)
+{
+    const clxent_status status = clxent_desc_check(&desc, text, sizeof text);
+    cr_assert_eq(status, CLXENT_ERROR_INVALID_DESC, "status %d where \"%s\" was expected", (int)status, want);
+    cr_assert_str_eq(text, want);
+    reset();
+}
+
+static void use_op(uint32_t op, uint32_t outputs)
+{
+    desc.op = op;
+    desc.outputs = outputs;
+}
+
+TestSuite(desc, .init = reset);
+
+/* ---- Defaults ------------------------------------------------------------------------------ */
+
+Test(desc, init_functions_give_what_the_macros_give)
+{
+    const clxent_desc desc_macro = CLXENT_DESC_INIT;
+    const clxent_args args_macro = CLXENT_ARGS_INIT;
+    const clxent_host_args host_macro = CLXENT_HOST_ARGS_INIT;
+    const clxent_context_options options_macro = CLXENT_CONTEXT_OPTIONS_INIT;
+    clxent_args args;
+    clxent_host_args host;
+    clxent_context_options options;
+
+    memset(&desc, 0xff, sizeof desc);
+    memset(&args, 0xff, sizeof args);
+    memset(&host, 0xff, sizeof host);
+    memset(&options, 0xff, sizeof options);
+    clxent_desc_init(&desc);
+    clxent_args_init(&args);
+    clxent_host_args_init(&host);
+    clxent_context_options_init(&options);
+
+    cr_assert_eq(desc.struct_size, sizeof desc);
+    cr_assert(desc.op == CLXENT_OP_CROSS_ENTROPY && desc.outputs == 0 && desc.dtype == CLXENT_F32);
+    cr_assert(desc.target_type == CLXENT_TARGET_I64 && desc.reduction == CLXENT_REDUCTION_MEAN &&
+              desc.inner == 1);
+    cr_assert(desc.ignore_index == -100 && desc.use_ignore_index == 1 && desc.logit_scale == 1 &&
+              desc.softcap == 0);
+    cr_assert(desc.ignore_index == desc_macro.ignore_index && desc.logit_scale == desc_macro.logit_scale);
+    cr_assert(args.struct_size == sizeof args && args.rows == CLXENT_ALL_ROWS && args.workspace.mem == NULL);
+    cr_assert(args_macro.rows == CLXENT_ALL_ROWS && args_macro.struct_size == sizeof args);
+    cr_assert(host.struct_size == sizeof host && host.one_hot.data == NULL && host.max_chunk_bytes == 0);
+    cr_assert_eq(host_macro.struct_size, sizeof host);
+    cr_assert(options.struct_size == sizeof options && options.log == NULL && options.log_payload == NULL);
+    cr_assert_eq(options_macro.struct_size, sizeof options);
+}
+
+Test(desc, accepts_the_defaults_with_a_shape)
+{
+    check_accepted();
+    cr_assert_str_eq(text, "", "nothing is said of a desc that is right");
+}
+
+Test(desc, defaults_without_outputs_or_classes_are_refused)
+{
+    clxent_desc_init(&desc);
+    desc.classes = 4;
+    check_refused(
+        "outputs is 0: takes at least one of losses, loss, lse, softmax, log_softmax, gradient, argmax, "
+        "correct, entropy, statistics, bad_targets with op CROSS_ENTROPY");
+    desc.classes = 0;
+    check_refused("classes is 0: takes 1 to 2147483647");
+}
+
+Test(desc, null_is_refused_and_text_is_optional)
+{
+    cr_assert_eq(clxent_desc_check(NULL, text, sizeof text), CLXENT_ERROR_NULL_ARGUMENT);
+    cr_assert_str_eq(text, "desc is NULL: takes a clxent_desc");
+    cr_assert_eq(clxent_desc_check(NULL, NULL, 0), CLXENT_ERROR_NULL_ARGUMENT);
+    desc.classes = 0;
+    cr_assert_eq(clxent_desc_check(&desc, NULL, 0), CLXENT_ERROR_INVALID_DESC);
+}
+
+Test(desc, text_is_cut_to_its_size)
+{
+    char small[11];
+    memset(small, 'x', sizeof small);
+    desc.classes = 0;
+    cr_assert_eq(clxent_desc_check(&desc, small, 10), CLXENT_ERROR_INVALID_DESC);
+    cr_assert_str_eq(small, "classes i");
+    cr_assert_eq(small[10], 'x');
+    cr_assert_eq(clxent_desc_check(&desc, small, 0), CLXENT_ERROR_INVALID_DESC);
+    cr_assert_str_eq(small, "classes i");
+}
+
+/* ---- struct_size --------------------------------------------------------------------------- */
+
+Test(desc, struct_of_an_older_version_gets_our_defaults)
+{
+    clxent_desc copy;
+    desc.shift = 2;
+    desc.softcap = 30;
+    desc.logit_scale = 5;
+    desc.struct_size = offsetof(clxent_desc, logit_scale);
+    cr_assert_eq(clxent_desc_copy(&copy, &desc, text, sizeof text), CLXENT_OK);
+    cr_assert(copy.shift == 2 && copy.classes == 4);
+    cr_assert(copy.logit_scale == 1 && copy.softcap == 0, "fields beyond struct_size are not read");
+    cr_assert_eq(copy.struct_size, sizeof copy);
+    check_accepted();
+}
+
+Test(desc, struct_size_of_zero_or_beyond_ours_is_refused)
+{
+    char want[TEXT];
+    desc.struct_size = 0;
+    snprintf(want, sizeof want, "struct_size is 0: takes 1 to %zu bytes, as set by CLXENT_DESC_INIT",
+             sizeof desc);
+    check_refused(want);
+    desc.struct_size = sizeof desc + 1;
+    snprintf(want, sizeof want, "struct_size is %zu: takes 1 to %zu bytes, as set by CLXENT_DESC_INIT",
+             sizeof desc + 1, sizeof desc);
+    check_refused(want);
+}
+
+/* ---- Enumerations -------------------------------------------------------------------------- */
+
+Test(desc, unknown_enumerators_are_refused_with_the_list)
+{
+    desc.op = 5;
+    check_refused(
+        "op is 5: takes CLXENT_OP_CROSS_ENTROPY (0), CLXENT_OP_SOFTMAX_BACKWARD (1), CLXENT_OP_ONE_HOT (2), "
+        "CLXENT_OP_PROBABILITY_LOSS (3), CLXENT_OP_SOFTMAX_GRADIENT (4)");
+    desc.op = UINT32_MAX;
+    check_refused("op is 4294967295: takes CLXENT_OP_CROSS_ENTROPY (0), CLXENT_OP_SOFTMAX_BACKWARD (1), "
+                  "CLXENT_OP_ONE_HOT (2), CLXENT_OP_PROBABILITY_LOSS (3), CLXENT_OP_SOFTMAX_GRADIENT (4)");
+    desc.dtype = 0;
+    check_refused("dtype is 0: takes CLXENT_F32 (1), CLXENT_F16 (2), CLXENT_BF16 (3), CLXENT_F64 (4)");
+    desc.dtype = 5;
+    check_refused("dtype is 5: takes CLXENT_F32 (1), CLXENT_F16 (2), CLXENT_BF16 (3), CLXENT_F64 (4)");
+    desc.target_type = 0;
+    check_refused(
+        "target_type is 0: takes CLXENT_TARGET_I32 (1), CLXENT_TARGET_I64 (2), CLXENT_TARGET_U8 (3), "
+        "CLXENT_TARGET_PROBABILITIES_F32 (4), CLXENT_TARGET_PROBABILITIES_LOGITS (5)");
+    desc.target_type = 6;
+    check_refused(
+        "target_type is 6: takes CLXENT_TARGET_I32 (1), CLXENT_TARGET_I64 (2), CLXENT_TARGET_U8 (3), "
+        "CLXENT_TARGET_PROBABILITIES_F32 (4), CLXENT_TARGET_PROBABILITIES_LOGITS (5)");
+    desc.reduction = 3;
+    check_refused("reduction is 3: takes CLXENT_REDUCTION_MEAN (0), CLXENT_REDUCTION_SUM (1), "
+                  "CLXENT_REDUCTION_NONE (2)");
+    desc.bad_target = 3;
+    check_refused("bad_target is 3: takes CLXENT_BAD_TARGET_REPORT (0), CLXENT_BAD_TARGET_NAN (1), "
+                  "CLXENT_BAD_TARGET_IGNORE (2)");
+    desc.all_ignored = 2;
+    check_refused("all_ignored is 2: takes CLXENT_ALL_IGNORED_NAN (0), CLXENT_ALL_IGNORED_ZERO (1)");
+    desc.gradient_mode = 2;
+    check_refused("gradient_mode is 2: takes CLXENT_GRADIENT_WRITE (0), CLXENT_GRADIENT_ACCUMULATE (1)");
+}
+
+Test(desc, target_type_is_not_looked_at_where_nothing_uses_targets)
+{
+    desc.target_type = 99;
+    desc.outputs = CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_ARGMAX | CLXENT_OUTPUT_ENTROPY;
+    check_accepted();
+    use_op(CLXENT_OP_SOFTMAX_BACKWARD, CLXENT_OUTPUT_GRADIENT);
+    check_accepted();
+}
+
+Test(desc, gradient_type_follows_the_logits)
+{
+    static const uint32_t takes[5] = { 0, 0xf, 0xf, 0xf,
+                                       0x13 }; /* bit t of entry d: dtype d takes gradient t */
+    for (uint32_t d = CLXENT_F32; d <= CLXENT_F64; d++)
+        for (uint32_t g = 0; g <= 4; g++) {
+            reset();
+            desc.dtype = d;
+            desc.gradient_dtype = g;
+            const clxent_status status = clxent_desc_check(&desc, text, sizeof text);
+            cr_assert_eq(status == CLXENT_OK, takes[d] >> g & 1u, "dtype %u, gradient_dtype %u: %s", d, g,
+                         text);
+            cr_assert_eq(clxent_gradient_dtype(&desc), g == 0 ? d : g);
+        }
+    reset();
+    desc.gradient_dtype = CLXENT_F64;
+    check_refused("gradient_dtype is 4 (f64): takes 0, CLXENT_F32 (1), CLXENT_F16 (2) or CLXENT_BF16 (3) "
+                  "with dtype f32");
+    desc.dtype = CLXENT_F64;
+    desc.gradient_dtype = CLXENT_F16;
+    check_refused("gradient_dtype is 2 (f16): takes 0, CLXENT_F64 (4) or CLXENT_F32 (1) with dtype f64");
+    desc.gradient_dtype = 77;
+    check_refused(
+        "gradient_dtype is 77 (unknown): takes 0, CLXENT_F32 (1), CLXENT_F16 (2) or CLXENT_BF16 (3) with "
+        "dtype f32");
+}
+
+/* ---- Outputs ------------------------------------------------------------------------------- */
+
+Test(desc, unknown_output_bits_are_refused)
+{
+    desc.outputs |= 1u << 12 | 1u << 31;
+    check_refused("outputs is 0x80001022: takes CLXENT_OUTPUT_* bits, which 0x80001000 are not");
+}
+
+Test(desc, each_operation_gives_its_own_outputs)
+{
+    static const uint32_t gives[] = { 0x7ff, 1u << 5, 1u << 11, 1u << 0 | 1u << 1 | 1u << 10,
+                                      1u << 5 | 1u << 10 };
+    for (uint32_t op = 0; op < 5; op++)
+        for (unsigned bit = 0; bit < 12; bit++) {
+            reset();
+            use_op(op, 1u << bit);
+            const clxent_status status = clxent_desc_check(&desc, text, sizeof text);
+            cr_assert_eq(status == CLXENT_OK, gives[op] >> bit & 1u, "op %u, bit %u: %s", op, bit, text);
+        }
+    reset();
+    use_op(CLXENT_OP_PROBABILITY_LOSS, CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_LSE);
+    check_refused("outputs is 0x26 with lse, gradient: op PROBABILITY_LOSS gives losses, loss, bad_targets");
+    desc.outputs = CLXENT_OUTPUT_ONE_HOT;
+    check_refused(
+        "outputs is 0x800 with one_hot: op CROSS_ENTROPY gives losses, loss, lse, softmax, log_softmax, "
+        "gradient, argmax, correct, entropy, statistics, bad_targets");
+    use_op(CLXENT_OP_ONE_HOT, 0);
+    check_refused("outputs is 0: takes at least one of one_hot with op ONE_HOT");
+}
+
+Test(desc, outputs_that_contradict_other_fields_are_refused)
+{
+    desc.reduction = CLXENT_REDUCTION_NONE;
+    check_refused("outputs is 0x22 with loss and reduction is CLXENT_REDUCTION_NONE: takes MEAN or SUM, or "
+                  "losses alone");
+    desc.outputs = CLXENT_OUTPUT_CORRECT | CLXENT_OUTPUT_BAD_TARGETS | CLXENT_OUTPUT_LSE;
+    desc.target_type = CLXENT_TARGET_PROBABILITIES_F32;
+    check_refused("outputs is 0x484 with correct, bad_targets and target_type is PROBABILITIES_F32: takes an "
+                  "index type "
+                  "(I32, I64, U8)");
+    desc.outputs = CLXENT_OUTPUT_BAD_TARGETS | CLXENT_OUTPUT_LOSS;
+    desc.bad_target = CLXENT_BAD_TARGET_IGNORE;
+    check_refused(
+        "outputs is 0x402 with bad_targets and bad_target is IGNORE: takes CLXENT_BAD_TARGET_REPORT");
+    use_op(CLXENT_OP_ONE_HOT, CLXENT_OUTPUT_ONE_HOT);
+    desc.target_type = CLXENT_TARGET_PROBABILITIES_LOGITS;
+    check_refused("target_type is PROBABILITIES_LOGITS: takes an index type (I32, I64, U8) with op ONE_HOT");
+}
+
+/* ---- Shape --------------------------------------------------------------------------------- */
+
+Test(desc, shape_has_its_limits)
+{
+    desc.classes = (size_t)INT32_MAX + 1;
+    check_refused("classes is 2147483648: takes 1 to 2147483647");
+    desc.classes = INT32_MAX;
+    check_accepted();
+    reset();
+    desc.inner = 0;
+    check_refused("inner is 0: takes at least 1");
+    desc.inner = 4;
+    check_refused("inner is 4: takes a divisor of batch * seq, which is 6");
+    desc.inner = 6;
+    check_accepted();
+    reset();
+    desc.seq = 0;
+    check_refused("seq is 0: takes at least 1 unless batch, which is 2, is 0");
+    desc.batch = desc.seq = 0;
+    check_accepted();
+    desc.seq = 7;
+    desc.inner = 5;
+    check_accepted();
+}
+
+Test(desc, shift_stays_within_a_sequence)
+{
+    for (size_t shift = 0; shift <= 3; shift++) {
+        desc.shift = shift;
+        check_accepted();
+    }
+    desc.shift = 4;
+    check_refused("shift is 4: takes 0 to seq, which is 3");
+    desc.shift = 4;
+    desc.batch = 0;
+    check_accepted();
+    reset();
+    desc.shift = SIZE_MAX;
+    check_refused("shift is 18446744073709551615: takes 0 to seq, which is 3");
+}
+
+Test(desc, strides_hold_a_whole_row_or_slab)
+{
+    static const char *const names[] = { "row_stride", "gradient_row_stride", "probabilities_row_stride",
+                                         "target_row_stride" };
+    for (int i = 0; i < 4; i++)
+        for (size_t inner = 1; inner <= 2; inner++) {
+            char want[TEXT];
+            size_t *strides[4];
+            reset();
+            strides[0] = &desc.row_stride;
+            strides[1] = &desc.gradient_row_stride;
+            strides[2] = &desc.probabilities_row_stride;
+            strides[3] = &desc.target_row_stride;
+            desc.inner = inner;
+            *strides[i] = 4 * inner;
+            check_accepted();
+            desc.inner = inner;
+            *strides[i] = 4 * inner - 1;
+            snprintf(want, sizeof want, "%s is %zu: takes 0 or at least classes * inner, which is %zu",
+                     names[i], 4 * inner - 1, 4 * inner);
+            check_refused(want);
+        }
+}
+
+Test(desc, sizes_that_overflow_are_refused)
+{
+    char want[TEXT];
+    desc.batch = SIZE_MAX / 2;
+    snprintf(want, sizeof want, "batch is %zu and seq is 3: takes a product of at most %zu", SIZE_MAX / 2,
+             SIZE_MAX);
+    check_refused(want);
+    desc.seq = 1;
+    desc.batch = SIZE_MAX / 8; /* rows fit, rows * classes * 4 bytes do not */
+    snprintf(want, sizeof want,
+             "logits would take more than %zu bytes: batch is %zu, seq is 1, classes is 4, inner is 1",
+             SIZE_MAX, SIZE_MAX / 8);
+    check_refused(want);
+    desc.gradient_row_stride = SIZE_MAX / 2;
+    snprintf(want, sizeof want,
+             "gradient would take more than %zu bytes: batch is 2, seq is 3, classes is 4, inner is 1",
+             SIZE_MAX);
+    check_refused(want);
+    desc.probabilities_row_stride = SIZE_MAX / 2; /* nothing here has this stride */
+    check_accepted();
+    reset();
+    desc.batch = desc.inner = SIZE_MAX / 2;
+    desc.seq = 1;
+    snprintf(want, sizeof want, "inner is %zu: takes classes * inner of at most %zu", SIZE_MAX / 2, SIZE_MAX);
+    check_refused(want);
+    /* Elements alone may overflow, with a stride that divides SIZE_MAX: the sum would come out as 2. */
+    desc.outputs = CLXENT_OUTPUT_SOFTMAX;
+    desc.classes = 3;
+    desc.batch = SIZE_MAX / 3 + 1;
+    desc.seq = 1;
+    snprintf(want, sizeof want,
+             "logits would take more than %zu bytes: batch is %zu, seq is 1, classes is 3, inner is 1",
+             SIZE_MAX, SIZE_MAX / 3 + 1);
+    check_refused(want);
+    /* The last row ends without its padding: 2^60 - 1 rows of 4 elements and one of 3, 4 bytes each. */
+    desc.classes = 3;
+    desc.row_stride = desc.gradient_row_stride = 4;
+    desc.batch = (size_t)1 << 60;
+    desc.seq = 1;
+    check_accepted();
+    desc.batch++;
+    cr_assert_eq(clxent_desc_check(&desc, text, sizeof text), CLXENT_ERROR_INVALID_DESC);
+}
+
+/* ---- Numbers ------------------------------------------------------------------------------- */
+
+Test(desc, numbers_out_of_range_are_refused)
+{
+    desc.label_smoothing = 1.5;
+    check_refused("label_smoothing is 1.5: takes a number in [0, 1]");
+    desc.label_smoothing = -0.25;
+    check_refused("label_smoothing is -0.25: takes a number in [0, 1]");
+    desc.z_loss = -1;
+    check_refused("z_loss is -1: takes a number in [0, 3.40282e+38]");
+    desc.z_loss = INFINITY;
+    check_refused("z_loss is inf: takes a number in [0, 3.40282e+38]");
+    desc.logit_scale = -INFINITY;
+    check_refused("logit_scale is -inf: takes a number in [-3.40282e+38, 3.40282e+38]");
+    desc.softcap = -2;
+    check_refused("softcap is -2: takes 0 (off) or a number in [1.17549e-38, 3.40282e+38]");
+    desc.softcap = INFINITY;
+    check_refused("softcap is inf: takes 0 (off) or a number in [1.17549e-38, 3.40282e+38]");
+}
+
+Test(desc, nan_is_no_number)
+{
+    desc.label_smoothing = NAN;
+    cr_assert_eq(clxent_desc_check(&desc, text, TEXT), CLXENT_ERROR_INVALID_DESC);
+    reset();
+    desc.z_loss = NAN;
+    cr_assert_eq(clxent_desc_check(&desc, text, TEXT), CLXENT_ERROR_INVALID_DESC);
+    reset();
+    desc.logit_scale = NAN;
+    cr_assert_eq(clxent_desc_check(&desc, text, TEXT), CLXENT_ERROR_INVALID_DESC);
+    reset();
+    desc.softcap = NAN;
+    cr_assert_eq(clxent_desc_check(&desc, text, TEXT), CLXENT_ERROR_INVALID_DESC);
+    cr_assert_eq(strncmp(text, "softcap is ", 11), 0);
+}
+
+Test(desc, numbers_must_survive_the_conversion_to_real)
+{
+    desc.logit_scale = 1e300;
+    check_refused("logit_scale is 1e+300: takes a number in [-3.40282e+38, 3.40282e+38]");
+    desc.softcap = 1e-60;
+    check_refused("softcap is 1e-60: takes 0 (off) or a number in [1.17549e-38, 3.40282e+38]");
+    desc.dtype = CLXENT_F64;
+    desc.logit_scale = -1e300;
+    desc.softcap = 1e-60;
+    desc.z_loss = 1e300;
+    check_accepted();
+    desc.softcap = DBL_TRUE_MIN;
+    check_refused("softcap is 4.94066e-324: takes 0 (off) or a number in [2.22507e-308, 1.79769e+308]");
+}
+
+Test(desc, numbers_at_the_ends_of_their_ranges_are_accepted)
+{
+    desc.label_smoothing = 1;
+    desc.z_loss = (double)FLT_MAX;
+    desc.logit_scale = 0;
+    desc.softcap = (double)FLT_MIN;
+    check_accepted();
+    desc.label_smoothing = desc.z_loss = desc.softcap = 0;
+    desc.logit_scale = -(double)FLT_MAX;
+    check_accepted();
+}
+
+/* ---- Options of other operations ----------------------------------------------------------- */
+
+Test(desc, options_that_an_operation_would_pass_over_are_refused)
+{
+    static const struct {
+        uint32_t op, outputs;
+        const char *name;
+    } ops[] = {
+        { CLXENT_OP_SOFTMAX_BACKWARD, CLXENT_OUTPUT_GRADIENT, "SOFTMAX_BACKWARD" },
+        { CLXENT_OP_ONE_HOT, CLXENT_OUTPUT_ONE_HOT, "ONE_HOT" },
+        { CLXENT_OP_PROBABILITY_LOSS, CLXENT_OUTPUT_LOSSES, "PROBABILITY_LOSS" },
+        { CLXENT_OP_SOFTMAX_GRADIENT, CLXENT_OUTPUT_GRADIENT, "SOFTMAX_GRADIENT" },
+    };
+    static const char *const faults[] = { "label_smoothing is 0.5: takes 0",
+                                          "z_loss is 0.5: takes 0",
+                                          "logit_scale is 0.5: takes 1",
+                                          "softcap is 0.5: takes 0",
+                                          "has_class_weights is 1: takes 0",
+                                          "has_row_weights is 1: takes 0",
+                                          "shift is 1: takes 0" };
+    for (size_t i = 0; i < sizeof ops / sizeof *ops; i++)
+        for (int fault = 0; fault < 7; fault++) {
+            char want[TEXT];
+            use_op(ops[i].op, ops[i].outputs);
+            check_accepted();
+            if (fault == 0) desc.label_smoothing = 0.5;
+            if (fault == 1) desc.z_loss = 0.5;
+            if (fault == 2) desc.logit_scale = 0.5;
+            if (fault == 3) desc.softcap = 0.5;
+            if (fault == 4) desc.has_class_weights = 1;
+            if (fault == 5) desc.has_row_weights = 1;
+            if (fault == 6) desc.shift = 1;
+            snprintf(want, sizeof want, "%s with op %s, which does not use it", faults[fault], ops[i].name);
+            check_refused(want);
+        }
+}
+
+Test(desc, gradient_fields_need_an_operation_with_a_gradient)
+{
+    use_op(CLXENT_OP_ONE_HOT, CLXENT_OUTPUT_ONE_HOT);
+    desc.gradient_mode = CLXENT_GRADIENT_ACCUMULATE;
+    check_refused(
+        "gradient_mode is ACCUMULATE: takes CLXENT_GRADIENT_WRITE with op ONE_HOT, which gives no gradient");
+    use_op(CLXENT_OP_PROBABILITY_LOSS, CLXENT_OUTPUT_LOSS);
+    desc.gradient_dtype = CLXENT_F32;
+    check_refused("gradient_dtype is 1: takes 0 with op PROBABILITY_LOSS, which gives no gradient");
+    use_op(CLXENT_OP_SOFTMAX_BACKWARD, CLXENT_OUTPUT_GRADIENT);
+    desc.gradient_mode = CLXENT_GRADIENT_ACCUMULATE;
+    desc.gradient_dtype = CLXENT_F16;
+    check_accepted();
+}
+
+/* ---- Sizes of tensors ---------------------------------------------------------------------- */
+
+static clxent_need need_of(clxent_tensor tensor, uint32_t outputs, size_t rows)
+{
+    clxent_need need;
+    cr_assert_eq(clxent_tensor_need(&desc, outputs, false, rows, tensor, &need, text, sizeof text), CLXENT_OK,
+                 "%s", text);
+    return need;
+}
+
+static void check_need(clxent_tensor tensor, size_t rows, clxent_use use, size_t element_size, size_t bytes,
+                       size_t row_bytes, const char *shape)
+{
+    const clxent_need need = need_of(tensor, desc.outputs, rows);
+    const char *name = clxent_tensor_name(tensor);
+    cr_assert_eq(need.use, use, "%s: use %d", name, (int)need.use);
+    cr_assert_eq(need.element_size, element_size, "%s: element_size %zu", name, need.element_size);
+    cr_assert_eq(need.bytes, bytes, "%s: bytes %zu", name, need.bytes);
+    cr_assert_eq(need.row_bytes, row_bytes, "%s: row_bytes %zu", name, need.row_bytes);
+    cr_assert_str_eq(need.shape, shape);
+}
+
+Test(desc, every_tensor_has_its_size_and_shape)
+{
+    desc.dtype = CLXENT_F16;
+    desc.gradient_dtype = CLXENT_F32;
+    desc.outputs = CLXENT_OUTPUT_ONE_HOT - 1; /* all of this operation */
+    desc.has_class_weights = desc.has_row_weights = 1;
+    desc.target_type = CLXENT_TARGET_I32;
+    check_accepted();
+    check_need(CLXENT_TENSOR_LOGITS, 6, CLXENT_REQUIRED, 2, 48, 8, "[rows 6, classes 4] f16, row stride 4");
+    check_need(CLXENT_TENSOR_PROBABILITIES, 6, CLXENT_UNUSED, 0, 0, 0, "");
+    check_need(CLXENT_TENSOR_TARGETS, 6, CLXENT_REQUIRED, 4, 24, 4, "[rows 6] i32");
+    check_need(CLXENT_TENSOR_CLASS_WEIGHTS, 6, CLXENT_REQUIRED, 4, 16, 0, "[classes 4] f32");
+    check_need(CLXENT_TENSOR_ROW_WEIGHTS, 6, CLXENT_REQUIRED, 4, 24, 4, "[rows 6] f32");
+    check_need(CLXENT_TENSOR_UPSTREAM, 6, CLXENT_OPTIONAL, 4, 4, 0, "[1] f32");
+    check_need(CLXENT_TENSOR_DENOMINATOR, 6, CLXENT_OPTIONAL, 4, 4, 0, "[1] f32");
+    check_need(CLXENT_TENSOR_LOSSES, 6, CLXENT_REQUIRED, 4, 24, 4, "[rows 6] f32");
+    check_need(CLXENT_TENSOR_LOSS, 6, CLXENT_REQUIRED, 4, 4, 0, "[1] f32");
+    check_need(CLXENT_TENSOR_LSE, 6, CLXENT_REQUIRED, 4, 24, 4, "[rows 6] f32");
+    check_need(CLXENT_TENSOR_SOFTMAX, 6, CLXENT_REQUIRED, 2, 48, 8, "[rows 6, classes 4] f16, row stride 4");
+    check_need(CLXENT_TENSOR_LOG_SOFTMAX, 6, CLXENT_REQUIRED, 2, 48, 8,
+               "[rows 6, classes 4] f16, row stride 4");
+    check_need(CLXENT_TENSOR_GRADIENT, 6, CLXENT_REQUIRED, 4, 96, 16,
+               "[rows 6, classes 4] f32, row stride 4");
+    check_need(CLXENT_TENSOR_ARGMAX, 6, CLXENT_REQUIRED, 8, 48, 8, "[rows 6] i64");
+    check_need(CLXENT_TENSOR_CORRECT, 6, CLXENT_REQUIRED, 8, 8, 0, "[1] u64");
+    check_need(CLXENT_TENSOR_ENTROPY, 6, CLXENT_REQUIRED, 4, 24, 4, "[rows 6] f32");
+    check_need(CLXENT_TENSOR_STATISTICS, 6, CLXENT_REQUIRED, 4, 48, 8, "[rows 6, 2] f32");
+    check_need(CLXENT_TENSOR_BAD_TARGETS, 6, CLXENT_OPTIONAL, 24, 24, 0, "[1] clxent_bad_targets");
+    check_need(CLXENT_TENSOR_ONE_HOT, 6, CLXENT_UNUSED, 0, 0, 0, "");
+    cr_assert_str_eq(clxent_tensor_name(CLXENT_TENSOR_BAD_TARGETS), "bad_targets");
+    cr_assert_str_eq(clxent_tensor_name(CLXENT_TENSORS), "unknown");
+}
+
+Test(desc, last_row_ends_without_its_padding)
+{
+    desc.row_stride = 7;
+    desc.gradient_row_stride = 9;
+    check_need(CLXENT_TENSOR_LOGITS, 6, CLXENT_REQUIRED, 4, (5 * 7 + 4) * 4, 28,
+               "[rows 6, classes 4] f32, row stride 7");
+    check_need(CLXENT_TENSOR_GRADIENT, 1, CLXENT_REQUIRED, 4, 16, 36,
+               "[rows 1, classes 4] f32, row stride 9");
+    check_need(CLXENT_TENSOR_LOGITS, 0, CLXENT_REQUIRED, 4, 0, 28, "[rows 0, classes 4] f32, row stride 7");
+}
+
+Test(desc, inner_makes_slabs)
+{
+    desc.inner = 3;
+    desc.row_stride = 20;
+    check_need(CLXENT_TENSOR_LOGITS, 6, CLXENT_REQUIRED, 4, (20 + 12) * 4, 80,
+               "[2, classes 4, inner 3] f32, row stride 20");
+    check_need(CLXENT_TENSOR_GRADIENT, 6, CLXENT_REQUIRED, 4, 96, 48,
+               "[2, classes 4, inner 3] f32, row stride 12");
+    check_need(CLXENT_TENSOR_TARGETS, 6, CLXENT_REQUIRED, 8, 48, 8, "[rows 6] i64");
+}
+
+Test(desc, types_of_targets_and_reals_follow_desc)
+{
+    desc.dtype = CLXENT_F64;
+    desc.target_type = CLXENT_TARGET_PROBABILITIES_F32;
+    desc.target_row_stride = 5;
+    check_need(CLXENT_TENSOR_TARGETS, 6, CLXENT_REQUIRED, 4, (5 * 5 + 4) * 4, 20,
+               "[rows 6, classes 4] f32, row stride 5");
+    check_need(CLXENT_TENSOR_LOSS, 6, CLXENT_REQUIRED, 8, 8, 0, "[1] f64");
+    desc.target_type = CLXENT_TARGET_PROBABILITIES_LOGITS;
+    check_need(CLXENT_TENSOR_TARGETS, 6, CLXENT_REQUIRED, 8, (5 * 5 + 4) * 8, 40,
+               "[rows 6, classes 4] f64, row stride 5");
+    desc.target_type = CLXENT_TARGET_U8;
+    check_need(CLXENT_TENSOR_TARGETS, 6, CLXENT_REQUIRED, 1, 6, 1, "[rows 6] u8");
+    desc.reduction = CLXENT_REDUCTION_NONE;
+    check_need(CLXENT_TENSOR_UPSTREAM, 6, CLXENT_OPTIONAL, 8, 48, 8, "[rows 6] f64");
+    cr_assert_eq(clxent_real_size(&desc), 8);
+    desc.dtype = CLXENT_BF16;
+    cr_assert_eq(clxent_real_size(&desc), 4);
+    cr_assert_eq(clxent_dtype_size(CLXENT_BF16), 2);
+    cr_assert_eq(clxent_dtype_size(0), 0);
+    cr_assert_eq(clxent_dtype_size(99), 0);
+    cr_assert_str_eq(clxent_dtype_name(CLXENT_BF16), "bf16");
+    cr_assert_str_eq(clxent_dtype_name(99), "unknown");
+}
+
+Test(desc, building_blocks_use_their_own_tensors)
+{
+    use_op(CLXENT_OP_SOFTMAX_BACKWARD, CLXENT_OUTPUT_GRADIENT);
+    desc.probabilities_row_stride = 6;
+    check_need(CLXENT_TENSOR_LOGITS, 6, CLXENT_UNUSED, 0, 0, 0, "");
+    check_need(CLXENT_TENSOR_PROBABILITIES, 6, CLXENT_REQUIRED, 4, 136, 24,
+               "[rows 6, classes 4] f32, row stride 6");
+    check_need(CLXENT_TENSOR_UPSTREAM, 6, CLXENT_REQUIRED, 4, 136, 24,
+               "[rows 6, classes 4] f32, row stride 6");
+    check_need(CLXENT_TENSOR_TARGETS, 6, CLXENT_UNUSED, 0, 0, 0, "");
+    check_need(CLXENT_TENSOR_DENOMINATOR, 6, CLXENT_UNUSED, 0, 0, 0, "");
+
+    use_op(CLXENT_OP_ONE_HOT, CLXENT_OUTPUT_ONE_HOT);
+    check_need(CLXENT_TENSOR_ONE_HOT, 6, CLXENT_REQUIRED, 4, 136, 24,
+               "[rows 6, classes 4] f32, row stride 6");
+    check_need(CLXENT_TENSOR_TARGETS, 6, CLXENT_REQUIRED, 8, 48, 8, "[rows 6] i64");
+    check_need(CLXENT_TENSOR_PROBABILITIES, 6, CLXENT_UNUSED, 0, 0, 0, "");
+
+    use_op(CLXENT_OP_PROBABILITY_LOSS, CLXENT_OUTPUT_LOSS);
+    check_need(CLXENT_TENSOR_DENOMINATOR, 6, CLXENT_OPTIONAL, 4, 4, 0, "[1] f32");
+    check_need(CLXENT_TENSOR_UPSTREAM, 6, CLXENT_UNUSED, 0, 0, 0, "");
+    use_op(CLXENT_OP_SOFTMAX_GRADIENT, CLXENT_OUTPUT_GRADIENT);
+    check_need(CLXENT_TENSOR_UPSTREAM, 6, CLXENT_OPTIONAL, 4, 4, 0, "[1] f32");
+    check_need(CLXENT_TENSOR_PROBABILITIES, 6, CLXENT_REQUIRED, 4, 136, 24,
+               "[rows 6, classes 4] f32, row stride 6");
+}
+
+Test(desc, run_needs_only_what_its_outputs_need)
+{
+    clxent_need need;
+    desc.outputs = CLXENT_OUTPUT_ONE_HOT - 1;
+    desc.has_class_weights = desc.has_row_weights = 1;
+    cr_assert_eq(need_of(CLXENT_TENSOR_TARGETS, CLXENT_OUTPUT_SOFTMAX, 6).use, CLXENT_UNUSED);
+    cr_assert_eq(need_of(CLXENT_TENSOR_CLASS_WEIGHTS, CLXENT_OUTPUT_LSE, 6).use, CLXENT_UNUSED);
+    cr_assert_eq(need_of(CLXENT_TENSOR_ROW_WEIGHTS, CLXENT_OUTPUT_CORRECT, 6).use, CLXENT_REQUIRED);
+    cr_assert_eq(need_of(CLXENT_TENSOR_LOGITS, CLXENT_OUTPUT_BAD_TARGETS, 6).use, CLXENT_UNUSED);
+    cr_assert_eq(need_of(CLXENT_TENSOR_UPSTREAM, CLXENT_OUTPUT_LOSS, 6).use, CLXENT_UNUSED);
+    cr_assert_eq(need_of(CLXENT_TENSOR_GRADIENT, CLXENT_OUTPUT_LOSS, 6).use, CLXENT_UNUSED);
+    cr_assert_eq(need_of(CLXENT_TENSOR_DENOMINATOR, CLXENT_OUTPUT_LOSSES, 6).use, CLXENT_UNUSED);
+    cr_assert(!clxent_needs_targets(&desc, CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_ARGMAX));
+    cr_assert(clxent_needs_targets(&desc, CLXENT_OUTPUT_STATISTICS));
+
+    cr_assert_eq(need_of(CLXENT_TENSOR_STATISTICS, CLXENT_OUTPUT_GRADIENT, 6).use, CLXENT_UNUSED);
+    clxent_tensor_need(&desc, CLXENT_OUTPUT_GRADIENT, true, 6, CLXENT_TENSOR_STATISTICS, &need, NULL, 0);
+    cr_assert(need.use == CLXENT_REQUIRED && need.bytes == 48);
+}
+
+Test(desc, size_mul_tells_overflow)
+{
+    size_t product = 1;
+    cr_assert(clxent_size_mul(SIZE_MAX, 1, &product) && product == SIZE_MAX);
+    cr_assert(clxent_size_mul(0, SIZE_MAX, &product) && product == 0);
+    cr_assert(clxent_size_mul(SIZE_MAX, 0, &product) && product == 0);
+    cr_assert(!clxent_size_mul(SIZE_MAX / 2 + 1, 2, &product));
+    cr_assert(!clxent_size_mul(2, SIZE_MAX / 2 + 1, &product));
+    cr_assert(clxent_size_mul(SIZE_MAX / 2, 2, &product) && product == SIZE_MAX - 1);
+}

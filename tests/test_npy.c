@@ -1,0 +1,416 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * test_npy.c - the .npy reader and writer of the command line, without NumPy: hostile headers, conversion to
+ * native C order, outputs that appear complete or not at all. tests/test_cli.py holds it against NumPy itself.
+ */
+#include "npy.h"
+
+#include <criterion/criterion.h>
+#include <dirent.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+/* ---- Support -------------------------------------------------------------------------------- */
+
+/* A .npy file of header text and data_bytes zeros. The caller frees it. */
+static unsigned char *make_file(int version, const char *text, size_t data_bytes, size_t *size)
+{
+    const size_t length = strlen(text), prefix = version == 1 ? 10 : 12;
+    unsigned char *file = calloc(1, prefix + length + data_bytes);
+
+    memcpy(file, "\x93NUMPY", 6);
+    file[6] = (unsigned char)version;
+    file[8] = (unsigned char)(length & 0xff);
+    file[9] = (unsigned char)(length >> 8);
+    memcpy(file + prefix, text, length);
+    *size = prefix + length + data_bytes;
+    return file;
+}
+
+static bool parse(const char *text, size_t data_bytes, npy_header *header, npy_fault *fault)
+{
+    size_t size;
+    unsigned char *file = make_file(1, text, data_bytes, &size);
+    const bool good = npy_parse(header, file, size, fault);
+    free(file);
+    return good;
+}
+
+static char directory[64];
+
+static void make_directory(void)
+{
+    strcpy(directory, "/tmp/clxent-npy-XXXXXX");
+    cr_assert(mkdtemp(directory) != NULL);
+}
+
+static const char *in_directory(const char *name)
+{
+    static char paths[4][128];
+    static int next;
+    char *path = paths[next++ % 4];
+    snprintf(path, sizeof paths[0], "%s/%s", directory, name);
+    return path;
+}
+
+static int files_in_directory(void)
+{
+    DIR *stream = opendir(directory);
+    int count = 0;
+    while (readdir(stream) != NULL) count++;
+    closedir(stream);
+    return count - 2; /* . and .. */
+}
+
+static void remove_directory(void)
+{
+    DIR *stream = opendir(directory);
+    const struct dirent *entry;
+    while ((entry = readdir(stream)) != NULL)
+        if (entry->d_name[0] != '.') remove(in_directory(entry->d_name));
+    closedir(stream);
+    rmdir(directory);
+}
+
+static void write_file(const char *path, const void *bytes, size_t size)
+{
+    FILE *stream = fopen(path, "wb");
+    cr_assert(stream != NULL && fwrite(bytes, 1, size, stream) == size && fclose(stream) == 0);
+}
+
+/* ---- Headers -------------------------------------------------------------------------------- */
+
+Test(npy, reads_what_numpy_may_write)
+{
+    static const struct {
+        const char *text;
+        char kind;
+        size_t item_size, axes, count;
+        bool fortran;
+    } cases[] = {
+        { "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }   \n", 'f', 4, 2, 6, false },
+        { "{'shape':(2,3,),'fortran_order':True,'descr':'<f8'}", 'f', 8, 2, 6, true },
+        { "  { \"descr\" : \"|u1\" , \"fortran_order\" : False , \"shape\" : ( ) }", 'u', 1, 0, 1, false },
+        { "{'descr': 'i8', 'fortran_order': False, 'shape': (5L,), }", 'i', 8, 1, 5, false },
+        { "{'descr': '=i4', 'fortran_order': False, 'shape': (4, 0, 7), }", 'i', 4, 3, 0, false },
+        { "{'descr': '|V2', 'fortran_order': False, 'shape': (1,), }", 'V', 2, 1, 1, false },
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        npy_header h;
+        npy_fault fault = { "" };
+        const bool good = parse(cases[i].text, cases[i].count * cases[i].item_size, &h, &fault);
+        cr_expect(good, "%s: %s", cases[i].text, fault.text);
+        cr_expect(h.kind == cases[i].kind && h.item_size == cases[i].item_size && h.axes == cases[i].axes &&
+                      h.count == cases[i].count && h.fortran == cases[i].fortran,
+                  "%s", cases[i].text);
+    }
+}
+
+Test(npy, versions_differ_in_the_length_field_only)
+{
+    static const char text[] = "{'descr': '>i4', 'fortran_order': False, 'shape': (3,), }\n";
+    for (int version = 0; version <= 4; version++) {
+        size_t size;
+        npy_header h;
+        npy_fault fault = { "" };
+        unsigned char *file = make_file(version, text, 12, &size);
+        const bool good = npy_parse(&h, file, size, &fault);
+        cr_expect(good == (version >= 1 && version <= 3), "version %d: %s", version, fault.text);
+        if (good) cr_expect(h.data_offset == (version == 1 ? 10 : 12) + sizeof text - 1);
+        if (!good) cr_expect(strstr(fault.text, "version") != NULL);
+        free(file);
+    }
+}
+
+Test(npy, refuses_hostile_headers_with_the_reason)
+{
+    static const struct {
+        const char *text, *reason;
+    } cases[] = {
+        { "", "expected '{'" },
+        { "{", "expected a key" },
+        { "{}", "no descr" },
+        { "[]", "expected '{'" },
+        { "{'descr': '<f4', 'fortran_order': False, }", "no shape" },
+        { "{'descr': '<f4', 'fortran_order': False, 'shape': (1,), 'shape': (1,), }", "twice" },
+        { "{'descr': '<f4', 'fortran_order': False, 'shape': (1,), 'extra': 1, }", "a key that is not" },
+        { "{'descr': '<f4', 'fortran_order': False, 'shape': (1,), } x", "expected nothing more" },
+        { "{'descr': '<f4', 'fortran_order': False, 'shape': (1,)", "expected ',' or '}'" },
+        { "{'descr': '<f4', 'fortran_order': 0, 'shape': (1,), }", "expected True or False" },
+        { "{'descr': '<f4', 'fortran_order': False, 'shape': 1, }", "expected a tuple" },
+        { "{'descr': '<f4', 'fortran_order': False, 'shape': (1), }", "expected ','" },
+        { "{'descr': '<f4', 'fortran_order': False, 'shape': (-1,), }", "expected a length" },
+        { "{'descr': '<f4', 'fortran_order': False, 'shape': (1.5,), }", "expected ','" },
+        { "{'descr': '<f4', 'fortran_order': False, 'shape': (18446744073709551616,), }", "longer than memory" },
+        { "{'descr': '<f4', 'fortran_order': False, 'shape': (4294967296, 4294967296), }", "more items than memory" },
+        { "{'descr': '<f4', 'fortran_order': False, 'shape': (0, 4294967296, 4294967296), }", "more items" },
+        { "{'descr': '<f4', 'fortran_order': False, 'shape': (4611686018427387904,), }", "more items than memory" },
+        { "{'descr': '<f4', 'fortran_order': False, 'shape': (1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,"
+          "1,1,1,1,1,1,1), }",
+          "more than 32 axes" },
+        { "{'descr': '|O', 'fortran_order': False, 'shape': (1,), }", "Python objects" },
+        { "{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (1,), }", "structured dtype" },
+        { "{'descr': '<M8[ns]', 'fortran_order': False, 'shape': (1,), }", "'<M8[ns]' is not a number" },
+        { "{'descr': '<U5', 'fortran_order': False, 'shape': (1,), }", "'<U5' is not a number" },
+        { "{'descr': '<f', 'fortran_order': False, 'shape': (1,), }", "is not a number" },
+        { "{'descr': '', 'fortran_order': False, 'shape': (1,), }", "'' is not a number" },
+        { "{'descr': '<f99999999999999999999999', 'fortran_order': False, 'shape': (1,), }", "is not a number" },
+        { "{'descr': '<f4\n\x01', 'fortran_order': False, 'shape': (1,), }", "expected the end of a string" },
+        { "{'descr': '<\\x664', 'fortran_order': False, 'shape': (1,), }", "expected the end of a string" },
+        { "{'descr': '<f4, 'fortran_order': False, 'shape': (1,), }", "" },
+        { "{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }", "truncated: 4 of 8 data bytes" },
+        { "{'descr': '<u2', 'fortran_order': False, 'shape': (1,), }", "2 bytes follow the array" },
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        npy_header h;
+        npy_fault fault = { "" };
+        cr_expect(!parse(cases[i].text, 4, &h, &fault), "%s", cases[i].text);
+        cr_expect(strstr(fault.text, cases[i].reason) != NULL, "%s: %s", cases[i].text, fault.text);
+        cr_expect(fault.text[0] != '\0' && strchr(fault.text, '\n') == NULL);
+    }
+}
+
+Test(npy, refuses_every_proper_prefix_and_every_longer_file)
+{
+    size_t size;
+    npy_header h;
+    npy_fault fault;
+    unsigned char *file = make_file(2, "{'descr': '<f4', 'fortran_order': False, 'shape': (3,), }\n", 12, &size);
+
+    for (size_t shorter = 0; shorter < size; shorter++) {
+        unsigned char *part = malloc(shorter + 1); /* exact length, for the address sanitizer */
+        memcpy(part, file, shorter);
+        cr_expect(!npy_parse(&h, part, shorter, &fault), "%zu bytes", shorter);
+        free(part);
+    }
+    cr_expect(npy_parse(&h, file, size, &fault));
+    file = realloc(file, size + 1);
+    file[size] = 0;
+    cr_expect(!npy_parse(&h, file, size + 1, &fault));
+    cr_expect(strcmp(fault.text, "1 bytes follow the array") == 0);
+    free(file);
+}
+
+Test(npy, names_files_of_other_formats)
+{
+    npy_header h;
+    npy_fault fault;
+    cr_expect(!npy_parse(&h, "PK\x03\x04....", 8, &fault) && strstr(fault.text, ".npz") != NULL);
+    cr_expect(!npy_parse(&h, "hello, world", 12, &fault) && strcmp(fault.text, "not a .npy file") == 0);
+    cr_expect(!npy_parse(&h, "", 0, &fault) && strstr(fault.text, "empty") != NULL);
+}
+
+/* ---- Conversion ------------------------------------------------------------------------------ */
+
+/* Items hold their own C-order index. What is stored is that array in the order and byte order asked for. */
+static void check_conversion(const size_t *shape, size_t axes, size_t item, bool fortran, bool swapped)
+{
+    char text[1024], *at;
+    size_t count = 1, size, offset;
+    unsigned char *file;
+    npy_array array;
+    npy_fault fault = { "" };
+    const uint16_t one = 1;
+    const bool little = *(const unsigned char *)&one == 1;
+
+    for (size_t axis = 0; axis < axes; axis++) count *= shape[axis];
+    snprintf(text, sizeof text, "{'descr': '%c%c%zu', 'fortran_order': %s, 'shape': %s, }\n",
+             little != swapped ? '<' : '>', item == 1 ? 'u' : 'i', item, fortran ? "True" : "False",
+             npy_shape_text(shape, axes).text);
+    file = make_file(1, text, count * item, &size);
+    at = (char *)file + size - count * item;
+
+    for (size_t i = 0; i < count; i++) {
+        size_t rest = i, place = fortran ? 0 : i, scale = count;
+        unsigned char bytes[8] = { 0 };
+        if (fortran) {
+            /* last axis first: rest % shape is its index, and its stride is the product of the axes before it */
+            for (size_t axis = axes; axis-- > 0;) {
+                scale /= shape[axis];
+                place += rest % shape[axis] * scale;
+                rest /= shape[axis];
+            }
+        }
+        for (size_t k = 0; k < item && k < sizeof i; k++) {
+            const size_t byte = little != swapped ? k : item - 1 - k;
+            bytes[byte] = (unsigned char)(i >> (8 * k));
+        }
+        memcpy(at + place * item, bytes, item);
+    }
+    write_file(in_directory("a.npy"), file, size);
+    free(file);
+
+    cr_assert(npy_open(&array, in_directory("a.npy"), &fault), "%s", fault.text);
+    cr_assert(npy_native(&array, &fault), "%s", fault.text);
+    offset = array.header.data_offset;
+    cr_expect((array.converted == NULL) == (array.data == (const char *)array.mapping + offset));
+    cr_expect((uintptr_t)array.data % item == 0);
+    for (size_t i = 0; i < count; i++) {
+        uint64_t value = 0;
+        switch (item) {
+        case 1: value = ((const uint8_t *)array.data)[i]; break;
+        case 2: value = ((const uint16_t *)array.data)[i]; break;
+        case 4: value = ((const uint32_t *)array.data)[i]; break;
+        default: value = ((const uint64_t *)array.data)[i]; break;
+        }
+        const uint64_t want = item == 8 ? i : i & ((UINT64_C(1) << (8 * item)) - 1);
+        cr_assert(value == want, "%s: item %zu is %llu", text, i, (unsigned long long)value);
+    }
+    npy_close(&array);
+    cr_expect(array.mapping == NULL);
+}
+
+Test(npy, converts_any_order_to_native_c_order, .init = make_directory, .fini = remove_directory)
+{
+    static const struct {
+        size_t axes, shape[5];
+    } shapes[] = {
+        { 0, { 0 } },         { 1, { 7 } },          { 2, { 3, 5 } },      { 2, { 65, 129 } },         { 3, { 2, 3, 4 } },
+        { 3, { 1, 70, 66 } }, { 4, { 5, 1, 2, 67 } }, { 5, { 2, 3, 1, 2, 5 } }, { 3, { 3, 0, 2 } },
+    };
+    for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
+        for (size_t item = 1; item <= 8; item *= 2) {
+            for (int how = 0; how < 4; how++)
+                check_conversion(shapes[s].shape, shapes[s].axes, item, how & 1, how & 2);
+        }
+    }
+}
+
+Test(npy, maps_native_c_order_without_a_copy, .init = make_directory, .fini = remove_directory)
+{
+    const size_t shape[] = { 4, 1, 3 };
+    npy_output output;
+    npy_array array;
+    npy_fault fault = { "" };
+    size_t failed;
+
+    cr_assert(npy_create(&output, in_directory("a.npy"), "f4", shape, 3, &fault), "%s", fault.text);
+    cr_expect((uintptr_t)output.data % 64 == 0);
+    cr_expect(output.bytes == 48);
+    for (int i = 0; i < 12; i++) ((float *)output.data)[i] = (float)i;
+    cr_assert(npy_commit(&output, 1, &failed, &fault), "%s", fault.text);
+
+    cr_assert(npy_open(&array, in_directory("a.npy"), &fault) && npy_native(&array, &fault), "%s", fault.text);
+    cr_expect(array.converted == NULL);
+    cr_expect(strcmp(npy_dtype_text(&array.header).text, "f4") == 0);
+    cr_expect(strcmp(npy_shape_text(array.header.shape, array.header.axes).text, "(4, 1, 3)") == 0);
+    for (int i = 0; i < 12; i++) cr_expect(((const float *)array.data)[i] == (float)i);
+    npy_close(&array);
+}
+
+Test(npy, copies_data_that_is_not_aligned, .init = make_directory, .fini = remove_directory)
+{
+    size_t size;
+    npy_array array;
+    npy_fault fault = { "" };
+    const double value = 0.1;
+    unsigned char *file = make_file(1, "{'descr': 'f8', 'fortran_order': False, 'shape': (1,) }", 8, &size);
+
+    cr_assert((size - 8) % 8 != 0);
+    memcpy(file + size - 8, &value, 8);
+    write_file(in_directory("a.npy"), file, size);
+    free(file);
+    cr_assert(npy_open(&array, in_directory("a.npy"), &fault) && npy_native(&array, &fault), "%s", fault.text);
+    cr_expect((uintptr_t)array.data % 8 == 0);
+    cr_expect(*(const double *)array.data == value);
+    npy_close(&array);
+}
+
+Test(npy, what_is_not_a_file_is_an_error, .init = make_directory, .fini = remove_directory)
+{
+    npy_array array;
+    npy_fault fault = { "" };
+    cr_expect(!npy_open(&array, in_directory("none.npy"), &fault) && strstr(fault.text, "No such file") != NULL);
+    cr_expect(!npy_open(&array, directory, &fault) && strcmp(fault.text, "not a regular file") == 0);
+    cr_assert(mkfifo(in_directory("pipe"), 0600) == 0);
+    cr_expect(!npy_open(&array, in_directory("pipe"), &fault) && strcmp(fault.text, "not a regular file") == 0);
+    npy_close(&array);
+}
+
+/* ---- Outputs --------------------------------------------------------------------------------- */
+
+Test(npy, discarded_outputs_leave_nothing, .init = make_directory, .fini = remove_directory)
+{
+    const size_t shape[] = { 2 };
+    npy_output output;
+    npy_fault fault;
+
+    write_file(in_directory("old.npy"), "old", 3);
+    cr_assert(npy_create(&output, in_directory("old.npy"), "i8", shape, 1, &fault));
+    cr_expect(files_in_directory() == 2);
+    npy_discard(&output);
+    npy_discard(&output);
+    cr_expect(files_in_directory() == 1);
+    cr_expect(access(in_directory("old.npy"), F_OK) == 0);
+}
+
+Test(npy, commit_is_all_or_nothing, .init = make_directory, .fini = remove_directory)
+{
+    const size_t shape[] = { 2 };
+    npy_output outputs[3];
+    npy_fault fault = { "" };
+    size_t failed = 99;
+
+    for (size_t i = 0; i < 3; i++) {
+        static const char *const names[] = { "a.npy", "b.npy", "c.npy" };
+        cr_assert(npy_create(&outputs[i], in_directory(names[i]), "f8", shape, 1, &fault));
+    }
+    cr_assert(mkdir(in_directory("b.npy"), 0700) == 0); /* nothing can be renamed to a directory */
+    cr_expect(!npy_commit(outputs, 3, &failed, &fault));
+    cr_expect(failed == 1);
+    cr_expect(strstr(fault.text, "cannot be written") != NULL);
+    cr_expect(files_in_directory() == 1);
+    rmdir(in_directory("b.npy"));
+}
+
+Test(npy, outputs_take_the_usual_permissions_and_follow_links, .init = make_directory, .fini = remove_directory)
+{
+    npy_output output;
+    npy_fault fault = { "" };
+    struct stat info;
+    size_t failed;
+
+    umask(027);
+    cr_assert(symlink("target.npy", in_directory("link.npy")) == 0);
+    write_file(in_directory("target.npy"), "old", 3);
+    cr_assert(npy_create(&output, in_directory("new.npy"), "f4", NULL, 0, &fault));
+    cr_assert(npy_commit(&output, 1, &failed, &fault));
+    cr_expect(stat(in_directory("new.npy"), &info) == 0 && (info.st_mode & 0777) == 0640);
+
+    cr_assert(npy_create(&output, in_directory("link.npy"), "f4", NULL, 0, &fault));
+    cr_assert(npy_commit(&output, 1, &failed, &fault));
+    cr_expect(lstat(in_directory("link.npy"), &info) == 0 && S_ISLNK(info.st_mode));
+    cr_expect(stat(in_directory("target.npy"), &info) == 0 && info.st_size > 3);
+}
+
+Test(npy, refuses_to_replace_what_is_not_a_file, .init = make_directory, .fini = remove_directory)
+{
+    npy_output output;
+    npy_fault fault = { "" };
+    cr_expect(!npy_create(&output, directory, "f4", NULL, 0, &fault) && strcmp(fault.text, "is a directory") == 0);
+    cr_expect(!npy_create(&output, "/dev/null", "f4", NULL, 0, &fault) && strstr(fault.text, "regular") != NULL);
+    cr_expect(!npy_create(&output, in_directory("no/a.npy"), "f4", NULL, 0, &fault) &&
+              strstr(fault.text, "No such file") != NULL);
+    cr_expect(files_in_directory() == 0);
+}
+
+Test(npy, a_signal_removes_what_is_unfinished, .init = make_directory, .fini = remove_directory)
+{
+    npy_fault fault;
+    const pid_t child = fork();
+    int status = 0;
+
+    if (child == 0) {
+        npy_output output;
+        if (npy_create(&output, in_directory("a.npy"), "f4", NULL, 0, &fault) && files_in_directory() == 1) raise(SIGTERM);
+        _exit(1);
+    }
+    cr_assert(waitpid(child, &status, 0) == child);
+    cr_expect(WIFSIGNALED(status) && WTERMSIG(status) == SIGTERM);
+    cr_expect(files_in_directory() == 0);
+}

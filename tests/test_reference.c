@@ -1,0 +1,1331 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * test_reference.c - is the oracle right? Closed forms, finite differences, the results of another program
+ * (golden/), each line of the truth table, exhaustive storage conversions, and whether its error bounds admit
+ * careful f32 arithmetic and refuse careless one.
+ */
+#include <clxent/reference.h>
+
+#include <criterion/criterion.h>
+
+#include <float.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+/* ---- One small problem --------------------------------------------------------------------- */
+
+enum { MAX_ROWS = 64, MAX_ELEMENTS = 8192, TEXT = 256 };
+
+/* Inputs in the storage that desc names, results as doubles. A test sets desc first, then gives inputs. */
+static struct world {
+    clxent_desc desc;
+    clxent_host_args args;
+    uint64_t logits[MAX_ELEMENTS], probabilities[MAX_ELEMENTS], targets[MAX_ELEMENTS], old[MAX_ELEMENTS];
+    uint64_t upstream[MAX_ELEMENTS], class_weights[MAX_ELEMENTS], row_weights[MAX_ROWS], denominator[1];
+
+    double losses[MAX_ROWS], losses_bound[MAX_ROWS], loss, loss_bound, lse[MAX_ROWS], lse_bound[MAX_ROWS];
+    double softmax[MAX_ELEMENTS], softmax_bound[MAX_ELEMENTS], log_softmax[MAX_ELEMENTS];
+    double log_softmax_bound[MAX_ELEMENTS], gradient[MAX_ELEMENTS], gradient_bound[MAX_ELEMENTS];
+    double entropy[MAX_ROWS], entropy_bound[MAX_ROWS], one_hot[MAX_ELEMENTS], divisor;
+    int64_t argmax[MAX_ROWS];
+    uint64_t correct, counted;
+    clxent_bad_targets bad;
+    char text[TEXT];
+} w;
+
+static void reset(void)
+{
+    memset(&w, 0, sizeof w);
+    clxent_desc_init(&w.desc);
+    clxent_host_args_init(&w.args);
+}
+
+static size_t rows(void) { return w.desc.batch * w.desc.seq; }
+
+/* Everything that the other fields of desc allow. */
+static uint32_t all_outputs(const clxent_desc *desc)
+{
+    uint32_t outputs = (CLXENT_OUTPUT_ONE_HOT - 1) & ~(uint32_t)CLXENT_OUTPUT_STATISTICS;
+    const bool indices = desc->target_type <= CLXENT_TARGET_U8;
+    if (desc->reduction == CLXENT_REDUCTION_NONE) outputs &= ~(uint32_t)CLXENT_OUTPUT_LOSS;
+    if (!indices) outputs &= ~(uint32_t)CLXENT_OUTPUT_CORRECT;
+    if (!indices || desc->bad_target != CLXENT_BAD_TARGET_REPORT)
+        outputs &= ~(uint32_t)CLXENT_OUTPUT_BAD_TARGETS;
+    return outputs;
+}
+
+static void shape(uint32_t dtype, size_t batch, size_t seq, size_t classes)
+{
+    w.desc.dtype = dtype;
+    w.desc.batch = batch;
+    w.desc.seq = seq;
+    w.desc.classes = classes;
+    w.desc.outputs = all_outputs(&w.desc);
+}
+
+static void put_element(uint64_t *store, uint32_t dtype, size_t i, double value)
+{
+    switch (dtype) {
+    case CLXENT_F16: ((uint16_t *)store)[i] = clxent_f16_from_double(value); break;
+    case CLXENT_BF16: ((uint16_t *)store)[i] = clxent_bf16_from_double(value); break;
+    case CLXENT_F64: ((double *)store)[i] = value; break;
+    default: ((float *)store)[i] = (float)value; break;
+    }
+}
+
+static size_t element_size(uint32_t dtype) { return dtype == CLXENT_F64 ? 8 : dtype == CLXENT_F32 ? 4 : 2; }
+
+/* Dense [rows, classes] values into strided storage whose padding is NaN; the size given is the exact one. */
+static clxent_input matrix(uint64_t *store, uint32_t dtype, size_t stride, const double *values)
+{
+    const size_t slab = w.desc.classes * w.desc.inner;
+    const size_t step = stride != 0 ? stride : slab;
+    const size_t slabs = rows() / w.desc.inner;
+
+    cr_assert(slabs * step <= MAX_ELEMENTS);
+    for (size_t i = 0; i < slabs * step; i++) put_element(store, dtype, i, NAN);
+    for (size_t r = 0; r < rows(); r++)
+        for (size_t j = 0; j < w.desc.classes; j++)
+            put_element(store, dtype, r / w.desc.inner * step + j * w.desc.inner + r % w.desc.inner,
+                        values[r * w.desc.classes + j]);
+    return (clxent_input){ store, slabs == 0 ? 0 : ((slabs - 1) * step + slab) * element_size(dtype) };
+}
+
+static clxent_input real_array(uint64_t *store, const double *values, size_t n)
+{
+    const uint32_t dtype = w.desc.dtype == CLXENT_F64 ? CLXENT_F64 : CLXENT_F32;
+    for (size_t i = 0; i < n; i++) put_element(store, dtype, i, values[i]);
+    return (clxent_input){ store, n * element_size(dtype) };
+}
+
+static void give_logits(const double *values)
+{
+    w.args.logits = matrix(w.logits, w.desc.dtype, w.desc.row_stride, values);
+}
+
+static void give_probability_targets(const double *values)
+{
+    const bool f32 = w.desc.target_type == CLXENT_TARGET_PROBABILITIES_F32;
+    w.args.targets = matrix(w.targets, f32 ? CLXENT_F32 : w.desc.dtype, w.desc.target_row_stride, values);
+}
+
+static void give_targets(const int64_t *values)
+{
+    for (size_t r = 0; r < rows(); r++) {
+        if (w.desc.target_type == CLXENT_TARGET_U8) ((uint8_t *)w.targets)[r] = (uint8_t)values[r];
+        else if (w.desc.target_type == CLXENT_TARGET_I32) ((int32_t *)w.targets)[r] = (int32_t)values[r];
+        else ((int64_t *)w.targets)[r] = values[r];
+    }
+    const size_t size = w.desc.target_type == CLXENT_TARGET_U8    ? 1
+                        : w.desc.target_type == CLXENT_TARGET_I32 ? 4
+                                                                  : 8;
+    w.args.targets = (clxent_input){ w.targets, rows() * size };
+}
+
+static void give_class_weights(const double *values)
+{
+    w.desc.has_class_weights = 1;
+    w.args.class_weights = real_array(w.class_weights, values, w.desc.classes);
+}
+
+static void give_row_weights(const double *values)
+{
+    w.desc.has_row_weights = 1;
+    w.args.row_weights = real_array(w.row_weights, values, rows());
+}
+
+static clxent_status try_run(void)
+{
+    clxent_reference_results out = CLXENT_REFERENCE_RESULTS_INIT;
+    const uint32_t outputs = w.desc.outputs;
+    if (outputs & CLXENT_OUTPUT_LOSSES) out.losses = w.losses, out.losses_bound = w.losses_bound;
+    if (outputs & CLXENT_OUTPUT_LOSS) out.loss = &w.loss, out.loss_bound = &w.loss_bound;
+    if (outputs & CLXENT_OUTPUT_LSE) out.lse = w.lse, out.lse_bound = w.lse_bound;
+    if (outputs & CLXENT_OUTPUT_SOFTMAX) out.softmax = w.softmax, out.softmax_bound = w.softmax_bound;
+    if (outputs & CLXENT_OUTPUT_LOG_SOFTMAX)
+        out.log_softmax = w.log_softmax, out.log_softmax_bound = w.log_softmax_bound;
+    if (outputs & CLXENT_OUTPUT_GRADIENT) out.gradient = w.gradient, out.gradient_bound = w.gradient_bound;
+    if (outputs & CLXENT_OUTPUT_ENTROPY) out.entropy = w.entropy, out.entropy_bound = w.entropy_bound;
+    if (outputs & CLXENT_OUTPUT_ONE_HOT) out.one_hot = w.one_hot;
+    if (outputs & CLXENT_OUTPUT_ARGMAX) out.argmax = w.argmax;
+    if (outputs & CLXENT_OUTPUT_CORRECT) out.correct = &w.correct;
+    out.counted = &w.counted;
+    out.denominator = &w.divisor;
+    out.bad_targets = &w.bad;
+    return clxent_reference_run(&w.desc, &w.args, &out, w.text, sizeof w.text);
+}
+
+static void run(void)
+{
+    const clxent_status status = try_run();
+    cr_assert_eq(status, CLXENT_OK, "status %d: %s", (int)status, w.text);
+}
+
+/* |got - want| <= relative * |want| + absolute for each element; NaN and infinities exactly. */
+static void check_close(const char *what, const char *name, const double *got, const double *want, size_t n,
+                        double relative, double absolute)
+{
+    for (size_t i = 0; i < n; i++) {
+        const bool same = (isnan(got[i]) && isnan(want[i])) || got[i] == want[i];
+        const double error = fabs(got[i] - want[i]);
+        cr_assert(same || error <= relative * fabs(want[i]) + absolute, "%s, %s[%zu]: got %.17g, want %.17g",
+                  what, name, i, got[i], want[i]);
+    }
+}
+
+static void check_one(const char *name, double got, double want, double relative)
+{
+    check_close("one value", name, &got, &want, 1, relative, 0);
+}
+
+static bool all(const double *values, size_t n, bool (*holds)(double))
+{
+    for (size_t i = 0; i < n; i++)
+        if (!holds(values[i])) return false;
+    return true;
+}
+
+static bool is_nan(double v) { return isnan(v); }
+
+static bool is_zero(double v) { return v == 0; }
+
+static bool is_finite(double v) { return isfinite(v); }
+
+static uint64_t random_state = 1;
+
+static double uniform(void) /* [-1, 1), splitmix64 */
+{
+    uint64_t x = random_state += UINT64_C(0x9e3779b97f4a7c15);
+    x = (x ^ x >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
+    x = (x ^ x >> 27) * UINT64_C(0x94d049bb133111eb);
+    return (double)((x ^ x >> 31) >> 11) * 0x1p-52 - 1;
+}
+
+static const uint32_t dtypes[] = { CLXENT_F32, CLXENT_F16, CLXENT_BF16, CLXENT_F64 };
+enum { DTYPES = sizeof dtypes / sizeof *dtypes };
+
+TestSuite(reference, .init = reset);
+
+/* ---- Closed forms -------------------------------------------------------------------------- */
+
+Test(reference, gives_the_worked_example_to_all_digits)
+{
+    static const double logits[] = { 1, 3, 5, 7, 1, -9, 4, 8 };
+    static const int64_t targets[] = { 3, 1 };
+    static const double softmax[] = { 2.1440087835846340e-03, 1.5842201178506925e-02, 1.1705891323853292e-01,
+                                      8.6495487679937544e-01, 8.9467946053009757e-04, 4.0618384668004272e-08,
+                                      1.7970117338894899e-02, 9.8113516258219036e-01 };
+    static const double losses[] = { 0.14507793896078224, 17.019045048497643 };
+    static const double gradient[] = { 2.14400878e-03, 1.58422012e-02,  1.17058913e-01, -1.35045123e-01,
+                                       8.94679461e-04, -9.99999959e-01, 1.79701173e-02, 9.81135163e-01 };
+
+    w.desc.reduction = CLXENT_REDUCTION_SUM;
+    for (int d = 0; d < DTYPES; d++) {
+        shape(dtypes[d], 1, 2, 4);
+        give_logits(logits);
+        give_targets(targets);
+        run();
+        check_close("worked example", "softmax", w.softmax, softmax, 8, 4e-16, 0);
+        check_close("worked example", "losses", w.losses, losses, 2, 4e-16, 0);
+        check_close("worked example", "gradient", w.gradient, gradient, 8, 6e-9, 0);
+        check_one("loss", w.loss, losses[0] + losses[1], 4e-16);
+        cr_assert_eq(w.correct, 1);
+        cr_assert(w.argmax[0] == 3 && w.argmax[1] == 3);
+    }
+}
+
+Test(reference, gives_log_classes_for_uniform_logits)
+{
+    static double logits[MAX_ELEMENTS];
+    static const int64_t targets[2] = { 0, 0 };
+    static const size_t classes[] = { 1, 2, 3, 64, 1000, 4096 };
+
+    for (size_t c = 0; c < sizeof classes / sizeof *classes; c++) {
+        const double log_classes = log((double)classes[c]);
+        for (size_t i = 0; i < 2 * classes[c]; i++) logits[i] = i < classes[c] ? 0.0 : -3.0;
+        shape(CLXENT_F64, 2, 1, classes[c]);
+        give_logits(logits);
+        give_targets(targets);
+        run();
+        for (int r = 0; r < 2; r++) {
+            check_one("loss", w.losses[r], log_classes, 1e-15);
+            check_one("entropy", w.entropy[r], log_classes, 1e-15);
+            check_one("lse", w.lse[r], (r == 0 ? 0.0 : -3.0) + log_classes, 1e-15);
+            check_one("softmax", w.softmax[(size_t)r * classes[c]], 1.0 / (double)classes[c], 1e-15);
+        }
+    }
+}
+
+Test(reference, gives_softplus_for_two_classes)
+{
+    static const int64_t targets[] = { 0 };
+    for (double gap = -700; gap <= 700; gap += 17.25) {
+        const double logits[] = { 0.5, 0.5 + gap };
+        const double other = 1 / (1 + exp(-gap)); /* softmax of the other class */
+        shape(CLXENT_F64, 1, 1, 2);
+        give_logits(logits);
+        give_targets(targets);
+        run();
+        check_one("loss", w.losses[0], gap > 0 ? gap + log1p(exp(-gap)) : log1p(exp(gap)), 1e-15);
+        check_one("softmax", w.softmax[1], other, 2e-15);
+        check_one("gradient of the other", w.gradient[1], other, 2e-15);
+        check_one("gradient of the target", w.gradient[0], -other, 2e-15);
+    }
+}
+
+Test(reference, keeps_relative_precision_of_confident_rows)
+{
+    /* exp(-40) = 4e-18: 1 - p and log(1 + rest) would both be exactly 0. */
+    static const double logits[] = { 12, 52, 11, 11 };
+    static const int64_t targets[] = { 1 };
+    const double rest = exp(-40) + 2 * exp(-41);
+
+    for (int d = 0; d < DTYPES; d++) {
+        shape(dtypes[d], 1, 1, 4);
+        give_logits(logits);
+        give_targets(targets);
+        run();
+        check_one("loss", w.losses[0], rest, 4e-16);
+        check_one("gradient", w.gradient[1], -rest, 4e-16);
+        check_one("entropy", w.entropy[0], 41 * exp(-40) + 2 * 42 * exp(-41), 4e-15);
+        cr_assert(w.losses_bound[0] < 1e-5 * rest, "loss %g +- %g", w.losses[0], w.losses_bound[0]);
+    }
+}
+
+Test(reference, exponentials_are_not_hurt_by_the_rounding_of_z_minus_max)
+{
+    /* 0.1 - 700.3 is off by up to 2^-44, which the exponential would turn into 500 ulps. */
+    static const double logits[] = { 0.1, -700.3, -650.7 };
+    static const int64_t targets[] = { 0 };
+    shape(CLXENT_F64, 1, 1, 3);
+    give_logits(logits);
+    give_targets(targets);
+    run();
+    check_one("softmax", w.softmax[1], (double)expl((long double)logits[1] - (long double)logits[0]), 1e-15);
+    check_one("softmax", w.softmax[2], (double)expl((long double)logits[2] - (long double)logits[0]), 1e-15);
+}
+
+Test(reference, long_sums_lose_nothing)
+{
+    enum { CLASSES = 8000 };
+    static double logits[CLASSES]; /* 0, and -0.7 for all others: equal roundings add up */
+    static const int64_t targets[] = { 0 };
+    for (int j = 1; j < CLASSES; j++) logits[j] = -0.7;
+    shape(CLXENT_F64, 1, 1, CLASSES);
+    give_logits(logits);
+    give_targets(targets);
+    run();
+    const long double rest = (CLASSES - 1) * expl((long double)-0.7);
+    check_one("loss", w.losses[0], (double)log1pl(rest), 3e-16);
+    check_one("gradient", w.gradient[0], (double)(-rest / (1 + rest)), 3e-16);
+    check_one("softmax", w.softmax[0], (double)(1 / (1 + rest)), 5e-16);
+}
+
+Test(reference, loses_nothing_to_a_shared_offset)
+{
+    /* Multiples of 2^-10, so that adding 2^20 is exact in f64, and of 1/16 in f32: same bits everywhere. */
+    static const int64_t targets[] = { 1, 0 };
+    double logits[10], shifted[10];
+    struct world plain;
+
+    for (int d = 0; d < DTYPES; d += 3) {
+        const double unit = dtypes[d] == CLXENT_F64 ? 0x1p-10 : 0.25;
+        for (int i = 0; i < 10; i++) {
+            logits[i] = unit * round(40 * uniform());
+            shifted[i] = logits[i] + 0x1p20;
+        }
+        shape(dtypes[d], 1, 2, 5);
+        give_targets(targets);
+        give_logits(logits);
+        run();
+        plain = w;
+        give_logits(shifted);
+        run();
+        cr_assert(memcmp(plain.losses, w.losses, sizeof w.losses) == 0);
+        cr_assert(memcmp(plain.softmax, w.softmax, sizeof w.softmax) == 0);
+        cr_assert(memcmp(plain.gradient, w.gradient, sizeof w.gradient) == 0);
+        cr_assert(memcmp(plain.entropy, w.entropy, sizeof w.entropy) == 0);
+        cr_assert_neq(plain.lse[0], w.lse[0]);
+    }
+}
+
+/* ---- Another program ----------------------------------------------------------------------- */
+
+struct golden {
+    const char *name;
+    uint32_t dtype, target_type, reduction, bad_target, all_ignored, use_ignore;
+    size_t batch, seq, classes, inner, padding, shift;
+    int64_t ignore_index;
+    uint64_t correct, counted;
+    double smoothing, z_loss, scale, softcap, loss, divisor;
+    const double *logits, *probabilities, *class_weights, *row_weights, *upstream, *denominator, *old;
+    const double *losses, *lse, *softmax, *gradient, *entropy;
+    const int64_t *targets, *argmax;
+};
+
+static const struct golden golden[] = {
+#include "golden/golden.inc"
+};
+enum { GOLDEN = sizeof golden / sizeof *golden };
+
+static void check_golden(const struct golden *g)
+{
+    const size_t n = g->batch * g->seq;
+    const size_t stride = g->padding > 0 ? g->classes * g->inner + g->padding : 0;
+
+    reset();
+    w.desc.target_type = g->target_type;
+    w.desc.reduction = g->reduction;
+    w.desc.bad_target = g->bad_target;
+    w.desc.all_ignored = g->all_ignored;
+    w.desc.ignore_index = g->ignore_index;
+    w.desc.use_ignore_index = g->use_ignore;
+    w.desc.shift = g->shift;
+    w.desc.label_smoothing = g->smoothing;
+    w.desc.z_loss = g->z_loss;
+    w.desc.logit_scale = g->scale;
+    w.desc.softcap = g->softcap;
+    w.desc.inner = g->inner;
+    w.desc.row_stride = w.desc.gradient_row_stride = w.desc.target_row_stride = stride;
+    shape(g->dtype, g->batch, g->seq, g->classes);
+    give_logits(g->logits);
+    if (g->targets != NULL) give_targets(g->targets);
+    if (g->probabilities != NULL) give_probability_targets(g->probabilities);
+    if (g->class_weights != NULL) give_class_weights(g->class_weights);
+    if (g->row_weights != NULL) give_row_weights(g->row_weights);
+    if (g->denominator != NULL) w.args.denominator = real_array(w.denominator, g->denominator, 1);
+    if (g->upstream != NULL)
+        w.args.upstream = real_array(w.upstream, g->upstream, g->reduction == CLXENT_REDUCTION_NONE ? n : 1);
+    if (g->old != NULL) {
+        const clxent_input old = matrix(w.old, g->dtype, stride, g->old);
+        w.desc.gradient_mode = CLXENT_GRADIENT_ACCUMULATE;
+        w.args.gradient = (clxent_output){ w.old, old.size };
+    }
+    run();
+
+    /* Both programs' own roundings; long double's at offset 1e6 is 5e-14 in the exponent. */
+    const double slack = fabs(g->logits[0]) > 1e5 ? 2e-13 : 1e-14;
+    check_close(g->name, "losses", w.losses, g->losses, n, 1e-14, slack);
+    check_close(g->name, "lse", w.lse, g->lse, n, 1e-15, slack);
+    check_close(g->name, "softmax", w.softmax, g->softmax, n * g->classes, slack, 0);
+    check_close(g->name, "gradient", w.gradient, g->gradient, n * g->classes, 1e-14, slack);
+    check_close(g->name, "entropy", w.entropy, g->entropy, n, 1e-14, slack);
+    check_close(g->name, "denominator", &w.divisor, &g->divisor, 1, 1e-15, 0);
+    if (g->reduction != CLXENT_REDUCTION_NONE)
+        check_close(g->name, "loss", &w.loss, &g->loss, 1, 1e-14, slack);
+    for (size_t r = 0; r < n; r++)
+        cr_assert_eq(w.argmax[r], g->argmax[r], "%s: argmax[%zu] is %lld", g->name, r,
+                     (long long)w.argmax[r]);
+    cr_assert_eq(w.correct, g->correct, "%s: correct is %llu", g->name, (unsigned long long)w.correct);
+    cr_assert_eq(w.counted, g->counted, "%s: counted is %llu", g->name, (unsigned long long)w.counted);
+}
+
+Test(reference, agrees_with_numpy_on_each_option_alone)
+{
+    size_t seen = 0;
+    for (int i = 0; i < GOLDEN; i++)
+        if (strncmp(golden[i].name, "combined", 8) != 0) {
+            check_golden(&golden[i]);
+            seen++;
+        }
+    cr_assert(seen >= 40);
+}
+
+Test(reference, agrees_with_numpy_on_options_combined)
+{
+    size_t seen = 0;
+    for (int i = 0; i < GOLDEN; i++)
+        if (strncmp(golden[i].name, "combined", 8) == 0) {
+            check_golden(&golden[i]);
+            seen++;
+        }
+    cr_assert(seen >= 30);
+}
+
+/* ---- Derivatives and symmetries ------------------------------------------------------------ */
+
+/* What the gradient is the gradient of. */
+static double objective(const double *logits, const double *upstream)
+{
+    double value = 0;
+    give_logits(logits);
+    run();
+    if (w.desc.reduction != CLXENT_REDUCTION_NONE) return upstream[0] * w.loss;
+    for (size_t r = 0; r < rows(); r++) value += upstream[r] * w.losses[r] / w.divisor;
+    return value;
+}
+
+Test(reference, gradient_is_the_derivative_of_the_loss_for_every_option)
+{
+    enum { ROWS = 4, CLASSES = 3, N = ROWS * CLASSES, OPTIONS = 10 };
+    static const int64_t targets[ROWS] = { 2, 0, -100, 1 };
+    static const double denominator[] = { 2.5 };
+    const double step = 1e-5;
+    double logits[N], q[N], class_weights[CLASSES], row_weights[ROWS], upstream[ROWS], moved[N], gradient[N];
+
+    for (unsigned on = 0; on < 1u << OPTIONS; on++) {
+        for (unsigned reduction = 0; reduction < 3; reduction++) {
+            if ((on * 3 + reduction) % 5 != 0 && (on & (on - 1)) != 0)
+                continue; /* alone: all; combined: a fifth */
+            reset();
+            for (int i = 0; i < N; i++) logits[i] = 3 * uniform();
+            for (int i = 0; i < N; i++) q[i] = uniform();
+            for (int i = 0; i < CLASSES; i++) class_weights[i] = 1.5 + uniform();
+            for (int i = 0; i < ROWS; i++) row_weights[i] = 1.5 + uniform();
+            for (int i = 0; i < ROWS; i++) upstream[i] = on & 1u << 7 ? uniform() : 1.0;
+            w.desc.reduction = reduction;
+            if (on & 1u << 0) w.desc.label_smoothing = 0.2;
+            if (on & 1u << 1) w.desc.z_loss = 0.1;
+            if (on & 1u << 2) w.desc.logit_scale = -0.7;
+            if (on & 1u << 3) w.desc.softcap = 2;
+            if (on & 1u << 4) w.desc.target_type = CLXENT_TARGET_PROBABILITIES_LOGITS;
+            if (on & 1u << 8) w.desc.shift = 1;
+            if (on & 1u << 9) w.desc.inner = 2;
+            shape(CLXENT_F64, 2, 2, CLASSES);
+            if (on & 1u << 4) give_probability_targets(q);
+            else give_targets(targets);
+            if (on & 1u << 5) give_class_weights(class_weights);
+            if (on & 1u << 6) give_row_weights(row_weights);
+            if (on & 1u << 7) {
+                w.args.upstream =
+                    real_array(w.upstream, upstream, reduction == CLXENT_REDUCTION_NONE ? ROWS : 1);
+                w.args.denominator = real_array(w.denominator, denominator, 1);
+            }
+            objective(logits, upstream);
+            memcpy(gradient, w.gradient, sizeof gradient);
+            for (int i = 0; i < N; i++) {
+                memcpy(moved, logits, sizeof moved);
+                moved[i] = logits[i] + step;
+                const double up = objective(moved, upstream);
+                moved[i] = logits[i] - step;
+                const double down = objective(moved, upstream);
+                /* Truncation step^2 f'''/6 and rounding 2^-53 |f| / step are both about 1e-10. */
+                const double slope = (up - down) / (2 * step);
+                cr_assert(fabs(slope - gradient[i]) <= 5e-9,
+                          "options 0x%x, reduction %u, element %d: %.12g, not %.12g", on, reduction, i,
+                          gradient[i], slope);
+            }
+        }
+    }
+}
+
+Test(reference, gradient_rows_sum_to_zero)
+{
+    enum { ROWS = 8, CLASSES = 37, N = ROWS * CLASSES };
+    double logits[N];
+    int64_t targets[ROWS];
+
+    for (int scale = 0; scale < 4; scale++) {
+        for (int i = 0; i < N; i++) logits[i] = pow(10, scale - 1) * uniform();
+        for (int r = 0; r < ROWS; r++) targets[r] = r * 4;
+        w.desc.label_smoothing = scale % 2 == 0 ? 0.0 : 0.3;
+        w.desc.reduction = CLXENT_REDUCTION_SUM;
+        shape(CLXENT_F64, ROWS, 1, CLASSES);
+        give_logits(logits);
+        give_targets(targets);
+        run();
+        for (int r = 0; r < ROWS; r++) {
+            double sum = 0, size = 0;
+            for (int j = 0; j < CLASSES; j++) {
+                sum += w.gradient[r * CLASSES + j];
+                size += fabs(w.gradient[r * CLASSES + j]);
+            }
+            cr_assert(size > 0 && fabs(sum) <= 1e-14 * size, "row %d sums to %g of %g", r, sum, size);
+        }
+    }
+}
+
+Test(reference, follows_a_permutation_of_the_classes)
+{
+    enum { CLASSES = 7 };
+    static const int to[CLASSES] = { 3, 5, 0, 6, 1, 4, 2 };
+    double logits[CLASSES], weights[CLASSES], moved[CLASSES], moved_weights[CLASSES];
+    struct world plain;
+
+    for (int j = 0; j < CLASSES; j++) {
+        logits[j] = 4 * uniform();
+        weights[j] = 1 + 0.5 * uniform();
+        moved[to[j]] = logits[j];
+        moved_weights[to[j]] = weights[j];
+    }
+    w.desc.label_smoothing = 0.1;
+    shape(CLXENT_F64, 1, 1, CLASSES);
+    for (int64_t y = 0; y < CLASSES; y++) {
+        const int64_t moved_y = to[y];
+        give_logits(logits);
+        give_class_weights(weights);
+        give_targets(&y);
+        run();
+        plain = w;
+        give_logits(moved);
+        give_class_weights(moved_weights);
+        give_targets(&moved_y);
+        run();
+        check_one("loss", w.losses[0], plain.losses[0], 1e-14);
+        for (int j = 0; j < CLASSES; j++)
+            check_close("permuted", "gradient", &w.gradient[to[j]], &plain.gradient[j], 1, 1e-14, 1e-16);
+        cr_assert_eq(w.argmax[0], to[plain.argmax[0]]);
+    }
+}
+
+Test(reference, computes_with_the_options_as_the_device_has_them)
+{
+    /* 0.1 as f32 differs from 0.1 by 1.5e-9: f32 plans take the first, f64 plans the second. */
+    static const double logits[] = { 0, 2 };
+    static const int64_t targets[] = { 0 };
+    for (int d = 0; d < DTYPES; d++) {
+        const double eps = dtypes[d] == CLXENT_F64 ? 0.1 : (double)0.1f;
+        const double scale = dtypes[d] == CLXENT_F64 ? 0.3 : (double)0.3f;
+        w.desc.label_smoothing = 0.1;
+        w.desc.logit_scale = 0.3;
+        shape(dtypes[d], 1, 1, 2);
+        give_logits(logits);
+        give_targets(targets);
+        run();
+        const double log_sum = log1p(exp(-2 * scale));
+        check_one("loss", w.losses[0], (1 - eps / 2) * 2 * scale + log_sum, 1e-15);
+    }
+}
+
+/* ---- The truth table ----------------------------------------------------------------------- */
+
+static void one_row(uint32_t dtype, size_t classes, const double *logits, int64_t target)
+{
+    shape(dtype, 1, 1, classes);
+    give_logits(logits);
+    give_targets(&target);
+    run();
+}
+
+Test(reference, masked_class_has_probability_and_gradient_zero)
+{
+    static const double logits[] = { 1, -INFINITY, 2 };
+    for (int d = 0; d < DTYPES; d++) {
+        one_row(dtypes[d], 3, logits, 0);
+        check_one("loss", w.losses[0], 1 + log1p(exp(-1)), 1e-15);
+        cr_assert(w.softmax[1] == 0 && w.softmax_bound[1] == 0);
+        cr_assert(w.gradient[1] == 0 && w.gradient_bound[1] == 0);
+        cr_assert(w.log_softmax[1] == -INFINITY);
+        cr_assert(isfinite(w.lse[0]) && isfinite(w.entropy[0]));
+    }
+}
+
+Test(reference, masked_target_has_infinite_loss_and_finite_gradient)
+{
+    static const double logits[] = { 1, -INFINITY, 1 };
+    static const double gradient[] = { 0.5, -1, 0.5 };
+    for (int d = 0; d < DTYPES; d++) {
+        one_row(dtypes[d], 3, logits, 1);
+        cr_assert(w.losses[0] == INFINITY && w.loss == INFINITY);
+        check_close("masked target", "gradient", w.gradient, gradient, 3, 1e-15, 0);
+        check_one("lse", w.lse[0], 1 + log(2), 1e-15);
+    }
+}
+
+Test(reference, masked_class_under_smoothing_has_infinite_loss_never_nan)
+{
+    static const double logits[] = { 1, -INFINITY, 2 };
+    w.desc.label_smoothing = 0.1;
+    for (int d = 0; d < DTYPES; d++) {
+        one_row(dtypes[d], 3, logits, 0);
+        cr_assert(w.losses[0] == INFINITY && w.loss == INFINITY);
+        cr_assert(all(w.gradient, 3, is_finite) && w.gradient[1] < 0);
+        cr_assert(isfinite(w.lse[0]));
+    }
+}
+
+Test(reference, weight_zero_of_a_masked_class_takes_its_infinite_term_away)
+{
+    static const double logits[] = { 1, -INFINITY, 2 };
+    static const double weights[] = { 1, 0, 1 };
+    w.desc.label_smoothing = 0.1;
+    shape(CLXENT_F64, 1, 1, 3);
+    give_class_weights(weights);
+    one_row(CLXENT_F64, 3, logits, 0);
+    cr_assert(isfinite(w.losses[0]));
+    cr_assert_eq(w.gradient[1], 0);
+}
+
+Test(reference, row_of_minus_infinities_is_nan_with_lse_minus_infinity)
+{
+    static const double logits[] = { -INFINITY, -INFINITY, -INFINITY };
+    for (int d = 0; d < DTYPES; d++) {
+        one_row(dtypes[d], 3, logits, 0);
+        cr_assert(isnan(w.losses[0]) && isnan(w.loss) && isnan(w.entropy[0]));
+        cr_assert(all(w.gradient, 3, is_nan) && all(w.softmax, 3, is_nan) && all(w.log_softmax, 3, is_nan));
+        cr_assert(w.lse[0] == -INFINITY);
+        cr_assert_eq(w.argmax[0], 0);
+    }
+}
+
+Test(reference, plus_infinity_makes_all_but_lse_nan)
+{
+    static const double logits[] = { 1, INFINITY, -INFINITY };
+    for (int d = 0; d < DTYPES; d++)
+        for (int64_t y = 0; y < 3; y++) {
+            one_row(dtypes[d], 3, logits, y);
+            cr_assert(isnan(w.losses[0]) && isnan(w.loss) && isnan(w.entropy[0]));
+            cr_assert(all(w.gradient, 3, is_nan) && all(w.softmax, 3, is_nan) &&
+                      all(w.log_softmax, 3, is_nan));
+            cr_assert(w.lse[0] == INFINITY);
+            cr_assert_eq(w.argmax[0], 1);
+        }
+}
+
+Test(reference, nan_makes_everything_nan_even_under_weight_zero)
+{
+    static const double logits[] = { INFINITY, 1, NAN, NAN };
+    static const double weights[] = { 1, 1, 0, 0 };
+    for (int d = 0; d < DTYPES; d++) {
+        shape(dtypes[d], 1, 1, 4);
+        give_class_weights(weights);
+        one_row(dtypes[d], 4, logits, 1);
+        cr_assert(isnan(w.losses[0]) && isnan(w.loss) && isnan(w.lse[0]) && isnan(w.entropy[0]));
+        cr_assert(all(w.gradient, 4, is_nan) && all(w.softmax, 4, is_nan) && all(w.log_softmax, 4, is_nan));
+        cr_assert_eq(w.argmax[0], 2, "the first NaN comes before any maximum");
+    }
+}
+
+Test(reference, ignored_rows_are_exactly_zero_whatever_they_hold)
+{
+    static const double logits[] = { NAN, 1, INFINITY, 2, -INFINITY, -INFINITY, 1, 2, 3, 1 };
+    static const double row_weights[] = { 1, 0, 1, 0, 1 };
+    static const int64_t targets[] = { -100, 77, -100, 1, 1 };
+    static const double upstream[] = { NAN, INFINITY, 1, 1, 1 };
+
+    for (int d = 0; d < DTYPES; d++) {
+        reset();
+        w.desc.reduction = CLXENT_REDUCTION_NONE;
+        shape(dtypes[d], 5, 1, 2);
+        give_logits(logits);
+        give_targets(targets);
+        give_row_weights(row_weights);
+        w.args.upstream = real_array(w.upstream, upstream, 5);
+        run();
+        cr_assert(all(w.losses, 4, is_zero) && all(w.losses_bound, 4, is_zero) && w.losses[4] > 2);
+        cr_assert(all(w.gradient, 8, is_zero) && all(w.gradient_bound, 8, is_zero) && w.gradient[8] > 0.5);
+        cr_assert(isnan(w.lse[0]) && w.lse[1] == INFINITY && w.lse[2] == -INFINITY && isfinite(w.lse[3]));
+        cr_assert(all(w.softmax, 6, is_nan) && all(w.softmax + 6, 4, is_finite));
+        cr_assert(isnan(w.entropy[0]) && w.entropy[3] > 0);
+        cr_assert(w.argmax[0] == 0 && w.argmax[1] == 0 && w.argmax[3] == 1);
+        cr_assert_eq(w.counted, 1);
+        cr_assert_eq(w.correct, 0);
+        cr_assert_eq(w.bad.count, 0, "the target of a masked row is not looked at");
+    }
+}
+
+Test(reference, leading_block_of_minus_infinities_changes_nothing)
+{
+    enum { BLOCK = 2500 };
+    static double logits[BLOCK + 3];
+    static const double tail[] = { 0.5, -1.25, 3 };
+    struct world plain;
+
+    for (int i = 0; i < BLOCK; i++) logits[i] = -INFINITY;
+    memcpy(logits + BLOCK, tail, sizeof tail);
+    one_row(CLXENT_F32, 3, tail, 1);
+    plain = w;
+    one_row(CLXENT_F32, BLOCK + 3, logits, BLOCK + 1);
+    cr_assert(w.losses[0] == plain.losses[0] && w.lse[0] == plain.lse[0] && w.entropy[0] == plain.entropy[0]);
+    cr_assert(memcmp(w.gradient + BLOCK, plain.gradient, 3 * sizeof(double)) == 0);
+    cr_assert(all(w.gradient, BLOCK, is_zero));
+}
+
+Test(reference, one_class_has_no_loss_and_no_gradient)
+{
+    static const double logits[] = { -7.5, 0, 1000 };
+    static const int64_t targets[] = { 0, 0, 0 };
+    for (int d = 0; d < DTYPES; d++) {
+        shape(dtypes[d], 3, 1, 1);
+        give_logits(logits);
+        give_targets(targets);
+        run();
+        cr_assert(all(w.losses, 3, is_zero) && all(w.gradient, 3, is_zero) && all(w.entropy, 3, is_zero));
+        check_close("one class", "lse", w.lse, logits, 3, 0, 0);
+        cr_assert(w.softmax[0] == 1 && w.log_softmax[0] == 0);
+        cr_assert_eq(w.correct, 3);
+    }
+}
+
+Test(reference, no_rows_sum_to_zero_and_have_no_mean)
+{
+    static const double denominator[] = { 4 };
+    static const struct {
+        uint32_t reduction, all_ignored;
+        bool divided;
+        double loss;
+    } cases[] = {
+        { CLXENT_REDUCTION_SUM, CLXENT_ALL_IGNORED_NAN, false, 0 },
+        { CLXENT_REDUCTION_MEAN, CLXENT_ALL_IGNORED_NAN, false, NAN },
+        { CLXENT_REDUCTION_MEAN, CLXENT_ALL_IGNORED_ZERO, false, 0 },
+        { CLXENT_REDUCTION_MEAN, CLXENT_ALL_IGNORED_NAN, true, 0 },
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        reset();
+        w.desc.reduction = cases[i].reduction;
+        w.desc.all_ignored = cases[i].all_ignored;
+        shape(CLXENT_F32, 0, 0, 4);
+        if (cases[i].divided) w.args.denominator = real_array(w.denominator, denominator, 1);
+        w.gradient[0] = w.losses[0] = 5;
+        run();
+        check_close("no rows", "loss", &w.loss, &cases[i].loss, 1, 0, 0);
+        cr_assert(w.counted == 0 && w.correct == 0);
+        cr_assert(w.gradient[0] == 5 && w.losses[0] == 5, "nothing else is touched");
+    }
+}
+
+Test(reference, infinities_under_a_softcap_follow_z)
+{
+    /* z of +inf is the cap, finite; a mask stays a mask. */
+    static const double logits[] = { INFINITY, 0, -INFINITY };
+    w.desc.softcap = 2;
+    for (int d = 0; d < DTYPES; d++) {
+        one_row(dtypes[d], 3, logits, 1);
+        check_one("loss", w.losses[0], 2 + log1p(exp(-2)), 1e-15);
+        cr_assert_eq(w.softmax[2], 0);
+        cr_assert(w.gradient[0] == 0 && w.gradient[1] < 0 && w.gradient[2] == 0);
+
+        one_row(dtypes[d], 3, logits, 2);
+        cr_assert(w.losses[0] == INFINITY && w.gradient[1] > 0);
+        cr_assert(w.gradient[2] == 0, "the cap is flat at a mask, also where it is the target");
+    }
+}
+
+/* ---- Rows that do not count ---------------------------------------------------------------- */
+
+Test(reference, mean_of_nothing_is_nan_or_zero_and_its_gradient_zero)
+{
+    static const double logits[] = { 1, 2, 3, 4 };
+    static const int64_t ignored[] = { -100, -100 }, bad[] = { -100, 9 };
+    for (unsigned policy = 0; policy < 2; policy++) {
+        reset();
+        w.desc.all_ignored = policy;
+        shape(CLXENT_F32, 2, 1, 2);
+        give_logits(logits);
+        give_targets(ignored);
+        run();
+        cr_assert(policy == CLXENT_ALL_IGNORED_ZERO ? w.loss == 0 : isnan(w.loss));
+        cr_assert(all(w.gradient, 4, is_zero) && all(w.losses, 2, is_zero));
+        cr_assert(w.divisor == 0 && w.counted == 0);
+
+        give_targets(bad);
+        run();
+        cr_assert(isnan(w.loss), "no policy hides a bad row");
+        cr_assert(isnan(w.gradient[2]) && w.gradient[0] == 0);
+    }
+}
+
+Test(reference, weights_that_cancel_leave_no_mean)
+{
+    static const double logits[] = { 1, 2, 3, 4 };
+    static const double weights[] = { 1, -1 };
+    static const int64_t targets[] = { 0, 1 };
+    shape(CLXENT_F32, 2, 1, 2);
+    give_logits(logits);
+    give_targets(targets);
+    give_class_weights(weights);
+    run();
+    cr_assert(isnan(w.loss) && all(w.gradient, 4, is_zero) && w.losses[0] > 0 && w.losses[1] < 0);
+    cr_assert_eq(w.counted, 2);
+}
+
+Test(reference, bad_targets_follow_the_policy_in_every_integer_type)
+{
+    static const double logits[] = { 1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2, 3 };
+    static const int64_t targets[] = { 2, 3, 0, 200 };
+    static const uint32_t types[] = { CLXENT_TARGET_U8, CLXENT_TARGET_I32, CLXENT_TARGET_I64 };
+
+    for (int t = 0; t < 3; t++)
+        for (uint32_t policy = 0; policy < 3; policy++) {
+            const bool ignore = policy == CLXENT_BAD_TARGET_IGNORE;
+            reset();
+            w.desc.target_type = types[t];
+            w.desc.bad_target = policy;
+            shape(CLXENT_F32, 2, 2, 3);
+            give_logits(logits);
+            give_targets(targets);
+            run();
+            cr_assert(isfinite(w.losses[0]) && isfinite(w.losses[2]));
+            cr_assert(ignore ? w.losses[1] == 0 && w.losses[3] == 0
+                             : isnan(w.losses[1]) && isnan(w.losses[3]));
+            cr_assert(all(w.gradient + 3, 3, ignore ? is_zero : is_nan));
+            cr_assert(all(w.gradient + 6, 3, is_finite) && w.gradient[8] > 0);
+            cr_assert(ignore ? isfinite(w.loss) : isnan(w.loss));
+            cr_assert_eq(w.divisor, 2, "bad rows do not count");
+            cr_assert(w.bad.count == 2 && w.bad.first_row == 1 && w.bad.value == 3);
+            cr_assert(all(w.softmax, 12, is_finite) && w.argmax[1] == 2);
+        }
+}
+
+Test(reference, targets_are_compared_at_full_width)
+{
+    static const double logits[] = { 1, 2, 3, 4, 1, 2, 3, 4, 1, 2, 3, 4 };
+    static const int64_t targets[] = { (INT64_C(1) << 32) + 1, INT64_MIN, -1 };
+    shape(CLXENT_F32, 3, 1, 4);
+    give_logits(logits);
+    give_targets(targets);
+    run();
+    cr_assert(all(w.losses, 3, is_nan) && w.bad.count == 3);
+    cr_assert(w.bad.first_row == 0 && w.bad.value == (INT64_C(1) << 32) + 1);
+
+    w.desc.ignore_index = (INT64_C(1) << 32) + 1;
+    run();
+    cr_assert(w.losses[0] == 0 && isnan(w.losses[1]) && w.bad.count == 2 && w.bad.first_row == 1);
+
+    w.desc.ignore_index = 0xff; /* not the bits of -1 */
+    run();
+    cr_assert(isnan(w.losses[2]));
+}
+
+Test(reference, given_denominator_divides_even_when_it_is_zero)
+{
+    static const double logits[] = { 1, 2, 3, 4 };
+    static const int64_t targets[] = { 0, -100 };
+    static const double zero[] = { 0 };
+    shape(CLXENT_F32, 2, 1, 2);
+    give_logits(logits);
+    give_targets(targets);
+    w.args.denominator = real_array(w.denominator, zero, 1);
+    run();
+    cr_assert(w.loss == INFINITY && w.gradient[0] == -INFINITY && w.gradient[1] == INFINITY);
+    cr_assert(w.gradient[2] == 0 && w.gradient[3] == 0, "the ignored row");
+    cr_assert(isfinite(w.losses[0]));
+}
+
+Test(reference, shift_looks_at_a_later_target_of_the_same_sequence)
+{
+    /* Every row's own target is wrong for it; the shifted one is the argmax. */
+    static const double logits[] = { 0, 9, 0, 0, 9, 0, 9, 0, 0, 0, 9, 0, 9, 0, 0, 9, 0, 0 };
+    static const int64_t targets[] = { 2, 2, 1, 1, 1, 1 };
+    static const double row_weights[] = { 1, 1, 1, 0, 1, 1 };
+    w.desc.shift = 1;
+    shape(CLXENT_F32, 2, 3, 3);
+    give_logits(logits);
+    give_targets(targets);
+    run();
+    cr_assert_eq(w.counted, 4);
+    cr_assert(w.losses[0] > 5 && w.losses[1] < 1 && w.losses[2] == 0, "row 0 against 2, row 1 against 1");
+    cr_assert(w.losses[3] < 1 && w.losses[4] > 5 && w.losses[5] == 0);
+    give_row_weights(row_weights);
+    run();
+    cr_assert(w.counted == 3 && w.losses[3] == 0 && w.losses[2] == 0, "weights belong to the logits' row");
+}
+
+Test(reference, argmax_is_the_first_maximum_and_is_taken_before_the_softcap)
+{
+    static const double ties[] = { 1, 3, 3, 2 };
+    static const double saturated[] = { 1, 900, 1000, 950 };
+    one_row(CLXENT_F32, 4, ties, 1);
+    cr_assert(w.argmax[0] == 1 && w.correct == 1);
+    one_row(CLXENT_F32, 4, ties, 2);
+    cr_assert_eq(w.correct, 0);
+    w.desc.logit_scale = -1;
+    one_row(CLXENT_F32, 4, ties, 0);
+    cr_assert_eq(w.argmax[0], 0, "the argmax of z");
+    w.desc.logit_scale = 1;
+    w.desc.softcap = 5;
+    one_row(CLXENT_F32, 4, saturated, 2);
+    cr_assert(w.argmax[0] == 2 && w.correct == 1, "tanh rounds to 1 for three of them");
+}
+
+Test(reference, accumulating_adds_to_the_gradient_and_leaves_ignored_rows_alone)
+{
+    static const double logits[] = { 1, 2, 3, 4, 5, 6 };
+    static const double old[] = { 10, 20, 30, 40, 50, 60 };
+    static const int64_t targets[] = { 0, -100, 5 };
+    double plain[6];
+
+    w.desc.gradient_row_stride = 3;
+    shape(CLXENT_F16, 3, 1, 2);
+    give_logits(logits);
+    give_targets(targets);
+    run();
+    memcpy(plain, w.gradient, sizeof plain);
+    w.desc.gradient_mode = CLXENT_GRADIENT_ACCUMULATE;
+    w.args.gradient = (clxent_output){ w.old, matrix(w.old, CLXENT_F16, 3, old).size };
+    run();
+    for (int i = 0; i < 2; i++) check_one("accumulated", w.gradient[i], old[i] + plain[i], 1e-15);
+    cr_assert(w.gradient[2] == 30 && w.gradient[3] == 40 && w.gradient_bound[2] == 0);
+    cr_assert(isnan(w.gradient[4]) && isnan(w.gradient[5]));
+    cr_assert(w.gradient_bound[0] >= 0x1p-8, "half an ulp of f16 at 10");
+
+    w.desc.gradient_dtype = CLXENT_F32;
+    w.args.gradient = (clxent_output){ w.old, matrix(w.old, CLXENT_F32, 3, old).size };
+    run();
+    cr_assert(w.gradient_bound[0] >= 10 * 0x1p-24 && w.gradient_bound[0] < 30 * 0x1p-24, "the sum rounds");
+}
+
+/* ---- Building blocks ----------------------------------------------------------------------- */
+
+Test(reference, one_hot_marks_the_target_alone)
+{
+    static const int64_t targets[] = { 1, -100, 0, 7 };
+    static const double want[] = { 0, 1, 0, 0, 0, 0, 1, 0, 0, NAN, NAN, NAN };
+    w.desc.op = CLXENT_OP_ONE_HOT;
+    shape(CLXENT_F16, 2, 2, 3);
+    w.desc.outputs = CLXENT_OUTPUT_ONE_HOT;
+    give_targets(targets);
+    run();
+    check_close("one hot", "one_hot", w.one_hot, want, 12, 0, 0);
+    w.desc.bad_target = CLXENT_BAD_TARGET_IGNORE;
+    run();
+    cr_assert(all(w.one_hot + 9, 3, is_zero));
+}
+
+Test(reference, softmax_backward_is_the_jacobian_times_upstream)
+{
+    enum { CLASSES = 5, N = 2 * CLASSES };
+    double p[N], g[N], want[N];
+    for (int i = 0; i < N; i++) {
+        p[i] = 0.5 + 0.25 * uniform();
+        g[i] = uniform();
+    }
+    for (int r = 0; r < N; r += CLASSES)
+        for (int j = 0; j < CLASSES; j++) {
+            want[r + j] = 0;
+            for (int k = 0; k < CLASSES; k++)
+                want[r + j] += g[r + k] * p[r + k] * ((j == k ? 1.0 : 0.0) - p[r + j]);
+        }
+    w.desc.op = CLXENT_OP_SOFTMAX_BACKWARD;
+    w.desc.inner = 2;
+    w.desc.probabilities_row_stride = 2 * CLASSES + 1;
+    shape(CLXENT_F64, 1, 2, CLASSES);
+    w.desc.outputs = CLXENT_OUTPUT_GRADIENT;
+    w.args.probabilities = matrix(w.probabilities, CLXENT_F64, w.desc.probabilities_row_stride, p);
+    w.args.upstream = matrix(w.upstream, CLXENT_F64, w.desc.probabilities_row_stride, g);
+    run();
+    check_close("softmax backward", "gradient", w.gradient, want, N, 1e-14, 1e-16);
+}
+
+Test(reference, probability_loss_takes_indices_and_dense_labels)
+{
+    static const double p[] = { 0.25, 0.75, 0, 0.5, 0.5, 0, 1, 0, 0, 0.125, 0.25, 0.5 };
+    static const int64_t targets[] = { 1, 2, 0, -100 };
+    static const double q[] = { 0.5, 0.5, 0, 0, 1, 0, 1, 0, 0, 1, -1, 0.5 };
+    const double by_index[] = { -log(0.75), INFINITY, 0, 0 };
+    const double by_label[] = { -0.5 * log(0.25) - 0.5 * log(0.75), log(2), 0,
+                                log(8) - log(4) + 0.5 * log(2) };
+
+    w.desc.op = CLXENT_OP_PROBABILITY_LOSS;
+    shape(CLXENT_BF16, 4, 1, 3);
+    w.desc.outputs = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS;
+    w.args.probabilities = matrix(w.probabilities, CLXENT_BF16, 0, p);
+    give_targets(targets);
+    run();
+    check_close("indices", "losses", w.losses, by_index, 4, 1e-15, 0);
+    cr_assert(w.loss == INFINITY && w.divisor == 3);
+    w.desc.use_ignore_index = 0;
+    run();
+    cr_assert(isnan(w.losses[3]) && isnan(w.loss) && w.divisor == 3, "-100 is out of range then");
+
+    w.desc.target_type = CLXENT_TARGET_PROBABILITIES_F32;
+    give_probability_targets(q);
+    run();
+    check_close("labels", "losses", w.losses, by_label, 4, 1e-15, 0);
+    check_one("mean", w.loss, (by_label[0] + by_label[1] + by_label[2] + by_label[3]) / 4, 1e-15);
+}
+
+Test(reference, softmax_gradient_is_softmax_minus_one_hot)
+{
+    static const double p[] = { 0.25, 0.75, 0.5, 0.5, 0.125, 0.875, 1, 0 };
+    static const int64_t targets[] = { 1, -100, 0, 9 };
+    static const double upstream[] = { 3 };
+    static const double want[] = { 0.25, -0.25, 0, 0, -0.875, 0.875, NAN, NAN };
+    double scaled[8];
+
+    w.desc.op = CLXENT_OP_SOFTMAX_GRADIENT;
+    shape(CLXENT_F32, 4, 1, 2);
+    w.desc.outputs = CLXENT_OUTPUT_GRADIENT;
+    w.args.probabilities = matrix(w.probabilities, CLXENT_F32, 0, p);
+    give_targets(targets);
+    w.args.upstream = real_array(w.upstream, upstream, 1);
+    run();
+    for (int i = 0; i < 8; i++) scaled[i] = want[i] * 3 / 2;
+    check_close("softmax gradient", "gradient", w.gradient, scaled, 8, 1e-15, 0);
+}
+
+/* ---- Storage ------------------------------------------------------------------------------- */
+
+typedef uint16_t (*encoder)(double);
+typedef double (*decoder)(uint16_t);
+
+/* Every value returns; every midpoint of neighbours goes to the even one; beside it, to the nearer one. */
+static void check_storage(encoder encode, decoder decode, uint16_t infinity)
+{
+    for (unsigned bits = 0; bits < 1u << 16; bits++) {
+        const double value = decode((uint16_t)bits);
+        cr_assert_eq(encode(value), bits, "0x%04x gives %g gives 0x%04x", bits, value, encode(value));
+        cr_assert_eq(isnan(value) != 0, (bits & 0x7fffu) > infinity);
+        cr_assert_eq(signbit(value) != 0, bits >> 15);
+    }
+    for (unsigned bits = 0; bits + 1u < infinity; bits++) {
+        const double low = decode((uint16_t)bits), high = decode((uint16_t)(bits + 1u));
+        const double middle = (low + high) / 2; /* exact: one bit more than the format has */
+        const unsigned even = bits % 2 == 0 ? bits : bits + 1;
+        cr_assert(low < high);
+        cr_assert_eq(encode(middle), even, "tie above 0x%04x gives 0x%04x", bits, encode(middle));
+        cr_assert_eq(encode(-middle), even | 0x8000u);
+        cr_assert_eq(encode(nextafter(middle, INFINITY)), bits + 1);
+        cr_assert_eq(encode(nextafter(middle, 0)), bits);
+    }
+    const double top = decode((uint16_t)(infinity - 1u)), below = decode((uint16_t)(infinity - 2u));
+    const double overflow = top + (top - below) / 2;
+    cr_assert_eq(encode(overflow), infinity, "the tie goes to infinity, which is even");
+    cr_assert_eq(encode(nextafter(overflow, 0)), infinity - 1);
+    cr_assert_eq(encode(-DBL_MAX), infinity | 0x8000u);
+    cr_assert_eq(encode(DBL_TRUE_MIN), 0);
+    cr_assert_eq(encode(-DBL_MIN), 0x8000u);
+    cr_assert(isinf(decode(infinity)) && decode(infinity) > 0);
+}
+
+Test(reference, f16_conversions_are_exact_and_round_to_even)
+{
+    check_storage(clxent_f16_from_double, clxent_f16_to_double, 0x7c00);
+    cr_assert_eq(clxent_f16_from_double(1.0), 0x3c00);
+    cr_assert_eq(clxent_f16_from_double(65504.0), 0x7bff);
+    cr_assert_eq(clxent_f16_from_double(65520.0), 0x7c00);
+    cr_assert_eq(clxent_f16_to_double(0x0001), 0x1p-24);
+    cr_assert(isnan(clxent_f16_to_double(clxent_f16_from_double(NAN))));
+}
+
+Test(reference, bf16_conversions_are_exact_and_round_to_even)
+{
+    check_storage(clxent_bf16_from_double, clxent_bf16_to_double, 0x7f80);
+    for (unsigned bits = 0; bits < 1u << 16; bits++) { /* bf16 is the upper half of f32 */
+        const uint32_t wide = bits << 16;
+        float f;
+        memcpy(&f, &wide, sizeof f);
+        cr_assert(isnan(f) || (double)f == clxent_bf16_to_double((uint16_t)bits));
+    }
+}
+
+Test(reference, conversions_round_once)
+{
+    /* By way of f32 these become ties, and go the wrong way. */
+    cr_assert_eq(clxent_f16_from_double(1 + 0x1p-11 + 0x1p-40), 0x3c01);
+    cr_assert_eq(clxent_bf16_from_double(1 + 0x1p-8 + 0x1p-40), 0x3f81);
+    cr_assert_eq(clxent_f16_from_double(1 + 3 * 0x1p-11 - 0x1p-40), 0x3c01);
+    uint64_t bits = UINT64_C(0x7ff0000000000001); /* a NaN whose payload does not fit */
+    double nan;
+    memcpy(&nan, &bits, sizeof nan);
+    cr_assert_eq(clxent_f16_from_double(nan) & 0x7fff, 0x7e00);
+}
+
+/* ---- Error bounds -------------------------------------------------------------------------- */
+
+static double worst(const float *got, const double *want, const double *bound, size_t n)
+{
+    double ratio = 0;
+    for (size_t i = 0; i < n; i++) {
+        const double error = fabs((double)got[i] - want[i]);
+        if (!(error <= bound[i]) && !(bound[i] > 0)) return INFINITY;
+        if (error > 0 && !(error / bound[i] <= ratio)) ratio = error / bound[i];
+    }
+    return ratio;
+}
+
+/* What a careful f32 kernel does, and with `careless` what most do. */
+static void softmax_f32(const double *logits, size_t classes, size_t target, bool careless, float *softmax,
+                        float *gradient, float *loss, float *lse)
+{
+    float max = -INFINITY, others = 0;
+    for (size_t j = 0; j < classes; j++) max = fmaxf(max, (float)logits[j]);
+    const float own = expf((float)logits[target] - max);
+    for (size_t j = 0; j < classes; j++)
+        if (j != target) others += expf((float)logits[j] - max);
+    const float sum = others + own;
+    const float log_sum = own == 1.0f && !careless ? log1pf(others) : logf(sum);
+    *lse = max + log_sum;
+    *loss = careless ? *lse - (float)logits[target] : (max - (float)logits[target]) + log_sum;
+    for (size_t j = 0; j < classes; j++) {
+        softmax[j] = expf((float)logits[j] - max) / sum;
+        gradient[j] = j != target ? softmax[j] : careless ? softmax[j] - 1 : -(others / sum);
+    }
+}
+
+Test(reference, bounds_admit_careful_f32_and_refuse_careless_f32)
+{
+    enum { TRIALS = 400, MAX_CLASSES = 60 };
+    double loss_worst[2] = { 0, 0 }, gradient_worst[2] = { 0, 0 }, softmax_worst = 0, lse_worst = 0;
+
+    for (int trial = 0; trial < TRIALS; trial++) {
+        const size_t classes = 2 + (size_t)trial % (MAX_CLASSES - 2);
+        const double offset = trial % 4 == 0 ? 1e6 : 0, spread = trial % 3 == 0 ? 40 : 4;
+        const int64_t target = trial % 2 == 0 ? 0 : (int64_t)classes - 1;
+        double logits[MAX_CLASSES];
+        float softmax[MAX_CLASSES], gradient[MAX_CLASSES], loss, lse;
+
+        for (size_t j = 0; j < classes; j++) logits[j] = (double)(float)(offset + spread * uniform());
+        if (trial % 5 == 0) logits[target] = (double)(float)(offset + spread + 12); /* confident */
+        w.desc.reduction = CLXENT_REDUCTION_SUM;
+        one_row(CLXENT_F32, classes, logits, target);
+        for (int careless = 0; careless < 2; careless++) {
+            softmax_f32(logits, classes, (size_t)target, careless != 0, softmax, gradient, &loss, &lse);
+            loss_worst[careless] = fmax(loss_worst[careless], worst(&loss, w.losses, w.losses_bound, 1));
+            gradient_worst[careless] =
+                fmax(gradient_worst[careless], worst(gradient, w.gradient, w.gradient_bound, classes));
+            softmax_worst = fmax(softmax_worst, worst(softmax, w.softmax, w.softmax_bound, classes));
+            lse_worst = fmax(lse_worst, worst(&lse, w.lse, w.lse_bound, 1));
+        }
+    }
+    fprintf(
+        stderr,
+        "error / bound: loss %.2f (careless %.3g), gradient %.2f (careless %.3g), softmax %.2f, lse %.2f\n",
+        loss_worst[0], loss_worst[1], gradient_worst[0], gradient_worst[1], softmax_worst, lse_worst);
+    cr_assert(loss_worst[0] <= 1 && gradient_worst[0] <= 1 && softmax_worst <= 1 && lse_worst <= 1);
+    cr_assert(loss_worst[0] > 0.01 && gradient_worst[0] > 0.01, "bounds so wide say nothing");
+    cr_assert(loss_worst[1] > 10 && gradient_worst[1] > 10, "the bounds must tell careless kernels");
+}
+
+Test(reference, bounds_include_the_rounding_to_storage)
+{
+    static const double logits[] = { 0, 1, 2.5, -3 };
+    static const double ulp[] = { [CLXENT_F16] = 0x1p-11, [CLXENT_BF16] = 0x1p-8 };
+    for (int d = 1; d < 3; d++) {
+        one_row(dtypes[d], 4, logits, 0);
+        for (int j = 0; j < 4; j++) {
+            const double half = ldexp(ulp[dtypes[d]], ilogb(w.softmax[j]));
+            cr_assert(w.softmax_bound[j] >= half && w.softmax_bound[j] < 1.1 * half, "%g, not %g",
+                      w.softmax_bound[j], half);
+        }
+        cr_assert(w.losses_bound[0] < 1e-5, "losses stay in f32");
+    }
+    w.desc.gradient_dtype = CLXENT_F32;
+    one_row(CLXENT_BF16, 4, logits, 0);
+    cr_assert(w.gradient_bound[0] < 1e-5 && w.softmax_bound[0] > 1e-5);
+    w.desc.gradient_dtype = CLXENT_F32;
+    one_row(CLXENT_F64, 4, logits, 0);
+    cr_assert(w.gradient_bound[0] > 1e-9 && w.gradient_bound[0] < 1e-7 && w.losses_bound[0] < 1e-14);
+}
+
+Test(reference, bounds_are_infinite_where_storage_may_overflow)
+{
+    static const double logits[] = { 0, 1 };
+    static const double huge[] = { 1e5 };
+    w.desc.reduction = CLXENT_REDUCTION_SUM;
+    shape(CLXENT_F16, 1, 1, 2);
+    w.args.upstream = real_array(w.upstream, huge, 1);
+    one_row(CLXENT_F16, 2, logits, 0);
+    cr_assert(w.gradient[0] < -65520 && w.gradient_bound[0] == INFINITY);
+    w.desc.gradient_dtype = CLXENT_F32;
+    one_row(CLXENT_F16, 2, logits, 0);
+    cr_assert(w.gradient_bound[0] < 1);
+}
+
+Test(reference, bounds_admit_what_underflows)
+{
+    static const double logits[] = { 0, -90, -200, -1000 };
+    one_row(CLXENT_F32, 4, logits, 0);
+    cr_assert(w.softmax[1] < (double)FLT_MIN && w.softmax_bound[1] >= w.softmax[1], "it may be flushed");
+    cr_assert(w.softmax[3] == 0 && w.softmax_bound[3] >= (double)FLT_MIN && w.softmax_bound[3] < 1e-37);
+    cr_assert(w.gradient_bound[2] >= (double)FLT_MIN && w.gradient_bound[2] < 1e-37);
+    cr_assert(w.losses[0] < (double)FLT_MIN && w.losses_bound[0] >= w.losses[0]);
+}
+
+Test(reference, bounds_are_not_widened_by_classes_that_do_not_matter)
+{
+    static const double logits[] = { 1, 2, -1e30 };
+    w.desc.logit_scale = 0.5;
+    one_row(CLXENT_F32, 3, logits, 0);
+    cr_assert(w.losses_bound[0] < 1e-5 && w.lse_bound[0] < 1e-5 && w.softmax_bound[0] < 1e-5);
+    cr_assert(w.gradient_bound[0] < 1e-5 && w.entropy_bound[0] < 1e-5);
+}
+
+/* ---- Arguments ----------------------------------------------------------------------------- */
+
+static void valid_problem(void)
+{
+    static const double logits[] = { 1, 2, 3, 4, 5, 6 };
+    static const int64_t targets[] = { 0, 1 };
+    shape(CLXENT_F32, 2, 1, 3);
+    give_logits(logits);
+    give_targets(targets);
+}
+
+static void check_failure(clxent_status want, const char *text)
+{
+    const clxent_status status = try_run();
+    cr_assert_eq(status, want, "status %d, %s", (int)status, w.text);
+    cr_assert_str_eq(w.text, text);
+}
+
+Test(reference, names_the_input_that_is_missing)
+{
+    valid_problem();
+    w.args.logits.data = NULL;
+    check_failure(CLXENT_ERROR_NULL_ARGUMENT, "logits is NULL: takes [rows 2, classes 3] f32, row stride 3");
+    valid_problem();
+    w.args.targets.data = NULL;
+    check_failure(CLXENT_ERROR_NULL_ARGUMENT, "targets is NULL: takes [rows 2] i64");
+    valid_problem();
+    w.desc.has_class_weights = 1;
+    check_failure(CLXENT_ERROR_NULL_ARGUMENT, "class_weights is NULL: takes [classes 3] f32");
+    valid_problem();
+    w.desc.has_class_weights = 0;
+    w.desc.gradient_mode = CLXENT_GRADIENT_ACCUMULATE;
+    check_failure(CLXENT_ERROR_NULL_ARGUMENT,
+                  "gradient is NULL: takes [rows 2, classes 3] f32, row stride 3");
+}
+
+Test(reference, names_the_input_that_is_too_small)
+{
+    valid_problem();
+    w.args.logits.size = 23;
+    check_failure(CLXENT_ERROR_BUFFER_TOO_SMALL,
+                  "logits has 23 bytes: takes 24 for [rows 2, classes 3] f32, row stride 3");
+    valid_problem();
+    w.args.upstream = (clxent_input){ w.upstream, 3 };
+    check_failure(CLXENT_ERROR_BUFFER_TOO_SMALL, "upstream has 3 bytes: takes 4 for [1] f32");
+    valid_problem();
+    w.args.upstream.data = NULL;
+    w.args.denominator = (clxent_input){ w.denominator, 0 };
+    check_failure(CLXENT_ERROR_BUFFER_TOO_SMALL, "denominator has 0 bytes: takes 4 for [1] f32");
+}
+
+Test(reference, refuses_results_that_desc_does_not_name)
+{
+    clxent_reference_results out = CLXENT_REFERENCE_RESULTS_INIT;
+    valid_problem();
+    w.desc.outputs = CLXENT_OUTPUT_LOSSES;
+    out.lse = w.lse;
+    cr_assert_eq(clxent_reference_run(&w.desc, &w.args, &out, w.text, TEXT), CLXENT_ERROR_INVALID_DESC);
+    cr_assert_str_eq(w.text, "results asks for outputs 0x4: takes those of desc.outputs, 0x1");
+}
+
+Test(reference, refuses_null_and_foreign_structs)
+{
+    clxent_reference_results out = CLXENT_REFERENCE_RESULTS_INIT;
+    valid_problem();
+    cr_assert_eq(clxent_reference_run(NULL, &w.args, &out, w.text, TEXT), CLXENT_ERROR_NULL_ARGUMENT);
+    cr_assert_eq(clxent_reference_run(&w.desc, NULL, &out, w.text, TEXT), CLXENT_ERROR_NULL_ARGUMENT);
+    cr_assert_str_eq(w.text, "args is NULL");
+    cr_assert_eq(clxent_reference_run(&w.desc, &w.args, NULL, NULL, 0), CLXENT_ERROR_NULL_ARGUMENT);
+    out.struct_size = sizeof out + 8;
+    cr_assert_eq(clxent_reference_run(&w.desc, &w.args, &out, w.text, TEXT), CLXENT_ERROR_INVALID_DESC);
+    cr_assert(strstr(w.text, "results.struct_size is ") == w.text);
+    clxent_reference_results_init(&out);
+    w.args.struct_size = 0;
+    cr_assert_eq(clxent_reference_run(&w.desc, &w.args, &out, w.text, TEXT), CLXENT_ERROR_INVALID_DESC);
+    w.args.struct_size = sizeof w.args;
+    w.desc.label_smoothing = NAN;
+    cr_assert_eq(clxent_reference_run(&w.desc, &w.args, &out, w.text, TEXT), CLXENT_ERROR_INVALID_DESC);
+}
+
+Test(reference, reads_only_what_the_results_asked_for_depend_on)
+{
+    clxent_reference_results out = CLXENT_REFERENCE_RESULTS_INIT;
+    valid_problem();
+    w.args.targets.data = NULL;
+    w.desc.has_row_weights = 1;
+    out.lse = w.lse;
+    cr_assert_eq(clxent_reference_run(&w.desc, &w.args, &out, w.text, TEXT), CLXENT_OK, "%s", w.text);
+    check_one("lse", w.lse[0], 3 + log1p(exp(-1) + exp(-2)), 1e-15);
+
+    valid_problem();
+    w.desc.outputs = CLXENT_OUTPUT_LOSSES; /* depends on no denominator: one of 1 byte is not read */
+    w.desc.has_row_weights = 0;
+    w.args.denominator = (clxent_input){ w.denominator, 1 };
+    run();
+    cr_assert_eq(w.divisor, 2);
+}

@@ -1,0 +1,386 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * cli.c - what the subcommands share; see cli.h.
+ */
+#define _XOPEN_SOURCE 700
+#include "cli.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <math.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+static const char *command = "clxent"; /* what messages begin with */
+
+/* ---- Messages ------------------------------------------------------------------------------- */
+
+int cli_fail(const char *subject, const char *format, ...)
+{
+    char message[2048];
+    va_list list;
+
+    cli_progress_stop();
+    va_start(list, format);
+    vsnprintf(message, sizeof message, format, list);
+    va_end(list);
+    /* One line, whatever a driver or a file name puts into it. */
+    for (char *at = message; *at != '\0'; at++)
+        if (iscntrl((unsigned char)*at)) *at = ' ';
+
+    fprintf(stderr, "%s: ", command);
+    for (const char *at = subject; at != NULL && *at != '\0'; at++)
+        fputc(iscntrl((unsigned char)*at) ? '?' : *at, stderr);
+    fprintf(stderr, "%s%s\n", subject != NULL ? ": " : "", message);
+    return CLI_FAILED;
+}
+
+int cli_fail_status(const clxent_context *ctx, const char *subject, clxent_status status)
+{
+    char text[1024] = "";
+    if (ctx != NULL) clxent_context_last_error(ctx, text, sizeof text);
+    return cli_fail(subject, "%s", text[0] != '\0' ? text : clxent_status_string(status));
+}
+
+/* ---- Options -------------------------------------------------------------------------------- */
+
+enum { KEY_DEVICE = 0x1000, KEY_JSON };
+
+static error_t parse_common(int key, char *text, struct argp_state *state)
+{
+    cli_common *common = state->input;
+    if (key == KEY_DEVICE)
+        common->device = text;
+    else if (key == KEY_JSON)
+        common->json = true;
+    else if (key == ARGP_KEY_ARG)
+        argp_error(state, "unexpected argument '%s'", text);
+    else
+        return ARGP_ERR_UNKNOWN;
+    return 0;
+}
+
+static const struct argp_option common_options[] = {
+    { "device", KEY_DEVICE, "N|NAME", 0,
+      "OpenCL device: its number in `clxent info`, or part of its name in any case (default: the first GPU, else "
+      "the first device)",
+      0 },
+    { "json", KEY_JSON, NULL, 0, "Print one JSON object instead of text (default: text)", 0 },
+    { 0 },
+};
+
+static const struct argp common_argp = { common_options, parse_common, NULL, NULL, NULL, NULL, NULL };
+const struct argp_child cli_common_options[] = { { &common_argp, 0, "Everywhere:", 100 }, { 0 } };
+
+error_t cli_parse(const struct argp *argp, int argc, char **argv, void *input)
+{
+    command = argv[0];
+    argp_err_exit_status = CLI_USAGE;
+    return argp_parse(argp, argc, argv, 0, NULL, input);
+}
+
+size_t cli_size(struct argp_state *state, const char *option, const char *text, size_t smallest)
+{
+    char *end = NULL;
+    uintmax_t value = 0;
+
+    errno = 0;
+    if (isdigit((unsigned char)text[0])) value = strtoumax(text, &end, 10);
+    if (end == NULL || *end != '\0' || errno != 0 || value > SIZE_MAX / 2 || value < smallest)
+        argp_error(state, "--%s is '%s': takes a whole number of at least %zu", option, text, smallest);
+    return (size_t)value;
+}
+
+int64_t cli_integer(struct argp_state *state, const char *option, const char *text, const char *takes)
+{
+    char *end = NULL;
+    intmax_t value = 0;
+
+    errno = 0;
+    if (isdigit((unsigned char)text[text[0] == '-'])) value = strtoimax(text, &end, 10);
+    if (end == NULL || *end != '\0' || errno != 0 || value < INT64_MIN || value > INT64_MAX)
+        argp_error(state, "--%s is '%s': takes %s", option, text, takes);
+    return (int64_t)value;
+}
+
+double cli_number(struct argp_state *state, const char *option, const char *text, double smallest, double largest)
+{
+    char *end = NULL;
+    const double value = strtod(text, &end);
+
+    /* strtod() skips leading space; NaN fails the comparisons. */
+    if (end == text || *end != '\0' || isspace((unsigned char)text[0]) || !(value >= smallest && value <= largest)) {
+        if (largest < HUGE_VAL && isfinite(largest) && largest < 1e300)
+            argp_error(state, "--%s is '%s': takes a number from %g to %g", option, text, smallest, largest);
+        else if (smallest > -1e300)
+            argp_error(state, "--%s is '%s': takes a finite number of at least %g", option, text, smallest);
+        else
+            argp_error(state, "--%s is '%s': takes a finite number", option, text);
+    }
+    return value;
+}
+
+uint32_t cli_choice(struct argp_state *state, const char *option, const char *text, const char *const *names)
+{
+    char takes[256] = "";
+    uint32_t i = 0;
+
+    for (; names[i] != NULL && strcmp(names[i], text) != 0; i++) {
+        if (i > 0) strncat(takes, ", ", sizeof takes - strlen(takes) - 1);
+        strncat(takes, names[i], sizeof takes - strlen(takes) - 1);
+    }
+    if (names[i] == NULL) argp_error(state, "--%s is '%s': takes %s", option, text, takes);
+    return i;
+}
+
+/* ---- Device --------------------------------------------------------------------------------- */
+
+size_t cli_list_devices(cli_device **devices)
+{
+    cl_platform_id platforms[64];
+    cl_uint num_platforms = 0;
+    size_t count = 0;
+
+    *devices = NULL;
+    if (clGetPlatformIDs(64, platforms, &num_platforms) != CL_SUCCESS) return 0;
+    if (num_platforms > 64) num_platforms = 64;
+    for (cl_uint p = 0; p < num_platforms; p++) {
+        cl_device_id ids[64];
+        cl_uint num_ids = 0;
+        cli_device *more;
+
+        if (clGetDeviceIDs(platforms[p], CL_DEVICE_TYPE_ALL, 64, ids, &num_ids) != CL_SUCCESS) continue;
+        if (num_ids > 64) num_ids = 64;
+        more = realloc(*devices, (count + num_ids) * sizeof **devices);
+        if (more == NULL) return count;
+        *devices = more;
+        for (cl_uint d = 0; d < num_ids; d++, count++) {
+            cli_device *device = &more[count];
+            memset(device, 0, sizeof *device);
+            device->platform = platforms[p];
+            device->id = ids[d];
+            device->index = count;
+            (void)clGetDeviceInfo(ids[d], CL_DEVICE_TYPE, sizeof device->type, &device->type, NULL);
+            if (clGetDeviceInfo(ids[d], CL_DEVICE_NAME, sizeof device->name, device->name, NULL) != CL_SUCCESS)
+                strcpy(device->name, "unnamed device");
+            device->name[sizeof device->name - 1] = '\0';
+        }
+    }
+    return count;
+}
+
+static bool contains(const char *text, const char *part)
+{
+    for (; *text != '\0'; text++) {
+        size_t i = 0;
+        while (part[i] != '\0' && tolower((unsigned char)text[i]) == tolower((unsigned char)part[i])) i++;
+        if (part[i] == '\0') return true;
+    }
+    return false;
+}
+
+bool cli_find_device(cli_device *device, const char *wanted)
+{
+    cli_device *devices;
+    const size_t count = cli_list_devices(&devices);
+    const bool number = wanted != NULL && wanted[0] != '\0' && wanted[strspn(wanted, "0123456789")] == '\0';
+    size_t found = count;
+
+    if (count == 0) {
+        cli_fail(NULL, "no OpenCL device: install a driver (for the CPU Debian's pocl-opencl-icd, whose cache "
+                       "directory must be writable)");
+    } else if (wanted == NULL) {
+        for (found = 0; found < count && (devices[found].type & CL_DEVICE_TYPE_GPU) == 0; found++) {}
+        if (found == count) found = 0;
+    } else if (number) {
+        errno = 0;
+        const unsigned long long index = strtoull(wanted, NULL, 10);
+        if (errno == 0 && index < count) found = (size_t)index;
+        if (found == count) cli_fail(NULL, "--device %s: takes 0 to %zu, see clxent info", wanted, count - 1);
+    } else {
+        for (found = 0; found < count && !contains(devices[found].name, wanted); found++) {}
+        if (found == count || wanted[0] == '\0') {
+            found = count;
+            cli_fail(NULL, "--device '%s': no device has that name, see clxent info", wanted);
+        }
+    }
+    if (found < count) *device = devices[found];
+    free(devices);
+    return found < count;
+}
+
+/* Keeps the latest line, for the one failure that leaves no context to ask. */
+static void keep_line(const char *message, void *payload)
+{
+    snprintf(payload, 1024, "%s", message);
+}
+
+bool cli_open(cli_session *session, const cli_device *device)
+{
+    const cl_context_properties properties[] = { CL_CONTEXT_PLATFORM, (cl_context_properties)device->platform, 0 };
+    clxent_context_options options = CLXENT_CONTEXT_OPTIONS_INIT;
+    static char line[1024];
+    clxent_status status;
+    cl_int code;
+
+    memset(session, 0, sizeof *session);
+    session->device = *device;
+    session->cl = clCreateContext(properties, 1, &device->id, NULL, NULL, &code);
+    if (session->cl == NULL) {
+        cli_fail(device->name, "clCreateContext: %s", clxent_status_string(code));
+        return false;
+    }
+    options.log = keep_line;
+    options.log_payload = line;
+    status = clxent_context_create(&session->ctx, session->cl, device->id, &options);
+    if (status == CLXENT_OK) return true;
+    cli_fail(device->name, "%s", line[0] != '\0' ? line : clxent_status_string(status));
+    cli_close(session);
+    return false;
+}
+
+void cli_close(cli_session *session)
+{
+    clxent_context_destroy(session->ctx);
+    if (session->cl != NULL) clReleaseContext(session->cl);
+    memset(session, 0, sizeof *session);
+}
+
+/* ---- Results -------------------------------------------------------------------------------- */
+
+json_t *cli_json_number(double value)
+{
+    if (isnan(value)) return json_string("NaN");
+    if (isinf(value)) return json_string(value > 0 ? "Infinity" : "-Infinity");
+    return json_real(value);
+}
+
+json_t *cli_json_text(const char *text)
+{
+    json_t *string = json_string(text);
+    if (string == NULL) { /* not UTF-8 */
+        char *copy = strdup(text);
+        for (char *at = copy; at != NULL && *at != '\0'; at++)
+            if ((unsigned char)*at > '~') *at = '?';
+        string = json_string(copy != NULL ? copy : "");
+        free(copy);
+    }
+    return string;
+}
+
+void cli_json_print(json_t *object)
+{
+    json_dumpf(object, stdout, JSON_REAL_PRECISION(17) | JSON_ENSURE_ASCII);
+    putchar('\n');
+    json_decref(object);
+}
+
+bool cli_terminal_is_utf8(void)
+{
+    static const char *const names[] = { "LC_ALL", "LC_CTYPE", "LANG" };
+    for (size_t i = 0; i < 3; i++) {
+        const char *value = getenv(names[i]);
+        if (value != NULL && value[0] != '\0') return contains(value, "utf-8") || contains(value, "utf8");
+    }
+    return false;
+}
+
+double cli_seconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+/* ---- Progress ------------------------------------------------------------------------------- */
+
+/* A thread draws, so that one long call shows that it is alive. fraction is in 1/1000, -1 while unknown. */
+static struct {
+    bool running;
+    pthread_t thread;
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    bool stop; /* under lock */
+    atomic_int fraction;
+    const char *what;
+} progress = { .lock = PTHREAD_MUTEX_INITIALIZER };
+
+static void draw(double seconds)
+{
+    enum { WIDTH = 40 };
+    const int fraction = atomic_load(&progress.fraction);
+
+    if (fraction < 0) {
+        fprintf(stderr, "\r\033[K%s %c %.0f s", progress.what, "|/-\\"[(int)(seconds * 5) % 4], seconds);
+    } else {
+        char bar[WIDTH + 1];
+        for (int i = 0; i < WIDTH; i++) bar[i] = i * 1000 < fraction * WIDTH ? '#' : '.';
+        bar[WIDTH] = '\0';
+        fprintf(stderr, "\r\033[K%s [%s] %3d %% %.0f s", progress.what, bar, fraction / 10, seconds);
+    }
+    fflush(stderr);
+}
+
+static void *draw_until_stopped(void *start)
+{
+    const double began = *(const double *)start;
+    bool drawn = false;
+
+    pthread_mutex_lock(&progress.lock);
+    while (!progress.stop) {
+        const double seconds = cli_seconds() - began;
+        struct timespec until;
+        clock_gettime(CLOCK_MONOTONIC, &until);
+        if (seconds >= 1.0) {
+            draw(seconds);
+            drawn = true;
+            until.tv_nsec += 200000000;
+            until.tv_sec += until.tv_nsec / 1000000000;
+            until.tv_nsec %= 1000000000;
+        } else {
+            until.tv_sec += 1;
+        }
+        pthread_cond_timedwait(&progress.changed, &progress.lock, &until);
+    }
+    pthread_mutex_unlock(&progress.lock);
+    if (drawn) fputs("\r\033[K", stderr);
+    return NULL;
+}
+
+void cli_progress_start(const char *what)
+{
+    static double began;
+    pthread_condattr_t attributes;
+
+    if (!isatty(STDERR_FILENO) || progress.running) return;
+    began = cli_seconds();
+    progress.what = what;
+    progress.stop = false;
+    atomic_store(&progress.fraction, -1);
+    pthread_condattr_init(&attributes);
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    pthread_cond_init(&progress.changed, &attributes);
+    pthread_condattr_destroy(&attributes);
+    progress.running = pthread_create(&progress.thread, NULL, draw_until_stopped, &began) == 0;
+}
+
+void cli_progress_set(double fraction) { atomic_store(&progress.fraction, (int)(1000 * fraction)); }
+
+void cli_progress_stop(void)
+{
+    if (!progress.running) return;
+    pthread_mutex_lock(&progress.lock);
+    progress.stop = true;
+    pthread_cond_signal(&progress.changed);
+    pthread_mutex_unlock(&progress.lock);
+    pthread_join(progress.thread, NULL);
+    pthread_cond_destroy(&progress.changed);
+    progress.running = false;
+}

@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * cli.h - what the subcommands of the command line share: exit status and messages, option values, the device, JSON,
+ * and the progress line. Data goes to stdout, talk to stderr.
+ */
+#ifndef CLXENT_TOOLS_CLI_H
+#define CLXENT_TOOLS_CLI_H
+
+#include <clxent/clxent.h>
+
+#include <argp.h>
+#include <jansson.h>
+#include <stdbool.h>
+
+/* Exit status: CLI_FAILED is for whatever depends on files, data or the machine, CLI_USAGE for flags that are wrong
+ * by themselves. */
+enum { CLI_DONE = 0, CLI_FAILED = 1, CLI_USAGE = 2 };
+
+/* ---- Subcommands ---------------------------------------------------------------------------- */
+
+/* argv[0] is "clxent <name>"; the result is the exit status. */
+int command_info(int argc, char **argv);
+int command_demo(int argc, char **argv);
+int command_sample(int argc, char **argv);
+int command_eval(int argc, char **argv);
+
+/* ---- Messages ------------------------------------------------------------------------------- */
+
+/* Prints the one line "clxent eval: subject: message" on stderr, without the subject where that is NULL, and returns
+ * CLI_FAILED. */
+int cli_fail(const char *subject, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* ---- Options -------------------------------------------------------------------------------- */
+
+/* Options of every subcommand: a child of its argp, whose ARGP_KEY_INIT puts a cli_common into
+ * state->child_inputs[0]. */
+typedef struct cli_common {
+    const char *device; /* --device; NULL: the default one */
+    bool json;          /* --json */
+} cli_common;
+extern const struct argp_child cli_common_options[];
+
+/* Parses argv with the settings that every subcommand has; returns as argp_parse() does, or exits with CLI_USAGE. */
+error_t cli_parse(const struct argp *argp, int argc, char **argv, void *input);
+
+/* The value of an option, or a usage error that says what the option takes. */
+size_t cli_size(struct argp_state *state, const char *option, const char *text, size_t smallest);
+int64_t cli_integer(struct argp_state *state, const char *option, const char *text, const char *takes);
+double cli_number(struct argp_state *state, const char *option, const char *text, double smallest, double largest);
+/* Index of text in names, which ends with NULL. */
+uint32_t cli_choice(struct argp_state *state, const char *option, const char *text, const char *const *names);
+
+/* ---- Device --------------------------------------------------------------------------------- */
+
+typedef struct cli_device {
+    cl_platform_id platform;
+    cl_device_id id;
+    size_t index; /* as `clxent info` numbers them */
+    cl_device_type type;
+    char name[256];
+} cli_device;
+
+/* Every device of every platform; platforms without devices are skipped. The caller frees *devices. */
+size_t cli_list_devices(cli_device **devices);
+
+/* The first device that wanted names: an index, or part of a name in any case. NULL: the first GPU, else
+ * the first device. Says why there is none and returns false. */
+bool cli_find_device(cli_device *device, const char *wanted);
+
+typedef struct cli_session {
+    cli_device device;
+    cl_context cl;
+    clxent_context *ctx;
+} cli_session;
+bool cli_open(cli_session *session, const cli_device *device); /* says what failed */
+void cli_close(cli_session *session);                          /* accepts a zeroed session */
+
+/* cli_fail() with the text of ctx's latest error. */
+int cli_fail_status(const clxent_context *ctx, const char *subject, clxent_status status);
+
+/* ---- Results -------------------------------------------------------------------------------- */
+
+json_t *cli_json_number(double value);     /* "NaN", "Infinity", "-Infinity" where JSON has no number */
+json_t *cli_json_text(const char *text);   /* any bytes */
+void cli_json_print(json_t *object);       /* one line on stdout, 17 digits; releases object */
+
+bool cli_terminal_is_utf8(void);
+double cli_seconds(void); /* monotonic */
+
+/* ---- Progress ------------------------------------------------------------------------------- */
+
+/* A line on stderr that appears after one second, only where stderr is a terminal: a bar once a fraction is known,
+ * until then the time that has passed. Stop it before anything else is printed; cli_fail() does. */
+void cli_progress_start(const char *what);
+void cli_progress_set(double fraction);
+void cli_progress_stop(void);
+
+/* ---- The worked example --------------------------------------------------------------------- */
+
+enum { EXAMPLE_ROWS = 2, EXAMPLE_CLASSES = 4 };
+typedef struct example {
+    float logits[EXAMPLE_ROWS][EXAMPLE_CLASSES];
+    int32_t targets[EXAMPLE_ROWS];
+    float softmax[EXAMPLE_ROWS][EXAMPLE_CLASSES], losses[EXAMPLE_ROWS], loss;
+    float gradient[EXAMPLE_ROWS][EXAMPLE_CLASSES];
+} example;
+
+/* Draws it as a PNG with gnuplot; on failure says why, leaves no file and returns false. */
+bool plot_example(const example *e, const char *path);
+
+#endif

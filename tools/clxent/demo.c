@@ -1,0 +1,164 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * demo.c - a worked example on the device: softmax, losses and gradient of two rows, one that the model gets
+ * right and one that it gets wrong.
+ */
+#define _XOPEN_SOURCE 700
+#include "cli.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+typedef struct options {
+    cli_common common;
+    const char *plot;
+} options;
+
+static error_t parse(int key, char *text, struct argp_state *state)
+{
+    options *o = state->input;
+    if (key == ARGP_KEY_INIT)
+        state->child_inputs[0] = &o->common;
+    else if (key == 'p')
+        o->plot = text;
+    else
+        return ARGP_ERR_UNKNOWN;
+    return 0;
+}
+
+static bool compute(example *e, const cli_session *session)
+{
+    clxent_desc desc = CLXENT_DESC_INIT;
+    clxent_host_args args = CLXENT_HOST_ARGS_INIT;
+    clxent_status status;
+
+    desc.outputs = CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT;
+    desc.target_type = CLXENT_TARGET_I32;
+    desc.reduction = CLXENT_REDUCTION_SUM;
+    desc.batch = 1;
+    desc.seq = EXAMPLE_ROWS;
+    desc.classes = EXAMPLE_CLASSES;
+    args.logits = (clxent_input){ e->logits, sizeof e->logits };
+    args.targets = (clxent_input){ e->targets, sizeof e->targets };
+    args.softmax = (clxent_output){ e->softmax, sizeof e->softmax };
+    args.losses = (clxent_output){ e->losses, sizeof e->losses };
+    args.loss = (clxent_output){ &e->loss, sizeof e->loss };
+    args.gradient = (clxent_output){ e->gradient, sizeof e->gradient };
+
+    cli_progress_start("demo");
+    status = clxent_run_host(session->ctx, &desc, &args);
+    cli_progress_stop();
+    if (status != CLXENT_OK) cli_fail_status(session->ctx, session->device.name, status);
+    return status == CLXENT_OK;
+}
+
+enum { CELLS = 20 };
+
+/* value in [0, 1] as a bar of CELLS cells, in eighths of a cell where the terminal knows such characters. */
+static void print_bar(double value, bool utf8)
+{
+    static const char *const eighths[] = { "", "\u258f", "\u258e", "\u258d", "\u258c", "\u258b", "\u258a", "\u2589" };
+    const int whole = (int)floor(value * CELLS);
+    const int part = (int)floor((value * CELLS - whole) * 8);
+    const bool partial = utf8 && part > 0;
+
+    for (int i = 0; i < whole; i++) fputs(utf8 ? "\u2588" : "#", stdout);
+    if (partial) fputs(eighths[part], stdout);
+    for (int i = whole + partial; i < CELLS; i++) putchar(' ');
+}
+
+/* value in [-1, 1] to both sides of a line, in halves of a cell. The last line of a row needs no padding. */
+static void print_signed_bar(double value, bool utf8)
+{
+    enum { SIDE = CELLS / 2 };
+    const int halves = (int)lround(fabs(value) * SIDE * 2);
+    const int whole = halves / 2;
+    const bool partial = utf8 && halves % 2 != 0;
+    const char *block = utf8 ? "\u2588" : "#";
+
+    for (int i = 0; i < SIDE - (value < 0 ? whole + partial : 0); i++) putchar(' ');
+    if (value < 0 && partial) fputs("\u2590", stdout);
+    for (int i = 0; value < 0 && i < whole; i++) fputs(block, stdout);
+    fputs(utf8 ? "\u2502" : "|", stdout);
+    for (int i = 0; value >= 0 && i < whole; i++) fputs(block, stdout);
+    if (value >= 0 && partial) fputs("\u258c", stdout);
+}
+
+static void print_text(const example *e, const cli_device *device)
+{
+    const bool utf8 = cli_terminal_is_utf8();
+
+    printf("device %zu: %s\n", device->index, device->name);
+    for (size_t row = 0; row < EXAMPLE_ROWS; row++) {
+        printf("\nrow %zu, target %d: loss %.9f = -log %.9f\n", row, (int)e->targets[row], (double)e->losses[row],
+               (double)e->softmax[row][e->targets[row]]);
+        printf("   class  logit      softmax  %*s      gradient\n", CELLS, "");
+        for (int j = 0; j < EXAMPLE_CLASSES; j++) {
+            const double p = (double)e->softmax[row][j], g = (double)e->gradient[row][j];
+            printf("  %s %4d  %5.0f  %.9f  ", j == e->targets[row] ? "*" : " ", j, (double)e->logits[row][j], p);
+            print_bar(p, utf8);
+            printf("  %12.9f  ", g);
+            print_signed_bar(g, utf8);
+            putchar('\n');
+        }
+    }
+    printf("\nsum of the losses %.9f; gradient = softmax - onehot(target)\n", (double)e->loss);
+}
+
+static json_t *matrix(const float values[EXAMPLE_ROWS][EXAMPLE_CLASSES])
+{
+    json_t *rows = json_array();
+    for (size_t row = 0; row < EXAMPLE_ROWS; row++) {
+        json_t *list = json_array();
+        for (size_t j = 0; j < EXAMPLE_CLASSES; j++) json_array_append_new(list, cli_json_number((double)values[row][j]));
+        json_array_append_new(rows, list);
+    }
+    return rows;
+}
+
+static void print_json(const example *e, const cli_device *device)
+{
+    json_t *object = json_object(), *targets = json_array(), *losses = json_array();
+
+    for (size_t row = 0; row < EXAMPLE_ROWS; row++) {
+        json_array_append_new(targets, json_integer(e->targets[row]));
+        json_array_append_new(losses, cli_json_number((double)e->losses[row]));
+    }
+    json_object_set_new(object, "device", cli_json_text(device->name));
+    json_object_set_new(object, "logits", matrix(e->logits));
+    json_object_set_new(object, "targets", targets);
+    json_object_set_new(object, "softmax", matrix(e->softmax));
+    json_object_set_new(object, "losses", losses);
+    json_object_set_new(object, "loss", cli_json_number((double)e->loss));
+    json_object_set_new(object, "gradient", matrix(e->gradient));
+    cli_json_print(object);
+}
+
+int command_demo(int argc, char **argv)
+{
+    static const char *const about = "Computes softmax, losses and gradient (of the losses' sum) of logits [[[1, 3, 5, 7], "
+                                     "[1, -9, 4, 8]]] against targets [[3, 1]] on the device.";
+    static const struct argp_option list[] = {
+        { "plot", 'p', "FILE.png", 0, "Also draws prediction against label for both rows, and the gradient, with gnuplot "
+                                      "(default: no picture)", 0 },
+        { 0 },
+    };
+    const struct argp argp = { list, parse, NULL, about, cli_common_options, NULL, NULL };
+    options o = { { NULL, false }, NULL };
+    example e = { .logits = { { 1, 3, 5, 7 }, { 1, -9, 4, 8 } }, .targets = { 3, 1 } };
+    cli_session session = { 0 };
+    cli_device device;
+    bool good;
+
+    cli_parse(&argp, argc, argv, &o);
+    if (!cli_find_device(&device, o.common.device)) return CLI_FAILED;
+    good = cli_open(&session, &device) && compute(&e, &session);
+    cli_close(&session);
+    if (!good || (o.plot != NULL && !plot_example(&e, o.plot))) return CLI_FAILED;
+    if (o.common.json)
+        print_json(&e, &device);
+    else
+        print_text(&e, &device);
+    return CLI_DONE;
+}

@@ -1,0 +1,90 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * main.c - the clxent command: the table of subcommands, --help and --version.
+ */
+#define _XOPEN_SOURCE 700
+#include "cli.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const struct subcommand {
+    const char *name, *summary;
+    int (*run)(int argc, char **argv);
+} subcommands[] = {
+    { "info", "devices, what they can do, and the strategy a plan would choose", command_info },
+    { "demo", "a worked example: softmax, losses and gradient of two rows", command_demo },
+    { "sample", "logits and targets of a real text, as input for eval", command_sample },
+    { "eval", "losses, gradients and statistics of logits in .npy files", command_eval },
+};
+enum { SUBCOMMANDS = sizeof subcommands / sizeof *subcommands };
+
+typedef struct choice {
+    const struct subcommand *subcommand;
+    int first; /* the subcommand's index in argv */
+} choice;
+
+static error_t parse(int key, char *text, struct argp_state *state)
+{
+    choice *chosen = state->input;
+
+    if (key == ARGP_KEY_ARG) {
+        for (size_t i = 0; i < SUBCOMMANDS; i++)
+            if (strcmp(text, subcommands[i].name) == 0) chosen->subcommand = &subcommands[i];
+        if (chosen->subcommand == NULL) argp_error(state, "unknown subcommand '%s'", text);
+        chosen->first = state->next - 1;
+        state->next = state->argc; /* the rest is the subcommand's */
+    } else if (key == ARGP_KEY_NO_ARGS) {
+        argp_error(state, "a subcommand is missing");
+    } else {
+        return ARGP_ERR_UNKNOWN;
+    }
+    return 0;
+}
+
+/* Lists the subcommands in front of the options. */
+static char *help(int key, const char *text, void *input)
+{
+    static const char *const about =
+        "Softmax cross-entropy on any OpenCL device.\n\nSubcommands (each has its own --help):\n";
+    char *list;
+    size_t size = strlen(about) + 1;
+    (void)input;
+
+    if (key != ARGP_KEY_HELP_PRE_DOC) return (char *)text;
+    for (size_t i = 0; i < SUBCOMMANDS; i++) size += strlen(subcommands[i].summary) + 16;
+    list = malloc(size); /* argp frees it */
+    if (list == NULL) return NULL;
+    strcpy(list, about);
+    for (size_t i = 0; i < SUBCOMMANDS; i++)
+        sprintf(list + strlen(list), "  %-10s%s\n", subcommands[i].name, subcommands[i].summary);
+    return list;
+}
+
+static void print_version(FILE *stream, struct argp_state *state)
+{
+    (void)state;
+    fprintf(stream, "clxent %s\n", clxent_version());
+}
+
+int main(int argc, char **argv)
+{
+    static const struct argp argp = { NULL, parse, "SUBCOMMAND [OPTION...]", " ", NULL, help, NULL };
+    choice chosen = { NULL, 0 };
+    static char self[] = "clxent"; /* in messages, whatever path it was called by */
+    char name[64];
+    int status;
+
+    if (argc > 0) argv[0] = self;
+    argp_program_version_hook = print_version;
+    argp_err_exit_status = CLI_USAGE;
+    if (argp_parse(&argp, argc, argv, ARGP_IN_ORDER, NULL, &chosen) != 0 || chosen.subcommand == NULL) return CLI_USAGE;
+
+    snprintf(name, sizeof name, "clxent %s", chosen.subcommand->name);
+    argv[chosen.first] = name;
+    status = chosen.subcommand->run(argc - chosen.first, argv + chosen.first);
+    if (fflush(stdout) != 0 || ferror(stdout)) return cli_fail("standard output", "%s", strerror(errno));
+    return status;
+}

@@ -1,0 +1,600 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * npy.c - the .npy format, conversion to C order and native bytes, and files that appear complete or not at all.
+ *
+ * A file is magic "\x93NUMPY", version, header length, header, data. The header is the text of a Python
+ * dictionary with the keys 'descr', 'fortran_order' and 'shape'; the parser below reads exactly the literals that can
+ * stand there and nothing else of Python. All of a file is mapped before it is parsed, so every read is checked against
+ * the mapping's end and every length against the file's.
+ */
+#define _XOPEN_SOURCE 700
+#include "npy.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static bool fail(npy_fault *fault, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+static bool fail(npy_fault *fault, const char *format, ...)
+{
+    va_list list;
+    va_start(list, format);
+    vsnprintf(fault->text, sizeof fault->text, format, list);
+    va_end(list);
+    return false;
+}
+
+static bool little_endian(void)
+{
+    const uint16_t one = 1;
+    unsigned char first;
+    memcpy(&first, &one, 1);
+    return first == 1;
+}
+
+/* ---- Header -------------------------------------------------------------------------------- */
+
+typedef struct cursor {
+    const char *at, *end, *start;
+    npy_fault *fault;
+} cursor;
+
+static bool expected(const cursor *c, const char *what)
+{
+    return fail(c->fault, "malformed header: expected %s at byte %zu", what, (size_t)(c->at - c->start));
+}
+
+static void skip_space(cursor *c)
+{
+    while (c->at < c->end && (*c->at == ' ' || (*c->at >= '\t' && *c->at <= '\r'))) c->at++;
+}
+
+/* Consumes one character if it is next. */
+static bool take(cursor *c, char wanted)
+{
+    skip_space(c);
+    if (c->at == c->end || *c->at != wanted) return false;
+    c->at++;
+    return true;
+}
+
+static bool take_word(cursor *c, const char *word)
+{
+    const size_t length = strlen(word);
+    skip_space(c);
+    if ((size_t)(c->end - c->at) < length || memcmp(c->at, word, length) != 0) return false;
+    c->at += length;
+    return true;
+}
+
+/* A string literal without escapes; text points into the header. */
+static bool read_string(cursor *c, const char *what, const char **text, size_t *length)
+{
+    char quote;
+    skip_space(c);
+    if (c->at == c->end || (*c->at != '\'' && *c->at != '"')) return expected(c, what);
+    quote = *c->at++;
+    *text = c->at;
+    while (c->at < c->end && *c->at != quote && *c->at != '\\' && *c->at != '\n') c->at++;
+    if (c->at == c->end || *c->at != quote) return expected(c, "the end of a string");
+    *length = (size_t)(c->at++ - *text);
+    return true;
+}
+
+/* A decimal number that fits size_t, with the L that Python 2 wrote. */
+static bool read_size(cursor *c, size_t *value)
+{
+    skip_space(c);
+    if (c->at == c->end || *c->at < '0' || *c->at > '9') return expected(c, "a length");
+    *value = 0;
+    for (; c->at < c->end && *c->at >= '0' && *c->at <= '9'; c->at++) {
+        const size_t digit = (size_t)(*c->at - '0');
+        if (*value > (SIZE_MAX - digit) / 10) return fail(c->fault, "an axis is longer than memory can be");
+        *value = *value * 10 + digit;
+    }
+    if (c->at < c->end && *c->at == 'L') c->at++;
+    return true;
+}
+
+static bool read_shape(cursor *c, npy_header *header)
+{
+    if (!take(c, '(')) return expected(c, "a tuple, the shape");
+    header->axes = 0;
+    while (!take(c, ')')) {
+        if (header->axes == NPY_MAX_AXES) return fail(c->fault, "more than %d axes", NPY_MAX_AXES);
+        if (!read_size(c, &header->shape[header->axes++])) return false;
+        if (take(c, ',')) continue;
+        /* "(3)" is a number in Python, "(3,)" a tuple. */
+        if (header->axes == 1 || !take(c, ')')) return expected(c, "','");
+        break;
+    }
+    return true;
+}
+
+static bool read_descr(cursor *c, npy_header *header)
+{
+    const char *text;
+    size_t length, i = 0;
+    char order = '=';
+    char shown[24];
+
+    skip_space(c);
+    if (c->at < c->end && (*c->at == '[' || *c->at == '(')) return fail(c->fault, "structured dtype: takes plain numbers");
+    if (!read_string(c, "a dtype", &text, &length)) return false;
+
+    /* What the file says goes into messages: printable and short. */
+    for (size_t k = 0; k < sizeof shown; k++) {
+        shown[k] = k < length ? text[k] : '\0';
+        if (k < length && (shown[k] < ' ' || shown[k] > '~')) shown[k] = '?';
+    }
+    shown[sizeof shown - 1] = '\0';
+
+    if (length > 0 && strchr("<>|=", text[0]) != NULL && text[0] != '\0') order = text[i++];
+    if (length > i && text[i] == 'O') return fail(c->fault, "dtype '%s': Python objects are not read", shown);
+    header->kind = length > i ? text[i++] : '\0';
+    header->item_size = 0;
+    for (; i < length && text[i] >= '0' && text[i] <= '9' && header->item_size < 100000; i++)
+        header->item_size = header->item_size * 10 + (size_t)(text[i] - '0');
+    if (header->kind == '\0' || strchr("fiubcV", header->kind) == NULL || i != length || header->item_size == 0)
+        return fail(c->fault, "dtype '%s' is not a number", shown);
+    header->swapped = header->item_size > 1 && (order == '<' || order == '>') && (order == '<') != little_endian();
+    return true;
+}
+
+static bool read_dictionary(cursor *c, npy_header *header)
+{
+    static const char *const names[] = { "descr", "fortran_order", "shape" };
+    bool seen[3] = { false, false, false };
+
+    if (!take(c, '{')) return expected(c, "'{'");
+    while (!take(c, '}')) {
+        const char *key;
+        size_t length, which = 0;
+        if (!read_string(c, "a key", &key, &length)) return false;
+        while (which < 3 && (strlen(names[which]) != length || memcmp(names[which], key, length) != 0)) which++;
+        if (which == 3) return fail(c->fault, "malformed header: a key that is not descr, fortran_order or shape");
+        if (seen[which]) return fail(c->fault, "malformed header: %s twice", names[which]);
+        seen[which] = true;
+        if (!take(c, ':')) return expected(c, "':'");
+
+        if (which == 0) {
+            if (!read_descr(c, header)) return false;
+        } else if (which == 2) {
+            if (!read_shape(c, header)) return false;
+        } else {
+            header->fortran = take_word(c, "True");
+            if (!header->fortran && !take_word(c, "False")) return expected(c, "True or False");
+        }
+        if (take(c, ',')) continue;
+        if (!take(c, '}')) return expected(c, "',' or '}'");
+        break;
+    }
+    for (size_t k = 0; k < 3; k++)
+        if (!seen[k]) return fail(c->fault, "malformed header: no %s", names[k]);
+    skip_space(c);
+    return c->at == c->end || expected(c, "nothing more");
+}
+
+bool npy_parse(npy_header *header, const void *bytes, size_t size, npy_fault *fault)
+{
+    const unsigned char *file = bytes;
+    size_t length_bytes, length, product = 1, data_bytes;
+    cursor c;
+
+    memset(header, 0, sizeof *header);
+    if (size >= 4 && memcmp(file, "PK\x03\x04", 4) == 0) return fail(fault, "a .npz archive: takes .npy");
+    if (size < 6 || memcmp(file, "\x93NUMPY", 6) != 0)
+        return fail(fault, size == 0 ? "empty: takes a .npy file" : "not a .npy file");
+    if (size < 8) return fail(fault, "truncated: ends within the .npy header");
+    if (file[6] < 1 || file[6] > 3) return fail(fault, "version %d of .npy: takes 1, 2 and 3", file[6]);
+
+    length_bytes = file[6] == 1 ? 2 : 4;
+    if (size < 8 + length_bytes) return fail(fault, "truncated: ends within the .npy header");
+    length = (size_t)file[8] | (size_t)file[9] << 8;
+    if (length_bytes == 4) length |= (size_t)file[10] << 16 | (size_t)file[11] << 24;
+    if (length > size - 8 - length_bytes) return fail(fault, "truncated: ends within the .npy header");
+    header->data_offset = 8 + length_bytes + length;
+
+    c.start = (const char *)bytes;
+    c.at = c.start + 8 + length_bytes;
+    c.end = c.at + length;
+    c.fault = fault;
+    if (!read_dictionary(&c, header)) return false;
+
+    /* Axes of length 0 are left out, so that the product of any axes fits once this one does. */
+    header->count = 1;
+    for (size_t axis = 0; axis < header->axes; axis++) {
+        const size_t n = header->shape[axis];
+        if (n == 0) {
+            header->count = 0;
+        } else if (product > (SIZE_MAX / 2 / header->item_size) / n) {
+            return fail(fault, "its shape has more items than memory can hold");
+        } else {
+            product *= n;
+        }
+    }
+    header->count *= product;
+
+    data_bytes = header->count * header->item_size;
+    if (size - header->data_offset < data_bytes)
+        return fail(fault, "truncated: %zu of %zu data bytes", size - header->data_offset, data_bytes);
+    if (size - header->data_offset > data_bytes)
+        return fail(fault, "%zu bytes follow the array", size - header->data_offset - data_bytes);
+    return true;
+}
+
+npy_text npy_dtype_text(const npy_header *header)
+{
+    npy_text t;
+    snprintf(t.text, sizeof t.text, "%c%zu", header->kind, header->item_size);
+    return t;
+}
+
+npy_text npy_shape_text(const size_t *shape, size_t axes)
+{
+    npy_text t = { "(" };
+    size_t length = 1;
+    for (size_t axis = 0; axis < axes; axis++) {
+        const char *separator = axis + 1 < axes ? ", " : axes == 1 ? "," : "";
+        length += (size_t)snprintf(t.text + length, sizeof t.text - length, "%zu%s", shape[axis], separator);
+    }
+    snprintf(t.text + length, sizeof t.text - length, ")");
+    return t;
+}
+
+/* ---- Native form ---------------------------------------------------------------------------- */
+
+/* Copies a Fortran-order array to C order. The first axis is the source's fast one, the last the
+ * destination's: for every index of the axes between them a matrix is transposed, in tiles so that a cache line
+ * fetched on either side is used whole. */
+static inline void to_c_order(char *to, const char *from, size_t size, const size_t *shape, size_t axes)
+{
+    enum { TILE = 64 };
+    const size_t first = shape[0], last = shape[axes - 1];
+    size_t index[NPY_MAX_AXES] = { 0 };
+    size_t count = 1, middle = 1;
+
+    for (size_t axis = 0; axis < axes; axis++) count *= shape[axis];
+    for (size_t axis = 1; axis + 1 < axes; axis++) middle *= shape[axis];
+    for (size_t m = 0; m < middle; m++) {
+        size_t source = 0, target = 0;
+        for (size_t axis = axes - 1; axis-- > 1;) source = source * shape[axis] + index[axis];
+        for (size_t axis = 1; axis + 1 < axes; axis++) target = target * shape[axis] + index[axis];
+        source *= first;
+        target *= last;
+
+        for (size_t i0 = 0; i0 < first; i0 += TILE) {
+            const size_t i1 = first - i0 < TILE ? first : i0 + TILE;
+            for (size_t j0 = 0; j0 < last; j0 += TILE) {
+                const size_t j1 = last - j0 < TILE ? last : j0 + TILE;
+                for (size_t i = i0; i < i1; i++) {
+                    for (size_t j = j0; j < j1; j++) {
+                        memcpy(to + (target + i * (count / first) + j) * size,
+                               from + (source + i + j * (count / last)) * size, size);
+                    }
+                }
+            }
+        }
+        for (size_t axis = 1; axis + 1 < axes && ++index[axis] == shape[axis]; axis++) index[axis] = 0;
+    }
+}
+
+static inline void swap_bytes(unsigned char *data, size_t count, size_t size)
+{
+    for (size_t i = 0; i < count; i++, data += size) {
+        for (size_t k = 0; k < size / 2; k++) {
+            const unsigned char byte = data[k];
+            data[k] = data[size - 1 - k];
+            data[size - 1 - k] = byte;
+        }
+    }
+}
+
+static inline void convert(char *to, const char *from, size_t size, const npy_header *header, const size_t *shape,
+                           size_t axes)
+{
+    if (header->count == 0) return;
+    if (axes > 1)
+        to_c_order(to, from, size, shape, axes);
+    else
+        memcpy(to, from, header->count * size);
+    if (header->swapped) swap_bytes((unsigned char *)to, header->count, size);
+}
+
+bool npy_native(npy_array *array, npy_fault *fault)
+{
+    const npy_header *header = &array->header;
+    const char *stored = (const char *)array->mapping + header->data_offset;
+    size_t shape[NPY_MAX_AXES];
+    size_t axes = 0;
+
+    /* Where at most one axis is longer than 1, both orders are the same. */
+    for (size_t axis = 0; header->fortran && axis < header->axes; axis++)
+        if (header->shape[axis] != 1) shape[axes++] = header->shape[axis];
+
+    array->data = stored;
+    if (axes <= 1 && !header->swapped && (uintptr_t)stored % header->item_size == 0) return true;
+
+    array->data = array->converted = npy_scratch(array->bytes, fault);
+    if (array->converted == NULL) return false;
+    switch (header->item_size) { /* a constant size lets the compiler turn the copies into moves */
+    case 1: convert(array->converted, stored, 1, header, shape, axes); return true;
+    case 2: convert(array->converted, stored, 2, header, shape, axes); return true;
+    case 4: convert(array->converted, stored, 4, header, shape, axes); return true;
+    case 8: convert(array->converted, stored, 8, header, shape, axes); return true;
+    default: return fail(fault, "dtype %s: items of 1, 2, 4 or 8 bytes are read", npy_dtype_text(header).text);
+    }
+}
+
+bool npy_open(npy_array *array, const char *path, npy_fault *fault)
+{
+    struct stat info;
+    void *mapping = NULL;
+    size_t size;
+    int descriptor;
+
+    memset(array, 0, sizeof *array);
+    descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe would block */
+    if (descriptor < 0 || fstat(descriptor, &info) != 0) {
+        fail(fault, "cannot be read: %s", strerror(errno));
+        if (descriptor >= 0) close(descriptor);
+        return false;
+    }
+    size = (size_t)info.st_size;
+    if (!S_ISREG(info.st_mode)) {
+        close(descriptor);
+        return fail(fault, "not a regular file");
+    }
+    if (size > 0) mapping = mmap(NULL, size, PROT_READ, MAP_PRIVATE, descriptor, 0);
+    if (mapping == MAP_FAILED) fail(fault, "cannot be mapped: %s", strerror(errno));
+    close(descriptor);
+    if (mapping == MAP_FAILED) return false;
+
+    array->mapping = mapping;
+    array->mapping_bytes = size;
+    if (!npy_parse(&array->header, mapping, size, fault)) {
+        npy_close(array);
+        return false;
+    }
+    array->bytes = array->header.count * array->header.item_size;
+    return true;
+}
+
+void npy_close(npy_array *array)
+{
+    npy_scratch_free(array->converted, array->bytes);
+    if (array->mapping != NULL) munmap(array->mapping, array->mapping_bytes);
+    memset(array, 0, sizeof *array);
+}
+
+/* ---- Temporary files -------------------------------------------------------------------------- */
+
+/* Takes the space on disk first: writing to a mapping without it would end in SIGBUS. */
+static void *map_new(int descriptor, size_t bytes, npy_fault *fault)
+{
+    const int error = posix_fallocate(descriptor, 0, (off_t)bytes);
+    void *mapping;
+
+    if (error != 0) {
+        fail(fault, "no room for %zu bytes: %s", bytes, strerror(error));
+        return NULL;
+    }
+    mapping = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0);
+    if (mapping != MAP_FAILED) return mapping;
+    fail(fault, "cannot be mapped: %s", strerror(errno));
+    return NULL;
+}
+
+static size_t scratch_bytes(size_t bytes) { return bytes > 0 ? bytes : 1; }
+
+void *npy_scratch(size_t bytes, npy_fault *fault)
+{
+    const char *directory = getenv("TMPDIR");
+    npy_fault reason;
+    char path[4096];
+    void *mapping = NULL;
+    int descriptor;
+
+    if (directory == NULL || directory[0] == '\0') directory = "/tmp";
+    snprintf(path, sizeof path, "%s/clxent.XXXXXX", directory);
+    descriptor = mkstemp(path);
+    if (descriptor < 0) {
+        fail(fault, "no temporary file in %.200s (TMPDIR names another place): %s", directory, strerror(errno));
+        return NULL;
+    }
+    unlink(path);
+    mapping = map_new(descriptor, scratch_bytes(bytes), &reason);
+    if (mapping == NULL)
+        fail(fault, "temporary file in %.200s (TMPDIR names another place): %.200s", directory, reason.text);
+    close(descriptor);
+    return mapping;
+}
+
+void npy_scratch_free(void *data, size_t bytes)
+{
+    if (data != NULL) munmap(data, scratch_bytes(bytes));
+}
+
+/* The names that a signal handler removes. Enough for every output of one command. */
+static _Atomic(const char *) temporaries[16];
+
+static void remove_temporaries(int number)
+{
+    for (size_t i = 0; i < sizeof temporaries / sizeof *temporaries; i++) {
+        const char *path = atomic_load(&temporaries[i]);
+        if (path != NULL) unlink(path);
+    }
+    signal(number, SIG_DFL);
+    raise(number);
+}
+
+static void catch_signals(void)
+{
+    static const int numbers[] = { SIGINT, SIGTERM, SIGHUP, SIGPIPE, SIGABRT, SIGBUS };
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+        struct sigaction action;
+        if (sigaction(numbers[i], NULL, &action) != 0 || action.sa_handler != SIG_DFL) continue;
+        action.sa_handler = remove_temporaries;
+        sigaction(numbers[i], &action, NULL);
+    }
+}
+
+static bool remember(const char *path)
+{
+    catch_signals();
+    for (size_t i = 0; i < sizeof temporaries / sizeof *temporaries; i++) {
+        const char *none = NULL;
+        if (atomic_compare_exchange_strong(&temporaries[i], &none, path)) return true;
+    }
+    return false;
+}
+
+static void forget(const char *path)
+{
+    for (size_t i = 0; i < sizeof temporaries / sizeof *temporaries; i++) {
+        const char *same = path;
+        if (atomic_compare_exchange_strong(&temporaries[i], &same, NULL)) return;
+    }
+}
+
+int npy_temporary(const char *path, char **resolved, char **temporary, npy_fault *fault)
+{
+    static const char suffix[] = ".XXXXXX";
+    const mode_t mask = umask(0);
+    mode_t mode = 0666 & ~mask;
+    struct stat info;
+    int descriptor;
+
+    umask(mask);
+    *temporary = NULL;
+    /* Written through a symbolic link: rename() would replace the link. */
+    *resolved = realpath(path, NULL);
+    if (*resolved == NULL) {
+        *resolved = strdup(path);
+    } else if (stat(*resolved, &info) == 0) {
+        mode = info.st_mode & 0777;
+        if (!S_ISREG(info.st_mode)) {
+            fail(fault, S_ISDIR(info.st_mode) ? "is a directory" : "exists and is not a regular file");
+            goto fail;
+        }
+    }
+    if (*resolved != NULL) *temporary = malloc(strlen(*resolved) + sizeof suffix);
+    if (*temporary == NULL) {
+        fail(fault, "out of memory");
+        goto fail;
+    }
+    strcpy(*temporary, *resolved);
+    strcat(*temporary, suffix);
+    descriptor = mkstemp(*temporary);
+    if (descriptor < 0) {
+        fail(fault, "cannot be written: %s", strerror(errno));
+        goto fail;
+    }
+    if (!remember(*temporary) || fchmod(descriptor, mode) != 0) {
+        fail(fault, "cannot be written: %s", strerror(errno));
+        close(descriptor);
+        npy_temporary_drop(*temporary);
+        goto fail;
+    }
+    return descriptor;
+
+fail:
+    free(*resolved);
+    free(*temporary);
+    *resolved = *temporary = NULL;
+    return -1;
+}
+
+bool npy_temporary_keep(const char *temporary, const char *resolved, npy_fault *fault)
+{
+    if (rename(temporary, resolved) != 0) return fail(fault, "cannot be written: %s", strerror(errno));
+    forget(temporary);
+    return true;
+}
+
+void npy_temporary_drop(const char *temporary)
+{
+    unlink(temporary);
+    forget(temporary);
+}
+
+/* ---- Outputs -------------------------------------------------------------------------------- */
+
+/* The whole header, data_offset bytes; 0 if it does not fit. Version 1, data at a multiple of 64 bytes, as
+ * NumPy writes it. */
+static size_t format_header(char *text, size_t size, const char *dtype, const size_t *shape, size_t axes)
+{
+    const bool bytes = dtype[1] == '1';
+    const int written = snprintf(text + 10, size - 10, "{'descr': '%c%s', 'fortran_order': False, 'shape': %s, }",
+                                 bytes ? '|' : little_endian() ? '<' : '>', dtype, npy_shape_text(shape, axes).text);
+    const size_t used = 10 + (size_t)written + 1; /* and a newline */
+    const size_t total = (used + 63) / 64 * 64;
+
+    memcpy(text, "\x93NUMPY\x01\x00", 8);
+    text[8] = (char)((total - 10) & 0xff);
+    text[9] = (char)((total - 10) >> 8);
+    memset(text + used - 1, ' ', total - used);
+    text[total - 1] = '\n';
+    return total;
+}
+
+bool npy_create(npy_output *output, const char *path, const char *dtype, const size_t *shape, size_t axes,
+                npy_fault *fault)
+{
+    char header[1024]; /* 32 axes of 20 digits, and 60 more, fit */
+    const size_t header_bytes = format_header(header, sizeof header, dtype, shape, axes);
+    size_t bytes = strtoul(dtype + 1, NULL, 10);
+    int descriptor;
+
+    memset(output, 0, sizeof *output);
+    for (size_t axis = 0; axis < axes; axis++) {
+        if (shape[axis] != 0 && bytes > (SIZE_MAX / 4) / shape[axis]) return fail(fault, "too large for a file");
+        bytes *= shape[axis];
+    }
+    descriptor = npy_temporary(path, &output->path, &output->temporary, fault);
+    if (descriptor < 0) return false;
+    output->bytes = bytes;
+    output->mapping_bytes = header_bytes + bytes;
+    output->mapping = map_new(descriptor, output->mapping_bytes, fault);
+    close(descriptor);
+    if (output->mapping == NULL) {
+        npy_discard(output);
+        return false;
+    }
+    memcpy(output->mapping, header, header_bytes);
+    output->data = (char *)output->mapping + header_bytes;
+    return true;
+}
+
+bool npy_commit(npy_output *outputs, size_t count, size_t *failed, npy_fault *fault)
+{
+    bool good = true;
+
+    for (size_t i = 0; i < count && good; i++) {
+        *failed = i;
+        good = outputs[i].renamed = npy_temporary_keep(outputs[i].temporary, outputs[i].path, fault);
+    }
+    for (size_t i = 0; i < count; i++) {
+        if (!good && outputs[i].renamed) unlink(outputs[i].path);
+        npy_discard(&outputs[i]);
+    }
+    return good;
+}
+
+void npy_discard(npy_output *output)
+{
+    if (output->mapping != NULL) munmap(output->mapping, output->mapping_bytes);
+    if (output->temporary != NULL && !output->renamed) npy_temporary_drop(output->temporary);
+    free(output->path);
+    free(output->temporary);
+    memset(output, 0, sizeof *output);
+}
