@@ -256,12 +256,14 @@ static clxent_use use_of(const clxent_desc *desc, uint32_t outputs, bool statist
     case CLXENT_TENSOR_PROBABILITIES:
         return which == op->input && (outputs & ~(uint32_t)CLXENT_OUTPUT_BAD_TARGETS) != 0 ? CLXENT_REQUIRED
                                                                                            : CLXENT_UNUSED;
-    case CLXENT_TENSOR_TARGETS: return clxent_needs_targets(desc, outputs) ? CLXENT_REQUIRED : CLXENT_UNUSED;
+    /* By what the plan can be asked for, not by this run: the class that a row's sum keeps apart is its target's,
+     * and each output of a plan has the same bits whichever others are asked for beside it. */
+    case CLXENT_TENSOR_TARGETS: return clxent_needs_targets(desc, desc->outputs) ? CLXENT_REQUIRED : CLXENT_UNUSED;
     case CLXENT_TENSOR_CLASS_WEIGHTS:
-        return desc->has_class_weights != 0 && clxent_needs_targets(desc, outputs) ? CLXENT_REQUIRED
+        return desc->has_class_weights != 0 && clxent_needs_targets(desc, desc->outputs) ? CLXENT_REQUIRED
                                                                                    : CLXENT_UNUSED;
     case CLXENT_TENSOR_ROW_WEIGHTS:
-        return desc->has_row_weights != 0 && clxent_needs_targets(desc, outputs) ? CLXENT_REQUIRED
+        return desc->has_row_weights != 0 && clxent_needs_targets(desc, desc->outputs) ? CLXENT_REQUIRED
                                                                                  : CLXENT_UNUSED;
     case CLXENT_TENSOR_UPSTREAM:
         if ((outputs & CLXENT_OUTPUT_GRADIENT) == 0) return CLXENT_UNUSED;

@@ -307,7 +307,7 @@ static void fill_parameters(run *r)
     p->ignore_index = desc->ignore_index;
     p->classes = (cl_uint)desc->classes;
     p->outputs = r->outputs;
-    p->target_type = clxent_needs_targets(desc, r->outputs) ? desc->target_type : TARGET_NONE;
+    p->target_type = clxent_needs_targets(desc, desc->outputs) ? desc->target_type : TARGET_NONE;
     p->bad_target = desc->bad_target;
     p->cache_elements = plan->cache_elements;
     p->rows_per_group = (cl_uint)plan->rows_per_group;
@@ -321,6 +321,7 @@ static void fill_parameters(run *r)
                (desc->gradient_mode == CLXENT_GRADIENT_ACCUMULATE ? FLAG_ACCUMULATE : 0u) |
                (r->statistics_in ? FLAG_FROM_STATISTICS : 0u) |
                (plan->tuning.stream != 0 && bytes >= plan->tuning.stream ? FLAG_NONTEMPORAL : 0u) |
+               ((desc->outputs & (CLXENT_OUTPUT_LOG_SOFTMAX | CLXENT_OUTPUT_ENTROPY)) != 0 ? FLAG_LOG_D : 0u) |
                (desc->all_ignored == CLXENT_ALL_IGNORED_ZERO ? FLAG_ALL_IGNORED_ZERO : 0u) |
                (r->part.first ? FLAG_FIRST_PART : 0u) | (r->part.last ? FLAG_LAST_PART : 0u);
 }

@@ -636,7 +636,7 @@ void clxent_cross_entropy(const clxent_parameters p,
                 has_nan = find_first(&in, REAL_NAN, 0, in.vectors + (in.tail > 0 ? 1 : 0), scratch) != NO_CLASS;
             }
             r = finish_sums(s.maximum, others, target_exp, has_nan);
-            const bool wants_log_d = (outputs & (OUTPUT_LOG_SOFTMAX | OUTPUT_ENTROPY)) != 0 || in.dense;
+            const bool wants_log_d = (p.flags & FLAG_LOG_D) != 0 || in.dense;
             const real top = exp_one(s.maximum, scale, true);
             const bool confident = r.valid && r.d < top + top && target_exp <= others;
             if (scans && ((outputs & (OUTPUT_ARGMAX | OUTPUT_CORRECT)) != 0 || (wants_log_d && confident))) {

@@ -68,7 +68,7 @@ typedef struct clxent_parameters {
 #define FLAG_ALL_IGNORED_ZERO (1u << 10)
 #define FLAG_FIRST_PART (1u << 11)      /* totals start at zero */
 #define FLAG_LAST_PART (1u << 12)       /* the loss may be divided and written */
-#define FLAG_F64_PROBABILITIES (1u << 13)
+#define FLAG_LOG_D (1u << 13)           /* some run of the plan needs log d to full relative precision */
 
 /* Rows that one partial sum of reduce.cl covers. Part of what decides the bits of a mean: never derived
  * from the device. */

@@ -35,7 +35,7 @@
  *     loss = row_weight * (sum a_j * nll_j + z_loss * lse^2)         a_j = 0 adds 0, also at nll_j = inf
  *     dz_j = row_weight * (p_j * sum_k a_k - a_j + 2 * z_loss * lse * p_j)
  *     gradient_j = dz_j * (dz/dx)_j * upstream / D
- *     (dz/dx)_j  = logit_scale, with a softcap logit_scale * (1 - tanh^2); 0 where x_j = -inf
+ *     (dz/dx)_j  = logit_scale; with a softcap logit_scale * (1 - tanh^2), and 0 where x_j = -inf
  *
  * D is 1 for reductions "none" and "sum". For "mean" it is the sum of row_weight * class_weight[y]
  * over the rows that count (index targets) or of row_weight (probability targets), as in PyTorch. A
@@ -127,7 +127,9 @@ CLXENT_API size_t clxent_context_last_error(const clxent_context *ctx, char *tex
 
 /* ---- Descriptor -------------------------------------------------------------------------- */
 
-/* What a plan computes from what. Unless another buffer is named, the input is args.logits. */
+/* What a plan computes from what. Unless another buffer is named, the input is args.logits. The operations
+ * but CROSS_ENTROPY take neither label_smoothing, z_loss, logit_scale, softcap, class or row weights nor shift:
+ * setting one is an error, as are gradient_dtype and gradient_mode where no gradient is given. */
 enum {
     CLXENT_OP_CROSS_ENTROPY = 0,    /* any outputs but ONE_HOT, from logits; targets only where an
                                        output depends on them */
@@ -164,7 +166,8 @@ enum {
     CLXENT_BAD_TARGET_IGNORE = 2  /* as an ignored row */
 };
 
-/* The mean loss when D = 0 and no denominator was given (every row ignored). Gradients are 0. */
+/* The mean loss when D = 0 and no denominator was given (every row ignored). Gradients are 0. A row that is
+ * NaN for another reason (its target, its logits) is not hidden. */
 enum { CLXENT_ALL_IGNORED_NAN = 0, CLXENT_ALL_IGNORED_ZERO = 1 };
 
 enum { CLXENT_GRADIENT_WRITE = 0, CLXENT_GRADIENT_ACCUMULATE = 1 };
@@ -179,7 +182,8 @@ enum {
     CLXENT_OUTPUT_SOFTMAX = 1 << 3,      /* * [rows, classes] dtype */
     CLXENT_OUTPUT_LOG_SOFTMAX = 1 << 4,  /* * [rows, classes] dtype */
     CLXENT_OUTPUT_GRADIENT = 1 << 5,     /* [rows, classes] gradient_dtype */
-    CLXENT_OUTPUT_ARGMAX = 1 << 6,       /* * [rows] int64_t: the first NaN, else the first maximum of z */
+    CLXENT_OUTPUT_ARGMAX = 1 << 6,       /* * [rows] int64_t: the first NaN, else the first maximum of
+                                           logit_scale * x (of z, but for ties of a saturated softcap) */
     CLXENT_OUTPUT_CORRECT = 1 << 7,      /* [1] uint64_t: rows that count (row weight not 0) whose
                                             argmax is their target; index targets */
     CLXENT_OUTPUT_ENTROPY = 1 << 8,      /* * [rows] real: log d + sum p (m - z); p = 0 adds 0 */
@@ -198,7 +202,8 @@ typedef struct clxent_desc {
     uint32_t target_type;    /* CLXENT_TARGET_*; default I64; not looked at where nothing uses targets */
     uint32_t reduction;      /* CLXENT_REDUCTION_*; default MEAN */
 
-    /* rows = batch * seq; row r is timestep r % seq of sequence r / seq. batch = 0 is allowed.
+    /* rows = batch * seq; row r is timestep r % seq of sequence r / seq. batch = 0 is allowed; seq is at
+     * least 1 unless batch is 0.
      *
      * The class axis may stand anywhere: with inner > 1 the logits are [rows / inner, classes, inner],
      * and row r is [r / inner, :, r % inner]; rows must be a multiple of inner. N,C,H,W is batch = N * H,
@@ -227,12 +232,12 @@ typedef struct clxent_desc {
     uint32_t has_class_weights; /* nonzero: every run gives args.class_weights */
     uint32_t has_row_weights;   /* nonzero: every run gives args.row_weights */
     size_t shift;               /* row t is judged against the target of row t + shift of its sequence; the
-                                   last shift rows of each sequence are ignored; default 0. Row weights
-                                   belong to the logits' row. */
+                                   last shift rows of each sequence are ignored; at most seq; default 0.
+                                   Row weights belong to the logits' row. */
     double label_smoothing;     /* [0, 1]; default 0 */
-    double z_loss;              /* finite, >= 0; default 0 */
-    double logit_scale;         /* finite; default 1 */
-    double softcap;             /* finite, >= 0; 0: off; default 0 */
+    double z_loss;              /* finite (as real: see CLXENT_F32), >= 0; default 0 */
+    double logit_scale;         /* finite as real; default 1 */
+    double softcap;             /* finite as real, >= 0, not subnormal; 0: off; default 0 */
 } clxent_desc;
 #define CLXENT_DESC_INIT                                                                      \
     {                                                                                         \
@@ -282,9 +287,9 @@ typedef struct clxent_buffer {
 #define CLXENT_ALL_ROWS SIZE_MAX
 
 /* "in" and "out" as seen by the device; "real" is f32, f64 for f64 logits. Fields that a run does
- * not use are ignored. Buffers of one run may not overlap, except that gradient (also softmax or log_softmax, alone
- * or where no gradient is asked) may be logits itself: same mem, offset, stride and dtype; not with
- * CLXENT_GRADIENT_ACCUMULATE. Statistics, losses and lse never alias anything. */
+ * not use are ignored. Buffers of one run may not overlap, except that gradient (also softmax or log_softmax, where it
+ * is the only [rows, classes] output of the run) may be logits itself: same mem, offset, stride and dtype; not with
+ * CLXENT_GRADIENT_ACCUMULATE. */
 typedef struct clxent_args {
     size_t struct_size;
     uint32_t outputs; /* those of desc.outputs that this run computes; 0: all of them. Exactly
@@ -296,7 +301,9 @@ typedef struct clxent_args {
 
     clxent_buffer logits;        /* in  [rows, classes] dtype, row_stride */
     clxent_buffer probabilities; /* in  [rows, classes] dtype, probabilities_row_stride; ops that say so */
-    clxent_buffer targets;       /* in  [rows], or [rows, classes] probabilities, target_row_stride */
+    clxent_buffer targets;       /* in  [rows], or [rows, classes] probabilities, target_row_stride; as the
+                                    weights below needed by every run of a plan one of whose outputs
+                                    depends on them */
     clxent_buffer class_weights; /* in  [classes] real, any finite numbers */
     clxent_buffer row_weights;   /* in  [rows] real; 0 masks the row whatever it holds */
     clxent_buffer upstream;      /* in  optional: absent means 1. [1] real, or [rows] with
@@ -339,7 +346,7 @@ CLXENT_API void clxent_args_init(clxent_args *args);
  *              or the cl_int of a launch that the driver refused: outputs are undefined then. On any
  *              failure *event is untouched.
  * Numerics     Deterministic: the same inputs give the same bits on one device, whatever the queue, the
- *              timing, and which of the outputs are asked for. */
+ *              timing, and which others of the plan's outputs are asked for beside one. */
 CLXENT_API clxent_status clxent_enqueue(clxent_plan *plan, cl_command_queue queue, const clxent_args *args,
                                         cl_uint num_wait, const cl_event *wait, cl_event *event);
 

@@ -1,0 +1,886 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""The command line as a user runs it, held against NumPy.
+
+CLXENT_BIN names the executable. Files are written and read by NumPy itself; results are compared with the
+formulas in float64 (long double for f64 logits), within the error bounds of the library's contract.
+"""
+import itertools
+import json
+import math
+import os
+import re
+import subprocess
+import tempfile
+import unittest
+
+import numpy as np
+
+BIN = os.path.abspath(os.environ.get("CLXENT_BIN", "clxent"))
+SMALL = "CLXENT_TEST_SMALL" in os.environ  # a simulator runs the kernels
+
+OUTPUTS = ("losses", "lse", "softmax", "log-softmax", "grad", "argmax", "entropy")
+KEYS = ["rows", "ignored", "bad_targets", "classes", "dtype", "device", "loss", "perplexity", "accuracy", "seconds"]
+
+
+def clxent(*args, **kwargs):
+    return subprocess.run([BIN, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          universal_newlines=True, encoding="utf-8", timeout=100, **kwargs)
+
+
+# ---- Storage ----------------------------------------------------------------------------------
+
+# Unit of "real", largest relative rounding error, half of the smallest subnormal.
+ROUNDING = {"f16": (2.0 ** -11, 2.0 ** -25), "bf16": (2.0 ** -8, 2.0 ** -134),
+            "f32": (2.0 ** -24, 2.0 ** -150), "f64": (2.0 ** -53, 0.0)}
+NUMPY = {"f16": "<f2", "bf16": "<u2", "f32": "<f4", "f64": "<f8"}
+
+
+def store(values, dtype):
+    """float64 to what the file holds; bf16 rounds to nearest even."""
+    if dtype != "bf16":
+        return values.astype(NUMPY[dtype])
+    bits = values.astype("<f4").view("<u4").astype(np.uint64)
+    bits = (bits + 0x7FFF + ((bits >> np.uint64(16)) & np.uint64(1))) >> np.uint64(16)
+    return bits.astype("<u2")
+
+
+def values_of(stored, dtype, wide=np.float64):
+    if dtype == "bf16":
+        stored = (stored.astype("<u4") << 16).view("<f4")
+    return stored.astype(wide)
+
+
+# ---- The formulas -----------------------------------------------------------------------------
+
+def oracle(x, y, axis=-1, f64=False, ignore_index=-100, class_weights=None, row_weights=None, label_smoothing=0.0,
+           z_loss=0.0, logit_scale=1.0, softcap=0.0, reduction="mean", denominator=None, shift=0, on_bad_target="error",
+           all_ignored="nan", grad_output=None):
+    """x are the stored logits' values; y classes or, with x's shape, probabilities. Gives results and bounds."""
+    wide = np.longdouble if f64 else np.float64
+    real = np.float64 if f64 else np.float32
+    u = 2.0 ** -53 if f64 else 2.0 ** -24
+    # Options are used as real: their rounding belongs to the problem.
+    label_smoothing, z_loss, logit_scale, softcap = (wide(real(v)) for v in (label_smoothing, z_loss, logit_scale, softcap))
+
+    x = np.moveaxis(x.astype(wide), axis, -1)
+    row_shape, classes = x.shape[:-1], x.shape[-1]
+    x = x.reshape(-1, classes)
+    rows, seq = x.shape[0], row_shape[-1] if row_shape else 1
+    s = x * logit_scale
+    tanh = np.tanh(s / softcap) if softcap > 0 else np.zeros_like(s)
+    z = softcap * tanh if softcap > 0 else s
+    z = np.where(x == -np.inf, -np.inf, z)
+    m = z.max(axis=1, keepdims=True)
+    delta = m - z
+    e = np.exp(-delta)
+    top = np.zeros_like(e)
+    top[np.arange(rows), z.argmax(axis=1)] = 1
+    log_d = np.log1p((e * (1 - top)).sum(axis=1, keepdims=True))
+    d = e.sum(axis=1, keepdims=True)
+    p, lse, nll = e / d, m + log_d, delta + log_d
+    finite_delta = np.where(np.isfinite(delta), delta, 0)
+
+    weight = np.ones(rows, wide) if row_weights is None else row_weights.astype(real).astype(wide).reshape(-1)
+    class_weight = np.ones(classes, wide) if class_weights is None else class_weights.astype(real).astype(wide)
+    position = np.arange(rows)
+    judged = (position % seq) + shift < seq
+    source = np.where(judged, position + shift, 0)
+    hard = y.shape != np.moveaxis(np.empty(row_shape + (classes,)), -1, axis).shape or y.dtype.kind in "iu"
+    bad = np.zeros(rows, bool)
+    q = np.zeros((rows, classes), wide)
+    if hard and rows > 0:
+        t = y.reshape(-1)[source].astype(np.int64)
+        counts = judged & (weight != 0)
+        if ignore_index is not None:
+            counts &= t != ignore_index
+        bad = counts & ((t < 0) | (t >= classes))
+        counts &= ~bad
+        t = np.where(counts, t, 0)
+        q[position, t] = 1
+        correct = int((counts & (z.argmax(axis=1) == t)).sum())
+        pull = class_weight[t]
+    else:
+        counts = judged & (weight != 0)
+        if rows > 0:
+            q = np.moveaxis(y.astype(wide), axis, -1).reshape(-1, classes)[source]
+        correct, pull = None, np.ones(rows, wide)
+    a = class_weight * ((1 - label_smoothing) * q + label_smoothing / classes)
+    mass = np.abs(a).sum(axis=1, keepdims=True)
+
+    with np.errstate(invalid="ignore"):
+        terms = np.where(a == 0, 0, a * nll)
+    losses = weight * (terms.sum(axis=1) + z_loss * lse[:, 0] ** 2)
+    dz = p * a.sum(axis=1, keepdims=True) - a + 2 * z_loss * lse * p
+    if hard and label_smoothing == 0 and rows > 0:
+        # The target's element is minus the sum over the others: p - 1 would have lost a confident row's digits.
+        others = (e * (1 - q)).sum(axis=1) / d[:, 0]
+        dz[position, t] = -pull * others + (2 * z_loss * lse * p)[position, t]
+    slope = np.where(x == -np.inf, 0, logit_scale * (1 - tanh ** 2))
+
+    divisor = wide(1)
+    if reduction == "mean":
+        divisor = (weight * pull)[counts].sum()
+    if denominator is not None:
+        divisor = wide(real(denominator))
+    no_rows = denominator is None and reduction == "mean" and divisor == 0
+    upstream = np.ones(rows, wide)
+    if grad_output is not None:
+        upstream = upstream * grad_output.astype(real).astype(wide).reshape(-1)
+    outer = np.where(counts, weight * upstream, 0) / (1 if no_rows else divisor)
+    gradient = np.where(counts[:, None], dz * slope * outer[:, None], 0)
+    losses = np.where(counts, losses, 0)
+
+    # Bounds. `argument`: a scale or a cap moves the exponents by 4 u times the largest |z| that matters.
+    near = np.where(delta < (750 if f64 else 110), np.abs(z), 0).max(axis=1, keepdims=True)
+    scaled = logit_scale != 1 or softcap > 0
+    argument = 4 * near if scaled else np.zeros_like(near)
+    far = 4 * np.maximum(near, np.where(np.isfinite(z), np.abs(z), 0)) if scaled else np.zeros_like(z)
+    exponent = 8 + finite_delta + far
+    lse_bound = u * (2 * np.maximum(np.abs(m), log_d) + 1 + argument)
+    with np.errstate(invalid="ignore"):
+        finite_terms = np.where(np.isfinite(terms), np.abs(terms), 0)
+        entropy = log_d[:, 0] + np.where(p == 0, 0, p * delta).sum(axis=1)
+    loss_bound = u * np.abs(weight) * (
+        16 * (finite_terms.sum(axis=1) + np.abs(z_loss) * lse[:, 0] ** 2)
+        + (np.abs(a) * (far * (finite_delta > 0) + argument * (1 - p.max(axis=1, keepdims=True)))).sum(axis=1))
+    loss_bound = loss_bound + np.abs(weight) * z_loss * 2 * np.abs(lse[:, 0]) * lse_bound[:, 0]
+    element = exponent * (p * mass + 2 * np.abs(z_loss * lse) * p) + (8 + finite_delta) * np.abs(a)
+    if hard and label_smoothing == 0 and rows > 0:
+        others = ((exponent * p * (1 - q)).sum(axis=1) * np.abs(pull) + (2 * np.abs(z_loss * lse) * p * exponent)[position, t])
+        element[position, t] = others + 8 * np.abs(dz[position, t])
+    element = element * u + 2 * z_loss * p * lse_bound
+    gradient_bound = (element * np.abs(slope) + 8 * u * np.abs(dz * logit_scale * (softcap > 0))) * np.abs(outer)[:, None]
+    gradient_bound += 4 * u * np.abs(gradient)  # D and the upstream value round
+    losses = np.where(bad & (on_bad_target == "nan"), np.nan, losses)
+    gradient = np.where((bad & (on_bad_target == "nan"))[:, None], np.nan, gradient)
+
+    reduced = losses.sum() / divisor if rows > 0 and not no_rows else wide(0) / (divisor if reduction != "mean" or denominator else 1)
+    if no_rows:
+        reduced = wide(np.nan if all_ignored == "nan" else 0)
+    if (bad & (on_bad_target == "nan")).any():
+        reduced = wide(np.nan)
+    count = int(counts.sum())
+    mean_nll = nll[position, t][counts].sum() / count if hard and count > 0 else None
+
+    def full(v):
+        return np.moveaxis(v.reshape(row_shape + (classes,)), -1, axis)
+
+    def flat(v):
+        return v.reshape(row_shape)
+
+    tiny = 2.0 ** -1022 if f64 else 2.0 ** -126
+    with np.errstate(invalid="ignore"):
+        log_p_bound = np.where(np.isfinite(nll), u * (8 + 2 * finite_delta + 4 * log_d + far + argument), 0)
+        entropy_bound = u * (8 + 4 * log_d[:, 0] + entropy + (p * finite_delta * (exponent + 10)).sum(axis=1)
+                             + (p * far).sum(axis=1) + argument[:, 0])
+    loss_total = (loss_bound[counts].sum() + 8 * u * np.abs(losses[counts]).sum()) / abs(divisor) if not no_rows else wide(0)
+    return {
+        "rows": rows, "classes": classes, "bad_targets": int(bad.sum()), "ignored": rows - count - int(bad.sum()),
+        "loss": (reduced, loss_total + 8 * u * abs(reduced) + tiny),
+        "perplexity": math.exp(mean_nll) if mean_nll is not None else None,
+        "perplexity_bound": None if mean_nll is None else float(
+            math.exp(mean_nll) * u * (1 + (16 * nll[position, t] + argument[:, 0] + far[position, t])[counts].sum() / count)),
+        "accuracy": correct / count if hard and count > 0 else None,
+        "losses": (flat(losses), flat(loss_bound + tiny)), "lse": (flat(lse[:, 0]), flat(lse_bound[:, 0])),
+        "softmax": (full(p), full(u * exponent * p + tiny)), "log-softmax": (full(-nll), full(log_p_bound + tiny)),
+        "grad": (full(gradient), full(np.where(counts[:, None], gradient_bound + tiny, 0))),
+        "argmax": (flat(z.argmax(axis=1)), None), "entropy": (flat(entropy), flat(entropy_bound + tiny)),
+    }
+
+
+# ---- Running eval -----------------------------------------------------------------------------
+
+class Case(unittest.TestCase):
+    maxDiff = None
+
+    def setUp(self):
+        temporary = tempfile.TemporaryDirectory(prefix="clxent-cli-")
+        self.addCleanup(temporary.cleanup)
+        self.dir = temporary.name
+
+    def path(self, name):
+        return os.path.join(self.dir, name)
+
+    def save(self, name, array, version=None):
+        if version is None:
+            np.save(self.path(name), array)
+        else:
+            with open(self.path(name), "wb") as stream:
+                np.lib.format.write_array(stream, np.asanyarray(array), version=version)
+        return self.path(name)
+
+    def raw(self, name, data):
+        with open(self.path(name), "wb") as stream:
+            stream.write(data)
+        return self.path(name)
+
+    def succeed(self, *args, **kwargs):
+        result = clxent(*args, **kwargs)
+        self.assertEqual((result.returncode, result.stderr), (0, ""), args)
+        return result.stdout
+
+    def refuse(self, *args, status=1, mentions=(), **kwargs):
+        """Exit status, talk on stderr only, and for status 1 exactly one line that has all of mentions."""
+        before = sorted(os.listdir(self.dir))
+        result = clxent(*args, **kwargs)
+        self.assertEqual((result.returncode, result.stdout), (status, ""), (args, result.stderr))
+        if status == 1:
+            self.assertRegex(result.stderr, r"\Aclxent [a-z]+: [^\n]+\n\Z")
+        for text in mentions:
+            self.assertIn(text, result.stderr)
+        self.assertEqual(sorted(os.listdir(self.dir)), before, "a file was left behind")
+        return result.stderr
+
+    def close(self, got, want, bound, what):
+        got, want = np.asarray(got), np.asarray(want)
+        self.assertEqual(got.shape, want.shape, what)
+        with np.errstate(invalid="ignore"):
+            same = (got == want) | (np.isnan(got) & np.isnan(want))
+            if bound is not None:
+                same |= np.abs(got - want) <= bound
+        if not same.all():
+            at = np.unravel_index(np.argmin(same), same.shape) if same.shape else ()
+            self.fail("%s at %s: got %r, want %r, bound %r; %d of %d differ" % (
+                what, at, got[at], want[at], None if bound is None else np.asarray(bound)[at], (~same).sum(), same.size))
+
+    def evaluate(self, logits, targets, dtype="f32", axis=-1, outputs=OUTPUTS, grad_dtype=None, save=None, **options):
+        """Runs eval on stored arrays and compares everything it gives with the oracle."""
+        save = save or self.save
+        f64 = dtype == "f64"
+        flags = ["eval", "--json", "--logits", save("x.npy", logits), "--targets", save("y.npy", targets)]
+        if dtype == "bf16":
+            flags.append("--bf16")
+        if axis != -1:
+            flags += ["--class-axis", axis]
+        if grad_dtype:
+            flags += ["--grad-dtype", grad_dtype]
+        for name, value in options.items():
+            if isinstance(value, np.ndarray):
+                value = save(name + ".npy", value)
+            flags += ["--" + name.replace("_", "-"), "none" if value is None else value]
+        for name in outputs:
+            flags += ["--%s-out" % name, self.path("out-%s.npy" % name)]
+        got = json.loads(self.succeed(*flags))
+
+        x = values_of(logits, dtype, np.longdouble if f64 else np.float64)
+        y = targets
+        if dtype == "bf16" and targets.shape == logits.shape and targets.dtype.itemsize == 2:
+            y = values_of(targets, dtype)
+        want = oracle(x, y, axis=axis, f64=f64, **options)
+        self.assertEqual(list(got), KEYS)
+        self.assertEqual(got["dtype"], dtype)
+        for key in ("rows", "classes", "ignored", "bad_targets", "accuracy"):
+            self.assertEqual(got[key], want[key], key)
+        if options.get("reduction") == "none":
+            self.assertIsNone(got["loss"])
+        else:
+            self.close(float(got["loss"]), float(want["loss"][0]), float(want["loss"][1]), "loss")
+        if want["perplexity"] is None:
+            self.assertIsNone(got["perplexity"])
+        else:
+            self.close(got["perplexity"], want["perplexity"], want["perplexity_bound"] + 2e-15, "perplexity")
+
+        arrays = {}
+        for name in outputs:
+            array = np.load(self.path("out-%s.npy" % name))
+            self.assertTrue(array.flags["C_CONTIGUOUS"])
+            if name == "argmax":
+                self.assertEqual(array.dtype, np.dtype("<i8"))
+                self.close(array, want[name][0], None, name)
+                continue
+            stored = {"softmax": dtype, "log-softmax": dtype, "grad": grad_dtype or dtype}.get(name, "f64" if f64 else "f32")
+            self.assertEqual(array.dtype, np.dtype(NUMPY[stored]), name)
+            arrays[name] = array
+            value, bound = want[name]
+            relative, half_subnormal = ROUNDING[stored]
+            if relative > (2.0 ** -53 if f64 else 2.0 ** -24):
+                finite = np.where(np.isfinite(value), np.abs(value), 0)
+                bound = bound * (1 + relative) + np.where(bound == 0, 0, relative * finite + half_subnormal)
+            self.close(values_of(array, stored, np.longdouble if f64 else np.float64), value, bound, name)
+        return got, arrays, want
+
+
+def batch(seed, shape=(2, 5, 33), dtype="f32", targets="<i4", scale=3.0):
+    """Logits with equal maxima, far offsets and masked classes; targets with ignored rows."""
+    random = np.random.RandomState(seed)
+    x = random.normal(size=shape) * scale
+    x = x.reshape(-1, shape[-1])
+    if len(x) > 3:
+        x[0] += 1000
+        x[1] = -np.abs(x[1]) - 100
+        x[2, : shape[-1] // 2] = x[2].max()
+        x[3, shape[-1] // 3] = 40  # a confident row
+    stored = store(x.reshape(shape), dtype)
+    y = random.randint(0, shape[-1], size=shape[:-1])
+    if y.size > 4:
+        y.reshape(-1)[3] = shape[-1] // 3
+        if targets != "u1":
+            y.reshape(-1)[4] = -100
+    return stored, y.astype(targets)
+
+
+# ---- The frame --------------------------------------------------------------------------------
+
+class Frame(Case):
+    def test_version(self):
+        self.assertRegex(self.succeed("--version"), r"\Aclxent \d+\.\d+\.\d+\n\Z")
+        self.assertEqual(self.succeed("eval", "--version"), self.succeed("--version"))
+
+    def test_help_names_every_subcommand_and_option(self):
+        text = self.succeed("--help")
+        for name in ("info", "demo", "sample", "eval"):
+            self.assertRegex(text, r"(?m)^  %s  " % name)
+            self.assertIn("--device", self.succeed(name, "--help"))
+        text = self.succeed("eval", "--help")
+        for flag in ("logits targets bf16 class-axis ignore-index class-weights row-weights label-smoothing z-loss logit-scale "
+                     "softcap reduction denominator shift on-bad-target all-ignored grad-output grad-dtype json").split():
+            self.assertIn("--" + flag, text)
+        for name in OUTPUTS:
+            self.assertIn("--%s-out" % name, text)
+
+    def test_wrong_usage_is_status_2(self):
+        x, y = batch(0)
+        files = ["--logits", self.save("x.npy", x), "--targets", self.save("y.npy", y)]
+        for args in ([], ["nonsense"], ["verify"], ["bench"], ["tune"], ["--nonsense"], ["eval"], ["eval", *files, "extra"],
+                     ["eval", "--logits", "x.npy"], ["eval", *files, "--nonsense"], ["info", "--logits", "x"],
+                     ["demo", "extra"], ["sample"], ["sample", "--text", "x", "--batch", "2", "--seq", "3"]):
+            self.refuse(*args, status=2)
+        for flag, values in {
+                "--class-axis": ["", "x", "1.5", "99999999999999999999"], "--ignore-index": ["no", "1e3", "9223372036854775808"],
+                "--label-smoothing": ["-0.1", "1.01", "nan", "x", "", " 0.1", "0.1 "], "--z-loss": ["-1", "inf", "nan"],
+                "--logit-scale": ["inf", "nan", "1x"], "--softcap": ["-1", "inf"], "--reduction": ["max", "", "Mean"],
+                "--denominator": ["inf", "x"], "--shift": ["-1", "1.0", "+1"], "--on-bad-target": ["x"],
+                "--all-ignored": ["x"], "--grad-dtype": ["f4", "x"]}.items():
+            for value in values:
+                self.refuse("eval", *files, flag, value, status=2, mentions=[flag])
+        self.refuse("eval", *files, "--lse-out", self.path("a.npy"), "--grad-out", self.path("a.npy"), status=2)
+        for flag, value in (("--batch", "0"), ("--seq", "-1"), ("--batch", "x")):
+            good = {"--text": "x", "--batch": "1", "--seq": "1", "--out": self.path("o")}
+            self.refuse("sample", *itertools.chain(*{**good, flag: value}.items()), status=2)
+        self.refuse("sample", "--text", "x", "--out", "o", "--batch", 2 ** 40, "--seq", 2 ** 40, status=2)
+
+    def test_text_output_has_every_figure(self):
+        x, y = batch(1)
+        text = self.succeed("eval", "--logits", self.save("x.npy", x), "--targets", self.save("y.npy", y))
+        want = oracle(x, y)
+        got = dict(line.split(None, 1) for line in text.splitlines())
+        self.assertEqual((got["rows"], got["ignored"], got["classes"]), ("10", "1", "33"))
+        self.assertAlmostEqual(float(got["loss"].split()[0]), float(want["loss"][0]), delta=1e-5)
+        self.assertAlmostEqual(float(got["perplexity"]), want["perplexity"], delta=1e-5 * want["perplexity"])
+        self.assertTrue(got["accuracy"].startswith("%.6f" % want["accuracy"]))
+        self.assertRegex(got["time"], r"\A\d+\.\d+ s\Z")
+        self.assertRegex(got["bandwidth"], r"GB/s\Z")
+        self.assertRegex(got["device"], r"\A\d+: .")
+
+    def test_any_directory_and_an_empty_environment(self):
+        x, y = batch(2)
+        self.save("x.npy", x)
+        self.save("y.npy", y)
+        environment = {}
+        with open(BIN, "rb") as stream:
+            if b"__asan_init" in stream.read() and "OCL_ICD_VENDORS" in os.environ:
+                # Some drivers cannot be loaded into a sanitized program.
+                environment = {"OCL_ICD_VENDORS": os.environ["OCL_ICD_VENDORS"]}
+        self.succeed("eval", "--logits", "x.npy", "--targets", "y.npy", "--lse-out", "lse.npy", cwd=self.dir, env=environment)
+        self.assertEqual(np.load(self.path("lse.npy")).shape, (2, 5))
+        self.succeed("demo", cwd="/", env=environment)
+
+    def test_full_disk_at_standard_output(self):
+        with open("/dev/full", "w") as full:
+            result = subprocess.run([BIN, "--help"], stdout=full, stderr=subprocess.PIPE)
+            self.assertIn(result.returncode, (0, 1))
+            result = subprocess.run([BIN, "demo"], stdout=full, stderr=subprocess.PIPE)
+            self.assertEqual(result.returncode, 1)
+            self.assertIn(b"standard output", result.stderr)
+
+
+class Devices(Case):
+    def test_info_lists_devices_and_strategies(self):
+        info = json.loads(self.succeed("info", "--json"))
+        self.assertEqual(list(info), ["devices"])
+        self.assertGreater(len(info["devices"]), 0)
+        for index, device in enumerate(info["devices"]):
+            self.assertEqual(device["index"], index)
+            for key in ("name", "type", "vendor", "driver", "version"):
+                self.assertTrue(device[key], key)
+            for key in ("memory", "max_allocation", "max_work_group", "compute_units"):
+                self.assertGreater(device[key], 0, key)
+            for key in ("f64", "host_memory"):
+                self.assertIsInstance(device[key], bool)
+            self.assertGreater(len(device["strategies"]), 3)
+            for entry in device["strategies"]:
+                self.assertTrue(entry["strategy"])
+        self.assertIn(info["devices"][0]["name"], self.succeed("info"))
+
+    def test_a_device_is_chosen_by_number_or_name(self):
+        name = json.loads(self.succeed("info", "--json", "--device", "0"))["devices"][0]["name"]
+        self.assertEqual(json.loads(self.succeed("demo", "--json", "--device", name[2:9].upper()))["device"], name)
+        for wanted in ("99", "99999999999999999999999", "no such device", ""):
+            for command in ("info", "demo"):
+                self.refuse(command, "--device", wanted, mentions=["--device"])
+
+    def test_no_device_is_an_error(self):
+        self.refuse("demo", env={"OCL_ICD_VENDORS": "/nonexistent"}, mentions=["no OpenCL device"])
+        self.refuse("info", env={"OCL_ICD_VENDORS": "/nonexistent"}, mentions=["no OpenCL device"])
+
+
+class Demo(Case):
+    LOSSES = [0.14507793896078233, 17.01904504849764]
+    SOFTMAX = [[2.1440087835846340e-03, 1.5842201178506925e-02, 1.1705891323853292e-01, 8.6495487679937544e-01],
+               [8.9467946053009757e-04, 4.0618384668004272e-08, 1.7970117338894899e-02, 9.8113516258219036e-01]]
+    TARGETS = [3, 1]
+
+    def gradient(self, row, j):
+        return self.SOFTMAX[row][j] - (j == self.TARGETS[row])
+
+    def test_numbers_in_fixed_notation(self):
+        text = self.succeed("demo", env={**os.environ, "LC_ALL": "C"})
+        text.encode("ascii")
+        losses = re.findall(r"(?m)^row \d, target \d: loss (\d+\.\d{9}) ", text)
+        self.assertEqual(len(losses), 2)
+        rows = re.findall(r"(?m)^  ([* ]) +(\d) +(-?\d+)  (\d\.\d{9})  [# ]{20}  ([ -]\d\.\d{9})  [# |]+$", text)
+        self.assertEqual(len(rows), 8)
+        for i, (mark, j, _, softmax, gradient) in enumerate(rows):
+            row, j = i // 4, int(j)
+            self.assertEqual(mark == "*", j == self.TARGETS[row])
+            self.assertAlmostEqual(float(losses[row]), self.LOSSES[row], delta=2e-6 * self.LOSSES[row])
+            self.assertAlmostEqual(float(softmax), self.SOFTMAX[row][j], delta=2e-6 * self.SOFTMAX[row][j] + 5.1e-10)
+            self.assertAlmostEqual(float(gradient), self.gradient(row, j), delta=2e-6 * abs(self.gradient(row, j)) + 5.1e-10)
+
+    def test_bars_follow_the_locale(self):
+        self.assertIn("\u2588", self.succeed("demo", env={**os.environ, "LC_ALL": "C.UTF-8"}))
+        self.assertNotIn("\u2588", self.succeed("demo", env={**os.environ, "LC_ALL": "", "LC_CTYPE": "", "LANG": "C"}))
+
+    def test_json(self):
+        got = json.loads(self.succeed("demo", "--json"))
+        for row in range(2):
+            self.assertAlmostEqual(got["losses"][row], self.LOSSES[row], delta=2e-6 * self.LOSSES[row])
+            for j in range(4):
+                self.assertAlmostEqual(got["gradient"][row][j], self.gradient(row, j), delta=2e-6)
+
+    def test_plot(self):
+        self.succeed("demo", "--plot", self.path("demo.png"))
+        with open(self.path("demo.png"), "rb") as stream:
+            data = stream.read()
+        self.assertEqual(data[:8], b"\x89PNG\r\n\x1a\n")
+        self.assertGreater(len(data), 10000)
+        self.assertEqual(data[-8:-4], b"IEND")
+
+    def test_plot_without_gnuplot(self):
+        self.refuse("demo", "--plot", self.path("demo.png"), env={**os.environ, "PATH": "/nonexistent"}, mentions=["gnuplot"])
+        os.mkdir(self.path("bin"))
+        with open(self.path("bin/gnuplot"), "w") as stream:
+            stream.write("#!/bin/sh\necho partial\nexit 3\n")
+        os.chmod(self.path("bin/gnuplot"), 0o755)
+        self.refuse("demo", "--plot", self.path("demo.png"), env={**os.environ, "PATH": self.path("bin")}, mentions=["status 3"])
+        self.refuse("demo", "--plot", self.path("no/demo.png"), mentions=["no/demo.png"])
+
+
+class Sample(Case):
+    TEXT = (b"It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness, "
+            b"it was the epoch of belief, it was the epoch of incredulity.\x00\xff\n") * 3
+
+    def test_rows_are_the_bigram_model_and_eval_finds_its_cross_entropy(self):
+        B, S = 3, 40
+        out = self.path("a/b")
+        told = json.loads(self.succeed("sample", "--json", "--text", self.raw("t", self.TEXT), "--batch", B, "--seq", S, "--out", out))
+        text = np.frombuffer(self.TEXT, np.uint8)
+        counts = np.zeros((256, 256))
+        np.add.at(counts, (text[:-1], text[1:]), 1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            model = np.log(counts / counts.sum(axis=1, keepdims=True))
+        logits, targets = np.load(out + "/logits.npy"), np.load(out + "/targets.npy")
+        self.assertEqual((logits.dtype, logits.shape), (np.dtype("<f4"), (B, S, 256)))
+        self.assertEqual((targets.dtype, targets.shape), (np.dtype("u1"), (B, S)))
+        np.testing.assert_array_equal(targets, text[1 : B * S + 1].reshape(B, S))
+        np.testing.assert_array_equal(logits, model[text[: B * S]].astype("<f4").reshape(B, S, 256))
+
+        cross_entropy = -model[text[: B * S], text[1 : B * S + 1]].mean()
+        self.assertAlmostEqual(told["cross_entropy"], cross_entropy, delta=1e-12)
+        got = json.loads(self.succeed("eval", "--json", "--logits", out + "/logits.npy", "--targets", out + "/targets.npy"))
+        self.assertAlmostEqual(got["loss"], cross_entropy, delta=1e-6 * cross_entropy)
+        self.assertAlmostEqual(got["perplexity"], math.exp(cross_entropy), delta=1e-6 * math.exp(cross_entropy))
+        self.assertEqual(got["accuracy"], np.mean(logits.argmax(axis=-1) == targets))
+        self.assertIn("%.9f" % cross_entropy,
+                      self.succeed("sample", "--text", self.path("t"), "--batch", B, "--seq", S, "--out", out))
+
+    def test_exactly_enough_text(self):
+        text = self.raw("t", b"abcdefg")
+        self.succeed("sample", "--text", text, "--batch", 2, "--seq", 3, "--out", self.path("o"))
+        self.refuse("sample", "--text", text, "--batch", 1, "--seq", 7, "--out", self.path("o2"), mentions=["t: 7 bytes", "8"])
+
+    def test_errors(self):
+        rest = ["--batch", 1, "--seq", 2, "--out", self.path("o")]
+        self.refuse("sample", "--text", self.path("none"), *rest, mentions=["none: ", "No such file"])
+        self.refuse("sample", "--text", self.raw("empty", b""), *rest, mentions=["empty: 0 bytes"])
+        self.refuse("sample", "--text", self.dir, *rest, mentions=["not a regular file"])
+        text = self.raw("t", b"abcdef")
+        self.refuse("sample", "--text", text, "--batch", 1, "--seq", 2, "--out", text, mentions=["cannot be made"])
+        self.refuse("sample", "--text", text, "--batch", 1, "--seq", 2, "--out", text + "/x", mentions=["cannot be made"])
+        os.makedirs(self.path("o/targets.npy"))
+        self.refuse("sample", "--text", text, *rest, mentions=["targets.npy", "is a directory"])
+        self.assertEqual(os.listdir(self.path("o")), ["targets.npy"])
+
+
+# ---- Numbers ----------------------------------------------------------------------------------
+
+class Batches(Case):
+    def test_64_random_batches(self):
+        random = np.random.RandomState(64)
+        classes = [1, 2, 3, 5, 8, 15, 16, 17, 33, 64, 100, 255, 256, 257, 1000, 1025, 2048, 4099]
+        for i in range(8 if SMALL else 64):
+            with self.subTest(i=i):
+                shape = (random.randint(1, 4), random.randint(1, 9), classes[i % len(classes)])
+                targets = ("<i4", "<i8")[i % 2]
+                x, y = batch(i, shape, targets=targets, scale=(0.1, 1.0, 3.0, 10.0)[i % 4])
+                self.evaluate(x, y)
+
+    def test_every_dtype(self):
+        for dtype, grad in (("f16", None), ("f16", "f32"), ("bf16", None), ("bf16", "f32"), ("f32", "bf16"), ("f32", "f16"),
+                            ("f64", None), ("f64", "f32")):
+            with self.subTest(dtype=dtype, grad=grad):
+                x, y = batch(7, dtype=dtype)
+                got, arrays, _ = self.evaluate(x, y, dtype=dtype, grad_dtype=grad)
+                self.assertEqual(arrays["grad"].dtype, np.dtype(NUMPY[grad or dtype]))
+
+    def test_a_16_bit_gradient_is_the_f32_one_rounded_once(self):
+        for dtype in ("f16", "bf16"):
+            x, y = batch(8, dtype=dtype)
+            _, wide, _ = self.evaluate(x, y, dtype=dtype, grad_dtype="f32", outputs=("grad",))
+            _, narrow, _ = self.evaluate(x, y, dtype=dtype, outputs=("grad",))
+            np.testing.assert_array_equal(narrow["grad"], store(wide["grad"], dtype))
+
+    def test_masked_classes_and_special_rows(self):
+        x = np.zeros((7, 5), "<f4")
+        x[0, 2] = -np.inf          # another class masked
+        x[1, 3] = -np.inf          # the target masked: +inf
+        x[2] = -np.inf             # nothing left: NaN, lse -inf
+        x[3, 0] = np.inf           # NaN, lse +inf
+        x[4, 4] = np.nan
+        x[5] = np.nan              # ignored
+        x[6] += 1e6
+        y = np.array([3, 3, 3, 3, 3, -100, 3])
+        flags = ["eval", "--json", "--logits", self.save("x.npy", x), "--targets", self.save("y.npy", y)]
+        for name in OUTPUTS:
+            flags += ["--%s-out" % name, self.path(name + ".npy")]
+        got = json.loads(self.succeed(*flags))
+        self.assertEqual((got["loss"], got["perplexity"], got["ignored"]), ("NaN", "NaN", 1))
+        out = {name: np.load(self.path(name + ".npy")) for name in OUTPUTS}
+        self.close(out["losses"], [math.log(4), np.inf, np.nan, np.nan, np.nan, 0, math.log(5)], 1e-6, "losses")
+        self.close(out["lse"], [math.log(4), math.log(4), -np.inf, np.inf, np.nan, np.nan, 1e6 + math.log(5)],
+                   [1e-6, 1e-6, 0, 0, 0, 0, 0.1], "lse")
+        self.assertTrue((out["grad"][5] == 0).all())
+        self.assertTrue(np.isfinite(out["grad"][[0, 1, 6]]).all())
+        self.assertEqual(list(out["argmax"]), [0, 0, 0, 0, 4, 0, 0])
+        only = json.loads(self.succeed("eval", "--json", "--logits", self.save("x.npy", x[:2]), "--targets", self.save("y.npy", y[:2])))
+        self.assertEqual((only["loss"], only["perplexity"]), ("Infinity", "Infinity"))
+
+    def test_perplexity_of_confident_rows_under_every_option(self):
+        x = np.full((4, 8), 1e6, "<f4")
+        x[:, 3] += 16
+        y = np.full(4, 3)
+        nll = math.log1p(7 * math.exp(-16))
+        for options in ({}, {"label_smoothing": 0.1}, {"z_loss": 1e-3}, {"row_weights": np.full(4, 3.0)}):
+            with self.subTest(options=list(options)):
+                got, _, _ = self.evaluate(x, y, outputs=(), **options)
+                self.assertAlmostEqual(math.log(got["perplexity"]), nll, delta=1e-5 * nll)
+
+
+class Options(Case):
+    def alone(self):
+        random = np.random.RandomState(5)
+        return {
+            "ignore_index": 7, "class_weights": random.uniform(-0.5, 2, 33).astype("<f4"),
+            "row_weights": np.where(random.uniform(size=(2, 5)) < 0.3, 0, random.uniform(0.1, 2, (2, 5))).astype("<f4"),
+            "label_smoothing": 0.13, "z_loss": 0.02, "logit_scale": -0.7, "softcap": 4.5, "reduction": "sum",
+            "denominator": -3.5, "shift": 2, "grad_output": np.array(1.7, "<f4"),
+        }
+
+    def data(self):
+        x, y = batch(11)
+        y.reshape(-1)[6] = 7
+        return x, y
+
+    def test_each_alone_changes_the_result(self):
+        x, y = self.data()
+        _, plain, _ = self.evaluate(x, y)
+        plain_loss = json.loads(self.succeed("eval", "--json", "--logits", self.path("x.npy"), "--targets", self.path("y.npy")))["loss"]
+        for name, value in self.alone().items():
+            with self.subTest(option=name):
+                extra = {"on_bad_target": "ignore"} if name == "ignore_index" else {}  # -100 is no class then
+                got, arrays, _ = self.evaluate(x, y, **{name: value}, **extra)
+                self.assertFalse(np.array_equal(arrays["grad"], plain["grad"]))
+                self.assertEqual(got["loss"] == plain_loss, name == "grad_output")
+
+    def test_reduction_none(self):
+        x, y = self.data()
+        values = np.random.RandomState(1).normal(size=(2, 5))
+        for options in ({}, {"grad_output": values.astype("<f4")}, {"grad_output": values}, {"grad_output": np.array([0.5])},
+                        {"denominator": 4.0}):
+            with self.subTest(options=list(options)):
+                self.evaluate(x, y, reduction="none", **options)
+
+    def test_combinations(self):
+        options = self.alone()
+        random = np.random.RandomState(9)
+        for i in range(4 if SMALL else 24):
+            chosen = {name: value for name, value in options.items() if random.uniform() < (1.0 if i == 0 else 0.5)}
+            dtype = ("f32", "bf16", "f64", "f16")[i % 4]
+            chosen["on_bad_target"] = ("nan", "ignore")[i % 2]
+            if random.uniform() < 0.4:
+                chosen["reduction"] = ("mean", "sum", "none")[i % 3]
+            with self.subTest(i=i, dtype=dtype, options=list(chosen)):
+                x, y = batch(100 + i, dtype=dtype, scale=2.0)
+                y.reshape(-1)[[5, 6]] = (33, 7)  # out of range, and ignored in some
+                self.evaluate(x, y, dtype=dtype, **chosen)
+
+    def test_ignore_index(self):
+        x, y = self.data()
+        with self.subTest("a class"):
+            self.evaluate(x, y, ignore_index=int(y[0, 0]), on_bad_target="ignore")
+        with self.subTest("none"):
+            self.evaluate(x, np.abs(y) % 33, ignore_index=None)
+            self.refuse("eval", "--logits", self.path("x.npy"), "--targets", self.save("y.npy", y), "--ignore-index", "none",
+                        mentions=["-100", "0 to 32"])
+        with self.subTest("full width"):
+            y = y.astype("<i8")
+            y[1, 1] = 2 ** 32 + 5
+            got, _, _ = self.evaluate(x, y, ignore_index=2 ** 32 + 5, on_bad_target="ignore")
+            self.assertEqual((got["ignored"], got["bad_targets"]), (1, 1))
+
+    def test_bad_target_policies(self):
+        x, y = self.data()
+        y[1, 3], y[0, 2] = 33, -1
+        for policy in ("nan", "ignore"):
+            got, arrays, _ = self.evaluate(x, y, on_bad_target=policy)
+            self.assertEqual(got["bad_targets"], 2)
+            self.assertEqual(np.isnan(arrays["losses"]).sum(), 2 if policy == "nan" else 0)
+
+    def test_all_ignored(self):
+        x, _ = self.data()
+        y = np.full((2, 5), -100)
+        got, arrays, _ = self.evaluate(x, y)
+        self.assertEqual((got["loss"], got["perplexity"], got["accuracy"]), ("NaN", None, None))
+        self.assertTrue((arrays["grad"] == 0).all())
+        self.assertEqual(self.evaluate(x, y, all_ignored="zero")[0]["loss"], 0.0)
+
+    def test_probabilities(self):
+        x, _ = self.data()
+        q = np.random.RandomState(3).uniform(-0.1, 1, x.shape)
+        options = self.alone()
+        for dtype, stored in (("f32", "<f4"), ("f16", "<f2"), ("f16", "<f4"), ("bf16", "<u2"), ("bf16", "<f4"), ("f64", "<f8"), ("f64", "<f4")):
+            with self.subTest(dtype=dtype, stored=stored):
+                y = store(q, "bf16") if stored == "<u2" else q.astype(stored)
+                self.evaluate(store(x.astype("f8"), dtype), y, dtype=dtype)
+        for name in ("class_weights", "row_weights", "label_smoothing", "z_loss", "shift", "reduction"):
+            with self.subTest(option=name):
+                self.evaluate(x, q.astype("<f4"), **{name: options[name]})
+
+    def test_weights_of_either_dtype(self):
+        x, y = self.data()
+        weights = np.random.RandomState(4).uniform(0.5, 2, 33)
+        _, narrow, _ = self.evaluate(x, y, class_weights=weights.astype("<f4"))
+        _, wide, _ = self.evaluate(x, y, class_weights=weights)
+        np.testing.assert_array_equal(narrow["grad"], wide["grad"])
+        self.evaluate(x.astype("<f8"), y, dtype="f64", class_weights=weights.astype(">f4"))
+
+    def test_masked_rows_may_hold_anything(self):
+        x, y = self.data()
+        x[0, 1], y[0, 1] = np.nan, 1000
+        weights = np.ones((2, 5), "<f4")
+        weights[0, 1] = 0
+        got, arrays, _ = self.evaluate(x, y, row_weights=weights, outputs=("losses", "grad"))
+        self.assertEqual((got["bad_targets"], got["ignored"]), (0, 2))
+        self.assertTrue((arrays["grad"][0, 1] == 0).all())
+
+    def test_shift_of_a_whole_sequence(self):
+        x, y = self.data()
+        self.assertEqual(self.evaluate(x, y, shift=5)[0]["ignored"], 10)
+        self.refuse("eval", "--logits", self.path("x.npy"), "--targets", self.path("y.npy"), "--shift", 6, mentions=["x.npy", "shift"])
+
+
+# ---- Files ------------------------------------------------------------------------------------
+
+class Files(Case):
+    def bits(self, x, y, **kwargs):
+        _, arrays, _ = self.evaluate(x, y, outputs=("losses", "grad", "softmax"), **kwargs)
+        return arrays
+
+    def test_versions_orders_and_byte_orders_give_the_same_bits(self):
+        x, y = batch(21, (3, 4, 17))
+        want = self.bits(x, y)
+        for i, (version, order, bytes_x, bytes_y) in enumerate(itertools.product(((1, 0), (2, 0), (3, 0)), "CF", "<>", "<>")):
+            if i % 3 == 2 and SMALL:
+                continue
+            with self.subTest(version=version, order=order, bytes_x=bytes_x, bytes_y=bytes_y):
+                def save(name, array):
+                    if array.dtype.itemsize > 1:
+                        array = array.astype(array.dtype.newbyteorder(bytes_x if name == "x.npy" else bytes_y))
+                    return self.save(name, np.array(array, order=order), version=version)
+                got = self.bits(x, y, save=save)
+                for name in want:
+                    np.testing.assert_array_equal(got[name], want[name])
+
+    def test_byte_order_of_every_dtype(self):
+        for dtype, swapped in (("f16", ">f2"), ("bf16", ">u2"), ("f64", ">f8")):
+            x, y = batch(22, dtype=dtype)
+            want = self.bits(x, y, dtype=dtype)
+            got = self.bits(x, y, dtype=dtype, save=lambda name, a: self.save(
+                name, a.astype(swapped) if name == "x.npy" else a.astype(">i8")))
+            for name in want:
+                np.testing.assert_array_equal(got[name], want[name])
+
+    def test_target_dtypes(self):
+        x, _ = batch(23)
+        y = np.random.RandomState(0).randint(0, 33, (2, 5))
+        want = self.bits(x, y.astype("<i8"))
+        for dtype in ("u1", "<i4", ">i4", ">i8"):
+            got = self.bits(x, y.astype(dtype))
+            for name in want:
+                np.testing.assert_array_equal(got[name], want[name])
+
+    def test_bf16_in_items_of_other_kinds(self):
+        x, y = batch(24, dtype="bf16")
+        want = np.load(self.save("a.npy", self.bits(x, y, dtype="bf16")["grad"]))
+        for dtype in ("<i2", "V2"):
+            got = self.bits(x, y, dtype="bf16", save=lambda name, a: self.save(name, a.view(dtype) if name == "x.npy" else a))
+            np.testing.assert_array_equal(got["grad"], want)
+
+    def test_class_axes(self):
+        for shape, axis in (((2, 7, 3, 5), 1), ((2, 7, 3, 5), -3), ((7, 4), 0), ((4, 7), 1), ((2, 3, 7), -1), ((7,), 0), ((2, 7, 1), 1),
+                            ((3, 21, 16, 17), 1)):
+            for order in "CF":
+                with self.subTest(shape=shape, axis=axis, order=order):
+                    random = np.random.RandomState(1)
+                    x = random.normal(size=shape).astype("<f4")
+                    y = random.randint(0, 7, np.delete(shape, axis)).astype("<i4")
+                    self.evaluate(x, y, axis=axis, save=lambda name, a: self.save(name, np.array(a, order=order)))
+
+    def test_class_axis_with_shift_weights_and_probabilities(self):
+        random = np.random.RandomState(2)
+        x = random.normal(size=(2, 6, 3, 5)).astype("<f4")
+        y = random.randint(0, 6, (2, 3, 5)).astype("<i4")
+        weights = random.uniform(0, 1, (2, 3, 5)).astype("<f4")
+        self.evaluate(x, y, axis=1, shift=2, row_weights=weights, class_weights=random.uniform(size=6).astype("<f4"), label_smoothing=0.1)
+        self.evaluate(x, random.uniform(size=x.shape).astype("<f4"), axis=1, shift=1, row_weights=weights)
+        self.evaluate(x, y, axis=1, reduction="none", grad_output=weights)
+
+    def test_empty_and_single(self):
+        for shape in ((0, 3, 4), (2, 0, 4), (1, 1, 1)):
+            with self.subTest(shape=shape):
+                self.evaluate(np.zeros(shape, "<f4"), np.zeros(shape[:-1], "<i8"))
+        self.evaluate(np.zeros((2, 4, 0), "<f4"), np.zeros((2, 0), "<i8"), axis=1)
+
+    def test_unaligned_data(self):
+        x, y = batch(25)
+        header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (2, 5, 33)}"
+        header += b" " * ((1 - len(header) - 10) % 4)
+        self.assertNotEqual((10 + len(header)) % 4, 0)
+        self.evaluate(x, y, save=lambda name, a: self.save(name, a) if name == "y.npy" else self.raw(
+            name, b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + a.tobytes()))
+
+    def test_outputs_are_complete_or_absent(self):
+        x, y = batch(26)
+        base = ["eval", "--logits", self.save("x.npy", x), "--targets", self.save("y.npy", y)]
+        with open(self.save("old.npy", y), "rb") as stream:
+            old = stream.read()
+        self.refuse(*base, "--lse-out", self.path("lse.npy"), "--grad-out", self.path("no/grad.npy"), mentions=["no/grad.npy", "No such file"])
+        self.refuse(*base, "--lse-out", self.path("old.npy"), "--grad-out", self.dir, mentions=["is a directory"])
+        self.refuse(*base, "--lse-out", "/dev/null", mentions=["/dev/null", "regular"])
+        self.refuse(*base, "--lse-out", self.path("lse.npy"), "--grad-out", self.path("x.npy/grad.npy"), mentions=["grad.npy"])
+        with open(self.path("old.npy"), "rb") as stream:
+            self.assertEqual(stream.read(), old)
+        self.succeed(*base, "--lse-out", self.path("old.npy"), "--grad-out", self.path("x.npy"))  # also over an input
+        self.assertEqual(np.load(self.path("old.npy")).shape, (2, 5))
+        self.assertEqual(np.load(self.path("x.npy")).shape, (2, 5, 33))
+        self.assertEqual(sorted(os.listdir(self.dir)), ["old.npy", "x.npy", "y.npy"])
+
+
+class Errors(Case):
+    def check(self, x, y, mentions, *flags, name="x.npy"):
+        for path, array in (("x.npy", x), ("y.npy", y)):
+            if isinstance(array, bytes):
+                self.raw(path, array)
+            elif array is not None:
+                np.save(self.path(path), array, allow_pickle=True)
+            elif os.path.exists(self.path(path)):
+                os.remove(self.path(path))
+        return self.refuse("eval", "--logits", self.path("x.npy"), "--targets", self.path("y.npy"), "--grad-out", self.path("g.npy"),
+                           *flags, mentions=[self.path(name) + ": ", *mentions])
+
+    def test_wrong_shapes(self):
+        x, y = batch(31)
+        self.check(x, y[:1], ["(1, 5)", "(2, 5)"], name="y.npy")
+        self.check(x, y.T, ["(5, 2)", "(2, 5)"], name="y.npy")
+        self.check(x, y.reshape(2, 5, 1), ["(2, 5, 1)"], name="y.npy")
+        self.check(x, x[:, :, :32], ["(2, 5, 32)", "(2, 5, 33)"], name="y.npy")
+        self.check(np.float32(1), y, ["shape ()"])
+        self.check(x[:, :, :0], y, ["no classes"])
+        self.check(x, y, ["--class-axis 3", "-3 to 2"], "--class-axis", "3")
+        self.check(x, y, ["--class-axis -4"], "--class-axis", "-4")
+        for flag, array in (("--class-weights", np.ones(32)), ("--row-weights", np.ones(10)), ("--grad-output", np.ones((2, 5)))):
+            self.check(x, y, ["shape"], flag, self.save("w.npy", array), name="w.npy")
+        self.check(x, y, ["shape (3,)"], "--reduction", "none", "--grad-output", self.save("w.npy", np.ones(3)), name="w.npy")
+
+    def test_wrong_dtypes(self):
+        x, y = batch(32)
+        for dtype in ("i4", "u2", "c8", "?", "u1", "g"):
+            self.check(x.astype(dtype) if dtype != "c8" else x.astype("c8"), y, ["dtype"])
+        self.check(x, y, ["dtype f4", "u2"], "--bf16")
+        for dtype in ("f4", "f2", "f8", "u4", "u8", "i2", "?", "i1"):
+            self.check(x, y.astype(dtype), ["dtype" if dtype != "f4" else "shape"], name="y.npy")
+        self.check(np.array(["a", "b"]), y, ["'<U1'"])
+        self.check(np.array([None, {}]), y, ["Python objects"])
+        self.check(np.zeros(2, [("a", "f4")]), y, ["structured"])
+        for flag in ("--class-weights", "--row-weights", "--grad-output"):
+            self.check(x, y, ["dtype i8"], flag, self.save("w.npy", np.ones(33, "i8")), name="w.npy")
+        self.check(x, y, ["1e+300", "f32"], "--class-weights", self.save("w.npy", np.full(33, 1e300)), name="w.npy")
+        self.check(x, y, ["--denominator"], "--denominator", "1e300")
+        self.check(x.astype("f8"), y, ["gradient_dtype"], "--grad-dtype", "bf16")
+        self.check(x, y, ["gradient_dtype"], "--grad-dtype", "f64")
+        self.check(x, y, ["z_loss"], "--z-loss", "1e300")
+
+    def test_targets_out_of_range_name_row_value_and_range(self):
+        x, _ = batch(33, (2, 5, 33))
+        for dtype, values in (("u1", (33, 255)), ("i4", (33, -1, -(2 ** 31))), ("i8", (33, -1, 2 ** 32 + 1, -(2 ** 63)))):
+            for value in values:
+                y = np.zeros((2, 5), dtype)
+                y[1, 2] = value
+                self.check(x, y, ["row 7", "target %d " % value, "(1, 2)", "0 to 32", "-100"], name="y.npy")
+        y = np.full((2, 5), 99)
+        self.check(x, y, ["row 0", "10 bad rows"], name="y.npy")
+        y = np.zeros((2, 5), "i8")
+        y[1, 2] = 40  # read by row 6 under --shift 1; targets that no row reads may be anything
+        y[0, 0] = y[1, 0] = 41
+        self.check(x, y, ["row 6", "target 40", "(1, 2)", "1 bad row)"], "--shift", "1", name="y.npy")
+
+    def test_missing_truncated_and_other_files(self):
+        x, y = batch(34)
+        self.check(None, y, ["No such file"])
+        self.check(x, None, ["No such file"], name="y.npy")
+        np.save(self.path("x.npy"), x)
+        with open(self.path("x.npy"), "rb") as stream:
+            whole = stream.read()
+        for length in (0, 3, 7, 9, 60, 128, len(whole) - 1):
+            self.check(whole[:length], y, [])
+        self.check(whole[: len(whole) - 4], y, ["truncated", "1316 of 1320"])
+        self.check(whole + b"x", y, ["1 bytes follow"])
+        self.check(b"PK\x03\x04" + whole, y, [".npz"])
+        self.check(b"hello, world\n", y, ["not a .npy"])
+        self.check(whole[:6] + b"\x04" + whole[7:], y, ["version 4"])
+        self.check(whole.replace(b"(2, 5, 33)", b"(2, 5, -3)"), y, ["malformed"])
+        self.check(whole.replace(b"'fortran_order'", b"'fortran_prder'"), y, ["malformed"])
+        huge = whole.replace(b"(2, 5, 33), }" + b" " * 30, b"(4294967296, 4294967296, 33), }" + b" " * 12)
+        self.assertEqual(len(huge), len(whole))
+        self.check(huge, y, ["more items than memory"])
+        os.mkfifo(self.path("pipe"))
+        self.refuse("eval", "--logits", self.path("pipe"), "--targets", self.path("y.npy"), mentions=["not a regular file"])
+        self.refuse("eval", "--logits", self.dir, "--targets", self.path("y.npy"), mentions=["not a regular file"])
+
+    def test_file_names_cannot_break_the_line(self):
+        self.refuse("eval", "--logits", "a\nb\x1b[31m", "--targets", "y", mentions=["a?b?[31m: "])
+
+
+if __name__ == "__main__":
+    unittest.main()
