@@ -131,6 +131,16 @@ static clxent_status lay_out_workspace(clxent_plan *plan)
     return CLXENT_OK;
 }
 
+/* Short rows share a group, as long as every compute unit has a few groups to take. Decides no bits. */
+static size_t rows_per_group(const clxent_plan *plan)
+{
+    enum { GROUPS_EACH = 8 };
+    const size_t spread = plan->rows / (GROUPS_EACH * (size_t)plan->ctx->device.compute_units);
+    const size_t wanted = plan->tuning.elements / plan->desc.classes;
+    const size_t rows = wanted < spread ? wanted : spread;
+    return rows > 0 ? rows : 1;
+}
+
 static void describe(clxent_plan *plan)
 {
     const clxent_desc *desc = &plan->desc;
@@ -177,8 +187,7 @@ clxent_status clxent_plan_create_tuned(clxent_plan **out, clxent_context *ctx, c
     plan->tuning = tuning != NULL ? clxent_tuning_clamp(tuning, &ctx->device, &complete)
                                   : clxent_tuning_choose(&ctx->device, &complete);
     plan->cache_elements = (uint32_t)(plan->tuning.cache / clxent_real_size(&complete));
-    plan->rows_per_group = plan->tuning.elements / complete.classes;
-    if (plan->rows_per_group == 0) plan->rows_per_group = 1;
+    plan->rows_per_group = rows_per_group(plan);
     CLXENT_TRY_OR_FAIL(build_main(plan));
     CLXENT_TRY_OR_FAIL(build_reductions(plan));
     CLXENT_TRY_OR_FAIL(lay_out_workspace(plan));

@@ -334,12 +334,17 @@ static inline real real_sum(const real a, const real b)
  * mantissa: shifted into the exponent's place, it is 2^(k - q). z is clamped from below to where that is 0, so
  * terms under 2^(-BIAS + 1/2) of the largest vanish, -inf included, and NaN stays NaN.
  *
- * With ln2 in two parts this holds for |k| < 2^22; beyond MAX_NEAR the row's maximum is subtracted
- * first after all ("far": base = m, q = 0): two logits differ there by 1/8 at least or not at all. */
+ * In f32 the reduction takes ln2 in one part. It is off by LN2_LOW = 0.03 u for each unit of k, of which q units
+ * are the same factor for the whole row and cancel wherever terms are compared, divided or related to the
+ * maximum's; what remains is 0.05 u (m - z). In f64 that would be 0.3 u (m - z), and the low part is added.
+ *
+ * All this holds for |k| < 2^22; beyond MAX_NEAR the row's maximum is subtracted first after all
+ * ("far": base = m, q = 0): two logits differ there by 1/8 at least or not at all. */
 #define INV_LN2 REAL(0x1.71547652b82fep+0)
 #if DTYPE == F64
 #    define LN2_HIGH 0x1.62e42fefa39efp-1
 #    define LN2_LOW 0x1.abc9e3b39803fp-56
+#    define REDUCE(T, k, x) fma(k, (T)(-LN2_LOW), fma(k, (T)(-LN2_HIGH), x))
 #    define ROUNDER 0x1.8p+52
 #    define BIAS 1023
 #    define MANTISSA_BITS 52
@@ -347,7 +352,7 @@ static inline real real_sum(const real a, const real b)
 #    define REAL_MIN_NORMAL 0x1p-1022
 #else
 #    define LN2_HIGH 0x1.62e430p-1f
-#    define LN2_LOW -0x1.05c610p-29f
+#    define REDUCE(T, k, x) fma(k, (T)(-LN2_HIGH), x)
 #    define ROUNDER 0x1.8p+23f
 #    define BIAS 127
 #    define MANTISSA_BITS 23
@@ -355,31 +360,30 @@ static inline real real_sum(const real a, const real b)
 #    define REAL_MIN_NORMAL 0x1p-126f
 #endif
 
-/* exp(r) = 1 + r + r^2 P(r): P of least relative error on |r| <= 0.3475 (Remez exchange), 3.1e-9 = 0.05 u for
- * f32, 5.5e-20 for f64. */
+/* exp(r) = 1 + r (1 + r P(r)): P of least relative error on |r| <= 0.3475 (Remez exchange), 3.1e-9 = 0.05 u for
+ * f32, 5.5e-20 for f64. EXP_SLOPE is the parenthesis. C(c) gives a coefficient as the caller wants it: as it is, or times a factor. */
 #if DTYPE == F64
-#    define EXP_POLYNOMIAL(T, p, r)          \
-        T p = (T)(0x1.1e3c462bb53ffp-29);    \
-        p = fma(p, r, (T)(0x1.af6d42be17e7ep-26)); \
-        p = fma(p, r, (T)(0x1.27e5b62d97945p-22)); \
-        p = fma(p, r, (T)(0x1.71ddef5d22005p-19)); \
-        p = fma(p, r, (T)(0x1.a01a0134ec9a0p-16)); \
-        p = fma(p, r, (T)(0x1.a01a01b3cb125p-13)); \
-        p = fma(p, r, (T)(0x1.6c16c16c30d04p-10)); \
-        p = fma(p, r, (T)(0x1.111111110eb9bp-7));  \
-        p = fma(p, r, (T)(0x1.5555555555501p-5));  \
-        p = fma(p, r, (T)(0x1.555555555555cp-3));  \
-        p = fma(p, r, (T)(0.5));                   \
-        p = fma(p, r, (T)(1.0));
+#    define EXP_SLOPE(r, C)                                                                            \
+        fma(fma(fma(fma(fma(fma(fma(fma(fma(fma(fma(C(0x1.1e3c462bb53ffp-29), r,                   \
+                                                        C(0x1.af6d42be17e7ep-26)),                     \
+                                                    r, C(0x1.27e5b62d97945p-22)),                      \
+                                                r, C(0x1.71ddef5d22005p-19)),                          \
+                                            r, C(0x1.a01a0134ec9a0p-16)),                              \
+                                        r, C(0x1.a01a01b3cb125p-13)),                                  \
+                                    r, C(0x1.6c16c16c30d04p-10)),                                      \
+                                r, C(0x1.111111110eb9bp-7)),                                           \
+                            r, C(0x1.5555555555501p-5)),                                               \
+                        r, C(0x1.555555555555cp-3)),                                                   \
+                    r, C(0.5)),                                                                        \
+                r, C(1.0))
 #else
-#    define EXP_POLYNOMIAL(T, p, r)           \
-        T p = (T)(0x1.6a21acp-10f);           \
-        p = fma(p, r, (T)(0x1.123b6ap-7f));   \
-        p = fma(p, r, (T)(0x1.5558fap-5f));   \
-        p = fma(p, r, (T)(0x1.555490p-3f));   \
-        p = fma(p, r, (T)(0x1.fffffcp-2f));   \
-        p = fma(p, r, (T)(1.0f));
+#    define EXP_SLOPE(r, C)                                                                           \
+        fma(fma(fma(fma(fma(C(0x1.6a21acp-10f), r, C(0x1.123b6ap-7f)), r, C(0x1.5558fap-5f)), r, \
+                        C(0x1.555490p-3f)),                                                           \
+                    r, C(0x1.fffffcp-2f)),                                                            \
+                r, C(1.0f))
 #endif
+#define EXP_POLYNOMIAL(r, C) fma(EXP_SLOPE(r, C), r, C(REAL(1.0)))
 
 /* The scale that a row's exponentials share: they are exp(z - base) * 2^-q. */
 typedef struct {
@@ -400,19 +404,33 @@ static inline exp_scale exp_scale_of(const real maximum)
     return s;
 }
 
+/* NAME(z) = exp(z) at scale s. NAME##_times(z) = factor * exp(z), the factor multiplied into the polynomial's
+ * coefficients, which are the same for a whole row: one multiplication less for each element. */
+#define AS_IT_IS(c) c
+#define TIMES_FACTOR(c) ((factor) * (c))
 #define DEFINE_EXP(NAME, T, I, AS_T, AS_I)                                              \
-    static inline T NAME(const T z, const exp_scale s, const bool far)                  \
+    static inline T NAME##_reduce(const T z, const exp_scale s, const bool far, T *r)   \
     {                                                                                   \
         const T x = far ? z - s.base : z;                                               \
         const T clamped = (T)(s.lowest) > x ? (T)(s.lowest) : x;                        \
         const T rounder = (T)(ROUNDER + BIAS - s.q);                                    \
         const T shifted = fma(clamped, (T)(INV_LN2), rounder);                          \
         const T k = shifted - rounder;                                                  \
-        const T high = fma(k, (T)(-LN2_HIGH), clamped);                                 \
-        const T r = fma(k, (T)(-LN2_LOW), high);                                        \
-        EXP_POLYNOMIAL(T, p, r)                                                         \
-        p = fma(p, r, (T)(1));                                                          \
-        return p * AS_T(AS_I(shifted) << MANTISSA_BITS);                                \
+        *r = REDUCE(T, k, clamped);                                                     \
+        return AS_T(AS_I(shifted) << MANTISSA_BITS);                                    \
+    }                                                                                   \
+    static inline T NAME(const T z, const exp_scale s, const bool far)                  \
+    {                                                                                   \
+        T r;                                                                            \
+        const T power = NAME##_reduce(z, s, far, &r);                                   \
+        return EXP_POLYNOMIAL(r, (T)AS_IT_IS) * power;                                  \
+    }                                                                                   \
+    static inline T NAME##_times(const T z, const exp_scale s, const bool far,          \
+                                 const real factor)                                     \
+    {                                                                                   \
+        T r;                                                                            \
+        const T power = NAME##_reduce(z, s, far, &r);                                   \
+        return EXP_POLYNOMIAL(r, (T)TIMES_FACTOR) * power;                              \
     }
 
 DEFINE_EXP(exp_one, real, integer, PASTE(as_, REAL_TYPE), PASTE(as_, INTEGER_TYPE))
@@ -420,6 +438,7 @@ DEFINE_EXP(exp_one, real, integer, PASTE(as_, REAL_TYPE), PASTE(as_, INTEGER_TYP
 DEFINE_EXP(exp_vector, vec, ivec, AS_VEC, AS_IVEC)
 #else
 #    define exp_vector exp_one
+#    define exp_vector_times exp_one_times
 #endif
 
 /* 2^n for an integer n <= BIAS, 0 below the normal numbers. */

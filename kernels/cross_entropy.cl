@@ -84,11 +84,11 @@ typedef struct {
         const T x = size + size;                                                 \
         const T shifted = fma(x, (T)(INV_LN2), (T)(ROUNDER + BIAS));             \
         const T k = shifted - (T)(ROUNDER + BIAS);                               \
-        const T high = fma(k, (T)(-LN2_HIGH), x);                                \
-        const T r = fma(k, (T)(-LN2_LOW), high);                                 \
-        EXP_POLYNOMIAL(T, p, r)                                                  \
+        const T r = REDUCE(T, k, x);                                             \
+        /* exp(r) - 1: the polynomial without its last term */                   \
+        const T p = r * EXP_SLOPE(r, (T)AS_IT_IS);                               \
         const T scale = AS_T(AS_I(shifted) << MANTISSA_BITS);                    \
-        const T e = fma(scale, p * r, scale - (T)(1));                           \
+        const T e = fma(scale, p, scale - (T)(1));                               \
         const T e2 = e + (T)(2);                                                 \
         *slope = ((T)(4) * (e + (T)(1))) / (e2 * e2);                            \
         return copysign((T)(softcap) * (e / e2), y);                             \
@@ -444,6 +444,7 @@ typedef struct {
     uint kind;
     real fill;   /* EMIT_CONSTANT: the value */
     real factor; /* softmax: 1 / d; gradient: what multiplies the exponentials */
+    bool folds;  /* the factor goes into the exponential: where rows are never cached */
     real outer;  /* gradient, GENERAL: what multiplies dz */
     uint class_index; /* NO_CLASS, or the class whose gradient is `target` */
     real target;
@@ -457,6 +458,7 @@ static inline vec emit_value(const row_input *in, const row_result *r, const emi
     vec dz_dx = (vec)(1);
     const vec z = softcap_vector_z(x, in->o, &dz_dx);
     if (g->kind == EMIT_LOG_SOFTMAX) return -(((vec)(r->maximum) - z) + (vec)(r->log_d));
+    if (!GENERAL && g->folds) return exp_vector_times(z, r->scale, true, g->factor);
     const vec e = cached ? cached_e : exp_vector(z, r->scale, true);
     if (g->kind == EMIT_SOFTMAX) return e * (vec)(g->factor);
     if (GENERAL == 0) return e * (vec)(g->factor);
@@ -482,6 +484,25 @@ static inline void emit_part(const row_input *in, const row_result *r, const emi
     store_gradient_partial(gradient + AT(in, at), value, n);
 }
 
+/* A whole vector; with_target: the target's class is in it. */
+static inline void emit_vector(const row_input *in, const row_result *r, const emission *g,
+                               __global storage *out, __global gradient_storage *gradient, const uint at,
+                               const bool with_target, const bool cached, const bool aligned,
+                               const __local real *cache)
+{
+    const bool reads_x = GENERAL || !cached;
+    const vec e = cached ? LOAD(cache + at) : (vec)(0);
+    const vec x = g->kind != EMIT_CONSTANT && reads_x ? load_vector(in->x + AT(in, at)) : e;
+    vec value = emit_value(in, r, g, x, e, cached, at, VEC);
+    if (g->kind == EMIT_SOFTMAX || g->kind == EMIT_LOG_SOFTMAX) {
+        store_vector(out + AT(in, at), value, aligned);
+        return;
+    }
+    if (with_target) value = IOTA == (ivec)((integer)(g->class_index - at)) ? (vec)(g->target) : value;
+    if (g->accumulate) value = value + load_gradient_vector(gradient + AT(in, at));
+    store_gradient_vector(gradient + AT(in, at), value, aligned);
+}
+
 static inline void emit_loop(const row_input *in, const row_result *r, const emission *g,
                              __global storage *out, __global gradient_storage *gradient, const uint head,
                              const bool cached, const bool aligned, const __local real *cache)
@@ -496,20 +517,11 @@ static inline void emit_loop(const row_input *in, const row_result *r, const emi
     if (head > 0 && v == 0) emit_part(in, r, g, out, gradient, 0, head);
     for (;;) {
         for (; v < stop; v += WG_SIZE) {
-            const uint at = head + v * VEC;
-            const vec e = cached ? LOAD(cache + at) : (vec)(0);
-            const vec x = g->kind == EMIT_CONSTANT || (cached && GENERAL == 0) ? e : load_vector(in->x + AT(in, at));
-            vec value = emit_value(in, r, g, x, e, cached, at, VEC);
-            if (g->kind == EMIT_SOFTMAX || g->kind == EMIT_LOG_SOFTMAX) {
-                store_vector(out + AT(in, at), value, aligned);
-            } else {
-                if (g->accumulate) value = value + load_gradient_vector(gradient + AT(in, at));
-                store_gradient_vector(gradient + AT(in, at), value, aligned);
-            }
+            emit_vector(in, r, g, out, gradient, head + v * VEC, false, cached, aligned, cache);
         }
         if (stop == vectors) break;
         if (v == special) {
-            emit_part(in, r, g, out, gradient, head + v * VEC, VEC);
+            emit_vector(in, r, g, out, gradient, head + v * VEC, true, cached, aligned, cache);
             v += WG_SIZE;
         }
         stop = vectors;
@@ -589,7 +601,8 @@ void clxent_cross_entropy(const clxent_parameters p,
     in.entropy = (outputs & OUTPUT_ENTROPY) != 0;
     in.o = (options){keep, share, smoothing, z_loss, logit_scale, softcap};
     const bool may_be_dense = GENERAL && (in.probabilities || smoothing != 0);
-    const bool cacheable = two_dimensional && !from_statistics && p.classes + VEC - 1 <= p.cache_elements;
+    const bool fits = p.classes + VEC - 1 <= p.cache_elements;
+    const bool cacheable = two_dimensional && !from_statistics && fits;
 
     const ulong begin = get_group_id(0) * (ulong)p.rows_per_group;
     const ulong end = min(begin + p.rows_per_group, p.rows);
@@ -682,12 +695,12 @@ void clxent_cross_entropy(const clxent_parameters p,
         /* All reads of the row by others, and all writes to the cache, come before any write below. */
         if (WG_SIZE > 1) barrier(CLK_LOCAL_MEM_FENCE | CLK_GLOBAL_MEM_FENCE);
         if (outputs & OUTPUT_SOFTMAX) {
-            const emission g = {EMIT_SOFTMAX, 0, r.valid ? 1 / r.d : REAL_NAN, 0, NO_CLASS, 0, false};
+            const emission g = {EMIT_SOFTMAX, 0, r.valid ? 1 / r.d : REAL_NAN, !fits, 0, NO_CLASS, 0, false};
             emit(&in, &r, &g, softmax + p.offset.softmax + row_start(&p, row, p.probabilities_row_stride), gradient, cached,
                  streaming, cache);
         }
         if (outputs & OUTPUT_LOG_SOFTMAX) {
-            const emission g = {EMIT_LOG_SOFTMAX, 0, 0, 0, NO_CLASS, 0, false};
+            const emission g = {EMIT_LOG_SOFTMAX, 0, 0, false, 0, NO_CLASS, 0, false};
             emit(&in, &r, &g, log_softmax + p.offset.log_softmax + row_start(&p, row, p.probabilities_row_stride), gradient,
                  false, streaming, cache);
         }
@@ -696,7 +709,7 @@ void clxent_cross_entropy(const clxent_parameters p,
             const bool accumulate = (p.flags & FLAG_ACCUMULATE) != 0;
             if (no_gradient || !r.valid) {
                 const real fill = t.bad || (t.counts && !r.valid) ? REAL_NAN : REAL(0.0);
-                const emission g = {EMIT_CONSTANT, fill, 0, 0, NO_CLASS, 0, accumulate};
+                const emission g = {EMIT_CONSTANT, fill, 0, false, 0, NO_CLASS, 0, accumulate};
                 if (!accumulate || fill != 0) {
                     emit(&in, &r, &g, softmax, row_gradient, false, streaming, cache);
                 }
@@ -710,7 +723,7 @@ void clxent_cross_entropy(const clxent_parameters p,
                 const real rest = (dense_weight + z_term) * (r.target_exp / r.d);
                 real at_target = rest - one_hot * (r.others / r.d);
                 if (in.dense && t.has_class) at_target = at_target - dense_one(&in, t.class_index);
-                const emission g = {EMIT_GRADIENT, 0, GENERAL ? slope : slope * outer, outer, target,
+                const emission g = {EMIT_GRADIENT, 0, GENERAL ? slope : slope * outer, !fits, outer, target,
                                     at_target * outer * dz_dx, accumulate};
                 emit(&in, &r, &g, softmax, row_gradient, cached, streaming, cache);
             }
