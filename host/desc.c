@@ -92,7 +92,8 @@ static const struct operation operations[] = {
                                   true, true },
     [CLXENT_OP_SOFTMAX_BACKWARD] = { "SOFTMAX_BACKWARD", CLXENT_TENSOR_PROBABILITIES, CLXENT_OUTPUT_GRADIENT,
                                      false, false },
-    [CLXENT_OP_ONE_HOT] = { "ONE_HOT", CLXENT_TENSOR_TARGETS, CLXENT_OUTPUT_ONE_HOT, true, false },
+    [CLXENT_OP_ONE_HOT] = { "ONE_HOT", CLXENT_TENSOR_TARGETS,
+                            CLXENT_OUTPUT_ONE_HOT | CLXENT_OUTPUT_BAD_TARGETS, true, false },
     [CLXENT_OP_PROBABILITY_LOSS] = { "PROBABILITY_LOSS", CLXENT_TENSOR_PROBABILITIES,
                                      CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_BAD_TARGETS,
                                      true, false },
@@ -258,13 +259,14 @@ static clxent_use use_of(const clxent_desc *desc, uint32_t outputs, bool statist
                                                                                            : CLXENT_UNUSED;
     /* By what the plan can be asked for, not by this run: the class that a row's sum keeps apart is its target's,
      * and each output of a plan has the same bits whichever others are asked for beside it. */
-    case CLXENT_TENSOR_TARGETS: return clxent_needs_targets(desc, desc->outputs) ? CLXENT_REQUIRED : CLXENT_UNUSED;
+    case CLXENT_TENSOR_TARGETS:
+        return clxent_needs_targets(desc, desc->outputs) ? CLXENT_REQUIRED : CLXENT_UNUSED;
     case CLXENT_TENSOR_CLASS_WEIGHTS:
         return desc->has_class_weights != 0 && clxent_needs_targets(desc, desc->outputs) ? CLXENT_REQUIRED
-                                                                                   : CLXENT_UNUSED;
+                                                                                         : CLXENT_UNUSED;
     case CLXENT_TENSOR_ROW_WEIGHTS:
         return desc->has_row_weights != 0 && clxent_needs_targets(desc, desc->outputs) ? CLXENT_REQUIRED
-                                                                                 : CLXENT_UNUSED;
+                                                                                       : CLXENT_UNUSED;
     case CLXENT_TENSOR_UPSTREAM:
         if ((outputs & CLXENT_OUTPUT_GRADIENT) == 0) return CLXENT_UNUSED;
         return desc->op == CLXENT_OP_SOFTMAX_BACKWARD ? CLXENT_REQUIRED : CLXENT_OPTIONAL;

@@ -29,15 +29,9 @@ typedef struct run {
     bool launched;
 } run;
 
-static clxent_buffer *buffer_of(clxent_args *args, clxent_tensor tensor)
-{
-    return &args->logits + tensor;
-}
+static clxent_buffer *buffer_of(clxent_args *args, clxent_tensor tensor) { return &args->logits + tensor; }
 
-static cl_ulong *offset_of(clxent_parameters *p, clxent_tensor tensor)
-{
-    return &p->offset.logits + tensor;
-}
+static cl_ulong *offset_of(clxent_parameters *p, clxent_tensor tensor) { return &p->offset.logits + tensor; }
 
 _Static_assert(offsetof(clxent_args, one_hot) - offsetof(clxent_args, logits) ==
                    (CLXENT_TENSORS - 1) * sizeof(clxent_buffer),
@@ -50,7 +44,8 @@ _Static_assert(offsetof(clxent_offsets, one_hot) == (CLXENT_TENSORS - 1) * sizeo
 static clxent_status copy_args(run *r, const clxent_args *args)
 {
     clxent_context *ctx = r->plan->ctx;
-    if (args == NULL) return clxent_fail(ctx, CLXENT_ERROR_NULL_ARGUMENT, "args is NULL: takes a clxent_args");
+    if (args == NULL)
+        return clxent_fail(ctx, CLXENT_ERROR_NULL_ARGUMENT, "args is NULL: takes a clxent_args");
     if (args->struct_size == 0 || args->struct_size > sizeof r->args) {
         return clxent_fail(ctx, CLXENT_ERROR_INVALID_ARGUMENT,
                            "args.struct_size is %zu: takes at most %zu, as CLXENT_ARGS_INIT sets it",
@@ -68,8 +63,8 @@ static clxent_status check_outputs(run *r)
 
     if ((r->args.outputs & ~plan->desc.outputs) != 0) {
         return clxent_fail(plan->ctx, CLXENT_ERROR_INVALID_ARGUMENT,
-                           "args.outputs is 0x%x: takes a subset of the plan's 0x%x", (unsigned)r->args.outputs,
-                           (unsigned)plan->desc.outputs);
+                           "args.outputs is 0x%x: takes a subset of the plan's 0x%x",
+                           (unsigned)r->args.outputs, (unsigned)plan->desc.outputs);
     }
     r->outputs = r->args.outputs != 0 ? r->args.outputs : plan->desc.outputs;
     r->statistics_in = plan->desc.op == CLXENT_OP_CROSS_ENTROPY && gradient_only == CLXENT_OUTPUT_GRADIENT &&
@@ -85,7 +80,8 @@ static clxent_status check_rows(run *r)
     r->rows = r->args.rows == CLXENT_ALL_ROWS ? plan->rows : r->args.rows;
     if (r->rows > plan->rows) {
         return clxent_fail(plan->ctx, CLXENT_ERROR_INVALID_ARGUMENT,
-                           "args.rows is %zu: takes at most the plan's batch * seq = %zu", r->rows, plan->rows);
+                           "args.rows is %zu: takes at most the plan's batch * seq = %zu", r->rows,
+                           plan->rows);
     }
     if (desc->inner > 1 && r->rows % desc->inner != 0) {
         return clxent_fail(plan->ctx, CLXENT_ERROR_INVALID_ARGUMENT,
@@ -134,8 +130,8 @@ static clxent_status find_needs(run *r)
     return CLXENT_OK;
 }
 
-static clxent_status check_size(clxent_context *ctx, const char *name, const clxent_buffer *buffer, size_t bytes,
-                                const char *shape)
+static clxent_status check_size(clxent_context *ctx, const char *name, const clxent_buffer *buffer,
+                                size_t bytes, const char *shape)
 {
     size_t size = 0;
     const cl_int code = clGetMemObjectInfo(buffer->mem, CL_MEM_SIZE, sizeof size, &size, NULL);
@@ -144,8 +140,8 @@ static clxent_status check_size(clxent_context *ctx, const char *name, const clx
     }
     if (buffer->offset > size || bytes > size - buffer->offset) {
         return clxent_fail(ctx, CLXENT_ERROR_BUFFER_TOO_SMALL,
-                           "%s: needs %s = %zu bytes from offset %zu, the buffer holds %zu", name, shape, bytes,
-                           buffer->offset, size);
+                           "%s: needs %s = %zu bytes from offset %zu, the buffer holds %zu", name, shape,
+                           bytes, buffer->offset, size);
     }
     return CLXENT_OK;
 }
@@ -164,13 +160,14 @@ static clxent_status check_buffers(run *r)
         if (need->use == CLXENT_UNUSED || !part_uses(r, tensor)) buffer->mem = NULL;
         if (buffer->mem == NULL) {
             if (need->use != CLXENT_REQUIRED || need->bytes == 0 || !part_uses(r, tensor)) continue;
-            return clxent_fail(ctx, CLXENT_ERROR_NULL_ARGUMENT, "%s.mem is NULL: takes a buffer of %s = %zu bytes",
-                               name, need->shape, need->bytes);
+            return clxent_fail(ctx, CLXENT_ERROR_NULL_ARGUMENT,
+                               "%s.mem is NULL: takes a buffer of %s = %zu bytes", name, need->shape,
+                               need->bytes);
         }
         if (buffer->offset % need->element_size != 0) {
             return clxent_fail(ctx, CLXENT_ERROR_INVALID_ARGUMENT,
-                               "%s.offset is %zu: takes a multiple of the element size %zu", name, buffer->offset,
-                               need->element_size);
+                               "%s.offset is %zu: takes a multiple of the element size %zu", name,
+                               buffer->offset, need->element_size);
         }
         CLXENT_TRY(check_size(ctx, name, buffer, need->bytes, need->shape));
         *offset_of(&r->p, tensor) = buffer->offset / need->element_size;
@@ -178,14 +175,16 @@ static clxent_status check_buffers(run *r)
     if (r->plan->workspace_size > 0) {
         const clxent_buffer *workspace = &r->args.workspace;
         if (workspace->mem == NULL) {
-            return clxent_fail(ctx, CLXENT_ERROR_NULL_ARGUMENT, "workspace.mem is NULL: takes a buffer of %zu bytes",
-                               r->plan->workspace_size);
+            return clxent_fail(ctx, CLXENT_ERROR_NULL_ARGUMENT,
+                               "workspace.mem is NULL: takes a buffer of %zu bytes", r->plan->workspace_size);
         }
         if (workspace->offset % WORKSPACE_ALIGNMENT != 0) {
-            return clxent_fail(ctx, CLXENT_ERROR_INVALID_ARGUMENT, "workspace.offset is %zu: takes a multiple of %d",
-                               workspace->offset, (int)WORKSPACE_ALIGNMENT);
+            return clxent_fail(ctx, CLXENT_ERROR_INVALID_ARGUMENT,
+                               "workspace.offset is %zu: takes a multiple of %d", workspace->offset,
+                               (int)WORKSPACE_ALIGNMENT);
         }
-        CLXENT_TRY(check_size(ctx, "workspace", workspace, r->plan->workspace_size, "clxent_plan_workspace_size()"));
+        CLXENT_TRY(
+            check_size(ctx, "workspace", workspace, r->plan->workspace_size, "clxent_plan_workspace_size()"));
     } else {
         r->args.workspace.mem = NULL;
     }
@@ -197,7 +196,8 @@ static clxent_status check_buffers(run *r)
 static bool may_be_in_place(const run *r, clxent_tensor out)
 {
     const clxent_desc *desc = &r->plan->desc;
-    const uint32_t wide = r->outputs & (CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_LOG_SOFTMAX | CLXENT_OUTPUT_GRADIENT);
+    const uint32_t wide =
+        r->outputs & (CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_LOG_SOFTMAX | CLXENT_OUTPUT_GRADIENT);
     const size_t dense = desc->classes * desc->inner;
     const size_t stride = desc->row_stride != 0 ? desc->row_stride : dense;
     size_t own;
@@ -205,7 +205,8 @@ static bool may_be_in_place(const run *r, clxent_tensor out)
     if (r->args.logits.offset != buffer_of((clxent_args *)&r->args, out)->offset) return false;
     if (out == CLXENT_TENSOR_GRADIENT) {
         own = desc->gradient_row_stride;
-        if (desc->gradient_dtype != desc->dtype || desc->gradient_mode == CLXENT_GRADIENT_ACCUMULATE) return false;
+        if (desc->gradient_dtype != desc->dtype || desc->gradient_mode == CLXENT_GRADIENT_ACCUMULATE)
+            return false;
     } else if (out == CLXENT_TENSOR_SOFTMAX || out == CLXENT_TENSOR_LOG_SOFTMAX) {
         own = desc->probabilities_row_stride;
         if ((wide & (wide - 1)) != 0) return false;
@@ -228,14 +229,16 @@ static clxent_status check_overlap(run *r)
             const size_t bytes = j < CLXENT_TENSORS ? needs[j].bytes : r->plan->workspace_size;
             const bool both_outputs = j >= CLXENT_TENSOR_LOSSES && j < CLXENT_TENSORS;
             if (other->mem != out->mem || j == i || bytes == 0 || (both_outputs && j < i)) continue;
-            if (out->offset >= other->offset + bytes || other->offset >= out->offset + needs[i].bytes) continue;
+            if (out->offset >= other->offset + bytes || other->offset >= out->offset + needs[i].bytes)
+                continue;
             if (j == CLXENT_TENSOR_LOGITS && may_be_in_place(r, (clxent_tensor)i)) continue;
-            return clxent_fail(r->plan->ctx, CLXENT_ERROR_INVALID_ARGUMENT,
-                               "%s overlaps %s in one buffer: only gradient may stand in the place of logits (or softmax or "
-                               "log_softmax, as the only [rows, classes] output), with equal offset, stride and dtype, not "
-                               "accumulated",
-                               clxent_tensor_name((clxent_tensor)i),
-                               j < CLXENT_TENSORS ? clxent_tensor_name((clxent_tensor)j) : "workspace");
+            return clxent_fail(
+                r->plan->ctx, CLXENT_ERROR_INVALID_ARGUMENT,
+                "%s overlaps %s in one buffer: only gradient may stand in the place of logits (or softmax or "
+                "log_softmax, as the only [rows, classes] output), with equal offset, stride and dtype, not "
+                "accumulated",
+                clxent_tensor_name((clxent_tensor)i),
+                j < CLXENT_TENSORS ? clxent_tensor_name((clxent_tensor)j) : "workspace");
         }
     }
     return CLXENT_OK;
@@ -248,13 +251,15 @@ static clxent_status check_queue(run *r)
     cl_device_id device = NULL;
     cl_command_queue_properties properties = 0;
 
-    if (r->queue == NULL) return clxent_fail(ctx, CLXENT_ERROR_NULL_ARGUMENT, "queue is NULL: takes a command queue");
-    CLXENT_TRY(clxent_check_cl(ctx, clGetCommandQueueInfo(r->queue, CL_QUEUE_CONTEXT, sizeof context, &context, NULL),
-                               "queue"));
-    CLXENT_TRY(clxent_check_cl(ctx, clGetCommandQueueInfo(r->queue, CL_QUEUE_DEVICE, sizeof device, &device, NULL),
-                               "queue"));
+    if (r->queue == NULL)
+        return clxent_fail(ctx, CLXENT_ERROR_NULL_ARGUMENT, "queue is NULL: takes a command queue");
     CLXENT_TRY(clxent_check_cl(
-        ctx, clGetCommandQueueInfo(r->queue, CL_QUEUE_PROPERTIES, sizeof properties, &properties, NULL), "queue"));
+        ctx, clGetCommandQueueInfo(r->queue, CL_QUEUE_CONTEXT, sizeof context, &context, NULL), "queue"));
+    CLXENT_TRY(clxent_check_cl(
+        ctx, clGetCommandQueueInfo(r->queue, CL_QUEUE_DEVICE, sizeof device, &device, NULL), "queue"));
+    CLXENT_TRY(clxent_check_cl(
+        ctx, clGetCommandQueueInfo(r->queue, CL_QUEUE_PROPERTIES, sizeof properties, &properties, NULL),
+        "queue"));
     if (context != ctx->cl || device != ctx->id) {
         return clxent_fail(ctx, CLXENT_ERROR_INVALID_ARGUMENT,
                            "queue is one of another context or device: takes one of the plan's");
@@ -311,19 +316,20 @@ static void fill_parameters(run *r)
     p->bad_target = desc->bad_target;
     p->cache_elements = plan->cache_elements;
     p->rows_per_group = (cl_uint)plan->rows_per_group;
-    p->flags = (desc->use_ignore_index ? FLAG_IGNORE_INDEX : 0u) |
-               (r->args.class_weights.mem != NULL ? FLAG_CLASS_WEIGHTS : 0u) |
-               (r->args.row_weights.mem != NULL ? FLAG_ROW_WEIGHTS : 0u) |
-               (r->args.upstream.mem == NULL                     ? 0u
-                : desc->reduction == CLXENT_REDUCTION_NONE ? FLAG_UPSTREAM | FLAG_UPSTREAM_ROWS
-                                                           : FLAG_UPSTREAM) |
-               (r->args.denominator.mem != NULL ? FLAG_DENOMINATOR : 0u) | (divides_by_d(r) ? FLAG_MEAN : 0u) |
-               (desc->gradient_mode == CLXENT_GRADIENT_ACCUMULATE ? FLAG_ACCUMULATE : 0u) |
-               (r->statistics_in ? FLAG_FROM_STATISTICS : 0u) |
-               (plan->tuning.stream != 0 && bytes >= plan->tuning.stream ? FLAG_NONTEMPORAL : 0u) |
-               ((desc->outputs & (CLXENT_OUTPUT_LOG_SOFTMAX | CLXENT_OUTPUT_ENTROPY)) != 0 ? FLAG_LOG_D : 0u) |
-               (desc->all_ignored == CLXENT_ALL_IGNORED_ZERO ? FLAG_ALL_IGNORED_ZERO : 0u) |
-               (r->part.first ? FLAG_FIRST_PART : 0u) | (r->part.last ? FLAG_LAST_PART : 0u);
+    p->flags =
+        (desc->use_ignore_index ? FLAG_IGNORE_INDEX : 0u) |
+        (r->args.class_weights.mem != NULL ? FLAG_CLASS_WEIGHTS : 0u) |
+        (r->args.row_weights.mem != NULL ? FLAG_ROW_WEIGHTS : 0u) |
+        (r->args.upstream.mem == NULL               ? 0u
+         : desc->reduction == CLXENT_REDUCTION_NONE ? FLAG_UPSTREAM | FLAG_UPSTREAM_ROWS
+                                                    : FLAG_UPSTREAM) |
+        (r->args.denominator.mem != NULL ? FLAG_DENOMINATOR : 0u) | (divides_by_d(r) ? FLAG_MEAN : 0u) |
+        (desc->gradient_mode == CLXENT_GRADIENT_ACCUMULATE ? FLAG_ACCUMULATE : 0u) |
+        (r->statistics_in ? FLAG_FROM_STATISTICS : 0u) |
+        (plan->tuning.stream != 0 && bytes >= plan->tuning.stream ? FLAG_NONTEMPORAL : 0u) |
+        ((desc->outputs & (CLXENT_OUTPUT_LOG_SOFTMAX | CLXENT_OUTPUT_ENTROPY)) != 0 ? FLAG_LOG_D : 0u) |
+        (desc->all_ignored == CLXENT_ALL_IGNORED_ZERO ? FLAG_ALL_IGNORED_ZERO : 0u) |
+        (r->part.first ? FLAG_FIRST_PART : 0u) | (r->part.last ? FLAG_LAST_PART : 0u);
 }
 
 /* Sets arguments one after the other; the first failure stays. */
@@ -357,7 +363,7 @@ static void set_real(setter *s, double value)
 
 static setter set_begin(const run *r, cl_kernel kernel)
 {
-    setter s = {kernel, 0, CL_SUCCESS, r->plan->desc.dtype == CLXENT_F64};
+    setter s = { kernel, 0, CL_SUCCESS, r->plan->desc.dtype == CLXENT_F64 };
     set_bytes(&s, sizeof r->p, &r->p);
     return s;
 }
@@ -444,9 +450,10 @@ static void set_cross_entropy(run *r, setter *s)
     set_real(s, desc->z_loss);
     set_real(s, desc->logit_scale);
     set_real(s, desc->softcap);
-    const clxent_buffer *buffers[] = {&a->logits,      &a->targets, &a->class_weights, &a->row_weights, &a->upstream,
-                                      &a->denominator, &a->losses,  &a->lse,           &a->softmax,     &a->log_softmax,
-                                      &a->gradient,    &a->argmax,  &a->entropy,       &a->statistics,  &a->workspace};
+    const clxent_buffer *buffers[] = { &a->logits,   &a->targets,     &a->class_weights, &a->row_weights,
+                                       &a->upstream, &a->denominator, &a->losses,        &a->lse,
+                                       &a->softmax,  &a->log_softmax, &a->gradient,      &a->argmax,
+                                       &a->entropy,  &a->statistics,  &a->workspace };
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) set_buffer(s, buffers[i]);
     set_bytes(s, cache > 0 ? cache : clxent_real_size(desc), NULL);
 }
@@ -514,7 +521,7 @@ clxent_status clxent_enqueue_part(clxent_plan *plan, cl_command_queue queue, con
                                   cl_event *event)
 {
     if (plan == NULL) return CLXENT_ERROR_NULL_ARGUMENT;
-    run r = {.plan = plan, .part = *part, .queue = queue, .num_wait = num_wait, .wait = wait};
+    run r = { .plan = plan, .part = *part, .queue = queue, .num_wait = num_wait, .wait = wait };
 
     CLXENT_TRY(copy_args(&r, args));
     CLXENT_TRY(check_queue(&r));
@@ -530,17 +537,17 @@ clxent_status clxent_enqueue_part(clxent_plan *plan, cl_command_queue queue, con
     return status;
 }
 
-clxent_status clxent_enqueue(clxent_plan *plan, cl_command_queue queue, const clxent_args *args, cl_uint num_wait,
-                             const cl_event *wait, cl_event *event)
+clxent_status clxent_enqueue(clxent_plan *plan, cl_command_queue queue, const clxent_args *args,
+                             cl_uint num_wait, const cl_event *wait, cl_event *event)
 {
-    const clxent_part whole = {CLXENT_PASS_ALL, 0, true, true};
+    const clxent_part whole = { CLXENT_PASS_ALL, 0, true, true };
     return clxent_enqueue_part(plan, queue, args, &whole, num_wait, wait, event);
 }
 
 /* Parts must be cut where sums are: at a multiple of REDUCE_ROWS, between slabs, between sequences. */
 size_t clxent_part_rows(const clxent_desc *desc)
 {
-    const size_t factors[] = {desc->inner, desc->shift > 0 ? desc->seq : 1};
+    const size_t factors[] = { desc->inner, desc->shift > 0 ? desc->seq : 1 };
     size_t rows = REDUCE_ROWS;
 
     for (size_t i = 0; i < sizeof factors / sizeof *factors; i++) {

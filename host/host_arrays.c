@@ -257,8 +257,8 @@ static clxent_status read_arguments(run *r, const clxent_desc *desc, const clxen
     if (status != CLXENT_OK) return clxent_fail(r->ctx, status, "%s", text);
     if (args->struct_size < sizeof args->struct_size || args->struct_size > sizeof own) {
         return clxent_fail(r->ctx, CLXENT_ERROR_INVALID_ARGUMENT,
-                           "args.struct_size is %zu: takes at most %zu, as CLXENT_HOST_ARGS_INIT sets it", args->struct_size,
-                           sizeof own);
+                           "args.struct_size is %zu: takes at most %zu, as CLXENT_HOST_ARGS_INIT sets it",
+                           args->struct_size, sizeof own);
     }
     memcpy(&own, args, args->struct_size); /* an older struct: its fields, our defaults for the rest */
 

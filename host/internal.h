@@ -162,9 +162,9 @@ struct clxent_plan {
     size_t rows; /* batch * seq */
     size_t rows_per_group;
     uint32_t cache_elements;
-    cl_kernel main; /* of the op */
+    cl_kernel main;                                                         /* of the op */
     cl_kernel targets_partials, targets_fold, losses_partials, losses_fold; /* NULL where no run needs them */
-    size_t totals_at, partials_at, row_losses_at, correct_at; /* bytes into the workspace */
+    size_t totals_at, partials_at, row_losses_at, correct_at;               /* bytes into the workspace */
     size_t workspace_size;
     char strategy[192];
     struct { /* what clxent_tensor_need() said for the latest run: the next is usually alike */

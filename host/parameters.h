@@ -16,7 +16,8 @@
 #undef long
 #undef uint
 
-_Static_assert(sizeof(clxent_parameters) == 8 * 14 + 8 * 19 + 8 * 4, "no padding: kernels see the same layout");
+_Static_assert(sizeof(clxent_parameters) == 8 * 14 + 8 * 19 + 8 * 4,
+               "no padding: kernels see the same layout");
 _Static_assert(sizeof(clxent_offsets) == 8 * 19, "one offset for every tensor of clxent_args");
 
 _Static_assert(OUTPUT_LOSSES == CLXENT_OUTPUT_LOSSES && OUTPUT_LOSS == CLXENT_OUTPUT_LOSS &&
@@ -27,7 +28,8 @@ _Static_assert(OUTPUT_LOSSES == CLXENT_OUTPUT_LOSSES && OUTPUT_LOSS == CLXENT_OU
                    OUTPUT_STATISTICS == CLXENT_OUTPUT_STATISTICS &&
                    OUTPUT_BAD_TARGETS == CLXENT_OUTPUT_BAD_TARGETS && OUTPUT_ONE_HOT == CLXENT_OUTPUT_ONE_HOT,
                "parameters.cl and clxent.h name the same bits");
-_Static_assert(TARGET_I32 == CLXENT_TARGET_I32 && TARGET_I64 == CLXENT_TARGET_I64 && TARGET_U8 == CLXENT_TARGET_U8 &&
+_Static_assert(TARGET_I32 == CLXENT_TARGET_I32 && TARGET_I64 == CLXENT_TARGET_I64 &&
+                   TARGET_U8 == CLXENT_TARGET_U8 &&
                    TARGET_PROBABILITIES_F32 == CLXENT_TARGET_PROBABILITIES_F32 &&
                    TARGET_PROBABILITIES_LOGITS == CLXENT_TARGET_PROBABILITIES_LOGITS,
                "parameters.cl and clxent.h name the same targets");

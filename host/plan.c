@@ -19,7 +19,8 @@ static clxent_status supported(clxent_context *ctx, const clxent_desc *desc)
 {
     if (desc->dtype == CLXENT_F64 && !ctx->device.has_f64) {
         return clxent_fail(ctx, CLXENT_ERROR_UNSUPPORTED,
-                           "dtype is f64: takes a device with cl_khr_fp64, \"%s\" has none", ctx->device.name);
+                           "dtype is f64: takes a device with cl_khr_fp64, \"%s\" has none",
+                           ctx->device.name);
     }
     return CLXENT_OK;
 }
@@ -59,15 +60,17 @@ static clxent_status build_main(clxent_plan *plan)
     cl_program program;
 
     if (cross_entropy) {
-        (void)snprintf(options, sizeof options,
-                       "-DDTYPE=%u -DGRADIENT_DTYPE=%u -DVEC=%u -DWG_SIZE=%u -DGENERAL=%d -DBLOCK=%u -DSTRIDED=%d",
-                       (unsigned)desc->dtype, (unsigned)desc->gradient_dtype, (unsigned)t->vector,
-                       (unsigned)t->group, is_general(desc), (unsigned)t->block, desc->inner > 1);
+        (void)snprintf(
+            options, sizeof options,
+            "-DDTYPE=%u -DGRADIENT_DTYPE=%u -DVEC=%u -DWG_SIZE=%u -DGENERAL=%d -DBLOCK=%u -DSTRIDED=%d",
+            (unsigned)desc->dtype, (unsigned)desc->gradient_dtype, (unsigned)t->vector, (unsigned)t->group,
+            is_general(desc), (unsigned)t->block, desc->inner > 1);
     } else {
         (void)snprintf(options, sizeof options, "-DDTYPE=%u -DGRADIENT_DTYPE=%u -DVEC=1 -DWG_SIZE=%u",
                        (unsigned)desc->dtype, (unsigned)desc->gradient_dtype, (unsigned)t->group);
     }
-    CLXENT_TRY(clxent_program_get(plan->ctx, cross_entropy ? "cross_entropy.cl" : "blocks.cl", options, &program));
+    CLXENT_TRY(
+        clxent_program_get(plan->ctx, cross_entropy ? "cross_entropy.cl" : "blocks.cl", options, &program));
     const clxent_status status = make_kernel(plan->ctx, program, kernel_name(desc->op), &plan->main);
     (void)clReleaseProgram(program);
     return status;
@@ -91,7 +94,8 @@ static clxent_status build_reductions(clxent_plan *plan)
                    (unsigned)plan->tuning.group);
     CLXENT_TRY(clxent_program_get(plan->ctx, "reduce.cl", options, &program));
     if (targets) {
-        CLXENT_TRY_OR_FAIL(make_kernel(plan->ctx, program, "clxent_targets_partials", &plan->targets_partials));
+        CLXENT_TRY_OR_FAIL(
+            make_kernel(plan->ctx, program, "clxent_targets_partials", &plan->targets_partials));
         CLXENT_TRY_OR_FAIL(make_kernel(plan->ctx, program, "clxent_targets_fold", &plan->targets_fold));
     }
     if (losses) {
@@ -125,8 +129,8 @@ static clxent_status lay_out_workspace(clxent_plan *plan)
         !reserve(plan, partials, PARTIAL_BYTES, &plan->partials_at) ||
         !reserve(plan, needs_losses ? plan->rows : 0, clxent_real_size(&plan->desc), &plan->row_losses_at) ||
         !reserve(plan, needs_correct ? plan->rows : 0, 1, &plan->correct_at)) {
-        return clxent_fail(plan->ctx, CLXENT_ERROR_INVALID_DESC, "rows is %zu: the workspace overflows size_t",
-                           plan->rows);
+        return clxent_fail(plan->ctx, CLXENT_ERROR_INVALID_DESC,
+                           "rows is %zu: the workspace overflows size_t", plan->rows);
     }
     return CLXENT_OK;
 }
@@ -171,7 +175,8 @@ clxent_status clxent_plan_create_tuned(clxent_plan **out, clxent_context *ctx, c
     if (out == NULL) return CLXENT_ERROR_NULL_ARGUMENT;
     *out = NULL;
     if (ctx == NULL) return CLXENT_ERROR_NULL_ARGUMENT;
-    if (desc == NULL) return clxent_fail(ctx, CLXENT_ERROR_NULL_ARGUMENT, "desc is NULL: takes a clxent_desc");
+    if (desc == NULL)
+        return clxent_fail(ctx, CLXENT_ERROR_NULL_ARGUMENT, "desc is NULL: takes a clxent_desc");
     status = clxent_desc_copy(&complete, desc, text, sizeof text);
     if (status == CLXENT_OK) status = clxent_desc_check(&complete, text, sizeof text);
     if (status != CLXENT_OK) return clxent_fail(ctx, status, "%s", text);
@@ -209,8 +214,8 @@ clxent_status clxent_plan_create(clxent_plan **out, clxent_context *ctx, const c
 void clxent_plan_destroy(clxent_plan *plan)
 {
     if (plan == NULL) return;
-    const cl_kernel kernels[] = {plan->main, plan->targets_partials, plan->targets_fold, plan->losses_partials,
-                                 plan->losses_fold};
+    const cl_kernel kernels[] = { plan->main, plan->targets_partials, plan->targets_fold,
+                                  plan->losses_partials, plan->losses_fold };
     for (size_t i = 0; i < sizeof kernels / sizeof *kernels; i++) {
         if (kernels[i] != NULL) (void)clReleaseKernel(kernels[i]);
     }
@@ -218,12 +223,6 @@ void clxent_plan_destroy(clxent_plan *plan)
     free(plan);
 }
 
-size_t clxent_plan_workspace_size(const clxent_plan *plan)
-{
-    return plan == NULL ? 0 : plan->workspace_size;
-}
+size_t clxent_plan_workspace_size(const clxent_plan *plan) { return plan == NULL ? 0 : plan->workspace_size; }
 
-const char *clxent_plan_strategy(const clxent_plan *plan)
-{
-    return plan == NULL ? "" : plan->strategy;
-}
+const char *clxent_plan_strategy(const clxent_plan *plan) { return plan == NULL ? "" : plan->strategy; }

@@ -31,8 +31,10 @@
  *
  *   softmax      p_j * E_j. The exponential and the sum have a few roundings each (8 in all); delta_j is the
  *                rounding of z_j - m, which the exponential turns into a relative error.
- *   lse          lse * max(|m|, L) + lse_floor + argument * Z: m + L rounds once, log once or twice, and a
- *                relative error of d is an absolute one of L.
+ *   lse          |lse| + lse * L + lse_floor + argument * Z: the sum m + L rounds to half an ulp of itself, log
+ *                is within an ulp (2 u L), and the relative error of d, an exponential's 2 u and the sum's, is
+ *                an absolute one of L; in f64 this sum rounds as well. (2 max(|m|, L) + 1 would be used up by the first rounding alone where
+ *                m and L are alike: 4.9 u was seen at m = 1.24, L = 1.45.)
  *   log_softmax  log_floor + 2 delta_j + log * L + X_j + argument * Z: delta_j rounds when subtracted and
  *                when L is added, log is within 3 ulps, and d's relative error (as in softmax) is L's
  *                absolute one.
@@ -63,7 +65,7 @@ static const struct {
     .exponential = 8,
     .argument = 4,
     .lse = 2,
-    .lse_floor = 1,
+    .lse_floor = 4,
     .log_floor = 8,
     .log = 4,
     .loss = 16,
@@ -455,8 +457,8 @@ static void load_row(struct problem *p, size_t index, struct row *row)
     row->rest = sum_value(rest);
     row->log_sum = log1p(row->rest);
     row->lse = row->max + row->log_sum;
-    row->lse_bound = p->u * (ulps.lse * fmax(fabs(row->max), row->log_sum) + ulps.lse_floor +
-                             (p->moves_z ? ulps.argument * row->z_size : 0));
+    row->lse_bound = p->u * ((p->real == CLXENT_F64 ? 2 : 1) * fabs(row->lse) + ulps.lse * row->log_sum +
+                             ulps.lse_floor + (p->moves_z ? ulps.argument * row->z_size : 0));
 }
 
 /* X_j: the error of z_j itself. */
@@ -846,6 +848,8 @@ clxent_status clxent_reference_run(const clxent_desc *desc, const clxent_host_ar
     /* Counts come from the targets alone, but take whatever desc says they depend on. */
     const bool counts = out.counted != NULL || out.denominator != NULL || out.bad_targets != NULL;
     const uint32_t inputs = p.asked | (counts ? own_desc.outputs : 0);
+    own_desc.outputs =
+        inputs; /* a plan's runs need what any of its outputs does: here only these are asked for */
 
     p.desc = &own_desc;
     p.in = &in;

@@ -51,7 +51,8 @@ clxent_tuning clxent_tuning_clamp(const clxent_tuning *tuning, const clxent_devi
     const cl_ulong local_item = 64;
     clxent_tuning t = *tuning;
 
-    while (t.group > 1 && (t.group > device->max_work_group || t.group * local_item > device->local_memory / 2)) {
+    while (t.group > 1 &&
+           (t.group > device->max_work_group || t.group * local_item > device->local_memory / 2)) {
         t.group /= 2;
     }
     if (t.cache > device->local_memory / 2) t.cache = (uint32_t)(device->local_memory / 2);

@@ -13,15 +13,15 @@ static inline real label_at(const clxent_parameters *p, const row_target *t, __g
     if (!is_probabilities(p->target_type)) return t->class_index == class_index ? REAL(1.0) : REAL(0.0);
     const ulong at = q_start + class_index * p->inner;
 #if DTYPE != F32
-    if (p->target_type == TARGET_PROBABILITIES_LOGITS) return load_one((__global const storage *)targets + at);
+    if (p->target_type == TARGET_PROBABILITIES_LOGITS)
+        return load_one((__global const storage *)targets + at);
 #endif
     return convert_real(((__global const float *)targets)[at]);
 }
 
-__kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1)))
-void clxent_one_hot(const clxent_parameters p,
-                    __global const void *restrict targets,  /* [rows] */
-                    __global storage *restrict one_hot)     /* [rows, classes] */
+__kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_one_hot(
+    const clxent_parameters p, __global const void *restrict targets, /* [rows] */
+    __global storage *restrict one_hot)                               /* [rows, classes] */
 {
     const ulong row = get_group_id(0);
     const row_target t = get_target(&p, row, targets, 0);
@@ -32,11 +32,10 @@ void clxent_one_hot(const clxent_parameters p,
     }
 }
 
-__kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1)))
-void clxent_softmax_backward(const clxent_parameters p,
-                             __global const storage *restrict probabilities, /* [rows, classes] */
-                             __global const storage *restrict upstream,      /* [rows, classes] */
-                             __global gradient_storage *restrict gradient)   /* [rows, classes] */
+__kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_softmax_backward(
+    const clxent_parameters p, __global const storage *restrict probabilities, /* [rows, classes] */
+    __global const storage *restrict upstream,                                 /* [rows, classes] */
+    __global gradient_storage *restrict gradient)                              /* [rows, classes] */
 {
     __local long_sum scratch[WG_SIZE];
     const ulong row = get_group_id(0);
@@ -44,7 +43,7 @@ void clxent_softmax_backward(const clxent_parameters p,
     const ulong start = p.offset.gradient + row_start(&p, row, p.gradient_row_stride);
     __global const storage *s = probabilities + p.offset.probabilities + row_at;
     __global const storage *g = upstream + p.offset.upstream + row_at;
-    long_sum dot = {0, 0};
+    long_sum dot = { 0, 0 };
     for (uint c = (uint)get_local_id(0); c < p.classes; c += WG_SIZE) {
         dot = long_add(dot, load_one(s + c * p.inner) * load_one(g + c * p.inner));
     }
@@ -57,12 +56,11 @@ void clxent_softmax_backward(const clxent_parameters p,
     }
 }
 
-__kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1)))
-void clxent_probability_loss(const clxent_parameters p,
-                             __global const storage *restrict probabilities, /* [rows, classes] */
-                             __global const void *restrict targets,          /* [rows] or [rows, classes] */
-                             __global real *restrict losses,                 /* [rows], or NULL: in workspace */
-                             __global uchar *restrict workspace)
+__kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_probability_loss(
+    const clxent_parameters p, __global const storage *restrict probabilities, /* [rows, classes] */
+    __global const void *restrict targets,                                     /* [rows] or [rows, classes] */
+    __global real *restrict losses, /* [rows], or NULL: in workspace */
+    __global uchar *restrict workspace)
 {
     __local long_sum scratch[WG_SIZE];
     const ulong row = get_group_id(0);
@@ -71,7 +69,7 @@ void clxent_probability_loss(const clxent_parameters p,
     const ulong q_start = p.offset.targets + row_start(&p, row, p.target_row_stride);
     __global real *out = (p.outputs & OUTPUT_LOSSES) ? losses + p.offset.losses
                                                      : (__global real *)(workspace + p.row_losses_at);
-    long_sum sum = {0, 0};
+    long_sum sum = { 0, 0 };
     if (t.has_class) {
         if (get_local_id(0) == 0) {
             sum.high = -log(load_one(probabilities + start + t.class_index * p.inner));
@@ -86,14 +84,13 @@ void clxent_probability_loss(const clxent_parameters p,
     if (get_local_id(0) == 0) out[row] = t.bad ? REAL_NAN : long_value(sum);
 }
 
-__kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1)))
-void clxent_softmax_gradient(const clxent_parameters p,
-                             __global const storage *restrict probabilities, /* [rows, classes] */
-                             __global const void *restrict targets,          /* [rows] or [rows, classes] */
-                             __global const real *restrict upstream,         /* [1] or [rows] */
-                             __global const real *restrict denominator,      /* [1] */
-                             __global gradient_storage *restrict gradient,   /* [rows, classes] */
-                             __global uchar *restrict workspace)
+__kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_softmax_gradient(
+    const clxent_parameters p, __global const storage *restrict probabilities, /* [rows, classes] */
+    __global const void *restrict targets,                                     /* [rows] or [rows, classes] */
+    __global const real *restrict upstream,                                    /* [1] or [rows] */
+    __global const real *restrict denominator,                                 /* [1] */
+    __global gradient_storage *restrict gradient,                              /* [rows, classes] */
+    __global uchar *restrict workspace)
 {
     const ulong row = get_group_id(0);
     const row_target t = get_target(&p, row, targets, 0);

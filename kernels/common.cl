@@ -117,17 +117,14 @@ typedef double gradient_storage;
 
 /* bf16 is the upper half of an f32, rounded to nearest even. NaN keeps its upper bits and gets a quiet
  * bit, as rounding could carry its payload into the exponent. */
-#define DEFINE_BF16(NAME, FLOAT, UINT, USHORT, AS_UINT, AS_FLOAT, TO_UINT, TO_USHORT)  \
-    static inline FLOAT NAME##_load(const USHORT bits)                                 \
-    {                                                                                  \
-        return AS_FLOAT(TO_UINT(bits) << 16);                                          \
-    }                                                                                  \
-    static inline USHORT NAME##_store(const FLOAT value)                               \
-    {                                                                                  \
-        const UINT bits = AS_UINT(value);                                              \
-        const UINT rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;             \
-        const UINT quiet = (bits >> 16) | 0x40u;                                       \
-        return TO_USHORT((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);        \
+#define DEFINE_BF16(NAME, FLOAT, UINT, USHORT, AS_UINT, AS_FLOAT, TO_UINT, TO_USHORT)            \
+    static inline FLOAT NAME##_load(const USHORT bits) { return AS_FLOAT(TO_UINT(bits) << 16); } \
+    static inline USHORT NAME##_store(const FLOAT value)                                         \
+    {                                                                                            \
+        const UINT bits = AS_UINT(value);                                                        \
+        const UINT rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;                       \
+        const UINT quiet = (bits >> 16) | 0x40u;                                                 \
+        return TO_USHORT((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);                  \
     }
 
 #if DTYPE == BF16 || GRADIENT_DTYPE == BF16
@@ -163,25 +160,22 @@ static inline vec load_vector(__global const storage *p)
 #endif
 }
 
-#define DEFINE_STORE(NAME, STORAGE, KIND)                                                      \
-    static inline void NAME##_one(__global STORAGE *p, const real value)                       \
-    {                                                                                          \
-        KIND##_STORE_ONE(value, p);                                                            \
-    }                                                                                          \
-    /* aligned: p is aligned to the vector's storage and the store may bypass the cache */     \
-    static inline void NAME##_vector(__global STORAGE *p, const vec value, const bool aligned) \
-    {                                                                                          \
-        KIND##_STORE_VECTOR(value, p, aligned);                                                \
+#define DEFINE_STORE(NAME, STORAGE, KIND)                                                                \
+    static inline void NAME##_one(__global STORAGE *p, const real value) { KIND##_STORE_ONE(value, p); } \
+    /* aligned: p is aligned to the vector's storage and the store may bypass the cache */               \
+    static inline void NAME##_vector(__global STORAGE *p, const vec value, const bool aligned)           \
+    {                                                                                                    \
+        KIND##_STORE_VECTOR(value, p, aligned);                                                          \
     }
 
 #if HAS_NONTEMPORAL
-#    define STORE_OR_STREAM(TYPE, v, p, aligned)                            \
-        do {                                                                \
-            if (aligned) {                                                  \
+#    define STORE_OR_STREAM(TYPE, v, p, aligned)                              \
+        do {                                                                  \
+            if (aligned) {                                                    \
                 __builtin_nontemporal_store(v, (__global VECTOR(TYPE) *)(p)); \
-            } else {                                                        \
-                STORE(v, p);                                                \
-            }                                                               \
+            } else {                                                          \
+                STORE(v, p);                                                  \
+            }                                                                 \
         } while (0)
 #else
 #    define STORE_OR_STREAM(TYPE, v, p, aligned) \
@@ -286,30 +280,20 @@ static inline void store_gradient_partial(__global gradient_storage *p, const ve
 /* ---- Vectors ----------------------------------------------------------------------------- */
 
 /* Maximum that prefers a where either is NaN: one instruction (maxps), unlike fmax. */
-static inline vec vec_max(const vec a, const vec b)
-{
-    return b > a ? b : a;
-}
+static inline vec vec_max(const vec a, const vec b) { return b > a ? b : a; }
 
-static inline real real_max(const real a, const real b)
-{
-    return b > a ? b : a;
-}
+static inline real real_max(const real a, const real b) { return b > a ? b : a; }
 
-static inline real real_sum(const real a, const real b)
-{
-    return a + b;
-}
+static inline real real_sum(const real a, const real b) { return a + b; }
 
 /* A vector's elements to one, halves first. */
 #if VEC == 16
-#    define FOLD(v, f)                                                                        \
+#    define FOLD(v, f)                                                                         \
         f(f(f(f((v).s0, (v).s8), f((v).s4, (v).sc)), f(f((v).s2, (v).sa), f((v).s6, (v).se))), \
           f(f(f((v).s1, (v).s9), f((v).s5, (v).sd)), f(f((v).s3, (v).sb), f((v).s7, (v).sf))))
 #    define IOTA ((ivec)(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15))
 #elif VEC == 8
-#    define FOLD(v, f) \
-        f(f(f((v).s0, (v).s4), f((v).s2, (v).s6)), f(f((v).s1, (v).s5), f((v).s3, (v).s7)))
+#    define FOLD(v, f) f(f(f((v).s0, (v).s4), f((v).s2, (v).s6)), f(f((v).s1, (v).s5), f((v).s3, (v).s7)))
 #    define IOTA ((ivec)(0, 1, 2, 3, 4, 5, 6, 7))
 #elif VEC == 4
 #    define FOLD(v, f) f(f((v).s0, (v).s2), f((v).s1, (v).s3))
@@ -363,25 +347,24 @@ static inline real real_sum(const real a, const real b)
 /* exp(r) = 1 + r (1 + r P(r)): P of least relative error on |r| <= 0.3475 (Remez exchange), 3.1e-9 = 0.05 u for
  * f32, 5.5e-20 for f64. EXP_SLOPE is the parenthesis. C(c) gives a coefficient as the caller wants it: as it is, or times a factor. */
 #if DTYPE == F64
-#    define EXP_SLOPE(r, C)                                                                            \
-        fma(fma(fma(fma(fma(fma(fma(fma(fma(fma(fma(C(0x1.1e3c462bb53ffp-29), r,                   \
-                                                        C(0x1.af6d42be17e7ep-26)),                     \
-                                                    r, C(0x1.27e5b62d97945p-22)),                      \
-                                                r, C(0x1.71ddef5d22005p-19)),                          \
-                                            r, C(0x1.a01a0134ec9a0p-16)),                              \
-                                        r, C(0x1.a01a01b3cb125p-13)),                                  \
-                                    r, C(0x1.6c16c16c30d04p-10)),                                      \
-                                r, C(0x1.111111110eb9bp-7)),                                           \
-                            r, C(0x1.5555555555501p-5)),                                               \
-                        r, C(0x1.555555555555cp-3)),                                                   \
-                    r, C(0.5)),                                                                        \
-                r, C(1.0))
+#    define EXP_SLOPE(r, C)                                                                                 \
+        fma(fma(fma(fma(fma(fma(fma(fma(fma(fma(fma(C(0x1.1e3c462bb53ffp-29), r, C(0x1.af6d42be17e7ep-26)), \
+                                                r, C(0x1.27e5b62d97945p-22)),                               \
+                                            r, C(0x1.71ddef5d22005p-19)),                                   \
+                                        r, C(0x1.a01a0134ec9a0p-16)),                                       \
+                                    r, C(0x1.a01a01b3cb125p-13)),                                           \
+                                r, C(0x1.6c16c16c30d04p-10)),                                               \
+                            r, C(0x1.111111110eb9bp-7)),                                                    \
+                        r, C(0x1.5555555555501p-5)),                                                        \
+                    r, C(0x1.555555555555cp-3)),                                                            \
+                r, C(0.5)),                                                                                 \
+            r, C(1.0))
 #else
-#    define EXP_SLOPE(r, C)                                                                           \
+#    define EXP_SLOPE(r, C)                                                                      \
         fma(fma(fma(fma(fma(C(0x1.6a21acp-10f), r, C(0x1.123b6ap-7f)), r, C(0x1.5558fap-5f)), r, \
-                        C(0x1.555490p-3f)),                                                           \
-                    r, C(0x1.fffffcp-2f)),                                                            \
-                r, C(1.0f))
+                    C(0x1.555490p-3f)),                                                          \
+                r, C(0x1.fffffcp-2f)),                                                           \
+            r, C(1.0f))
 #endif
 #define EXP_POLYNOMIAL(r, C) fma(EXP_SLOPE(r, C), r, C(REAL(1.0)))
 
@@ -394,7 +377,7 @@ typedef struct {
 
 static inline exp_scale exp_scale_of(const real maximum)
 {
-    exp_scale s = {0, 0, -BIAS * LN2_HIGH};
+    exp_scale s = { 0, 0, -BIAS * LN2_HIGH };
     if (fabs(maximum) <= MAX_NEAR) {
         s.q = (maximum * INV_LN2 + ROUNDER) - ROUNDER;
         s.lowest = (s.q - BIAS) * LN2_HIGH;
@@ -408,29 +391,28 @@ static inline exp_scale exp_scale_of(const real maximum)
  * coefficients, which are the same for a whole row: one multiplication less for each element. */
 #define AS_IT_IS(c) c
 #define TIMES_FACTOR(c) ((factor) * (c))
-#define DEFINE_EXP(NAME, T, I, AS_T, AS_I)                                              \
-    static inline T NAME##_reduce(const T z, const exp_scale s, const bool far, T *r)   \
-    {                                                                                   \
-        const T x = far ? z - s.base : z;                                               \
-        const T clamped = (T)(s.lowest) > x ? (T)(s.lowest) : x;                        \
-        const T rounder = (T)(ROUNDER + BIAS - s.q);                                    \
-        const T shifted = fma(clamped, (T)(INV_LN2), rounder);                          \
-        const T k = shifted - rounder;                                                  \
-        *r = REDUCE(T, k, clamped);                                                     \
-        return AS_T(AS_I(shifted) << MANTISSA_BITS);                                    \
-    }                                                                                   \
-    static inline T NAME(const T z, const exp_scale s, const bool far)                  \
-    {                                                                                   \
-        T r;                                                                            \
-        const T power = NAME##_reduce(z, s, far, &r);                                   \
-        return EXP_POLYNOMIAL(r, (T)AS_IT_IS) * power;                                  \
-    }                                                                                   \
-    static inline T NAME##_times(const T z, const exp_scale s, const bool far,          \
-                                 const real factor)                                     \
-    {                                                                                   \
-        T r;                                                                            \
-        const T power = NAME##_reduce(z, s, far, &r);                                   \
-        return EXP_POLYNOMIAL(r, (T)TIMES_FACTOR) * power;                              \
+#define DEFINE_EXP(NAME, T, I, AS_T, AS_I)                                                        \
+    static inline T NAME##_reduce(const T z, const exp_scale s, const bool far, T *r)             \
+    {                                                                                             \
+        const T x = far ? z - s.base : z;                                                         \
+        const T clamped = (T)(s.lowest) > x ? (T)(s.lowest) : x;                                  \
+        const T rounder = (T)(ROUNDER + BIAS - s.q);                                              \
+        const T shifted = fma(clamped, (T)(INV_LN2), rounder);                                    \
+        const T k = shifted - rounder;                                                            \
+        *r = REDUCE(T, k, clamped);                                                               \
+        return AS_T(AS_I(shifted) << MANTISSA_BITS);                                              \
+    }                                                                                             \
+    static inline T NAME(const T z, const exp_scale s, const bool far)                            \
+    {                                                                                             \
+        T r;                                                                                      \
+        const T power = NAME##_reduce(z, s, far, &r);                                             \
+        return EXP_POLYNOMIAL(r, (T)AS_IT_IS) * power;                                            \
+    }                                                                                             \
+    static inline T NAME##_times(const T z, const exp_scale s, const bool far, const real factor) \
+    {                                                                                             \
+        T r;                                                                                      \
+        const T power = NAME##_reduce(z, s, far, &r);                                             \
+        return EXP_POLYNOMIAL(r, (T)TIMES_FACTOR) * power;                                        \
     }
 
 DEFINE_EXP(exp_one, real, integer, PASTE(as_, REAL_TYPE), PASTE(as_, INTEGER_TYPE))
@@ -453,7 +435,8 @@ static inline real power_of_two(const real n)
 static inline real exp_rescale(const exp_scale from, const exp_scale to)
 {
     if (from.base == to.base) return power_of_two(from.q - to.q);
-    return exp((from.base - to.base) + (from.q - to.q) * LN2_HIGH);
+    /* base and q ln2 are of the order of 2^20 each and nearly cancel: no rounding before they have */
+    return exp(REDUCE(real, to.q - from.q, from.base - to.base));
 }
 
 /* ---- Sums -------------------------------------------------------------------------------- */
@@ -469,7 +452,7 @@ static inline long_sum long_add(const long_sum s, const real x)
     const real high = s.high + x;
     const real shadow = high - s.high;
     const real lost = (s.high - (high - shadow)) + (x - shadow);
-    return (long_sum){high, s.low + lost};
+    return (long_sum){ high, s.low + lost };
 }
 
 static inline real long_value(const long_sum s)
@@ -481,28 +464,28 @@ static inline real long_value(const long_sum s)
 static inline long_sum long_merge(const long_sum a, const long_sum b)
 {
     const long_sum s = long_add(a, b.high);
-    return (long_sum){s.high, s.low + b.low};
+    return (long_sum){ s.high, s.low + b.low };
 }
 
 /* Over the work-group, by a tree of fixed shape; every work-item must call them and gets the result.
  * scratch is [2 * WG_SIZE]. The barriers: one before each level (the level above was written by others), one
  * before the result is read, one after it so that the caller may use scratch again. */
-#define DEFINE_GROUP(NAME, T, OP)                                                 \
-    static inline T NAME(T value, __local T *scratch)                             \
-    {                                                                             \
-        if (WG_SIZE == 1) return value;                                           \
-        const uint lid = (uint)get_local_id(0);                                   \
-        scratch[lid] = value;                                                     \
-        for (uint half_size = WG_SIZE / 2; half_size > 0; half_size /= 2) {       \
-            barrier(CLK_LOCAL_MEM_FENCE);                                         \
-            if (lid < half_size) {                                                \
-                scratch[lid] = OP(scratch[lid], scratch[lid + half_size]);        \
-            }                                                                     \
-        }                                                                         \
-        barrier(CLK_LOCAL_MEM_FENCE);                                             \
-        value = scratch[0];                                                       \
-        barrier(CLK_LOCAL_MEM_FENCE);                                             \
-        return value;                                                             \
+#define DEFINE_GROUP(NAME, T, OP)                                           \
+    static inline T NAME(T value, __local T *scratch)                       \
+    {                                                                       \
+        if (WG_SIZE == 1) return value;                                     \
+        const uint lid = (uint)get_local_id(0);                             \
+        scratch[lid] = value;                                               \
+        for (uint half_size = WG_SIZE / 2; half_size > 0; half_size /= 2) { \
+            barrier(CLK_LOCAL_MEM_FENCE);                                   \
+            if (lid < half_size) {                                          \
+                scratch[lid] = OP(scratch[lid], scratch[lid + half_size]);  \
+            }                                                               \
+        }                                                                   \
+        barrier(CLK_LOCAL_MEM_FENCE);                                       \
+        value = scratch[0];                                                 \
+        barrier(CLK_LOCAL_MEM_FENCE);                                       \
+        return value;                                                       \
     }
 DEFINE_GROUP(group_max, real, real_max)
 DEFINE_GROUP(group_min, uint, min)
@@ -523,12 +506,12 @@ static inline bool is_probabilities(const uint target_type)
 
 /* What a row's target says: whether the row counts, and how much. */
 typedef struct {
-    bool counts;  /* neither ignored nor masked nor out of range */
-    bool bad;     /* out of range, and the policy makes that NaN */
+    bool counts;    /* neither ignored nor masked nor out of range */
+    bool bad;       /* out of range, and the policy makes that NaN */
     bool has_class; /* counts, with an index target: class_index is in range */
     uint class_index;
-    long value;   /* as stored, where bad */
-    real weight;  /* row_weight; 0 where the row does not count */
+    long value;  /* as stored, where bad */
+    real weight; /* row_weight; 0 where the row does not count */
 } row_target;
 
 static inline long load_target(__global const void *targets, const uint type, const ulong at)
@@ -539,10 +522,10 @@ static inline long load_target(__global const void *targets, const uint type, co
 }
 
 /* The target is compared at its full width, and a row of weight 0 does not look at it. */
-static inline row_target get_target(const clxent_parameters *p, const ulong row,
-                                    __global const void *targets, __global const real *row_weights)
+static inline row_target get_target(const clxent_parameters *p, const ulong row, __global const void *targets,
+                                    __global const real *row_weights)
 {
-    row_target t = {false, false, false, 0, 0, 0};
+    row_target t = { false, false, false, 0, 0, 0 };
     const real weight = (p->flags & FLAG_ROW_WEIGHTS) ? row_weights[p->offset.row_weights + row] : REAL(1.0);
     if (weight == 0 || p->target_type == TARGET_NONE) return t;
     if (p->shift > 0 && row % p->seq + p->shift >= p->seq) return t;

@@ -76,36 +76,36 @@ typedef struct {
 #else
 #    define TANH_LIMIT REAL(10.0)
 #endif
-#define DEFINE_SOFTCAP(NAME, T, I, AS_T, AS_I)                                   \
-    static inline T NAME(const T s, const real softcap, T *slope)                \
-    {                                                                            \
-        const T y = s / (T)(softcap);                                            \
-        const T size = fabs(y) > (T)(TANH_LIMIT) ? (T)(TANH_LIMIT) : fabs(y);    \
-        const T x = size + size;                                                 \
-        const T shifted = fma(x, (T)(INV_LN2), (T)(ROUNDER + BIAS));             \
-        const T k = shifted - (T)(ROUNDER + BIAS);                               \
-        const T r = REDUCE(T, k, x);                                             \
-        /* exp(r) - 1: the polynomial without its last term */                   \
-        const T p = r * EXP_SLOPE(r, (T)AS_IT_IS);                               \
-        const T scale = AS_T(AS_I(shifted) << MANTISSA_BITS);                    \
-        const T e = fma(scale, p, scale - (T)(1));                               \
-        const T e2 = e + (T)(2);                                                 \
-        *slope = ((T)(4) * (e + (T)(1))) / (e2 * e2);                            \
-        return copysign((T)(softcap) * (e / e2), y);                             \
-    }                                                                            \
-    /* z of x, and dz/dx */                                                      \
-    static inline T NAME##_z(const T x, const options o, T *dz_dx)               \
-    {                                                                            \
+#define DEFINE_SOFTCAP(NAME, T, I, AS_T, AS_I)                                       \
+    static inline T NAME(const T s, const real softcap, T *slope)                    \
+    {                                                                                \
+        const T y = s / (T)(softcap);                                                \
+        const T size = fabs(y) > (T)(TANH_LIMIT) ? (T)(TANH_LIMIT) : fabs(y);        \
+        const T x = size + size;                                                     \
+        const T shifted = fma(x, (T)(INV_LN2), (T)(ROUNDER + BIAS));                 \
+        const T k = shifted - (T)(ROUNDER + BIAS);                                   \
+        const T r = REDUCE(T, k, x);                                                 \
+        /* exp(r) - 1: the polynomial without its last term */                       \
+        const T p = r * EXP_SLOPE(r, (T)AS_IT_IS);                                   \
+        const T scale = AS_T(AS_I(shifted) << MANTISSA_BITS);                        \
+        const T e = fma(scale, p, scale - (T)(1));                                   \
+        const T e2 = e + (T)(2);                                                     \
+        *slope = ((T)(4) * (e + (T)(1))) / (e2 * e2);                                \
+        return copysign((T)(softcap) * (e / e2), y);                                 \
+    }                                                                                \
+    /* z of x, and dz/dx */                                                          \
+    static inline T NAME##_z(const T x, const options o, T *dz_dx)                   \
+    {                                                                                \
         if (GENERAL == 0) return x;                                                  \
-        T z = x * (T)(o.logit_scale);                                            \
-        *dz_dx = (T)(o.logit_scale);                                             \
-        if (o.softcap > 0) {                                                     \
-            T slope;                                                             \
-            const T capped = NAME(z, o.softcap, &slope);                         \
-            z = z != z ? z : capped;                                             \
-            *dz_dx = x == (T)(-REAL_INFINITY) ? (T)(0) : slope * (T)(o.logit_scale);  \
-        }                                                                        \
-        return x == (T)(-REAL_INFINITY) ? x : z;                                      \
+        T z = x * (T)(o.logit_scale);                                                \
+        *dz_dx = (T)(o.logit_scale);                                                 \
+        if (o.softcap > 0) {                                                         \
+            T slope;                                                                 \
+            const T capped = NAME(z, o.softcap, &slope);                             \
+            z = z != z ? z : capped;                                                 \
+            *dz_dx = x == (T)(-REAL_INFINITY) ? (T)(0) : slope * (T)(o.logit_scale); \
+        }                                                                            \
+        return x == (T)(-REAL_INFINITY) ? x : z;                                     \
     }
 
 DEFINE_SOFTCAP(softcap_one, real, integer, PASTE(as_, REAL_TYPE), PASTE(as_, INTEGER_TYPE))
@@ -176,8 +176,8 @@ static inline vec dense_vector(const row_input *in, const uint at, const uint n)
 
 static inline row_sums empty_sums(void)
 {
-    const long_sum zero = {0, 0};
-    return (row_sums){-REAL_INFINITY, exp_scale_of(-REAL_INFINITY), zero, zero, zero, zero, 0, 0};
+    const long_sum zero = { 0, 0 };
+    return (row_sums){ -REAL_INFINITY, exp_scale_of(-REAL_INFINITY), zero, zero, zero, zero, 0, 0 };
 }
 
 /* Moves s to a maximum that is no less. Sums of (maximum - z) grow by their weight times the step. */
@@ -189,10 +189,10 @@ static inline void raise_maximum(row_sums *s, const real maximum)
         if (GENERAL) {
             const real step = maximum - s->maximum;
             s->entropy = long_add(s->entropy, s->others.high * step);
-            s->entropy = (long_sum){s->entropy.high * factor, s->entropy.low * factor};
+            s->entropy = (long_sum){ s->entropy.high * factor, s->entropy.low * factor };
             s->dense_nll = long_add(s->dense_nll, s->dense_weight.high * step);
         }
-        s->others = (long_sum){s->others.high * factor, s->others.low * factor};
+        s->others = (long_sum){ s->others.high * factor, s->others.low * factor };
     }
     s->maximum = maximum;
     s->scale = scale;
@@ -207,9 +207,9 @@ typedef struct {
 
 /* The exponentials of vector v, 0 for the class kept apart; what else is summed goes to b. n: how many of its
  * elements exist. */
-static inline vec add_vector(const row_input *in, const row_sums *s, block_sums *b, const uint v,
-                             const vec z, const uint n, const uint apart, const bool far,
-                             const bool cached, __local real *cache)
+static inline vec add_vector(const row_input *in, const row_sums *s, block_sums *b, const uint v, const vec z,
+                             const uint n, const uint apart, const bool far, const bool cached,
+                             __local real *cache)
 {
     vec e = exp_vector(z, s->scale, far);
     if (cached) STORE(e, cache + (size_t)v * VEC);
@@ -233,7 +233,7 @@ static inline void sum_block(const row_input *in, row_sums *s, const uint from, 
     const vec zero = (vec)(0);
     const uint full = min(to, in->vectors);
     const uint apart_vector = apart / VEC; /* of NO_CLASS: past every row */
-    block_sums b = {zero, zero, zero, zero, zero, zero, zero};
+    block_sums b = { zero, zero, zero, zero, zero, zero, zero };
     uint v = from + (uint)get_local_id(0);
     uint stop = apart_vector >= v && apart_vector < full ? apart_vector : full;
     for (;;) {
@@ -286,20 +286,20 @@ static inline real block_maximum(const row_input *in, const uint from, const uin
     return FOLD(all, real_max);
 }
 
-/* Sums over the whole row, by the whole group; apart: the class left out of others, or NO_CLASS. Cached: the
- * maximum is found over the whole row first, so that all exponentials, left behind in cache
- * [classes, rounded up to VEC], have one scale. */
-static inline row_sums scan_row(const row_input *in, const uint apart, const bool cached,
+/* Sums over the whole row, by the whole group; apart: the class left out of others, or NO_CLASS. whole: the
+ * maximum is found over the whole row first, so that all exponentials have one scale; cached: they are left
+ * behind in cache [classes, rounded up to VEC]. whole decides bits, so it may depend on the plan only. */
+static inline row_sums scan_row(const row_input *in, const uint apart, const bool whole, const bool cached,
                                 __local real *cache, __local long_sum *scratch)
 {
     const uint total = in->vectors + (in->tail > 0 ? 1 : 0);
     const uint block = BLOCK * WG_SIZE;
-    const uint step = cached ? total : block;
+    const uint step = whole ? total : block;
     row_sums s = empty_sums();
     for (uint first = 0; first < total; first += step) {
         const uint last = min(first + step, total);
         real maximum = block_maximum(in, first, last);
-        if (cached) maximum = group_max(maximum, (__local real *)scratch);
+        if (whole) maximum = group_max(maximum, (__local real *)scratch);
         if (maximum > s.maximum) {
             raise_maximum(&s, maximum);
             s.first = first;
@@ -332,7 +332,7 @@ static inline row_sums scan_row(const row_input *in, const uint apart, const boo
 static inline real dense_weight_of(const row_input *in, __local long_sum *scratch)
 {
     const uint total = in->vectors + (in->tail > 0 ? 1 : 0);
-    long_sum sum = {0, 0};
+    long_sum sum = { 0, 0 };
     for (uint from = 0; from < total; from += BLOCK * WG_SIZE) {
         const uint to = min(from + BLOCK * WG_SIZE, total);
         vec weight = (vec)(0);
@@ -442,10 +442,10 @@ static inline row_result finish_sums(const real maximum, const real others, cons
 
 typedef struct {
     uint kind;
-    real fill;   /* EMIT_CONSTANT: the value */
-    real factor; /* softmax: 1 / d; gradient: what multiplies the exponentials */
-    bool folds;  /* the factor goes into the exponential: where rows are never cached */
-    real outer;  /* gradient, GENERAL: what multiplies dz */
+    real fill;        /* EMIT_CONSTANT: the value */
+    real factor;      /* softmax: 1 / d; gradient: what multiplies the exponentials */
+    bool folds;       /* the factor goes into the exponential: where rows are never cached */
+    real outer;       /* gradient, GENERAL: what multiplies dz */
     uint class_index; /* NO_CLASS, or the class whose gradient is `target` */
     real target;
     bool accumulate;
@@ -509,9 +509,8 @@ static inline void emit_loop(const row_input *in, const row_result *r, const emi
 {
     const uint vectors = (in->classes - head) / VEC;
     const uint tail = (in->classes - head) % VEC;
-    const uint special = g->class_index != NO_CLASS && g->class_index >= head
-                             ? (g->class_index - head) / VEC
-                             : NO_CLASS;
+    const uint special =
+        g->class_index != NO_CLASS && g->class_index >= head ? (g->class_index - head) / VEC : NO_CLASS;
     uint v = (uint)get_local_id(0);
     uint stop = special >= v && special < vectors ? special : vectors;
     if (head > 0 && v == 0) emit_part(in, r, g, out, gradient, 0, head);
@@ -555,26 +554,24 @@ static inline void emit(const row_input *in, const row_result *r, const emission
  * and gradient (or softmax, log_softmax) may be one buffer, hence no restrict on them: a work-item reads an
  * element before it writes it, and everything that others read is read before the barrier in front of
  * the writes. */
-__kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1)))
-void clxent_cross_entropy(const clxent_parameters p,
-                          const real keep, const real share, const real smoothing,
-                          const real z_loss, const real logit_scale, const real softcap,
-                          __global const storage *logits,             /* [rows, classes], row_stride */
-                          __global const void *restrict targets,      /* [rows] or [rows, classes] */
-                          __global const real *restrict class_weights, /* [classes] */
-                          __global const real *restrict row_weights,  /* [rows] */
-                          __global const real *restrict upstream,     /* [1] or [rows] */
-                          __global const real *restrict denominator,  /* [1] */
-                          __global real *restrict losses,             /* [rows] */
-                          __global real *restrict lse,                /* [rows] */
-                          __global storage *softmax,                  /* [rows, classes] */
-                          __global storage *log_softmax,              /* [rows, classes] */
-                          __global gradient_storage *gradient,        /* [rows, classes] */
-                          __global long *restrict argmax,             /* [rows] */
-                          __global real *restrict entropy,            /* [rows] */
-                          __global real *restrict statistics,         /* [rows, 2] */
-                          __global uchar *restrict workspace,
-                          __local real *cache)                        /* [cache_elements] */
+__kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_cross_entropy(
+    const clxent_parameters p, const real keep, const real share, const real smoothing, const real z_loss,
+    const real logit_scale, const real softcap,
+    __global const storage *logits,                          /* [rows, classes], row_stride */
+    __global const void *restrict targets,                   /* [rows] or [rows, classes] */
+    __global const real *restrict class_weights,             /* [classes] */
+    __global const real *restrict row_weights,               /* [rows] */
+    __global const real *restrict upstream,                  /* [1] or [rows] */
+    __global const real *restrict denominator,               /* [1] */
+    __global real *restrict losses,                          /* [rows] */
+    __global real *restrict lse,                             /* [rows] */
+    __global storage *softmax,                               /* [rows, classes] */
+    __global storage *log_softmax,                           /* [rows, classes] */
+    __global gradient_storage *gradient,                     /* [rows, classes] */
+    __global long *restrict argmax,                          /* [rows] */
+    __global real *restrict entropy,                         /* [rows] */
+    __global real *restrict statistics,                      /* [rows, 2] */
+    __global uchar *restrict workspace, __local real *cache) /* [cache_elements] */
 {
     __local long_sum scratch[WG_SIZE];
     const uint lid = (uint)get_local_id(0);
@@ -586,8 +583,8 @@ void clxent_cross_entropy(const clxent_parameters p,
     const real d_mean = (p.flags & FLAG_DENOMINATOR) ? denominator[p.offset.denominator]
                         : has_own_d                  ? *(__global const real *)(workspace + p.totals_at)
                                                      : REAL(1.0);
-    __global real *row_losses = (outputs & OUTPUT_LOSSES) ? losses + p.offset.losses
-                                                          : (__global real *)(workspace + p.row_losses_at);
+    __global real *row_losses =
+        (outputs & OUTPUT_LOSSES) ? losses + p.offset.losses : (__global real *)(workspace + p.row_losses_at);
     row_input in;
     in.step = p.inner;
     in.classes = p.classes;
@@ -599,7 +596,7 @@ void clxent_cross_entropy(const clxent_parameters p,
     in.class_weights = class_weights + p.offset.class_weights;
     in.has_class_weights = (p.flags & FLAG_CLASS_WEIGHTS) != 0;
     in.entropy = (outputs & OUTPUT_ENTROPY) != 0;
-    in.o = (options){keep, share, smoothing, z_loss, logit_scale, softcap};
+    in.o = (options){ keep, share, smoothing, z_loss, logit_scale, softcap };
     const bool may_be_dense = GENERAL && (in.probabilities || smoothing != 0);
     const bool fits = p.classes + VEC - 1 <= p.cache_elements;
     const bool cacheable = two_dimensional && !from_statistics && fits;
@@ -608,15 +605,16 @@ void clxent_cross_entropy(const clxent_parameters p,
     const ulong end = min(begin + p.rows_per_group, p.rows);
     for (ulong row = begin; row < end; row++) {
         const row_target t = get_target(&p, row, targets, row_weights);
-        const ulong q_at = p.offset.targets + row_start(&p, row, p.target_row_stride);
+        const ulong q_at = p.offset.targets + row_start(&p, row + p.shift, p.target_row_stride);
         in.x = logits + p.offset.logits + row_start(&p, row, p.row_stride);
         in.dense = may_be_dense && t.counts;
         if (in.probabilities) {
             in.q = in.q_is_f32 ? (__global const void *)((__global const float *)targets + q_at)
                                : (__global const void *)((__global const storage *)targets + q_at);
         }
-        const bool of_logits = (outputs & (OUTPUT_LSE | OUTPUT_SOFTMAX | OUTPUT_LOG_SOFTMAX | OUTPUT_ARGMAX |
-                                           OUTPUT_ENTROPY)) != 0;
+        const bool of_logits =
+            (outputs & (OUTPUT_LSE | OUTPUT_SOFTMAX | OUTPUT_LOG_SOFTMAX | OUTPUT_ARGMAX | OUTPUT_ENTROPY)) !=
+            0;
         const bool scans = !from_statistics && (of_logits || t.counts);
         const bool no_gradient = !t.counts || (has_own_d && d_mean == 0);
         const uint target = t.has_class ? t.class_index : NO_CLASS;
@@ -630,9 +628,10 @@ void clxent_cross_entropy(const clxent_parameters p,
         real dense_weight = in.dense && !in.probabilities && !in.has_class_weights ? smoothing : REAL(0.0);
         const bool sums_weight = in.dense && (in.probabilities || in.has_class_weights);
         uint best = NO_CLASS;
+        real saved_lse = 0; /* as the statistics give it: a gradient run from them has no better one */
         if (scans) {
             cached = cacheable;
-            s = scan_row(&in, target, cached, cache, scratch);
+            s = scan_row(&in, target, fits, cached, cache, scratch);
             if (sums_weight) dense_weight = long_value(s.dense_weight);
         } else if (from_statistics && t.counts) {
             s.maximum = statistics[p.offset.statistics + 2 * row];
@@ -646,9 +645,11 @@ void clxent_cross_entropy(const clxent_parameters p,
             /* with +inf the sum is NaN whether or not there is a NaN beside it: look again */
             bool has_nan = others + target_exp != others + target_exp;
             if (has_nan && s.maximum == REAL_INFINITY && scans && (outputs & OUTPUT_LSE)) {
-                has_nan = find_first(&in, REAL_NAN, 0, in.vectors + (in.tail > 0 ? 1 : 0), scratch) != NO_CLASS;
+                has_nan =
+                    find_first(&in, REAL_NAN, 0, in.vectors + (in.tail > 0 ? 1 : 0), scratch) != NO_CLASS;
             }
             r = finish_sums(s.maximum, others, target_exp, has_nan);
+            saved_lse = r.lse;
             const bool wants_log_d = (p.flags & FLAG_LOG_D) != 0 || in.dense;
             const real top = exp_one(s.maximum, scale, true);
             const bool confident = r.valid && r.d < top + top && target_exp <= others;
@@ -657,13 +658,14 @@ void clxent_cross_entropy(const clxent_parameters p,
             }
             if (scans && wants_log_d && confident) {
                 /* the top holds more than half and is not the target: once more, with it kept apart */
-                const row_sums apart = scan_row(&in, best, false, cache, scratch);
+                const row_sums apart = scan_row(&in, best, fits, false, cache, scratch);
                 r.log_d = log_sum(long_value(apart.others), top, top);
                 r.lse = r.maximum + r.log_d;
             }
         }
 
-        const real class_weight = t.has_class && in.has_class_weights ? in.class_weights[t.class_index] : REAL(1.0);
+        const real class_weight =
+            t.has_class && in.has_class_weights ? in.class_weights[t.class_index] : REAL(1.0);
         const real one_hot = t.has_class ? keep * class_weight : REAL(0.0);
         if (lid == 0) {
             if (outputs & (OUTPUT_LOSSES | OUTPUT_LOSS)) {
@@ -671,7 +673,8 @@ void clxent_cross_entropy(const clxent_parameters p,
                 if (t.counts && r.valid) {
                     if (one_hot != 0) loss = one_hot * ((r.maximum - target_z) + r.log_d);
                     if (in.dense) loss = loss + (long_value(s.dense_nll) + dense_weight * r.log_d);
-                    loss = t.weight * fma(z_loss, r.lse * r.lse, loss);
+                    if (z_loss != 0) loss = fma(z_loss, r.lse * r.lse, loss); /* 0 * inf would be NaN */
+                    loss = t.weight * loss;
                 } else if (t.counts) {
                     loss = REAL_NAN;
                 }
@@ -695,21 +698,25 @@ void clxent_cross_entropy(const clxent_parameters p,
         /* All reads of the row by others, and all writes to the cache, come before any write below. */
         if (WG_SIZE > 1) barrier(CLK_LOCAL_MEM_FENCE | CLK_GLOBAL_MEM_FENCE);
         if (outputs & OUTPUT_SOFTMAX) {
-            const emission g = {EMIT_SOFTMAX, 0, r.valid ? 1 / r.d : REAL_NAN, !fits, 0, NO_CLASS, 0, false};
-            emit(&in, &r, &g, softmax + p.offset.softmax + row_start(&p, row, p.probabilities_row_stride), gradient, cached,
-                 streaming, cache);
+            const emission g = {
+                EMIT_SOFTMAX, 0, r.valid ? 1 / r.d : REAL_NAN, !fits, 0, NO_CLASS, 0, false
+            };
+            emit(&in, &r, &g, softmax + p.offset.softmax + row_start(&p, row, p.probabilities_row_stride),
+                 gradient, cached, streaming, cache);
         }
         if (outputs & OUTPUT_LOG_SOFTMAX) {
-            const emission g = {EMIT_LOG_SOFTMAX, 0, 0, false, 0, NO_CLASS, 0, false};
-            emit(&in, &r, &g, log_softmax + p.offset.log_softmax + row_start(&p, row, p.probabilities_row_stride), gradient,
-                 false, streaming, cache);
+            const emission g = { EMIT_LOG_SOFTMAX, 0, 0, false, 0, NO_CLASS, 0, false };
+            emit(&in, &r, &g,
+                 log_softmax + p.offset.log_softmax + row_start(&p, row, p.probabilities_row_stride),
+                 gradient, false, streaming, cache);
         }
         if (outputs & OUTPUT_GRADIENT) {
-            __global gradient_storage *row_gradient = gradient + p.offset.gradient + row_start(&p, row, p.gradient_row_stride);
+            __global gradient_storage *row_gradient =
+                gradient + p.offset.gradient + row_start(&p, row, p.gradient_row_stride);
             const bool accumulate = (p.flags & FLAG_ACCUMULATE) != 0;
             if (no_gradient || !r.valid) {
                 const real fill = t.bad || (t.counts && !r.valid) ? REAL_NAN : REAL(0.0);
-                const emission g = {EMIT_CONSTANT, fill, 0, false, 0, NO_CLASS, 0, accumulate};
+                const emission g = { EMIT_CONSTANT, fill, 0, false, 0, NO_CLASS, 0, accumulate };
                 if (!accumulate || fill != 0) {
                     emit(&in, &r, &g, softmax, row_gradient, false, streaming, cache);
                 }
@@ -718,13 +725,13 @@ void clxent_cross_entropy(const clxent_parameters p,
                                 : (p.flags & FLAG_UPSTREAM)    ? upstream[p.offset.upstream]
                                                                : REAL(1.0);
                 const real outer = t.weight * up / d_mean;
-                const real z_term = 2 * z_loss * r.lse;
+                const real z_term = 2 * z_loss * saved_lse;
                 const real slope = (one_hot + dense_weight + z_term) / r.d;
                 const real rest = (dense_weight + z_term) * (r.target_exp / r.d);
                 real at_target = rest - one_hot * (r.others / r.d);
                 if (in.dense && t.has_class) at_target = at_target - dense_one(&in, t.class_index);
-                const emission g = {EMIT_GRADIENT, 0, GENERAL ? slope : slope * outer, !fits, outer, target,
-                                    at_target * outer * dz_dx, accumulate};
+                const emission g = { EMIT_GRADIENT, 0,      GENERAL ? slope : slope * outer, !fits,
+                                     outer,         target, at_target * outer * dz_dx,       accumulate };
                 emit(&in, &r, &g, softmax, row_gradient, cached, streaming, cache);
             }
         }

@@ -55,20 +55,20 @@ typedef struct clxent_parameters {
 #define BAD_TARGET_NAN 1u
 #define BAD_TARGET_IGNORE 2u
 
-#define FLAG_IGNORE_INDEX (1u << 0)     /* ignore_index is in use */
+#define FLAG_IGNORE_INDEX (1u << 0) /* ignore_index is in use */
 #define FLAG_CLASS_WEIGHTS (1u << 1)
 #define FLAG_ROW_WEIGHTS (1u << 2)
 #define FLAG_UPSTREAM (1u << 3)
-#define FLAG_UPSTREAM_ROWS (1u << 4)    /* upstream is [rows] */
-#define FLAG_DENOMINATOR (1u << 5)      /* the caller gave one */
-#define FLAG_MEAN (1u << 6)             /* D is what the target pass left in the totals */
-#define FLAG_ACCUMULATE (1u << 7)       /* gradient += */
-#define FLAG_FROM_STATISTICS (1u << 8)  /* statistics are an input */
-#define FLAG_NONTEMPORAL (1u << 9)      /* large results bypass the cache; changes no bit */
+#define FLAG_UPSTREAM_ROWS (1u << 4)   /* upstream is [rows] */
+#define FLAG_DENOMINATOR (1u << 5)     /* the caller gave one */
+#define FLAG_MEAN (1u << 6)            /* D is what the target pass left in the totals */
+#define FLAG_ACCUMULATE (1u << 7)      /* gradient += */
+#define FLAG_FROM_STATISTICS (1u << 8) /* statistics are an input */
+#define FLAG_NONTEMPORAL (1u << 9)     /* large results bypass the cache; changes no bit */
 #define FLAG_ALL_IGNORED_ZERO (1u << 10)
-#define FLAG_FIRST_PART (1u << 11)      /* totals start at zero */
-#define FLAG_LAST_PART (1u << 12)       /* the loss may be divided and written */
-#define FLAG_LOG_D (1u << 13)           /* some run of the plan needs log d to full relative precision */
+#define FLAG_FIRST_PART (1u << 11) /* totals start at zero */
+#define FLAG_LAST_PART (1u << 12)  /* the loss may be divided and written */
+#define FLAG_LOG_D (1u << 13)      /* some run of the plan needs log d to full relative precision */
 
 /* Rows that one partial sum of reduce.cl covers. Part of what decides the bits of a mean: never derived
  * from the device. */

@@ -30,7 +30,7 @@ typedef struct {
 
 static inline partial merge(const partial a, const partial b)
 {
-    partial c = {long_merge(a.sum, b.sum), a.count + b.count, a.first_bad, a.bad_value};
+    partial c = { long_merge(a.sum, b.sum), a.count + b.count, a.first_bad, a.bad_value };
     if (b.first_bad < a.first_bad) {
         c.first_bad = b.first_bad;
         c.bad_value = b.bad_value;
@@ -38,10 +38,7 @@ static inline partial merge(const partial a, const partial b)
     return c;
 }
 
-static inline partial empty(void)
-{
-    return (partial){{0, 0}, 0, 0xffffffffffffffffUL, 0};
-}
+static inline partial empty(void) { return (partial){ { 0, 0 }, 0, 0xffffffffffffffffUL, 0 }; }
 
 /* Work-item 0 returns the group's sum, in the order of the work-items. */
 static inline partial merge_group(const partial own, __local partial *scratch)
@@ -61,7 +58,7 @@ static inline void fold_targets(const clxent_parameters *p, __global totals *t, 
 {
     partial sum = all;
     if (!(p->flags & FLAG_FIRST_PART)) {
-        sum = merge((partial){t->weight, t->bad, t->first_bad, t->bad_value}, all);
+        sum = merge((partial){ t->weight, t->bad, t->first_bad, t->bad_value }, all);
     }
     t->weight = sum.sum;
     t->d = long_value(sum.sum);
@@ -69,20 +66,19 @@ static inline void fold_targets(const clxent_parameters *p, __global totals *t, 
     t->first_bad = sum.first_bad;
     t->bad_value = sum.bad_value;
     if ((p->flags & FLAG_LAST_PART) && (p->outputs & OUTPUT_BAD_TARGETS)) {
-        __global ulong *record = bad_targets + p->offset.bad_targets;
+        __global ulong *record = bad_targets + 3 * p->offset.bad_targets; /* counted in records */
         record[0] = sum.count;
         record[1] = sum.count > 0 ? sum.first_bad : 0;
         record[2] = as_ulong(sum.count > 0 ? sum.bad_value : 0L);
     }
 }
 
-__kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1)))
-void clxent_targets_partials(const clxent_parameters p,
-                             __global const void *restrict targets,       /* [rows] */
-                             __global const real *restrict class_weights, /* [classes] */
-                             __global const real *restrict row_weights,   /* [rows] */
-                             __global ulong *restrict bad_targets,        /* [3] */
-                             __global uchar *restrict workspace)
+__kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_targets_partials(
+    const clxent_parameters p, __global const void *restrict targets, /* [rows] */
+    __global const real *restrict class_weights,                      /* [classes] */
+    __global const real *restrict row_weights,                        /* [rows] */
+    __global ulong *restrict bad_targets,                             /* [3] */
+    __global uchar *restrict workspace)
 {
     __local partial scratch[WG_SIZE];
     const ulong begin = get_group_id(0) * (ulong)REDUCE_ROWS;
@@ -91,7 +87,7 @@ void clxent_targets_partials(const clxent_parameters p,
     for (ulong row = begin + get_local_id(0); row < end; row += WG_SIZE) {
         const row_target t = get_target(&p, row, targets, row_weights);
         if (t.bad) {
-            own = merge(own, (partial){{0, 0}, 1, p.first_row + row, t.value});
+            own = merge(own, (partial){ { 0, 0 }, 1, p.first_row + row, t.value });
         } else if (t.counts) {
             const bool weighted = t.has_class && (p.flags & FLAG_CLASS_WEIGHTS) != 0;
             const real weight = weighted ? class_weights[p.offset.class_weights + t.class_index] : REAL(1.0);
@@ -108,10 +104,8 @@ void clxent_targets_partials(const clxent_parameters p,
 }
 
 /* Work-group 1, one of them. */
-__kernel __attribute__((reqd_work_group_size(1, 1, 1)))
-void clxent_targets_fold(const clxent_parameters p,
-                         __global ulong *restrict bad_targets,
-                         __global uchar *restrict workspace)
+__kernel __attribute__((reqd_work_group_size(1, 1, 1))) void clxent_targets_fold(
+    const clxent_parameters p, __global ulong *restrict bad_targets, __global uchar *restrict workspace)
 {
     const ulong groups = (p.rows + REDUCE_ROWS - 1) / REDUCE_ROWS;
     partial all = empty();
@@ -122,11 +116,10 @@ void clxent_targets_fold(const clxent_parameters p,
 }
 
 static inline void fold_losses(const clxent_parameters *p, __global totals *t, const partial all,
-                               __global const real *denominator, __global real *loss,
-                               __global ulong *correct)
+                               __global const real *denominator, __global real *loss, __global ulong *correct)
 {
     partial sum = all;
-    if (!(p->flags & FLAG_FIRST_PART)) sum = merge((partial){t->loss, t->correct, 0, 0}, all);
+    if (!(p->flags & FLAG_FIRST_PART)) sum = merge((partial){ t->loss, t->correct, 0, 0 }, all);
     t->loss = sum.sum;
     t->correct = sum.count;
     if (!(p->flags & FLAG_LAST_PART)) return;
@@ -145,13 +138,12 @@ static inline void fold_losses(const clxent_parameters *p, __global totals *t, c
     }
 }
 
-__kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1)))
-void clxent_losses_partials(const clxent_parameters p,
-                            __global const real *restrict losses,      /* [rows], or NULL: in workspace */
-                            __global const real *restrict denominator, /* [1] */
-                            __global real *restrict loss,              /* [1] */
-                            __global ulong *restrict correct,          /* [1] */
-                            __global uchar *restrict workspace)
+__kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_losses_partials(
+    const clxent_parameters p, __global const real *restrict losses, /* [rows], or NULL: in workspace */
+    __global const real *restrict denominator,                       /* [1] */
+    __global real *restrict loss,                                    /* [1] */
+    __global ulong *restrict correct,                                /* [1] */
+    __global uchar *restrict workspace)
 {
     __local partial scratch[WG_SIZE];
     const bool sums = (p.outputs & OUTPUT_LOSS) != 0;
@@ -176,12 +168,9 @@ void clxent_losses_partials(const clxent_parameters p,
 }
 
 /* Work-group 1, one of them. */
-__kernel __attribute__((reqd_work_group_size(1, 1, 1)))
-void clxent_losses_fold(const clxent_parameters p,
-                        __global const real *restrict denominator,
-                        __global real *restrict loss,
-                        __global ulong *restrict correct,
-                        __global uchar *restrict workspace)
+__kernel __attribute__((reqd_work_group_size(1, 1, 1))) void clxent_losses_fold(
+    const clxent_parameters p, __global const real *restrict denominator, __global real *restrict loss,
+    __global ulong *restrict correct, __global uchar *restrict workspace)
 {
     const ulong groups = (p.rows + REDUCE_ROWS - 1) / REDUCE_ROWS;
     partial all = empty();

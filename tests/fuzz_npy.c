@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * fuzz_npy.c - libFuzzer entry of the .npy header parser: whatever the bytes, no access outside them, and what is
- * accepted is consistent with the file's length.
+ * fuzz_npy.c - libFuzzer entry of the .npy header parser: whatever the bytes, no access outside them, and
+ * what is accepted is consistent with the file's length.
  *
  *     clang -g -O1 -fsanitize=fuzzer,address,undefined -I tools/clxent tests/fuzz_npy.c tools/clxent/npy.c
  */
@@ -16,7 +16,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     npy_header header;
     npy_fault fault = { "" };
-    void *copy = malloc(size > 0 ? size : 1); /* exactly as long as the input, so that reads past it are seen */
+    void *copy =
+        malloc(size > 0 ? size : 1); /* exactly as long as the input, so that reads past it are seen */
 
     if (copy == NULL) abort();
     if (size > 0) memcpy(copy, data, size);

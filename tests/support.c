@@ -66,8 +66,23 @@ void open_device(void)
     device.has_f64 = device.ctx->device.has_f64;
 }
 
+/* The worst error / bound of this process, by output and dtype of the logits. */
+static double worst_ratios[CLXENT_TENSORS][CLXENT_F64 + 1];
+
+static void print_worst_ratios(void)
+{
+    for (int t = 0; t < CLXENT_TENSORS; t++) {
+        for (uint32_t dtype = CLXENT_F32; dtype <= CLXENT_F64; dtype++) {
+            if (worst_ratios[t][dtype] == 0) continue;
+            (void)fprintf(stderr, "worst ratio: %s %s %.3f\n", clxent_tensor_name((clxent_tensor)t),
+                          clxent_dtype_name(dtype), worst_ratios[t][dtype]);
+        }
+    }
+}
+
 void close_device(void)
 {
+    if (is_set("CLXENT_TEST_RATIOS")) print_worst_ratios();
     clxent_context_destroy(device.ctx);
     if (device.queue != NULL) clReleaseCommandQueue(device.queue);
     if (device.cl != NULL) clReleaseContext(device.cl);
@@ -719,6 +734,8 @@ static void check_values(const char *name, const problem *p, const execution *e,
               "worst error %.3g times its bound",
               name, clxent_tensor_name((clxent_tensor)tensor), report.bad, n, f / l.columns, f % l.columns,
               n > 0 ? got[f] : 0, n > 0 ? want[f] : 0, n > 0 ? bound[f] : 0, report.worst);
+    if (report.worst > worst_ratios[tensor][p->desc.dtype])
+        worst_ratios[tensor][p->desc.dtype] = report.worst;
     free(got);
 }
 
@@ -783,6 +800,30 @@ static void check_against_reference(const char *name, const problem *p, const ex
                        integers[k].want, integers[k].count);
     }
     free(argmax);
+}
+
+void run_once(const char *name, clxent_plan *plan, const problem *p, uint32_t outputs, uint32_t flags,
+              clxent_host_args *out)
+{
+    const clxent_host_args absent = CLXENT_HOST_ARGS_INIT;
+    execution e;
+
+    *out = absent;
+    execute(name, &e, plan, p, outputs, NULL, flags);
+    for (int t = CLXENT_TENSOR_LOSSES; t < CLXENT_TENSORS; t++) {
+        const image *i = image_of(&e, t);
+        clxent_output *array = &out->losses + (t - CLXENT_TENSOR_LOSSES);
+        if ((outputs >> (t - CLXENT_TENSOR_LOSSES) & 1u) == 0) continue;
+        array->size = i->bytes;
+        array->data = take_memory(i->bytes);
+        memcpy(array->data, i->after + i->front, i->bytes);
+    }
+    free_execution(&e);
+}
+
+void free_outputs(clxent_host_args *out)
+{
+    for (clxent_output *array = &out->losses; array <= &out->one_hot; array++) free(array->data);
 }
 
 void run_case(const char *name, const problem *p, uint32_t flags)

@@ -29,6 +29,8 @@ extern struct test_device {
 /* The first GPU, else the first device. None is a failure, or a skipped test where the environment
  * has CLXENT_TEST_ALLOW_NO_DEVICE=1. */
 void open_device(void);
+
+/* Where the environment has CLXENT_TEST_RATIOS=1, says on stderr how near run_case() came to the bounds. */
 void close_device(void);
 
 bool small_run(void);         /* CLXENT_TEST_SMALL=1: sizes for an interpreter such as Oclgrind */
@@ -115,6 +117,12 @@ void run_case(const char *name, const problem *p, uint32_t flags);
 
 /* make_problem(), run_case(), free_problem(). */
 void run_filled_case(const char *name, const clxent_desc *desc, uint32_t fill, uint64_t seed, uint32_t flags);
+
+/* One run of p on the same kind of buffers, nothing checked: for tests with expectations of their own. The
+ * outputs come back in arrays of out, laid out as desc says. */
+void run_once(const char *name, clxent_plan *plan, const problem *p, uint32_t outputs, uint32_t flags,
+              clxent_host_args *out);
+void free_outputs(clxent_host_args *out);
 
 /* What run_case() makes plans with; clxent_plan_create() unless a test forces a strategy. */
 extern clxent_status (*plan_maker)(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc);

@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import tempfile
+import time
 import unittest
 
 import numpy as np
@@ -20,19 +21,41 @@ BIN = os.path.abspath(os.environ.get("CLXENT_BIN", "clxent"))
 SMALL = "CLXENT_TEST_SMALL" in os.environ  # a simulator runs the kernels
 
 OUTPUTS = ("losses", "lse", "softmax", "log-softmax", "grad", "argmax", "entropy")
-KEYS = ["rows", "ignored", "bad_targets", "classes", "dtype", "device", "loss", "perplexity", "accuracy", "seconds"]
+KEYS = [
+    "rows",
+    "ignored",
+    "bad_targets",
+    "classes",
+    "dtype",
+    "device",
+    "loss",
+    "perplexity",
+    "accuracy",
+    "seconds",
+]
 
 
 def clxent(*args, **kwargs):
-    return subprocess.run([BIN, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          universal_newlines=True, encoding="utf-8", timeout=100, **kwargs)
+    return subprocess.run(
+        [BIN, *map(str, args)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        universal_newlines=True,
+        encoding="utf-8",
+        timeout=100,
+        **kwargs
+    )
 
 
 # ---- Storage ----------------------------------------------------------------------------------
 
 # Unit of "real", largest relative rounding error, half of the smallest subnormal.
-ROUNDING = {"f16": (2.0 ** -11, 2.0 ** -25), "bf16": (2.0 ** -8, 2.0 ** -134),
-            "f32": (2.0 ** -24, 2.0 ** -150), "f64": (2.0 ** -53, 0.0)}
+ROUNDING = {
+    "f16": (2.0**-11, 2.0**-25),
+    "bf16": (2.0**-8, 2.0**-134),
+    "f32": (2.0**-24, 2.0**-150),
+    "f64": (2.0**-53, 0.0),
+}
 NUMPY = {"f16": "<f2", "bf16": "<u2", "f32": "<f4", "f64": "<f8"}
 
 
@@ -53,15 +76,34 @@ def values_of(stored, dtype, wide=np.float64):
 
 # ---- The formulas -----------------------------------------------------------------------------
 
-def oracle(x, y, axis=-1, f64=False, ignore_index=-100, class_weights=None, row_weights=None, label_smoothing=0.0,
-           z_loss=0.0, logit_scale=1.0, softcap=0.0, reduction="mean", denominator=None, shift=0, on_bad_target="error",
-           all_ignored="nan", grad_output=None):
-    """x are the stored logits' values; y classes or, with x's shape, probabilities. Gives results and bounds."""
+
+def oracle(
+    x,
+    y,
+    axis=-1,
+    f64=False,
+    ignore_index=-100,
+    class_weights=None,
+    row_weights=None,
+    label_smoothing=0.0,
+    z_loss=0.0,
+    logit_scale=1.0,
+    softcap=0.0,
+    reduction="mean",
+    denominator=None,
+    shift=0,
+    on_bad_target="error",
+    all_ignored="nan",
+    grad_output=None,
+):
+    """x: values of the stored logits; y: classes or, in x's shape, probabilities. Results, with bounds."""
     wide = np.longdouble if f64 else np.float64
     real = np.float64 if f64 else np.float32
-    u = 2.0 ** -53 if f64 else 2.0 ** -24
+    u = 2.0**-53 if f64 else 2.0**-24
     # Options are used as real: their rounding belongs to the problem.
-    label_smoothing, z_loss, logit_scale, softcap = (wide(real(v)) for v in (label_smoothing, z_loss, logit_scale, softcap))
+    label_smoothing, z_loss, logit_scale, softcap = (
+        wide(real(v)) for v in (label_smoothing, z_loss, logit_scale, softcap)
+    )
 
     x = np.moveaxis(x.astype(wide), axis, -1)
     row_shape, classes = x.shape[:-1], x.shape[-1]
@@ -71,6 +113,8 @@ def oracle(x, y, axis=-1, f64=False, ignore_index=-100, class_weights=None, row_
     tanh = np.tanh(s / softcap) if softcap > 0 else np.zeros_like(s)
     z = softcap * tanh if softcap > 0 else s
     z = np.where(x == -np.inf, -np.inf, z)
+    # Of the scaled logits: a softcap that saturates makes equal what is not. Rounding to real may tie.
+    argmax = np.where(x == -np.inf, -np.inf, s).astype(real).argmax(axis=1)
     m = z.max(axis=1, keepdims=True)
     delta = m - z
     e = np.exp(-delta)
@@ -82,7 +126,9 @@ def oracle(x, y, axis=-1, f64=False, ignore_index=-100, class_weights=None, row_
     finite_delta = np.where(np.isfinite(delta), delta, 0)
 
     weight = np.ones(rows, wide) if row_weights is None else row_weights.astype(real).astype(wide).reshape(-1)
-    class_weight = np.ones(classes, wide) if class_weights is None else class_weights.astype(real).astype(wide)
+    class_weight = (
+        np.ones(classes, wide) if class_weights is None else class_weights.astype(real).astype(wide)
+    )
     position = np.arange(rows)
     judged = (position % seq) + shift < seq
     source = np.where(judged, position + shift, 0)
@@ -98,7 +144,7 @@ def oracle(x, y, axis=-1, f64=False, ignore_index=-100, class_weights=None, row_
         counts &= ~bad
         t = np.where(counts, t, 0)
         q[position, t] = 1
-        correct = int((counts & (z.argmax(axis=1) == t)).sum())
+        correct = int((counts & (argmax == t)).sum())
         pull = class_weight[t]
     else:
         counts = judged & (weight != 0)
@@ -113,10 +159,10 @@ def oracle(x, y, axis=-1, f64=False, ignore_index=-100, class_weights=None, row_
     losses = weight * (terms.sum(axis=1) + z_loss * lse[:, 0] ** 2)
     dz = p * a.sum(axis=1, keepdims=True) - a + 2 * z_loss * lse * p
     if hard and label_smoothing == 0 and rows > 0:
-        # The target's element is minus the sum over the others: p - 1 would have lost a confident row's digits.
+        # The target's element is minus the sum over the others: p - 1 would have lost digits.
         others = (e * (1 - q)).sum(axis=1) / d[:, 0]
         dz[position, t] = -pull * others + (2 * z_loss * lse * p)[position, t]
-    slope = np.where(x == -np.inf, 0, logit_scale * (1 - tanh ** 2))
+    slope = np.where(x == -np.inf, 0, logit_scale * (1 - tanh**2))
 
     divisor = wide(1)
     if reduction == "mean":
@@ -137,25 +183,40 @@ def oracle(x, y, axis=-1, f64=False, ignore_index=-100, class_weights=None, row_
     argument = 4 * near if scaled else np.zeros_like(near)
     far = 4 * np.maximum(near, np.where(np.isfinite(z), np.abs(z), 0)) if scaled else np.zeros_like(z)
     exponent = 8 + finite_delta + far
-    lse_bound = u * (2 * np.maximum(np.abs(m), log_d) + 1 + argument)
+    lse_bound = u * ((2 if f64 else 1) * np.abs(lse) + 2 * log_d + 4 + argument)
     with np.errstate(invalid="ignore"):
         finite_terms = np.where(np.isfinite(terms), np.abs(terms), 0)
         entropy = log_d[:, 0] + np.where(p == 0, 0, p * delta).sum(axis=1)
-    loss_bound = u * np.abs(weight) * (
-        16 * (finite_terms.sum(axis=1) + np.abs(z_loss) * lse[:, 0] ** 2)
-        + (np.abs(a) * (far * (finite_delta > 0) + argument * (1 - p.max(axis=1, keepdims=True)))).sum(axis=1))
+    loss_bound = (
+        u
+        * np.abs(weight)
+        * (
+            16 * (finite_terms.sum(axis=1) + np.abs(z_loss) * lse[:, 0] ** 2)
+            + (np.abs(a) * (far * (finite_delta > 0) + argument * (1 - p.max(axis=1, keepdims=True)))).sum(
+                axis=1
+            )
+        )
+    )
     loss_bound = loss_bound + np.abs(weight) * z_loss * 2 * np.abs(lse[:, 0]) * lse_bound[:, 0]
     element = exponent * (p * mass + 2 * np.abs(z_loss * lse) * p) + (8 + finite_delta) * np.abs(a)
     if hard and label_smoothing == 0 and rows > 0:
-        others = ((exponent * p * (1 - q)).sum(axis=1) * np.abs(pull) + (2 * np.abs(z_loss * lse) * p * exponent)[position, t])
+        others = (exponent * p * (1 - q)).sum(axis=1) * np.abs(pull) + (
+            2 * np.abs(z_loss * lse) * p * exponent
+        )[position, t]
         element[position, t] = others + 8 * np.abs(dz[position, t])
     element = element * u + 2 * z_loss * p * lse_bound
-    gradient_bound = (element * np.abs(slope) + 8 * u * np.abs(dz * logit_scale * (softcap > 0))) * np.abs(outer)[:, None]
+    gradient_bound = (element * np.abs(slope) + 8 * u * np.abs(dz * logit_scale * (softcap > 0))) * np.abs(
+        outer
+    )[:, None]
     gradient_bound += 4 * u * np.abs(gradient)  # D and the upstream value round
     losses = np.where(bad & (on_bad_target == "nan"), np.nan, losses)
     gradient = np.where((bad & (on_bad_target == "nan"))[:, None], np.nan, gradient)
 
-    reduced = losses.sum() / divisor if rows > 0 and not no_rows else wide(0) / (divisor if reduction != "mean" or denominator else 1)
+    reduced = (
+        losses.sum() / divisor
+        if rows > 0 and not no_rows
+        else wide(0) / (divisor if reduction != "mean" or denominator else 1)
+    )
     if no_rows:
         reduced = wide(np.nan if all_ignored == "nan" else 0)
     if (bad & (on_bad_target == "nan")).any():
@@ -169,27 +230,49 @@ def oracle(x, y, axis=-1, f64=False, ignore_index=-100, class_weights=None, row_
     def flat(v):
         return v.reshape(row_shape)
 
-    tiny = 2.0 ** -1022 if f64 else 2.0 ** -126
+    tiny = 2.0**-1022 if f64 else 2.0**-126
     with np.errstate(invalid="ignore"):
         log_p_bound = np.where(np.isfinite(nll), u * (8 + 2 * finite_delta + 4 * log_d + far + argument), 0)
-        entropy_bound = u * (8 + 4 * log_d[:, 0] + entropy + (p * finite_delta * (exponent + 10)).sum(axis=1)
-                             + (p * far).sum(axis=1) + argument[:, 0])
-    loss_total = (loss_bound[counts].sum() + 8 * u * np.abs(losses[counts]).sum()) / abs(divisor) if not no_rows else wide(0)
+        entropy_bound = u * (
+            8
+            + 4 * log_d[:, 0]
+            + entropy
+            + (p * finite_delta * (exponent + 10)).sum(axis=1)
+            + (p * far).sum(axis=1)
+            + argument[:, 0]
+        )
+    loss_total = (
+        (loss_bound[counts].sum() + 8 * u * np.abs(losses[counts]).sum()) / abs(divisor)
+        if not no_rows
+        else wide(0)
+    )
     return {
-        "rows": rows, "classes": classes, "bad_targets": int(bad.sum()), "ignored": rows - count - int(bad.sum()),
+        "rows": rows,
+        "classes": classes,
+        "bad_targets": int(bad.sum()),
+        "ignored": rows - count - int(bad.sum()),
         "loss": (reduced, loss_total + 8 * u * abs(reduced) + tiny),
         "perplexity": math.exp(mean_nll) if mean_nll is not None else None,
-        "perplexity_bound": None if mean_nll is None else float(
-            math.exp(mean_nll) * u * (1 + (16 * nll[position, t] + argument[:, 0] + far[position, t])[counts].sum() / count)),
+        "perplexity_bound": None
+        if mean_nll is None
+        else float(
+            math.exp(mean_nll)
+            * u
+            * (1 + (16 * nll[position, t] + argument[:, 0] + far[position, t])[counts].sum() / count)
+        ),
         "accuracy": correct / count if hard and count > 0 else None,
-        "losses": (flat(losses), flat(loss_bound + tiny)), "lse": (flat(lse[:, 0]), flat(lse_bound[:, 0])),
-        "softmax": (full(p), full(u * exponent * p + tiny)), "log-softmax": (full(-nll), full(log_p_bound + tiny)),
+        "losses": (flat(losses), flat(loss_bound + tiny)),
+        "lse": (flat(lse[:, 0]), flat(lse_bound[:, 0])),
+        "softmax": (full(p), full(u * exponent * p + tiny)),
+        "log-softmax": (full(-nll), full(log_p_bound + tiny)),
         "grad": (full(gradient), full(np.where(counts[:, None], gradient_bound + tiny, 0))),
-        "argmax": (flat(z.argmax(axis=1)), None), "entropy": (flat(entropy), flat(entropy_bound + tiny)),
+        "argmax": (flat(argmax), None),
+        "entropy": (flat(entropy), flat(entropy_bound + tiny)),
     }
 
 
 # ---- Running eval -----------------------------------------------------------------------------
+
 
 class Case(unittest.TestCase):
     maxDiff = None
@@ -241,10 +324,22 @@ class Case(unittest.TestCase):
                 same |= np.abs(got - want) <= bound
         if not same.all():
             at = np.unravel_index(np.argmin(same), same.shape) if same.shape else ()
-            self.fail("%s at %s: got %r, want %r, bound %r; %d of %d differ" % (
-                what, at, got[at], want[at], None if bound is None else np.asarray(bound)[at], (~same).sum(), same.size))
+            self.fail(
+                "%s at %s: got %r, want %r, bound %r; %d of %d differ"
+                % (
+                    what,
+                    at,
+                    got[at],
+                    want[at],
+                    None if bound is None else np.asarray(bound)[at],
+                    (~same).sum(),
+                    same.size,
+                )
+            )
 
-    def evaluate(self, logits, targets, dtype="f32", axis=-1, outputs=OUTPUTS, grad_dtype=None, save=None, **options):
+    def evaluate(
+        self, logits, targets, dtype="f32", axis=-1, outputs=OUTPUTS, grad_dtype=None, save=None, **options
+    ):
         """Runs eval on stored arrays and compares everything it gives with the oracle."""
         save = save or self.save
         f64 = dtype == "f64"
@@ -289,12 +384,14 @@ class Case(unittest.TestCase):
                 self.assertEqual(array.dtype, np.dtype("<i8"))
                 self.close(array, want[name][0], None, name)
                 continue
-            stored = {"softmax": dtype, "log-softmax": dtype, "grad": grad_dtype or dtype}.get(name, "f64" if f64 else "f32")
+            stored = {"softmax": dtype, "log-softmax": dtype, "grad": grad_dtype or dtype}.get(
+                name, "f64" if f64 else "f32"
+            )
             self.assertEqual(array.dtype, np.dtype(NUMPY[stored]), name)
             arrays[name] = array
             value, bound = want[name]
             relative, half_subnormal = ROUNDING[stored]
-            if relative > (2.0 ** -53 if f64 else 2.0 ** -24):
+            if relative > (2.0**-53 if f64 else 2.0**-24):
                 finite = np.where(np.isfinite(value), np.abs(value), 0)
                 bound = bound * (1 + relative) + np.where(bound == 0, 0, relative * finite + half_subnormal)
             self.close(values_of(array, stored, np.longdouble if f64 else np.float64), value, bound, name)
@@ -322,6 +419,7 @@ def batch(seed, shape=(2, 5, 33), dtype="f32", targets="<i4", scale=3.0):
 
 # ---- The frame --------------------------------------------------------------------------------
 
+
 class Frame(Case):
     def test_version(self):
         self.assertRegex(self.succeed("--version"), r"\Aclxent \d+\.\d+\.\d+\n\Z")
@@ -333,8 +431,11 @@ class Frame(Case):
             self.assertRegex(text, r"(?m)^  %s  " % name)
             self.assertIn("--device", self.succeed(name, "--help"))
         text = self.succeed("eval", "--help")
-        for flag in ("logits targets bf16 class-axis ignore-index class-weights row-weights label-smoothing z-loss logit-scale "
-                     "softcap reduction denominator shift on-bad-target all-ignored grad-output grad-dtype json").split():
+        for flag in (
+            "logits targets bf16 class-axis ignore-index class-weights row-weights label-smoothing z-loss "
+            "logit-scale softcap reduction denominator shift on-bad-target all-ignored grad-output "
+            "grad-dtype json"
+        ).split():
             self.assertIn("--" + flag, text)
         for name in OUTPUTS:
             self.assertIn("--%s-out" % name, text)
@@ -342,23 +443,46 @@ class Frame(Case):
     def test_wrong_usage_is_status_2(self):
         x, y = batch(0)
         files = ["--logits", self.save("x.npy", x), "--targets", self.save("y.npy", y)]
-        for args in ([], ["nonsense"], ["verify"], ["bench"], ["tune"], ["--nonsense"], ["eval"], ["eval", *files, "extra"],
-                     ["eval", "--logits", "x.npy"], ["eval", *files, "--nonsense"], ["info", "--logits", "x"],
-                     ["demo", "extra"], ["sample"], ["sample", "--text", "x", "--batch", "2", "--seq", "3"]):
+        for args in (
+            [],
+            ["nonsense"],
+            ["verify"],
+            ["bench"],
+            ["tune"],
+            ["--nonsense"],
+            ["eval"],
+            ["eval", *files, "extra"],
+            ["eval", "--logits", "x.npy"],
+            ["eval", *files, "--nonsense"],
+            ["info", "--logits", "x"],
+            ["demo", "extra"],
+            ["sample"],
+            ["sample", "--text", "x", "--batch", "2", "--seq", "3"],
+        ):
             self.refuse(*args, status=2)
         for flag, values in {
-                "--class-axis": ["", "x", "1.5", "99999999999999999999"], "--ignore-index": ["no", "1e3", "9223372036854775808"],
-                "--label-smoothing": ["-0.1", "1.01", "nan", "x", "", " 0.1", "0.1 "], "--z-loss": ["-1", "inf", "nan"],
-                "--logit-scale": ["inf", "nan", "1x"], "--softcap": ["-1", "inf"], "--reduction": ["max", "", "Mean"],
-                "--denominator": ["inf", "x"], "--shift": ["-1", "1.0", "+1"], "--on-bad-target": ["x"],
-                "--all-ignored": ["x"], "--grad-dtype": ["f4", "x"]}.items():
+            "--class-axis": ["", "x", "1.5", "99999999999999999999"],
+            "--ignore-index": ["no", "1e3", "9223372036854775808"],
+            "--label-smoothing": ["-0.1", "1.01", "nan", "x", "", " 0.1", "0.1 "],
+            "--z-loss": ["-1", "inf", "nan"],
+            "--logit-scale": ["inf", "nan", "1x"],
+            "--softcap": ["-1", "inf"],
+            "--reduction": ["max", "", "Mean"],
+            "--denominator": ["inf", "x"],
+            "--shift": ["-1", "1.0", "+1"],
+            "--on-bad-target": ["x"],
+            "--all-ignored": ["x"],
+            "--grad-dtype": ["f4", "x"],
+        }.items():
             for value in values:
                 self.refuse("eval", *files, flag, value, status=2, mentions=[flag])
-        self.refuse("eval", *files, "--lse-out", self.path("a.npy"), "--grad-out", self.path("a.npy"), status=2)
+        self.refuse(
+            "eval", *files, "--lse-out", self.path("a.npy"), "--grad-out", self.path("a.npy"), status=2
+        )
         for flag, value in (("--batch", "0"), ("--seq", "-1"), ("--batch", "x")):
             good = {"--text": "x", "--batch": "1", "--seq": "1", "--out": self.path("o")}
             self.refuse("sample", *itertools.chain(*{**good, flag: value}.items()), status=2)
-        self.refuse("sample", "--text", "x", "--out", "o", "--batch", 2 ** 40, "--seq", 2 ** 40, status=2)
+        self.refuse("sample", "--text", "x", "--out", "o", "--batch", 2**40, "--seq", 2**40, status=2)
 
     def test_text_output_has_every_figure(self):
         x, y = batch(1)
@@ -382,7 +506,17 @@ class Frame(Case):
             if b"__asan_init" in stream.read() and "OCL_ICD_VENDORS" in os.environ:
                 # Some drivers cannot be loaded into a sanitized program.
                 environment = {"OCL_ICD_VENDORS": os.environ["OCL_ICD_VENDORS"]}
-        self.succeed("eval", "--logits", "x.npy", "--targets", "y.npy", "--lse-out", "lse.npy", cwd=self.dir, env=environment)
+        self.succeed(
+            "eval",
+            "--logits",
+            "x.npy",
+            "--targets",
+            "y.npy",
+            "--lse-out",
+            "lse.npy",
+            cwd=self.dir,
+            env=environment,
+        )
         self.assertEqual(np.load(self.path("lse.npy")).shape, (2, 5))
         self.succeed("demo", cwd="/", env=environment)
 
@@ -415,7 +549,9 @@ class Devices(Case):
 
     def test_a_device_is_chosen_by_number_or_name(self):
         name = json.loads(self.succeed("info", "--json", "--device", "0"))["devices"][0]["name"]
-        self.assertEqual(json.loads(self.succeed("demo", "--json", "--device", name[2:9].upper()))["device"], name)
+        self.assertEqual(
+            json.loads(self.succeed("demo", "--json", "--device", name[2:9].upper()))["device"], name
+        )
         for wanted in ("99", "99999999999999999999999", "no such device", ""):
             for command in ("info", "demo"):
                 self.refuse(command, "--device", wanted, mentions=["--device"])
@@ -427,8 +563,10 @@ class Devices(Case):
 
 class Demo(Case):
     LOSSES = [0.14507793896078233, 17.01904504849764]
-    SOFTMAX = [[2.1440087835846340e-03, 1.5842201178506925e-02, 1.1705891323853292e-01, 8.6495487679937544e-01],
-               [8.9467946053009757e-04, 4.0618384668004272e-08, 1.7970117338894899e-02, 9.8113516258219036e-01]]
+    SOFTMAX = [
+        [2.1440087835846340e-03, 1.5842201178506925e-02, 1.1705891323853292e-01, 8.6495487679937544e-01],
+        [8.9467946053009757e-04, 4.0618384668004272e-08, 1.7970117338894899e-02, 9.8113516258219036e-01],
+    ]
     TARGETS = [3, 1]
 
     def gradient(self, row, j):
@@ -439,18 +577,26 @@ class Demo(Case):
         text.encode("ascii")
         losses = re.findall(r"(?m)^row \d, target \d: loss (\d+\.\d{9}) ", text)
         self.assertEqual(len(losses), 2)
-        rows = re.findall(r"(?m)^  ([* ]) +(\d) +(-?\d+)  (\d\.\d{9})  [# ]{20}  ([ -]\d\.\d{9})  [# |]+$", text)
+        rows = re.findall(
+            r"(?m)^  ([* ]) +(\d) +(-?\d+)  (\d\.\d{9})  [# ]{20}  ([ -]\d\.\d{9})  [# |]+$", text
+        )
         self.assertEqual(len(rows), 8)
         for i, (mark, j, _, softmax, gradient) in enumerate(rows):
             row, j = i // 4, int(j)
             self.assertEqual(mark == "*", j == self.TARGETS[row])
             self.assertAlmostEqual(float(losses[row]), self.LOSSES[row], delta=2e-6 * self.LOSSES[row])
-            self.assertAlmostEqual(float(softmax), self.SOFTMAX[row][j], delta=2e-6 * self.SOFTMAX[row][j] + 5.1e-10)
-            self.assertAlmostEqual(float(gradient), self.gradient(row, j), delta=2e-6 * abs(self.gradient(row, j)) + 5.1e-10)
+            self.assertAlmostEqual(
+                float(softmax), self.SOFTMAX[row][j], delta=2e-6 * self.SOFTMAX[row][j] + 5.1e-10
+            )
+            self.assertAlmostEqual(
+                float(gradient), self.gradient(row, j), delta=2e-6 * abs(self.gradient(row, j)) + 5.1e-10
+            )
 
     def test_bars_follow_the_locale(self):
         self.assertIn("\u2588", self.succeed("demo", env={**os.environ, "LC_ALL": "C.UTF-8"}))
-        self.assertNotIn("\u2588", self.succeed("demo", env={**os.environ, "LC_ALL": "", "LC_CTYPE": "", "LANG": "C"}))
+        self.assertNotIn(
+            "\u2588", self.succeed("demo", env={**os.environ, "LC_ALL": "", "LC_CTYPE": "", "LANG": "C"})
+        )
 
     def test_json(self):
         got = json.loads(self.succeed("demo", "--json"))
@@ -468,23 +614,42 @@ class Demo(Case):
         self.assertEqual(data[-8:-4], b"IEND")
 
     def test_plot_without_gnuplot(self):
-        self.refuse("demo", "--plot", self.path("demo.png"), env={**os.environ, "PATH": "/nonexistent"}, mentions=["gnuplot"])
+        self.refuse(
+            "demo",
+            "--plot",
+            self.path("demo.png"),
+            env={**os.environ, "PATH": "/nonexistent"},
+            mentions=["gnuplot"],
+        )
         os.mkdir(self.path("bin"))
         with open(self.path("bin/gnuplot"), "w") as stream:
             stream.write("#!/bin/sh\necho partial\nexit 3\n")
         os.chmod(self.path("bin/gnuplot"), 0o755)
-        self.refuse("demo", "--plot", self.path("demo.png"), env={**os.environ, "PATH": self.path("bin")}, mentions=["status 3"])
+        self.refuse(
+            "demo",
+            "--plot",
+            self.path("demo.png"),
+            env={**os.environ, "PATH": self.path("bin")},
+            mentions=["status 3"],
+        )
         self.refuse("demo", "--plot", self.path("no/demo.png"), mentions=["no/demo.png"])
 
 
 class Sample(Case):
-    TEXT = (b"It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness, "
-            b"it was the epoch of belief, it was the epoch of incredulity.\x00\xff\n") * 3
+    TEXT = (
+        b"It was the best of times, it was the worst of times, it was the age of wisdom, "
+        b"it was the age of foolishness, "
+        b"it was the epoch of belief, it was the epoch of incredulity.\x00\xff\n"
+    ) * 3
 
     def test_rows_are_the_bigram_model_and_eval_finds_its_cross_entropy(self):
         B, S = 3, 40
         out = self.path("a/b")
-        told = json.loads(self.succeed("sample", "--json", "--text", self.raw("t", self.TEXT), "--batch", B, "--seq", S, "--out", out))
+        told = json.loads(
+            self.succeed(
+                "sample", "--json", "--text", self.raw("t", self.TEXT), "--batch", B, "--seq", S, "--out", out
+            )
+        )
         text = np.frombuffer(self.TEXT, np.uint8)
         counts = np.zeros((256, 256))
         np.add.at(counts, (text[:-1], text[1:]), 1)
@@ -498,17 +663,34 @@ class Sample(Case):
 
         cross_entropy = -model[text[: B * S], text[1 : B * S + 1]].mean()
         self.assertAlmostEqual(told["cross_entropy"], cross_entropy, delta=1e-12)
-        got = json.loads(self.succeed("eval", "--json", "--logits", out + "/logits.npy", "--targets", out + "/targets.npy"))
+        got = json.loads(
+            self.succeed("eval", "--json", "--logits", out + "/logits.npy", "--targets", out + "/targets.npy")
+        )
         self.assertAlmostEqual(got["loss"], cross_entropy, delta=1e-6 * cross_entropy)
-        self.assertAlmostEqual(got["perplexity"], math.exp(cross_entropy), delta=1e-6 * math.exp(cross_entropy))
+        self.assertAlmostEqual(
+            got["perplexity"], math.exp(cross_entropy), delta=1e-6 * math.exp(cross_entropy)
+        )
         self.assertEqual(got["accuracy"], np.mean(logits.argmax(axis=-1) == targets))
-        self.assertIn("%.9f" % cross_entropy,
-                      self.succeed("sample", "--text", self.path("t"), "--batch", B, "--seq", S, "--out", out))
+        self.assertIn(
+            "%.9f" % cross_entropy,
+            self.succeed("sample", "--text", self.path("t"), "--batch", B, "--seq", S, "--out", out),
+        )
 
     def test_exactly_enough_text(self):
         text = self.raw("t", b"abcdefg")
         self.succeed("sample", "--text", text, "--batch", 2, "--seq", 3, "--out", self.path("o"))
-        self.refuse("sample", "--text", text, "--batch", 1, "--seq", 7, "--out", self.path("o2"), mentions=["t: 7 bytes", "8"])
+        self.refuse(
+            "sample",
+            "--text",
+            text,
+            "--batch",
+            1,
+            "--seq",
+            7,
+            "--out",
+            self.path("o2"),
+            mentions=["t: 7 bytes", "8"],
+        )
 
     def test_errors(self):
         rest = ["--batch", 1, "--seq", 2, "--out", self.path("o")]
@@ -516,14 +698,28 @@ class Sample(Case):
         self.refuse("sample", "--text", self.raw("empty", b""), *rest, mentions=["empty: 0 bytes"])
         self.refuse("sample", "--text", self.dir, *rest, mentions=["not a regular file"])
         text = self.raw("t", b"abcdef")
-        self.refuse("sample", "--text", text, "--batch", 1, "--seq", 2, "--out", text, mentions=["cannot be made"])
-        self.refuse("sample", "--text", text, "--batch", 1, "--seq", 2, "--out", text + "/x", mentions=["cannot be made"])
+        self.refuse(
+            "sample", "--text", text, "--batch", 1, "--seq", 2, "--out", text, mentions=["cannot be made"]
+        )
+        self.refuse(
+            "sample",
+            "--text",
+            text,
+            "--batch",
+            1,
+            "--seq",
+            2,
+            "--out",
+            text + "/x",
+            mentions=["cannot be made"],
+        )
         os.makedirs(self.path("o/targets.npy"))
         self.refuse("sample", "--text", text, *rest, mentions=["targets.npy", "is a directory"])
         self.assertEqual(os.listdir(self.path("o")), ["targets.npy"])
 
 
 # ---- Numbers ----------------------------------------------------------------------------------
+
 
 class Batches(Case):
     def test_64_random_batches(self):
@@ -537,8 +733,16 @@ class Batches(Case):
                 self.evaluate(x, y)
 
     def test_every_dtype(self):
-        for dtype, grad in (("f16", None), ("f16", "f32"), ("bf16", None), ("bf16", "f32"), ("f32", "bf16"), ("f32", "f16"),
-                            ("f64", None), ("f64", "f32")):
+        for dtype, grad in (
+            ("f16", None),
+            ("f16", "f32"),
+            ("bf16", None),
+            ("bf16", "f32"),
+            ("f32", "bf16"),
+            ("f32", "f16"),
+            ("f64", None),
+            ("f64", "f32"),
+        ):
             with self.subTest(dtype=dtype, grad=grad):
                 x, y = batch(7, dtype=dtype)
                 got, arrays, _ = self.evaluate(x, y, dtype=dtype, grad_dtype=grad)
@@ -553,12 +757,12 @@ class Batches(Case):
 
     def test_masked_classes_and_special_rows(self):
         x = np.zeros((7, 5), "<f4")
-        x[0, 2] = -np.inf          # another class masked
-        x[1, 3] = -np.inf          # the target masked: +inf
-        x[2] = -np.inf             # nothing left: NaN, lse -inf
-        x[3, 0] = np.inf           # NaN, lse +inf
+        x[0, 2] = -np.inf  # another class masked
+        x[1, 3] = -np.inf  # the target masked: +inf
+        x[2] = -np.inf  # nothing left: NaN, lse -inf
+        x[3, 0] = np.inf  # NaN, lse +inf
         x[4, 4] = np.nan
-        x[5] = np.nan              # ignored
+        x[5] = np.nan  # ignored
         x[6] += 1e6
         y = np.array([3, 3, 3, 3, 3, -100, 3])
         flags = ["eval", "--json", "--logits", self.save("x.npy", x), "--targets", self.save("y.npy", y)]
@@ -567,13 +771,28 @@ class Batches(Case):
         got = json.loads(self.succeed(*flags))
         self.assertEqual((got["loss"], got["perplexity"], got["ignored"]), ("NaN", "NaN", 1))
         out = {name: np.load(self.path(name + ".npy")) for name in OUTPUTS}
-        self.close(out["losses"], [math.log(4), np.inf, np.nan, np.nan, np.nan, 0, math.log(5)], 1e-6, "losses")
-        self.close(out["lse"], [math.log(4), math.log(4), -np.inf, np.inf, np.nan, np.nan, 1e6 + math.log(5)],
-                   [1e-6, 1e-6, 0, 0, 0, 0, 0.1], "lse")
+        self.close(
+            out["losses"], [math.log(4), np.inf, np.nan, np.nan, np.nan, 0, math.log(5)], 1e-6, "losses"
+        )
+        self.close(
+            out["lse"],
+            [math.log(4), math.log(4), -np.inf, np.inf, np.nan, np.nan, 1e6 + math.log(5)],
+            [1e-6, 1e-6, 0, 0, 0, 0, 0.1],
+            "lse",
+        )
         self.assertTrue((out["grad"][5] == 0).all())
         self.assertTrue(np.isfinite(out["grad"][[0, 1, 6]]).all())
         self.assertEqual(list(out["argmax"]), [0, 0, 0, 0, 4, 0, 0])
-        only = json.loads(self.succeed("eval", "--json", "--logits", self.save("x.npy", x[:2]), "--targets", self.save("y.npy", y[:2])))
+        only = json.loads(
+            self.succeed(
+                "eval",
+                "--json",
+                "--logits",
+                self.save("x.npy", x[:2]),
+                "--targets",
+                self.save("y.npy", y[:2]),
+            )
+        )
         self.assertEqual((only["loss"], only["perplexity"]), ("Infinity", "Infinity"))
 
     def test_perplexity_of_confident_rows_under_every_option(self):
@@ -591,10 +810,19 @@ class Options(Case):
     def alone(self):
         random = np.random.RandomState(5)
         return {
-            "ignore_index": 7, "class_weights": random.uniform(-0.5, 2, 33).astype("<f4"),
-            "row_weights": np.where(random.uniform(size=(2, 5)) < 0.3, 0, random.uniform(0.1, 2, (2, 5))).astype("<f4"),
-            "label_smoothing": 0.13, "z_loss": 0.02, "logit_scale": -0.7, "softcap": 4.5, "reduction": "sum",
-            "denominator": -3.5, "shift": 2, "grad_output": np.array(1.7, "<f4"),
+            "ignore_index": 7,
+            "class_weights": random.uniform(-0.5, 2, 33).astype("<f4"),
+            "row_weights": np.where(
+                random.uniform(size=(2, 5)) < 0.3, 0, random.uniform(0.1, 2, (2, 5))
+            ).astype("<f4"),
+            "label_smoothing": 0.13,
+            "z_loss": 0.02,
+            "logit_scale": -0.7,
+            "softcap": 4.5,
+            "reduction": "sum",
+            "denominator": -3.5,
+            "shift": 2,
+            "grad_output": np.array(1.7, "<f4"),
         }
 
     def data(self):
@@ -605,7 +833,9 @@ class Options(Case):
     def test_each_alone_changes_the_result(self):
         x, y = self.data()
         _, plain, _ = self.evaluate(x, y)
-        plain_loss = json.loads(self.succeed("eval", "--json", "--logits", self.path("x.npy"), "--targets", self.path("y.npy")))["loss"]
+        plain_loss = json.loads(
+            self.succeed("eval", "--json", "--logits", self.path("x.npy"), "--targets", self.path("y.npy"))
+        )["loss"]
         for name, value in self.alone().items():
             with self.subTest(option=name):
                 extra = {"on_bad_target": "ignore"} if name == "ignore_index" else {}  # -100 is no class then
@@ -616,8 +846,13 @@ class Options(Case):
     def test_reduction_none(self):
         x, y = self.data()
         values = np.random.RandomState(1).normal(size=(2, 5))
-        for options in ({}, {"grad_output": values.astype("<f4")}, {"grad_output": values}, {"grad_output": np.array([0.5])},
-                        {"denominator": 4.0}):
+        for options in (
+            {},
+            {"grad_output": values.astype("<f4")},
+            {"grad_output": values},
+            {"grad_output": np.array([0.5])},
+            {"denominator": 4.0},
+        ):
             with self.subTest(options=list(options)):
                 self.evaluate(x, y, reduction="none", **options)
 
@@ -625,7 +860,9 @@ class Options(Case):
         options = self.alone()
         random = np.random.RandomState(9)
         for i in range(4 if SMALL else 24):
-            chosen = {name: value for name, value in options.items() if random.uniform() < (1.0 if i == 0 else 0.5)}
+            chosen = {
+                name: value for name, value in options.items() if random.uniform() < (1.0 if i == 0 else 0.5)
+            }
             dtype = ("f32", "bf16", "f64", "f16")[i % 4]
             chosen["on_bad_target"] = ("nan", "ignore")[i % 2]
             if random.uniform() < 0.4:
@@ -641,12 +878,20 @@ class Options(Case):
             self.evaluate(x, y, ignore_index=int(y[0, 0]), on_bad_target="ignore")
         with self.subTest("none"):
             self.evaluate(x, np.abs(y) % 33, ignore_index=None)
-            self.refuse("eval", "--logits", self.path("x.npy"), "--targets", self.save("y.npy", y), "--ignore-index", "none",
-                        mentions=["-100", "0 to 32"])
+            self.refuse(
+                "eval",
+                "--logits",
+                self.path("x.npy"),
+                "--targets",
+                self.save("y.npy", y),
+                "--ignore-index",
+                "none",
+                mentions=["-100", "0 to 32"],
+            )
         with self.subTest("full width"):
             y = y.astype("<i8")
-            y[1, 1] = 2 ** 32 + 5
-            got, _, _ = self.evaluate(x, y, ignore_index=2 ** 32 + 5, on_bad_target="ignore")
+            y[1, 1] = 2**32 + 5
+            got, _, _ = self.evaluate(x, y, ignore_index=2**32 + 5, on_bad_target="ignore")
             self.assertEqual((got["ignored"], got["bad_targets"]), (1, 1))
 
     def test_bad_target_policies(self):
@@ -669,7 +914,15 @@ class Options(Case):
         x, _ = self.data()
         q = np.random.RandomState(3).uniform(-0.1, 1, x.shape)
         options = self.alone()
-        for dtype, stored in (("f32", "<f4"), ("f16", "<f2"), ("f16", "<f4"), ("bf16", "<u2"), ("bf16", "<f4"), ("f64", "<f8"), ("f64", "<f4")):
+        for dtype, stored in (
+            ("f32", "<f4"),
+            ("f16", "<f2"),
+            ("f16", "<f4"),
+            ("bf16", "<u2"),
+            ("bf16", "<f4"),
+            ("f64", "<f8"),
+            ("f64", "<f4"),
+        ):
             with self.subTest(dtype=dtype, stored=stored):
                 y = store(q, "bf16") if stored == "<u2" else q.astype(stored)
                 self.evaluate(store(x.astype("f8"), dtype), y, dtype=dtype)
@@ -697,10 +950,20 @@ class Options(Case):
     def test_shift_of_a_whole_sequence(self):
         x, y = self.data()
         self.assertEqual(self.evaluate(x, y, shift=5)[0]["ignored"], 10)
-        self.refuse("eval", "--logits", self.path("x.npy"), "--targets", self.path("y.npy"), "--shift", 6, mentions=["x.npy", "shift"])
+        self.refuse(
+            "eval",
+            "--logits",
+            self.path("x.npy"),
+            "--targets",
+            self.path("y.npy"),
+            "--shift",
+            6,
+            mentions=["x.npy", "shift"],
+        )
 
 
 # ---- Files ------------------------------------------------------------------------------------
+
 
 class Files(Case):
     def bits(self, x, y, **kwargs):
@@ -710,14 +973,20 @@ class Files(Case):
     def test_versions_orders_and_byte_orders_give_the_same_bits(self):
         x, y = batch(21, (3, 4, 17))
         want = self.bits(x, y)
-        for i, (version, order, bytes_x, bytes_y) in enumerate(itertools.product(((1, 0), (2, 0), (3, 0)), "CF", "<>", "<>")):
+        for i, (version, order, bytes_x, bytes_y) in enumerate(
+            itertools.product(((1, 0), (2, 0), (3, 0)), "CF", "<>", "<>")
+        ):
             if i % 3 == 2 and SMALL:
                 continue
             with self.subTest(version=version, order=order, bytes_x=bytes_x, bytes_y=bytes_y):
+
                 def save(name, array):
                     if array.dtype.itemsize > 1:
-                        array = array.astype(array.dtype.newbyteorder(bytes_x if name == "x.npy" else bytes_y))
+                        array = array.astype(
+                            array.dtype.newbyteorder(bytes_x if name == "x.npy" else bytes_y)
+                        )
                     return self.save(name, np.array(array, order=order), version=version)
+
                 got = self.bits(x, y, save=save)
                 for name in want:
                     np.testing.assert_array_equal(got[name], want[name])
@@ -726,8 +995,14 @@ class Files(Case):
         for dtype, swapped in (("f16", ">f2"), ("bf16", ">u2"), ("f64", ">f8")):
             x, y = batch(22, dtype=dtype)
             want = self.bits(x, y, dtype=dtype)
-            got = self.bits(x, y, dtype=dtype, save=lambda name, a: self.save(
-                name, a.astype(swapped) if name == "x.npy" else a.astype(">i8")))
+            got = self.bits(
+                x,
+                y,
+                dtype=dtype,
+                save=lambda name, a: self.save(
+                    name, a.astype(swapped) if name == "x.npy" else a.astype(">i8")
+                ),
+            )
             for name in want:
                 np.testing.assert_array_equal(got[name], want[name])
 
@@ -744,25 +1019,48 @@ class Files(Case):
         x, y = batch(24, dtype="bf16")
         want = np.load(self.save("a.npy", self.bits(x, y, dtype="bf16")["grad"]))
         for dtype in ("<i2", "V2"):
-            got = self.bits(x, y, dtype="bf16", save=lambda name, a: self.save(name, a.view(dtype) if name == "x.npy" else a))
+            got = self.bits(
+                x,
+                y,
+                dtype="bf16",
+                save=lambda name, a: self.save(name, a.view(dtype) if name == "x.npy" else a),
+            )
             np.testing.assert_array_equal(got["grad"], want)
 
     def test_class_axes(self):
-        for shape, axis in (((2, 7, 3, 5), 1), ((2, 7, 3, 5), -3), ((7, 4), 0), ((4, 7), 1), ((2, 3, 7), -1), ((7,), 0), ((2, 7, 1), 1),
-                            ((3, 21, 16, 17), 1)):
+        for shape, axis in (
+            ((2, 7, 3, 5), 1),
+            ((2, 7, 3, 5), -3),
+            ((7, 4), 0),
+            ((4, 7), 1),
+            ((2, 3, 7), -1),
+            ((7,), 0),
+            ((2, 7, 1), 1),
+            ((3, 21, 16, 17), 1),
+        ):
             for order in "CF":
                 with self.subTest(shape=shape, axis=axis, order=order):
                     random = np.random.RandomState(1)
                     x = random.normal(size=shape).astype("<f4")
                     y = random.randint(0, 7, np.delete(shape, axis)).astype("<i4")
-                    self.evaluate(x, y, axis=axis, save=lambda name, a: self.save(name, np.array(a, order=order)))
+                    self.evaluate(
+                        x, y, axis=axis, save=lambda name, a: self.save(name, np.array(a, order=order))
+                    )
 
     def test_class_axis_with_shift_weights_and_probabilities(self):
         random = np.random.RandomState(2)
         x = random.normal(size=(2, 6, 3, 5)).astype("<f4")
         y = random.randint(0, 6, (2, 3, 5)).astype("<i4")
         weights = random.uniform(0, 1, (2, 3, 5)).astype("<f4")
-        self.evaluate(x, y, axis=1, shift=2, row_weights=weights, class_weights=random.uniform(size=6).astype("<f4"), label_smoothing=0.1)
+        self.evaluate(
+            x,
+            y,
+            axis=1,
+            shift=2,
+            row_weights=weights,
+            class_weights=random.uniform(size=6).astype("<f4"),
+            label_smoothing=0.1,
+        )
         self.evaluate(x, random.uniform(size=x.shape).astype("<f4"), axis=1, shift=1, row_weights=weights)
         self.evaluate(x, y, axis=1, reduction="none", grad_output=weights)
 
@@ -777,21 +1075,68 @@ class Files(Case):
         header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (2, 5, 33)}"
         header += b" " * ((1 - len(header) - 10) % 4)
         self.assertNotEqual((10 + len(header)) % 4, 0)
-        self.evaluate(x, y, save=lambda name, a: self.save(name, a) if name == "y.npy" else self.raw(
-            name, b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + a.tobytes()))
+        self.evaluate(
+            x,
+            y,
+            save=lambda name, a: self.save(name, a)
+            if name == "y.npy"
+            else self.raw(
+                name, b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + a.tobytes()
+            ),
+        )
+
+    def test_a_signal_leaves_no_unfinished_file(self):
+        x, y = batch(27)
+        # Without compiled kernels the run takes long enough to be interrupted on a CPU driver; one that is
+        # faster leaves a complete file.
+        for directory in ("cache", "out"):
+            os.mkdir(self.path(directory))
+        args = ["--logits", self.save("x.npy", x), "--targets", self.save("y.npy", y)]
+        run = subprocess.Popen(
+            [BIN, "eval", *args, "--lse-out", self.path("out/lse.npy")],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "POCL_CACHE_DIR": self.path("cache")},
+        )
+        while not os.listdir(self.path("out")) and run.poll() is None:
+            time.sleep(0.002)
+        run.terminate()
+        run.wait()
+        left = os.listdir(self.path("out"))
+        self.assertIn(left, ([], ["lse.npy"]))
+        if left:
+            self.assertEqual(np.load(self.path("out/lse.npy")).shape, (2, 5))
 
     def test_outputs_are_complete_or_absent(self):
         x, y = batch(26)
         base = ["eval", "--logits", self.save("x.npy", x), "--targets", self.save("y.npy", y)]
         with open(self.save("old.npy", y), "rb") as stream:
             old = stream.read()
-        self.refuse(*base, "--lse-out", self.path("lse.npy"), "--grad-out", self.path("no/grad.npy"), mentions=["no/grad.npy", "No such file"])
-        self.refuse(*base, "--lse-out", self.path("old.npy"), "--grad-out", self.dir, mentions=["is a directory"])
+        self.refuse(
+            *base,
+            "--lse-out",
+            self.path("lse.npy"),
+            "--grad-out",
+            self.path("no/grad.npy"),
+            mentions=["no/grad.npy", "No such file"]
+        )
+        self.refuse(
+            *base, "--lse-out", self.path("old.npy"), "--grad-out", self.dir, mentions=["is a directory"]
+        )
         self.refuse(*base, "--lse-out", "/dev/null", mentions=["/dev/null", "regular"])
-        self.refuse(*base, "--lse-out", self.path("lse.npy"), "--grad-out", self.path("x.npy/grad.npy"), mentions=["grad.npy"])
+        self.refuse(
+            *base,
+            "--lse-out",
+            self.path("lse.npy"),
+            "--grad-out",
+            self.path("x.npy/grad.npy"),
+            mentions=["grad.npy"]
+        )
         with open(self.path("old.npy"), "rb") as stream:
             self.assertEqual(stream.read(), old)
-        self.succeed(*base, "--lse-out", self.path("old.npy"), "--grad-out", self.path("x.npy"))  # also over an input
+        self.succeed(
+            *base, "--lse-out", self.path("old.npy"), "--grad-out", self.path("x.npy")
+        )  # also over an input
         self.assertEqual(np.load(self.path("old.npy")).shape, (2, 5))
         self.assertEqual(np.load(self.path("x.npy")).shape, (2, 5, 33))
         self.assertEqual(sorted(os.listdir(self.dir)), ["old.npy", "x.npy", "y.npy"])
@@ -806,8 +1151,17 @@ class Errors(Case):
                 np.save(self.path(path), array, allow_pickle=True)
             elif os.path.exists(self.path(path)):
                 os.remove(self.path(path))
-        return self.refuse("eval", "--logits", self.path("x.npy"), "--targets", self.path("y.npy"), "--grad-out", self.path("g.npy"),
-                           *flags, mentions=[self.path(name) + ": ", *mentions])
+        return self.refuse(
+            "eval",
+            "--logits",
+            self.path("x.npy"),
+            "--targets",
+            self.path("y.npy"),
+            "--grad-out",
+            self.path("g.npy"),
+            *flags,
+            mentions=[self.path(name) + ": ", *mentions]
+        )
 
     def test_wrong_shapes(self):
         x, y = batch(31)
@@ -819,9 +1173,22 @@ class Errors(Case):
         self.check(x[:, :, :0], y, ["no classes"])
         self.check(x, y, ["--class-axis 3", "-3 to 2"], "--class-axis", "3")
         self.check(x, y, ["--class-axis -4"], "--class-axis", "-4")
-        for flag, array in (("--class-weights", np.ones(32)), ("--row-weights", np.ones(10)), ("--grad-output", np.ones((2, 5)))):
+        for flag, array in (
+            ("--class-weights", np.ones(32)),
+            ("--row-weights", np.ones(10)),
+            ("--grad-output", np.ones((2, 5))),
+        ):
             self.check(x, y, ["shape"], flag, self.save("w.npy", array), name="w.npy")
-        self.check(x, y, ["shape (3,)"], "--reduction", "none", "--grad-output", self.save("w.npy", np.ones(3)), name="w.npy")
+        self.check(
+            x,
+            y,
+            ["shape (3,)"],
+            "--reduction",
+            "none",
+            "--grad-output",
+            self.save("w.npy", np.ones(3)),
+            name="w.npy",
+        )
 
     def test_wrong_dtypes(self):
         x, y = batch(32)
@@ -835,7 +1202,9 @@ class Errors(Case):
         self.check(np.zeros(2, [("a", "f4")]), y, ["structured"])
         for flag in ("--class-weights", "--row-weights", "--grad-output"):
             self.check(x, y, ["dtype i8"], flag, self.save("w.npy", np.ones(33, "i8")), name="w.npy")
-        self.check(x, y, ["1e+300", "f32"], "--class-weights", self.save("w.npy", np.full(33, 1e300)), name="w.npy")
+        self.check(
+            x, y, ["1e+300", "f32"], "--class-weights", self.save("w.npy", np.full(33, 1e300)), name="w.npy"
+        )
         self.check(x, y, ["--denominator"], "--denominator", "1e300")
         self.check(x.astype("f8"), y, ["gradient_dtype"], "--grad-dtype", "bf16")
         self.check(x, y, ["gradient_dtype"], "--grad-dtype", "f64")
@@ -843,7 +1212,11 @@ class Errors(Case):
 
     def test_targets_out_of_range_name_row_value_and_range(self):
         x, _ = batch(33, (2, 5, 33))
-        for dtype, values in (("u1", (33, 255)), ("i4", (33, -1, -(2 ** 31))), ("i8", (33, -1, 2 ** 32 + 1, -(2 ** 63)))):
+        for dtype, values in (
+            ("u1", (33, 255)),
+            ("i4", (33, -1, -(2**31))),
+            ("i8", (33, -1, 2**32 + 1, -(2**63))),
+        ):
             for value in values:
                 y = np.zeros((2, 5), dtype)
                 y[1, 2] = value
@@ -875,8 +1248,17 @@ class Errors(Case):
         self.assertEqual(len(huge), len(whole))
         self.check(huge, y, ["more items than memory"])
         os.mkfifo(self.path("pipe"))
-        self.refuse("eval", "--logits", self.path("pipe"), "--targets", self.path("y.npy"), mentions=["not a regular file"])
-        self.refuse("eval", "--logits", self.dir, "--targets", self.path("y.npy"), mentions=["not a regular file"])
+        self.refuse(
+            "eval",
+            "--logits",
+            self.path("pipe"),
+            "--targets",
+            self.path("y.npy"),
+            mentions=["not a regular file"],
+        )
+        self.refuse(
+            "eval", "--logits", self.dir, "--targets", self.path("y.npy"), mentions=["not a regular file"]
+        )
 
     def test_file_names_cannot_break_the_line(self):
         self.refuse("eval", "--logits", "a\nb\x1b[31m", "--targets", "y", mentions=["a?b?[31m: "])

@@ -234,7 +234,7 @@ Test(desc, unknown_output_bits_are_refused)
 
 Test(desc, each_operation_gives_its_own_outputs)
 {
-    static const uint32_t gives[] = { 0x7ff, 1u << 5, 1u << 11, 1u << 0 | 1u << 1 | 1u << 10,
+    static const uint32_t gives[] = { 0x7ff, 1u << 5, 1u << 11 | 1u << 10, 1u << 0 | 1u << 1 | 1u << 10,
                                       1u << 5 | 1u << 10 };
     for (uint32_t op = 0; op < 5; op++)
         for (unsigned bit = 0; bit < 12; bit++) {
@@ -251,7 +251,7 @@ Test(desc, each_operation_gives_its_own_outputs)
         "outputs is 0x800 with one_hot: op CROSS_ENTROPY gives losses, loss, lse, softmax, log_softmax, "
         "gradient, argmax, correct, entropy, statistics, bad_targets");
     use_op(CLXENT_OP_ONE_HOT, 0);
-    check_refused("outputs is 0: takes at least one of one_hot with op ONE_HOT");
+    check_refused("outputs is 0: takes at least one of bad_targets, one_hot with op ONE_HOT");
 }
 
 Test(desc, outputs_that_contradict_other_fields_are_refused)
@@ -631,8 +631,9 @@ Test(desc, run_needs_only_what_its_outputs_need)
     clxent_need need;
     desc.outputs = CLXENT_OUTPUT_ONE_HOT - 1;
     desc.has_class_weights = desc.has_row_weights = 1;
-    cr_assert_eq(need_of(CLXENT_TENSOR_TARGETS, CLXENT_OUTPUT_SOFTMAX, 6).use, CLXENT_UNUSED);
-    cr_assert_eq(need_of(CLXENT_TENSOR_CLASS_WEIGHTS, CLXENT_OUTPUT_LSE, 6).use, CLXENT_UNUSED);
+    /* targets and weights by what the plan can be asked for, not by the run */
+    cr_assert_eq(need_of(CLXENT_TENSOR_TARGETS, CLXENT_OUTPUT_SOFTMAX, 6).use, CLXENT_REQUIRED);
+    cr_assert_eq(need_of(CLXENT_TENSOR_CLASS_WEIGHTS, CLXENT_OUTPUT_LSE, 6).use, CLXENT_REQUIRED);
     cr_assert_eq(need_of(CLXENT_TENSOR_ROW_WEIGHTS, CLXENT_OUTPUT_CORRECT, 6).use, CLXENT_REQUIRED);
     cr_assert_eq(need_of(CLXENT_TENSOR_LOGITS, CLXENT_OUTPUT_BAD_TARGETS, 6).use, CLXENT_UNUSED);
     cr_assert_eq(need_of(CLXENT_TENSOR_UPSTREAM, CLXENT_OUTPUT_LOSS, 6).use, CLXENT_UNUSED);
@@ -644,6 +645,10 @@ Test(desc, run_needs_only_what_its_outputs_need)
     cr_assert_eq(need_of(CLXENT_TENSOR_STATISTICS, CLXENT_OUTPUT_GRADIENT, 6).use, CLXENT_UNUSED);
     clxent_tensor_need(&desc, CLXENT_OUTPUT_GRADIENT, true, 6, CLXENT_TENSOR_STATISTICS, &need, NULL, 0);
     cr_assert(need.use == CLXENT_REQUIRED && need.bytes == 48);
+
+    desc.outputs = CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_LSE;
+    cr_assert_eq(need_of(CLXENT_TENSOR_TARGETS, CLXENT_OUTPUT_SOFTMAX, 6).use, CLXENT_UNUSED);
+    cr_assert_eq(need_of(CLXENT_TENSOR_ROW_WEIGHTS, CLXENT_OUTPUT_LSE, 6).use, CLXENT_UNUSED);
 }
 
 Test(desc, size_mul_tells_overflow)

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * test_npy.c - the .npy reader and writer of the command line, without NumPy: hostile headers, conversion to
- * native C order, outputs that appear complete or not at all. tests/test_cli.py holds it against NumPy itself.
+ * test_npy.c - the .npy reader and writer of the command line, without NumPy: hostile headers, conversion
+ * to native C order, outputs that appear complete or not at all. tests/test_cli.py holds it against NumPy
+ * itself.
  */
 #include "npy.h"
 
@@ -51,7 +52,7 @@ static void make_directory(void)
 
 static const char *in_directory(const char *name)
 {
-    static char paths[4][128];
+    static char paths[4][512];
     static int next;
     char *path = paths[next++ % 4];
     snprintf(path, sizeof paths[0], "%s/%s", directory, name);
@@ -146,11 +147,15 @@ Test(npy, refuses_hostile_headers_with_the_reason)
         { "{'descr': '<f4', 'fortran_order': False, 'shape': (1), }", "expected ','" },
         { "{'descr': '<f4', 'fortran_order': False, 'shape': (-1,), }", "expected a length" },
         { "{'descr': '<f4', 'fortran_order': False, 'shape': (1.5,), }", "expected ','" },
-        { "{'descr': '<f4', 'fortran_order': False, 'shape': (18446744073709551616,), }", "longer than memory" },
-        { "{'descr': '<f4', 'fortran_order': False, 'shape': (4294967296, 4294967296), }", "more items than memory" },
+        { "{'descr': '<f4', 'fortran_order': False, 'shape': (18446744073709551616,), }",
+          "longer than memory" },
+        { "{'descr': '<f4', 'fortran_order': False, 'shape': (4294967296, 4294967296), }",
+          "more items than memory" },
         { "{'descr': '<f4', 'fortran_order': False, 'shape': (0, 4294967296, 4294967296), }", "more items" },
-        { "{'descr': '<f4', 'fortran_order': False, 'shape': (4611686018427387904,), }", "more items than memory" },
-        { "{'descr': '<f4', 'fortran_order': False, 'shape': (1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,"
+        { "{'descr': '<f4', 'fortran_order': False, 'shape': (4611686018427387904,), }",
+          "more items than memory" },
+        { "{'descr': '<f4', 'fortran_order': False, 'shape': "
+          "(1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,"
           "1,1,1,1,1,1,1), }",
           "more than 32 axes" },
         { "{'descr': '|O', 'fortran_order': False, 'shape': (1,), }", "Python objects" },
@@ -159,7 +164,8 @@ Test(npy, refuses_hostile_headers_with_the_reason)
         { "{'descr': '<U5', 'fortran_order': False, 'shape': (1,), }", "'<U5' is not a number" },
         { "{'descr': '<f', 'fortran_order': False, 'shape': (1,), }", "is not a number" },
         { "{'descr': '', 'fortran_order': False, 'shape': (1,), }", "'' is not a number" },
-        { "{'descr': '<f99999999999999999999999', 'fortran_order': False, 'shape': (1,), }", "is not a number" },
+        { "{'descr': '<f99999999999999999999999', 'fortran_order': False, 'shape': (1,), }",
+          "is not a number" },
         { "{'descr': '<f4\n\x01', 'fortran_order': False, 'shape': (1,), }", "expected the end of a string" },
         { "{'descr': '<\\x664', 'fortran_order': False, 'shape': (1,), }", "expected the end of a string" },
         { "{'descr': '<f4, 'fortran_order': False, 'shape': (1,), }", "" },
@@ -180,7 +186,8 @@ Test(npy, refuses_every_proper_prefix_and_every_longer_file)
     size_t size;
     npy_header h;
     npy_fault fault;
-    unsigned char *file = make_file(2, "{'descr': '<f4', 'fortran_order': False, 'shape': (3,), }\n", 12, &size);
+    unsigned char *file =
+        make_file(2, "{'descr': '<f4', 'fortran_order': False, 'shape': (3,), }\n", 12, &size);
 
     for (size_t shorter = 0; shorter < size; shorter++) {
         unsigned char *part = malloc(shorter + 1); /* exact length, for the address sanitizer */
@@ -229,7 +236,8 @@ static void check_conversion(const size_t *shape, size_t axes, size_t item, bool
         size_t rest = i, place = fortran ? 0 : i, scale = count;
         unsigned char bytes[8] = { 0 };
         if (fortran) {
-            /* last axis first: rest % shape is its index, and its stride is the product of the axes before it */
+            /* last axis first: rest % shape is its index, and its stride is the product of the axes
+             * before it */
             for (size_t axis = axes; axis-- > 0;) {
                 scale /= shape[axis];
                 place += rest % shape[axis] * scale;
@@ -270,8 +278,9 @@ Test(npy, converts_any_order_to_native_c_order, .init = make_directory, .fini = 
     static const struct {
         size_t axes, shape[5];
     } shapes[] = {
-        { 0, { 0 } },         { 1, { 7 } },          { 2, { 3, 5 } },      { 2, { 65, 129 } },         { 3, { 2, 3, 4 } },
-        { 3, { 1, 70, 66 } }, { 4, { 5, 1, 2, 67 } }, { 5, { 2, 3, 1, 2, 5 } }, { 3, { 3, 0, 2 } },
+        { 0, { 0 } },       { 1, { 7 } },         { 2, { 3, 5 } },        { 2, { 65, 129 } },
+        { 3, { 2, 3, 4 } }, { 3, { 1, 70, 66 } }, { 4, { 5, 1, 2, 67 } }, { 5, { 2, 3, 1, 2, 5 } },
+        { 3, { 3, 0, 2 } },
     };
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
         for (size_t item = 1; item <= 8; item *= 2) {
@@ -295,7 +304,8 @@ Test(npy, maps_native_c_order_without_a_copy, .init = make_directory, .fini = re
     for (int i = 0; i < 12; i++) ((float *)output.data)[i] = (float)i;
     cr_assert(npy_commit(&output, 1, &failed, &fault), "%s", fault.text);
 
-    cr_assert(npy_open(&array, in_directory("a.npy"), &fault) && npy_native(&array, &fault), "%s", fault.text);
+    cr_assert(npy_open(&array, in_directory("a.npy"), &fault) && npy_native(&array, &fault), "%s",
+              fault.text);
     cr_expect(array.converted == NULL);
     cr_expect(strcmp(npy_dtype_text(&array.header).text, "f4") == 0);
     cr_expect(strcmp(npy_shape_text(array.header.shape, array.header.axes).text, "(4, 1, 3)") == 0);
@@ -315,7 +325,8 @@ Test(npy, copies_data_that_is_not_aligned, .init = make_directory, .fini = remov
     memcpy(file + size - 8, &value, 8);
     write_file(in_directory("a.npy"), file, size);
     free(file);
-    cr_assert(npy_open(&array, in_directory("a.npy"), &fault) && npy_native(&array, &fault), "%s", fault.text);
+    cr_assert(npy_open(&array, in_directory("a.npy"), &fault) && npy_native(&array, &fault), "%s",
+              fault.text);
     cr_expect((uintptr_t)array.data % 8 == 0);
     cr_expect(*(const double *)array.data == value);
     npy_close(&array);
@@ -325,10 +336,12 @@ Test(npy, what_is_not_a_file_is_an_error, .init = make_directory, .fini = remove
 {
     npy_array array;
     npy_fault fault = { "" };
-    cr_expect(!npy_open(&array, in_directory("none.npy"), &fault) && strstr(fault.text, "No such file") != NULL);
+    cr_expect(!npy_open(&array, in_directory("none.npy"), &fault) &&
+              strstr(fault.text, "No such file") != NULL);
     cr_expect(!npy_open(&array, directory, &fault) && strcmp(fault.text, "not a regular file") == 0);
     cr_assert(mkfifo(in_directory("pipe"), 0600) == 0);
-    cr_expect(!npy_open(&array, in_directory("pipe"), &fault) && strcmp(fault.text, "not a regular file") == 0);
+    cr_expect(!npy_open(&array, in_directory("pipe"), &fault) &&
+              strcmp(fault.text, "not a regular file") == 0);
     npy_close(&array);
 }
 
@@ -368,7 +381,8 @@ Test(npy, commit_is_all_or_nothing, .init = make_directory, .fini = remove_direc
     rmdir(in_directory("b.npy"));
 }
 
-Test(npy, outputs_take_the_usual_permissions_and_follow_links, .init = make_directory, .fini = remove_directory)
+Test(npy, outputs_take_the_usual_permissions_and_follow_links, .init = make_directory,
+     .fini = remove_directory)
 {
     npy_output output;
     npy_fault fault = { "" };
@@ -392,8 +406,10 @@ Test(npy, refuses_to_replace_what_is_not_a_file, .init = make_directory, .fini =
 {
     npy_output output;
     npy_fault fault = { "" };
-    cr_expect(!npy_create(&output, directory, "f4", NULL, 0, &fault) && strcmp(fault.text, "is a directory") == 0);
-    cr_expect(!npy_create(&output, "/dev/null", "f4", NULL, 0, &fault) && strstr(fault.text, "regular") != NULL);
+    cr_expect(!npy_create(&output, directory, "f4", NULL, 0, &fault) &&
+              strcmp(fault.text, "is a directory") == 0);
+    cr_expect(!npy_create(&output, "/dev/null", "f4", NULL, 0, &fault) &&
+              strstr(fault.text, "regular") != NULL);
     cr_expect(!npy_create(&output, in_directory("no/a.npy"), "f4", NULL, 0, &fault) &&
               strstr(fault.text, "No such file") != NULL);
     cr_expect(files_in_directory() == 0);
@@ -407,7 +423,8 @@ Test(npy, a_signal_removes_what_is_unfinished, .init = make_directory, .fini = r
 
     if (child == 0) {
         npy_output output;
-        if (npy_create(&output, in_directory("a.npy"), "f4", NULL, 0, &fault) && files_in_directory() == 1) raise(SIGTERM);
+        if (npy_create(&output, in_directory("a.npy"), "f4", NULL, 0, &fault) && files_in_directory() == 1)
+            raise(SIGTERM);
         _exit(1);
     }
     cr_assert(waitpid(child, &status, 0) == child);

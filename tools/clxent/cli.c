@@ -56,20 +56,17 @@ enum { KEY_DEVICE = 0x1000, KEY_JSON };
 static error_t parse_common(int key, char *text, struct argp_state *state)
 {
     cli_common *common = state->input;
-    if (key == KEY_DEVICE)
-        common->device = text;
-    else if (key == KEY_JSON)
-        common->json = true;
-    else if (key == ARGP_KEY_ARG)
-        argp_error(state, "unexpected argument '%s'", text);
-    else
-        return ARGP_ERR_UNKNOWN;
+    if (key == KEY_DEVICE) common->device = text;
+    else if (key == KEY_JSON) common->json = true;
+    else if (key == ARGP_KEY_ARG) argp_error(state, "unexpected argument '%s'", text);
+    else return ARGP_ERR_UNKNOWN;
     return 0;
 }
 
 static const struct argp_option common_options[] = {
     { "device", KEY_DEVICE, "N|NAME", 0,
-      "OpenCL device: its number in `clxent info`, or part of its name in any case (default: the first GPU, else "
+      "OpenCL device: its number in `clxent info`, or part of its name in any case (default: the first GPU, "
+      "else "
       "the first device)",
       0 },
     { "json", KEY_JSON, NULL, 0, "Print one JSON object instead of text (default: text)", 0 },
@@ -110,19 +107,20 @@ int64_t cli_integer(struct argp_state *state, const char *option, const char *te
     return (int64_t)value;
 }
 
-double cli_number(struct argp_state *state, const char *option, const char *text, double smallest, double largest)
+double cli_number(struct argp_state *state, const char *option, const char *text, double smallest,
+                  double largest)
 {
     char *end = NULL;
     const double value = strtod(text, &end);
 
     /* strtod() skips leading space; NaN fails the comparisons. */
-    if (end == text || *end != '\0' || isspace((unsigned char)text[0]) || !(value >= smallest && value <= largest)) {
+    if (end == text || *end != '\0' || isspace((unsigned char)text[0]) ||
+        !(value >= smallest && value <= largest)) {
         if (largest < HUGE_VAL && isfinite(largest) && largest < 1e300)
             argp_error(state, "--%s is '%s': takes a number from %g to %g", option, text, smallest, largest);
         else if (smallest > -1e300)
             argp_error(state, "--%s is '%s': takes a finite number of at least %g", option, text, smallest);
-        else
-            argp_error(state, "--%s is '%s': takes a finite number", option, text);
+        else argp_error(state, "--%s is '%s': takes a finite number", option, text);
     }
     return value;
 }
@@ -168,7 +166,8 @@ size_t cli_list_devices(cli_device **devices)
             device->id = ids[d];
             device->index = count;
             (void)clGetDeviceInfo(ids[d], CL_DEVICE_TYPE, sizeof device->type, &device->type, NULL);
-            if (clGetDeviceInfo(ids[d], CL_DEVICE_NAME, sizeof device->name, device->name, NULL) != CL_SUCCESS)
+            if (clGetDeviceInfo(ids[d], CL_DEVICE_NAME, sizeof device->name, device->name, NULL) !=
+                CL_SUCCESS)
                 strcpy(device->name, "unnamed device");
             device->name[sizeof device->name - 1] = '\0';
         }
@@ -194,10 +193,12 @@ bool cli_find_device(cli_device *device, const char *wanted)
     size_t found = count;
 
     if (count == 0) {
-        cli_fail(NULL, "no OpenCL device: install a driver (for the CPU Debian's pocl-opencl-icd, whose cache "
-                       "directory must be writable)");
+        cli_fail(NULL,
+                 "no OpenCL device: install a driver (for the CPU Debian's pocl-opencl-icd, whose cache "
+                 "directory must be writable)");
     } else if (wanted == NULL) {
-        for (found = 0; found < count && (devices[found].type & CL_DEVICE_TYPE_GPU) == 0; found++) {}
+        for (found = 0; found < count && (devices[found].type & CL_DEVICE_TYPE_GPU) == 0; found++) {
+        }
         if (found == count) found = 0;
     } else if (number) {
         errno = 0;
@@ -205,7 +206,8 @@ bool cli_find_device(cli_device *device, const char *wanted)
         if (errno == 0 && index < count) found = (size_t)index;
         if (found == count) cli_fail(NULL, "--device %s: takes 0 to %zu, see clxent info", wanted, count - 1);
     } else {
-        for (found = 0; found < count && !contains(devices[found].name, wanted); found++) {}
+        for (found = 0; found < count && !contains(devices[found].name, wanted); found++) {
+        }
         if (found == count || wanted[0] == '\0') {
             found = count;
             cli_fail(NULL, "--device '%s': no device has that name, see clxent info", wanted);
@@ -217,14 +219,12 @@ bool cli_find_device(cli_device *device, const char *wanted)
 }
 
 /* Keeps the latest line, for the one failure that leaves no context to ask. */
-static void keep_line(const char *message, void *payload)
-{
-    snprintf(payload, 1024, "%s", message);
-}
+static void keep_line(const char *message, void *payload) { snprintf(payload, 1024, "%s", message); }
 
 bool cli_open(cli_session *session, const cli_device *device)
 {
-    const cl_context_properties properties[] = { CL_CONTEXT_PLATFORM, (cl_context_properties)device->platform, 0 };
+    const cl_context_properties properties[] = { CL_CONTEXT_PLATFORM, (cl_context_properties)device->platform,
+                                                 0 };
     clxent_context_options options = CLXENT_CONTEXT_OPTIONS_INIT;
     static char line[1024];
     clxent_status status;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * cli.h - what the subcommands of the command line share: exit status and messages, option values, the device, JSON,
- * and the progress line. Data goes to stdout, talk to stderr.
+ * cli.h - what the subcommands of the command line share: exit status and messages, option values, the
+ * device, JSON, and the progress line. Data goes to stdout, talk to stderr.
  */
 #ifndef CLXENT_TOOLS_CLI_H
 #define CLXENT_TOOLS_CLI_H
@@ -12,8 +12,8 @@
 #include <jansson.h>
 #include <stdbool.h>
 
-/* Exit status: CLI_FAILED is for whatever depends on files, data or the machine, CLI_USAGE for flags that are wrong
- * by themselves. */
+/* Exit status: CLI_FAILED is for whatever depends on files, data or the machine, CLI_USAGE for flags that
+ * are wrong by themselves. */
 enum { CLI_DONE = 0, CLI_FAILED = 1, CLI_USAGE = 2 };
 
 /* ---- Subcommands ---------------------------------------------------------------------------- */
@@ -26,8 +26,8 @@ int command_eval(int argc, char **argv);
 
 /* ---- Messages ------------------------------------------------------------------------------- */
 
-/* Prints the one line "clxent eval: subject: message" on stderr, without the subject where that is NULL, and returns
- * CLI_FAILED. */
+/* Prints the one line "clxent eval: subject: message" on stderr, without the subject where that is NULL,
+ * and returns CLI_FAILED. */
 int cli_fail(const char *subject, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* ---- Options -------------------------------------------------------------------------------- */
@@ -40,13 +40,15 @@ typedef struct cli_common {
 } cli_common;
 extern const struct argp_child cli_common_options[];
 
-/* Parses argv with the settings that every subcommand has; returns as argp_parse() does, or exits with CLI_USAGE. */
+/* Parses argv with the settings that every subcommand has; returns as argp_parse() does, or exits with
+ * CLI_USAGE. */
 error_t cli_parse(const struct argp *argp, int argc, char **argv, void *input);
 
 /* The value of an option, or a usage error that says what the option takes. */
 size_t cli_size(struct argp_state *state, const char *option, const char *text, size_t smallest);
 int64_t cli_integer(struct argp_state *state, const char *option, const char *text, const char *takes);
-double cli_number(struct argp_state *state, const char *option, const char *text, double smallest, double largest);
+double cli_number(struct argp_state *state, const char *option, const char *text, double smallest,
+                  double largest);
 /* Index of text in names, which ends with NULL. */
 uint32_t cli_choice(struct argp_state *state, const char *option, const char *text, const char *const *names);
 
@@ -80,17 +82,18 @@ int cli_fail_status(const clxent_context *ctx, const char *subject, clxent_statu
 
 /* ---- Results -------------------------------------------------------------------------------- */
 
-json_t *cli_json_number(double value);     /* "NaN", "Infinity", "-Infinity" where JSON has no number */
-json_t *cli_json_text(const char *text);   /* any bytes */
-void cli_json_print(json_t *object);       /* one line on stdout, 17 digits; releases object */
+json_t *cli_json_number(double value);   /* "NaN", "Infinity", "-Infinity" where JSON has no number */
+json_t *cli_json_text(const char *text); /* any bytes */
+void cli_json_print(json_t *object);     /* one line on stdout, 17 digits; releases object */
 
 bool cli_terminal_is_utf8(void);
 double cli_seconds(void); /* monotonic */
 
 /* ---- Progress ------------------------------------------------------------------------------- */
 
-/* A line on stderr that appears after one second, only where stderr is a terminal: a bar once a fraction is known,
- * until then the time that has passed. Stop it before anything else is printed; cli_fail() does. */
+/* A line on stderr that appears after one second, only where stderr is a terminal: a bar once a fraction
+ * is known, until then the time that has passed. Stop it before anything else is printed; cli_fail()
+ * does. */
 void cli_progress_start(const char *what);
 void cli_progress_set(double fraction);
 void cli_progress_stop(void);

@@ -18,12 +18,9 @@ typedef struct options {
 static error_t parse(int key, char *text, struct argp_state *state)
 {
     options *o = state->input;
-    if (key == ARGP_KEY_INIT)
-        state->child_inputs[0] = &o->common;
-    else if (key == 'p')
-        o->plot = text;
-    else
-        return ARGP_ERR_UNKNOWN;
+    if (key == ARGP_KEY_INIT) state->child_inputs[0] = &o->common;
+    else if (key == 'p') o->plot = text;
+    else return ARGP_ERR_UNKNOWN;
     return 0;
 }
 
@@ -58,7 +55,8 @@ enum { CELLS = 20 };
 /* value in [0, 1] as a bar of CELLS cells, in eighths of a cell where the terminal knows such characters. */
 static void print_bar(double value, bool utf8)
 {
-    static const char *const eighths[] = { "", "\u258f", "\u258e", "\u258d", "\u258c", "\u258b", "\u258a", "\u2589" };
+    static const char *const eighths[] = { "",       "\u258f", "\u258e", "\u258d",
+                                           "\u258c", "\u258b", "\u258a", "\u2589" };
     const int whole = (int)floor(value * CELLS);
     const int part = (int)floor((value * CELLS - whole) * 8);
     const bool partial = utf8 && part > 0;
@@ -91,12 +89,13 @@ static void print_text(const example *e, const cli_device *device)
 
     printf("device %zu: %s\n", device->index, device->name);
     for (size_t row = 0; row < EXAMPLE_ROWS; row++) {
-        printf("\nrow %zu, target %d: loss %.9f = -log %.9f\n", row, (int)e->targets[row], (double)e->losses[row],
-               (double)e->softmax[row][e->targets[row]]);
+        printf("\nrow %zu, target %d: loss %.9f = -log %.9f\n", row, (int)e->targets[row],
+               (double)e->losses[row], (double)e->softmax[row][e->targets[row]]);
         printf("   class  logit      softmax  %*s      gradient\n", CELLS, "");
         for (int j = 0; j < EXAMPLE_CLASSES; j++) {
             const double p = (double)e->softmax[row][j], g = (double)e->gradient[row][j];
-            printf("  %s %4d  %5.0f  %.9f  ", j == e->targets[row] ? "*" : " ", j, (double)e->logits[row][j], p);
+            printf("  %s %4d  %5.0f  %.9f  ", j == e->targets[row] ? "*" : " ", j, (double)e->logits[row][j],
+                   p);
             print_bar(p, utf8);
             printf("  %12.9f  ", g);
             print_signed_bar(g, utf8);
@@ -111,7 +110,8 @@ static json_t *matrix(const float values[EXAMPLE_ROWS][EXAMPLE_CLASSES])
     json_t *rows = json_array();
     for (size_t row = 0; row < EXAMPLE_ROWS; row++) {
         json_t *list = json_array();
-        for (size_t j = 0; j < EXAMPLE_CLASSES; j++) json_array_append_new(list, cli_json_number((double)values[row][j]));
+        for (size_t j = 0; j < EXAMPLE_CLASSES; j++)
+            json_array_append_new(list, cli_json_number((double)values[row][j]));
         json_array_append_new(rows, list);
     }
     return rows;
@@ -137,11 +137,14 @@ static void print_json(const example *e, const cli_device *device)
 
 int command_demo(int argc, char **argv)
 {
-    static const char *const about = "Computes softmax, losses and gradient (of the losses' sum) of logits [[[1, 3, 5, 7], "
-                                     "[1, -9, 4, 8]]] against targets [[3, 1]] on the device.";
+    static const char *const about =
+        "Computes softmax, losses and gradient (of the losses' sum) of logits [[[1, 3, 5, 7], "
+        "[1, -9, 4, 8]]] against targets [[3, 1]] on the device.";
     static const struct argp_option list[] = {
-        { "plot", 'p', "FILE.png", 0, "Also draws prediction against label for both rows, and the gradient, with gnuplot "
-                                      "(default: no picture)", 0 },
+        { "plot", 'p', "FILE.png", 0,
+          "Also draws prediction against label for both rows, and the gradient, with gnuplot "
+          "(default: no picture)",
+          0 },
         { 0 },
     };
     const struct argp argp = { list, parse, NULL, about, cli_common_options, NULL, NULL };
@@ -156,9 +159,7 @@ int command_demo(int argc, char **argv)
     good = cli_open(&session, &device) && compute(&e, &session);
     cli_close(&session);
     if (!good || (o.plot != NULL && !plot_example(&e, o.plot))) return CLI_FAILED;
-    if (o.common.json)
-        print_json(&e, &device);
-    else
-        print_text(&e, &device);
+    if (o.common.json) print_json(&e, &device);
+    else print_text(&e, &device);
     return CLI_DONE;
 }

@@ -2,10 +2,11 @@
  *
  * eval.c - the loss of logits in .npy files: every option and output of the library, from files to files.
  *
- * Headers are checked first, then values, then the device runs: one clxent_run_host() over mapped inputs that writes
- * into mapped outputs, which get their names only when everything has succeeded. Perplexity is of the plain negative
- * log-likelihood; where options make the row losses something else (weights, smoothing, z-loss) a second call computes
- * it, because lse - z of a row would lose the digits of a confident one.
+ * Headers are checked first, then values, then the device runs: one clxent_run_host() over mapped inputs
+ * that writes into mapped outputs, which get their names only when everything has succeeded. Perplexity
+ * is of the plain negative log-likelihood; where options make the row losses something else (weights,
+ * smoothing, z-loss) a second call computes it, because lse - z of a row would lose the digits of a
+ * confident one.
  */
 #define _XOPEN_SOURCE 700
 #include "cli.h"
@@ -30,17 +31,19 @@ static const struct result {
     size_t field;
 } results[] = {
 #define FIELD(name) offsetof(clxent_host_args, name)
-    { "losses-out", "Row losses, with weights and z-loss, before reduction", CLXENT_OUTPUT_LOSSES, false, ITEM_REAL,
-      FIELD(losses) },
+    { "losses-out", "Row losses, with weights and z-loss, before reduction", CLXENT_OUTPUT_LOSSES, false,
+      ITEM_REAL, FIELD(losses) },
     { "lse-out", "log sum exp of every row", CLXENT_OUTPUT_LSE, false, ITEM_REAL, FIELD(lse) },
-    { "softmax-out", "Softmax, in the logits' dtype", CLXENT_OUTPUT_SOFTMAX, true, ITEM_LOGITS, FIELD(softmax) },
+    { "softmax-out", "Softmax, in the logits' dtype", CLXENT_OUTPUT_SOFTMAX, true, ITEM_LOGITS,
+      FIELD(softmax) },
     { "log-softmax-out", "Log-softmax, in the logits' dtype", CLXENT_OUTPUT_LOG_SOFTMAX, true, ITEM_LOGITS,
       FIELD(log_softmax) },
     { "grad-out", "Gradient of the reduced loss with respect to the logits", CLXENT_OUTPUT_GRADIENT, true,
       ITEM_GRADIENT, FIELD(gradient) },
-    { "argmax-out", "Class of the first maximum (of the first NaN) of every row, i8", CLXENT_OUTPUT_ARGMAX, false,
-      ITEM_I8, FIELD(argmax) },
-    { "entropy-out", "Entropy of the softmax of every row", CLXENT_OUTPUT_ENTROPY, false, ITEM_REAL, FIELD(entropy) },
+    { "argmax-out", "Class of the first maximum (of the first NaN) of every row, i8", CLXENT_OUTPUT_ARGMAX,
+      false, ITEM_I8, FIELD(argmax) },
+    { "entropy-out", "Entropy of the softmax of every row", CLXENT_OUTPUT_ENTROPY, false, ITEM_REAL,
+      FIELD(entropy) },
 #undef FIELD
 };
 enum { RESULTS = sizeof results / sizeof *results };
@@ -89,32 +92,42 @@ static const struct argp_option fixed_options[] = {
     { NULL, 0, NULL, 0, "Inputs (.npy, versions 1 to 3, C or Fortran order, either byte order):", 1 },
     { "logits", KEY_LOGITS, "X.npy", 0, "Logits: f2, f4, f8, or u2 with --bf16 (required)", 0 },
     { "targets", KEY_TARGETS, "Y.npy", 0,
-      "Classes (u1, i4, i8) in the logits' shape without the class axis, or probabilities (f4 or the logits' dtype) in "
+      "Classes (u1, i4, i8) in the logits' shape without the class axis, or probabilities (f4 or the logits' "
+      "dtype) in "
       "the logits' shape (required)",
       0 },
-    { "bf16", KEY_BF16, NULL, 0, "The logits' 2-byte items are bf16 bits; so are 2-byte outputs (default: off)", 0 },
-    { "class-axis", KEY_CLASS_AXIS, "N", 0, "Axis of the logits that counts classes; negative: from the end (default: -1)",
+    { "bf16", KEY_BF16, NULL, 0,
+      "The logits' 2-byte items are bf16 bits; so are 2-byte outputs (default: off)", 0 },
+    { "class-axis", KEY_CLASS_AXIS, "N", 0,
+      "Axis of the logits that counts classes; negative: from the end (default: -1)", 0 },
+    { "class-weights", KEY_CLASS_WEIGHTS, "F.npy", 0, "Weight of each class, [classes] f4 or f8 (default: 1)",
       0 },
-    { "class-weights", KEY_CLASS_WEIGHTS, "F.npy", 0, "Weight of each class, [classes] f4 or f8 (default: 1)", 0 },
     { "row-weights", KEY_ROW_WEIGHTS, "F.npy", 0,
       "Weight of each row, f4 or f8 in the shape of index targets; 0 masks the row (default: 1)", 0 },
     { NULL, 0, NULL, 0, "The loss:", 2 },
-    { "ignore-index", KEY_IGNORE_INDEX, "I|none", 0, "Rows with this target do not count (default: -100)", 0 },
-    { "label-smoothing", KEY_LABEL_SMOOTHING, "E", 0, "Share of the target spread over all classes, 0 to 1 (default: 0)",
+    { "ignore-index", KEY_IGNORE_INDEX, "I|none", 0, "Rows with this target do not count (default: -100)",
       0 },
+    { "label-smoothing", KEY_LABEL_SMOOTHING, "E", 0,
+      "Share of the target spread over all classes, 0 to 1 (default: 0)", 0 },
     { "z-loss", KEY_Z_LOSS, "Z", 0, "Adds Z * lse^2 to the loss of each row (default: 0)", 0 },
     { "logit-scale", KEY_LOGIT_SCALE, "S", 0, "Multiplies the logits (default: 1)", 0 },
     { "softcap", KEY_SOFTCAP, "C", 0, "Scaled logits become C * tanh(logits / C); 0 is off (default: 0)", 0 },
-    { "reduction", KEY_REDUCTION, "mean|sum|none", 0, "What the row losses are reduced to (default: mean)", 0 },
+    { "reduction", KEY_REDUCTION, "mean|sum|none", 0, "What the row losses are reduced to (default: mean)",
+      0 },
     { "denominator", KEY_DENOMINATOR, "D", 0,
-      "Divides the reduced loss and the gradient (default: with mean the weights of the rows that count, else 1)", 0 },
+      "Divides the reduced loss and the gradient (default: with mean the weights of the rows that count, "
+      "else 1)",
+      0 },
     { "shift", KEY_SHIFT, "K", 0,
-      "Judges timestep t against the target of t + K, along the last axis that is not the class axis (default: 0)", 0 },
+      "Judges timestep t against the target of t + K, along the last axis that is not the class axis "
+      "(default: 0)",
+      0 },
     { "on-bad-target", KEY_ON_BAD_TARGET, "error|nan|ignore", 0,
       "A target that is no class: fail, make its row NaN, or ignore the row (default: error)", 0 },
     { "all-ignored", KEY_ALL_IGNORED, "nan|zero", 0, "The mean over no rows (default: nan)", 0 },
     { "grad-output", KEY_GRAD_OUTPUT, "F.npy", 0,
-      "Gradient of the loss, f4 or f8: one value or, with --reduction none, one for each row; multiplies --grad-out "
+      "Gradient of the loss, f4 or f8: one value or, with --reduction none, one for each row; multiplies "
+      "--grad-out "
       "(default: 1)",
       0 },
     { "grad-dtype", KEY_GRAD_DTYPE, "f32|f16|bf16|f64", 0, "Dtype of --grad-out (default: the logits')", 0 },
@@ -153,9 +166,13 @@ static error_t parse(int key, char *text, struct argp_state *state)
         if (desc->use_ignore_index)
             desc->ignore_index = cli_integer(state, "ignore-index", text, "a 64-bit integer or 'none'");
         return 0;
-    case KEY_LABEL_SMOOTHING: desc->label_smoothing = cli_number(state, "label-smoothing", text, 0, 1); return 0;
+    case KEY_LABEL_SMOOTHING:
+        desc->label_smoothing = cli_number(state, "label-smoothing", text, 0, 1);
+        return 0;
     case KEY_Z_LOSS: desc->z_loss = cli_number(state, "z-loss", text, 0, DBL_MAX); return 0;
-    case KEY_LOGIT_SCALE: desc->logit_scale = cli_number(state, "logit-scale", text, -DBL_MAX, DBL_MAX); return 0;
+    case KEY_LOGIT_SCALE:
+        desc->logit_scale = cli_number(state, "logit-scale", text, -DBL_MAX, DBL_MAX);
+        return 0;
     case KEY_SOFTCAP: desc->softcap = cli_number(state, "softcap", text, 0, DBL_MAX); return 0;
     case KEY_REDUCTION: desc->reduction = cli_choice(state, "reduction", text, reductions); return 0;
     case KEY_DENOMINATOR:
@@ -163,9 +180,13 @@ static error_t parse(int key, char *text, struct argp_state *state)
         o->has_denominator = true;
         return 0;
     case KEY_SHIFT: desc->shift = cli_size(state, "shift", text, 0); return 0;
-    case KEY_ON_BAD_TARGET: desc->bad_target = cli_choice(state, "on-bad-target", text, bad_targets); return 0;
+    case KEY_ON_BAD_TARGET:
+        desc->bad_target = cli_choice(state, "on-bad-target", text, bad_targets);
+        return 0;
     case KEY_ALL_IGNORED: desc->all_ignored = cli_choice(state, "all-ignored", text, all_ignored); return 0;
-    case KEY_GRAD_DTYPE: desc->gradient_dtype = CLXENT_F32 + cli_choice(state, "grad-dtype", text, dtypes); return 0;
+    case KEY_GRAD_DTYPE:
+        desc->gradient_dtype = CLXENT_F32 + cli_choice(state, "grad-dtype", text, dtypes);
+        return 0;
     default: break;
     }
     if (key < KEY_OUT || key >= KEY_OUT + RESULTS) return ARGP_ERR_UNKNOWN;
@@ -177,10 +198,14 @@ static void parse_options(options *o, int argc, char **argv)
 {
     static const char *const about =
         "Computes softmax cross-entropy of logits against targets, both .npy files, on an OpenCL device.\v"
-        "Prints rows, ignored rows (ignored targets, masked or shifted-off rows), rows with a bad target, classes, the "
-        "loss, the perplexity (exp of the mean unweighted negative log-likelihood of the rows that count), the accuracy "
-        "over the same rows, the time of the run, the building of kernels included, and the bytes of inputs and "
-        "outputs by that time. A file that cannot be used, or a target that is no class, is exit status 1 and leaves "
+        "Prints rows, ignored rows (ignored targets, masked or shifted-off rows), rows with a bad target, "
+        "classes, the "
+        "loss, the perplexity (exp of the mean unweighted negative log-likelihood of the rows that count), "
+        "the accuracy "
+        "over the same rows, the time of the run, the building of kernels included, and the bytes of inputs "
+        "and "
+        "outputs by that time. A file that cannot be used, or a target that is no class, is exit status 1 "
+        "and leaves "
         "no output; wrong flags are 2.";
     struct argp_option list[FIXED_OPTIONS + RESULTS + 1] = { { 0 } };
     const struct argp argp = { list, parse, NULL, about, cli_common_options, NULL, NULL };
@@ -235,7 +260,10 @@ static bool open_input(input *in, const char *path)
     return false;
 }
 
-static bool is(const npy_header *h, char kind, size_t size) { return h->kind == kind && h->item_size == size; }
+static bool is(const npy_header *h, char kind, size_t size)
+{
+    return h->kind == kind && h->item_size == size;
+}
 
 /* What can hold the bits of a bf16: u2, i2, and the V2 that NumPy writes for dtypes of other libraries. */
 static bool is_bits16(const npy_header *h)
@@ -259,8 +287,7 @@ static bool check_logits(job *j)
         return false;
     }
     if (axis < 0 || axis >= axes) {
-        if (axes == 0)
-            cli_fail(j->logits.path, "shape (): logits take a class axis");
+        if (axes == 0) cli_fail(j->logits.path, "shape (): logits take a class axis");
         else
             cli_fail(j->logits.path, "--class-axis %" PRId64 ": shape %s takes %" PRId64 " to %" PRId64,
                      j->o.class_axis, npy_shape_text(h->shape, h->axes).text, -axes, axes - 1);
@@ -315,11 +342,13 @@ static bool check_targets(job *j)
     } else if (is(h, 'i', 8)) {
         j->desc.target_type = CLXENT_TARGET_I64;
     } else if (is(h, 'f', 4) || as_logits) {
-        j->desc.target_type = is(h, 'f', 4) ? CLXENT_TARGET_PROBABILITIES_F32 : CLXENT_TARGET_PROBABILITIES_LOGITS;
+        j->desc.target_type =
+            is(h, 'f', 4) ? CLXENT_TARGET_PROBABILITIES_F32 : CLXENT_TARGET_PROBABILITIES_LOGITS;
         j->indices = false;
         return check_shape(&j->targets, logits->shape, logits->axes, "probabilities");
     } else {
-        cli_fail(j->targets.path, "dtype %s: targets take u1, i4 or i8 (classes), f4 or the logits' dtype (probabilities)",
+        cli_fail(j->targets.path,
+                 "dtype %s: targets take u1, i4 or i8 (classes), f4 or the logits' dtype (probabilities)",
                  npy_dtype_text(h).text);
         return false;
     }
@@ -378,7 +407,8 @@ static bool open_inputs(job *j)
     }
     j->denominator_f32 = (float)o->denominator;
     if (!j->f64 && (isinf(j->denominator_f32) || (j->denominator_f32 == 0) != (o->denominator == 0))) {
-        cli_fail(o->logits, "--denominator %g: takes an f32 number with logits of this dtype", o->denominator);
+        cli_fail(o->logits, "--denominator %g: takes an f32 number with logits of this dtype",
+                 o->denominator);
         return false;
     }
     return true;
@@ -414,7 +444,8 @@ static bool load_real(const job *j, input *in, size_t count)
     }
     for (size_t i = 0; i < count; i++) {
         const size_t at = h->count == 1 ? 0 : i;
-        const double value = from_f64 ? ((const double *)in->array.data)[at] : (double)((const float *)in->array.data)[at];
+        const double value =
+            from_f64 ? ((const double *)in->array.data)[at] : (double)((const float *)in->array.data)[at];
         if (j->f64) {
             ((double *)in->converted)[i] = value;
             continue;
@@ -450,7 +481,8 @@ static fate fate_of(const job *j, size_t row)
     int64_t target;
 
     if (row % d->seq + d->shift >= d->seq) return ROW_IGNORED;
-    if (weights != NULL && (j->f64 ? ((const double *)weights)[row] == 0 : ((const float *)weights)[row] == 0))
+    if (weights != NULL &&
+        (j->f64 ? ((const double *)weights)[row] == 0 : ((const float *)weights)[row] == 0))
         return ROW_IGNORED;
     if (!j->indices) return ROW_COUNTS;
     target = target_at(j, row + d->shift);
@@ -474,10 +506,12 @@ static bool judge_rows(job *j)
     at = first + j->desc.shift;
     for (size_t axis = j->row_axes, rest = at; axis-- > 0; rest /= j->row_shape[axis])
         index[axis] = rest % j->row_shape[axis];
-    if (j->desc.use_ignore_index) snprintf(ignored, sizeof ignored, ", or %" PRId64 " (ignored)", j->desc.ignore_index);
-    cli_fail(j->targets.path, "row %zu: target %" PRId64 " at %s is out of range: takes 0 to %zu%s (%" PRIu64 " bad row%s)",
-             first, target_at(j, at), npy_shape_text(index, j->row_axes).text, j->desc.classes - 1, ignored, j->bad,
-             j->bad == 1 ? "" : "s");
+    if (j->desc.use_ignore_index)
+        snprintf(ignored, sizeof ignored, ", or %" PRId64 " (ignored)", j->desc.ignore_index);
+    cli_fail(j->targets.path,
+             "row %zu: target %" PRId64 " at %s is out of range: takes 0 to %zu%s (%" PRIu64 " bad row%s)",
+             first, target_at(j, at), npy_shape_text(index, j->row_axes).text, j->desc.classes - 1, ignored,
+             j->bad, j->bad == 1 ? "" : "s");
     return false;
 }
 
@@ -546,12 +580,13 @@ static bool run(job *j, cli_session *session)
     j->args.row_weights = j->row_weights.use;
     if ((j->desc.outputs & CLXENT_OUTPUT_GRADIENT) != 0) j->args.upstream = j->grad_output.use;
     if (j->o.has_denominator) {
-        j->args.denominator = (clxent_input){
-            j->f64 ? (const void *)&j->o.denominator : (const void *)&j->denominator_f32, real_bytes(j)
-        };
+        j->args.denominator =
+            (clxent_input){ j->f64 ? (const void *)&j->o.denominator : (const void *)&j->denominator_f32,
+                            real_bytes(j) };
     }
-    j->bytes_moved += (double)j->logits.use.size + (double)j->targets.use.size + (double)j->class_weights.use.size +
-                      (double)j->row_weights.use.size + (double)j->args.upstream.size;
+    j->bytes_moved += (double)j->logits.use.size + (double)j->targets.use.size +
+                      (double)j->class_weights.use.size + (double)j->row_weights.use.size +
+                      (double)j->args.upstream.size;
 
     const double start = cli_seconds();
     status = clxent_run_host(session->ctx, &j->desc, &j->args);
@@ -566,7 +601,8 @@ static bool run(job *j, cli_session *session)
 static bool mean_nll(const job *j, cli_session *session, double *mean)
 {
     const clxent_desc *d = &j->desc;
-    const bool plain = d->label_smoothing == 0 && d->z_loss == 0 && d->has_class_weights == 0 && d->has_row_weights == 0;
+    const bool plain =
+        d->label_smoothing == 0 && d->z_loss == 0 && d->has_class_weights == 0 && d->has_row_weights == 0;
     const size_t bytes = j->rows * real_bytes(j);
     const void *losses = j->args.losses.data;
     void *own = NULL;

@@ -54,7 +54,8 @@ static facts query(cl_device_id id)
     (void)clGetDeviceInfo(id, CL_DRIVER_VERSION, sizeof f.driver - 1, f.driver, NULL);
     (void)clGetDeviceInfo(id, CL_DEVICE_VERSION, sizeof f.version - 1, f.version, NULL);
     (void)clGetDeviceInfo(id, CL_DEVICE_MAX_COMPUTE_UNITS, sizeof f.compute_units, &f.compute_units, NULL);
-    (void)clGetDeviceInfo(id, CL_DEVICE_MAX_WORK_GROUP_SIZE, sizeof f.max_work_group, &f.max_work_group, NULL);
+    (void)clGetDeviceInfo(id, CL_DEVICE_MAX_WORK_GROUP_SIZE, sizeof f.max_work_group, &f.max_work_group,
+                          NULL);
     (void)clGetDeviceInfo(id, CL_DEVICE_GLOBAL_MEM_SIZE, sizeof f.memory, &f.memory, NULL);
     (void)clGetDeviceInfo(id, CL_DEVICE_MAX_MEM_ALLOC_SIZE, sizeof f.max_allocation, &f.max_allocation, NULL);
     (void)clGetDeviceInfo(id, CL_DEVICE_LOCAL_MEM_SIZE, sizeof f.local_memory, &f.local_memory, NULL);
@@ -76,8 +77,7 @@ static void find_strategy(const cli_session *session, const struct shape *shape,
     desc.inner = shape->inner;
     if (clxent_plan_create(&plan, session->ctx, &desc) == CLXENT_OK)
         snprintf(text, size, "%s", clxent_plan_strategy(plan));
-    else
-        clxent_context_last_error(session->ctx, text, size);
+    else clxent_context_last_error(session->ctx, text, size);
     clxent_plan_destroy(plan);
 }
 
@@ -127,9 +127,9 @@ static json_t *to_json(const cli_device *device, const facts *f, char strategies
 
 int command_info(int argc, char **argv)
 {
-    static const char *const about =
-        "Lists the OpenCL devices, all of them or the one that --device names: what they can do, and the strategy that "
-        "a plan would choose there for loss and gradient of some shapes.";
+    static const char *const about = "Lists the OpenCL devices, all of them or the one that --device names: "
+                                     "what they can do, and the strategy that "
+                                     "a plan would choose there for loss and gradient of some shapes.";
     const struct argp argp = { NULL, parse, NULL, about, cli_common_options, NULL, NULL };
     cli_common common = { NULL, false };
     cli_device *devices = NULL, chosen;
@@ -157,10 +157,8 @@ int command_info(int argc, char **argv)
         }
         cli_progress_stop();
         cli_close(&session);
-        if (common.json)
-            json_array_append_new(list, to_json(device, &f, strategies));
-        else
-            print_text(device, &f, strategies);
+        if (common.json) json_array_append_new(list, to_json(device, &f, strategies));
+        else print_text(device, &f, strategies);
     }
     if (common.json) {
         json_t *object = json_object();

@@ -78,9 +78,12 @@ int main(int argc, char **argv)
     int status;
 
     if (argc > 0) argv[0] = self;
+    /* PoCL runs the linker, which it looks for in PATH; without one it aborts. */
+    setenv("PATH", "/usr/local/bin:/usr/bin:/bin", 0);
     argp_program_version_hook = print_version;
     argp_err_exit_status = CLI_USAGE;
-    if (argp_parse(&argp, argc, argv, ARGP_IN_ORDER, NULL, &chosen) != 0 || chosen.subcommand == NULL) return CLI_USAGE;
+    if (argp_parse(&argp, argc, argv, ARGP_IN_ORDER, NULL, &chosen) != 0 || chosen.subcommand == NULL)
+        return CLI_USAGE;
 
     snprintf(name, sizeof name, "clxent %s", chosen.subcommand->name);
     argv[chosen.first] = name;

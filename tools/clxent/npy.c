@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: MIT
  *
- * npy.c - the .npy format, conversion to C order and native bytes, and files that appear complete or not at all.
+ * npy.c - the .npy format, conversion to C order and native bytes, and files that appear complete or not
+ * at all.
  *
  * A file is magic "\x93NUMPY", version, header length, header, data. The header is the text of a Python
- * dictionary with the keys 'descr', 'fortran_order' and 'shape'; the parser below reads exactly the literals that can
- * stand there and nothing else of Python. All of a file is mapped before it is parsed, so every read is checked against
- * the mapping's end and every length against the file's.
+ * dictionary with the keys 'descr', 'fortran_order' and 'shape'; the parser below reads exactly the
+ * literals that can stand there and nothing else of Python. All of a file is mapped before it is parsed,
+ * so every read is checked against the mapping's end and every length against the file's.
  */
 #define _XOPEN_SOURCE 700
 #include "npy.h"
@@ -128,7 +129,8 @@ static bool read_descr(cursor *c, npy_header *header)
     char shown[24];
 
     skip_space(c);
-    if (c->at < c->end && (*c->at == '[' || *c->at == '(')) return fail(c->fault, "structured dtype: takes plain numbers");
+    if (c->at < c->end && (*c->at == '[' || *c->at == '('))
+        return fail(c->fault, "structured dtype: takes plain numbers");
     if (!read_string(c, "a dtype", &text, &length)) return false;
 
     /* What the file says goes into messages: printable and short. */
@@ -144,9 +146,11 @@ static bool read_descr(cursor *c, npy_header *header)
     header->item_size = 0;
     for (; i < length && text[i] >= '0' && text[i] <= '9' && header->item_size < 100000; i++)
         header->item_size = header->item_size * 10 + (size_t)(text[i] - '0');
-    if (header->kind == '\0' || strchr("fiubcV", header->kind) == NULL || i != length || header->item_size == 0)
+    if (header->kind == '\0' || strchr("fiubcV", header->kind) == NULL || i != length ||
+        header->item_size == 0)
         return fail(c->fault, "dtype '%s' is not a number", shown);
-    header->swapped = header->item_size > 1 && (order == '<' || order == '>') && (order == '<') != little_endian();
+    header->swapped =
+        header->item_size > 1 && (order == '<' || order == '>') && (order == '<') != little_endian();
     return true;
 }
 
@@ -160,8 +164,10 @@ static bool read_dictionary(cursor *c, npy_header *header)
         const char *key;
         size_t length, which = 0;
         if (!read_string(c, "a key", &key, &length)) return false;
-        while (which < 3 && (strlen(names[which]) != length || memcmp(names[which], key, length) != 0)) which++;
-        if (which == 3) return fail(c->fault, "malformed header: a key that is not descr, fortran_order or shape");
+        while (which < 3 && (strlen(names[which]) != length || memcmp(names[which], key, length) != 0))
+            which++;
+        if (which == 3)
+            return fail(c->fault, "malformed header: a key that is not descr, fortran_order or shape");
         if (seen[which]) return fail(c->fault, "malformed header: %s twice", names[which]);
         seen[which] = true;
         if (!take(c, ':')) return expected(c, "':'");
@@ -254,8 +260,8 @@ npy_text npy_shape_text(const size_t *shape, size_t axes)
 /* ---- Native form ---------------------------------------------------------------------------- */
 
 /* Copies a Fortran-order array to C order. The first axis is the source's fast one, the last the
- * destination's: for every index of the axes between them a matrix is transposed, in tiles so that a cache line
- * fetched on either side is used whole. */
+ * destination's: for every index of the axes between them a matrix is transposed, in tiles so that a
+ * cache line fetched on either side is used whole. */
 static inline void to_c_order(char *to, const char *from, size_t size, const size_t *shape, size_t axes)
 {
     enum { TILE = 64 };
@@ -299,14 +305,12 @@ static inline void swap_bytes(unsigned char *data, size_t count, size_t size)
     }
 }
 
-static inline void convert(char *to, const char *from, size_t size, const npy_header *header, const size_t *shape,
-                           size_t axes)
+static inline void convert(char *to, const char *from, size_t size, const npy_header *header,
+                           const size_t *shape, size_t axes)
 {
     if (header->count == 0) return;
-    if (axes > 1)
-        to_c_order(to, from, size, shape, axes);
-    else
-        memcpy(to, from, header->count * size);
+    if (axes > 1) to_c_order(to, from, size, shape, axes);
+    else memcpy(to, from, header->count * size);
     if (header->swapped) swap_bytes((unsigned char *)to, header->count, size);
 }
 
@@ -331,7 +335,8 @@ bool npy_native(npy_array *array, npy_fault *fault)
     case 2: convert(array->converted, stored, 2, header, shape, axes); return true;
     case 4: convert(array->converted, stored, 4, header, shape, axes); return true;
     case 8: convert(array->converted, stored, 8, header, shape, axes); return true;
-    default: return fail(fault, "dtype %s: items of 1, 2, 4 or 8 bytes are read", npy_dtype_text(header).text);
+    default:
+        return fail(fault, "dtype %s: items of 1, 2, 4 or 8 bytes are read", npy_dtype_text(header).text);
     }
 }
 
@@ -408,7 +413,8 @@ void *npy_scratch(size_t bytes, npy_fault *fault)
     snprintf(path, sizeof path, "%s/clxent.XXXXXX", directory);
     descriptor = mkstemp(path);
     if (descriptor < 0) {
-        fail(fault, "no temporary file in %.200s (TMPDIR names another place): %s", directory, strerror(errno));
+        fail(fault, "no temporary file in %.200s (TMPDIR names another place): %s", directory,
+             strerror(errno));
         return NULL;
     }
     unlink(path);
@@ -427,24 +433,33 @@ void npy_scratch_free(void *data, size_t bytes)
 /* The names that a signal handler removes. Enough for every output of one command. */
 static _Atomic(const char *) temporaries[16];
 
+static const int ending_signals[] = { SIGINT, SIGTERM, SIGHUP, SIGPIPE, SIGABRT, SIGBUS };
+enum { ENDING_SIGNALS = sizeof ending_signals / sizeof *ending_signals };
+static struct sigaction earlier[ENDING_SIGNALS];
+
+/* Whoever had the signal before, a driver's compiler with its own files to remove for one, gets it next. */
 static void remove_temporaries(int number)
 {
     for (size_t i = 0; i < sizeof temporaries / sizeof *temporaries; i++) {
         const char *path = atomic_load(&temporaries[i]);
         if (path != NULL) unlink(path);
     }
-    signal(number, SIG_DFL);
+    for (size_t i = 0; i < ENDING_SIGNALS; i++)
+        if (ending_signals[i] == number) sigaction(number, &earlier[i], NULL);
     raise(number);
 }
 
 static void catch_signals(void)
 {
-    static const int numbers[] = { SIGINT, SIGTERM, SIGHUP, SIGPIPE, SIGABRT, SIGBUS };
-    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+    static bool caught;
+    if (caught) return;
+    caught = true;
+    for (size_t i = 0; i < ENDING_SIGNALS; i++) {
         struct sigaction action;
-        if (sigaction(numbers[i], NULL, &action) != 0 || action.sa_handler != SIG_DFL) continue;
+        memset(&action, 0, sizeof action);
         action.sa_handler = remove_temporaries;
-        sigaction(numbers[i], &action, NULL);
+        if (sigaction(ending_signals[i], NULL, &earlier[i]) == 0 && earlier[i].sa_handler != SIG_IGN)
+            sigaction(ending_signals[i], &action, NULL);
     }
 }
 
@@ -534,8 +549,12 @@ void npy_temporary_drop(const char *temporary)
 static size_t format_header(char *text, size_t size, const char *dtype, const size_t *shape, size_t axes)
 {
     const bool bytes = dtype[1] == '1';
-    const int written = snprintf(text + 10, size - 10, "{'descr': '%c%s', 'fortran_order': False, 'shape': %s, }",
-                                 bytes ? '|' : little_endian() ? '<' : '>', dtype, npy_shape_text(shape, axes).text);
+    const int written =
+        snprintf(text + 10, size - 10, "{'descr': '%c%s', 'fortran_order': False, 'shape': %s, }",
+                 bytes             ? '|'
+                 : little_endian() ? '<'
+                                   : '>',
+                 dtype, npy_shape_text(shape, axes).text);
     const size_t used = 10 + (size_t)written + 1; /* and a newline */
     const size_t total = (used + 63) / 64 * 64;
 
@@ -557,7 +576,8 @@ bool npy_create(npy_output *output, const char *path, const char *dtype, const s
 
     memset(output, 0, sizeof *output);
     for (size_t axis = 0; axis < axes; axis++) {
-        if (shape[axis] != 0 && bytes > (SIZE_MAX / 4) / shape[axis]) return fail(fault, "too large for a file");
+        if (shape[axis] != 0 && bytes > (SIZE_MAX / 4) / shape[axis])
+            return fail(fault, "too large for a file");
         bytes *= shape[axis];
     }
     descriptor = npy_temporary(path, &output->path, &output->temporary, fault);

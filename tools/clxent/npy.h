@@ -21,18 +21,18 @@ typedef struct npy_fault {
 
 /* What the header of a file says. */
 typedef struct npy_header {
-    char kind;         /* 'f', 'i', 'u', 'b', 'c' or 'V' as in NumPy's dtype strings */
-    size_t item_size;  /* bytes: 1 to 16 for numbers */
-    bool swapped;      /* not this machine's byte order */
-    bool fortran;      /* the first axis is the fast one */
-    size_t axes;       /* 0: one value */
+    char kind;        /* 'f', 'i', 'u', 'b', 'c' or 'V' as in NumPy's dtype strings */
+    size_t item_size; /* bytes: 1 to 16 for numbers */
+    bool swapped;     /* not this machine's byte order */
+    bool fortran;     /* the first axis is the fast one */
+    size_t axes;      /* 0: one value */
     size_t shape[NPY_MAX_AXES];
-    size_t count;      /* items: the product of shape */
+    size_t count;       /* items: the product of shape */
     size_t data_offset; /* bytes before the first item */
 } npy_header;
 
-/* Reads the header of a file of size bytes at bytes. Accepts versions 1 to 3; refuses a file whose length is not
- * exactly header plus data. Pure. */
+/* Reads the header of a file of size bytes at bytes. Accepts versions 1 to 3; refuses a file whose length
+ * is not exactly header plus data. Pure. */
 bool npy_parse(npy_header *header, const void *bytes, size_t size, npy_fault *fault);
 
 /* A file, mapped. */
@@ -85,10 +85,10 @@ bool npy_create(npy_output *output, const char *path, const char *dtype, const s
 bool npy_commit(npy_output *outputs, size_t count, size_t *failed, npy_fault *fault);
 void npy_discard(npy_output *output); /* accepts a zeroed or committed output */
 
-/* The same guarantees for files that are not arrays. Opens a new file beside path for writing and names it in
- * *temporary; *resolved is path with symbolic links followed. -1 on failure. Then keep (rename) or,
- * also where that fails, drop (remove), after which the caller frees both names. Until then a signal that ends the
- * program removes the file. */
+/* The same guarantees for files that are not arrays. Opens a new file beside path for writing and names
+ * it in *temporary; *resolved is path with symbolic links followed. -1 on failure. Then keep (rename) or,
+ * also where that fails, drop (remove), after which the caller frees both names. Until then a signal that
+ * ends the program removes the file. */
 int npy_temporary(const char *path, char **resolved, char **temporary, npy_fault *fault);
 bool npy_temporary_keep(const char *temporary, const char *resolved, npy_fault *fault);
 void npy_temporary_drop(const char *temporary);

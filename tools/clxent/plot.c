@@ -2,9 +2,9 @@
  *
  * plot.c - the picture of the worked example, drawn by gnuplot.
  *
- * gnuplot runs without a shell: its commands come through a pipe and the PNG leaves through its standard output into a
- * temporary file that is renamed when gnuplot has succeeded. posix_spawnp() and not fork(): a driver's fork
- * handlers would run in the child.
+ * gnuplot runs without a shell: its commands come through a pipe and the PNG leaves through its standard
+ * output into a temporary file that is renamed when gnuplot has succeeded. posix_spawnp() and not fork():
+ * a driver's fork handlers would run in the child.
  */
 #define _XOPEN_SOURCE 700
 #include "cli.h"
@@ -71,8 +71,13 @@ static void write_script(FILE *to, const example *e)
     /* Above positive bars, below negative ones, nothing at bars that cannot be seen. */
     for (int row = 0; row < EXAMPLE_ROWS; row++) {
         const char side = row == 0 ? '-' : '+';
-        fprintf(to, ", $row%d using ($0%c" BAR "):($4 > 0.005 ? $4 : 1/0):(sprintf('%%.2f',$4))" LABELS("0,0.6"), row, side);
-        fprintf(to, ", $row%d using ($0%c" BAR "):($4 < -0.005 ? $4 : 1/0):(sprintf('%%.2f',$4))" LABELS("0,-0.7"), row, side);
+        fprintf(to,
+                ", $row%d using ($0%c" BAR "):($4 > 0.005 ? $4 : 1/0):(sprintf('%%.2f',$4))" LABELS("0,0.6"),
+                row, side);
+        fprintf(to,
+                ", $row%d using ($0%c" BAR
+                "):($4 < -0.005 ? $4 : 1/0):(sprintf('%%.2f',$4))" LABELS("0,-0.7"),
+                row, side);
     }
     putc('\n', to);
     fputs("unset multiplot\n", to);
@@ -103,7 +108,8 @@ static bool run_gnuplot(const example *e, int descriptor)
     close(pipe_ends[0]);
     if (error != 0) {
         close(pipe_ends[1]);
-        cli_fail("gnuplot", "%s", error == ENOENT ? "not found: --plot needs it (Debian: gnuplot-nox)" : strerror(error));
+        cli_fail("gnuplot", "%s",
+                 error == ENOENT ? "not found: --plot needs it (Debian: gnuplot-nox)" : strerror(error));
         return false;
     }
 
@@ -117,7 +123,8 @@ static bool run_gnuplot(const example *e, int descriptor)
         close(pipe_ends[1]);
     }
     signal(SIGPIPE, old);
-    while (waitpid(child, &status, 0) < 0 && errno == EINTR) {}
+    while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
+    }
     if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return true;
     cli_fail("gnuplot", "failed with status %d: --plot needs its pngcairo terminal",
              WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status));

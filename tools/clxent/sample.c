@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: MIT
  *
- * sample.c - real input for anybody: a byte-level bigram model counted from a text, as the logits of that text.
+ * sample.c - real input for anybody: a byte-level bigram model counted from a text, as the logits of that
+ * text.
  *
- * count(a, b) is how often byte b follows byte a in the whole file, count(a) = sum_b count(a, b). Position i of the text,
- * i = sequence * S + t, gives the row log(count(a, .) / count(a)) with a = text[i], -inf for what never followed a,
- * and the target text[i + 1]. That pair was counted, so every row has a finite logit at its target, and softmax
- * of a row is the model itself: the mean loss is the model's cross-entropy on the text, which is printed
- * from the counts, in double.
+ * count(a, b) is how often byte b follows byte a in the whole file, count(a) = sum_b count(a, b).
+ * Position i of the text, i = sequence * S + t, gives the row log(count(a, .) / count(a)) with a =
+ * text[i], -inf for what never followed a, and the target text[i + 1]. That pair was counted, so every
+ * row has a finite logit at its target, and softmax of a row is the model itself: the mean loss is the
+ * model's cross-entropy on the text, which is printed from the counts, in double.
  */
 #define _XOPEN_SOURCE 700
 #include "cli.h"
@@ -140,10 +141,11 @@ static double write_rows(const text *t, size_t rows, float *logits, unsigned cha
 
 int command_sample(int argc, char **argv)
 {
-    static const char *const about = "Makes input for `clxent eval` from a text: logits.npy, the log-probabilities of a "
-                                     "byte-level bigram model counted from all of FILE (-inf for pairs that do not "
-                                     "occur), and targets.npy, the bytes that follow. Prints the model's mean "
-                                     "cross-entropy on these rows, from the counts.";
+    static const char *const about =
+        "Makes input for `clxent eval` from a text: logits.npy, the log-probabilities of a "
+        "byte-level bigram model counted from all of FILE (-inf for pairs that do not "
+        "occur), and targets.npy, the bytes that follow. Prints the model's mean "
+        "cross-entropy on these rows, from the counts.";
     const struct argp argp = { option_list, parse, NULL, about, cli_common_options, NULL, NULL };
     options o = { 0 };
     text t = { NULL, 0 };
@@ -159,7 +161,8 @@ int command_sample(int argc, char **argv)
 
     if (!map_text(&t, o.text)) goto done;
     if (t.size < rows + 1) {
-        cli_fail(o.text, "%zu bytes: --batch %zu and --seq %zu take at least %zu", t.size, o.batch, o.seq, rows + 1);
+        cli_fail(o.text, "%zu bytes: --batch %zu and --seq %zu take at least %zu", t.size, o.batch, o.seq,
+                 rows + 1);
         goto done;
     }
     if (!make_directory(o.out)) goto done;

@@ -1,0 +1,598 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * test_cross_entropy.c - the kernels of the default strategy against the reference: every output, option, dtype
+ * and layout, at the sizes where loops, vectors, blocks and the cache begin and end.
+ *
+ * run_case() does the judging; what stands here is which problems it gets. Other strategies: test_variants.c.
+ */
+#include "support.h"
+
+#include <criterion/criterion.h>
+
+#include <float.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+TestSuite(cross_entropy, .init = open_device, .fini = close_device);
+
+enum {
+    SUMS = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_ARGMAX |
+           CLXENT_OUTPUT_CORRECT,
+    /* all that the plain program serves, and all there is */
+    PLAIN = SUMS | CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_LOG_SOFTMAX | CLXENT_OUTPUT_GRADIENT |
+            CLXENT_OUTPUT_STATISTICS | CLXENT_OUTPUT_BAD_TARGETS,
+    GENERAL = PLAIN | CLXENT_OUTPUT_ENTROPY,
+    /* without what only index targets have */
+    OF_PROBABILITIES = GENERAL & ~(CLXENT_OUTPUT_CORRECT | CLXENT_OUTPUT_BAD_TARGETS)
+};
+
+/* Each kind of finite and masked row of support.c twice, against all places of the target. */
+enum { ALL_KINDS = 26 };
+
+#define COUNT(array) (sizeof(array) / sizeof *(array))
+
+static clxent_desc make_desc(uint32_t outputs, uint32_t dtype, size_t batch, size_t seq, size_t classes)
+{
+    clxent_desc desc = CLXENT_DESC_INIT;
+    desc.outputs = outputs;
+    desc.dtype = dtype;
+    desc.batch = batch;
+    desc.seq = seq;
+    desc.classes = classes;
+    desc.target_type = CLXENT_TARGET_I32;
+    return desc;
+}
+
+/* Strides with padding, odd ones so that rows begin at every alignment. */
+static void pad(clxent_desc *desc)
+{
+    const size_t slab = desc->classes * desc->inner;
+    desc->row_stride = slab + 3;
+    desc->gradient_row_stride = slab + 5;
+    desc->probabilities_row_stride = slab + 1;
+    desc->target_row_stride = slab + 7;
+}
+
+/* LOSS is one number and has no meaning under NONE. */
+static void reduce_by(clxent_desc *desc, uint32_t reduction)
+{
+    desc->reduction = reduction;
+    if (reduction == CLXENT_REDUCTION_NONE) desc->outputs &= ~(uint32_t)CLXENT_OUTPUT_LOSS;
+}
+
+static const char *name_of(const clxent_desc *desc, const char *what)
+{
+    static char name[128];
+    (void)snprintf(name, sizeof name, "%s, dtype %u to %u, %zu x %zu rows, %zu classes", what,
+                   (unsigned)desc->dtype, (unsigned)desc->gradient_dtype, desc->batch, desc->seq,
+                   desc->classes);
+    return name;
+}
+
+/* Around the vector, the unrolled loop, the block of 1,024, the cache of 8 KiB, and several blocks. */
+static const size_t sizes[] = { 1,    2,    3,    15,   16,   17,   31,   63,   64,   65,   255,  1023,
+                                1024, 1025, 1087, 2032, 2033, 2047, 2048, 2049, 3071, 4097, 50257 };
+static const size_t small_sizes[] = { 1, 2, 17, 65, 1025 };
+
+static void check_sizes(uint32_t outputs, uint32_t dtype, uint32_t gradient_dtype, size_t largest)
+{
+    const size_t *all = small_run() ? small_sizes : sizes;
+    const size_t count = small_run() ? COUNT(small_sizes) : COUNT(sizes);
+
+    for (size_t i = 0; i < count && all[i] <= largest; i++) {
+        const size_t rows = small_run() ? 5 : all[i] > 5000 ? 13 : ALL_KINDS;
+        clxent_desc desc = make_desc(outputs, dtype, rows, 1, all[i]);
+        desc.gradient_dtype = gradient_dtype;
+        desc.target_type = i % 3 == 0 ? CLXENT_TARGET_I64 : i % 3 == 1 ? CLXENT_TARGET_I32 : CLXENT_TARGET_U8;
+        reduce_by(&desc, (uint32_t)(i % 3));
+        if (i % 2 == 1) pad(&desc);
+        run_filled_case(name_of(&desc, "sizes"), &desc,
+                        FILL_DESIGNED | FILL_MASKED | FILL_IGNORED | (i % 2 == 0 ? FILL_HIT : FILL_UPSTREAM),
+                        100 + i, i % 4 == 3 ? CASE_LARGER_PLAN : 0);
+    }
+}
+
+Test(cross_entropy, every_output_of_every_size_matches_the_reference)
+{
+    check_sizes(PLAIN, CLXENT_F32, 0, SIZE_MAX);
+}
+
+Test(cross_entropy, sums_without_results_for_each_class_match_the_reference)
+{
+    /* another path to log d: no log-softmax asks for its last digits */
+    check_sizes(SUMS, CLXENT_F32, 0, SIZE_MAX);
+}
+
+Test(cross_entropy, the_general_program_matches_the_reference_at_every_size)
+{
+    check_sizes(GENERAL, CLXENT_F32, 0, SIZE_MAX);
+}
+
+Test(cross_entropy, rows_with_specials_and_bad_targets_match_the_reference)
+{
+    const size_t classes[] = { 1, 2, 5, 16, 33, 1025, 2500 };
+    for (size_t i = 0; i < (small_run() ? 5 : COUNT(classes)); i++) {
+        for (uint32_t policy = CLXENT_BAD_TARGET_REPORT; policy <= CLXENT_BAD_TARGET_IGNORE; policy++) {
+            const uint32_t outputs = i % 2 == 0 ? PLAIN : GENERAL;
+            clxent_desc desc = make_desc(outputs, CLXENT_F32, small_run() ? 9 : 37, 1, classes[i]);
+            desc.bad_target = policy;
+            if (policy != CLXENT_BAD_TARGET_REPORT) desc.outputs &= ~(uint32_t)CLXENT_OUTPUT_BAD_TARGETS;
+            desc.target_type = policy == CLXENT_BAD_TARGET_NAN ? CLXENT_TARGET_I32 : CLXENT_TARGET_I64;
+            reduce_by(&desc, policy);
+            desc.ignore_index = 0;
+            pad(&desc);
+            run_filled_case(name_of(&desc, "specials"), &desc,
+                            FILL_DESIGNED | FILL_SPECIAL | FILL_IGNORED | FILL_BAD_TARGETS, 7 + i, 0);
+        }
+    }
+}
+
+/* ---- The exponential's range --------------------------------------------------------------- */
+
+/* Logits of rows whose maximum is beyond 2^20, where the exponential subtracts it first, or reaches there by
+ * way of one that is not: a wrong scale between two blocks costs more than any bound. */
+static double far_logit(size_t kind, size_t j, size_t classes, double unit)
+{
+    const double part = (double)j / (double)classes, noise = unit * (double)(j * 2654435761u % 16);
+    const double edge = 0x1p20;
+
+    switch (kind) {
+    case 0: return edge * 3 + noise;
+    case 1: return -edge * 3 - noise;
+    case 2: return j == classes / 3 ? edge * 5 : noise;     /* all others vanish */
+    case 3: return j % 7 == 2 ? -edge * 5 : noise;          /* far below a near maximum */
+    case 4: return edge - 8 + 16 * part;                    /* near, then just beyond */
+    case 5: return edge + 8 - 16 * part;
+    case 6: return -edge - 8 + 16 * part;                   /* beyond, then near */
+    case 7: return -edge + 8 - 16 * part;
+    case 8: return j < classes / 2 ? -0x1p30 : 1 + noise;   /* one jump over everything */
+    case 9: return j < classes / 2 ? 1 + noise : 0x1p30;
+    case 10: return part < 0.8 ? -INFINITY : -edge * 2 + noise;
+    case 11: return j % 3 == 0 ? FLT_MAX : 0x1.fffffcp127;  /* differences overflow elsewhere */
+    case 12: return j % 3 == 0 ? -FLT_MAX : FLT_MAX;
+    case 13: return -FLT_MAX;
+    case 14: return edge;
+    default: return -edge + (j == 1 ? 1 : 0);
+    }
+}
+
+enum { FAR_KINDS = 16 };
+
+Test(cross_entropy, logits_beyond_2_to_the_20_match_the_reference)
+{
+    const size_t classes[] = { 2, 17, 1025, 2500, 5000 };
+
+    for (size_t i = 0; i < (small_run() ? 2 : COUNT(classes)); i++) {
+        for (int general = 0; general < 2; general++) {
+            const clxent_desc desc = make_desc(general ? GENERAL : PLAIN, CLXENT_F32, FAR_KINDS, 1, classes[i]);
+            problem p;
+            make_problem(&p, &desc, FILL_PLAIN, 50 + i);
+            for (size_t k = 0; k < FAR_KINDS * classes[i]; k++) {
+                put_element((void *)p.args.logits.data, CLXENT_F32, k,
+                            far_logit(k / classes[i], k % classes[i], classes[i], 0.25));
+            }
+            run_case(name_of(&desc, "far"), &p, 0);
+            free_problem(&p);
+        }
+    }
+}
+
+Test(cross_entropy, an_offset_of_a_million_keeps_the_loss_of_the_stored_values)
+{
+    /* Steps of 1/16 are exact beside 1e6 in f32: the same differences, so the same loss to its full precision. */
+    const clxent_desc desc = make_desc(PLAIN, CLXENT_F32, 4, 1, 300);
+    problem p, q;
+    clxent_host_args near, far;
+    clxent_plan *plan;
+
+    make_problem(&p, &desc, FILL_PLAIN, 3);
+    make_problem(&q, &desc, FILL_PLAIN, 3);
+    for (size_t k = 0; k < 1200; k++) {
+        const double x = floor(16 * get_element(p.args.logits.data, CLXENT_F32, k)) / 16;
+        put_element((void *)p.args.logits.data, CLXENT_F32, k, x);
+        put_element((void *)q.args.logits.data, CLXENT_F32, k, x + 1e6);
+    }
+    run_case("offset 1e6", &q, 0);
+    cr_assert(clxent_plan_create(&plan, device.ctx, &desc) == CLXENT_OK, "%s", last_error());
+    run_once("offset 0", plan, &p, desc.outputs, 0, &near);
+    run_once("offset 1e6", plan, &q, desc.outputs, 0, &far);
+    for (size_t row = 0; row < 4; row++) {
+        const double a = get_element(near.losses.data, CLXENT_F32, row);
+        const double b = get_element(far.losses.data, CLXENT_F32, row);
+        cr_assert(fabs(a - b) <= 4e-7 * a, "row %zu: %.9g at 0, %.9g at 1e6", row, a, b);
+    }
+    free_outputs(&near);
+    free_outputs(&far);
+    clxent_plan_destroy(plan);
+    free_problem(&p);
+    free_problem(&q);
+}
+
+Test(cross_entropy, confident_rows_keep_full_relative_precision)
+{
+    /* Losses from 1e-3 to 1e-30, target first, last and in the tail; f32 alone would round them to 0 at 6e-8. */
+    enum { ROWS = 24 };
+    const size_t classes[] = { 2, 19, 1027, 4099 };
+    for (size_t i = 0; i < COUNT(classes); i++) {
+        const clxent_desc desc = make_desc(GENERAL, CLXENT_F32, ROWS, 1, classes[i]);
+        const size_t n = classes[i];
+        problem p;
+        make_problem(&p, &desc, FILL_PLAIN, 60 + i);
+        for (size_t row = 0; row < ROWS; row++) {
+            const size_t target = (size_t)get_target(p.args.targets.data, desc.target_type, row);
+            /* odd rows: confident of another class, whose loss is large and log d tiny */
+            const size_t top = row % 2 == 0 ? target : (target + 1) % n;
+            put_element((void *)p.args.logits.data, CLXENT_F32, row * n + top,
+                        8 + log((double)n) + 3 * (double)row);
+        }
+        run_case(name_of(&desc, "confident"), &p, 0);
+        free_problem(&p);
+    }
+}
+
+/* ---- Arguments of a run -------------------------------------------------------------------- */
+
+Test(cross_entropy, reductions_upstream_and_denominator_combine)
+{
+    for (uint32_t reduction = CLXENT_REDUCTION_MEAN; reduction <= CLXENT_REDUCTION_NONE; reduction++) {
+        for (uint32_t given = 0; given < 4; given++) {
+            for (int general = 0; general < 2; general++) {
+                const uint32_t fill = FILL_DESIGNED | FILL_MASKED | FILL_IGNORED |
+                                      (given % 2 == 1 ? FILL_UPSTREAM : 0) |
+                                      (given / 2 == 1 ? FILL_DENOMINATOR : 0);
+                clxent_desc desc = make_desc(general ? GENERAL : PLAIN, CLXENT_F32, 4, 7, 67);
+                reduce_by(&desc, reduction);
+                run_filled_case(name_of(&desc, "reductions"), &desc, fill, 70 + given, 0);
+            }
+        }
+    }
+}
+
+Test(cross_entropy, ignore_index_may_be_a_class_or_out_of_range_or_off)
+{
+    const struct {
+        int64_t index;
+        uint32_t use, type;
+    } cases[] = {
+        { 3, 1, CLXENT_TARGET_I32 },  { 0, 1, CLXENT_TARGET_U8 },   { 255, 1, CLXENT_TARGET_U8 },
+        { -1, 1, CLXENT_TARGET_I64 }, { 33, 1, CLXENT_TARGET_I64 }, { 5, 0, CLXENT_TARGET_I32 },
+        /* at full width this is not class 5 */
+        { ((int64_t)1 << 32) + 5, 1, CLXENT_TARGET_I64 },
+        { ((int64_t)1 << 32) + 5, 1, CLXENT_TARGET_I32 },
+    };
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        clxent_desc desc = make_desc(PLAIN, CLXENT_F32, 5, 6, 33);
+        problem p;
+        desc.ignore_index = cases[i].index;
+        desc.use_ignore_index = cases[i].use;
+        desc.target_type = cases[i].type;
+        desc.has_row_weights = 1;
+        make_problem(&p, &desc, FILL_IGNORED, 80 + i);
+        put_target((void *)p.args.targets.data, desc.target_type, 7, 5);
+        run_case("ignore_index", &p, 0);
+        free_problem(&p);
+    }
+}
+
+Test(cross_entropy, all_rows_ignored_give_the_policy_and_zero_gradients)
+{
+    for (uint32_t policy = CLXENT_ALL_IGNORED_NAN; policy <= CLXENT_ALL_IGNORED_ZERO; policy++) {
+        for (uint32_t fill = 0; fill <= FILL_DENOMINATOR; fill += FILL_DENOMINATOR) {
+            clxent_desc desc = make_desc(PLAIN, CLXENT_F32, 6, 1, 20);
+            problem p;
+            desc.all_ignored = policy;
+            make_problem(&p, &desc, FILL_SPECIAL | fill, 4);
+            for (size_t row = 0; row < 6; row++) put_target((void *)p.args.targets.data, desc.target_type, row, -100);
+            run_case("all ignored", &p, 0);
+            free_problem(&p);
+        }
+    }
+}
+
+Test(cross_entropy, no_rows_and_one_class_work)
+{
+    for (uint32_t reduction = CLXENT_REDUCTION_MEAN; reduction <= CLXENT_REDUCTION_SUM; reduction++) {
+        clxent_desc none = make_desc(PLAIN, CLXENT_F32, 0, 1, 20);
+        clxent_desc one = make_desc(GENERAL, CLXENT_F32, ALL_KINDS, 1, 1);
+        none.reduction = one.reduction = reduction;
+        run_filled_case("no rows", &none, FILL_PLAIN, 1, CASE_LARGER_PLAN | CASE_OUT_OF_ORDER);
+        none.seq = 0;
+        run_filled_case("seq 0", &none, FILL_PLAIN, 1, 0);
+        one.z_loss = 0.01;
+        run_filled_case("one class", &one, FILL_DESIGNED | FILL_SPECIAL, 2, 0);
+    }
+}
+
+Test(cross_entropy, results_may_stand_in_the_place_of_the_logits)
+{
+    const size_t classes[] = { 1, 17, 2048, 3001 };
+    const uint32_t outputs[] = { PLAIN & ~(uint32_t)CLXENT_OUTPUT_LOG_SOFTMAX, CLXENT_OUTPUT_GRADIENT,
+                                 SUMS | CLXENT_OUTPUT_SOFTMAX, SUMS | CLXENT_OUTPUT_LOG_SOFTMAX };
+    for (size_t i = 0; i < (small_run() ? 2 : COUNT(classes)); i++) {
+        for (size_t k = 0; k < COUNT(outputs); k++) {
+            for (uint32_t entropy = 0; entropy <= CLXENT_OUTPUT_ENTROPY; entropy += CLXENT_OUTPUT_ENTROPY) {
+                clxent_desc desc = make_desc(outputs[k] | entropy, CLXENT_F32, small_run() ? 5 : 18, 1, classes[i]);
+                desc.row_stride = desc.gradient_row_stride = desc.probabilities_row_stride = classes[i] + i;
+                run_filled_case(name_of(&desc, "in place"), &desc, FILL_DESIGNED | FILL_SPECIAL | FILL_IGNORED,
+                                90 + i, CASE_IN_PLACE);
+            }
+        }
+    }
+}
+
+Test(cross_entropy, each_output_alone_has_the_bits_it_has_beside_others)
+{
+    const size_t classes[] = { 9, 1030, 2100 };
+    for (size_t i = 0; i < (small_run() ? 1 : COUNT(classes)); i++) {
+        for (int general = 0; general < 2; general++) {
+            clxent_desc desc = make_desc(general ? GENERAL : PLAIN, CLXENT_F32, 19, 1, classes[i]);
+            if (general) {
+                desc.label_smoothing = 0.1;
+                desc.has_class_weights = 1;
+            }
+            pad(&desc);
+            run_filled_case(name_of(&desc, "alone"), &desc,
+                            FILL_DESIGNED | FILL_MASKED | FILL_SPECIAL | FILL_IGNORED | FILL_BAD_TARGETS, 5 + i,
+                            CASE_SUBSETS | CASE_LARGER_PLAN | CASE_OUT_OF_ORDER);
+        }
+    }
+}
+
+/* ---- Options ------------------------------------------------------------------------------- */
+
+enum {
+    OPTION_CLASS_WEIGHTS = 1 << 0,
+    OPTION_ROW_WEIGHTS = 1 << 1,
+    OPTION_SMOOTHING = 1 << 2,
+    OPTION_Z_LOSS = 1 << 3,
+    OPTION_SCALE = 1 << 4,
+    OPTION_SOFTCAP = 1 << 5,
+    OPTION_SHIFT = 1 << 6,
+    OPTION_ACCUMULATE = 1 << 7,
+    OPTION_PROBABILITIES = 1 << 8,
+    OPTION_PROBABILITIES_LOGITS = 1 << 9,
+    OPTION_INNER = 1 << 10,
+    OPTIONS = 1 << 11
+};
+
+static void set_options(clxent_desc *desc, unsigned options)
+{
+    if (options & OPTION_CLASS_WEIGHTS) desc->has_class_weights = 1;
+    if (options & OPTION_ROW_WEIGHTS) desc->has_row_weights = 1;
+    if (options & OPTION_SMOOTHING) desc->label_smoothing = 0.1;
+    if (options & OPTION_Z_LOSS) desc->z_loss = 1e-3;
+    if (options & OPTION_SCALE) desc->logit_scale = -0.75;
+    if (options & OPTION_SOFTCAP) desc->softcap = 15;
+    if (options & OPTION_SHIFT) desc->shift = 2;
+    if (options & OPTION_ACCUMULATE) desc->gradient_mode = CLXENT_GRADIENT_ACCUMULATE;
+    if (options & OPTION_INNER) desc->inner = 3;
+    if (options & (OPTION_PROBABILITIES | OPTION_PROBABILITIES_LOGITS)) {
+        desc->outputs &= OF_PROBABILITIES;
+        desc->target_type = options & OPTION_PROBABILITIES ? CLXENT_TARGET_PROBABILITIES_F32
+                                                           : CLXENT_TARGET_PROBABILITIES_LOGITS;
+    }
+    pad(desc);
+}
+
+static void run_options(uint32_t outputs, uint32_t dtype, uint32_t gradient_dtype, unsigned options, size_t classes,
+                        uint64_t seed)
+{
+    clxent_desc desc = make_desc(outputs, dtype, 6, 4, classes);
+    char what[64];
+    desc.gradient_dtype = gradient_dtype;
+    set_options(&desc, options);
+    (void)snprintf(what, sizeof what, "options 0x%x", options);
+    run_filled_case(name_of(&desc, what), &desc,
+                    FILL_DESIGNED | FILL_MASKED | FILL_IGNORED | (seed % 2 == 0 ? FILL_UPSTREAM : 0), seed, 0);
+}
+
+static const size_t option_classes[] = { 3, 18, 1026, 2085 };
+
+Test(cross_entropy, each_option_alone_matches_the_reference)
+{
+    for (unsigned option = 1; option < OPTIONS; option <<= 1) {
+        for (size_t i = 0; i < (small_run() ? 2 : COUNT(option_classes)); i++) {
+            run_options(GENERAL, CLXENT_F32, 0, option, option_classes[i], i);
+            /* without entropy, so that the plain program serves those it can */
+            run_options(PLAIN, CLXENT_F32, 0, option, option_classes[i], i + 1);
+        }
+    }
+}
+
+Test(cross_entropy, random_combinations_of_options_match_the_reference)
+{
+    random_state random = { 20 };
+    for (int i = 0; i < (small_run() ? 12 : 250); i++) {
+        const unsigned options = random_u32(&random) % OPTIONS & ~(unsigned)OPTION_PROBABILITIES_LOGITS;
+        run_options(GENERAL, CLXENT_F32, 0, options, 1 + random_u32(&random) % 40, (uint64_t)i);
+    }
+}
+
+Test(cross_entropy, extreme_values_of_options_match_the_reference)
+{
+    const struct {
+        double smoothing, z_loss, scale, softcap;
+    } cases[] = {
+        { 1, 0, 1, 0 },     { 0, 100, 1, 0 },   { 0, 0, 0, 0 },    { 0, 0, 1e-3, 0 }, { 0, 0, 30, 0 },
+        { 0, 0, -4, 0 },    { 0, 0, 1, 0.01 },  { 0, 0, 1, 1e6 },  { 0, 0, 50, 3 },   { 0.5, 0.1, -2, 5 },
+        { 0, 0, 1e-30, 2 }, { 0, 0, 2, 1e-30 }, { 1e-7, 0, 1, 0 },
+    };
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        clxent_desc desc = make_desc(GENERAL, CLXENT_F32, ALL_KINDS, 1, 130);
+        char what[128];
+        desc.label_smoothing = cases[i].smoothing;
+        desc.z_loss = cases[i].z_loss;
+        desc.logit_scale = cases[i].scale;
+        desc.softcap = cases[i].softcap;
+        (void)snprintf(what, sizeof what, "smoothing %g z_loss %g scale %g softcap %g", cases[i].smoothing,
+                       cases[i].z_loss, cases[i].scale, cases[i].softcap);
+        run_filled_case(what, &desc, FILL_DESIGNED | FILL_MASKED | FILL_SPECIAL | FILL_HIT, 30 + i, 0);
+    }
+}
+
+Test(cross_entropy, an_inner_class_axis_and_images_match_the_reference)
+{
+    const size_t inners[] = { 2, 7, 16, 33 }, classes[] = { 1, 5, 21, 1025 };
+    for (size_t i = 0; i < (small_run() ? 2 : COUNT(inners)); i++) {
+        for (int general = 0; general < 2; general++) {
+            /* N,C,H,W with W = seq */
+            clxent_desc desc = make_desc(general ? GENERAL : PLAIN, CLXENT_F32, 2 * inners[i], 1, classes[i]);
+            desc.inner = inners[i];
+            if (i % 2 == 0) {
+                desc.batch = 2;
+                desc.seq = inners[i];
+                desc.shift = 1;
+            }
+            if (i > 0) pad(&desc);
+            run_filled_case(name_of(&desc, "inner"), &desc,
+                            FILL_DESIGNED | FILL_MASKED | FILL_SPECIAL | FILL_IGNORED | FILL_BAD_TARGETS, 40 + i,
+                            i == 2 ? CASE_LARGER_PLAN : 0);
+        }
+    }
+}
+
+/* ---- Storage types ------------------------------------------------------------------------- */
+
+static void check_dtype(uint32_t dtype, uint32_t gradient_dtype)
+{
+    const size_t classes[] = { 5, 34, 1026, 2085 };
+
+    if (dtype == CLXENT_F64 && !device.has_f64) cr_skip("the device has no f64");
+    check_sizes(PLAIN, dtype, gradient_dtype, small_run() ? 65 : 2049);
+    for (size_t i = 0; i < (small_run() ? 1 : COUNT(classes)); i++) {
+        clxent_desc desc = make_desc(GENERAL, dtype, small_run() ? 7 : 37, 1, classes[i]);
+        desc.gradient_dtype = gradient_dtype;
+        desc.z_loss = 1e-3;
+        run_filled_case(name_of(&desc, "specials"), &desc,
+                        FILL_DESIGNED | FILL_MASKED | FILL_SPECIAL | FILL_IGNORED | FILL_BAD_TARGETS, i,
+                        CASE_SUBSETS);
+    }
+    for (unsigned option = 1; option < OPTION_INNER; option <<= 1) {
+        run_options(GENERAL, dtype, gradient_dtype, option, 47, 1);
+    }
+    run_options(GENERAL, dtype, gradient_dtype,
+                OPTION_CLASS_WEIGHTS | OPTION_ROW_WEIGHTS | OPTION_SMOOTHING | OPTION_Z_LOSS | OPTION_SCALE |
+                    OPTION_SOFTCAP | OPTION_ACCUMULATE,
+                1030, 2);
+}
+
+Test(cross_entropy, f16_logits_match_the_reference) { check_dtype(CLXENT_F16, 0); }
+
+Test(cross_entropy, bf16_logits_match_the_reference) { check_dtype(CLXENT_BF16, 0); }
+
+Test(cross_entropy, bf16_logits_with_an_f32_gradient_match_the_reference) { check_dtype(CLXENT_BF16, CLXENT_F32); }
+
+Test(cross_entropy, f64_logits_match_the_reference) { check_dtype(CLXENT_F64, 0); }
+
+Test(cross_entropy, an_inner_class_axis_serves_every_dtype)
+{
+    for (uint32_t dtype = CLXENT_F16; dtype <= CLXENT_F64; dtype++) {
+        if (dtype == CLXENT_F64 && !device.has_f64) continue;
+        run_options(GENERAL, dtype, 0, OPTION_INNER | OPTION_SMOOTHING, 21, 3);
+        run_options(GENERAL, dtype, 0, OPTION_INNER | OPTION_PROBABILITIES_LOGITS, 21, 4);
+    }
+}
+
+/* The gradient in its narrow type is the f32 one rounded once, which two roundings of the same numbers would
+ * miss at ties, and arithmetic in the narrow type everywhere. */
+static void check_rounded_once(uint32_t dtype, uint32_t narrow)
+{
+    const size_t classes[] = { 17, 1026, 3001 };
+
+    for (size_t i = 0; i < (small_run() ? 1 : COUNT(classes)); i++) {
+        for (int general = 0; general < 2; general++) {
+            clxent_desc desc = make_desc((general ? GENERAL : PLAIN) & ~(uint32_t)CLXENT_OUTPUT_LOG_SOFTMAX, dtype, 14,
+                                         1, classes[i]);
+            clxent_host_args out[2];
+            problem p;
+            if (general) desc.label_smoothing = 0.1;
+            for (int k = 0; k < 2; k++) {
+                clxent_plan *plan;
+                desc.gradient_dtype = k == 0 ? CLXENT_F32 : narrow;
+                make_problem(&p, &desc, FILL_DESIGNED | FILL_MASKED | FILL_IGNORED | FILL_UPSTREAM, 9);
+                cr_assert(clxent_plan_create(&plan, device.ctx, &desc) == CLXENT_OK, "%s", last_error());
+                run_once("rounded", plan, &p, desc.outputs, 0, &out[k]);
+                clxent_plan_destroy(plan);
+                free_problem(&p);
+            }
+            for (size_t k = 0; k < 14 * classes[i]; k++) {
+                const double exact = get_element(out[0].gradient.data, CLXENT_F32, k);
+                const uint16_t want =
+                    narrow == CLXENT_F16 ? clxent_f16_from_double(exact) : clxent_bf16_from_double(exact);
+                const uint16_t got = ((const uint16_t *)out[1].gradient.data)[k];
+                cr_assert(got == want, "%s: element %zu: 0x%04x, %.9g rounds to 0x%04x", name_of(&desc, "rounded"), k,
+                          got, exact, want);
+            }
+            free_outputs(&out[0]);
+            free_outputs(&out[1]);
+        }
+    }
+}
+
+Test(cross_entropy, a_bf16_gradient_is_the_f32_gradient_rounded_once)
+{
+    check_rounded_once(CLXENT_BF16, CLXENT_BF16);
+}
+
+Test(cross_entropy, an_f16_gradient_is_the_f32_gradient_rounded_once)
+{
+    check_rounded_once(CLXENT_F16, CLXENT_F16);
+}
+
+Test(cross_entropy, gradients_of_other_types_than_the_logits_match_the_reference)
+{
+    const uint32_t pairs[][2] = { { CLXENT_F32, CLXENT_BF16 }, { CLXENT_F16, CLXENT_F32 },
+                                  { CLXENT_BF16, CLXENT_F16 }, { CLXENT_F64, CLXENT_F32 } };
+    for (size_t i = 0; i < COUNT(pairs); i++) {
+        if (pairs[i][0] == CLXENT_F64 && !device.has_f64) continue;
+        run_options(PLAIN, pairs[i][0], pairs[i][1], 0, 1030, 5);
+        run_options(PLAIN, pairs[i][0], pairs[i][1], OPTION_ACCUMULATE | OPTION_ROW_WEIGHTS, 50, 6);
+    }
+}
+
+/* ---- Large problems ------------------------------------------------------------------------ */
+
+Test(cross_entropy, a_million_classes_match_the_reference)
+{
+    clxent_desc desc = make_desc(PLAIN & ~(uint32_t)CLXENT_OUTPUT_LOG_SOFTMAX, CLXENT_F32, 3, 1,
+                                 small_run() ? 5003 : (1 << 20) + 3);
+    desc.reduction = CLXENT_REDUCTION_SUM;
+    run_filled_case("a million classes", &desc, FILL_PLAIN, 1, 0);
+}
+
+Test(cross_entropy, the_loss_of_ten_million_rows_keeps_its_digits)
+{
+    const size_t rows = small_run() ? 9000 : 10000019;
+    clxent_desc desc = make_desc(CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_CORRECT, CLXENT_F32, rows, 1, 2);
+    float *logits = take_memory(2 * rows * sizeof *logits), loss, *losses = take_memory(rows * sizeof *losses);
+    uint8_t *targets = take_memory(rows);
+    uint64_t correct = 0, hits = 0;
+    clxent_host_args args = CLXENT_HOST_ARGS_INIT;
+    random_state random = { 8 };
+    double sum = 0;
+
+    desc.target_type = CLXENT_TARGET_U8;
+    for (size_t row = 0; row < rows; row++) {
+        const uint32_t bits = random_u32(&random);
+        /* losses of all sizes: a running f32 sum would end up off in the fourth digit */
+        logits[2 * row] = (float)(bits >> 8) * 0x1p-22f;
+        logits[2 * row + 1] = 0.25f;
+        targets[row] = (uint8_t)(bits & 1u);
+        hits += targets[row] == (logits[2 * row + 1] > logits[2 * row] ? 1 : 0);
+    }
+    args.logits = (clxent_input){ logits, 2 * rows * sizeof *logits };
+    args.targets = (clxent_input){ targets, rows };
+    args.losses = (clxent_output){ losses, rows * sizeof *losses };
+    args.loss = (clxent_output){ &loss, sizeof loss };
+    args.correct = (clxent_output){ &correct, sizeof correct };
+    cr_assert(clxent_run_host(device.ctx, &desc, &args) == CLXENT_OK, "%s", last_error());
+    for (size_t row = 0; row < rows; row++) sum += losses[row];
+    const double want = sum / (double)rows;
+    cr_assert(fabs(loss - want) <= 0x1p-23 * want, "got %.9g, want %.17g", loss, want);
+    cr_assert(correct == hits, "got %llu, want %llu", (unsigned long long)correct, (unsigned long long)hits);
+    free(logits);
+    free(losses);
+    free(targets);
+}

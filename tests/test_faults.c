@@ -1,0 +1,442 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * test_faults.c - whatever OpenCL call or malloc fails, the library passes the failure on, leaves results as
+ * promised and leaks nothing.
+ *
+ * This program defines the OpenCL calls that the library makes in front of the loader's, as well as malloc and calloc.
+ * Only calls from this executable, into which the library is linked, are counted, never the driver's own. Each
+ * operation is repeated with its first call failing, then its second, until it gets through without a fault.
+ */
+#include "internal.h"
+#include "support.h"
+
+#include <criterion/criterion.h>
+
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* A code that no driver returns by itself, so that it must be ours. */
+enum { INJECTED = -9998, NEVER = -1 };
+
+static struct {
+    bool armed;
+    int until_failure;   /* OpenCL calls that still succeed; NEVER: all */
+    int until_no_memory; /* likewise allocations */
+    int failed;          /* faults injected */
+    int live;            /* objects created and retained, less those released */
+    const char *call;    /* that failed */
+} fault = { .until_failure = NEVER, .until_no_memory = NEVER };
+
+extern char __executable_start, etext;
+
+static bool is_ours(const void *caller)
+{
+    return (const char *)caller >= &__executable_start && (const char *)caller < &etext;
+}
+
+static bool fails(const char *call)
+{
+    if (fault.until_failure == NEVER || fault.until_failure-- > 0) return false;
+    fault.until_failure = NEVER;
+    fault.failed++;
+    fault.call = call;
+    return true;
+}
+
+/* ---- OpenCL -------------------------------------------------------------------------------- */
+
+#define REAL(name)                             \
+    __typeof__(&name) real;                    \
+    *(void **)&real = dlsym(RTLD_NEXT, #name); \
+    const bool counted = fault.armed && is_ours(__builtin_return_address(0))
+
+/* Calls that return a code; made is what they leave behind. */
+#define CODE(name, parameters, arguments, made)                  \
+    cl_int name parameters                                       \
+    {                                                            \
+        REAL(name);                                              \
+        if (counted && fails(#name)) return INJECTED;            \
+        const cl_int code = real arguments;                      \
+        if (counted && code == CL_SUCCESS) fault.live += (made); \
+        return code;                                             \
+    }
+
+/* Calls that return an object, or a mapped pointer. */
+#define OBJECT(type, name, parameters, arguments, made)           \
+    type name parameters                                          \
+    {                                                             \
+        REAL(name);                                               \
+        if (counted && fails(#name)) {                            \
+            *code = INJECTED;                                     \
+            return NULL;                                          \
+        }                                                         \
+        type object = real arguments;                             \
+        if (counted && *code == CL_SUCCESS) fault.live += (made); \
+        return object;                                            \
+    }
+
+#define RELEASE(name, type)        \
+    cl_int name(type object)       \
+    {                              \
+        REAL(name);                \
+        if (counted) fault.live--; \
+        return real(object);       \
+    }
+
+#define WAIT cl_uint num, const cl_event *wait, cl_event *event
+
+CODE(clGetDeviceInfo, (cl_device_id a, cl_device_info b, size_t c, void *d, size_t *e), (a, b, c, d, e), 0)
+CODE(clGetContextInfo, (cl_context a, cl_context_info b, size_t c, void *d, size_t *e), (a, b, c, d, e), 0)
+CODE(clGetCommandQueueInfo, (cl_command_queue a, cl_command_queue_info b, size_t c, void *d, size_t *e),
+     (a, b, c, d, e), 0)
+CODE(clGetMemObjectInfo, (cl_mem a, cl_mem_info b, size_t c, void *d, size_t *e), (a, b, c, d, e), 0)
+CODE(clBuildProgram,
+     (cl_program a, cl_uint b, const cl_device_id *c, const char *d, void(CL_CALLBACK *e)(cl_program, void *),
+      void *f),
+     (a, b, c, d, e, f), 0)
+CODE(clSetKernelArg, (cl_kernel a, cl_uint b, size_t c, const void *d), (a, b, c, d), 0)
+CODE(clFlush, (cl_command_queue a), (a), 0)
+CODE(clWaitForEvents, (cl_uint a, const cl_event *b), (a, b), 0)
+CODE(clRetainContext, (cl_context a), (a), 1)
+CODE(clRetainDevice, (cl_device_id a), (a), 1)
+CODE(clRetainProgram, (cl_program a), (a), 1)
+CODE(clRetainCommandQueue, (cl_command_queue a), (a), 1)
+CODE(clEnqueueNDRangeKernel,
+     (cl_command_queue a, cl_kernel b, cl_uint c, const size_t *d, const size_t *e, const size_t *f, WAIT),
+     (a, b, c, d, e, f, num, wait, event), event != NULL)
+CODE(clEnqueueWriteBuffer, (cl_command_queue a, cl_mem b, cl_bool c, size_t d, size_t e, const void *f, WAIT),
+     (a, b, c, d, e, f, num, wait, event), event != NULL)
+CODE(clEnqueueReadBuffer, (cl_command_queue a, cl_mem b, cl_bool c, size_t d, size_t e, void *f, WAIT),
+     (a, b, c, d, e, f, num, wait, event), event != NULL)
+CODE(clEnqueueWriteBufferRect,
+     (cl_command_queue a, cl_mem b, cl_bool c, const size_t *d, const size_t *e, const size_t *f, size_t g,
+      size_t h, size_t i, size_t j, const void *k, WAIT),
+     (a, b, c, d, e, f, g, h, i, j, k, num, wait, event), event != NULL)
+CODE(clEnqueueReadBufferRect,
+     (cl_command_queue a, cl_mem b, cl_bool c, const size_t *d, const size_t *e, const size_t *f, size_t g,
+      size_t h, size_t i, size_t j, void *k, WAIT),
+     (a, b, c, d, e, f, g, h, i, j, k, num, wait, event), event != NULL)
+CODE(clEnqueueMarkerWithWaitList, (cl_command_queue a, WAIT), (a, num, wait, event), event != NULL)
+CODE(clEnqueueBarrierWithWaitList, (cl_command_queue a, WAIT), (a, num, wait, event), event != NULL)
+OBJECT(cl_command_queue, clCreateCommandQueue,
+       (cl_context a, cl_device_id b, cl_command_queue_properties c, cl_int *code), (a, b, c, code), 1)
+OBJECT(cl_mem, clCreateBuffer, (cl_context a, cl_mem_flags b, size_t c, void *d, cl_int *code),
+       (a, b, c, d, code), 1)
+OBJECT(cl_program, clCreateProgramWithSource,
+       (cl_context a, cl_uint b, const char **c, const size_t *d, cl_int *code), (a, b, c, d, code), 1)
+OBJECT(cl_kernel, clCreateKernel, (cl_program a, const char *b, cl_int *code), (a, b, code), 1)
+OBJECT(void *, clEnqueueMapBuffer,
+       (cl_command_queue a, cl_mem b, cl_bool c, cl_map_flags d, size_t e, size_t f, WAIT, cl_int *code),
+       (a, b, c, d, e, f, num, wait, event, code), 1 + (event != NULL))
+
+/* A mapping counts as an object. It ends even where this fails: a driver keeps a mapped buffer for ever, and
+ * nobody could do better than release it. */
+cl_int clEnqueueUnmapMemObject(cl_command_queue a, cl_mem b, void *c, WAIT)
+{
+    REAL(clEnqueueUnmapMemObject);
+    const bool failing = counted && fails("clEnqueueUnmapMemObject");
+    const cl_int code = real(a, b, c, num, wait, failing ? NULL : event);
+    if (counted) fault.live--;
+    if (failing) return INJECTED;
+    if (counted && code == CL_SUCCESS && event != NULL) fault.live++;
+    return code;
+}
+
+RELEASE(clReleaseContext, cl_context)
+RELEASE(clReleaseDevice, cl_device_id)
+RELEASE(clReleaseProgram, cl_program)
+RELEASE(clReleaseKernel, cl_kernel)
+RELEASE(clReleaseCommandQueue, cl_command_queue)
+RELEASE(clReleaseMemObject, cl_mem)
+RELEASE(clReleaseEvent, cl_event)
+
+/* ---- malloc -------------------------------------------------------------------------------- */
+
+/* A sanitizer has a malloc of its own, and elsewhere than in glibc there is nothing to forward to. */
+#if defined(__has_feature)
+#    define SANITIZED __has_feature(address_sanitizer)
+#elif defined(__SANITIZE_ADDRESS__)
+#    define SANITIZED 1
+#else
+#    define SANITIZED 0
+#endif
+#if defined(__GLIBC__) && !SANITIZED
+#    define CAN_FAIL_MALLOC 1
+void *__libc_malloc(size_t size);
+void *__libc_calloc(size_t count, size_t size);
+static bool no_memory(const void *caller)
+{
+    if (!fault.armed || fault.until_no_memory == NEVER || !is_ours(caller)) return false;
+    if (fault.until_no_memory-- > 0) return false;
+    fault.until_no_memory = NEVER;
+    fault.failed++;
+    fault.call = "malloc";
+    return true;
+}
+void *malloc(size_t size) { return no_memory(__builtin_return_address(0)) ? NULL : __libc_malloc(size); }
+void *calloc(size_t count, size_t size)
+{
+    return no_memory(__builtin_return_address(0)) ? NULL : __libc_calloc(count, size);
+}
+#else
+#    define CAN_FAIL_MALLOC 0
+#endif
+
+/* ---- Operations ---------------------------------------------------------------------------- */
+
+static clxent_desc desc;
+static problem p;
+static clxent_context *ctx; /* fresh for each attempt */
+static clxent_plan *plan;
+static clxent_args args;
+static cl_mem mems[CLXENT_TENSORS + 1];
+static cl_command_queue queue;
+static unsigned char *out[CLXENT_TENSORS];
+static clxent_host_args host_args;
+
+static void open_fixture(void)
+{
+    const clxent_desc defaults = CLXENT_DESC_INIT;
+    const clxent_args no_args = CLXENT_ARGS_INIT;
+
+    open_device();
+    desc = defaults;
+    desc.outputs = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_CORRECT;
+    /* Three chunks, more than one group of each reduction. */
+    desc.batch = small_run() ? 5 : 2 * clxent_part_rows(&desc) + 1;
+    desc.seq = 1;
+    desc.classes = 3;
+    desc.gradient_row_stride = 4;
+    make_problem(&p, &desc, FILL_IGNORED, 5);
+    host_args = p.args;
+    args = no_args;
+    for (int t = 0; t < CLXENT_TENSORS; t++) {
+        clxent_input *host = (clxent_input *)&host_args.logits + t;
+        clxent_need need;
+        cl_int code;
+        cr_assert(clxent_tensor_need(&desc, desc.outputs, false, desc.batch, (clxent_tensor)t, &need, NULL,
+                                     0) == 0);
+        if (need.use != CLXENT_REQUIRED) continue;
+        if (t >= CLXENT_TENSOR_LOSSES) {
+            out[t] = take_memory(need.bytes);
+            host->data = out[t];
+            host->size = need.bytes;
+        }
+        mems[t] = clCreateBuffer(device.cl, CL_MEM_READ_WRITE | CL_MEM_COPY_HOST_PTR, need.bytes,
+                                 (void *)host->data, &code);
+        cr_assert(code == CL_SUCCESS);
+        (&args.logits + t)->mem = mems[t];
+    }
+}
+
+static void close_fixture(void)
+{
+    for (int t = 0; t < CLXENT_TENSORS; t++) free(out[t]);
+    for (int t = 0; t <= CLXENT_TENSORS; t++) {
+        if (mems[t] != NULL) clReleaseMemObject(mems[t]);
+    }
+    free_problem(&p);
+    close_device();
+}
+
+TestSuite(faults, .init = open_fixture, .fini = close_fixture, .timeout = 120);
+
+/* An operation: prepared and cleaned up without faults and without counting, run with both. */
+typedef struct operation {
+    const char *name;
+    void (*prepare)(void);
+    clxent_status (*run)(void); /* also undoes what it did, when it did it */
+    void (*clean)(void);
+} operation;
+
+static void nothing(void) {}
+
+static void make_context(void)
+{
+    cr_assert(clxent_context_create(&ctx, device.cl, device.id, NULL) == CLXENT_OK);
+}
+
+static void drop_context(void) { clxent_context_destroy(ctx); }
+
+static clxent_status create_context(void)
+{
+    clxent_context *made = device.ctx;
+    const clxent_status status = clxent_context_create(&made, device.cl, device.id, NULL);
+    cr_assert((status == CLXENT_OK) == (made != NULL), "*out is not NULL after a failure");
+    clxent_context_destroy(made);
+    return status;
+}
+
+/* With the context's death inside, so that programs it kept count as released. */
+static clxent_status create_plan(void)
+{
+    clxent_context *own = NULL;
+    clxent_plan *made = plan;
+    const clxent_status first = clxent_context_create(&own, device.cl, device.id, NULL);
+    if (first != CLXENT_OK) return first;
+    const clxent_status status = clxent_plan_create(&made, own, &desc);
+    cr_assert((status == CLXENT_OK) == (made != NULL), "*out is not NULL after a failure");
+    char text[256] = "";
+    clxent_context_last_error(own, text, sizeof text);
+    cr_assert((status == CLXENT_OK) == (text[0] == '\0'), "%s: \"%s\"", clxent_status_string(status), text);
+    clxent_plan_destroy(made);
+    clxent_context_destroy(own);
+    return status;
+}
+
+static void make_plan(void)
+{
+    cl_int code;
+    if (plan != NULL) return; /* one serves all attempts: a refused run must not spoil it */
+    make_context();
+    cr_assert(clxent_plan_create(&plan, ctx, &desc) == CLXENT_OK);
+    mems[CLXENT_TENSORS] =
+        clCreateBuffer(device.cl, CL_MEM_READ_WRITE, clxent_plan_workspace_size(plan) + 1, NULL, &code);
+    cr_assert(code == CL_SUCCESS);
+    args.workspace.mem = mems[CLXENT_TENSORS];
+}
+
+static clxent_status enqueue(void)
+{
+    cl_event untouched = (cl_event)&args, event = untouched;
+    const clxent_status status = clxent_enqueue(plan, queue, &args, 0, NULL, &event);
+    cr_assert((status == CLXENT_OK) == (event != untouched), "the event of a refused run was touched");
+    clFinish(queue);
+    if (status == CLXENT_OK) clReleaseEvent(event);
+    return status;
+}
+
+static clxent_status run_host(void) { return clxent_run_host(device.ctx, &desc, &host_args); }
+
+/* Makes the operation's 1st, 2nd, ... call fail; returns how many there were. */
+static int fail_each(const operation *op, int *countdown, clxent_status expected, bool may_get_through)
+{
+    for (int i = 0;; i++) {
+        op->prepare();
+        fault.live = fault.failed = 0;
+        *countdown = i;
+        fault.armed = true;
+        const clxent_status status = op->run();
+        fault.armed = false;
+        *countdown = NEVER;
+        cr_assert(fault.live == 0, "%s: %d objects are left after %s failed, call %d", op->name, fault.live,
+                  fault.failed > 0 ? fault.call : "nothing", i);
+        op->clean();
+        if (fault.failed == 0) {
+            cr_assert(status == CLXENT_OK, "%s: %s without a fault", op->name, clxent_status_string(status));
+            return i;
+        }
+        if (status == CLXENT_OK && may_get_through) continue;
+        cr_assert(status == expected, "%s: call %d, %s, failed, and it returned %s", op->name, i, fault.call,
+                  clxent_status_string(status));
+    }
+}
+
+/* Some failures are survived: a device that cannot tell whether it has f64 has none, a driver that refuses a window
+ * gets a copy, a program that cannot be retained is built again. */
+static void fail_every_call(const operation *op, int at_least)
+{
+    const int calls = fail_each(op, &fault.until_failure, INJECTED, true);
+    cr_assert(calls >= at_least, "%s made %d calls: these are not all", op->name, calls);
+}
+
+Test(faults, context_create)
+{
+    const operation op = { "clxent_context_create", nothing, create_context, nothing };
+    fail_every_call(&op, 15);
+}
+
+Test(faults, plan_create)
+{
+    const operation op = { "clxent_plan_create", nothing, create_plan, nothing };
+    if (small_run()) cr_skip("an interpreter takes too long to compile so often");
+    fail_every_call(&op, 25);
+}
+
+static void enqueue_on(cl_command_queue on)
+{
+    const operation op = { "clxent_enqueue", make_plan, enqueue, nothing };
+    queue = on;
+    fail_every_call(&op, 20);
+    clxent_plan_destroy(plan);
+    plan = NULL;
+    drop_context();
+}
+
+Test(faults, enqueue_in_order) { enqueue_on(device.queue); }
+
+Test(faults, enqueue_out_of_order)
+{
+    cl_command_queue on = make_out_of_order_queue();
+    if (on == NULL) cr_skip("the device has no out-of-order queue");
+    enqueue_on(on);
+    clReleaseCommandQueue(on);
+}
+
+static void host_arrays(bool copy)
+{
+    const operation op = { copy ? "clxent_run_host, copied" : "clxent_run_host", nothing, run_host, nothing };
+    clxent_host_args whole = host_args;
+
+    device.ctx->device.host_memory = !copy;
+    whole.max_chunk_bytes = 0;
+    cr_assert(run_host() == CLXENT_OK, "%s", last_error()); /* programs are in the cache from here on */
+    host_args.max_chunk_bytes = clxent_part_rows(&desc) * 4 * sizeof(float);
+    fail_every_call(&op, 60);
+
+    /* The last attempt had no fault: its results are those of a run that never had one. */
+    unsigned char *after[CLXENT_TENSORS] = { NULL };
+    for (int t = 0; t < CLXENT_TENSORS; t++) {
+        if (out[t] == NULL) continue;
+        const size_t size = ((clxent_input *)&host_args.logits + t)->size;
+        after[t] = take_memory(size);
+        memcpy(after[t], out[t], size);
+    }
+    cr_assert(clxent_run_host(device.ctx, &desc, &whole) == CLXENT_OK);
+    for (int t = 0; t < CLXENT_TENSORS; t++) {
+        if (out[t] == NULL) continue;
+        cr_assert(memcmp(after[t], out[t], ((clxent_input *)&host_args.logits + t)->size) == 0, "%s differs",
+                  clxent_tensor_name((clxent_tensor)t));
+        free(after[t]);
+    }
+}
+
+Test(faults, host_arrays_without_copies)
+{
+    if (small_run()) cr_skip("an interpreter takes too long for so many runs");
+    host_arrays(false);
+}
+
+Test(faults, host_arrays_with_copies)
+{
+    if (small_run()) cr_skip("an interpreter takes too long for so many runs");
+    host_arrays(true);
+}
+
+/* ---- No memory ----------------------------------------------------------------------------- */
+
+Test(faults, no_host_memory)
+{
+    const operation operations[] = {
+        { "clxent_context_create", nothing, create_context, nothing },
+        { "clxent_plan_create", nothing, create_plan, nothing },
+        { "clxent_enqueue", make_plan, enqueue, nothing },
+        { "clxent_run_host", nothing, run_host, nothing },
+    };
+    const int at_least[] = { 3, 6, 0, 1 };
+
+    if (!CAN_FAIL_MALLOC) cr_skip("malloc is the sanitizer's");
+    queue = device.queue;
+    cr_assert(run_host() == CLXENT_OK, "%s", last_error()); /* what the cache keeps is no leak */
+    for (int i = 0; i < (small_run() ? 1 : 4); i++) {
+        const int calls =
+            fail_each(&operations[i], &fault.until_no_memory, CLXENT_ERROR_OUT_OF_HOST_MEMORY, false);
+        cr_assert(calls >= at_least[i], "%s allocated %d times: these are not all", operations[i].name,
+                  calls);
+    }
+    clxent_plan_destroy(plan);
+    plan = NULL;
+    drop_context();
+}
