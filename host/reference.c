@@ -31,10 +31,10 @@
  *
  *   softmax      p_j * E_j. The exponential and the sum have a few roundings each (8 in all); delta_j is the
  *                rounding of z_j - m, which the exponential turns into a relative error.
- *   lse          |lse| + lse * L + lse_floor + argument * Z: the sum m + L rounds to half an ulp of itself, log
- *                is within an ulp (2 u L), and the relative error of d, an exponential's 2 u and the sum's, is
- *                an absolute one of L; in f64 this sum rounds as well. (2 max(|m|, L) + 1 would be used up by the first rounding alone where
- *                m and L are alike: 4.9 u was seen at m = 1.24, L = 1.45.)
+ *   lse          |lse| + lse * L + lse_floor + argument * Z: the sum m + L rounds to half an ulp of itself (in
+ *                f64 the oracle's does as well: twice), log is within an ulp (2 u L), and the relative error
+ *                of d, an exponential's 2 u and the sum's, is an absolute one of L. (2 max(|m|, L) + 1 would
+ *                be used up by the first rounding where m and L are alike: 4.9 u was seen at m = 1.24, L = 1.45.)
  *   log_softmax  log_floor + 2 delta_j + log * L + X_j + argument * Z: delta_j rounds when subtracted and
  *                when L is added, log is within 3 ulps, and d's relative error (as in softmax) is L's
  *                absolute one.
@@ -233,6 +233,7 @@ static double finish(const struct problem *p, uint32_t dtype, double want, doubl
     const double tiny = p->real == CLXENT_F64 && dtype == CLXENT_F64 ? DBL_MIN : (double)FLT_MIN;
 
     if (!isfinite(want) || (want == 0 && bound == 0)) return 0;
+    if (p->real == CLXENT_F64) bound += p->u * fabs(want); /* want has been rounded to double itself */
     if (storage->digits < formats[p->real].digits) {
         const double magnitude = fabs(want) + bound;
         int exponent = storage->min_exponent;

@@ -100,7 +100,7 @@ typedef void (*clxent_log_fn)(const char *message, void *payload);
 
 typedef struct clxent_context_options {
     size_t struct_size;
-    clxent_log_fn log; /* optional */
+    clxent_log_fn log; /* optional; it and its payload must outlive the context and its plans */
     void *log_payload; /* handed to log() */
 } clxent_context_options;
 #define CLXENT_CONTEXT_OPTIONS_INIT                \
