@@ -8,13 +8,10 @@
 
 #include <clxent/clxent.h>
 
-#define ulong cl_ulong
-#define long cl_long
-#define uint cl_uint
+typedef cl_ulong u64;
+typedef cl_long i64;
+typedef cl_uint u32;
 #include "../kernels/parameters.cl"
-#undef ulong
-#undef long
-#undef uint
 
 _Static_assert(sizeof(clxent_parameters) == 8 * 14 + 8 * 19 + 8 * 4,
                "no padding: kernels see the same layout");

@@ -2,33 +2,38 @@
  *
  * parameters.cl - what the host tells every kernel: one struct, passed by value, and its constants.
  *
- * Read by two compilers: by OpenCL C as the first part of every program, and by host/enqueue.c, which
- * typedefs ulong, long and uint to the cl_ types first. Hence plain C, 8-byte members first, no padding.
+ * Read by two compilers: by OpenCL C as the first part of every program, and by host/parameters.h, which has
+ * the cl_ types stand for u64, i64 and u32. Hence plain C, 8-byte members first, no padding.
  */
+#if !defined(CLXENT_PARAMETERS_H)
+typedef ulong u64;
+typedef long i64;
+typedef uint u32;
+#endif
 
 /* Offsets of the caller's buffers, in elements, by name. */
 typedef struct clxent_offsets {
-    ulong logits, probabilities, targets, class_weights, row_weights, upstream, denominator;
-    ulong losses, loss, lse, softmax, log_softmax, gradient, argmax, correct, entropy, statistics;
-    ulong bad_targets, one_hot;
+    u64 logits, probabilities, targets, class_weights, row_weights, upstream, denominator;
+    u64 losses, loss, lse, softmax, log_softmax, gradient, argmax, correct, entropy, statistics;
+    u64 bad_targets, one_hot;
 } clxent_offsets;
 
 typedef struct clxent_parameters {
-    ulong rows;      /* of this launch */
-    ulong first_row; /* of this launch in the whole run: what messages and records count from */
-    ulong seq, shift, inner;
-    ulong row_stride, gradient_row_stride, probabilities_row_stride, target_row_stride;
-    ulong totals_at, partials_at, row_losses_at, correct_at; /* bytes into the workspace */
-    long ignore_index;
+    u64 rows;      /* of this launch */
+    u64 first_row; /* of this launch in the whole run: what messages and records count from */
+    u64 seq, shift, inner;
+    u64 row_stride, gradient_row_stride, probabilities_row_stride, target_row_stride;
+    u64 totals_at, partials_at, row_losses_at, correct_at; /* bytes into the workspace */
+    i64 ignore_index;
     clxent_offsets offset;
-    uint classes;
-    uint outputs;        /* CLXENT_OUTPUT_* bits: the values below are the same */
-    uint flags;          /* FLAG_* */
-    uint target_type;    /* TARGET_* */
-    uint bad_target;     /* BAD_TARGET_* */
-    uint cache_elements; /* of local memory behind `cache`; 0: none */
-    uint rows_per_group;
-    uint padding;
+    u32 classes;
+    u32 outputs;        /* CLXENT_OUTPUT_* bits: the values below are the same */
+    u32 flags;          /* FLAG_* */
+    u32 target_type;    /* TARGET_* */
+    u32 bad_target;     /* BAD_TARGET_* */
+    u32 cache_elements; /* of local memory behind `cache`; 0: none */
+    u32 rows_per_group;
+    u32 padding;
 } clxent_parameters;
 
 #define OUTPUT_LOSSES (1u << 0)

@@ -58,11 +58,13 @@ install() {
     apt_log=$(mktemp) || return 0
     say "installing ${absent% }"
     apt update || :
-    # All at once is fast; one by one gets the others where a single one cannot be had.
+    # One that the mirror does not have must not keep the others away.
     # shellcheck disable=SC2086
-    apt install -y --no-install-recommends $absent || for name in $absent; do
-        apt install -y --no-install-recommends "$name" || :
-    done
+    if ! apt install -y --no-install-recommends $absent && grep -Eq 'Unable to locate|no installation' "$apt_log"; then
+        for name in $absent; do
+            apt install -y --no-install-recommends "$name" || :
+        done
+    fi
     apt_error=$(grep '^E: ' "$apt_log" | head -n 1) || :
     rm -f "$apt_log"
 }
@@ -98,14 +100,19 @@ setup() {
     [ -z "$absent" ] || say "could not install ${absent% }: goes on without ($reason)"
 }
 
-# configure PRESET FOLDER [cmake argument...]. A folder that was configured in another way starts afresh.
+# configure PRESET FOLDER [cmake argument...]. A folder that was configured in another way, or stood elsewhere,
+# starts afresh.
 configure() {
     preset=$1 folder=$2
     shift 2
-    [ "$(cat "$folder/configured" 2>/dev/null)" = "$preset ${CC:-}" ] ||
+    how="$preset ${CC:-} $PWD"
+    if [ ! -e "$folder/configured" ]; then
         rm -rf "$folder/CMakeCache.txt" "$folder/CMakeFiles"
+    elif [ "$(cat "$folder/configured")" != "$how" ]; then
+        rm -rf "$folder"
+    fi
     quietly cmake --preset "$preset" -B "$folder" "$@"
-    printf '%s %s\n' "$preset" "${CC:-}" >"$folder/configured"
+    printf '%s\n' "$how" >"$folder/configured"
 }
 
 # quietly COMMAND...: its output only when it fails.

@@ -1,0 +1,366 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * test_truth_table.c - rows that are not finite and rows that do not count: one test for each line of the table
+ * in the README, on every strategy, dtype, and several class counts.
+ *
+ * What a line promises is written out here, not taken from the reference.
+ */
+#include "internal.h"
+#include "support.h"
+
+#include <criterion/criterion.h>
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define COUNT(array) (sizeof(array) / sizeof *(array))
+
+/* One work-item a row with exponentials kept and computed twice; groups with vectors and without. */
+static const clxent_tuning tunings[] = {
+    /* group vector block cache elements stream */
+    { 1, 16, 64, 8192, 4096, 0 },
+    { 1, 16, 64, 0, 4096, 1 },
+    { 64, 4, 4, 16384, 1024, 0 },
+    { 16, 1, 4, 0, 1024, 0 },
+};
+
+static const size_t classes_of[] = { 4, 17, 1025, 3000 };
+
+/* A row's expectations; NAN means NaN, and FINITE any finite number. */
+#define FINITE 12345.0
+
+typedef struct line {
+    const char *name;
+    double smoothing, z_loss;
+    /* logits of classes classes, around ordinary ones in x; target's class */
+    void (*fill)(double *x, size_t classes, size_t target);
+    double loss, lse, gradient; /* gradient: of every class with a finite logit */
+    double at_masked;           /* gradient of classes at -inf that are not the target; NAN: as gradient */
+    bool weights;               /* the row's weight is 0 */
+    bool ignored;
+} line;
+
+static bool is_as(double got, double want)
+{
+    if (want == FINITE) return isfinite(got);
+    return isnan(want) ? isnan(got) : got == want;
+}
+
+static void check_row(const char *name, const clxent_desc *desc, const line *l, const double *x, size_t target,
+                      const clxent_host_args *out, size_t row)
+{
+    const size_t n = desc->classes;
+    const uint32_t real = desc->dtype == CLXENT_F64 ? CLXENT_F64 : CLXENT_F32;
+    const double loss = get_element(out->losses.data, real, row);
+    const double lse = get_element(out->lse.data, real, row);
+
+    cr_assert(is_as(loss, l->loss), "%s: loss %g, not %g", name, loss, l->loss);
+    cr_assert(is_as(lse, l->lse), "%s: lse %g, not %g", name, lse, l->lse);
+    for (size_t j = 0; j < n; j++) {
+        const size_t at = element_index(desc, 0, row, j);
+        const double gradient = get_element(out->gradient.data, desc->dtype, at);
+        const double softmax = get_element(out->softmax.data, desc->dtype, at);
+        const double want = x[j] == -INFINITY && j != target ? l->at_masked : l->gradient;
+        cr_assert(is_as(gradient, want), "%s: gradient of class %zu is %g, not %g", name, j, gradient, want);
+        if (l->lse == FINITE) {
+            cr_assert(x[j] == -INFINITY ? softmax == 0 : softmax >= 0 && softmax <= 1.000001,
+                      "%s: softmax of class %zu is %g at %g", name, j, softmax, x[j]);
+        } else if (!l->weights && !l->ignored) {
+            cr_assert(isnan(softmax), "%s: softmax of class %zu is %g", name, j, softmax);
+        }
+    }
+}
+
+/* Two rows with the line's logits, target first and last, and an ordinary one between that must not notice. */
+static void check_case(const line *l, const clxent_tuning *tuning, uint32_t dtype, size_t classes, size_t inner)
+{
+    enum { ROWS = 3 };
+    const size_t targets[ROWS] = { 0, classes / 2, classes - 1 };
+    clxent_desc desc = CLXENT_DESC_INIT;
+    clxent_host_args out;
+    clxent_plan *plan;
+    problem p;
+    char name[160];
+    double *x = take_memory(ROWS * classes * sizeof *x);
+    random_state random = { classes };
+
+    desc.outputs = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_GRADIENT;
+    desc.dtype = dtype;
+    desc.batch = ROWS;
+    desc.seq = 1;
+    desc.classes = classes;
+    desc.inner = inner;
+    desc.reduction = CLXENT_REDUCTION_SUM;
+    desc.label_smoothing = l->smoothing;
+    desc.z_loss = l->z_loss;
+    desc.has_row_weights = l->weights;
+    (void)snprintf(name, sizeof name, "%s, group %u vector %u cache %u, dtype %u, %zu classes, inner %zu", l->name,
+                   (unsigned)tuning->group, (unsigned)tuning->vector, (unsigned)tuning->cache, (unsigned)dtype,
+                   classes, inner);
+    make_problem(&p, &desc, FILL_PLAIN, 1);
+    for (size_t row = 0; row < ROWS; row++) {
+        double *own = x + row * classes;
+        for (size_t j = 0; j < classes; j++) own[j] = random_uniform(&random, -4, 4);
+        if (row != 1) l->fill(own, classes, targets[row]);
+        for (size_t j = 0; j < classes; j++) {
+            put_element((void *)p.args.logits.data, dtype, element_index(&desc, 0, row, j), own[j]);
+        }
+        put_target((void *)p.args.targets.data, desc.target_type, row,
+                   l->ignored && row != 1 ? desc.ignore_index : (int64_t)targets[row]);
+        if (l->weights) {
+            put_element((void *)p.args.row_weights.data, dtype == CLXENT_F64 ? CLXENT_F64 : CLXENT_F32, row, row == 1);
+        }
+    }
+    cr_assert(clxent_plan_create_tuned(&plan, device.ctx, &desc, tuning) == CLXENT_OK, "%s: %s", name, last_error());
+    run_once(name, plan, &p, desc.outputs, 0, &out);
+    check_row(name, &desc, l, x, targets[0], &out, 0);
+    check_row(name, &desc, l, x + 2 * classes, targets[2], &out, 2);
+    cr_assert(isfinite(get_element(out.losses.data, dtype == CLXENT_F64 ? CLXENT_F64 : CLXENT_F32, 1)),
+              "%s: the row between is not finite", name);
+    free_outputs(&out);
+    clxent_plan_destroy(plan);
+    free_problem(&p);
+    free(x);
+}
+
+static void check_line(const line *l)
+{
+    const size_t counts = small_run() ? 2 : COUNT(classes_of);
+    for (size_t i = 0; i < counts; i++) {
+        for (size_t t = 0; t < COUNT(tunings); t++) check_case(l, &tunings[t], CLXENT_F32, classes_of[i], 1);
+        check_case(l, &tunings[0], CLXENT_F32, classes_of[i], 3);
+        for (uint32_t dtype = CLXENT_F16; !small_run() && dtype <= CLXENT_F64; dtype++) {
+            if (dtype == CLXENT_F64 && !device.has_f64) continue;
+            check_case(l, &tunings[0], dtype, classes_of[i], 1);
+        }
+    }
+}
+
+TestSuite(truth_table, .init = open_device, .fini = close_device);
+
+/* ---- Rows ---------------------------------------------------------------------------------- */
+
+static void mask_others(double *x, size_t classes, size_t target)
+{
+    for (size_t j = 0; j < classes; j++) {
+        if (j % 2 == 1 && j != target) x[j] = -INFINITY;
+    }
+}
+
+static void mask_target(double *x, size_t classes, size_t target)
+{
+    (void)classes;
+    x[target] = -INFINITY;
+}
+
+static void mask_all(double *x, size_t classes, size_t target)
+{
+    (void)target;
+    for (size_t j = 0; j < classes; j++) x[j] = -INFINITY;
+}
+
+static void put_infinity(double *x, size_t classes, size_t target)
+{
+    (void)target;
+    x[classes / 2] = INFINITY;
+}
+
+static void put_infinities(double *x, size_t classes, size_t target)
+{
+    (void)target;
+    x[0] = -INFINITY;
+    x[classes / 2] = x[classes - 1] = INFINITY;
+}
+
+static void put_nan(double *x, size_t classes, size_t target)
+{
+    (void)target;
+    x[classes / 2] = NAN;
+}
+
+static void put_nan_at_target(double *x, size_t classes, size_t target)
+{
+    (void)classes;
+    x[target] = NAN;
+}
+
+static void put_nan_and_infinity(double *x, size_t classes, size_t target)
+{
+    (void)target;
+    x[classes / 2] = NAN;
+    x[0] = INFINITY;
+    x[1] = -INFINITY;
+}
+
+static void put_everything(double *x, size_t classes, size_t target)
+{
+    put_nan_and_infinity(x, classes, target);
+    x[target] = NAN;
+}
+
+static void mask_leading(double *x, size_t classes, size_t target)
+{
+    for (size_t j = 0; j + 2 < classes; j++) {
+        if (j != target) x[j] = -INFINITY;
+    }
+}
+
+/* ---- Lines --------------------------------------------------------------------------------- */
+
+Test(truth_table, a_masked_class_that_is_not_the_target_has_no_share)
+{
+    const line l = { "masked class", 0, 0.1, mask_others, FINITE, FINITE, FINITE, 0, false, false };
+    check_line(&l);
+}
+
+Test(truth_table, a_masked_target_makes_the_loss_infinite_and_the_gradient_finite)
+{
+    const line l = { "masked target", 0, 0, mask_target, INFINITY, FINITE, FINITE, 0, false, false };
+    check_line(&l);
+}
+
+Test(truth_table, masks_and_label_smoothing_make_the_loss_infinite_never_nan)
+{
+    const line others = { "smoothing over a masked class", 0.1, 0, mask_others, INFINITY, FINITE, FINITE, FINITE, false,
+                          false };
+    const line target = { "smoothing, masked target", 0.1, 0, mask_target, INFINITY, FINITE, FINITE, FINITE, false,
+                          false };
+    check_line(&others);
+    check_line(&target);
+}
+
+Test(truth_table, a_row_of_masks_is_nan_with_an_lse_of_minus_infinity)
+{
+    const line l = { "all masked", 0, 0, mask_all, NAN, -INFINITY, NAN, NAN, false, false };
+    const line smooth = { "all masked, smoothing", 0.1, 0.1, mask_all, NAN, -INFINITY, NAN, NAN, false, false };
+    check_line(&l);
+    check_line(&smooth);
+}
+
+Test(truth_table, plus_infinity_makes_nan_with_an_lse_of_infinity)
+{
+    const line one = { "+inf", 0, 0, put_infinity, NAN, INFINITY, NAN, NAN, false, false };
+    const line many = { "several +inf", 0.1, 0, put_infinities, NAN, INFINITY, NAN, NAN, false, false };
+    check_line(&one);
+    check_line(&many);
+}
+
+Test(truth_table, nan_anywhere_makes_everything_nan)
+{
+    const line l = { "NaN", 0, 0, put_nan, NAN, NAN, NAN, NAN, false, false };
+    const line target = { "NaN at the target", 0, 0, put_nan_at_target, NAN, NAN, NAN, NAN, false, false };
+    const line both = { "NaN and +inf", 0, 0, put_nan_and_infinity, NAN, NAN, NAN, NAN, false, false };
+    check_line(&l);
+    check_line(&target);
+    check_line(&both);
+}
+
+Test(truth_table, an_ignored_row_is_zero_whatever_it_holds)
+{
+    const line l = { "ignored", 0, 0, put_everything, 0, NAN, 0, 0, false, true };
+    const line masked = { "ignored, all masked", 0.1, 0.1, mask_all, 0, -INFINITY, 0, 0, false, true };
+    check_line(&l);
+    check_line(&masked);
+}
+
+Test(truth_table, a_row_of_weight_0_is_zero_whatever_it_holds)
+{
+    const line l = { "weight 0", 0, 0, put_everything, 0, NAN, 0, 0, true, false };
+    const line infinite = { "weight 0, +inf", 0.1, 0.1, put_infinity, 0, INFINITY, 0, 0, true, false };
+    check_line(&l);
+    check_line(&infinite);
+}
+
+Test(truth_table, a_long_leading_mask_is_as_if_it_were_not_there)
+{
+    const line l = { "leading masks", 0, 0.1, mask_leading, FINITE, FINITE, FINITE, 0, false, false };
+    check_line(&l);
+}
+
+/* The rest of the table is about numbers: the reference judges, on every strategy. */
+static const clxent_tuning *forced;
+
+static clxent_status make_forced(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc)
+{
+    return clxent_plan_create_tuned(out, ctx, desc, forced);
+}
+
+static clxent_desc make_desc(size_t rows, size_t classes)
+{
+    clxent_desc desc = CLXENT_DESC_INIT;
+    desc.outputs = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_SOFTMAX |
+                   CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_ARGMAX;
+    desc.batch = rows;
+    desc.seq = 1;
+    desc.classes = classes;
+    return desc;
+}
+
+Test(truth_table, an_offset_of_a_million_changes_nothing_but_what_storage_rounds)
+{
+    plan_maker = make_forced;
+    for (size_t t = 0; t < COUNT(tunings); t++) {
+        for (size_t i = 0; i < (small_run() ? 2 : COUNT(classes_of)); i++) {
+            const clxent_desc desc = make_desc(3, classes_of[i]);
+            problem p;
+            forced = &tunings[t];
+            make_problem(&p, &desc, FILL_PLAIN, 2);
+            for (size_t k = 0; k < 3 * desc.classes; k++) {
+                const double x = get_element(p.args.logits.data, CLXENT_F32, k);
+                put_element((void *)p.args.logits.data, CLXENT_F32, k, x + 1e6);
+            }
+            run_case("logits + 1e6", &p, 0);
+            free_problem(&p);
+        }
+    }
+}
+
+Test(truth_table, one_class_costs_nothing)
+{
+    for (size_t t = 0; t < COUNT(tunings); t++) {
+        const clxent_desc desc = make_desc(5, 1);
+        clxent_host_args out;
+        clxent_plan *plan;
+        problem p;
+        make_problem(&p, &desc, FILL_PLAIN, 1);
+        cr_assert(clxent_plan_create_tuned(&plan, device.ctx, &desc, &tunings[t]) == CLXENT_OK, "%s", last_error());
+        run_once("one class", plan, &p, desc.outputs, 0, &out);
+        for (size_t row = 0; row < 5; row++) {
+            const double x = get_element(p.args.logits.data, CLXENT_F32, row);
+            cr_assert(get_element(out.losses.data, CLXENT_F32, row) == 0, "loss of row %zu", row);
+            cr_assert(get_element(out.gradient.data, CLXENT_F32, row) == 0, "gradient of row %zu", row);
+            cr_assert(get_element(out.lse.data, CLXENT_F32, row) == x, "lse of row %zu", row);
+            cr_assert(fabs(get_element(out.softmax.data, CLXENT_F32, row) - 1) <= 2e-7, "softmax of row %zu", row);
+        }
+        free_outputs(&out);
+        clxent_plan_destroy(plan);
+        free_problem(&p);
+    }
+}
+
+Test(truth_table, no_rows_give_an_empty_none_a_zero_sum_and_the_policy_of_the_mean)
+{
+    for (uint32_t policy = CLXENT_ALL_IGNORED_NAN; policy <= CLXENT_ALL_IGNORED_ZERO; policy++) {
+        for (uint32_t reduction = CLXENT_REDUCTION_MEAN; reduction <= CLXENT_REDUCTION_SUM; reduction++) {
+            clxent_desc desc = make_desc(0, 7);
+            clxent_host_args out;
+            clxent_plan *plan;
+            problem p;
+            desc.outputs = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT;
+            desc.reduction = reduction;
+            desc.all_ignored = policy;
+            make_problem(&p, &desc, FILL_PLAIN, 1);
+            cr_assert(clxent_plan_create(&plan, device.ctx, &desc) == CLXENT_OK, "%s", last_error());
+            run_once("no rows", plan, &p, desc.outputs, 0, &out); /* waits for the event */
+            const double loss = get_element(out.loss.data, CLXENT_F32, 0);
+            const double want = reduction == CLXENT_REDUCTION_MEAN && policy == CLXENT_ALL_IGNORED_NAN ? NAN : 0;
+            cr_assert(is_as(loss, want), "reduction %u: loss %g", (unsigned)reduction, loss);
+            cr_assert(out.losses.size == 0 && out.gradient.size == 0);
+            free_outputs(&out);
+            clxent_plan_destroy(plan);
+            free_problem(&p);
+        }
+    }
+}
