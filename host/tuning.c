@@ -11,14 +11,14 @@ enum { KIND_ANY, KIND_CPU, KIND_GPU };
 enum { ANY_DTYPE = 0 };
 
 typedef struct row {
-    int kind;
     const char *name;
+    int kind;
     uint32_t dtype;
     clxent_tuning tuning;
 } row;
 
 #define F64 CLXENT_F64
-#define TUNE(kind, name, dtype, ...) { KIND_##kind, name, dtype, { __VA_ARGS__ } },
+#define TUNE(kind, name, dtype, ...) { name, KIND_##kind, dtype, { __VA_ARGS__ } },
 static const row rows[] = {
 #include "tuning.def"
 };

@@ -89,6 +89,16 @@ void close_device(void)
     memset(&device, 0, sizeof device);
 }
 
+bool compiles_groups(void)
+{
+    cl_platform_id platform;
+    char name[128] = "";
+
+    clGetDeviceInfo(device.id, CL_DEVICE_PLATFORM, sizeof platform, &platform, NULL);
+    clGetPlatformInfo(platform, CL_PLATFORM_NAME, sizeof name, name, NULL);
+    return strcmp(name, "Portable Computing Language") != 0;
+}
+
 const char *last_error(void)
 {
     static char text[2048];

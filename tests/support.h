@@ -30,8 +30,11 @@ extern struct test_device {
  * has CLXENT_TEST_ALLOW_NO_DEVICE=1. */
 void open_device(void);
 
-/* Where the environment has CLXENT_TEST_RATIOS=1, says on stderr how near run_case() came to the bounds. */
 void close_device(void);
+
+/* Whether the driver compiles the row kernel for work-groups of more than one within a test's time. PoCL 3.1
+ * does not: it copies everything behind a conditional barrier, once for each way to get there. Oclgrind does. */
+bool compiles_groups(void);
 
 bool small_run(void);         /* CLXENT_TEST_SMALL=1: sizes for an interpreter such as Oclgrind */
 const char *last_error(void); /* of device.ctx; valid until the next call */

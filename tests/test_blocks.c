@@ -84,8 +84,8 @@ Test(blocks, softmax_of_known_logits_is_known)
                             8.6495487679937544e-01, 8.9467946053009757e-04, 4.0618384668004272e-08,
                             1.7970117338894899e-02, 9.8113516258219036e-01 };
     const double losses[] = { 0.14507793896078233, 17.01904504849764 };
-    const clxent_desc desc = make_desc(CLXENT_OP_CROSS_ENTROPY,
-                                       CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_GRADIENT, 2, 4);
+    const clxent_desc desc = make_desc(
+        CLXENT_OP_CROSS_ENTROPY, CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_GRADIENT, 2, 4);
     problem p;
     clxent_host_args out;
     clxent_desc sum = desc;
@@ -133,7 +133,8 @@ Test(blocks, one_hot_rows_are_one_at_the_target_zero_where_ignored_and_nan_where
     clxent_host_args out;
 
     make_problem(&p, &desc, FILL_PLAIN, 1);
-    for (size_t row = 0; row < 4; row++) put_target((void *)p.args.targets.data, desc.target_type, row, targets[row]);
+    for (size_t row = 0; row < 4; row++)
+        put_target((void *)p.args.targets.data, desc.target_type, row, targets[row]);
     run(&p, &out);
     for (size_t k = 0; k < 20; k++) {
         const double got = get_element(out.one_hot.data, CLXENT_F32, k);
@@ -213,7 +214,8 @@ Test(blocks, softmax_gradient_matches_the_reference)
 Test(blocks, softmax_then_its_gradient_is_the_gradient_of_the_loss)
 {
     enum { ROWS = 6, CLASSES = 40 };
-    clxent_desc desc = make_desc(CLXENT_OP_CROSS_ENTROPY, CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_GRADIENT, ROWS, CLASSES);
+    clxent_desc desc =
+        make_desc(CLXENT_OP_CROSS_ENTROPY, CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_GRADIENT, ROWS, CLASSES);
     problem p, q;
     clxent_host_args whole, parts;
 
@@ -248,7 +250,10 @@ Test(blocks, softmax_backward_of_a_constant_is_zero_and_of_the_labels_is_the_los
     for (size_t k = 0; k < ROWS * CLASSES; k++) {
         const double s = get_element(p.args.probabilities.data, CLXENT_F32, k);
         const size_t row = k / CLASSES;
-        put_element((void *)p.args.upstream.data, CLXENT_F32, k, row == 0 ? 3 : k % CLASSES == row ? -1 / s : 0);
+        put_element((void *)p.args.upstream.data, CLXENT_F32, k,
+                    row == 0             ? 3
+                    : k % CLASSES == row ? -1 / s
+                                         : 0);
     }
     run(&p, &out);
     for (size_t k = 0; k < ROWS * CLASSES; k++) {

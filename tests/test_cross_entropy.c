@@ -141,16 +141,16 @@ static double far_logit(size_t kind, size_t j, size_t classes, double unit)
     switch (kind) {
     case 0: return edge * 3 + noise;
     case 1: return -edge * 3 - noise;
-    case 2: return j == classes / 3 ? edge * 5 : noise;     /* all others vanish */
-    case 3: return j % 7 == 2 ? -edge * 5 : noise;          /* far below a near maximum */
-    case 4: return edge - 8 + 16 * part;                    /* near, then just beyond */
+    case 2: return j == classes / 3 ? edge * 5 : noise; /* all others vanish */
+    case 3: return j % 7 == 2 ? -edge * 5 : noise;      /* far below a near maximum */
+    case 4: return edge - 8 + 16 * part;                /* near, then just beyond */
     case 5: return edge + 8 - 16 * part;
-    case 6: return -edge - 8 + 16 * part;                   /* beyond, then near */
+    case 6: return -edge - 8 + 16 * part; /* beyond, then near */
     case 7: return -edge + 8 - 16 * part;
-    case 8: return j < classes / 2 ? -0x1p30 : 1 + noise;   /* one jump over everything */
+    case 8: return j < classes / 2 ? -0x1p30 : 1 + noise; /* one jump over everything */
     case 9: return j < classes / 2 ? 1 + noise : 0x1p30;
     case 10: return part < 0.8 ? -INFINITY : -edge * 2 + noise;
-    case 11: return j % 3 == 0 ? FLT_MAX : 0x1.fffffcp127;  /* differences overflow elsewhere */
+    case 11: return j % 3 == 0 ? FLT_MAX : 0x1.fffffcp127; /* differences overflow elsewhere */
     case 12: return j % 3 == 0 ? -FLT_MAX : FLT_MAX;
     case 13: return -FLT_MAX;
     case 14: return edge;
@@ -166,7 +166,8 @@ Test(cross_entropy, logits_beyond_2_to_the_20_match_the_reference)
 
     for (size_t i = 0; i < (small_run() ? 2 : COUNT(classes)); i++) {
         for (int general = 0; general < 2; general++) {
-            const clxent_desc desc = make_desc(general ? GENERAL : PLAIN, CLXENT_F32, FAR_KINDS, 1, classes[i]);
+            const clxent_desc desc =
+                make_desc(general ? GENERAL : PLAIN, CLXENT_F32, FAR_KINDS, 1, classes[i]);
             problem p;
             make_problem(&p, &desc, FILL_PLAIN, 50 + i);
             for (size_t k = 0; k < FAR_KINDS * classes[i]; k++) {
@@ -256,8 +257,12 @@ Test(cross_entropy, ignore_index_may_be_a_class_or_out_of_range_or_off)
         int64_t index;
         uint32_t use, type;
     } cases[] = {
-        { 3, 1, CLXENT_TARGET_I32 },  { 0, 1, CLXENT_TARGET_U8 },   { 255, 1, CLXENT_TARGET_U8 },
-        { -1, 1, CLXENT_TARGET_I64 }, { 33, 1, CLXENT_TARGET_I64 }, { 5, 0, CLXENT_TARGET_I32 },
+        { 3, 1, CLXENT_TARGET_I32 },
+        { 0, 1, CLXENT_TARGET_U8 },
+        { 255, 1, CLXENT_TARGET_U8 },
+        { -1, 1, CLXENT_TARGET_I64 },
+        { 33, 1, CLXENT_TARGET_I64 },
+        { 5, 0, CLXENT_TARGET_I32 },
         /* at full width this is not class 5 */
         { ((int64_t)1 << 32) + 5, 1, CLXENT_TARGET_I64 },
         { ((int64_t)1 << 32) + 5, 1, CLXENT_TARGET_I32 },
@@ -284,7 +289,8 @@ Test(cross_entropy, all_rows_ignored_give_the_policy_and_zero_gradients)
             problem p;
             desc.all_ignored = policy;
             make_problem(&p, &desc, FILL_SPECIAL | fill, 4);
-            for (size_t row = 0; row < 6; row++) put_target((void *)p.args.targets.data, desc.target_type, row, -100);
+            for (size_t row = 0; row < 6; row++)
+                put_target((void *)p.args.targets.data, desc.target_type, row, -100);
             run_case("all ignored", &p, 0);
             free_problem(&p);
         }
@@ -313,10 +319,11 @@ Test(cross_entropy, results_may_stand_in_the_place_of_the_logits)
     for (size_t i = 0; i < (small_run() ? 2 : COUNT(classes)); i++) {
         for (size_t k = 0; k < COUNT(outputs); k++) {
             for (uint32_t entropy = 0; entropy <= CLXENT_OUTPUT_ENTROPY; entropy += CLXENT_OUTPUT_ENTROPY) {
-                clxent_desc desc = make_desc(outputs[k] | entropy, CLXENT_F32, small_run() ? 5 : 18, 1, classes[i]);
+                clxent_desc desc =
+                    make_desc(outputs[k] | entropy, CLXENT_F32, small_run() ? 5 : 18, 1, classes[i]);
                 desc.row_stride = desc.gradient_row_stride = desc.probabilities_row_stride = classes[i] + i;
-                run_filled_case(name_of(&desc, "in place"), &desc, FILL_DESIGNED | FILL_SPECIAL | FILL_IGNORED,
-                                90 + i, CASE_IN_PLACE);
+                run_filled_case(name_of(&desc, "in place"), &desc,
+                                FILL_DESIGNED | FILL_SPECIAL | FILL_IGNORED, 90 + i, CASE_IN_PLACE);
             }
         }
     }
@@ -334,8 +341,8 @@ Test(cross_entropy, each_output_alone_has_the_bits_it_has_beside_others)
             }
             pad(&desc);
             run_filled_case(name_of(&desc, "alone"), &desc,
-                            FILL_DESIGNED | FILL_MASKED | FILL_SPECIAL | FILL_IGNORED | FILL_BAD_TARGETS, 5 + i,
-                            CASE_SUBSETS | CASE_LARGER_PLAN | CASE_OUT_OF_ORDER);
+                            FILL_DESIGNED | FILL_MASKED | FILL_SPECIAL | FILL_IGNORED | FILL_BAD_TARGETS,
+                            5 + i, CASE_SUBSETS | CASE_LARGER_PLAN | CASE_OUT_OF_ORDER);
         }
     }
 }
@@ -376,8 +383,8 @@ static void set_options(clxent_desc *desc, unsigned options)
     pad(desc);
 }
 
-static void run_options(uint32_t outputs, uint32_t dtype, uint32_t gradient_dtype, unsigned options, size_t classes,
-                        uint64_t seed)
+static void run_options(uint32_t outputs, uint32_t dtype, uint32_t gradient_dtype, unsigned options,
+                        size_t classes, uint64_t seed)
 {
     clxent_desc desc = make_desc(outputs, dtype, 6, 4, classes);
     char what[64];
@@ -385,7 +392,8 @@ static void run_options(uint32_t outputs, uint32_t dtype, uint32_t gradient_dtyp
     set_options(&desc, options);
     (void)snprintf(what, sizeof what, "options 0x%x", options);
     run_filled_case(name_of(&desc, what), &desc,
-                    FILL_DESIGNED | FILL_MASKED | FILL_IGNORED | (seed % 2 == 0 ? FILL_UPSTREAM : 0), seed, 0);
+                    FILL_DESIGNED | FILL_MASKED | FILL_IGNORED | (seed % 2 == 0 ? FILL_UPSTREAM : 0), seed,
+                    0);
 }
 
 static const size_t option_classes[] = { 3, 18, 1026, 2085 };
@@ -447,8 +455,8 @@ Test(cross_entropy, an_inner_class_axis_and_images_match_the_reference)
             }
             if (i > 0) pad(&desc);
             run_filled_case(name_of(&desc, "inner"), &desc,
-                            FILL_DESIGNED | FILL_MASKED | FILL_SPECIAL | FILL_IGNORED | FILL_BAD_TARGETS, 40 + i,
-                            i == 2 ? CASE_LARGER_PLAN : 0);
+                            FILL_DESIGNED | FILL_MASKED | FILL_SPECIAL | FILL_IGNORED | FILL_BAD_TARGETS,
+                            40 + i, i == 2 ? CASE_LARGER_PLAN : 0);
         }
     }
 }
@@ -482,7 +490,10 @@ Test(cross_entropy, f16_logits_match_the_reference) { check_dtype(CLXENT_F16, 0)
 
 Test(cross_entropy, bf16_logits_match_the_reference) { check_dtype(CLXENT_BF16, 0); }
 
-Test(cross_entropy, bf16_logits_with_an_f32_gradient_match_the_reference) { check_dtype(CLXENT_BF16, CLXENT_F32); }
+Test(cross_entropy, bf16_logits_with_an_f32_gradient_match_the_reference)
+{
+    check_dtype(CLXENT_BF16, CLXENT_F32);
+}
 
 Test(cross_entropy, f64_logits_match_the_reference) { check_dtype(CLXENT_F64, 0); }
 
@@ -503,8 +514,8 @@ static void check_rounded_once(uint32_t dtype, uint32_t narrow)
 
     for (size_t i = 0; i < (small_run() ? 1 : COUNT(classes)); i++) {
         for (int general = 0; general < 2; general++) {
-            clxent_desc desc = make_desc((general ? GENERAL : PLAIN) & ~(uint32_t)CLXENT_OUTPUT_LOG_SOFTMAX, dtype, 14,
-                                         1, classes[i]);
+            clxent_desc desc = make_desc((general ? GENERAL : PLAIN) & ~(uint32_t)CLXENT_OUTPUT_LOG_SOFTMAX,
+                                         dtype, 14, 1, classes[i]);
             clxent_host_args out[2];
             problem p;
             if (general) desc.label_smoothing = 0.1;
@@ -522,8 +533,8 @@ static void check_rounded_once(uint32_t dtype, uint32_t narrow)
                 const uint16_t want =
                     narrow == CLXENT_F16 ? clxent_f16_from_double(exact) : clxent_bf16_from_double(exact);
                 const uint16_t got = ((const uint16_t *)out[1].gradient.data)[k];
-                cr_assert(got == want, "%s: element %zu: 0x%04x, %.9g rounds to 0x%04x", name_of(&desc, "rounded"), k,
-                          got, exact, want);
+                cr_assert(got == want, "%s: element %zu: 0x%04x, %.9g rounds to 0x%04x",
+                          name_of(&desc, "rounded"), k, got, exact, want);
             }
             free_outputs(&out[0]);
             free_outputs(&out[1]);
@@ -543,8 +554,10 @@ Test(cross_entropy, an_f16_gradient_is_the_f32_gradient_rounded_once)
 
 Test(cross_entropy, gradients_of_other_types_than_the_logits_match_the_reference)
 {
-    const uint32_t pairs[][2] = { { CLXENT_F32, CLXENT_BF16 }, { CLXENT_F16, CLXENT_F32 },
-                                  { CLXENT_BF16, CLXENT_F16 }, { CLXENT_F64, CLXENT_F32 } };
+    const uint32_t pairs[][2] = { { CLXENT_F32, CLXENT_BF16 },
+                                  { CLXENT_F16, CLXENT_F32 },
+                                  { CLXENT_BF16, CLXENT_F16 },
+                                  { CLXENT_F64, CLXENT_F32 } };
     for (size_t i = 0; i < COUNT(pairs); i++) {
         if (pairs[i][0] == CLXENT_F64 && !device.has_f64) continue;
         run_options(PLAIN, pairs[i][0], pairs[i][1], 0, 1030, 5);
@@ -565,8 +578,10 @@ Test(cross_entropy, a_million_classes_match_the_reference)
 Test(cross_entropy, the_loss_of_ten_million_rows_keeps_its_digits)
 {
     const size_t rows = small_run() ? 9000 : 10000019;
-    clxent_desc desc = make_desc(CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_CORRECT, CLXENT_F32, rows, 1, 2);
-    float *logits = take_memory(2 * rows * sizeof *logits), loss, *losses = take_memory(rows * sizeof *losses);
+    clxent_desc desc =
+        make_desc(CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_CORRECT, CLXENT_F32, rows, 1, 2);
+    float *logits = take_memory(2 * rows * sizeof *logits), loss,
+          *losses = take_memory(rows * sizeof *losses);
     uint8_t *targets = take_memory(rows);
     uint64_t correct = 0, hits = 0;
     clxent_host_args args = CLXENT_HOST_ARGS_INIT;

@@ -161,8 +161,8 @@ static bool read_dictionary(cursor *c, npy_header *header)
 
     if (!take(c, '{')) return expected(c, "'{'");
     while (!take(c, '}')) {
-        const char *key;
-        size_t length, which = 0;
+        const char *key = "";
+        size_t length = 0, which = 0;
         if (!read_string(c, "a key", &key, &length)) return false;
         while (which < 3 && (strlen(names[which]) != length || memcmp(names[which], key, length) != 0))
             which++;
