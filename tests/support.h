@@ -30,6 +30,7 @@ extern struct test_device {
  * has CLXENT_TEST_ALLOW_NO_DEVICE=1. */
 void open_device(void);
 
+/* Where the environment has CLXENT_TEST_RATIOS=1, says on stderr how near run_case() came to the bounds. */
 void close_device(void);
 
 /* Whether the driver compiles the row kernel for work-groups of more than one within a test's time. PoCL 3.1
