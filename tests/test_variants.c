@@ -17,8 +17,8 @@ TestSuite(variants, .init = open_device, .fini = close_device);
 
 enum {
     PLAIN = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_ARGMAX |
-            CLXENT_OUTPUT_CORRECT | CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_LOG_SOFTMAX | CLXENT_OUTPUT_GRADIENT |
-            CLXENT_OUTPUT_STATISTICS | CLXENT_OUTPUT_BAD_TARGETS,
+            CLXENT_OUTPUT_CORRECT | CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_LOG_SOFTMAX |
+            CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_STATISTICS | CLXENT_OUTPUT_BAD_TARGETS,
     GENERAL = PLAIN | CLXENT_OUTPUT_ENTROPY
 };
 
@@ -49,14 +49,16 @@ static void check(const clxent_tuning *tuning, uint32_t dtype, size_t rows, size
         desc.gradient_row_stride = classes + 5;
         desc.probabilities_row_stride = classes + 1;
     }
-    (void)snprintf(name, sizeof name, "group %u vector %u block %u cache %u elements %u stream %u, dtype %u, %zu classes%s",
+    (void)snprintf(name, sizeof name,
+                   "group %u vector %u block %u cache %u elements %u stream %u, dtype %u, %zu classes%s",
                    (unsigned)tuning->group, (unsigned)tuning->vector, (unsigned)tuning->block,
-                   (unsigned)tuning->cache, (unsigned)tuning->elements, (unsigned)tuning->stream, (unsigned)dtype,
-                   classes, general ? ", general" : "");
+                   (unsigned)tuning->cache, (unsigned)tuning->elements, (unsigned)tuning->stream,
+                   (unsigned)dtype, classes, general ? ", general" : "");
     forced = *tuning;
     plan_maker = make_forced;
     run_filled_case(name, &desc,
-                    FILL_DESIGNED | FILL_MASKED | FILL_SPECIAL | FILL_IGNORED | FILL_BAD_TARGETS | FILL_UPSTREAM,
+                    FILL_DESIGNED | FILL_MASKED | FILL_SPECIAL | FILL_IGNORED | FILL_BAD_TARGETS |
+                        FILL_UPSTREAM,
                     classes, flags);
 }
 
@@ -65,8 +67,8 @@ static void check_sizes(const clxent_tuning *t, uint32_t dtype, bool general)
 {
     const size_t step = (size_t)t->group * t->vector, block = step * t->block;
     const size_t real = dtype == CLXENT_F64 ? 8 : 4, cache = t->cache / real;
-    const size_t classes[] = { 1, 2, step, step + 1, 2 * step + 3, block - 1, block, block + 1, cache, cache + 1,
-                               3 * block + 5 };
+    const size_t classes[] = { 1,     2,         step,  step + 1,  2 * step + 3, block - 1,
+                               block, block + 1, cache, cache + 1, 3 * block + 5 };
     const size_t limit = small_run() ? 300 : 40000;
 
     for (size_t i = 0; i < COUNT(classes); i++) {
@@ -79,8 +81,8 @@ static void check_sizes(const clxent_tuning *t, uint32_t dtype, bool general)
 Test(variants, vectors_blocks_and_caches_of_one_work_item)
 {
     const clxent_tuning tunings[] = {
-        { 1, 1, 4, 8192, 4096, 0 },  { 1, 4, 64, 0, 1, 0 },      { 1, 8, 4, 32768, 4096, 0 },
-        { 1, 8, 64, 8192, 4096, 0 }, { 1, 16, 4, 8192, 1, 0 },   { 1, 16, 64, 0, 4096, 0 },
+        { 1, 1, 4, 8192, 4096, 0 },    { 1, 4, 64, 0, 1, 0 },    { 1, 8, 4, 32768, 4096, 0 },
+        { 1, 8, 64, 8192, 4096, 0 },   { 1, 16, 4, 8192, 1, 0 }, { 1, 16, 64, 0, 4096, 0 },
         { 1, 16, 64, 65536, 4096, 0 },
     };
     for (size_t i = 0; i < COUNT(tunings); i++) {
@@ -92,8 +94,8 @@ Test(variants, vectors_blocks_and_caches_of_one_work_item)
 Test(variants, work_groups_of_every_size)
 {
     const clxent_tuning tunings[] = {
-        { 2, 1, 4, 0, 1, 0 },      { 2, 16, 4, 8192, 4096, 0 }, { 16, 4, 4, 8192, 1024, 0 },
-        { 16, 8, 64, 0, 1, 0 },    { 64, 1, 4, 8192, 1024, 0 }, { 64, 4, 4, 0, 4096, 0 },
+        { 2, 1, 4, 0, 1, 0 },          { 2, 16, 4, 8192, 4096, 0 }, { 16, 4, 4, 8192, 1024, 0 },
+        { 16, 8, 64, 0, 1, 0 },        { 64, 1, 4, 8192, 1024, 0 }, { 64, 4, 4, 0, 4096, 0 },
         { 256, 4, 4, 16384, 1024, 0 },
     };
     if (!compiles_groups()) cr_skip("the driver takes minutes to compile barriers under conditions");
@@ -125,7 +127,8 @@ Test(variants, streaming_stores_at_every_alignment)
             const clxent_tuning kept = { 1, vectors[v], 64, 8192, 1, 1 };
             /* with and without padding: all rows aligned, or each at the next element */
             check(&tuning, dtypes[d], 19, 64, false, CASE_ALIGNED);
-            for (size_t classes = 1; classes < (small_run() ? 20 : 2 * vectors[v] + 4); classes += small_run() ? 9 : 1) {
+            for (size_t classes = 1; classes < (small_run() ? 20 : 2 * vectors[v] + 4);
+                 classes += small_run() ? 9 : 1) {
                 check(&tuning, dtypes[d], 19, classes, false, 0);
                 check(&kept, dtypes[d], 19, classes, false, CASE_ALIGNED);
             }
@@ -156,7 +159,8 @@ Test(variants, streaming_and_rows_a_group_change_no_bit)
     make_problem(&p, &desc, FILL_DESIGNED | FILL_MASKED, 4);
     for (size_t i = 0; i < COUNT(tunings); i++) {
         clxent_plan *plan;
-        cr_assert(clxent_plan_create_tuned(&plan, device.ctx, &desc, &tunings[i]) == CLXENT_OK, "%s", last_error());
+        cr_assert(clxent_plan_create_tuned(&plan, device.ctx, &desc, &tunings[i]) == CLXENT_OK, "%s",
+                  last_error());
         run_once("stream", plan, &p, desc.outputs, 0, &out[i]);
         clxent_plan_destroy(plan);
     }
@@ -183,7 +187,8 @@ Test(variants, reductions_of_many_rows)
         const clxent_tuning tuning = { groups[i], 4, 4, 0, 4096, 0 };
         const size_t rows[] = { 1, 4095, 4096, 4097, 20000 };
         if (groups[i] > 1 && !compiles_groups()) continue;
-        for (size_t k = 0; k < (small_run() ? 1 : COUNT(rows)); k++) check(&tuning, CLXENT_F32, rows[k], 3, false, 0);
+        for (size_t k = 0; k < (small_run() ? 1 : COUNT(rows)); k++)
+            check(&tuning, CLXENT_F32, rows[k], 3, false, 0);
         if (small_run()) check(&tuning, CLXENT_F32, 4101, 2, false, 0);
     }
 }
