@@ -13,9 +13,9 @@ typedef cl_long i64;
 typedef cl_uint u32;
 #include "../kernels/parameters.cl"
 
-_Static_assert(sizeof(clxent_parameters) == 8 * 14 + 8 * 19 + 8 * 4,
+_Static_assert(sizeof(clxent_parameters) == (14 + 19 + 4) * sizeof(u64),
                "no padding: kernels see the same layout");
-_Static_assert(sizeof(clxent_offsets) == 8 * 19, "one offset for every tensor of clxent_args");
+_Static_assert(sizeof(clxent_offsets) == 19 * sizeof(u64), "one offset for every tensor of clxent_args");
 
 _Static_assert(OUTPUT_LOSSES == CLXENT_OUTPUT_LOSSES && OUTPUT_LOSS == CLXENT_OUTPUT_LOSS &&
                    OUTPUT_LSE == CLXENT_OUTPUT_LSE && OUTPUT_SOFTMAX == CLXENT_OUTPUT_SOFTMAX &&

@@ -56,6 +56,7 @@ counts=$(awk '
         }
         known = 1
     }
+    /\[SKIP\] / { skipped++ }
     /Ran [0-9]+ tests? in / {
         for (i = 1; i < NF; i++) if ($i ~ /Ran$/) passed += $(i + 1)
         known = unittest = 1

@@ -59,7 +59,7 @@ static error_t parse(int key, char *value, struct argp_state *state)
     case ARGP_KEY_END:
         if (o->text == NULL || o->out == NULL || o->batch == 0 || o->seq == 0)
             argp_error(state, "--text, --batch, --seq and --out are required");
-        if (o->seq > (SIZE_MAX / 4 / BYTES / sizeof(float)) / o->batch)
+        else if (o->seq > (SIZE_MAX / 4 / BYTES / sizeof(float)) / o->batch)
             argp_error(state, "--batch %zu times --seq %zu: too many rows", o->batch, o->seq);
         return 0;
     default: return ARGP_ERR_UNKNOWN;

@@ -88,8 +88,8 @@ static double run(clxent_plan *plan, const clxent_args *args)
 
 int main(int argc, char **argv)
 {
-    const int log2_logits = argc > 1 ? atoi(argv[1]) : 26;
-    const int pairs = argc > 2 ? atoi(argv[2]) : 11;
+    const int log2_logits = argc > 1 ? (int)strtol(argv[1], NULL, 10) : 26;
+    const int pairs = argc > 2 ? (int)strtol(argv[2], NULL, 10) : 11;
     static const size_t class_counts[] = { 1024, 4096, 32768, 50257, 50304, 131072, 262144 };
     char name[256], driver[128];
     cl_platform_id platform;
@@ -120,7 +120,7 @@ int main(int argc, char **argv)
     /* uniform in [-8, 8), and targets below the smallest class count */
     float *values = malloc(logits * sizeof *values);
     int32_t *targets = malloc(logits / 1024 * sizeof *targets);
-    if (values == NULL || targets == NULL) return EXIT_FAILURE;
+    if (values == NULL || targets == NULL) exit(EXIT_FAILURE);
     uint32_t random = 1;
     for (size_t i = 0; i < logits; i++) {
         random = random * 1664525u + 1013904223u;
