@@ -1,0 +1,195 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * test_determinism.c - the same input gives the same bits: again and again, on either kind of queue, on one compute
+ * unit, whatever else a run is asked for, and however many rows stand beside.
+ */
+#include "support.h"
+
+#include <criterion/criterion.h>
+
+#include <stdio.h>
+#include <string.h>
+
+TestSuite(determinism, .init = open_device, .fini = close_device);
+
+#define COUNT(array) (sizeof(array) / sizeof *(array))
+
+enum {
+    ALL = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_SOFTMAX |
+          CLXENT_OUTPUT_LOG_SOFTMAX | CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_ARGMAX | CLXENT_OUTPUT_CORRECT |
+          CLXENT_OUTPUT_ENTROPY | CLXENT_OUTPUT_STATISTICS | CLXENT_OUTPUT_BAD_TARGETS
+};
+
+/* Enough rows for several partial sums and for all compute units, of every kind. */
+static clxent_desc make_desc(void)
+{
+    clxent_desc desc = CLXENT_DESC_INIT;
+    desc.outputs = ALL;
+    desc.batch = small_run() ? 40 : 9001;
+    desc.seq = 1;
+    desc.classes = small_run() ? 19 : 131;
+    desc.z_loss = 1e-3;
+    desc.has_class_weights = desc.has_row_weights = 1;
+    return desc;
+}
+
+static void make_rows(problem *p, const clxent_desc *desc)
+{
+    make_problem(p, desc, FILL_DESIGNED | FILL_MASKED | FILL_IGNORED | FILL_UPSTREAM, 11);
+}
+
+static void run_on_device(const problem *p, uint32_t outputs, uint32_t flags, clxent_host_args *out)
+{
+    clxent_plan *plan;
+    cr_assert(clxent_plan_create(&plan, device.ctx, &p->desc) == CLXENT_OK, "%s", last_error());
+    run_once("determinism", plan, p, outputs, flags, out);
+    clxent_plan_destroy(plan);
+}
+
+/* The outputs that both have; each element is written, so whole arrays compare. */
+static void check_equal(const char *what, const clxent_host_args *a, const clxent_host_args *b)
+{
+    const clxent_output *x = &a->losses, *y = &b->losses;
+    size_t compared = 0;
+    for (size_t i = 0; x + i <= &a->one_hot; i++) {
+        if (x[i].data == NULL || y[i].data == NULL) continue;
+        compared++;
+        cr_assert(x[i].size == y[i].size && memcmp(x[i].data, y[i].data, x[i].size) == 0,
+                  "%s: output %zu has other bits", what, i);
+    }
+    cr_assert(compared > 0);
+}
+
+Test(determinism, runs_repeat_their_bits)
+{
+    const clxent_desc desc = make_desc();
+    clxent_host_args first, again;
+    clxent_plan *plan;
+    problem p;
+
+    make_rows(&p, &desc);
+    cr_assert(clxent_plan_create(&plan, device.ctx, &desc) == CLXENT_OK, "%s", last_error());
+    run_once("first", plan, &p, ALL, 0, &first);
+    for (int i = 0; i < (small_run() ? 1 : 8); i++) {
+        run_once("again", plan, &p, ALL, i % 2 == 0 ? CASE_OUT_OF_ORDER : 0, &again);
+        check_equal(i % 2 == 0 ? "out of order" : "again", &first, &again);
+        free_outputs(&again);
+    }
+    /* where buffers begin decides how results are stored, not what */
+    run_once("aligned", plan, &p, ALL, CASE_ALIGNED, &again);
+    check_equal("aligned", &first, &again);
+    free_outputs(&again);
+    free_outputs(&first);
+    clxent_plan_destroy(plan);
+    free_problem(&p);
+}
+
+Test(determinism, one_compute_unit_gives_the_bits_of_all)
+{
+    const cl_device_partition_property by_one[] = { CL_DEVICE_PARTITION_EQUALLY, 1, 0 };
+    const clxent_desc desc = make_desc();
+    cl_device_id parts[64];
+    cl_uint count = 0, most = 0;
+    clxent_host_args whole, part;
+    cl_int code;
+    problem p;
+
+    clGetDeviceInfo(device.id, CL_DEVICE_PARTITION_MAX_SUB_DEVICES, sizeof most, &most, NULL);
+    if (most < 2 || clCreateSubDevices(device.id, by_one, 64, parts, &count) != CL_SUCCESS || count == 0) {
+        cr_skip("the device has no sub-devices of one compute unit");
+    }
+    make_rows(&p, &desc);
+    run_on_device(&p, ALL, 0, &whole);
+    struct test_device all = device;
+    device.id = parts[0];
+    device.cl = clCreateContext(NULL, 1, &parts[0], NULL, NULL, &code);
+    cr_assert(code == CL_SUCCESS, "clCreateContext: %d", code);
+    device.queue = clCreateCommandQueue(device.cl, parts[0], 0, &code);
+    cr_assert(code == CL_SUCCESS, "clCreateCommandQueue: %d", code);
+    code = clxent_context_create(&device.ctx, device.cl, parts[0], NULL);
+    cr_assert(code == CLXENT_OK, "clxent_context_create: %s", clxent_status_string(code));
+    run_on_device(&p, ALL, 0, &part);
+    check_equal("one compute unit", &whole, &part);
+    clxent_context_destroy(device.ctx);
+    clReleaseCommandQueue(device.queue);
+    clReleaseContext(device.cl);
+    for (cl_uint i = 0; i < count; i++) clReleaseDevice(parts[i]);
+    device = all;
+    free_outputs(&whole);
+    free_outputs(&part);
+    free_problem(&p);
+}
+
+Test(determinism, what_else_a_run_is_asked_for_changes_nothing)
+{
+    const uint32_t subsets[] = {
+        CLXENT_OUTPUT_LOSS,
+        CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_GRADIENT,
+        CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_STATISTICS,
+        CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_ENTROPY,
+        CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_CORRECT | CLXENT_OUTPUT_BAD_TARGETS,
+        CLXENT_OUTPUT_ARGMAX | CLXENT_OUTPUT_LOG_SOFTMAX,
+    };
+    const size_t classes[] = { 131, 2048, 2600 };
+
+    for (size_t c = 0; c < (small_run() ? 1 : COUNT(classes)); c++) {
+        clxent_desc desc = make_desc();
+        clxent_host_args whole;
+        clxent_plan *plan;
+        problem p;
+        desc.batch = 60;
+        desc.classes = small_run() ? 19 : classes[c];
+        make_rows(&p, &desc);
+        cr_assert(clxent_plan_create(&plan, device.ctx, &desc) == CLXENT_OK, "%s", last_error());
+        run_once("whole", plan, &p, ALL, 0, &whole);
+        for (size_t i = 0; i < COUNT(subsets); i++) {
+            char what[64];
+            clxent_host_args some;
+            (void)snprintf(what, sizeof what, "outputs 0x%x of %zu classes", (unsigned)subsets[i],
+                           desc.classes);
+            run_once(what, plan, &p, subsets[i], 0, &some);
+            check_equal(what, &whole, &some);
+            free_outputs(&some);
+        }
+        clxent_plan_destroy(plan);
+        free_outputs(&whole);
+        free_problem(&p);
+    }
+}
+
+/* A row's results do not depend on its neighbours: each row alone gives what it gives among all. */
+Test(determinism, a_row_alone_has_the_bits_it_has_among_others)
+{
+    enum { ROWS = 30 };
+    clxent_desc desc = CLXENT_DESC_INIT;
+    clxent_host_args whole;
+    problem p;
+
+    desc.outputs = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_GRADIENT;
+    desc.reduction = CLXENT_REDUCTION_NONE;
+    desc.batch = ROWS;
+    desc.seq = 1;
+    desc.classes = small_run() ? 33 : 1500;
+    make_problem(&p, &desc, FILL_DESIGNED | FILL_MASKED | FILL_IGNORED, 12);
+    run_on_device(&p, desc.outputs, 0, &whole);
+    for (size_t row = 0; row < ROWS; row++) {
+        const size_t bytes = desc.classes * sizeof(float);
+        clxent_host_args alone;
+        problem q;
+        desc.batch = 1;
+        make_problem(&q, &desc, FILL_PLAIN, 1);
+        memcpy((void *)q.args.logits.data, (const char *)p.args.logits.data + row * bytes, bytes);
+        put_target((void *)q.args.targets.data, desc.target_type, 0,
+                   get_target(p.args.targets.data, desc.target_type, row));
+        run_on_device(&q, desc.outputs, 0, &alone);
+        cr_assert(memcmp((char *)whole.gradient.data + row * bytes, alone.gradient.data, bytes) == 0,
+                  "gradient of row %zu", row);
+        cr_assert(memcmp((float *)whole.losses.data + row, alone.losses.data, 4) == 0, "loss of row %zu",
+                  row);
+        cr_assert(memcmp((float *)whole.lse.data + row, alone.lse.data, 4) == 0, "lse of row %zu", row);
+        free_outputs(&alone);
+        free_problem(&q);
+    }
+    free_outputs(&whole);
+    free_problem(&p);
+}
