@@ -153,8 +153,6 @@ clxent_tuning clxent_tuning_clamp(const clxent_tuning *tuning, const clxent_devi
 
 /* ---- plan.c, enqueue.c --------------------------------------------------------------------- */
 
-enum { CLXENT_KERNEL_ARGS_MAX = 32 };
-
 struct clxent_plan {
     clxent_context *ctx; /* a reference */
     clxent_desc desc;    /* complete: no field of it means "default" any more */

@@ -83,7 +83,7 @@ typedef PASTE(INTEGER_TYPE, VEC) ivec;
 
 /* ---- Storage ----------------------------------------------------------------------------- */
 
-/* Of the four functions for each tensor, load and store are the only ones that know its dtype. */
+/* The functions below are the only ones that know how a tensor is stored. */
 #if DTYPE == F32
 typedef float storage;
 #elif DTYPE == F16
@@ -333,7 +333,6 @@ static inline real real_sum(const real a, const real b) { return a + b; }
 #    define BIAS 1023
 #    define MANTISSA_BITS 52
 #    define MAX_NEAR 0x1p+50
-#    define REAL_MIN_NORMAL 0x1p-1022
 #else
 #    define LN2_HIGH 0x1.62e430p-1f
 #    define REDUCE(T, k, x) fma(k, (T)(-LN2_HIGH), x)
@@ -341,11 +340,11 @@ static inline real real_sum(const real a, const real b) { return a + b; }
 #    define BIAS 127
 #    define MANTISSA_BITS 23
 #    define MAX_NEAR 0x1p+20f
-#    define REAL_MIN_NORMAL 0x1p-126f
 #endif
 
 /* exp(r) = 1 + r (1 + r P(r)): P of least relative error on |r| <= 0.3475 (Remez exchange), 3.1e-9 = 0.05 u for
- * f32, 5.5e-20 for f64. EXP_SLOPE is the parenthesis. C(c) gives a coefficient as the caller wants it: as it is, or times a factor. */
+ * f32, 5.5e-20 for f64. EXP_SLOPE is the parenthesis. C(c) gives a coefficient as the caller wants it: as it
+ * is, or times a factor. */
 #if DTYPE == F64
 #    define EXP_SLOPE(r, C)                                                                                 \
         fma(fma(fma(fma(fma(fma(fma(fma(fma(fma(fma(C(0x1.1e3c462bb53ffp-29), r, C(0x1.af6d42be17e7ep-26)), \

@@ -287,9 +287,9 @@ typedef struct clxent_buffer {
 #define CLXENT_ALL_ROWS SIZE_MAX
 
 /* "in" and "out" as seen by the device; "real" is f32, f64 for f64 logits. Fields that a run does
- * not use are ignored. Buffers of one run may not overlap, except that gradient (also softmax or log_softmax, where it
- * is the only [rows, classes] output of the run) may be logits itself: same mem, offset, stride and dtype; not with
- * CLXENT_GRADIENT_ACCUMULATE. */
+ * not use are ignored. Buffers of one run may not overlap, except that gradient (also softmax or log_softmax,
+ * where it is the only [rows, classes] output of the run) may be logits itself: same mem, offset, stride and
+ * dtype; not with CLXENT_GRADIENT_ACCUMULATE. */
 typedef struct clxent_args {
     size_t struct_size;
     uint32_t outputs; /* those of desc.outputs that this run computes; 0: all of them. Exactly

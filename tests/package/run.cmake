@@ -22,10 +22,11 @@ set(configure ${CMAKE_COMMAND} -G ${GENERATOR} -DCMAKE_C_COMPILER=${COMPILER} -D
 
 # The prefix starts empty, so that nothing an earlier run installed is found.
 file(REMOVE_RECURSE ${prefix} ${WORK}/consumer)
-run(${configure} -S ${SOURCE} -B ${WORK}/library -DBUILD_SHARED_LIBS=${shared} -DCMAKE_INSTALL_PREFIX=${prefix}
+run(${configure} -S ${SOURCE} -B ${WORK}/library -DBUILD_SHARED_LIBS=${shared}
   -DCMAKE_INSTALL_LIBDIR=lib -DCLXENT_BUILD_TOOLS=OFF -DCLXENT_BUILD_TESTS=OFF)
 run(${CMAKE_COMMAND} --build ${WORK}/library)
-run(${CMAKE_COMMAND} --install ${WORK}/library)
+# As README.md installs: the prefix is not known before, so nothing installed may have another in it.
+run(${CMAKE_COMMAND} --install ${WORK}/library --prefix ${prefix})
 
 run(${configure} -S ${CMAKE_CURRENT_LIST_DIR} -B ${WORK}/consumer -DCMAKE_PREFIX_PATH=${prefix}
   -DSOURCE=${program})

@@ -90,7 +90,7 @@ int main(int argc, char **argv)
 {
     const int log2_logits = argc > 1 ? (int)strtol(argv[1], NULL, 10) : 26;
     const int pairs = argc > 2 ? (int)strtol(argv[2], NULL, 10) : 11;
-    static const size_t class_counts[] = { 1024, 4096, 32768, 50257, 50304, 131072, 262144 };
+    static const size_t class_counts[] = { 32, 256, 1024, 4096, 32768, 50257, 50304, 131072, 262144 };
     char name[256], driver[128];
     cl_platform_id platform;
     cl_device_id device;
@@ -119,23 +119,23 @@ int main(int argc, char **argv)
 
     /* uniform in [-8, 8), and targets below the smallest class count */
     float *values = malloc(logits * sizeof *values);
-    int32_t *targets = malloc(logits / 1024 * sizeof *targets);
+    int32_t *targets = malloc(logits / class_counts[0] * sizeof *targets);
     if (values == NULL || targets == NULL) exit(EXIT_FAILURE);
     uint32_t random = 1;
     for (size_t i = 0; i < logits; i++) {
         random = random * 1664525u + 1013904223u;
         values[i] = (float)(random >> 8) / 1048576.0f - 8.0f;
     }
-    for (size_t i = 0; i < logits / 1024; i++) {
+    for (size_t i = 0; i < logits / class_counts[0]; i++) {
         random = random * 1664525u + 1013904223u;
-        targets[i] = (int32_t)(random >> 22);
+        targets[i] = (int32_t)(random >> 16) % (int32_t)class_counts[0];
     }
     const cl_mem_flags given = CL_MEM_READ_ONLY | CL_MEM_COPY_HOST_PTR;
     cl_mem x = clCreateBuffer(cl, given, logits * sizeof *values, values, &code);
     check(code, "logits");
     cl_mem y = clCreateBuffer(cl, CL_MEM_READ_WRITE, logits * sizeof *values, NULL, &code);
     check(code, "gradient");
-    cl_mem t = clCreateBuffer(cl, given, logits / 1024 * sizeof *targets, targets, &code);
+    cl_mem t = clCreateBuffer(cl, given, logits / class_counts[0] * sizeof *targets, targets, &code);
     check(code, "targets");
     cl_mem loss = clCreateBuffer(cl, CL_MEM_READ_WRITE, sizeof(float), NULL, &code);
     check(code, "loss");
