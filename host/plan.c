@@ -13,7 +13,7 @@
 /* Outputs whose values come from the rows' losses or predictions by the second reduction. */
 #define REDUCED_OUTPUTS (CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_CORRECT)
 
-enum { ALIGNMENT = 64, OPTIONS_SIZE = 192, TEXT_SIZE = 512, MOST_COLUMNS = 4 };
+enum { ALIGNMENT = 64, OPTIONS_SIZE = 192, TEXT_SIZE = 512, MOST_COLUMNS = 8 };
 
 static clxent_status supported(clxent_context *ctx, const clxent_desc *desc)
 {

@@ -50,7 +50,7 @@
 /* The next tile comes from memory while this one is computed. PoCL's prefetch() does nothing; this built-in is for
  * its CPUs, and Oclgrind does not know it. */
 #define PREFETCH(p)
-#if TRANSPOSES && defined(POCL_DEVICE_ADDRESS_BITS) && defined(__has_builtin)
+#if CACHED && WG_SIZE == 1 && defined(POCL_DEVICE_ADDRESS_BITS) && defined(__has_builtin)
 #    if __has_builtin(__builtin_prefetch)
 #        undef PREFETCH
 #        define PREFETCH(p) __builtin_prefetch((const void *)(size_t)(p))
@@ -64,7 +64,7 @@ typedef struct {
     uint n;    /* lanes that exist, 0 to VEC */
     uint classes;
     __global const storage *x;    /* lane 0, class 0 */
-    __global const storage *next; /* what is read next, a vector for each class */
+    __global const storage *next; /* of the next tile, a vector for each class */
     __local real *logits;         /* this work-item's part of the tile */
     __local real *values;         /* exponentials; the same place where logits are not needed again */
     bool dense;
@@ -110,7 +110,7 @@ INLINE vec get_z(const tile_input *in, const uint c)
 /* The logit of each lane's target; -inf without one. */
 static inline lane target_logits(const tile_input *in, const ilane class_index)
 {
-    if (CACHED && in->classes <= VEC) { /* cheaper than to take the lanes apart */
+    if (CACHED && in->classes <= 4 * VEC) { /* cheaper than to take the lanes apart */
         lane z = (lane)(-REAL_INFINITY);
         for (uint c = 0; c < in->classes; c++) {
             z = class_index == (ilane)((integer)c) ? get_x(in, c) : z;
@@ -210,6 +210,14 @@ INLINE void block_to_tile(const __local real *rows, __local real *tile, const ui
 
 static inline void rows_to_tile(const __local real *rows, __local real *tile, const uint classes)
 {
+#    if VEC > 1
+    if (classes == 2) { /* the one case of so few that is common: two shuffles instead of dozens */
+        const vec a = LOAD(rows), b = LOAD(rows + VEC);
+        STORE((vec)(a.even, b.even), tile);
+        STORE((vec)(a.odd, b.odd), tile + PITCH);
+        return;
+    }
+#    endif
     for (uint c = 0; c < classes; c += VEC) {
         const uint n = min((uint)VEC, classes - c);
         /* what is not stored is not shuffled: of 2 classes a quarter */
@@ -317,7 +325,7 @@ INLINE vec add_class(const tile_input *in, const tile_sums *s, const exp_scale s
 {
     const vec z = get_z(in, c);
     const vec e = exp_vector(z, scale, far);
-    PREFETCH(in->next + c * VEC);
+    PREFETCH(in->next + c * (INNER ? class_step(in->p) : VEC));
     if (CACHED) STORE(e, in->values + (size_t)c * PITCH);
     const vec other = target == (ilane)((integer)c) ? (vec)(0) : e;
     if (GENERAL) {
@@ -527,6 +535,14 @@ static inline bool is_aligned(const destination *to, const ulong step, const boo
 static inline void stage(const tile_input *in, const row_result *r, const emission *m, __local real *own_rows)
 {
 #if TRANSPOSES
+#    if VEC > 1
+    if (in->classes == 2) {
+        const vec a = emit_value(in, r, m, 0), b = emit_value(in, r, m, 1);
+        STORE(ZIP(a.lo, b.lo, s), own_rows);
+        STORE(ZIP(a.hi, b.hi, s), own_rows + VEC);
+        return;
+    }
+#    endif
     for (uint left = in->classes; left > 0;) {
         const uint n = left % VEC > 0 ? left % VEC : VEC; /* the last classes first: see rows_to_tile() */
         const uint c = left == in->classes ? (in->classes - 1) / VEC * VEC : left - VEC;
@@ -712,7 +728,7 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
         in.row = first_row + lid * VEC;
         in.n = lid * VEC < rows ? min((uint)VEC, rows - lid * VEC) : 0;
         in.x = x + lid * VEC * lane_step(p.row_stride);
-        in.next = in.x + (p.row_stride == p.classes ? TILE * p.classes : 0);
+        in.next = in.x + (p.row_stride == p.classes ? TILE * p.classes : 0); /* rows without gaps */
         in.logits = cache + lid * VEC;
         if (CACHED) fill_tile(&in, cache, own_rows, rows);
         if (COOPERATIVE) barrier(CLK_LOCAL_MEM_FENCE);
@@ -725,6 +741,7 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
             in.row = first_row + lane_0;
             in.n = min((uint)VEC, rows - lane_0);
             in.x = x + lane_0 * lane_step(p.row_stride);
+            if (INNER) in.next = in.x + TILE;
             in.logits = cache + lid * VEC + (size_t)w * p.classes * PITCH;
             in.values = in.logits + (values - cache);
             if (in.probabilities) {

@@ -58,7 +58,7 @@ typedef struct {
 #define DEFINE_SOFTCAP(NAME, T, I, AS_T, AS_I)                                       \
     static inline T NAME(const T s, const real softcap, T *slope)                    \
     {                                                                                \
-        const T y = s / (T)(softcap);                                                \
+        const T y = s * (T)(1 / softcap);                                            \
         const T size = fabs(y) > (T)(TANH_LIMIT) ? (T)(TANH_LIMIT) : fabs(y);        \
         const T x = size + size;                                                     \
         const T shifted = fma(x, (T)(INV_LN2), (T)(ROUNDER + BIAS));                 \
@@ -68,9 +68,9 @@ typedef struct {
         const T p = r * EXP_SLOPE(r, (T)AS_IT_IS);                                   \
         const T scale = AS_T(AS_I(shifted) << MANTISSA_BITS);                        \
         const T e = fma(scale, p, scale - (T)(1));                                   \
-        const T e2 = e + (T)(2);                                                     \
-        *slope = ((T)(4) * (e + (T)(1))) / (e2 * e2);                                \
-        return copysign((T)(softcap) * (e / e2), y);                                 \
+        const T inverse = (T)(1) / (e + (T)(2));                                     \
+        *slope = ((T)(4) * (e + (T)(1))) * (inverse * inverse);                      \
+        return copysign((T)(softcap) * (e * inverse), y);                            \
     }                                                                                \
     /* z of x, and dz/dx */                                                          \
     static inline T NAME##_z(const T x, const options o, T *dz_dx)                   \
