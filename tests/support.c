@@ -66,23 +66,37 @@ void open_device(void)
     device.has_f64 = device.ctx->device.has_f64;
 }
 
-/* The worst error / bound of this process, by output and dtype of the logits. */
-static double worst_ratios[CLXENT_TENSORS][CLXENT_F64 + 1];
+/* Of this process, by output and dtype of the logits. */
+static worst_error worst_errors[CLXENT_TENSORS][CLXENT_F64 + 1];
 
-static void print_worst_ratios(void)
+bool wants_ratios(void) { return is_set("CLXENT_TEST_RATIOS"); }
+
+static int tensor_of(uint32_t output)
+{
+    int tensor = CLXENT_TENSOR_LOSSES;
+    while ((output >>= 1) != 0) tensor++;
+    return tensor;
+}
+
+worst_error worst_of(uint32_t output, uint32_t dtype) { return worst_errors[tensor_of(output)][dtype]; }
+
+void forget_worst(void) { memset(worst_errors, 0, sizeof worst_errors); }
+
+static void print_worst_errors(void)
 {
     for (int t = 0; t < CLXENT_TENSORS; t++) {
         for (uint32_t dtype = CLXENT_F32; dtype <= CLXENT_F64; dtype++) {
-            if (worst_ratios[t][dtype] == 0) continue;
-            (void)fprintf(stderr, "worst ratio: %s %s %.3f\n", clxent_tensor_name((clxent_tensor)t),
-                          clxent_dtype_name(dtype), worst_ratios[t][dtype]);
+            const worst_error w = worst_errors[t][dtype];
+            if (w.ratio == 0) continue;
+            (void)fprintf(stderr, "worst ratio: %s %s %.3f, %.2f ulp\n", clxent_tensor_name((clxent_tensor)t),
+                          clxent_dtype_name(dtype), w.ratio, w.ulps);
         }
     }
 }
 
 void close_device(void)
 {
-    if (is_set("CLXENT_TEST_RATIOS")) print_worst_ratios();
+    if (wants_ratios()) print_worst_errors();
     clxent_context_destroy(device.ctx);
     if (device.queue != NULL) clReleaseCommandQueue(device.queue);
     if (device.cl != NULL) clReleaseContext(device.cl);
@@ -726,6 +740,33 @@ static void check_integers(const char *name, const char *tensor, const void *got
     }
 }
 
+/* The distance between numbers of dtype at value. */
+static double ulp_of(double value, uint32_t dtype)
+{
+    static const struct {
+        int digits, lowest; /* of the significand; exponent of the smallest normal number */
+    } formats[] = { [CLXENT_F32] = { 24, -126 },
+                    [CLXENT_F16] = { 11, -14 },
+                    [CLXENT_BF16] = { 8, -126 },
+                    [CLXENT_F64] = { 53, -1022 } };
+    int exponent;
+    (void)frexp(value, &exponent); /* value = f * 2^exponent, f in [0.5, 1) */
+    if (--exponent < formats[dtype].lowest) exponent = formats[dtype].lowest;
+    return ldexp(1, exponent - formats[dtype].digits + 1);
+}
+
+/* Finite results only, and above where real underflows: there a device may give 0. */
+static double worst_ulps(const double *got, const double *want, size_t n, uint32_t dtype, uint32_t real)
+{
+    const double smallest = real == CLXENT_F64 ? 0x1p-1022 : 0x1p-126;
+    double worst = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (!isfinite(got[i]) || !isfinite(want[i]) || fabs(want[i]) < smallest) continue;
+        worst = fmax(worst, fabs(got[i] - want[i]) / ulp_of(want[i], dtype));
+    }
+    return worst;
+}
+
 static void check_values(const char *name, const problem *p, const execution *e, int tensor,
                          const double *want, const double *bound)
 {
@@ -744,8 +785,9 @@ static void check_values(const char *name, const problem *p, const execution *e,
               "worst error %.3g times its bound",
               name, clxent_tensor_name((clxent_tensor)tensor), report.bad, n, f / l.columns, f % l.columns,
               n > 0 ? got[f] : 0, n > 0 ? want[f] : 0, n > 0 ? bound[f] : 0, report.worst);
-    if (report.worst > worst_ratios[tensor][p->desc.dtype])
-        worst_ratios[tensor][p->desc.dtype] = report.worst;
+    worst_error *worst = &worst_errors[tensor][p->desc.dtype];
+    worst->ratio = fmax(worst->ratio, report.worst);
+    worst->ulps = fmax(worst->ulps, worst_ulps(got, want, n, l.dtype, real_dtype(&p->desc)));
     free(got);
 }
 

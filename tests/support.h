@@ -33,6 +33,8 @@ void open_device(void);
 /* Where the environment has CLXENT_TEST_RATIOS=1, says on stderr how near run_case() came to the bounds. */
 void close_device(void);
 
+bool wants_ratios(void); /* CLXENT_TEST_RATIOS=1 */
+
 /* Whether the driver compiles the row kernel for work-groups of more than one within a test's time. PoCL 3.1
  * does not: it copies everything behind a conditional barrier, once for each way to get there. Oclgrind does. */
 bool compiles_groups(void);
@@ -121,6 +123,16 @@ void run_case(const char *name, const problem *p, uint32_t flags);
 
 /* make_problem(), run_case(), free_problem(). */
 void run_filled_case(const char *name, const clxent_desc *desc, uint32_t fill, uint64_t seed, uint32_t flags);
+
+/* The worst that run_case() has seen in this process, or since forget_worst(): of one output's bit, for logits of
+ * one dtype. */
+typedef struct worst_error {
+    double ratio; /* error / bound */
+    double ulps;  /* error / ulp of the result in its own storage */
+} worst_error;
+
+worst_error worst_of(uint32_t output, uint32_t dtype);
+void forget_worst(void);
 
 /* One run of p on the same kind of buffers, nothing checked: for tests with expectations of their own. The
  * outputs come back in arrays of out, laid out as desc says. */

@@ -734,13 +734,9 @@ class Batches(Case):
 
     def test_every_dtype(self):
         for dtype, grad in (
-            ("f16", None),
-            ("f16", "f32"),
-            ("bf16", None),
-            ("bf16", "f32"),
-            ("f32", "bf16"),
-            ("f32", "f16"),
+            *itertools.product(("f32", "f16", "bf16"), (None, "f32", "f16", "bf16")),
             ("f64", None),
+            ("f64", "f64"),
             ("f64", "f32"),
         ):
             with self.subTest(dtype=dtype, grad=grad):
@@ -749,11 +745,12 @@ class Batches(Case):
                 self.assertEqual(arrays["grad"].dtype, np.dtype(NUMPY[grad or dtype]))
 
     def test_a_16_bit_gradient_is_the_f32_one_rounded_once(self):
-        for dtype in ("f16", "bf16"):
-            x, y = batch(8, dtype=dtype)
-            _, wide, _ = self.evaluate(x, y, dtype=dtype, grad_dtype="f32", outputs=("grad",))
-            _, narrow, _ = self.evaluate(x, y, dtype=dtype, outputs=("grad",))
-            np.testing.assert_array_equal(narrow["grad"], store(wide["grad"], dtype))
+        for dtype, stored in itertools.product(("f32", "f16", "bf16"), ("f16", "bf16")):
+            with self.subTest(dtype=dtype, stored=stored):
+                x, y = batch(8, dtype=dtype)
+                _, wide, _ = self.evaluate(x, y, dtype=dtype, grad_dtype="f32", outputs=("grad",))
+                _, narrow, _ = self.evaluate(x, y, dtype=dtype, grad_dtype=stored, outputs=("grad",))
+                np.testing.assert_array_equal(narrow["grad"], store(wide["grad"], stored))
 
     def test_masked_classes_and_special_rows(self):
         x = np.zeros((7, 5), "<f4")
@@ -855,6 +852,81 @@ class Options(Case):
         ):
             with self.subTest(options=list(options)):
                 self.evaluate(x, y, reduction="none", **options)
+
+    def test_grad_output_under_every_reduction(self):
+        x, y = self.data()
+        _, plain, _ = self.evaluate(x, y, outputs=("grad",))
+        for reduction, denominator in itertools.product(("mean", "sum", "none"), ({}, {"denominator": 2.5})):
+            for value in (np.array(-1.75, "<f4"), np.array([[0.3]])):
+                with self.subTest(reduction=reduction, value=value, **denominator):
+                    _, got, _ = self.evaluate(x, y, reduction=reduction, grad_output=value, **denominator)
+                    self.assertFalse(np.array_equal(got["grad"], plain["grad"]))
+        each = np.random.RandomState(2).normal(size=(2, 5)).astype("<f4")
+        each[1, 2] = 0
+        _, got, _ = self.evaluate(x, y, reduction="none", denominator=2.5, grad_output=each)
+        self.assertTrue((got["grad"][1, 2] == 0).all())
+
+    def test_negative_class_weights(self):
+        x, y = self.data()
+        weights = np.linspace(-2, 1, 33).astype("<f4")  # their sum over the targets, D, is negative too
+        q = np.random.RandomState(6).uniform(size=x.shape).astype("<f4")
+        for targets, options in itertools.product((y, q), ({}, {"label_smoothing": 0.2}, {"z_loss": 0.01})):
+            with self.subTest(targets=targets.dtype, options=list(options)):
+                self.evaluate(x, targets, class_weights=weights, **options)
+
+    def test_combinations_with_every_layout(self):
+        random = np.random.RandomState(10)
+        options = {
+            "ignore_index": (3, -1, None),
+            "label_smoothing": (0.1, 1.0),
+            "z_loss": (0.01,),
+            "logit_scale": (-0.5, 2.0),
+            "softcap": (3.0,),
+            "reduction": ("sum", "none"),
+            "denominator": (-2.0, 9.0),
+            "shift": (1, 4),
+            "all_ignored": ("zero",),
+        }
+        for i in range(4 if SMALL else 24):
+            axis = random.randint(-4, 4)
+            shape = list(random.randint(1, 5, 4))
+            shape[axis] = classes = random.randint(4, 40)
+            row_shape = shape[:axis] + shape[axis % 4 + 1 :]
+            dtype = ("f32", "bf16", "f16", "f64")[i % 4]
+            chosen = {k: v[random.randint(len(v))] for k, v in options.items() if random.uniform() < 0.4}
+            chosen["shift"] = min(chosen.get("shift", 0), row_shape[-1])
+            chosen["on_bad_target"] = ("nan", "ignore")[random.randint(2)]
+            if random.uniform() < 0.4:
+                chosen["class_weights"] = random.uniform(-0.5, 2, classes).astype(("<f4", "<f8")[i % 2])
+            if random.uniform() < 0.4:
+                chosen["row_weights"] = (random.randint(0, 4, row_shape) / 2).astype("<f4")
+            if random.uniform() < 0.4:
+                each = chosen.get("reduction") == "none" and random.uniform() < 0.7
+                chosen["grad_output"] = np.array(random.normal(size=row_shape if each else ()), "<f4")
+            grad = (None, "f32", "f64" if dtype == "f64" else "bf16")[random.randint(3)]
+            kind = ("u1", "<i4", "<i8", "probabilities")[random.randint(4)]
+            if kind == "probabilities":
+                y = store(random.uniform(-0.2, 1, shape), dtype if random.uniform() < 0.5 else "f32")
+            else:
+                y = random.randint(0, classes + 1, row_shape).astype(kind)  # some out of range
+            x = store(2 * random.normal(size=shape), dtype)
+            orders = random.choice(["C", "F"], 2)
+
+            def save(name, array):
+                order = orders[0] if name == "x.npy" else orders[1]
+                return self.save(name, np.array(array, order=order))
+
+            with self.subTest(i=i, shape=shape, axis=axis, dtype=dtype, targets=kind, options=chosen):
+                self.evaluate(x, y, dtype=dtype, axis=axis, grad_dtype=grad, save=save, **chosen)
+
+    def test_each_output_alone_has_the_bits_it_has_beside_others(self):
+        x, y = self.data()
+        _, together, _ = self.evaluate(x, y, label_smoothing=0.1)
+        for name in OUTPUTS:
+            with self.subTest(output=name):
+                _, alone, _ = self.evaluate(x, y, label_smoothing=0.1, outputs=(name,))
+                if name != "argmax":  # evaluate() has compared it
+                    np.testing.assert_array_equal(alone[name], together[name])
 
     def test_combinations(self):
         options = self.alone()

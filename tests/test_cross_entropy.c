@@ -410,6 +410,26 @@ Test(cross_entropy, each_option_alone_matches_the_reference)
     }
 }
 
+Test(cross_entropy, each_option_serves_gradients_in_place_and_accumulated)
+{
+    const size_t classes[] = { 18, 2085 }; /* kept between two passes, and not */
+    for (unsigned option = 1; option < OPTIONS; option <<= 1) {
+        for (size_t i = 0; i < (small_run() ? 1 : COUNT(classes)); i++) {
+            if (option != OPTION_ACCUMULATE) {
+                clxent_desc desc =
+                    make_desc(GENERAL & ~(uint32_t)CLXENT_OUTPUT_LOG_SOFTMAX, CLXENT_F32, 6, 4, classes[i]);
+                char what[64];
+                set_options(&desc, option);
+                desc.gradient_row_stride = desc.row_stride;
+                (void)snprintf(what, sizeof what, "option 0x%x in place", option);
+                run_filled_case(name_of(&desc, what), &desc, FILL_DESIGNED | FILL_MASKED | FILL_IGNORED,
+                                3 + i, CASE_IN_PLACE);
+            }
+            run_options(GENERAL, CLXENT_F32, 0, option | OPTION_ACCUMULATE, classes[i], 4 + i);
+        }
+    }
+}
+
 Test(cross_entropy, random_combinations_of_options_match_the_reference)
 {
     random_state random = { 20 };
@@ -546,19 +566,20 @@ static void check_rounded_once(uint32_t dtype, uint32_t narrow)
 Test(cross_entropy, a_bf16_gradient_is_the_f32_gradient_rounded_once)
 {
     check_rounded_once(CLXENT_BF16, CLXENT_BF16);
+    check_rounded_once(CLXENT_F32, CLXENT_BF16);
 }
 
 Test(cross_entropy, an_f16_gradient_is_the_f32_gradient_rounded_once)
 {
     check_rounded_once(CLXENT_F16, CLXENT_F16);
+    check_rounded_once(CLXENT_F32, CLXENT_F16);
 }
 
 Test(cross_entropy, gradients_of_other_types_than_the_logits_match_the_reference)
 {
-    const uint32_t pairs[][2] = { { CLXENT_F32, CLXENT_BF16 },
-                                  { CLXENT_F16, CLXENT_F32 },
-                                  { CLXENT_BF16, CLXENT_F16 },
-                                  { CLXENT_F64, CLXENT_F32 } };
+    const uint32_t pairs[][2] = { { CLXENT_F32, CLXENT_BF16 }, { CLXENT_F32, CLXENT_F16 },
+                                  { CLXENT_F16, CLXENT_F32 },  { CLXENT_F16, CLXENT_BF16 },
+                                  { CLXENT_BF16, CLXENT_F16 }, { CLXENT_F64, CLXENT_F32 } };
     for (size_t i = 0; i < COUNT(pairs); i++) {
         if (pairs[i][0] == CLXENT_F64 && !device.has_f64) continue;
         run_options(PLAIN, pairs[i][0], pairs[i][1], 0, small_run() ? 35 : 1030, 5);
@@ -575,6 +596,10 @@ Test(cross_entropy, a_million_classes_match_the_reference)
                                  small_run() ? 5003 : (1 << 20) + 3);
     desc.reduction = CLXENT_REDUCTION_SUM;
     run_filled_case("a million classes", &desc, FILL_PLAIN, 1, 0);
+    desc.outputs = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_ENTROPY;
+    desc.label_smoothing = 0.1;
+    desc.has_class_weights = 1;
+    run_filled_case("a million classes, smoothing", &desc, FILL_PLAIN, 2, 0);
 }
 
 Test(cross_entropy, the_loss_of_ten_million_rows_keeps_its_digits)

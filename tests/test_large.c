@@ -101,6 +101,66 @@ static void check_strided(const char *name, uint32_t dtype, size_t stride, size_
     free_problem(&p);
 }
 
+/* The other tensors of [rows, classes]: probability targets and the softmax, each with its own huge stride. */
+static void check_strided_targets_and_softmax(const char *name, size_t stride)
+{
+    const size_t bytes = ((ROWS - 1) * stride + CLASSES) * 2, row_bytes = CLASSES * (size_t)2;
+    clxent_desc desc = CLXENT_DESC_INIT;
+    clxent_args args = CLXENT_ARGS_INIT;
+    clxent_host_args dense;
+    clxent_plan *plan;
+    cl_ulong most = 0;
+    cl_event done;
+    problem p;
+
+    clGetDeviceInfo(device.id, CL_DEVICE_MAX_MEM_ALLOC_SIZE, sizeof most, &most, NULL);
+    if (bytes > most) cr_skip("the device allocates %llu bytes at most", (unsigned long long)most);
+
+    desc.outputs = CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_LOSSES;
+    desc.dtype = CLXENT_BF16;
+    desc.target_type = CLXENT_TARGET_PROBABILITIES_LOGITS;
+    desc.batch = ROWS;
+    desc.seq = 1;
+    desc.classes = CLASSES;
+    make_problem(&p, &desc, FILL_PLAIN, 2);
+    cr_assert(clxent_plan_create(&plan, device.ctx, &desc) == CLXENT_OK, "%s: %s", name, last_error());
+    run_once(name, plan, &p, desc.outputs, 0, &dense);
+    clxent_plan_destroy(plan);
+
+    desc.target_row_stride = desc.probabilities_row_stride = stride;
+    cr_assert(clxent_plan_create(&plan, device.ctx, &desc) == CLXENT_OK, "%s: %s", name, last_error());
+    args.logits.mem = make_buffer(p.args.logits.size);
+    args.targets.mem = make_buffer(bytes);
+    args.softmax.mem = make_buffer(bytes);
+    args.losses.mem = make_buffer(ROWS * sizeof(float));
+    args.workspace.mem = make_buffer(clxent_plan_workspace_size(plan) + 1);
+    write_at(args.logits.mem, 0, p.args.logits.data, p.args.logits.size);
+    for (size_t row = 0; row < ROWS; row++) {
+        write_at(args.targets.mem, row * stride * 2, (const char *)p.args.targets.data + row * row_bytes,
+                 row_bytes);
+    }
+    cr_assert(clxent_enqueue(plan, device.queue, &args, 0, NULL, &done) == CLXENT_OK, "%s: %s", name,
+              last_error());
+    cr_assert(clWaitForEvents(1, &done) == CL_SUCCESS);
+    clReleaseEvent(done);
+
+    float losses[ROWS];
+    unsigned char got[CLASSES * 2];
+    read_at(args.losses.mem, 0, losses, sizeof losses);
+    cr_assert(memcmp(losses, dense.losses.data, sizeof losses) == 0, "%s: losses", name);
+    for (size_t row = 0; row < ROWS; row++) {
+        read_at(args.softmax.mem, row * stride * 2, got, row_bytes);
+        cr_assert(memcmp(got, (char *)dense.softmax.data + row * row_bytes, row_bytes) == 0,
+                  "%s: softmax of row %zu", name, row);
+    }
+    const cl_mem mems[] = { args.logits.mem, args.targets.mem, args.softmax.mem, args.losses.mem,
+                            args.workspace.mem };
+    for (size_t i = 0; i < sizeof mems / sizeof *mems; i++) clReleaseMemObject(mems[i]);
+    clxent_plan_destroy(plan);
+    free_outputs(&dense);
+    free_problem(&p);
+}
+
 /* Strides are odd so that a lost upper half lands nowhere near a row. */
 Test(large, elements_beyond_2_to_the_31)
 {
@@ -111,6 +171,7 @@ Test(large, elements_beyond_2_to_the_31)
 Test(large, elements_beyond_2_to_the_32)
 {
     check_strided("2^32 of bf16", CLXENT_BF16, ((size_t)1 << 31) + 4099, 0);
+    check_strided_targets_and_softmax("2^32 of targets and softmax", ((size_t)1 << 31) + 4099);
 }
 
 Test(large, byte_offsets_beyond_4_gigabytes)

@@ -1,0 +1,170 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * test_numerics.c - how large errors are, and that they do not grow with the number of classes.
+ *
+ * CLXENT_TEST_RATIOS=1 test_numerics --filter 'numerics/errors*' prints the table of the README on stderr.
+ */
+#include "support.h"
+
+#include <criterion/criterion.h>
+
+#include <float.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#define COUNT(array) (sizeof(array) / sizeof *(array))
+
+TestSuite(numerics, .init = open_device, .fini = close_device);
+
+enum {
+    PLAIN = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_SOFTMAX |
+            CLXENT_OUTPUT_LOG_SOFTMAX | CLXENT_OUTPUT_GRADIENT
+};
+
+static clxent_desc make_desc(uint32_t outputs, uint32_t dtype, size_t rows, size_t classes)
+{
+    clxent_desc desc = CLXENT_DESC_INIT;
+    desc.outputs = outputs;
+    desc.dtype = dtype;
+    desc.batch = rows;
+    desc.seq = 1;
+    desc.classes = classes;
+    desc.reduction = CLXENT_REDUCTION_SUM;
+    return desc;
+}
+
+/* ---- By output, dtype and class count ------------------------------------------------------ */
+
+static const size_t class_counts[] = { 10, 1000, 32768, 262144 };
+static const size_t small_class_counts[] = { 10, 300 };
+
+/* Random rows and designed ones: of all signs and sizes, offset, masked, confident. Losses and gradients as most
+ * ask for them, then everything beside entropy, by the program that serves all options. */
+static void measure(uint32_t dtype, size_t classes)
+{
+    /* for the table more than a test needs */
+    const size_t most = ((size_t)1 << (wants_ratios() ? 20 : 16)) / classes, least = wants_ratios() ? 26 : 4;
+    const size_t rows = small_run() ? 12 : most > 5000 ? 5000 : most < least ? least : most;
+    const uint32_t fills[] = { FILL_PLAIN | FILL_HIT, FILL_DESIGNED | FILL_MASKED | FILL_HIT };
+
+    for (size_t i = 0; i < COUNT(fills); i++) {
+        const clxent_desc plain = make_desc(PLAIN, dtype, rows, classes);
+        const clxent_desc general = make_desc(PLAIN | CLXENT_OUTPUT_ENTROPY, dtype, rows, classes);
+        char name[64];
+        (void)snprintf(name, sizeof name, "dtype %u, %zu classes, fill %zu", (unsigned)dtype, classes, i);
+        run_filled_case(name, &plain, fills[i], 1 + i, CASE_ALIGNED);
+        run_filled_case(name, &general, fills[i], 3 + i, CASE_ALIGNED);
+    }
+}
+
+Test(numerics, errors_stay_within_their_bounds_at_every_class_count)
+{
+    static const struct {
+        const char *name;
+        uint32_t bit;
+    } outputs[] = { { "losses", CLXENT_OUTPUT_LOSSES },     { "lse", CLXENT_OUTPUT_LSE },
+                    { "softmax", CLXENT_OUTPUT_SOFTMAX },   { "log_softmax", CLXENT_OUTPUT_LOG_SOFTMAX },
+                    { "gradient", CLXENT_OUTPUT_GRADIENT }, { "entropy", CLXENT_OUTPUT_ENTROPY } };
+    static const struct {
+        const char *name;
+        uint32_t dtype;
+    } dtypes[] = {
+        { "f32", CLXENT_F32 }, { "f16", CLXENT_F16 }, { "bf16", CLXENT_BF16 }, { "f64", CLXENT_F64 }
+    };
+    const size_t *counts = small_run() ? small_class_counts : class_counts;
+    const size_t count = small_run() ? COUNT(small_class_counts) : COUNT(class_counts);
+    worst_error worst[COUNT(outputs)][COUNT(dtypes)][COUNT(class_counts)] = { 0 };
+
+    for (size_t c = 0; c < count; c++) {
+        for (size_t d = 0; d < COUNT(dtypes); d++) {
+            if (dtypes[d].dtype == CLXENT_F64 && !device.has_f64) continue;
+            forget_worst();
+            measure(dtypes[d].dtype, counts[c]);
+            for (size_t o = 0; o < COUNT(outputs); o++) {
+                worst[o][d][c] = worst_of(outputs[o].bit, dtypes[d].dtype);
+            }
+            cr_assert(worst_of(CLXENT_OUTPUT_SOFTMAX, dtypes[d].dtype).ratio > 0, "%s was not measured",
+                      dtypes[d].name);
+        }
+    }
+    if (!wants_ratios()) return;
+    forget_worst(); /* said here */
+    (void)fprintf(stderr, "\n| output | logits |");
+    for (size_t c = 0; c < count; c++) (void)fprintf(stderr, " %zu classes |", counts[c]);
+    (void)fprintf(stderr, "\n|---|---|%s\n", count == COUNT(class_counts) ? "---|---|---|---|" : "---|---|");
+    for (size_t o = 0; o < COUNT(outputs); o++) {
+        for (size_t d = 0; d < COUNT(dtypes); d++) {
+            (void)fprintf(stderr, "| %s | %s |", outputs[o].name, dtypes[d].name);
+            for (size_t c = 0; c < count; c++) {
+                (void)fprintf(stderr, " %.2f (%.2f) |", worst[o][d][c].ulps, worst[o][d][c].ratio);
+            }
+            (void)fprintf(stderr, "\n");
+        }
+    }
+}
+
+/* ---- Long sums ----------------------------------------------------------------------------- */
+
+/* The largest relative error, in ulp, of results that hang on a sum of classes - 1 equal terms: one that is added up
+ * in one running value drifts, always to the same side, by up to u / 2 for each addition. */
+static double error_of_equal_terms(uint32_t dtype, size_t classes)
+{
+    enum { ROWS = 12 };
+    const uint32_t real = dtype == CLXENT_F64 ? CLXENT_F64 : CLXENT_F32;
+    const clxent_desc desc =
+        make_desc(CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_GRADIENT,
+                  dtype, ROWS, classes);
+    const double unit = real == CLXENT_F64 ? DBL_EPSILON : FLT_EPSILON;
+    clxent_host_args out;
+    clxent_plan *plan;
+    double worst = 0;
+    problem p;
+
+    make_problem(&p, &desc, FILL_PLAIN, 1);
+    cr_assert(clxent_plan_create(&plan, device.ctx, &desc) == CLXENT_OK, "%s", last_error());
+    for (size_t row = 0; row < ROWS; row++) {
+        /* row 0: all equal. Others: the target and all else apart by what makes terms of every mantissa. */
+        const double others = row == 0 ? 2 : 2 - 0.37 * (double)row;
+        for (size_t j = 0; j < classes; j++) {
+            put_element((void *)p.args.logits.data, dtype, row * classes + j, j == row ? 2 : others);
+        }
+        put_target((void *)p.args.targets.data, desc.target_type, row, (int64_t)row);
+    }
+    run_once("equal terms", plan, &p, desc.outputs, 0, &out);
+    for (size_t row = 0; row < ROWS; row++) {
+        const size_t other = row * classes + (row + 1) % classes, target = row * classes + row;
+        const double gap =
+            get_element(p.args.logits.data, dtype, target) - get_element(p.args.logits.data, dtype, other);
+        const long double rest = (long double)(classes - 1) * expl(-(long double)gap);
+        const struct {
+            double got;
+            long double want;
+        } results[] = { { get_element(out.losses.data, real, row), log1pl(rest) },
+                        { get_element(out.lse.data, real, row), 2 + log1pl(rest) },
+                        { get_element(out.softmax.data, dtype, target), 1 / (1 + rest) },
+                        { get_element(out.softmax.data, dtype, other), expl(-gap) / (1 + rest) },
+                        { get_element(out.gradient.data, dtype, target), -rest / (1 + rest) } };
+        for (size_t k = 0; k < COUNT(results); k++) {
+            const long double want = results[k].want;
+            worst = fmax(worst, (double)(fabsl((results[k].got - want) / want) / unit));
+        }
+    }
+    free_outputs(&out);
+    clxent_plan_destroy(plan);
+    free_problem(&p);
+    return worst;
+}
+
+Test(numerics, a_sum_over_262144_classes_is_as_good_as_one_over_1024)
+{
+    const size_t many = small_run() ? 8192 : 262144;
+    for (uint32_t dtype = CLXENT_F32; dtype <= CLXENT_F64; dtype += CLXENT_F64 - CLXENT_F32) {
+        if (dtype == CLXENT_F64 && !device.has_f64) continue;
+        const double few = error_of_equal_terms(dtype, 1024), all = error_of_equal_terms(dtype, many);
+        /* Half an ulp apart is the luck of the last rounding. */
+        cr_assert(all <= fmax(few, 1) + 0.5, "dtype %u: %.3g ulp over %zu classes, %.3g over 1024",
+                  (unsigned)dtype, all, many, few);
+        cr_assert(few <= 3, "dtype %u: %.3g ulp over 1024 classes", (unsigned)dtype, few);
+    }
+}
