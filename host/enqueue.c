@@ -427,7 +427,7 @@ static clxent_status launch_targets(run *r, bool last, cl_event *event)
     set_buffer(&s, &r->args.row_weights);
     set_buffer(&s, &r->args.bad_targets);
     set_buffer(&s, &r->args.workspace);
-    CLXENT_TRY(launch(r, &s, groups, plan->tuning.group, last && groups == 1, event));
+    CLXENT_TRY(launch(r, &s, groups, plan->group, last && groups == 1, event));
     if (groups == 1) return CLXENT_OK;
     s = set_begin(r, plan->targets_fold);
     set_buffer(&s, &r->args.bad_targets);
@@ -446,7 +446,7 @@ static clxent_status launch_losses(run *r, bool last, cl_event *event)
     set_buffer(&s, &r->args.loss);
     set_buffer(&s, &r->args.correct);
     set_buffer(&s, &r->args.workspace);
-    CLXENT_TRY(launch(r, &s, groups, plan->tuning.group, last && groups == 1, event));
+    CLXENT_TRY(launch(r, &s, groups, plan->group, last && groups == 1, event));
     if (groups == 1) return CLXENT_OK;
     s = set_begin(r, plan->losses_fold);
     set_buffer(&s, &r->args.denominator);
@@ -491,13 +491,13 @@ static clxent_status launch_rows(run *r, cl_kernel kernel, cl_uint flags, size_t
 static clxent_status launch_cross_entropy(run *r, bool last, cl_event *event)
 {
     const clxent_plan *plan = r->plan;
-    const uint32_t group = plan->tuning.group;
+    const uint32_t group = plan->group;
 
     if (plan->shares == CLXENT_STRATEGY_LANES) {
         const size_t slabs = plan->desc.inner > 1 ? r->rows / plan->desc.inner : 1;
         const size_t tiles = slabs * r->p.tiles;
-        return launch_rows(r, plan->main, 0, (tiles - 1) / plan->tiles_per_group + 1, plan->tuning.lane_group,
-                           last, event);
+        return launch_rows(r, plan->main, 0, (tiles - 1) / plan->tiles_per_group + 1, plan->group, last,
+                           event);
     }
     if (plan->shares == CLXENT_STRATEGY_ROWS) {
         return launch_rows(r, plan->main, 0, (r->rows - 1) / plan->rows_per_group + 1, group, last, event);
@@ -543,7 +543,7 @@ static clxent_status launch_main(run *r, bool last, cl_event *event)
         break;
     default: return launch_cross_entropy(r, last, event);
     }
-    return launch(r, &s, groups, plan->tuning.group, last, event);
+    return launch(r, &s, groups, plan->group, last, event);
 }
 
 static clxent_status launch_all(run *r, cl_event *event)

@@ -125,8 +125,8 @@ void clxent_log(clxent_context *ctx, const char *format, ...) CLXENT_PRINTF(2, 3
 /* CLXENT_OK for CL_SUCCESS; else records "what: CL_..." and returns the cl_int. */
 clxent_status clxent_check_cl(clxent_context *ctx, cl_int code, const char *what);
 
-/* The program of the embedded sources parameters.cl, common.cl and file ("cross_entropy.cl") built with options: from the
- * context's cache, else compiled and kept there. The caller releases it. Thread-safe; two threads
+/* The program of the embedded sources parameters.cl, common.cl, reduce.cl, where file reads logits loss.cl, and file
+ * ("cross_entropy.cl") built with options: from the context's cache, else compiled and kept there. The caller releases it. Thread-safe; two threads
  * asking for one program at once may both compile, one result is kept. */
 clxent_status clxent_program_get(clxent_context *ctx, const char *file, const char *options, cl_program *out);
 
@@ -170,6 +170,7 @@ struct clxent_plan {
     size_t rows; /* batch * seq */
     size_t rows_per_group, tiles_per_group;
     size_t piece_vectors, pieces;
+    uint32_t group;          /* work-items in a group, of every kernel but the folds */
     uint32_t tile, columns;  /* of lanes: rows, vectors of a work-item */
     uint32_t cache_elements; /* of local memory, of the main kernel */
     bool second_pass;        /* a row's sums may be taken once more, see cross_entropy.cl, count_passes() */

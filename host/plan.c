@@ -109,6 +109,7 @@ static void choose_strategy(clxent_plan *plan)
 
     plan->second_pass =
         may_be_dense(desc) || (desc->outputs & (CLXENT_OUTPUT_LOG_SOFTMAX | CLXENT_OUTPUT_ENTROPY)) != 0;
+    plan->group = t->group;
     plan->cache_elements = (uint32_t)(t->cache / clxent_real_size(desc));
     plan->rows_per_group = units_per_group(plan, plan->rows, desc->classes);
     plan->piece_vectors = t->piece / t->vector / block * block;
@@ -127,6 +128,7 @@ static void choose_strategy(clxent_plan *plan)
     const bool fits = elements <= limit;
     if (desc->inner > 1 || (desc->classes <= t->lane_classes && fits)) {
         plan->shares = CLXENT_STRATEGY_LANES;
+        plan->group = t->lane_group;
         plan->columns = columns;
         plan->tile = t->lane_group * t->lane_vector * columns;
         plan->cache_elements = fits ? (uint32_t)elements : 0;
@@ -137,14 +139,13 @@ static void choose_strategy(clxent_plan *plan)
     }
 }
 
-static clxent_status build_main(clxent_plan *plan)
+static clxent_status get_program(const clxent_plan *plan, cl_program *out)
 {
     const clxent_desc *desc = &plan->desc;
     const clxent_tuning *t = &plan->tuning;
-    const bool lanes = plan->shares == CLXENT_STRATEGY_LANES, split = plan->shares == CLXENT_STRATEGY_SPLIT;
+    const bool lanes = plan->shares == CLXENT_STRATEGY_LANES;
     const char *file = lanes ? "lanes.cl" : is_row_kernel(desc) ? "cross_entropy.cl" : "blocks.cl";
     char options[OPTIONS_SIZE];
-    cl_program program;
 
     if (lanes) {
         (void)snprintf(
@@ -165,48 +166,45 @@ static clxent_status build_main(clxent_plan *plan)
                        "-DDTYPE=%u -DGRADIENT_DTYPE=%u -DVEC=1 -DWG_SIZE=%u -DLANES=0", (unsigned)desc->dtype,
                        (unsigned)desc->gradient_dtype, (unsigned)t->group);
     }
-    CLXENT_TRY(clxent_program_get(plan->ctx, file, options, &program));
-    clxent_status status = make_kernel(plan->ctx, program,
-                                       lanes   ? "clxent_lanes"
-                                       : split ? "clxent_scan_pieces"
-                                               : kernel_name(desc->op),
-                                       &plan->main);
-    if (split && status == CLXENT_OK) {
-        status = make_kernel(plan->ctx, program, "clxent_merge_pieces", &plan->merge);
-        if (status == CLXENT_OK) status = make_kernel(plan->ctx, program, "clxent_emit_pieces", &plan->emit);
-    }
-    (void)clReleaseProgram(program);
-    return status;
+    return clxent_program_get(plan->ctx, file, options, out);
 }
 
-static clxent_status build_reductions(clxent_plan *plan)
+static clxent_status make_main(clxent_plan *plan, cl_program program)
+{
+    switch (plan->shares) {
+    case CLXENT_STRATEGY_LANES: return make_kernel(plan->ctx, program, "clxent_lanes", &plan->main);
+    case CLXENT_STRATEGY_SPLIT:
+        CLXENT_TRY(make_kernel(plan->ctx, program, "clxent_scan_pieces", &plan->main));
+        CLXENT_TRY(make_kernel(plan->ctx, program, "clxent_merge_pieces", &plan->merge));
+        return make_kernel(plan->ctx, program, "clxent_emit_pieces", &plan->emit);
+    default: return make_kernel(plan->ctx, program, kernel_name(plan->desc.op), &plan->main);
+    }
+}
+
+static clxent_status make_reductions(clxent_plan *plan, cl_program program)
 {
     const clxent_desc *desc = &plan->desc;
-    const unsigned real = desc->dtype == CLXENT_F64 ? CLXENT_F64 : CLXENT_F32;
     const bool mean = desc->reduction == CLXENT_REDUCTION_MEAN &&
                       (desc->outputs & (CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT)) != 0 &&
                       clxent_needs_targets(desc, desc->outputs);
-    const bool targets = mean || (desc->outputs & CLXENT_OUTPUT_BAD_TARGETS) != 0;
-    const bool losses = (desc->outputs & REDUCED_OUTPUTS) != 0;
-    char options[OPTIONS_SIZE];
-    cl_program program;
-    clxent_status status = CLXENT_OK;
 
-    if (!targets && !losses) return CLXENT_OK;
-    (void)snprintf(options, sizeof options, "-DDTYPE=%u -DGRADIENT_DTYPE=%u -DVEC=%u -DWG_SIZE=%u -DLANES=1",
-                   real, real, plan->tuning.group == 1 ? (unsigned)plan->tuning.vector : 1u,
-                   (unsigned)plan->tuning.group);
-    CLXENT_TRY(clxent_program_get(plan->ctx, "reduce.cl", options, &program));
-    if (targets) {
-        CLXENT_TRY_OR_FAIL(
-            make_kernel(plan->ctx, program, "clxent_targets_partials", &plan->targets_partials));
-        CLXENT_TRY_OR_FAIL(make_kernel(plan->ctx, program, "clxent_targets_fold", &plan->targets_fold));
+    if (mean || (desc->outputs & CLXENT_OUTPUT_BAD_TARGETS) != 0) {
+        CLXENT_TRY(make_kernel(plan->ctx, program, "clxent_targets_partials", &plan->targets_partials));
+        CLXENT_TRY(make_kernel(plan->ctx, program, "clxent_targets_fold", &plan->targets_fold));
     }
-    if (losses) {
-        CLXENT_TRY_OR_FAIL(make_kernel(plan->ctx, program, "clxent_losses_partials", &plan->losses_partials));
-        CLXENT_TRY_OR_FAIL(make_kernel(plan->ctx, program, "clxent_losses_fold", &plan->losses_fold));
+    if ((desc->outputs & REDUCED_OUTPUTS) != 0) {
+        CLXENT_TRY(make_kernel(plan->ctx, program, "clxent_losses_partials", &plan->losses_partials));
+        CLXENT_TRY(make_kernel(plan->ctx, program, "clxent_losses_fold", &plan->losses_fold));
     }
-fail:
+    return CLXENT_OK;
+}
+
+static clxent_status build_kernels(clxent_plan *plan)
+{
+    cl_program program;
+    CLXENT_TRY(get_program(plan, &program));
+    clxent_status status = make_main(plan, program);
+    if (status == CLXENT_OK) status = make_reductions(plan, program);
     (void)clReleaseProgram(program);
     return status;
 }
@@ -302,8 +300,7 @@ clxent_status clxent_plan_create_tuned(clxent_plan **out, clxent_context *ctx, c
     plan->tuning = tuning != NULL ? clxent_tuning_clamp(tuning, &ctx->device, &complete)
                                   : clxent_tuning_choose(&ctx->device, &complete);
     choose_strategy(plan);
-    CLXENT_TRY_OR_FAIL(build_main(plan));
-    CLXENT_TRY_OR_FAIL(build_reductions(plan));
+    CLXENT_TRY_OR_FAIL(build_kernels(plan));
     CLXENT_TRY_OR_FAIL(lay_out_workspace(plan));
     describe(plan);
     clxent_log(ctx, "plan: %s", plan->strategy);

@@ -118,17 +118,12 @@ DEFINE_ACCESSES(double)
 #endif
 
 /* 64-bit conditions and numbers to those of the width of real. */
-#define TO_INTEGERS(v) CONVERT(INTEGER_TYPE)(v)
+#define TO_INTEGERS(v) LANE_OF(INTEGER_TYPE)(v)
 
 /* In code for both: conditions are ilanes, chosen by ?: and joined by && and ||, and constants are cast. */
 #if LANES
 typedef vec lane;
 typedef ivec ilane;
-#    if VEC > 1
-#        define FIRST_OF_LANE(v) ((v).s0)
-#    else
-#        define FIRST_OF_LANE(v) (v)
-#    endif
 #    if VEC > 1
 #        define ANY_LANE(condition) any(condition)
 #    else
@@ -137,13 +132,25 @@ typedef ivec ilane;
 #    define AS_LANE AS_VEC
 #    define AS_ILANE AS_IVEC
 #    define CONVERT_LANE CONVERT_VEC
+#    define LANE_ROWS VEC
+#    define LANE(type) VECTOR(type)
+#    define LANE_OF(type) CONVERT(type)
+#    define LOAD_LANE(p) LOAD(p)
+#    define STORE_LANE(v, p) STORE(v, p)
+#    define LANE_IOTA IOTA
 #else
 typedef real lane;
 typedef integer ilane;
 #    define AS_LANE PASTE(as_, REAL_TYPE)
 #    define AS_ILANE PASTE(as_, INTEGER_TYPE)
 #    define CONVERT_LANE convert_real
-#    define FIRST_OF_LANE(v) (v)
+#    define LANE_ROWS 1
+#    define LANE(type) type
+#    define LANE_OF(type) PASTE(convert_, type)
+#    define LOAD_LANE(p) (*(p))
+#    define STORE_LANE(v, p) (*(p) = (v))
+#    define LANE_IOTA 0
+#    define ANY_LANE(condition) ((condition) != 0)
 #endif
 
 /* ---- Storage ----------------------------------------------------------------------------- */
@@ -683,27 +690,26 @@ static inline row_target get_target(const clxent_parameters *p, const ulong row,
     return t;
 }
 
-#if LANES
 /* ---- Lanes ------------------------------------------------------------------------------- */
 
-#    define LONGS VECTOR(long)
+#define LONGS LANE(long)
 
-static inline vec load_lanes(__global const real *p, const uint n)
+static inline lane load_lanes(__global const real *p, const uint n)
 {
-    if (n == VEC) return LOAD(p);
-    real element[VEC];
-    for (uint i = 0; i < VEC; i++) element[i] = p[min(i, n - 1)];
-    return LOAD(element);
+    if (n == LANE_ROWS) return LOAD_LANE(p);
+    real element[LANE_ROWS];
+    for (uint i = 0; i < LANE_ROWS; i++) element[i] = p[min(i, n - 1)];
+    return LOAD_LANE(element);
 }
 
-static inline void store_lanes(__global real *p, const vec value, const uint n)
+static inline void store_lanes(__global real *p, const lane value, const uint n)
 {
-    if (n == VEC) {
-        STORE(value, p);
+    if (n == LANE_ROWS) {
+        STORE_LANE(value, p);
         return;
     }
-    real element[VEC];
-    STORE(value, element);
+    real element[LANE_ROWS];
+    STORE_LANE(value, element);
     for (uint i = 0; i < n; i++) p[i] = element[i];
 }
 
@@ -718,10 +724,10 @@ static inline lane_targets get_targets(const clxent_parameters *p, const ulong r
                                        __global const void *targets, __global const real *row_weights)
 {
     lane_targets t;
-    if (n < VEC || p->shift > 0 || p->target_type == TARGET_NONE || is_probabilities(p->target_type)) {
-        integer counts[VEC], bad[VEC], has_class[VEC], class_index[VEC];
-        real weight[VEC];
-        for (uint i = 0; i < VEC; i++) {
+    if (n < LANE_ROWS || p->shift > 0 || p->target_type == TARGET_NONE || is_probabilities(p->target_type)) {
+        integer counts[LANE_ROWS], bad[LANE_ROWS], has_class[LANE_ROWS], class_index[LANE_ROWS];
+        real weight[LANE_ROWS];
+        for (uint i = 0; i < LANE_ROWS; i++) {
             const row_target one = get_target(p, row + min(i, n - 1), targets, row_weights);
             counts[i] = one.counts ? -1 : 0;
             bad[i] = one.bad ? -1 : 0;
@@ -729,24 +735,24 @@ static inline lane_targets get_targets(const clxent_parameters *p, const ulong r
             class_index[i] = one.has_class ? (integer)one.class_index : -1;
             weight[i] = one.weight;
         }
-        t.counts = LOAD(counts);
-        t.bad = LOAD(bad);
-        t.has_class = LOAD(has_class);
-        t.class_index = LOAD(class_index);
-        t.weight = LOAD(weight);
+        t.counts = LOAD_LANE(counts);
+        t.bad = LOAD_LANE(bad);
+        t.has_class = LOAD_LANE(has_class);
+        t.class_index = LOAD_LANE(class_index);
+        t.weight = LOAD_LANE(weight);
         return t;
     }
     const ulong at = p->offset.targets + row;
     LONGS value;
     if (p->target_type == TARGET_I32) {
-        value = CONVERT(long)(LOAD((__global const int *)targets + at));
+        value = LANE_OF(long)(LOAD_LANE((__global const int *)targets + at));
     } else if (p->target_type == TARGET_I64) {
-        value = LOAD((__global const long *)targets + at);
+        value = LOAD_LANE((__global const long *)targets + at);
     } else {
-        value = CONVERT(long)(LOAD((__global const uchar *)targets + at));
+        value = LANE_OF(long)(LOAD_LANE((__global const uchar *)targets + at));
     }
     t.weight = (lane)(1);
-    if (p->flags & FLAG_ROW_WEIGHTS) t.weight = LOAD(row_weights + p->offset.row_weights + row);
+    if (p->flags & FLAG_ROW_WEIGHTS) t.weight = LOAD_LANE(row_weights + p->offset.row_weights + row);
     const ilane judged = t.weight != (lane)(0);
     const ilane known = TO_INTEGERS(value >= (LONGS)(0) && value < (LONGS)((long)p->classes));
     ilane ignored = (ilane)(0);
@@ -762,10 +768,9 @@ static inline lane_targets get_targets(const clxent_parameters *p, const ulong r
 /* table[class of each lane], 0 where there is none */
 static inline lane gather(__global const real *table, const ilane class_index)
 {
-    integer index[VEC];
-    real element[VEC];
-    STORE(class_index, index);
-    for (uint i = 0; i < VEC; i++) element[i] = index[i] >= 0 ? table[index[i]] : 0;
-    return LOAD(element);
+    integer index[LANE_ROWS];
+    real element[LANE_ROWS];
+    STORE_LANE(class_index, index);
+    for (uint i = 0; i < LANE_ROWS; i++) element[i] = index[i] >= 0 ? table[index[i]] : 0;
+    return LOAD_LANE(element);
 }
-#endif

@@ -93,13 +93,6 @@ static inline uint first_new(const row_input *in, const uint v)
     return TAIL_OVERLAPS(in) && v >= in->vectors ? VEC - in->tail : 0;
 }
 
-/* z of a vector that is whole. */
-static inline vec get_full_z(const row_input *in, const uint v)
-{
-    vec unused;
-    return softcap_vector_z(load_vector(in->x + v * VEC), in->o, &unused);
-}
-
 /* Vector v, whole or the tail; classes past the end of a short row read as -inf. */
 static inline vec get_x(const row_input *in, const uint v)
 {
@@ -331,6 +324,13 @@ static inline row_sums scan_own(const row_input *in, const uint apart, const uin
 }
 
 #else
+
+/* z of a vector that is whole. */
+static inline vec get_full_z(const row_input *in, const uint v)
+{
+    vec unused;
+    return softcap_vector_z(load_vector(in->x + v * VEC), in->o, &unused);
+}
 
 /* Where z of vector v waits for its maximum, in GENERAL, as it takes longer than the exponential: in the place of
  * its exponentials, or of a block's where the cache has no room for the row. */

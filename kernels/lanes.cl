@@ -183,6 +183,8 @@ INLINE void transpose(vec v[VEC])
 #        pragma unroll
         for (uint i = 0; i < VEC; i++) v[i] = w[i];
     }
+#    else
+    (void)v;
 #    endif
 }
 
@@ -512,6 +514,7 @@ INLINE void put(const destination *to, const ulong at, const vec value, const ui
     }
 }
 
+#if !INNER
 INLINE void put_one(const destination *to, const ulong at, const real value)
 {
     if (!to->is_gradient) {
@@ -522,6 +525,7 @@ INLINE void put_one(const destination *to, const ulong at, const real value)
         store_gradient_one(to->gradient + at, value);
     }
 }
+#endif
 
 /* Whether vectors that begin at multiples of VEC elements are aligned. */
 static inline bool is_aligned(const destination *to, const ulong step, const bool streaming)
@@ -656,6 +660,8 @@ static inline void write_rows(const tile_input *in, const row_result *r, const j
     if (outputs & OUTPUT_ENTROPY) {
         store_lanes(entropy + p->offset.entropy + in->row, entropy_of(r, j, long_value(s->entropy)), in->n);
     }
+#else
+    (void)entropy;
 #endif
     if ((outputs & OUTPUT_STATISTICS) && !(p->flags & FLAG_FROM_STATISTICS)) {
         real maximum[VEC], others[VEC];

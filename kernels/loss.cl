@@ -193,8 +193,10 @@ static inline gradient_factors gradient_of(const row_result *r, const judgement 
 {
     const bool no_gradient = own_d && d == 0;
     const lane z_term = (lane)(2 * z_loss) * lse;
-    const lane rest = (t->dense_sum + z_term) * (r->target_exp / r->d);
-    const lane at_target = rest - t->one_hot * (r->others / r->d);
+    const lane p = r->target_exp / r->d;
+    /* 1 - p, which cancels nothing while p is less than a half, and is nearer the truth then */
+    const lane missing = r->target_exp > r->others ? r->others / r->d : (lane)(1) - p;
+    const lane at_target = (t->dense_sum + z_term) * p - t->one_hot * missing;
     gradient_factors g;
     g.slope = (t->one_hot + t->dense_sum + z_term) / r->d;
     g.outer = t->weight * upstream / (lane)(d);

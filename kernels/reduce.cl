@@ -8,7 +8,8 @@
  * none of it depends on the device or on how the rows were cut into parts. Grid of the *_partials kernels: one
  * work-group for REDUCE_ROWS rows; with a single one it folds as well, and *_fold is not launched.
  *
- * Set by the host: common.cl's, with LANES 1 and f32 or f64 in both dtypes; VEC 1 unless WG_SIZE is 1.
+ * A part of every program, for its DTYPE and WG_SIZE: a program of its own takes PoCL 25 ms, however short it is
+ * and though it is cached.
  */
 typedef struct {
     real d; /* first: cross_entropy.cl reads it there */
@@ -28,7 +29,7 @@ typedef struct {
     long bad_value;
 } partial;
 
-static inline partial merge(const partial a, const partial b)
+static inline partial merge_partials(const partial a, const partial b)
 {
     partial c = { long_merge_one(a.sum, b.sum), a.count + b.count, a.first_bad, a.bad_value };
     if (b.first_bad < a.first_bad) {
@@ -38,17 +39,17 @@ static inline partial merge(const partial a, const partial b)
     return c;
 }
 
-static inline partial empty(void) { return (partial){ { 0, 0 }, 0, 0xffffffffffffffffUL, 0 }; }
+static inline partial empty_partial(void) { return (partial){ { 0, 0 }, 0, 0xffffffffffffffffUL, 0 }; }
 
 /* Work-item 0 returns the group's sum, in the order of the work-items. */
-static inline partial merge_group(const partial own, __local partial *scratch)
+static inline partial merge_partials_of_group(const partial own, __local partial *scratch)
 {
     if (WG_SIZE == 1) return own;
     scratch[get_local_id(0)] = own;
     barrier(CLK_LOCAL_MEM_FENCE);
     partial all = own;
     if (get_local_id(0) == 0) {
-        for (uint i = 1; i < WG_SIZE; i++) all = merge(all, scratch[i]);
+        for (uint i = 1; i < WG_SIZE; i++) all = merge_partials(all, scratch[i]);
     }
     return all;
 }
@@ -56,16 +57,16 @@ static inline partial merge_group(const partial own, __local partial *scratch)
 /* The first n of the lanes; a row that does not exist adds nothing. */
 static inline lane keep_first(const lane v, const uint n)
 {
-    return n == VEC ? v : IOTA < (ilane)((integer)n) ? v : (lane)(0);
+    return n == LANE_ROWS ? v : LANE_IOTA < (ilane)((integer)n) ? v : (lane)(0);
 }
 
 static inline long_sum_one fold_lanes(const long_sum s)
 {
-    real high[VEC], low[VEC];
+    real high[LANE_ROWS], low[LANE_ROWS];
     long_sum_one all = { 0, 0 };
-    STORE(s.high, high);
-    STORE(s.low, low);
-    for (uint i = 0; i < VEC; i++) all = long_merge_one(all, (long_sum_one){ high[i], low[i] });
+    STORE_LANE(s.high, high);
+    STORE_LANE(s.low, low);
+    for (uint i = 0; i < LANE_ROWS; i++) all = long_merge_one(all, (long_sum_one){ high[i], low[i] });
     return all;
 }
 
@@ -74,7 +75,7 @@ static inline void fold_targets(const clxent_parameters *p, __global totals *t, 
 {
     partial sum = all;
     if (!(p->flags & FLAG_FIRST_PART)) {
-        sum = merge((partial){ t->weight, t->bad, t->first_bad, t->bad_value }, all);
+        sum = merge_partials((partial){ t->weight, t->bad, t->first_bad, t->bad_value }, all);
     }
     t->weight = sum.sum;
     t->d = long_value_one(sum.sum);
@@ -99,10 +100,10 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_target
     __local partial scratch[WG_SIZE];
     const ulong begin = get_group_id(0) * (ulong)REDUCE_ROWS;
     const ulong end = min(begin + REDUCE_ROWS, p.rows);
-    partial own = empty();
+    partial own = empty_partial();
     long_sum weights = long_zero();
-    for (ulong row = begin + get_local_id(0) * VEC; row < end; row += WG_SIZE * VEC) {
-        const uint n = (uint)min((ulong)VEC, end - row);
+    for (ulong row = begin + get_local_id(0) * LANE_ROWS; row < end; row += WG_SIZE * LANE_ROWS) {
+        const uint n = (uint)min((ulong)LANE_ROWS, end - row);
         const lane_targets t = get_targets(&p, row, n, targets, row_weights);
         lane weight = t.weight;
         if (p.flags & FLAG_CLASS_WEIGHTS) {
@@ -113,12 +114,13 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_target
         if (ANY_LANE(t.bad)) {
             for (uint i = 0; i < n; i++) {
                 const row_target one = get_target(&p, row + i, targets, row_weights);
-                if (one.bad) own = merge(own, (partial){ { 0, 0 }, 1, p.first_row + row + i, one.value });
+                if (one.bad)
+                    own = merge_partials(own, (partial){ { 0, 0 }, 1, p.first_row + row + i, one.value });
             }
         }
     }
     own.sum = fold_lanes(weights);
-    const partial all = merge_group(own, scratch);
+    const partial all = merge_partials_of_group(own, scratch);
     if (get_local_id(0) != 0) return;
     if (get_num_groups(0) == 1) {
         fold_targets(&p, (__global totals *)(workspace + p.totals_at), all, bad_targets);
@@ -132,9 +134,9 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void clxent_targets_fold
     const clxent_parameters p, __global ulong *restrict bad_targets, __global uchar *restrict workspace)
 {
     const ulong groups = (p.rows + REDUCE_ROWS - 1) / REDUCE_ROWS;
-    partial all = empty();
+    partial all = empty_partial();
     for (ulong i = 0; i < groups; i++) {
-        all = merge(all, *(__global const partial *)(workspace + p.partials_at + i * PARTIAL_BYTES));
+        all = merge_partials(all, *(__global const partial *)(workspace + p.partials_at + i * PARTIAL_BYTES));
     }
     fold_targets(&p, (__global totals *)(workspace + p.totals_at), all, bad_targets);
 }
@@ -143,7 +145,7 @@ static inline void fold_losses(const clxent_parameters *p, __global totals *t, c
                                __global const real *denominator, __global real *loss, __global ulong *correct)
 {
     partial sum = all;
-    if (!(p->flags & FLAG_FIRST_PART)) sum = merge((partial){ t->loss, t->correct, 0, 0 }, all);
+    if (!(p->flags & FLAG_FIRST_PART)) sum = merge_partials((partial){ t->loss, t->correct, 0, 0 }, all);
     t->loss = sum.sum;
     t->correct = sum.count;
     if (!(p->flags & FLAG_LAST_PART)) return;
@@ -177,23 +179,23 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_losses
                                           : (__global const real *)(workspace + p.row_losses_at);
     const ulong begin = get_group_id(0) * (ulong)REDUCE_ROWS;
     const ulong end = min(begin + REDUCE_ROWS, p.rows);
-    partial own = empty();
+    partial own = empty_partial();
     long_sum total = long_zero();
     ilane hits = (ilane)(0); /* at most REDUCE_ROWS */
-    for (ulong row = begin + get_local_id(0) * VEC; row < end; row += WG_SIZE * VEC) {
-        const uint n = (uint)min((ulong)VEC, end - row);
+    for (ulong row = begin + get_local_id(0) * LANE_ROWS; row < end; row += WG_SIZE * LANE_ROWS) {
+        const uint n = (uint)min((ulong)LANE_ROWS, end - row);
         if (sums) total = long_add(total, keep_first(load_lanes(row_losses + row, n), n));
-        if (counts && n == VEC) {
-            hits += CONVERT(INTEGER_TYPE)(LOAD(workspace + p.correct_at + row));
+        if (counts && n == LANE_ROWS) {
+            hits += TO_INTEGERS(LOAD_LANE(workspace + p.correct_at + row));
         } else if (counts) {
             for (uint i = 0; i < n; i++) own.count += workspace[p.correct_at + row + i];
         }
     }
     own.sum = fold_lanes(total);
-    integer of_lane[VEC];
-    STORE(hits, of_lane);
-    for (uint i = 0; i < VEC; i++) own.count += (ulong)of_lane[i];
-    const partial all = merge_group(own, scratch);
+    integer of_lane[LANE_ROWS];
+    STORE_LANE(hits, of_lane);
+    for (uint i = 0; i < LANE_ROWS; i++) own.count += (ulong)of_lane[i];
+    const partial all = merge_partials_of_group(own, scratch);
     if (get_local_id(0) != 0) return;
     if (get_num_groups(0) == 1) {
         fold_losses(&p, (__global totals *)(workspace + p.totals_at), all, denominator, loss, correct);
@@ -208,9 +210,9 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void clxent_losses_fold(
     __global ulong *restrict correct, __global uchar *restrict workspace)
 {
     const ulong groups = (p.rows + REDUCE_ROWS - 1) / REDUCE_ROWS;
-    partial all = empty();
+    partial all = empty_partial();
     for (ulong i = 0; i < groups; i++) {
-        all = merge(all, *(__global const partial *)(workspace + p.partials_at + i * PARTIAL_BYTES));
+        all = merge_partials(all, *(__global const partial *)(workspace + p.partials_at + i * PARTIAL_BYTES));
     }
     fold_losses(&p, (__global totals *)(workspace + p.totals_at), all, denominator, loss, correct);
 }

@@ -9,27 +9,39 @@ cmake_minimum_required(VERSION 3.21)
 set(dtypes 1:1 2:2 3:3 4:4 1:2 3:1 4:1)
 set(cpu -DWG_SIZE=1)
 set(gpu -DWG_SIZE=256)
+set(parts parameters common reduce loss)
+set(shapes "")
 if(PROGRAM STREQUAL "cross_entropy")
-  set(shapes "")
   foreach(general 0 1)
     list(APPEND shapes
-      "${cpu} -DVEC=16 -DBLOCK=64 -DSTRIDED=0 -DGENERAL=${general}"
-      "${cpu} -DVEC=1 -DBLOCK=64 -DSTRIDED=1 -DGENERAL=${general}"
-      "${gpu} -DVEC=4 -DBLOCK=4 -DSTRIDED=0 -DGENERAL=${general}"
-      "${gpu} -DVEC=1 -DBLOCK=4 -DSTRIDED=1 -DGENERAL=${general}")
+      "${cpu} -DLANES=0 -DVEC=16 -DBLOCK=64 -DGENERAL=${general}"
+      "${cpu} -DLANES=0 -DVEC=1 -DBLOCK=4 -DGENERAL=${general}"
+      "${gpu} -DLANES=0 -DVEC=4 -DBLOCK=4 -DGENERAL=${general}"
+      "${gpu} -DLANES=0 -DVEC=8 -DBLOCK=64 -DGENERAL=${general}")
+  endforeach()
+elseif(PROGRAM STREQUAL "lanes")
+  foreach(general 0 1)
+    foreach(shape "${cpu} -DVEC=16 -DCOLUMNS=4" "${cpu} -DVEC=1 -DCOLUMNS=1" "${gpu} -DVEC=4 -DCOLUMNS=1")
+      list(APPEND shapes
+        "${shape} -DLANES=1 -DINNER=1 -DCACHED=1 -DGENERAL=${general}")
+    endforeach()
+    list(APPEND shapes
+      "${cpu} -DVEC=16 -DCOLUMNS=1 -DLANES=1 -DINNER=1 -DCACHED=0 -DGENERAL=${general}"
+      "${cpu} -DVEC=16 -DCOLUMNS=1 -DLANES=1 -DINNER=0 -DCACHED=1 -DGENERAL=${general}"
+      "${cpu} -DVEC=4 -DCOLUMNS=1 -DLANES=1 -DINNER=0 -DCACHED=1 -DGENERAL=${general}"
+      "${gpu} -DVEC=1 -DCOLUMNS=1 -DLANES=1 -DINNER=0 -DCACHED=1 -DGENERAL=${general}")
   endforeach()
 else()
-  set(shapes "${cpu} -DVEC=1" "${gpu} -DVEC=1")
+  set(parts parameters common reduce)
+  set(shapes "${cpu} -DLANES=0 -DVEC=1" "${gpu} -DLANES=0 -DVEC=1")
 endif()
-if(PROGRAM STREQUAL "reduce")
-  set(dtypes 1:1 4:4)
-endif()
+list(TRANSFORM parts REPLACE "(.+)" "-include;${KERNELS}/\\1.cl")
 
 # -cl-no-stdinc leaves out clang's own table of builtins, which lacks vload_half where the device lacks fp16;
 # opencl-c.h, which -finclude-default-header then brings, has it.
 set(flags -x cl -cl-std=CL1.2 -cl-no-stdinc -Xclang -finclude-default-header -target spir64
   -Wall -Wextra -Wconversion -Wdouble-promotion -Werror -fsyntax-only
-  -include ${KERNELS}/parameters.cl -include ${KERNELS}/common.cl)
+  ${parts})
 
 foreach(dtype IN LISTS dtypes)
   set(extensions -all)

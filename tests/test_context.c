@@ -23,6 +23,7 @@
 const clxent_source clxent_sources[] = {
     { "parameters.cl", (const unsigned char *)PARAMETERS, sizeof PARAMETERS - 1 },
     { "common.cl", (const unsigned char *)COMMON, sizeof COMMON - 1 },
+    { "reduce.cl", (const unsigned char *)"", 0 },
     { "good.cl", (const unsigned char *)GOOD, sizeof GOOD - 1 },
     { "bad.cl", (const unsigned char *)BAD, sizeof BAD - 1 },
     { NULL, NULL, 0 },

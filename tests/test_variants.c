@@ -100,7 +100,6 @@ Test(variants, work_groups_of_every_size)
         ROWS(2, 16, 4, 8192, 4096, 0),   ROWS(16, 8, 64, 0, 1, 0),     ROWS(64, 4, 4, 0, 4096, 0),
         ROWS(256, 4, 4, 16384, 1024, 0),
     };
-    if (!compiles_groups()) cr_skip("the driver takes minutes to compile barriers under conditions");
     for (size_t i = 0; i < (small_run() ? 3 : COUNT(tunings)); i++) {
         check_sizes(&tunings[i], CLXENT_F32, false);
         check_sizes(&tunings[i], CLXENT_F32, true);
@@ -113,7 +112,6 @@ Test(variants, work_groups_of_every_size)
 Test(variants, work_groups_serve_every_dtype)
 {
     const clxent_tuning tuning = ROWS(8, 4, 4, 8192, 1024, 0);
-    if (!compiles_groups()) cr_skip("the driver takes minutes to compile barriers under conditions");
     for (uint32_t dtype = CLXENT_F16; dtype <= CLXENT_F64; dtype++) {
         if (dtype == CLXENT_F64 && !device.has_f64) continue;
         check_sizes(&tuning, dtype, dtype != CLXENT_F16);
@@ -191,7 +189,6 @@ Test(variants, reductions_of_many_rows)
     const size_t rows[] = { 1, 4095, 4096, 4097, 20000 };
     for (size_t i = 0; i < COUNT(groups); i++) {
         const clxent_tuning tuning = ROWS(groups[i], 4, 4, 0, 4096, 0);
-        if (groups[i] > 1 && !compiles_groups()) continue;
         for (size_t k = 0; k < COUNT(rows); k++) {
             check(&tuning, CLXENT_F32, small_run() ? 1 + rows[k] / 1000 : rows[k], 3, false, 0);
         }
