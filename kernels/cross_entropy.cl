@@ -93,11 +93,11 @@ static inline uint first_new(const row_input *in, const uint v)
     return TAIL_OVERLAPS(in) && v >= in->vectors ? VEC - in->tail : 0;
 }
 
-/* Vector v, whole or the tail; classes past the end of a short row read as -inf. */
+/* Vector v, whole or the tail; classes past the end read as -inf. */
 static inline vec get_x(const row_input *in, const uint v)
 {
     if (v < in->vectors || TAIL_OVERLAPS(in)) return load_vector(in->x + vector_at(in, v));
-    return load_partial(in->x, in->tail, -REAL_INFINITY);
+    return load_partial(in->x + v * VEC, in->tail, -REAL_INFINITY);
 }
 
 static inline vec get_z(const row_input *in, const uint v)

@@ -535,44 +535,45 @@ static inline bool is_aligned(const destination *to, const ulong step, const boo
     return streaming && address % (VEC * size) == 0 && step % VEC == 0;
 }
 
+#if CACHED
 /* Values of all classes, of one vector of lanes, to where store_tile() takes them from. */
 static inline void stage(const tile_input *in, const row_result *r, const emission *m, __local real *own_rows)
 {
-#if TRANSPOSES
-#    if VEC > 1
+#    if TRANSPOSES
+#        if VEC > 1
     if (in->classes == 2) {
         const vec a = emit_value(in, r, m, 0), b = emit_value(in, r, m, 1);
         STORE(ZIP(a.lo, b.lo, s), own_rows);
         STORE(ZIP(a.hi, b.hi, s), own_rows + VEC);
         return;
     }
-#    endif
+#        endif
     for (uint left = in->classes; left > 0;) {
         const uint n = left % VEC > 0 ? left % VEC : VEC; /* the last classes first: see rows_to_tile() */
         const uint c = left == in->classes ? (in->classes - 1) / VEC * VEC : left - VEC;
         vec v[VEC];
         if (n == VEC) {
-#    pragma unroll
+#        pragma unroll
             for (uint i = 0; i < VEC; i++) v[i] = emit_value(in, r, m, c + i);
         } else {
-#    pragma unroll
+#        pragma unroll
             for (uint i = 0; i < VEC; i++) {
                 v[i] = (vec)(0);
                 if (i < n) v[i] = emit_value(in, r, m, c + i);
             }
         }
         transpose(v);
-#    pragma unroll
+#        pragma unroll
         for (uint i = 0; i < VEC; i++) STORE(v[i], own_rows + i * in->classes + c);
         left = c;
     }
-#else
+#    else
     (void)own_rows;
     for (uint c = 0; c < in->classes; c++) {
         const vec value = emit_value(in, r, m, c);
         STORE(value, in->values + (size_t)c * PITCH);
     }
-#endif
+#    endif
 }
 
 /* stride: from row to row (slab to slab, with INNER) of the destination, which begins at the tile's first row. */
@@ -582,7 +583,7 @@ static inline void store_tile(const tile_input *in, const destination *at, const
 {
     destination to = *at;
     to.aligned = is_aligned(&to, INNER ? in->p->inner : 0, streaming);
-#if TRANSPOSES
+#    if TRANSPOSES
     (void)values;
     if (stride == in->classes) {
         const uint all = rows * in->classes;
@@ -599,13 +600,13 @@ static inline void store_tile(const tile_input *in, const destination *at, const
         }
         for (; c < in->classes; c++) put_one(&to, i * stride + c, own_rows[i * in->classes + c]);
     }
-#elif COOPERATIVE
+#    elif COOPERATIVE
     (void)own_rows;
     for (uint e = (uint)get_local_id(0); e < rows * in->classes; e += WG_SIZE) {
         const uint row = e / in->classes, c = e % in->classes;
         put_one(&to, row * stride + c, values[(size_t)c * PITCH + row]);
     }
-#else
+#    else
     (void)stride;
     (void)own_rows;
     const uint first = (uint)get_local_id(0) * VEC;
@@ -615,10 +616,10 @@ static inline void store_tile(const tile_input *in, const destination *at, const
             put(&to, c * class_step(in->p) + first + w * VEC, value, min((uint)VEC, rows - first - w * VEC));
         }
     }
-#endif
+#    endif
 }
 
-#if !CACHED
+#else
 /* Without a tile to put them in between. */
 static inline void store_values(const tile_input *in, const row_result *r, const emission *m,
                                 const destination *at, const bool streaming)
@@ -831,10 +832,12 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
 #endif
             }
             if (COOPERATIVE) barrier(CLK_LOCAL_MEM_FENCE);
-            if (CACHED && is_wanted) {
+#if CACHED
+            if (is_wanted) {
                 store_tile(&in, &to, stride, streaming, values, own_rows, rows);
                 stored++;
             }
+#endif
             if (COOPERATIVE) barrier(CLK_LOCAL_MEM_FENCE);
         }
     }

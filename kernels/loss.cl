@@ -55,10 +55,15 @@ typedef struct {
 #else
 #    define TANH_LIMIT REAL(10.0)
 #endif
+static inline real inverse_of(const real softcap)
+{
+    return softcap < REAL(0x1p-126) ? REAL(0x1p126) : 1 / softcap; /* finite: 0 times it is 0 */
+}
+
 #define DEFINE_SOFTCAP(NAME, T, I, AS_T, AS_I)                                       \
     static inline T NAME(const T s, const real softcap, T *slope)                    \
     {                                                                                \
-        const T y = s * (T)(1 / softcap);                                            \
+        const T y = s * (T)(inverse_of(softcap));                                    \
         const T size = fabs(y) > (T)(TANH_LIMIT) ? (T)(TANH_LIMIT) : fabs(y);        \
         const T x = size + size;                                                     \
         const T shifted = fma(x, (T)(INV_LN2), (T)(ROUNDER + BIAS));                 \

@@ -28,7 +28,7 @@ OUTPUTS = ("losses", "softmax", "log-softmax", "grad")
 # to one, and all of them twice that where the result lies just above a power of two), which of two worst elements
 # is nearer is the luck of the numbers drawn. There, and only there, one rounding more is allowed.
 ROUNDING_LEVEL = 4.0
-LUCK = 0.5.0
+LUCK = 0.5
 
 
 def evaluate(directory, x, y, *flags):

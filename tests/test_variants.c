@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * test_variants.c - every strategy that some device may choose, forced on this one: work-group sizes, vector
- * widths, block lengths, the cache, rows a group, streaming stores. (Linked with the static library for
+ * widths, block lengths, the cache, rows a group, streaming stores, rows split over groups, lanes. (Linked with the static library for
  * clxent_plan_create_tuned().) Each judged by the reference, as in test_cross_entropy.c.
  */
 #include "strategies.h"
@@ -10,6 +10,7 @@
 #include <criterion/criterion.h>
 
 #include <stdio.h>
+#include <string.h>
 
 TestSuite(variants, .init = open_device, .fini = close_device);
 
@@ -29,39 +30,61 @@ static clxent_status make_forced(clxent_plan **out, clxent_context *ctx, const c
     return clxent_plan_create_tuned(out, ctx, desc, &forced);
 }
 
-static void check(const clxent_tuning *tuning, uint32_t dtype, size_t rows, size_t classes, bool general,
-                  uint32_t flags)
+static clxent_desc variant_desc(uint32_t dtype, size_t rows, size_t classes, size_t inner, bool general,
+                                uint32_t flags)
 {
+    const size_t slab = classes * inner;
     clxent_desc desc = CLXENT_DESC_INIT;
-    char name[160];
 
     desc.outputs = general ? GENERAL : PLAIN;
     desc.dtype = dtype;
     desc.batch = rows;
     desc.seq = 1;
     desc.classes = classes;
+    desc.inner = inner;
     if (general) {
         desc.label_smoothing = 0.1;
         desc.has_class_weights = 1;
+        desc.z_loss = 1e-3;
+        desc.softcap = 40;
     }
     if ((flags & CASE_IN_PLACE) != 0) {
         desc.outputs = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_STATISTICS;
     } else if ((flags & CASE_ALIGNED) == 0) {
-        desc.row_stride = classes + 3;
-        desc.gradient_row_stride = classes + 5;
-        desc.probabilities_row_stride = classes + 1;
+        desc.row_stride = slab + 3;
+        desc.gradient_row_stride = slab + 5;
+        desc.probabilities_row_stride = slab + 1;
     }
-    (void)snprintf(name, sizeof name,
-                   "group %u vector %u block %u cache %u elements %u stream %u, dtype %u, %zu classes%s",
-                   (unsigned)tuning->group, (unsigned)tuning->vector, (unsigned)tuning->block,
-                   (unsigned)tuning->cache, (unsigned)tuning->elements, (unsigned)tuning->stream,
-                   (unsigned)dtype, classes, general ? ", general" : "");
+    return desc;
+}
+
+static void check_inner(const clxent_tuning *tuning, uint32_t dtype, size_t rows, size_t classes,
+                        size_t inner, bool general, uint32_t flags)
+{
+    const clxent_desc desc = variant_desc(dtype, rows, classes, inner, general, flags);
+    char name[256];
+
+    (void)snprintf(
+        name, sizeof name,
+        "group %u vector %u block %u cache %u elements %u stream %u piece %u split %u, lanes of %u x %u in "
+        "%u bytes, dtype %u, %zu rows of %zu classes, inner %zu%s, flags %u",
+        (unsigned)tuning->group, (unsigned)tuning->vector, (unsigned)tuning->block, (unsigned)tuning->cache,
+        (unsigned)tuning->elements, (unsigned)tuning->stream, (unsigned)tuning->piece,
+        (unsigned)tuning->split, (unsigned)tuning->lane_group, (unsigned)tuning->lane_vector,
+        (unsigned)tuning->lane_cache, (unsigned)dtype, rows, classes, inner, general ? ", general" : "",
+        (unsigned)flags);
     forced = *tuning;
     plan_maker = make_forced;
     run_filled_case(name, &desc,
                     FILL_DESIGNED | FILL_MASKED | FILL_SPECIAL | FILL_IGNORED | FILL_BAD_TARGETS |
                         FILL_UPSTREAM,
                     classes, flags);
+}
+
+static void check(const clxent_tuning *tuning, uint32_t dtype, size_t rows, size_t classes, bool general,
+                  uint32_t flags)
+{
+    check_inner(tuning, dtype, rows, classes, 1, general, flags);
 }
 
 /* Below, at and above what the group handles in one step, in one block, in the cache, and in several blocks. */
@@ -115,6 +138,118 @@ Test(variants, work_groups_serve_every_dtype)
     for (uint32_t dtype = CLXENT_F16; dtype <= CLXENT_F64; dtype++) {
         if (dtype == CLXENT_F64 && !device.has_f64) continue;
         check_sizes(&tuning, dtype, dtype != CLXENT_F16);
+    }
+}
+
+/* Lanes: class counts around the vector, the long sums' blocks and the tile; rows that fill no tile, one, and several;
+ * in place; with every output beside each other. */
+static void check_lanes(const clxent_tuning *t, uint32_t dtype, size_t inner, bool general)
+{
+    const size_t vector = t->lane_vector, tile = t->lane_group * t->lane_vector;
+    const size_t classes[] = { 1, 2, 3, vector - 1, vector, vector + 1, 2 * vector + 3, 64, 65, 130, 257 };
+    const size_t rows[] = { 1, tile, 2 * tile + 19 };
+
+    for (size_t i = 0; i < COUNT(classes); i++) {
+        if (classes[i] == 0 || (small_run() && classes[i] > 20)) continue;
+        for (size_t k = small_run() ? 2 : 0; k < COUNT(rows); k++) {
+            const size_t n = small_run() ? tile + 3 : rows[k];
+            check_inner(t, dtype, inner > 1 ? (n + inner - 1) / inner * inner : n, classes[i], inner, general,
+                        i % 4 == 0   ? CASE_IN_PLACE
+                        : i % 4 == 1 ? CASE_ALIGNED
+                                     : 0);
+        }
+    }
+}
+
+Test(variants, lanes_of_every_vector_with_the_class_axis_last)
+{
+    const clxent_tuning tunings[] = {
+        LANES(1, 16, 1 << 19, 1), LANES(1, 16, 1 << 14, 0), LANES(1, 4, 1 << 19, 0),  LANES(1, 1, 1 << 19, 0),
+        LANES(1, 8, 1 << 19, 1),  LANES(32, 1, 1 << 19, 0), LANES(64, 1, 1 << 15, 0),
+    };
+    for (size_t i = 0; i < (small_run() ? 2 : COUNT(tunings)); i++) {
+        const clxent_tuning *t = &tunings[small_run() && i == 1 ? 5 : i];
+        check_lanes(t, CLXENT_F32, 1, false);
+        check_lanes(t, CLXENT_F32, 1, true);
+    }
+}
+
+/* 24 KiB of local memory hold a few classes of 16 lanes, and not the others. */
+Test(variants, lanes_of_every_vector_with_the_class_axis_not_last)
+{
+    const clxent_tuning tunings[] = {
+        LANES(1, 16, 1 << 19, 1),
+        LANES(1, 16, 24 << 10, 1),
+        LANES(1, 4, 1 << 19, 0),
+        LANES(64, 4, 1 << 16, 0),
+    };
+    const size_t inners[] = { 2, 5, 16, 64, 75, 200 };
+    for (size_t i = 0; i < (small_run() ? 2 : COUNT(tunings)); i++) {
+        for (size_t k = small_run() ? 2 : 0; k < (small_run() ? 3 : COUNT(inners)); k++) {
+            check_lanes(&tunings[small_run() && i == 1 ? 3 : i], CLXENT_F32, inners[k], (i + k) % 2 == 0);
+        }
+    }
+}
+
+Test(variants, lanes_serve_every_dtype)
+{
+    const clxent_tuning alone = LANES(1, 16, 1 << 19, 1), group = LANES(64, 4, 1 << 18, 0);
+    for (uint32_t dtype = CLXENT_F16; dtype <= CLXENT_F64; dtype++) {
+        if (dtype == CLXENT_F64 && !device.has_f64) continue;
+        check_lanes(&alone, dtype, 1, dtype != CLXENT_F16);
+        check_lanes(&alone, dtype, 80, dtype == CLXENT_F16);
+        if (small_run()) continue;
+        check_lanes(&group, dtype, 1, dtype == CLXENT_BF16);
+        check_lanes(&group, dtype, 300, dtype != CLXENT_BF16);
+    }
+}
+
+/* A row over several groups gives the bits of the same pieces in one, whatever the row holds, in place too. */
+Test(variants, split_rows_have_the_bits_of_whole_ones)
+{
+    const struct {
+        clxent_tuning whole, split;
+        size_t classes;
+    } cases[] = {
+        { PIECES(1, 16, 64, 8192, 1024, 0), PIECES(1, 16, 64, 8192, 1024, UINT32_MAX), 5000 },
+        { PIECES(1, 4, 4, 0, 16, 0), PIECES(1, 4, 4, 0, 16, UINT32_MAX), 203 },
+        { PIECES(8, 4, 4, 0, 128, 0), PIECES(8, 4, 4, 0, 128, UINT32_MAX), 517 },
+    };
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        for (int general = 0; general < 2; general++) {
+            for (int in_place = 0; in_place < 2; in_place++) {
+                const size_t classes = small_run() && i == 0 ? 1100 : cases[i].classes;
+                const uint32_t flags = in_place ? CASE_IN_PLACE : 0;
+                clxent_desc desc =
+                    variant_desc(CLXENT_F32, small_run() ? 5 : 26, classes, 1, general != 0, flags);
+                clxent_host_args out[2];
+                problem p;
+
+                check(&cases[i].split, CLXENT_F32, small_run() ? 5 : 26, classes, general != 0, flags);
+                if (in_place) continue; /* the same values, as check() found, over the logits */
+                make_problem(&p, &desc, FILL_DESIGNED | FILL_MASKED | FILL_SPECIAL | FILL_IGNORED | FILL_HIT,
+                             7);
+                for (int k = 0; k < 2; k++) {
+                    const clxent_tuning *t = k == 0 ? &cases[i].whole : &cases[i].split;
+                    clxent_plan *plan;
+                    cr_assert(clxent_plan_create_tuned(&plan, device.ctx, &desc, t) == CLXENT_OK, "%s",
+                              last_error());
+                    cr_assert(plan->shares == (k == 0 ? CLXENT_STRATEGY_ROWS : CLXENT_STRATEGY_SPLIT), "%s",
+                              clxent_plan_strategy(plan));
+                    run_once("split", plan, &p, desc.outputs, flags, &out[k]);
+                    clxent_plan_destroy(plan);
+                }
+                for (const clxent_output *a = &out[0].losses, *b = &out[1].losses; a <= &out[0].bad_targets;
+                     a++, b++) {
+                    cr_assert(a->size == b->size && (a->size == 0 || memcmp(a->data, b->data, a->size) == 0),
+                              "case %zu general %d: output %d has other bits when rows are split", i, general,
+                              (int)(a - &out[0].losses));
+                }
+                free_outputs(&out[0]);
+                free_outputs(&out[1]);
+                free_problem(&p);
+            }
+        }
     }
 }
 
