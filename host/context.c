@@ -316,13 +316,16 @@ static clxent_status build_failure(clxent_context *ctx, cl_program program, cons
 static clxent_status compile(clxent_context *ctx, const char *file, const char *options, cl_program *out)
 {
     static const char standard[] = "-cl-std=CL1.2 ";
-    enum { SOURCES = 3 };
-    const char *names[SOURCES] = { "parameters.cl", "common.cl", file };
-    const char *texts[SOURCES];
-    size_t lengths[SOURCES];
+    enum { MAX_PARTS = 4 };
+    const char *names[MAX_PARTS] = { "parameters.cl", "common.cl" };
+    const char *texts[MAX_PARTS];
+    size_t lengths[MAX_PARTS];
+    cl_uint parts = 2;
     cl_int code;
 
-    for (int i = 0; i < SOURCES; i++) {
+    if (strcmp(file, "cross_entropy.cl") == 0 || strcmp(file, "lanes.cl") == 0) names[parts++] = "loss.cl";
+    names[parts++] = file;
+    for (cl_uint i = 0; i < parts; i++) {
         const clxent_source *source = source_find(names[i]);
         if (source == NULL) {
             return clxent_fail(ctx, CLXENT_ERROR_INTERNAL, "no kernel source %s in the library", names[i]);
@@ -339,7 +342,7 @@ static clxent_status compile(clxent_context *ctx, const char *file, const char *
     strcat(all, options);
 
     clxent_status status;
-    cl_program program = clCreateProgramWithSource(ctx->cl, SOURCES, texts, lengths, &code);
+    cl_program program = clCreateProgramWithSource(ctx->cl, parts, texts, lengths, &code);
     CLXENT_TRY_OR_FAIL(clxent_check_cl(ctx, code, "clCreateProgramWithSource"));
     code = clBuildProgram(program, 1, &ctx->id, all, NULL, NULL);
     if (code == CL_BUILD_PROGRAM_FAILURE || code == CL_INVALID_BUILD_OPTIONS ||

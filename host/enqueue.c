@@ -288,6 +288,17 @@ static bool divides_by_d(const run *r)
            (r->outputs & (CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT)) != 0;
 }
 
+/* Few rows need no pass over the targets: each group of the main kernel adds up D itself. Not where the pass has
+ * other work, nor where its groups would add in another order. */
+static bool finds_own_d(const run *r)
+{
+    enum { FEW_ROWS = 64 };
+    const uint32_t group = r->plan->tuning.group;
+    return r->part.pass == CLXENT_PASS_ALL && r->plan->desc.op == CLXENT_OP_CROSS_ENTROPY &&
+           r->args.bad_targets.mem == NULL && r->rows > 0 && r->rows <= FEW_ROWS &&
+           (group == 1 || r->rows <= group);
+}
+
 static void fill_parameters(run *r)
 {
     const clxent_plan *plan = r->plan;
@@ -309,6 +320,8 @@ static void fill_parameters(run *r)
     p->partials_at = workspace + plan->partials_at;
     p->row_losses_at = workspace + plan->row_losses_at;
     p->correct_at = workspace + plan->correct_at;
+    p->pieces_at = workspace + plan->pieces_at;
+    p->records_at = workspace + plan->records_at;
     p->ignore_index = desc->ignore_index;
     p->classes = (cl_uint)desc->classes;
     p->outputs = r->outputs;
@@ -316,20 +329,27 @@ static void fill_parameters(run *r)
     p->bad_target = desc->bad_target;
     p->cache_elements = plan->cache_elements;
     p->rows_per_group = (cl_uint)plan->rows_per_group;
-    p->flags =
-        (desc->use_ignore_index ? FLAG_IGNORE_INDEX : 0u) |
-        (r->args.class_weights.mem != NULL ? FLAG_CLASS_WEIGHTS : 0u) |
-        (r->args.row_weights.mem != NULL ? FLAG_ROW_WEIGHTS : 0u) |
-        (r->args.upstream.mem == NULL               ? 0u
-         : desc->reduction == CLXENT_REDUCTION_NONE ? FLAG_UPSTREAM | FLAG_UPSTREAM_ROWS
-                                                    : FLAG_UPSTREAM) |
-        (r->args.denominator.mem != NULL ? FLAG_DENOMINATOR : 0u) | (divides_by_d(r) ? FLAG_MEAN : 0u) |
-        (desc->gradient_mode == CLXENT_GRADIENT_ACCUMULATE ? FLAG_ACCUMULATE : 0u) |
-        (r->statistics_in ? FLAG_FROM_STATISTICS : 0u) |
-        (plan->tuning.stream != 0 && bytes >= plan->tuning.stream ? FLAG_NONTEMPORAL : 0u) |
-        ((desc->outputs & (CLXENT_OUTPUT_LOG_SOFTMAX | CLXENT_OUTPUT_ENTROPY)) != 0 ? FLAG_LOG_D : 0u) |
-        (desc->all_ignored == CLXENT_ALL_IGNORED_ZERO ? FLAG_ALL_IGNORED_ZERO : 0u) |
-        (r->part.first ? FLAG_FIRST_PART : 0u) | (r->part.last ? FLAG_LAST_PART : 0u);
+    p->piece_vectors = (cl_uint)plan->piece_vectors;
+    p->pieces = (cl_uint)plan->pieces;
+    if (plan->shares == CLXENT_STRATEGY_LANES) {
+        const size_t slab = desc->inner > 1 ? desc->inner : r->rows;
+        p->tiles = (cl_uint)((slab + plan->tile - 1) / plan->tile);
+        p->tiles_per_group = (cl_uint)plan->tiles_per_group;
+    }
+    p->flags = plan->flags | (desc->use_ignore_index ? FLAG_IGNORE_INDEX : 0u) |
+               (r->args.class_weights.mem != NULL ? FLAG_CLASS_WEIGHTS : 0u) |
+               (r->args.row_weights.mem != NULL ? FLAG_ROW_WEIGHTS : 0u) |
+               (r->args.upstream.mem == NULL               ? 0u
+                : desc->reduction == CLXENT_REDUCTION_NONE ? FLAG_UPSTREAM | FLAG_UPSTREAM_ROWS
+                                                           : FLAG_UPSTREAM) |
+               (r->args.denominator.mem != NULL ? FLAG_DENOMINATOR : 0u) |
+               (divides_by_d(r) ? FLAG_MEAN : 0u) |
+               (desc->gradient_mode == CLXENT_GRADIENT_ACCUMULATE ? FLAG_ACCUMULATE : 0u) |
+               (r->statistics_in ? FLAG_FROM_STATISTICS : 0u) |
+               (plan->tuning.stream != 0 && bytes >= plan->tuning.stream ? FLAG_NONTEMPORAL : 0u) |
+               (plan->second_pass ? FLAG_LOG_D : 0u) | (finds_own_d(r) ? FLAG_OWN_D : 0u) |
+               (desc->all_ignored == CLXENT_ALL_IGNORED_ZERO ? FLAG_ALL_IGNORED_ZERO : 0u) |
+               (r->part.first ? FLAG_FIRST_PART : 0u) | (r->part.last ? FLAG_LAST_PART : 0u);
 }
 
 /* Sets arguments one after the other; the first failure stays. */
@@ -458,6 +478,40 @@ static void set_cross_entropy(run *r, setter *s)
     set_bytes(s, cache > 0 ? cache : clxent_real_size(desc), NULL);
 }
 
+/* One kernel of the cross-entropy, with more flags than the run's. */
+static clxent_status launch_rows(run *r, cl_kernel kernel, cl_uint flags, size_t groups, size_t group,
+                                 bool last, cl_event *event)
+{
+    const cl_uint own = r->p.flags;
+    r->p.flags |= flags;
+    setter s = set_begin(r, kernel);
+    set_cross_entropy(r, &s);
+    r->p.flags = own;
+    return launch(r, &s, groups, group, last, event);
+}
+
+static clxent_status launch_cross_entropy(run *r, bool last, cl_event *event)
+{
+    const clxent_plan *plan = r->plan;
+    const uint32_t group = plan->tuning.group;
+
+    if (plan->shares == CLXENT_STRATEGY_LANES) {
+        const size_t slabs = plan->desc.inner > 1 ? r->rows / plan->desc.inner : 1;
+        const size_t tiles = slabs * r->p.tiles;
+        return launch_rows(r, plan->main, 0, (tiles - 1) / plan->tiles_per_group + 1, plan->tuning.lane_group,
+                           last, event);
+    }
+    if (plan->shares == CLXENT_STRATEGY_ROWS) {
+        return launch_rows(r, plan->main, 0, (r->rows - 1) / plan->rows_per_group + 1, group, last, event);
+    }
+    for (int pass = 0; pass < (plan->second_pass && !r->statistics_in ? 2 : 1); pass++) {
+        const cl_uint flags = pass > 0 ? FLAG_SECOND_PASS : 0u;
+        CLXENT_TRY(launch_rows(r, plan->main, flags, r->rows * plan->pieces, group, false, NULL));
+        CLXENT_TRY(launch_rows(r, plan->merge, flags, r->rows, 1, false, NULL));
+    }
+    return launch_rows(r, plan->emit, 0, r->rows * plan->pieces, group, last, event);
+}
+
 static clxent_status launch_main(run *r, bool last, cl_event *event)
 {
     const clxent_plan *plan = r->plan;
@@ -489,10 +543,7 @@ static clxent_status launch_main(run *r, bool last, cl_event *event)
         set_buffer(&s, &a->gradient);
         set_buffer(&s, &a->workspace);
         break;
-    default:
-        set_cross_entropy(r, &s);
-        groups = (r->rows - 1) / plan->rows_per_group + 1;
-        break;
+    default: return launch_cross_entropy(r, last, event);
     }
     return launch(r, &s, groups, plan->tuning.group, last, event);
 }
@@ -500,7 +551,7 @@ static clxent_status launch_main(run *r, bool last, cl_event *event)
 static clxent_status launch_all(run *r, cl_event *event)
 {
     const clxent_plan *plan = r->plan;
-    const bool needs_d = divides_by_d(r) && r->args.denominator.mem == NULL;
+    const bool needs_d = divides_by_d(r) && r->args.denominator.mem == NULL && !finds_own_d(r);
     const bool targets = r->part.pass != CLXENT_PASS_LOGITS && (needs_d || r->args.bad_targets.mem != NULL);
     const bool logits = r->part.pass != CLXENT_PASS_TARGETS;
     const bool main = logits && r->rows > 0 && (r->outputs & ~(uint32_t)CLXENT_OUTPUT_BAD_TARGETS) != 0;

@@ -143,6 +143,8 @@ extern const clxent_source clxent_sources[]; /* ends with name == NULL */
 /* The parameters of tuning.def, in its order. */
 typedef struct clxent_tuning {
     uint32_t group, vector, block, cache, elements, stream;
+    uint32_t piece, split;
+    uint32_t lane_classes, lane_group, lane_vector, lane_cache;
 } clxent_tuning;
 
 clxent_tuning clxent_tuning_choose(const clxent_device *device, const clxent_desc *desc);
@@ -153,16 +155,30 @@ clxent_tuning clxent_tuning_clamp(const clxent_tuning *tuning, const clxent_devi
 
 /* ---- plan.c, enqueue.c --------------------------------------------------------------------- */
 
+/* How a plan's rows are shared out; cross_entropy.cl and lanes.cl say more. */
+typedef enum clxent_strategy {
+    CLXENT_STRATEGY_ROWS,  /* whole rows a work-group; the building blocks too */
+    CLXENT_STRATEGY_SPLIT, /* a row over several groups: the bits of CLXENT_STRATEGY_ROWS */
+    CLXENT_STRATEGY_LANES  /* rows side by side in a vector */
+} clxent_strategy;
+
 struct clxent_plan {
     clxent_context *ctx; /* a reference */
     clxent_desc desc;    /* complete: no field of it means "default" any more */
     clxent_tuning tuning;
+    clxent_strategy shares;
     size_t rows; /* batch * seq */
-    size_t rows_per_group;
-    uint32_t cache_elements;
-    cl_kernel main;                                                         /* of the op */
+    size_t rows_per_group, tiles_per_group;
+    size_t piece_vectors, pieces;
+    uint32_t tile;           /* rows of a tile of lanes */
+    uint32_t cache_elements; /* of local memory, of the main kernel */
+    bool second_pass;        /* a row's sums may be taken once more, see cross_entropy.cl, count_passes() */
+    cl_uint flags;           /* FLAG_* that follow from the plan alone */
+    cl_kernel main;          /* of the op; of pieces the scan */
+    cl_kernel merge, emit;   /* NULL unless rows are split */
     cl_kernel targets_partials, targets_fold, losses_partials, losses_fold; /* NULL where no run needs them */
     size_t totals_at, partials_at, row_losses_at, correct_at;               /* bytes into the workspace */
+    size_t pieces_at, records_at;
     size_t workspace_size;
     char strategy[192];
     struct { /* what clxent_tensor_need() said for the latest run: the next is usually alike */

@@ -51,27 +51,114 @@ static clxent_status make_kernel(clxent_context *ctx, cl_program program, const 
     return clxent_check_cl(ctx, code, name);
 }
 
+static bool is_row_kernel(const clxent_desc *desc) { return desc->op == CLXENT_OP_CROSS_ENTROPY; }
+
+/* Whether every class has its own a_j (loss.cl): options of GENERAL only. */
+static bool may_be_dense(const clxent_desc *desc)
+{
+    return clxent_needs_targets(desc, desc->outputs) &&
+           (!clxent_targets_are_indices(desc) || desc->label_smoothing != 0.0);
+}
+
+/* Reals of local memory that a tile of lanes needs; 0 where logits of that many classes can never fit. */
+static size_t tile_elements(const clxent_plan *plan, bool keeps_logits)
+{
+    const clxent_tuning *t = &plan->tuning;
+    const size_t rows = (size_t)t->lane_group * t->lane_vector;
+    const size_t pitch = plan->desc.inner == 1 && t->lane_group > 1 ? rows + 1 : rows;
+    const size_t limit = t->lane_cache / clxent_real_size(&plan->desc) / pitch / (keeps_logits ? 2 : 1);
+    return plan->desc.classes > limit ? 0 : plan->desc.classes * pitch * (keeps_logits ? 2 : 1);
+}
+
+/* Logits that lanes.cl must still have once their exponentials are taken. */
+static bool keeps_logits(const clxent_plan *plan)
+{
+    const uint32_t wide = plan->desc.outputs & (CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_GRADIENT);
+    const bool both_by_group = plan->tuning.lane_group > 1 && (wide & (wide - 1)) != 0;
+    return is_general(&plan->desc) || both_by_group ||
+           (plan->desc.outputs & (CLXENT_OUTPUT_LOG_SOFTMAX | CLXENT_OUTPUT_ARGMAX | CLXENT_OUTPUT_CORRECT |
+                                  CLXENT_OUTPUT_LSE)) != 0;
+}
+
+/* Rows that one group takes, as long as every compute unit has a few groups to take; units are rows, or tiles of them.
+ * Decides no bits. */
+static size_t units_per_group(const clxent_plan *plan, size_t units, size_t unit_elements)
+{
+    enum { GROUPS_EACH = 8 };
+    const size_t spread = units / (GROUPS_EACH * (size_t)plan->ctx->device.compute_units);
+    const size_t wanted = plan->tuning.elements / (unit_elements > 0 ? unit_elements : 1);
+    const size_t each = wanted < spread ? wanted : spread;
+    return each > 0 ? each : 1;
+}
+
+/* Strategy and everything that follows from it. Between rows and lanes the choice decides bits: it looks at options,
+ * classes and inner, which a chunk of a run has in common with the whole. */
+static void choose_strategy(clxent_plan *plan)
+{
+    const clxent_desc *desc = &plan->desc;
+    const clxent_tuning *t = &plan->tuning;
+    const size_t vectors = (desc->classes - 1) / t->vector + 1;
+    const size_t block = (size_t)t->block * t->group; /* in vectors */
+
+    plan->second_pass =
+        may_be_dense(desc) || (desc->outputs & (CLXENT_OUTPUT_LOG_SOFTMAX | CLXENT_OUTPUT_ENTROPY)) != 0;
+    plan->cache_elements = (uint32_t)(t->cache / clxent_real_size(desc));
+    plan->rows_per_group = units_per_group(plan, plan->rows, desc->classes);
+    plan->piece_vectors = t->piece / t->vector / block * block;
+    if (plan->piece_vectors == 0) plan->piece_vectors = (vectors + block - 1) / block * block;
+    plan->pieces = (vectors - 1) / plan->piece_vectors + 1;
+    if (!is_row_kernel(desc)) return;
+
+    const bool keeps = keeps_logits(plan);
+    const size_t elements = tile_elements(plan, keeps);
+    if (desc->inner > 1 || (desc->classes <= t->lane_classes && elements > 0)) {
+        plan->shares = CLXENT_STRATEGY_LANES;
+        plan->tile = t->lane_group * t->lane_vector;
+        plan->cache_elements = (uint32_t)elements;
+        plan->tiles_per_group = units_per_group(plan, plan->rows / plan->tile, desc->classes * plan->tile);
+        plan->flags =
+            (elements > 0 ? FLAG_TILE_FITS : 0u) | (keeps || elements == 0 ? FLAG_KEEPS_LOGITS : 0u);
+    } else if (plan->pieces > 1 && plan->rows / plan->ctx->device.compute_units < t->split) {
+        plan->shares = CLXENT_STRATEGY_SPLIT;
+    }
+}
+
 static clxent_status build_main(clxent_plan *plan)
 {
     const clxent_desc *desc = &plan->desc;
     const clxent_tuning *t = &plan->tuning;
-    const bool cross_entropy = desc->op == CLXENT_OP_CROSS_ENTROPY;
+    const bool lanes = plan->shares == CLXENT_STRATEGY_LANES, split = plan->shares == CLXENT_STRATEGY_SPLIT;
+    const char *file = lanes ? "lanes.cl" : is_row_kernel(desc) ? "cross_entropy.cl" : "blocks.cl";
     char options[OPTIONS_SIZE];
     cl_program program;
 
-    if (cross_entropy) {
+    if (lanes) {
         (void)snprintf(
             options, sizeof options,
-            "-DDTYPE=%u -DGRADIENT_DTYPE=%u -DVEC=%u -DWG_SIZE=%u -DGENERAL=%d -DBLOCK=%u -DSTRIDED=%d",
+            "-DDTYPE=%u -DGRADIENT_DTYPE=%u -DVEC=%u -DWG_SIZE=%u -DLANES=1 -DGENERAL=%d -DINNER=%d",
+            (unsigned)desc->dtype, (unsigned)desc->gradient_dtype, (unsigned)t->lane_vector,
+            (unsigned)t->lane_group, is_general(desc), desc->inner > 1);
+    } else if (is_row_kernel(desc)) {
+        (void)snprintf(
+            options, sizeof options,
+            "-DDTYPE=%u -DGRADIENT_DTYPE=%u -DVEC=%u -DWG_SIZE=%u -DLANES=0 -DGENERAL=%d -DBLOCK=%u",
             (unsigned)desc->dtype, (unsigned)desc->gradient_dtype, (unsigned)t->vector, (unsigned)t->group,
-            is_general(desc), (unsigned)t->block, desc->inner > 1);
+            is_general(desc), (unsigned)t->block);
     } else {
-        (void)snprintf(options, sizeof options, "-DDTYPE=%u -DGRADIENT_DTYPE=%u -DVEC=1 -DWG_SIZE=%u",
-                       (unsigned)desc->dtype, (unsigned)desc->gradient_dtype, (unsigned)t->group);
+        (void)snprintf(options, sizeof options,
+                       "-DDTYPE=%u -DGRADIENT_DTYPE=%u -DVEC=1 -DWG_SIZE=%u -DLANES=0", (unsigned)desc->dtype,
+                       (unsigned)desc->gradient_dtype, (unsigned)t->group);
     }
-    CLXENT_TRY(
-        clxent_program_get(plan->ctx, cross_entropy ? "cross_entropy.cl" : "blocks.cl", options, &program));
-    const clxent_status status = make_kernel(plan->ctx, program, kernel_name(desc->op), &plan->main);
+    CLXENT_TRY(clxent_program_get(plan->ctx, file, options, &program));
+    clxent_status status = make_kernel(plan->ctx, program,
+                                       lanes   ? "clxent_lanes"
+                                       : split ? "clxent_scan_pieces"
+                                               : kernel_name(desc->op),
+                                       &plan->main);
+    if (split && status == CLXENT_OK) {
+        status = make_kernel(plan->ctx, program, "clxent_merge_pieces", &plan->merge);
+        if (status == CLXENT_OK) status = make_kernel(plan->ctx, program, "clxent_emit_pieces", &plan->emit);
+    }
     (void)clReleaseProgram(program);
     return status;
 }
@@ -90,8 +177,8 @@ static clxent_status build_reductions(clxent_plan *plan)
     clxent_status status = CLXENT_OK;
 
     if (!targets && !losses) return CLXENT_OK;
-    (void)snprintf(options, sizeof options, "-DDTYPE=%u -DGRADIENT_DTYPE=%u -DVEC=1 -DWG_SIZE=%u", real, real,
-                   (unsigned)plan->tuning.group);
+    (void)snprintf(options, sizeof options, "-DDTYPE=%u -DGRADIENT_DTYPE=%u -DVEC=1 -DWG_SIZE=%u -DLANES=0",
+                   real, real, (unsigned)plan->tuning.group);
     CLXENT_TRY(clxent_program_get(plan->ctx, "reduce.cl", options, &program));
     if (targets) {
         CLXENT_TRY_OR_FAIL(
@@ -124,44 +211,50 @@ static clxent_status lay_out_workspace(clxent_plan *plan)
     const bool needs_losses = (plan->desc.outputs & CLXENT_OUTPUT_LOSS) != 0;
     const bool needs_correct = (plan->desc.outputs & CLXENT_OUTPUT_CORRECT) != 0;
 
-    if (plan->targets_partials == NULL && plan->losses_partials == NULL) return CLXENT_OK;
-    if (!reserve(plan, 1, TOTALS_BYTES, &plan->totals_at) ||
+    const bool split = plan->shares == CLXENT_STRATEGY_SPLIT;
+    size_t pieces;
+
+    if (plan->targets_partials == NULL && plan->losses_partials == NULL && !split) return CLXENT_OK;
+    if (!clxent_size_mul(plan->rows, plan->pieces, &pieces) ||
+        !reserve(plan, 1, TOTALS_BYTES, &plan->totals_at) ||
         !reserve(plan, partials, PARTIAL_BYTES, &plan->partials_at) ||
         !reserve(plan, needs_losses ? plan->rows : 0, clxent_real_size(&plan->desc), &plan->row_losses_at) ||
-        !reserve(plan, needs_correct ? plan->rows : 0, 1, &plan->correct_at)) {
+        !reserve(plan, needs_correct ? plan->rows : 0, 1, &plan->correct_at) ||
+        !reserve(plan, split ? pieces : 0, RECORD_BYTES, &plan->pieces_at) ||
+        !reserve(plan, split ? plan->rows : 0, RECORD_BYTES, &plan->records_at)) {
         return clxent_fail(plan->ctx, CLXENT_ERROR_INVALID_DESC,
                            "rows is %zu: the workspace overflows size_t", plan->rows);
     }
     return CLXENT_OK;
 }
 
-/* Short rows share a group, as long as every compute unit has a few groups to take. Decides no bits. */
-static size_t rows_per_group(const clxent_plan *plan)
-{
-    enum { GROUPS_EACH = 8 };
-    const size_t spread = plan->rows / (GROUPS_EACH * (size_t)plan->ctx->device.compute_units);
-    const size_t wanted = plan->tuning.elements / plan->desc.classes;
-    const size_t rows = wanted < spread ? wanted : spread;
-    return rows > 0 ? rows : 1;
-}
-
 static void describe(clxent_plan *plan)
 {
     const clxent_desc *desc = &plan->desc;
     const clxent_tuning *t = &plan->tuning;
-    const size_t reals = plan->cache_elements;
+    char *text = plan->strategy;
+    const size_t size = sizeof plan->strategy;
+    const char *general = is_general(desc) ? " (general)" : "";
 
-    if (desc->op != CLXENT_OP_CROSS_ENTROPY) {
-        (void)snprintf(plan->strategy, sizeof plan->strategy, "%s: a work-group of %u a row",
-                       kernel_name(desc->op), (unsigned)t->group);
-        return;
+    if (!is_row_kernel(desc)) {
+        (void)snprintf(text, size, "%s: a work-group of %u a row", kernel_name(desc->op), (unsigned)t->group);
+    } else if (plan->shares == CLXENT_STRATEGY_LANES) {
+        (void)snprintf(text, size, "lanes%s: tiles of %u rows, work-groups of %u, vectors of %u, %s", general,
+                       (unsigned)plan->tile, (unsigned)t->lane_group, (unsigned)t->lane_vector,
+                       plan->cache_elements > 0 ? "kept in local memory" : "read twice");
+    } else if (plan->shares == CLXENT_STRATEGY_SPLIT) {
+        (void)snprintf(
+            text, size,
+            "split rows%s: %zu pieces of %zu a row, work-groups of %u, vectors of %u, blocks of %u", general,
+            plan->pieces, plan->piece_vectors * t->vector, (unsigned)t->group, (unsigned)t->vector,
+            (unsigned)(t->block * t->group * t->vector));
+    } else {
+        const bool fits = desc->classes + t->vector - 1 <= plan->cache_elements;
+        (void)snprintf(text, size, "rows%s: %zu row%s a work-group of %u, vectors of %u, blocks of %u, %s",
+                       general, plan->rows_per_group, plan->rows_per_group == 1 ? "" : "s",
+                       (unsigned)t->group, (unsigned)t->vector, (unsigned)(t->block * t->group * t->vector),
+                       fits ? "kept in local memory" : "read twice");
     }
-    (void)snprintf(plan->strategy, sizeof plan->strategy,
-                   "%s%s: %zu row%s a work-group of %u, vectors of %u, blocks of %u, exponentials %s",
-                   kernel_name(desc->op), is_general(desc) ? " (general)" : "", plan->rows_per_group,
-                   plan->rows_per_group == 1 ? "" : "s", (unsigned)t->group, (unsigned)t->vector,
-                   (unsigned)(t->block * t->group * t->vector),
-                   desc->classes + t->vector <= reals ? "kept in local memory" : "computed twice");
 }
 
 clxent_status clxent_plan_create_tuned(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc,
@@ -191,8 +284,7 @@ clxent_status clxent_plan_create_tuned(clxent_plan **out, clxent_context *ctx, c
     plan->rows = complete.batch * complete.seq;
     plan->tuning = tuning != NULL ? clxent_tuning_clamp(tuning, &ctx->device, &complete)
                                   : clxent_tuning_choose(&ctx->device, &complete);
-    plan->cache_elements = (uint32_t)(plan->tuning.cache / clxent_real_size(&complete));
-    plan->rows_per_group = rows_per_group(plan);
+    choose_strategy(plan);
     CLXENT_TRY_OR_FAIL(build_main(plan));
     CLXENT_TRY_OR_FAIL(build_reductions(plan));
     CLXENT_TRY_OR_FAIL(lay_out_workspace(plan));
@@ -214,8 +306,10 @@ clxent_status clxent_plan_create(clxent_plan **out, clxent_context *ctx, const c
 void clxent_plan_destroy(clxent_plan *plan)
 {
     if (plan == NULL) return;
-    const cl_kernel kernels[] = { plan->main, plan->targets_partials, plan->targets_fold,
-                                  plan->losses_partials, plan->losses_fold };
+    const cl_kernel kernels[] = { plan->main,         plan->merge,
+                                  plan->emit,         plan->targets_partials,
+                                  plan->targets_fold, plan->losses_partials,
+                                  plan->losses_fold };
     for (size_t i = 0; i < sizeof kernels / sizeof *kernels; i++) {
         if (kernels[i] != NULL) (void)clReleaseKernel(kernels[i]);
     }

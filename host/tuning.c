@@ -47,15 +47,23 @@ clxent_tuning clxent_tuning_choose(const clxent_device *device, const clxent_des
 clxent_tuning clxent_tuning_clamp(const clxent_tuning *tuning, const clxent_device *device,
                                   const clxent_desc *desc)
 {
-    /* what every work-item has in local memory: a partial of reduce.cl is the largest */
-    const cl_ulong local_item = 64;
+    /* what every work-item has in local memory: the sums of cross_entropy.cl are the largest */
+    const cl_ulong local_item = desc->dtype == CLXENT_F64 ? 96 : 64;
+    const uint32_t local =
+        (uint32_t)(device->local_memory / 2 < UINT32_MAX ? device->local_memory / 2 : UINT32_MAX);
     clxent_tuning t = *tuning;
 
-    while (t.group > 1 &&
-           (t.group > device->max_work_group || t.group * local_item > device->local_memory / 2)) {
-        t.group /= 2;
+    while (t.group > 1 && (t.group > device->max_work_group || t.group * local_item > local)) t.group /= 2;
+    if (t.cache > local) t.cache = local;
+    if (t.lane_group == 0) t.lane_group = 1;
+    if (t.lane_vector == 0) t.lane_vector = 1;
+    while (t.lane_group > device->max_work_group) t.lane_group /= 2;
+    if (t.lane_cache > local) t.lane_cache = local;
+    if (desc->inner > 1) {
+        /* vectors may not be longer than the run of neighbours that they lie along; there is none of 2 */
+        while (t.lane_vector > desc->inner) t.lane_vector = t.lane_vector > 4 ? t.lane_vector / 2 : 1;
+    } else if (t.lane_group > 1) {
+        t.lane_vector = 1;
     }
-    if (t.cache > device->local_memory / 2) t.cache = (uint32_t)(device->local_memory / 2);
-    if (desc->inner > 1) t.vector = 1; /* classes are not neighbours */
     return t;
 }

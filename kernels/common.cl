@@ -9,6 +9,8 @@
  *   VEC             elements that one work-item handles at a time: 1, 4, 8 or 16
  *   WG_SIZE         work-items in a group: a power of two, at most 1024. With 1 every barrier and
  *                   tree below vanishes: that is the CPU's shape, one work-item a row
+ *   LANES           what a `lane` is, the type of what a row has one of: 0 a real, so that vectors lie along
+ *                   the classes of one row; 1 a vector, so that each of its elements is another row
  */
 #if !defined(DTYPE) || DTYPE < 1 || DTYPE > 4
 #    error "DTYPE: 1 f32, 2 f16, 3 bf16, 4 f64"
@@ -21,6 +23,9 @@
 #endif
 #if !defined(WG_SIZE) || WG_SIZE < 1 || WG_SIZE > 1024 || (WG_SIZE & (WG_SIZE - 1)) != 0
 #    error "WG_SIZE: a power of two, at most 1024"
+#endif
+#if !defined(LANES) || LANES < 0 || LANES > 1
+#    error "LANES: 0 or 1"
 #endif
 
 /* a * b + c is one rounding only where fma() says so: every kernel then gives the same bits, and the
@@ -79,6 +84,35 @@ typedef PASTE(INTEGER_TYPE, VEC) ivec;
 #    define STORE(v, p) PASTE(vstore, VEC)(v, 0, p)
 #    define LOAD_HALF(p) PASTE(vload_half, VEC)(0, p)
 #    define STORE_HALF(v, p) PASTE(PASTE(vstore_half, VEC), _rte)(v, 0, p)
+#endif
+
+/* 64-bit conditions and numbers to those of the width of real. */
+#define TO_INTEGERS(v) CONVERT(INTEGER_TYPE)(v)
+
+/* In code for both: conditions are ilanes, chosen by ?: and joined by && and ||, and constants are cast. */
+#if LANES
+typedef vec lane;
+typedef ivec ilane;
+#    if VEC > 1
+#        define FIRST_OF_LANE(v) ((v).s0)
+#    else
+#        define FIRST_OF_LANE(v) (v)
+#    endif
+#    if VEC > 1
+#        define ANY_LANE(condition) any(condition)
+#    else
+#        define ANY_LANE(condition) ((condition) != 0)
+#    endif
+#    define AS_LANE AS_VEC
+#    define AS_ILANE AS_IVEC
+#    define CONVERT_LANE CONVERT_VEC
+#else
+typedef real lane;
+typedef integer ilane;
+#    define AS_LANE PASTE(as_, REAL_TYPE)
+#    define AS_ILANE PASTE(as_, INTEGER_TYPE)
+#    define CONVERT_LANE convert_real
+#    define FIRST_OF_LANE(v) (v)
 #endif
 
 /* ---- Storage ----------------------------------------------------------------------------- */
@@ -369,33 +403,38 @@ static inline real real_sum(const real a, const real b) { return a + b; }
 
 /* The scale that a row's exponentials share: they are exp(z - base) * 2^-q. */
 typedef struct {
-    real base;   /* 0 while |maximum| <= MAX_NEAR, else the maximum */
-    real q;      /* an integer */
-    real lowest; /* z - base is clamped to this: (q - BIAS) ln2 */
+    lane base;   /* 0 while |maximum| <= MAX_NEAR, else the maximum */
+    lane q;      /* an integer */
+    lane lowest; /* z - base is clamped to this: (q - BIAS) ln2 */
 } exp_scale;
 
-static inline exp_scale exp_scale_of(const real maximum)
+/* Of -inf, the maximum of nothing yet, it is the scale of 0: its terms are 0 at any scale. */
+static inline exp_scale exp_scale_of(const lane maximum)
 {
-    exp_scale s = { 0, 0, -BIAS * LN2_HIGH };
-    if (fabs(maximum) <= MAX_NEAR) {
-        s.q = (maximum * INV_LN2 + ROUNDER) - ROUNDER;
-        s.lowest = (s.q - BIAS) * LN2_HIGH;
-    } else if (maximum > -REAL_INFINITY) {
-        s.base = maximum; /* not for -inf, the maximum of nothing yet: its terms are 0 at any scale */
-    }
+    const lane zero = (lane)(0);
+    const ilane is_near = fabs(maximum) <= (lane)(MAX_NEAR);
+    const ilane is_far = fabs(maximum) > (lane)(MAX_NEAR) && maximum > (lane)(-REAL_INFINITY);
+    const lane q = (maximum * (lane)(INV_LN2) + (lane)(ROUNDER)) - (lane)(ROUNDER);
+    exp_scale s;
+    s.q = is_near ? q : zero;
+    s.base = is_far ? maximum : zero;
+    s.lowest = (s.q - (lane)(BIAS)) * (lane)(LN2_HIGH);
     return s;
 }
+
+#define AS_ONE_INTEGER PASTE(as_, INTEGER_TYPE)
+#define TWO_THIRDS (REAL(2.0) / REAL(3.0))
 
 /* NAME(z) = exp(z) at scale s. NAME##_times(z) = factor * exp(z), the factor multiplied into the polynomial's
  * coefficients, which are the same for a whole row: one multiplication less for each element. */
 #define AS_IT_IS(c) c
-#define TIMES_FACTOR(c) ((factor) * (c))
+#define TIMES_FACTOR(c) ((factor) * (lane)(c))
 #define DEFINE_EXP(NAME, T, I, AS_T, AS_I)                                                        \
     static inline T NAME##_reduce(const T z, const exp_scale s, const bool far, T *r)             \
     {                                                                                             \
-        const T x = far ? z - s.base : z;                                                         \
+        const T x = far ? z - (T)(s.base) : z;                                                    \
         const T clamped = (T)(s.lowest) > x ? (T)(s.lowest) : x;                                  \
-        const T rounder = (T)(ROUNDER + BIAS - s.q);                                              \
+        const T rounder = (T)((lane)(ROUNDER + BIAS) - s.q);                                      \
         const T shifted = fma(clamped, (T)(INV_LN2), rounder);                                    \
         const T k = shifted - rounder;                                                            \
         *r = REDUCE(T, k, clamped);                                                               \
@@ -407,57 +446,113 @@ static inline exp_scale exp_scale_of(const real maximum)
         const T power = NAME##_reduce(z, s, far, &r);                                             \
         return EXP_POLYNOMIAL(r, (T)AS_IT_IS) * power;                                            \
     }                                                                                             \
-    static inline T NAME##_times(const T z, const exp_scale s, const bool far, const real factor) \
+    static inline T NAME##_times(const T z, const exp_scale s, const bool far, const lane factor) \
     {                                                                                             \
         T r;                                                                                      \
         const T power = NAME##_reduce(z, s, far, &r);                                             \
         return EXP_POLYNOMIAL(r, (T)TIMES_FACTOR) * power;                                        \
     }
 
+#if !LANES || VEC == 1
 DEFINE_EXP(exp_one, real, integer, PASTE(as_, REAL_TYPE), PASTE(as_, INTEGER_TYPE))
+#endif
 #if VEC > 1
 DEFINE_EXP(exp_vector, vec, ivec, AS_VEC, AS_IVEC)
 #else
 #    define exp_vector exp_one
 #    define exp_vector_times exp_one_times
 #endif
+#if LANES
+#    define exp_lane exp_vector
+#else
+#    define exp_lane exp_one
+#endif
 
 /* 2^n for an integer n <= BIAS, 0 below the normal numbers. */
-static inline real power_of_two(const real n)
+static inline lane power_of_two(const lane n)
 {
-    const integer biased = convert_int_rtz(n < -BIAS ? -BIAS : n) + BIAS;
-    return PASTE(as_, REAL_TYPE)(biased << MANTISSA_BITS);
+    const lane clamped = n < (lane)(-BIAS) ? (lane)(-BIAS) : n;
+    return AS_LANE(AS_ILANE(clamped + (lane)(ROUNDER + BIAS)) << MANTISSA_BITS);
 }
 
 /* exp(from's scale - to's): what turns a sum at scale from into one at scale to, whose maximum is no less.
- * Exact but where one of them is far. */
-static inline real exp_rescale(const exp_scale from, const exp_scale to)
+ * Exact but where one of them is far: there base and q ln2 are of the order of 2^20 each and nearly cancel, so
+ * nothing is rounded before they have. */
+static inline lane exp_rescale(const exp_scale from, const exp_scale to)
 {
-    if (from.base == to.base) return power_of_two(from.q - to.q);
-    /* base and q ln2 are of the order of 2^20 each and nearly cancel: no rounding before they have */
-    return exp(REDUCE(real, to.q - from.q, from.base - to.base));
+    const lane shift = to.q - from.q;
+    const ilane same_base = from.base == to.base;
+#if LANES
+    if (all(same_base)) return power_of_two(-shift);
+#else
+    if (same_base) return power_of_two(-shift);
+#endif
+    return same_base ? power_of_two(-shift) : exp(REDUCE(lane, shift, from.base - to.base));
+}
+
+/* ---- The logarithm ----------------------------------------------------------------------- */
+
+/* log(1 + y) = 2 atanh(s), s = y / (2 + y), by the series s + s^3 / 3 + ...: |s| <= 1/3, and what is left out is
+ * less than 0.03 u of the sum. The drivers' log on vectors takes ten times as long, and their scalars differ. */
+static inline lane two_atanh(const lane s)
+{
+    const lane s2 = s * s;
+#if DTYPE == F64
+    lane p = (lane)(1.0 / 35.0);
+    p = fma(p, s2, (lane)(1.0 / 33.0));
+    p = fma(p, s2, (lane)(1.0 / 31.0));
+    p = fma(p, s2, (lane)(1.0 / 29.0));
+    p = fma(p, s2, (lane)(1.0 / 27.0));
+    p = fma(p, s2, (lane)(1.0 / 25.0));
+    p = fma(p, s2, (lane)(1.0 / 23.0));
+    p = fma(p, s2, (lane)(1.0 / 21.0));
+    p = fma(p, s2, (lane)(1.0 / 19.0));
+    p = fma(p, s2, (lane)(1.0 / 17.0));
+    p = fma(p, s2, (lane)(1.0 / 15.0));
+#else
+    lane p = (lane)(1.0f / 15.0f);
+#endif
+    p = fma(p, s2, (lane)(REAL(1.0) / REAL(13.0)));
+    p = fma(p, s2, (lane)(REAL(1.0) / REAL(11.0)));
+    p = fma(p, s2, (lane)(REAL(1.0) / REAL(9.0)));
+    p = fma(p, s2, (lane)(REAL(1.0) / REAL(7.0)));
+    p = fma(p, s2, (lane)(REAL(1.0) / REAL(5.0)));
+    p = fma(p, s2, (lane)(REAL(1.0) / REAL(3.0)));
+    const lane twice = s + s;
+    return fma(twice * s2, p, twice);
+}
+
+/* log(1 + y) for 0 <= y <= 1, to full relative precision. */
+static inline lane log1p_lane(const lane y) { return two_atanh(y / (y + (lane)(2))); }
+
+/* log(v) for a normal v > 0: v = 2^k f with f in [2/3, 4/3), where f - 1 is exact. Near 1, k is 0. */
+static inline lane log_lane(const lane v)
+{
+    const ilane bits = AS_ILANE(v);
+    const ilane k = (bits - (ilane)(AS_ONE_INTEGER(TWO_THIRDS))) >> MANTISSA_BITS;
+    const lane f = AS_LANE(bits - (k << MANTISSA_BITS));
+    return fma(CONVERT_LANE(k), (lane)(LN2_HIGH), two_atanh((f - (lane)(1)) / (f + (lane)(1))));
 }
 
 /* ---- Sums -------------------------------------------------------------------------------- */
 
 /* A sum with what its additions lost: exact to about u^2, so the order matters in theory only. */
 typedef struct {
-    real high, low;
+    lane high, low;
 } long_sum;
 
 /* Knuth's two-sum; a sum that is infinite or NaN stays so: high decides, low is not looked at. */
-static inline long_sum long_add(const long_sum s, const real x)
+static inline long_sum long_add(const long_sum s, const lane x)
 {
-    const real high = s.high + x;
-    const real shadow = high - s.high;
-    const real lost = (s.high - (high - shadow)) + (x - shadow);
+    const lane high = s.high + x;
+    const lane shadow = high - s.high;
+    const lane lost = (s.high - (high - shadow)) + (x - shadow);
     return (long_sum){ high, s.low + lost };
 }
 
-static inline real long_value(const long_sum s)
+static inline lane long_value(const long_sum s)
 {
-    const real value = s.high + s.low;
-    return isfinite(s.high) ? value : s.high;
+    return fabs(s.high) < (lane)(REAL_INFINITY) ? s.high + s.low : s.high;
 }
 
 static inline long_sum long_merge(const long_sum a, const long_sum b)
@@ -466,29 +561,32 @@ static inline long_sum long_merge(const long_sum a, const long_sum b)
     return (long_sum){ s.high, s.low + b.low };
 }
 
-/* Over the work-group, by a tree of fixed shape; every work-item must call them and gets the result.
- * scratch is [2 * WG_SIZE]. The barriers: one before each level (the level above was written by others), one
+static inline long_sum long_zero(void) { return (long_sum){ (lane)(0), (lane)(0) }; }
+
+static inline long_sum long_times(const long_sum s, const lane factor)
+{
+    return (long_sum){ s.high * factor, s.low * factor };
+}
+
+#if !LANES
+/* Over the work-group, by a tree of fixed shape; every work-item must call it and gets the result.
+ * scratch is [WG_SIZE]. The barriers: one before each level (the level above was written by others), one
  * before the result is read, one after it so that the caller may use scratch again. */
-#define DEFINE_GROUP(NAME, T, OP)                                           \
-    static inline T NAME(T value, __local T *scratch)                       \
-    {                                                                       \
-        if (WG_SIZE == 1) return value;                                     \
-        const uint lid = (uint)get_local_id(0);                             \
-        scratch[lid] = value;                                               \
-        for (uint half_size = WG_SIZE / 2; half_size > 0; half_size /= 2) { \
-            barrier(CLK_LOCAL_MEM_FENCE);                                   \
-            if (lid < half_size) {                                          \
-                scratch[lid] = OP(scratch[lid], scratch[lid + half_size]);  \
-            }                                                               \
-        }                                                                   \
-        barrier(CLK_LOCAL_MEM_FENCE);                                       \
-        value = scratch[0];                                                 \
-        barrier(CLK_LOCAL_MEM_FENCE);                                       \
-        return value;                                                       \
+static inline long_sum group_sum(long_sum value, __local long_sum *scratch)
+{
+    if (WG_SIZE == 1) return value;
+    const uint lid = (uint)get_local_id(0);
+    scratch[lid] = value;
+    for (uint half_size = WG_SIZE / 2; half_size > 0; half_size /= 2) {
+        barrier(CLK_LOCAL_MEM_FENCE);
+        if (lid < half_size) scratch[lid] = long_merge(scratch[lid], scratch[lid + half_size]);
     }
-DEFINE_GROUP(group_max, real, real_max)
-DEFINE_GROUP(group_min, uint, min)
-DEFINE_GROUP(group_sum, long_sum, long_merge)
+    barrier(CLK_LOCAL_MEM_FENCE);
+    value = scratch[0];
+    barrier(CLK_LOCAL_MEM_FENCE);
+    return value;
+}
+#endif
 
 /* ---- Rows -------------------------------------------------------------------------------- */
 
@@ -545,4 +643,13 @@ static inline row_target get_target(const clxent_parameters *p, const ulong row,
     t.class_index = (uint)target;
     t.weight = weight;
     return t;
+}
+
+/* What a row adds to D. */
+static inline real counted_weight(const clxent_parameters *p, const row_target *t,
+                                  __global const real *class_weights)
+{
+    if (!t->counts) return 0;
+    const bool weighted = t->has_class && (p->flags & FLAG_CLASS_WEIGHTS) != 0;
+    return weighted ? t->weight * class_weights[p->offset.class_weights + t->class_index] : t->weight;
 }

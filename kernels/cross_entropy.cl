@@ -1,48 +1,41 @@
 /* SPDX-License-Identifier: MIT
  *
- * cross_entropy.cl - everything that is computed from logits, for a class axis that is the last one.
+ * cross_entropy.cl - everything that is computed from logits, where a row is a work-group's: vectors lie along
+ * its classes. Rows of few classes, and a class axis that is not the last, are lanes.cl's.
  *
- * Grid: one work-group for rows_per_group rows. A row is read once block by block (online softmax: a
- * block's maximum first, then its exponentials) and, where a [rows, classes] result is asked for, a second time
- * while it is in cache, unless its exponentials were kept in local memory. Formulas: clxent.h.
+ * A row is taken in pieces of piece_vectors vectors, each read once block by block (online softmax: a block's
+ * maximum first, then its exponentials), and the pieces' sums are merged in order. Where a [rows, classes]
+ * result is asked for, the row is read a second time, unless its exponentials were kept in local memory.
  *
- * Set by the host with -D, beside those of common.cl:
- *   GENERAL  0: index targets or none, without smoothing, scale, softcap and entropy: nothing but the
- *               exponential stands in the inner loops
- *            1: every option, as run-time values
- *   BLOCK    vectors that one work-item takes in a block, a multiple of 4. Part of what decides the bits
- *   STRIDED  0: classes are neighbours; 1: they are inner elements apart (needs VEC 1)
+ * clxent_cross_entropy does rows_per_group whole rows a group. Where rows are too few to keep the device busy,
+ * clxent_scan_pieces, clxent_merge_pieces and clxent_emit_pieces do the same with a group for each piece: the
+ * same sums in the same order, so that the bits do not tell which it was, and the choice may look at the
+ * device.
+ *
+ * Set by the host with -D, beside those of common.cl and loss.cl:
+ *   BLOCK  vectors that one work-item takes in a block, a multiple of 4. Part of what decides the bits
  */
-#if !defined(GENERAL) || GENERAL < 0 || GENERAL > 1
-#    error "GENERAL: 0 or 1"
-#endif
 #if !defined(BLOCK) || BLOCK < 4 || BLOCK % 4 != 0
 #    error "BLOCK: a multiple of 4"
 #endif
 
-#if !defined(STRIDED) || STRIDED < 0 || STRIDED > 1 || (STRIDED && VEC != 1)
-#    error "STRIDED: 0, or 1 with VEC 1"
+/* Blocks this short are read into registers. Longer ones are read twice, from the first-level cache. */
+#if BLOCK <= 8
+#    define IN_REGISTERS 1
+#else
+#    define IN_REGISTERS 0
 #endif
 
-#define NO_CLASS 0xffffffffu
-
-/* Where class c stands in a row, in elements. */
-#define AT(in, c) (STRIDED ? (size_t)(c) * (in)->step : (size_t)(c))
-
-/* The options of the plan that are numbers. */
-typedef struct {
-    real keep;  /* 1 - label_smoothing */
-    real share; /* label_smoothing / classes */
-    real smoothing;
-    real z_loss;
-    real logit_scale;
-    real softcap;
-} options;
+/* Streaming stores need their elements moved to where vectors are aligned, see emit(). */
+#if HAS_NONTEMPORAL && WG_SIZE == 1
+#    define CAN_STREAM 1
+#else
+#    define CAN_STREAM 0
+#endif
 
 /* One row's inputs. Vector v < vectors is x[v * VEC ..]; vector `vectors` is the tail of classes % VEC. */
 typedef struct {
     __global const storage *x;
-    size_t step; /* elements from one class to the next: desc.inner */
     uint classes;
     uint vectors;
     uint tail;
@@ -53,82 +46,43 @@ typedef struct {
     __global const real *class_weights; /* used where has_class_weights */
     bool has_class_weights;
     bool entropy;
+    bool best; /* the argmax is wanted */
+    bool nan;  /* so is which class is NaN */
     options o;
 } row_input;
 
-/* Sums over a part of a row: a work-item's, in the end the row's. */
+/* Sums over a part of a row: a work-item's, a piece's, in the end the row's. */
 typedef struct {
-    real maximum; /* of z; NaN is not seen */
-    exp_scale scale;
-    long_sum others;       /* exp(z) at scale, over all classes but the one kept apart */
+    real maximum;    /* of z; NaN is not seen */
+    real top;        /* of s, see get_s(); -inf where best is not wanted */
+    uint best;       /* the first class whose s is top, or NO_CLASS */
+    uint nan_at;     /* the first class that is NaN, or NO_CLASS */
+    long_sum others; /* exp(z) at the maximum's scale, over all classes but the target's */
+#if GENERAL
     long_sum entropy;      /* exp(z) (maximum - z), over the same */
     long_sum dense_nll;    /* a_j (maximum - z_j) */
     long_sum dense_weight; /* a_j */
-    uint first, last;      /* the vectors among which the maximum was first met */
+#endif
 } row_sums;
-
-/* ---- z ------------------------------------------------------------------------------------ */
-
-/* tanh(y) = e / (e + 2) with e = exp(2|y|) - 1 = 2^k (exp(r) - 1) + (2^k - 1): no cancellation near 0. |y| is
- * clamped to where tanh rounds to 1. slope is 1 - tanh^2 = 4 (e + 1) / (e + 2)^2. */
-#if DTYPE == F64
-#    define TANH_LIMIT REAL(20.0)
-#else
-#    define TANH_LIMIT REAL(10.0)
-#endif
-#define DEFINE_SOFTCAP(NAME, T, I, AS_T, AS_I)                                       \
-    static inline T NAME(const T s, const real softcap, T *slope)                    \
-    {                                                                                \
-        const T y = s / (T)(softcap);                                                \
-        const T size = fabs(y) > (T)(TANH_LIMIT) ? (T)(TANH_LIMIT) : fabs(y);        \
-        const T x = size + size;                                                     \
-        const T shifted = fma(x, (T)(INV_LN2), (T)(ROUNDER + BIAS));                 \
-        const T k = shifted - (T)(ROUNDER + BIAS);                                   \
-        const T r = REDUCE(T, k, x);                                                 \
-        /* exp(r) - 1: the polynomial without its last term */                       \
-        const T p = r * EXP_SLOPE(r, (T)AS_IT_IS);                                   \
-        const T scale = AS_T(AS_I(shifted) << MANTISSA_BITS);                        \
-        const T e = fma(scale, p, scale - (T)(1));                                   \
-        const T e2 = e + (T)(2);                                                     \
-        *slope = ((T)(4) * (e + (T)(1))) / (e2 * e2);                                \
-        return copysign((T)(softcap) * (e / e2), y);                                 \
-    }                                                                                \
-    /* z of x, and dz/dx */                                                          \
-    static inline T NAME##_z(const T x, const options o, T *dz_dx)                   \
-    {                                                                                \
-        if (GENERAL == 0) return x;                                                  \
-        T z = x * (T)(o.logit_scale);                                                \
-        *dz_dx = (T)(o.logit_scale);                                                 \
-        if (o.softcap > 0) {                                                         \
-            T slope;                                                                 \
-            const T capped = NAME(z, o.softcap, &slope);                             \
-            z = z != z ? z : capped;                                                 \
-            *dz_dx = x == (T)(-REAL_INFINITY) ? (T)(0) : slope * (T)(o.logit_scale); \
-        }                                                                            \
-        return x == (T)(-REAL_INFINITY) ? x : z;                                     \
-    }
-
-DEFINE_SOFTCAP(softcap_one, real, integer, PASTE(as_, REAL_TYPE), PASTE(as_, INTEGER_TYPE))
-#if VEC > 1
-DEFINE_SOFTCAP(softcap_vector, vec, ivec, AS_VEC, AS_IVEC)
-#else
-#    define softcap_vector_z softcap_one_z
-#endif
 
 /* z of a vector that is whole. */
 static inline vec get_full_z(const row_input *in, const uint v)
 {
     vec unused;
-    return softcap_vector_z(load_vector(in->x + AT(in, v * VEC)), in->o, &unused);
+    return softcap_vector_z(load_vector(in->x + v * VEC), in->o, &unused);
 }
 
-/* z of vector v, whole or the tail; classes past the end read as -inf. */
+/* Vector v, whole or the tail; classes past the end read as -inf. */
+static inline vec get_x(const row_input *in, const uint v)
+{
+    return v < in->vectors ? load_vector(in->x + v * VEC)
+                           : load_partial(in->x + v * VEC, in->tail, -REAL_INFINITY);
+}
+
 static inline vec get_z(const row_input *in, const uint v)
 {
     vec unused;
-    if (v < in->vectors) return get_full_z(in, v);
-    const vec x = load_partial(in->x + AT(in, v * VEC), in->tail, -REAL_INFINITY);
-    return softcap_vector_z(x, in->o, &unused);
+    return softcap_vector_z(get_x(in, v), in->o, &unused);
 }
 
 /* ---- a ------------------------------------------------------------------------------------ */
@@ -136,17 +90,17 @@ static inline vec get_z(const row_input *in, const uint v)
 static inline real probability_one(const row_input *in, const uint at)
 {
 #if DTYPE != F32
-    if (!in->q_is_f32) return load_one((__global const storage *)in->q + AT(in, at));
+    if (!in->q_is_f32) return load_one((__global const storage *)in->q + at);
 #endif
-    return convert_real(((__global const float *)in->q)[AT(in, at)]);
+    return convert_real(((__global const float *)in->q)[at]);
 }
 
 static inline vec probability_vector(const row_input *in, const uint at)
 {
 #if DTYPE != F32
-    if (!in->q_is_f32) return load_vector((__global const storage *)in->q + AT(in, at));
+    if (!in->q_is_f32) return load_vector((__global const storage *)in->q + at);
 #endif
-    return CONVERT_VEC(LOAD((__global const float *)in->q + AT(in, at)));
+    return CONVERT_VEC(LOAD((__global const float *)in->q + at));
 }
 
 /* The part of a_j that every class has: of an index target the smoothing, of probabilities all. */
@@ -176,26 +130,71 @@ static inline vec dense_vector(const row_input *in, const uint at, const uint n)
 
 static inline row_sums empty_sums(void)
 {
-    const long_sum zero = { 0, 0 };
-    return (row_sums){ -REAL_INFINITY, exp_scale_of(-REAL_INFINITY), zero, zero, zero, zero, 0, 0 };
+    row_sums s;
+    s.maximum = -REAL_INFINITY;
+    s.top = -REAL_INFINITY;
+    s.best = NO_CLASS;
+    s.nan_at = NO_CLASS;
+    s.others = long_zero();
+#if GENERAL
+    s.entropy = long_zero();
+    s.dense_nll = long_zero();
+    s.dense_weight = long_zero();
+#endif
+    return s;
 }
 
 /* Moves s to a maximum that is no less. Sums of (maximum - z) grow by their weight times the step. */
 static inline void raise_maximum(row_sums *s, const real maximum)
 {
-    const exp_scale scale = exp_scale_of(maximum);
-    if (s->maximum > -REAL_INFINITY) {
-        const real factor = exp_rescale(s->scale, scale);
-        if (GENERAL) {
-            const real step = maximum - s->maximum;
-            s->entropy = long_add(s->entropy, s->others.high * step);
-            s->entropy = (long_sum){ s->entropy.high * factor, s->entropy.low * factor };
-            s->dense_nll = long_add(s->dense_nll, s->dense_weight.high * step);
-        }
-        s->others = (long_sum){ s->others.high * factor, s->others.low * factor };
+    if (s->maximum > -REAL_INFINITY && maximum > s->maximum) {
+        const real factor = exp_rescale(exp_scale_of(s->maximum), exp_scale_of(maximum));
+#if GENERAL
+        const real step = maximum - s->maximum;
+        s->entropy = long_times(long_add(s->entropy, s->others.high * step), factor);
+        s->dense_nll = long_add(s->dense_nll, s->dense_weight.high * step);
+#endif
+        s->others = long_times(s->others, factor);
     }
     s->maximum = maximum;
-    s->scale = scale;
+}
+
+/* Of two parts, neither of which need be the first. */
+static inline row_sums merge(row_sums a, row_sums b)
+{
+    const real maximum = real_max(a.maximum, b.maximum);
+    raise_maximum(&a, maximum);
+    raise_maximum(&b, maximum);
+    if (b.top > a.top || (b.top == a.top && b.best < a.best)) {
+        a.top = b.top;
+        a.best = b.best;
+    }
+    a.nan_at = min(a.nan_at, b.nan_at);
+    a.others = long_merge(a.others, b.others);
+#if GENERAL
+    a.entropy = long_merge(a.entropy, b.entropy);
+    a.dense_nll = long_merge(a.dense_nll, b.dense_nll);
+    a.dense_weight = long_merge(a.dense_weight, b.dense_weight);
+#endif
+    return a;
+}
+
+/* Over the work-group, by a tree of fixed shape; every work-item must call it and gets the result. The barriers:
+ * one before each level (the level above was written by others), one before the result is read, one after it so
+ * that the caller may use scratch again. */
+static inline row_sums merge_group(const row_sums own, __local row_sums *scratch)
+{
+    if (WG_SIZE == 1) return own;
+    const uint lid = (uint)get_local_id(0);
+    scratch[lid] = own;
+    for (uint half_size = WG_SIZE / 2; half_size > 0; half_size /= 2) {
+        barrier(CLK_LOCAL_MEM_FENCE);
+        if (lid < half_size) scratch[lid] = merge(scratch[lid], scratch[lid + half_size]);
+    }
+    barrier(CLK_LOCAL_MEM_FENCE);
+    const row_sums all = scratch[0];
+    barrier(CLK_LOCAL_MEM_FENCE);
+    return all;
 }
 
 /* What one block adds. Four sums of exponentials, as an addition takes four times as long as it keeps
@@ -205,14 +204,20 @@ typedef struct {
     vec entropy, nll, weight;
 } block_sums;
 
+static inline block_sums empty_block(void)
+{
+    const vec zero = (vec)(0);
+    return (block_sums){ zero, zero, zero, zero, zero, zero, zero };
+}
+
 /* The exponentials of vector v, 0 for the class kept apart; what else is summed goes to b. n: how many of its
  * elements exist. */
-static inline vec add_vector(const row_input *in, const row_sums *s, block_sums *b, const uint v, const vec z,
-                             const uint n, const uint apart, const bool far, const bool cached,
-                             __local real *cache)
+static inline vec add_vector(const row_input *in, const row_sums *s, const exp_scale scale, block_sums *b,
+                             const uint v, const vec z, const uint n, const uint apart, const bool far,
+                             const bool cached, __local real *cache)
 {
-    vec e = exp_vector(z, s->scale, far);
-    if (cached) STORE(e, cache + (size_t)v * VEC);
+    vec e = exp_vector(z, scale, far);
+    if (cached && !IN_REGISTERS) STORE(e, cache + (size_t)v * VEC);
     if (apart != NO_CLASS) e = IOTA == (ivec)((integer)(apart % VEC)) ? (vec)(0) : e;
     if (GENERAL) {
         const vec distance = (vec)(s->maximum > -REAL_INFINITY ? s->maximum : 0) - z;
@@ -226,18 +231,89 @@ static inline vec add_vector(const row_input *in, const row_sums *s, block_sums 
     return e;
 }
 
+static inline void add_block(const row_input *in, row_sums *s, const block_sums *b)
+{
+    const vec others = (b->others0 + b->others1) + (b->others2 + b->others3);
+    s->others = long_add(s->others, FOLD(others, real_sum));
+#if GENERAL
+    if (in->entropy) s->entropy = long_add(s->entropy, FOLD(b->entropy, real_sum));
+    if (in->dense) {
+        s->dense_nll = long_add(s->dense_nll, FOLD(b->nll, real_sum));
+        s->dense_weight = long_add(s->dense_weight, FOLD(b->weight, real_sum));
+    }
+#else
+    (void)in;
+#endif
+}
+
+/* Where the maximum was met first: a range of this work-item's vectors. */
+typedef struct {
+    uint first, last;
+} vector_range;
+
+#if IN_REGISTERS
+/* This work-item's part of the vectors [begin, end). */
+static inline row_sums scan_own(const row_input *in, const uint apart, const uint begin, const uint end,
+                                const bool whole, const bool cached, __local real *cache, vector_range *range)
+{
+    const uint apart_vector = apart / VEC; /* of NO_CLASS: past every row */
+    row_sums s = empty_sums();
+    for (uint from = begin; from < end; from += BLOCK * WG_SIZE) {
+        const uint to = min(from + BLOCK * WG_SIZE, end);
+        block_sums b = empty_block();
+        vec z[BLOCK];
+        vec m = (vec)(-REAL_INFINITY);
+#    pragma unroll
+        for (uint i = 0; i < BLOCK; i++) {
+            const uint v = from + (uint)get_local_id(0) + i * WG_SIZE;
+            z[i] = (vec)(-REAL_INFINITY);
+            if (v < to) {
+                const vec x = get_x(in, v);
+                vec unused;
+                if (cached) STORE(x, cache + (size_t)v * VEC);
+                z[i] = softcap_vector_z(x, in->o, &unused);
+            }
+            m = vec_max(m, z[i]);
+        }
+        const real maximum = FOLD(m, real_max);
+        if (maximum > s.maximum) {
+            raise_maximum(&s, maximum);
+            *range = (vector_range){ from, to };
+        }
+        const exp_scale scale = exp_scale_of(s.maximum);
+#    pragma unroll
+        for (uint i = 0; i < BLOCK; i++) {
+            const uint v = from + (uint)get_local_id(0) + i * WG_SIZE;
+            if (v < to) {
+                const uint n = v < in->vectors ? VEC : in->tail;
+                const vec e = add_vector(in, &s, scale, &b, v, z[i], n, v == apart_vector ? apart : NO_CLASS,
+                                         true, cached, cache);
+                if (i % 4 == 0) b.others0 += e;
+                if (i % 4 == 1) b.others1 += e;
+                if (i % 4 == 2) b.others2 += e;
+                if (i % 4 == 3) b.others3 += e;
+            }
+        }
+        add_block(in, &s, &b);
+    }
+    (void)whole;
+    return s;
+}
+
+#else
+
 /* Adds the vectors [from, to) of this work-item. The class kept apart interrupts the plain loop once. */
 static inline void sum_block(const row_input *in, row_sums *s, const uint from, const uint to,
                              const uint apart, const bool far, const bool cached, __local real *cache)
 {
-    const vec zero = (vec)(0);
     const uint full = min(to, in->vectors);
     const uint apart_vector = apart / VEC; /* of NO_CLASS: past every row */
-    block_sums b = { zero, zero, zero, zero, zero, zero, zero };
+    const exp_scale scale = exp_scale_of(s->maximum);
+    block_sums b = empty_block();
     uint v = from + (uint)get_local_id(0);
     uint stop = apart_vector >= v && apart_vector < full ? apart_vector : full;
     for (;;) {
-#define ADD(w) add_vector(in, s, &b, w, get_full_z(in, w), VEC, NO_CLASS, far, cached, cache)
+#    define ADD(w) add_vector(in, s, scale, &b, w, get_full_z(in, w), VEC, NO_CLASS, far, cached, cache)
         for (; v + 3 * WG_SIZE < stop; v += 4 * WG_SIZE) {
             b.others0 += ADD(v);
             b.others1 += ADD(v + WG_SIZE);
@@ -245,25 +321,19 @@ static inline void sum_block(const row_input *in, row_sums *s, const uint from, 
             b.others3 += ADD(v + 3 * WG_SIZE);
         }
         for (; v < stop; v += WG_SIZE) b.others0 += ADD(v);
-#undef ADD
+#    undef ADD
         if (stop == full) break;
         if (v == apart_vector) {
-            b.others0 += add_vector(in, s, &b, v, get_full_z(in, v), VEC, apart, far, cached, cache);
+            b.others0 += add_vector(in, s, scale, &b, v, get_full_z(in, v), VEC, apart, far, cached, cache);
             v += WG_SIZE;
         }
         stop = full;
     }
     if (v < to) { /* the tail */
         const uint tail_apart = v == apart_vector ? apart : NO_CLASS;
-        b.others1 += add_vector(in, s, &b, v, get_z(in, v), in->tail, tail_apart, far, cached, cache);
+        b.others1 += add_vector(in, s, scale, &b, v, get_z(in, v), in->tail, tail_apart, far, cached, cache);
     }
-    const vec others = (b.others0 + b.others1) + (b.others2 + b.others3);
-    s->others = long_add(s->others, FOLD(others, real_sum));
-    if (GENERAL && in->entropy) s->entropy = long_add(s->entropy, FOLD(b.entropy, real_sum));
-    if (GENERAL && in->dense) {
-        s->dense_nll = long_add(s->dense_nll, FOLD(b.nll, real_sum));
-        s->dense_weight = long_add(s->dense_weight, FOLD(b.weight, real_sum));
-    }
+    add_block(in, s, &b);
 }
 
 static inline real block_maximum(const row_input *in, const uint from, const uint to)
@@ -286,63 +356,32 @@ static inline real block_maximum(const row_input *in, const uint from, const uin
     return FOLD(all, real_max);
 }
 
-/* Sums over the whole row, by the whole group; apart: the class left out of others, or NO_CLASS. whole: the
- * maximum is found over the whole row first, so that all exponentials have one scale; cached: they are left
- * behind in cache [classes, rounded up to VEC]. whole decides bits, so it may depend on the plan only. */
-static inline row_sums scan_row(const row_input *in, const uint apart, const bool whole, const bool cached,
-                                __local real *cache, __local long_sum *scratch)
+/* This work-item's part of the vectors [begin, end). whole: the maximum of all of them is found first. */
+static inline row_sums scan_own(const row_input *in, const uint apart, const uint begin, const uint end,
+                                const bool whole, const bool cached, __local real *cache, vector_range *range)
 {
-    const uint total = in->vectors + (in->tail > 0 ? 1 : 0);
     const uint block = BLOCK * WG_SIZE;
-    const uint step = whole ? total : block;
+    const uint step = whole ? end - begin : block;
     row_sums s = empty_sums();
-    for (uint first = 0; first < total; first += step) {
-        const uint last = min(first + step, total);
-        real maximum = block_maximum(in, first, last);
-        if (whole) maximum = group_max(maximum, (__local real *)scratch);
+    for (uint first = begin; first < end; first += step) {
+        const uint last = min(first + step, end);
+        const real maximum = block_maximum(in, first, last);
         if (maximum > s.maximum) {
             raise_maximum(&s, maximum);
-            s.first = first;
-            s.last = last;
+            *range = (vector_range){ first, last };
         }
         for (uint from = first; from < last; from += block) {
             const uint to = min(from + block, last);
-            if (GENERAL || s.scale.base != 0) {
+            if (GENERAL || fabs(s.maximum) > MAX_NEAR) {
                 sum_block(in, &s, from, to, apart, true, cached, cache);
             } else {
                 sum_block(in, &s, from, to, apart, false, cached, cache);
             }
         }
     }
-    if (WG_SIZE > 1) {
-        const real own = s.maximum;
-        raise_maximum(&s, group_max(own, (__local real *)scratch));
-        if (own != s.maximum) s.last = s.first; /* the maximum is not among this work-item's */
-        s.others = group_sum(s.others, scratch);
-        if (GENERAL && in->entropy) s.entropy = group_sum(s.entropy, scratch);
-        if (GENERAL && in->dense) {
-            s.dense_nll = group_sum(s.dense_nll, scratch);
-            s.dense_weight = group_sum(s.dense_weight, scratch);
-        }
-    }
     return s;
 }
-
-/* sum a_j alone, in the order of scan_row: the same bits. */
-static inline real dense_weight_of(const row_input *in, __local long_sum *scratch)
-{
-    const uint total = in->vectors + (in->tail > 0 ? 1 : 0);
-    long_sum sum = { 0, 0 };
-    for (uint from = 0; from < total; from += BLOCK * WG_SIZE) {
-        const uint to = min(from + BLOCK * WG_SIZE, total);
-        vec weight = (vec)(0);
-        for (uint v = from + (uint)get_local_id(0); v < to; v += WG_SIZE) {
-            weight += dense_vector(in, v * VEC, v < in->vectors ? VEC : in->tail);
-        }
-        sum = long_add(sum, FOLD(weight, real_sum));
-    }
-    return long_value(group_sum(sum, scratch));
-}
+#endif
 
 /* s = logit_scale * x of vector v: what the argmax is taken of, as a softcap that saturates makes equal what
  * is not. Without a softcap it is z. */
@@ -353,10 +392,9 @@ static inline vec get_s(const row_input *in, const uint v)
     return get_z(&uncapped, v);
 }
 
-/* The first class in the vectors [first, last) of this work-item whose s is `value`, NaN meaning any NaN;
- * over the group. NO_CLASS if none. */
-static inline uint find_first(const row_input *in, const real value, const uint first, const uint last,
-                              __local long_sum *scratch)
+/* The first class in this work-item's part of the vectors [first, last) whose s is `value`, NaN meaning any NaN.
+ * NO_CLASS if none. */
+static inline uint find_first(const row_input *in, const real value, const uint first, const uint last)
 {
     const bool want_nan = value != value;
     uint found = NO_CLASS;
@@ -373,64 +411,68 @@ static inline uint find_first(const row_input *in, const real value, const uint 
             if (hit[i - 1] != 0 && at < in->classes) found = at;
         }
     }
-    return group_min(found, (__local uint *)scratch);
+    return found;
 }
 
-/* The first NaN, else the first maximum. The scan knows where the maximum of z was met first; under a softcap
- * that of s is looked for anew. */
-static inline uint find_argmax(const row_input *in, const row_sums *s, const bool has_nan,
-                               __local long_sum *scratch)
+/* Everything that is summed over this work-item's part of the vectors [begin, end): apart: the class left out of
+ * others, or NO_CLASS. cached: cache [classes, rounded up to VEC] is filled, from registers with logits, else with
+ * exponentials; for the latter the maximum of all is found first, as whole says. whole decides bits, so it may
+ * depend on the plan only. */
+static inline row_sums sum_own(const row_input *in, const uint apart, const uint begin, const uint end,
+                               const bool whole, const bool cached, __local real *cache)
 {
-    const uint all = in->vectors + (in->tail > 0 ? 1 : 0);
-    if (has_nan) {
-        const uint found = find_first(in, REAL_NAN, 0, all, scratch);
-        if (found != NO_CLASS) return found;
+    vector_range range = { begin, end }; /* all -inf: no block ever raised the maximum */
+    row_sums s = scan_own(in, apart, begin, end, whole, cached, cache, &range);
+    const bool has_nan = s.others.high != s.others.high;
+    if (in->best) {
+        s.top = s.maximum;
+        if (GENERAL && in->o.softcap > 0) {
+            vec m = (vec)(-REAL_INFINITY);
+            for (uint v = begin + (uint)get_local_id(0); v < end; v += WG_SIZE) m = vec_max(m, get_s(in, v));
+            s.top = FOLD(m, real_max);
+            range = (vector_range){ begin, end };
+        }
+        s.best = find_first(in, s.top, range.first, range.last);
     }
-    if (GENERAL && in->o.softcap > 0) {
-        vec m = (vec)(-REAL_INFINITY);
-        for (uint v = (uint)get_local_id(0); v < all; v += WG_SIZE) m = vec_max(m, get_s(in, v));
-        const real maximum = group_max(FOLD(m, real_max), (__local real *)scratch);
-        return find_first(in, maximum, 0, all, scratch);
+    /* also true where +inf - inf made it, without a NaN among the logits */
+    if (has_nan && in->nan) s.nan_at = find_first(in, REAL_NAN, begin, end);
+    return s;
+}
+
+#if GENERAL
+/* sum a_j alone, in the order of scan_own(): the same bits. */
+static inline row_sums sum_own_weights(const row_input *in, const uint begin, const uint end)
+{
+    row_sums s = empty_sums();
+    for (uint from = begin; from < end; from += BLOCK * WG_SIZE) {
+        const uint to = min(from + BLOCK * WG_SIZE, end);
+        vec weight = (vec)(0);
+        for (uint v = from + (uint)get_local_id(0); v < to; v += WG_SIZE) {
+            weight += dense_vector(in, v * VEC, v < in->vectors ? VEC : in->tail);
+        }
+        s.dense_weight = long_add(s.dense_weight, FOLD(weight, real_sum));
     }
-    /* all -inf: no block ever raised the maximum */
-    const bool none = s->maximum == -REAL_INFINITY;
-    return find_first(in, s->maximum, none ? 0 : s->first, none ? all : s->last, scratch);
+    return s;
 }
+#endif
 
-/* ---- What follows from the sums ----------------------------------------------------------- */
-
-typedef struct {
-    real maximum;
-    exp_scale scale;
-    real others;     /* at scale, without the target's class */
-    real target_exp; /* at scale; 0 without a target */
-    real d;          /* others + target_exp */
-    real log_d;      /* log sum exp(z - maximum), to full relative precision where that was asked for */
-    real lse;
-    bool valid; /* at least one finite logit, no +inf, no NaN */
-} row_result;
-
-/* log(others + apart) relative to top, all at one scale. Where the class kept apart is the top and holds more
- * than half, log1p keeps the digits of a confident row. */
-static inline real log_sum(const real others, const real apart, const real top)
+/* The exponentials once more, without the one class that is the maximum: of confident rows, where it is one. */
+static inline row_sums sum_own_below_top(const row_input *in, const real maximum, const uint begin,
+                                         const uint end)
 {
-    return apart > others ? log1p(others / apart) : log((others + apart) / top);
-}
-
-static inline row_result finish_sums(const real maximum, const real others, const real target_exp,
-                                     const bool has_nan)
-{
-    row_result r;
-    r.maximum = maximum;
-    r.scale = exp_scale_of(maximum);
-    r.others = others;
-    r.target_exp = target_exp;
-    r.d = others + target_exp;
-    r.valid = maximum > -REAL_INFINITY && maximum < REAL_INFINITY && r.d == r.d;
-    const real top = exp_one(maximum, r.scale, true);
-    r.log_d = r.valid ? log_sum(others, target_exp, top) : REAL_NAN;
-    r.lse = has_nan ? REAL_NAN : r.valid ? maximum + r.log_d : maximum;
-    return r;
+    const exp_scale scale = exp_scale_of(maximum);
+    row_sums s = empty_sums();
+    s.maximum = maximum;
+    for (uint from = begin; from < end; from += BLOCK * WG_SIZE) {
+        const uint to = min(from + BLOCK * WG_SIZE, end);
+        vec others = (vec)(0);
+        for (uint v = from + (uint)get_local_id(0); v < to; v += WG_SIZE) {
+            const vec z = get_z(in, v);
+            others += z == (vec)(maximum) ? (vec)(0) : exp_vector(z, scale, true);
+        }
+        s.others = long_add(s.others, FOLD(others, real_sum));
+    }
+    return s;
 }
 
 /* ---- [rows, classes] results --------------------------------------------------------------- */
@@ -444,7 +486,7 @@ typedef struct {
     uint kind;
     real fill;        /* EMIT_CONSTANT: the value */
     real factor;      /* softmax: 1 / d; gradient: what multiplies the exponentials */
-    bool folds;       /* the factor goes into the exponential: where rows are never cached */
+    bool folds;       /* the factor goes into the exponential: where exponentials are never cached */
     real outer;       /* gradient, GENERAL: what multiplies dz */
     uint class_index; /* NO_CLASS, or the class whose gradient is `target` */
     real target;
@@ -459,7 +501,7 @@ static inline vec emit_value(const row_input *in, const row_result *r, const emi
     const vec z = softcap_vector_z(x, in->o, &dz_dx);
     if (g->kind == EMIT_LOG_SOFTMAX) return -(((vec)(r->maximum) - z) + (vec)(r->log_d));
     if (!GENERAL && g->folds) return exp_vector_times(z, r->scale, true, g->factor);
-    const vec e = cached ? cached_e : exp_vector(z, r->scale, true);
+    const vec e = cached && !IN_REGISTERS ? cached_e : exp_vector(z, r->scale, true);
     if (g->kind == EMIT_SOFTMAX) return e * (vec)(g->factor);
     if (GENERAL == 0) return e * (vec)(g->factor);
     vec dz = e * (vec)(g->factor);
@@ -472,16 +514,16 @@ static inline void emit_part(const row_input *in, const row_result *r, const emi
                              __global storage *out, __global gradient_storage *gradient, const uint at,
                              const uint n)
 {
-    const vec x = load_partial(in->x + AT(in, at), n, -REAL_INFINITY);
+    const vec x = load_partial(in->x + at, n, -REAL_INFINITY);
     vec value = emit_value(in, r, g, x, x, false, at, n);
     if (g->kind == EMIT_SOFTMAX || g->kind == EMIT_LOG_SOFTMAX) {
-        store_partial(out + AT(in, at), value, n);
+        store_partial(out + at, value, n);
         return;
     }
     const ivec hit = IOTA == (ivec)((integer)(g->class_index - at)) ? (ivec)(-1) : (ivec)(0);
     if (g->class_index >= at && g->class_index - at < n) value = hit ? (vec)(g->target) : value;
-    if (g->accumulate) value = value + load_gradient_partial(gradient + AT(in, at), n);
-    store_gradient_partial(gradient + AT(in, at), value, n);
+    if (g->accumulate) value = value + load_gradient_partial(gradient + at, n);
+    store_gradient_partial(gradient + at, value, n);
 }
 
 /* A whole vector; with_target: the target's class is in it. */
@@ -490,252 +532,409 @@ static inline void emit_vector(const row_input *in, const row_result *r, const e
                                const bool with_target, const bool cached, const bool aligned,
                                const __local real *cache)
 {
-    const bool reads_x = GENERAL || !cached;
-    const vec e = cached ? LOAD(cache + at) : (vec)(0);
-    const vec x = g->kind != EMIT_CONSTANT && reads_x ? load_vector(in->x + AT(in, at)) : e;
-    vec value = emit_value(in, r, g, x, e, cached, at, VEC);
+    const vec kept = cached ? LOAD(cache + at) : (vec)(0);
+    const bool has_x = IN_REGISTERS ? cached : !GENERAL && cached;
+    const bool reads_x = g->kind != EMIT_CONSTANT && !has_x;
+    const vec x = reads_x ? load_vector(in->x + at) : kept;
+    vec value = emit_value(in, r, g, x, kept, cached, at, VEC);
     if (g->kind == EMIT_SOFTMAX || g->kind == EMIT_LOG_SOFTMAX) {
-        store_vector(out + AT(in, at), value, aligned);
+        store_vector(out + at, value, aligned);
         return;
     }
     if (with_target) value = IOTA == (ivec)((integer)(g->class_index - at)) ? (vec)(g->target) : value;
-    if (g->accumulate) value = value + load_gradient_vector(gradient + AT(in, at));
-    store_gradient_vector(gradient + AT(in, at), value, aligned);
+    if (g->accumulate) value = value + load_gradient_vector(gradient + at);
+    store_gradient_vector(gradient + at, value, aligned);
 }
 
 static inline void emit_loop(const row_input *in, const row_result *r, const emission *g,
-                             __global storage *out, __global gradient_storage *gradient, const uint head,
-                             const bool cached, const bool aligned, const __local real *cache)
+                             __global storage *out, __global gradient_storage *gradient, const uint begin,
+                             const uint head, const uint end, const bool cached, const bool aligned,
+                             const __local real *cache)
 {
-    const uint vectors = (in->classes - head) / VEC;
-    const uint tail = (in->classes - head) % VEC;
+    const uint first = begin + head;
+    const uint vectors = (end - first) / VEC;
+    const uint tail = (end - first) % VEC;
     const uint special =
-        g->class_index != NO_CLASS && g->class_index >= head ? (g->class_index - head) / VEC : NO_CLASS;
+        g->class_index != NO_CLASS && g->class_index >= first ? (g->class_index - first) / VEC : NO_CLASS;
     uint v = (uint)get_local_id(0);
     uint stop = special >= v && special < vectors ? special : vectors;
-    if (head > 0 && v == 0) emit_part(in, r, g, out, gradient, 0, head);
+    if (head > 0 && v == 0) emit_part(in, r, g, out, gradient, begin, head);
     for (;;) {
         for (; v < stop; v += WG_SIZE) {
-            emit_vector(in, r, g, out, gradient, head + v * VEC, false, cached, aligned, cache);
+            emit_vector(in, r, g, out, gradient, first + v * VEC, false, cached, aligned, cache);
         }
         if (stop == vectors) break;
         if (v == special) {
-            emit_vector(in, r, g, out, gradient, head + v * VEC, true, cached, aligned, cache);
+            emit_vector(in, r, g, out, gradient, first + v * VEC, true, cached, aligned, cache);
             v += WG_SIZE;
         }
         stop = vectors;
     }
-    if (tail > 0 && v == vectors) emit_part(in, r, g, out, gradient, head + v * VEC, tail);
+    if (tail > 0 && v == vectors) emit_part(in, r, g, out, gradient, first + v * VEC, tail);
 }
 
-/* Writes one row of one result. Streaming stores need aligned vectors: the elements before the first
- * aligned one go apart. That moves no bit, as elements do not depend on each other here. */
+/* Writes the classes [begin, end) of one row of one result. Streaming stores need aligned vectors: the elements
+ * before the first aligned one go apart. That moves no bit, as elements do not depend on each other here; but it
+ * moves elements between work-items, and what one of them read another may have overwritten by then: so it is
+ * for one work-item alone. */
 static inline void emit(const row_input *in, const row_result *r, const emission *g, __global storage *out,
-                        __global gradient_storage *gradient, const bool cached, const bool streaming,
-                        const __local real *cache)
+                        __global gradient_storage *gradient, const uint begin, const uint end,
+                        const bool cached, const bool streaming, const __local real *cache)
 {
     const bool is_gradient = g->kind == EMIT_GRADIENT || g->kind == EMIT_CONSTANT;
-    const size_t address = is_gradient ? (size_t)gradient : (size_t)out;
+    const size_t address = is_gradient ? (size_t)(gradient + begin) : (size_t)(out + begin);
     const size_t size = is_gradient ? sizeof(gradient_storage) : sizeof(storage);
-    const bool can_stream = HAS_NONTEMPORAL > STRIDED; /* strided results have no vectors */
-    if (can_stream && streaming && address % size == 0) {
+    if (CAN_STREAM && streaming && address % size == 0) {
         const uint head = (uint)((0 - address) & (VEC * size - 1)) / (uint)size;
-        if (head < in->classes) {
-            emit_loop(in, r, g, out, gradient, head, cached, true, cache);
+        if (head < end - begin) {
+            emit_loop(in, r, g, out, gradient, begin, head, end, cached, true, cache);
             return;
         }
     }
-    emit_loop(in, r, g, out, gradient, 0, cached, false, cache);
+    emit_loop(in, r, g, out, gradient, begin, 0, end, cached, false, cache);
 }
 
 /* ---- The row ------------------------------------------------------------------------------- */
 
-/* Every row of batch * seq: see the top of the file. Buffers that a run does not use are NULL. logits
- * and gradient (or softmax, log_softmax) may be one buffer, hence no restrict on them: a work-item reads an
- * element before it writes it, and everything that others read is read before the barrier in front of
- * the writes. */
-__kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_cross_entropy(
-    const clxent_parameters p, const real keep, const real share, const real smoothing, const real z_loss,
-    const real logit_scale, const real softcap,
-    __global const storage *logits,                          /* [rows, classes], row_stride */
-    __global const void *restrict targets,                   /* [rows] or [rows, classes] */
-    __global const real *restrict class_weights,             /* [classes] */
-    __global const real *restrict row_weights,               /* [rows] */
-    __global const real *restrict upstream,                  /* [1] or [rows] */
-    __global const real *restrict denominator,               /* [1] */
-    __global real *restrict losses,                          /* [rows] */
-    __global real *restrict lse,                             /* [rows] */
-    __global storage *softmax,                               /* [rows, classes] */
-    __global storage *log_softmax,                           /* [rows, classes] */
-    __global gradient_storage *gradient,                     /* [rows, classes] */
-    __global long *restrict argmax,                          /* [rows] */
-    __global real *restrict entropy,                         /* [rows] */
-    __global real *restrict statistics,                      /* [rows, 2] */
-    __global uchar *restrict workspace, __local real *cache) /* [cache_elements] */
+/* What a kernel was given, for the functions below. */
+typedef struct {
+    const clxent_parameters *p;
+    __global const storage *logits;
+    __global const void *targets;
+    __global const real *row_weights, *upstream;
+    __global real *losses, *lse;
+    __global storage *softmax, *log_softmax;
+    __global gradient_storage *gradient;
+    __global long *argmax;
+    __global real *entropy, *statistics;
+    __global uchar *workspace;
+    __local real *cache;
+    real d; /* what gradients are divided by */
+    bool may_be_dense;
+} run;
+
+#define MAKE_RUN                                                                                         \
+    {                                                                                                    \
+        &p, logits, targets, row_weights, upstream, losses, lse, softmax, log_softmax, gradient, argmax, \
+            entropy, statistics, workspace, cache,                                                       \
+            get_d(&p, targets, class_weights, row_weights, denominator, workspace),                      \
+            GENERAL && (is_probabilities(p.target_type) || smoothing != 0)                               \
+    }
+
+static inline row_input make_input(const clxent_parameters *p, const options o,
+                                   __global const real *class_weights)
 {
-    __local long_sum scratch[WG_SIZE];
-    const uint lid = (uint)get_local_id(0);
-    const uint outputs = p.outputs;
-    const bool from_statistics = (p.flags & FLAG_FROM_STATISTICS) != 0;
-    const bool streaming = (p.flags & FLAG_NONTEMPORAL) != 0;
-    const bool two_dimensional = (outputs & (OUTPUT_SOFTMAX | OUTPUT_LOG_SOFTMAX | OUTPUT_GRADIENT)) != 0;
-    const bool has_own_d = (p.flags & (FLAG_MEAN | FLAG_DENOMINATOR)) == FLAG_MEAN;
-    const real d_mean = (p.flags & FLAG_DENOMINATOR) ? denominator[p.offset.denominator]
-                        : has_own_d                  ? *(__global const real *)(workspace + p.totals_at)
-                                                     : REAL(1.0);
-    __global real *row_losses =
-        (outputs & OUTPUT_LOSSES) ? losses + p.offset.losses : (__global real *)(workspace + p.row_losses_at);
     row_input in;
-    in.step = p.inner;
-    in.classes = p.classes;
-    in.vectors = p.classes / VEC;
-    in.tail = p.classes % VEC;
-    in.probabilities = GENERAL && is_probabilities(p.target_type);
-    in.q_is_f32 = p.target_type == TARGET_PROBABILITIES_F32;
-    in.q = targets;
-    in.class_weights = class_weights + p.offset.class_weights;
-    in.has_class_weights = (p.flags & FLAG_CLASS_WEIGHTS) != 0;
-    in.entropy = (outputs & OUTPUT_ENTROPY) != 0;
-    in.o = (options){ keep, share, smoothing, z_loss, logit_scale, softcap };
-    const bool may_be_dense = GENERAL && (in.probabilities || smoothing != 0);
+    in.x = 0;
+    in.classes = p->classes;
+    in.vectors = p->classes / VEC;
+    in.tail = p->classes % VEC;
+    in.dense = false;
+    in.probabilities = GENERAL && is_probabilities(p->target_type);
+    in.q_is_f32 = p->target_type == TARGET_PROBABILITIES_F32;
+    in.q = 0;
+    in.class_weights = class_weights + p->offset.class_weights;
+    in.has_class_weights = (p->flags & FLAG_CLASS_WEIGHTS) != 0;
+    in.entropy = (p->outputs & OUTPUT_ENTROPY) != 0;
+    in.best = (p->outputs & (OUTPUT_ARGMAX | OUTPUT_CORRECT)) != 0;
+    in.nan = in.best || (p->outputs & OUTPUT_LSE) != 0;
+    in.o = o;
+    return in;
+}
+
+/* Points `in` at a row and finds the row's target. */
+static inline row_target open_row(const run *u, row_input *in, const ulong row)
+{
+    const clxent_parameters *p = u->p;
+    const row_target t = get_target(p, row, u->targets, u->row_weights);
+    const ulong q_at = p->offset.targets + row_start(p, row + p->shift, p->target_row_stride);
+    in->x = u->logits + p->offset.logits + row_start(p, row, p->row_stride);
+    in->dense = u->may_be_dense && t.counts;
+    if (in->probabilities) {
+        in->q = in->q_is_f32 ? (__global const void *)((__global const float *)u->targets + q_at)
+                             : (__global const void *)((__global const storage *)u->targets + q_at);
+    }
+    return t;
+}
+
+static inline bool sums_weight(const row_input *in)
+{
+    return in->dense && (in->probabilities || in->has_class_weights);
+}
+
+/* x: the logit of the target's class. */
+static inline judgement judge(const row_input *in, const row_target *t, const real x)
+{
+    judgement j = { t->counts, t->bad, t->weight, -REAL_INFINITY, 1, 0, 0, 0, 0 };
+    if (t->has_class) {
+        j.z = softcap_one_z(x, in->o, &j.dz_dx);
+        j.one_hot = in->o.keep;
+        if (in->has_class_weights) j.one_hot = in->o.keep * in->class_weights[t->class_index];
+        if (in->dense) j.dense = dense_one(in, t->class_index);
+    }
+    if (in->dense && !sums_weight(in)) j.dense_sum = in->o.smoothing;
+    return j;
+}
+
+static inline real target_logit(const row_input *in, const row_target *t)
+{
+    return t->has_class ? load_one(in->x + t->class_index) : -REAL_INFINITY;
+}
+
+/* This work-item's sums over one piece of the row, as far as the run needs any. */
+static inline row_sums sum_piece(const run *u, const row_input *in, const row_target *t, const uint piece,
+                                 const bool whole, const bool cached)
+{
+    const uint total = in->vectors + (in->tail > 0 ? 1 : 0);
+    const uint begin = piece * u->p->piece_vectors, end = min(begin + u->p->piece_vectors, total);
+    const bool from_statistics = (u->p->flags & FLAG_FROM_STATISTICS) != 0;
+    const bool of_logits = (u->p->outputs & (OUTPUT_LSE | OUTPUT_SOFTMAX | OUTPUT_LOG_SOFTMAX |
+                                             OUTPUT_ARGMAX | OUTPUT_ENTROPY)) != 0;
+    if (!from_statistics && (of_logits || t->counts)) {
+        return sum_own(in, t->has_class ? t->class_index : NO_CLASS, begin, end, whole, cached, u->cache);
+    }
+#if GENERAL
+    if (from_statistics && sums_weight(in)) return sum_own_weights(in, begin, end);
+#endif
+    return empty_sums();
+}
+
+static inline row_sums sum_piece_below_top(const run *u, const row_input *in, const real maximum,
+                                           const uint piece)
+{
+    const uint total = in->vectors + (in->tail > 0 ? 1 : 0);
+    const uint begin = piece * u->p->piece_vectors, end = min(begin + u->p->piece_vectors, total);
+    return sum_own_below_top(in, maximum, begin, end);
+}
+
+/* Of all pieces; what the sums say goes into j as well. */
+static inline row_result finish_row(const run *u, const row_input *in, const row_target *t, judgement *j,
+                                    row_sums *s, const ulong row)
+{
+    if ((u->p->flags & FLAG_FROM_STATISTICS) && t->counts) {
+        s->maximum = u->statistics[u->p->offset.statistics + 2 * row];
+        s->others.high = u->statistics[u->p->offset.statistics + 2 * row + 1];
+    }
+#if GENERAL
+    if (sums_weight(in)) j->dense_sum = long_value(s->dense_weight);
+    if (in->dense) j->dense_nll = long_value(s->dense_nll);
+#endif
+    const exp_scale scale = exp_scale_of(s->maximum);
+    const real target_exp = t->has_class ? exp_one(j->z, scale, true) : REAL(0.0);
+    (void)in; /* where GENERAL is 0 */
+    const bool has_nan = s->nan_at != NO_CLASS || j->z != j->z;
+    return finish_sums(s->maximum, long_value(s->others), target_exp, has_nan);
+}
+
+/* A second pass is needed where log d must have its full precision: a confident row's comes from the others. */
+static inline uint count_passes(const run *u)
+{
+    const bool apart = (u->p->flags & FLAG_LOG_D) != 0 || u->may_be_dense;
+    return apart && !(u->p->flags & FLAG_FROM_STATISTICS) ? 2 : 1;
+}
+
+/* The results that a row has one of. */
+static inline void write_row(const run *u, const row_input *in, const row_target *t, const judgement *j,
+                             const row_result *r, const row_sums *s, const ulong row)
+{
+    const clxent_parameters *p = u->p;
+    const uint outputs = p->outputs;
+    uint best = s->best;
+    if (s->nan_at != NO_CLASS) best = s->nan_at;
+    if (t->has_class && j->z != j->z) best = min(t->class_index, s->nan_at);
+    if (outputs & (OUTPUT_LOSSES | OUTPUT_LOSS)) {
+        __global real *losses = (outputs & OUTPUT_LOSSES)
+                                    ? u->losses + p->offset.losses
+                                    : (__global real *)(u->workspace + p->row_losses_at);
+        losses[row] = loss_of(r, j, in->dense, in->o.z_loss);
+    }
+    if (outputs & OUTPUT_LSE) u->lse[p->offset.lse + row] = r->lse;
+    if (outputs & OUTPUT_ARGMAX) u->argmax[p->offset.argmax + row] = best;
+    if (outputs & OUTPUT_CORRECT) u->workspace[p->correct_at + row] = t->has_class && best == t->class_index;
+#if GENERAL
+    if (outputs & OUTPUT_ENTROPY) {
+        u->entropy[p->offset.entropy + row] = entropy_of(r, j, long_value(s->entropy));
+    }
+#endif
+    if ((outputs & OUTPUT_STATISTICS) && !(p->flags & FLAG_FROM_STATISTICS)) {
+        u->statistics[p->offset.statistics + 2 * row] = t->counts ? r->maximum : REAL(0.0);
+        u->statistics[p->offset.statistics + 2 * row + 1] = t->counts ? r->others : REAL(0.0);
+    }
+}
+
+/* The classes [begin, end) of the results that a row has one of for each class. saved_lse: as saved statistics
+ * give it. fits: whether rows of this plan are cached, cached: whether this one is. */
+static inline void emit_row(const run *u, const row_input *in, const row_target *t, const judgement *j,
+                            const row_result *r, const real saved_lse, const ulong row, const uint begin,
+                            const uint end, const bool fits, const bool cached)
+{
+    const clxent_parameters *p = u->p;
+    const bool streaming = (p->flags & FLAG_NONTEMPORAL) != 0;
+    const bool folds = IN_REGISTERS || !fits;
+    const ulong at = row_start(p, row, p->probabilities_row_stride);
+    if (p->outputs & OUTPUT_SOFTMAX) {
+        const emission g = { EMIT_SOFTMAX, 0, r->valid ? 1 / r->d : REAL_NAN, folds, 0, NO_CLASS, 0, false };
+        emit(in, r, &g, u->softmax + p->offset.softmax + at, u->gradient, begin, end, cached, streaming,
+             u->cache);
+    }
+    if (p->outputs & OUTPUT_LOG_SOFTMAX) {
+        const emission g = { EMIT_LOG_SOFTMAX, 0, 0, false, 0, NO_CLASS, 0, false };
+        emit(in, r, &g, u->log_softmax + p->offset.log_softmax + at, u->gradient, begin, end,
+             IN_REGISTERS && cached, streaming, u->cache);
+    }
+    if (p->outputs & OUTPUT_GRADIENT) {
+        __global gradient_storage *gradient =
+            u->gradient + p->offset.gradient + row_start(p, row, p->gradient_row_stride);
+        const bool accumulate = (p->flags & FLAG_ACCUMULATE) != 0;
+        const real up = get_upstream(p, u->upstream, row);
+        const gradient_factors f =
+            gradient_of(r, j, in->dense, in->o.z_loss, saved_lse, up, u->d, (p->flags & FLAG_MEAN) != 0);
+        if (f.filled) {
+            const emission g = { EMIT_CONSTANT, f.fill, 0, false, 0, NO_CLASS, 0, accumulate };
+            if (!accumulate || f.fill != 0) {
+                emit(in, r, &g, u->softmax, gradient, begin, end, false, streaming, u->cache);
+            }
+        } else {
+            const emission g = { EMIT_GRADIENT, 0,         GENERAL ? f.slope : f.slope * f.outer,
+                                 folds,         f.outer,   t->has_class ? t->class_index : NO_CLASS,
+                                 f.target,      accumulate };
+            emit(in, r, &g, u->softmax, gradient, begin, end, cached, streaming, u->cache);
+        }
+    }
+}
+
+/* Grid: a work-group for rows_per_group rows. */
+__kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_cross_entropy(ARGUMENTS)
+{
+    __local row_sums scratch[WG_SIZE];
+    const run u = MAKE_RUN;
+    const options o = { keep, share, smoothing, z_loss, logit_scale, softcap };
+    row_input in = make_input(&p, o, class_weights);
+    const bool two_dimensional = (p.outputs & (OUTPUT_SOFTMAX | OUTPUT_LOG_SOFTMAX | OUTPUT_GRADIENT)) != 0;
     const bool fits = p.classes + VEC - 1 <= p.cache_elements;
-    const bool cacheable = two_dimensional && !from_statistics && fits;
+    const bool cached = two_dimensional && !(p.flags & FLAG_FROM_STATISTICS) && fits;
+    const uint pieces = p.pieces, steps = pieces * count_passes(&u);
 
-    const ulong begin = get_group_id(0) * (ulong)p.rows_per_group;
-    const ulong end = min(begin + p.rows_per_group, p.rows);
-    for (ulong row = begin; row < end; row++) {
-        const row_target t = get_target(&p, row, targets, row_weights);
-        const ulong q_at = p.offset.targets + row_start(&p, row + p.shift, p.target_row_stride);
-        in.x = logits + p.offset.logits + row_start(&p, row, p.row_stride);
-        in.dense = may_be_dense && t.counts;
-        if (in.probabilities) {
-            in.q = in.q_is_f32 ? (__global const void *)((__global const float *)targets + q_at)
-                               : (__global const void *)((__global const storage *)targets + q_at);
-        }
-        const bool of_logits =
-            (outputs & (OUTPUT_LSE | OUTPUT_SOFTMAX | OUTPUT_LOG_SOFTMAX | OUTPUT_ARGMAX | OUTPUT_ENTROPY)) !=
-            0;
-        const bool scans = !from_statistics && (of_logits || t.counts);
-        const bool no_gradient = !t.counts || (has_own_d && d_mean == 0);
-        const uint target = t.has_class ? t.class_index : NO_CLASS;
-        real dz_dx = 1;
-        real target_z = -REAL_INFINITY;
-        if (t.has_class) target_z = softcap_one_z(load_one(in.x + AT(&in, t.class_index)), in.o, &dz_dx);
-
-        bool cached = false;
-        row_sums s = empty_sums();
+    const ulong first = get_group_id(0) * (ulong)p.rows_per_group;
+    const ulong last = min(first + p.rows_per_group, p.rows);
+    for (ulong row = first; row < last; row++) {
+        const row_target t = open_row(&u, &in, row);
+        judgement j = judge(&in, &t, target_logit(&in, &t));
+        row_sums all = empty_sums();
+        row_sums below_top = empty_sums();
         row_result r;
-        real dense_weight = in.dense && !in.probabilities && !in.has_class_weights ? smoothing : REAL(0.0);
-        const bool sums_weight = in.dense && (in.probabilities || in.has_class_weights);
-        uint best = NO_CLASS;
-        real saved_lse = 0; /* as the statistics give it: a gradient run from them has no better one */
-        if (scans) {
-            cached = cacheable;
-            s = scan_row(&in, target, fits, cached, cache, scratch);
-            if (sums_weight) dense_weight = long_value(s.dense_weight);
-        } else if (from_statistics && t.counts) {
-            s.maximum = statistics[p.offset.statistics + 2 * row];
-            s.others.high = statistics[p.offset.statistics + 2 * row + 1];
-            if (sums_weight && !no_gradient) dense_weight = dense_weight_of(&in, scratch);
+        r.confident = 0;
+        /* One merge_group() whatever the row needs: compilers for CPUs must see that all work-items of a group
+         * meet the same barriers, and some copy everything behind one that stands under a condition. */
+        for (uint step = 0; step < steps; step++) {
+            row_sums own = empty_sums();
+            if (step < pieces) own = sum_piece(&u, &in, &t, step, fits, cached);
+            if (step >= pieces && r.confident) {
+                own = sum_piece_below_top(&u, &in, r.maximum, step - pieces);
+            }
+            const row_sums sum = merge_group(own, scratch);
+            if (step < pieces) {
+                all = merge(all, sum);
+            } else {
+                below_top = merge(below_top, sum);
+            }
+            if (step + 1 == pieces) r = finish_row(&u, &in, &t, &j, &all, row);
         }
-        if (scans || t.counts) {
-            const real others = from_statistics ? s.others.high : long_value(s.others);
-            const exp_scale scale = exp_scale_of(s.maximum);
-            const real target_exp = t.has_class ? exp_one(target_z, scale, true) : REAL(0.0);
-            /* with +inf the sum is NaN whether or not there is a NaN beside it: look again */
-            bool has_nan = others + target_exp != others + target_exp;
-            if (has_nan && s.maximum == REAL_INFINITY && scans && (outputs & OUTPUT_LSE)) {
-                has_nan =
-                    find_first(&in, REAL_NAN, 0, in.vectors + (in.tail > 0 ? 1 : 0), scratch) != NO_CLASS;
-            }
-            r = finish_sums(s.maximum, others, target_exp, has_nan);
-            saved_lse = r.lse;
-            const bool wants_log_d = (p.flags & FLAG_LOG_D) != 0 || in.dense;
-            const real top = exp_one(s.maximum, scale, true);
-            const bool confident = r.valid && r.d < top + top && target_exp <= others;
-            if (scans && ((outputs & (OUTPUT_ARGMAX | OUTPUT_CORRECT)) != 0 || (wants_log_d && confident))) {
-                best = find_argmax(&in, &s, r.d != r.d, scratch);
-            }
-            if (scans && wants_log_d && confident) {
-                /* the top holds more than half and is not the target: once more, with it kept apart */
-                const row_sums apart = scan_row(&in, best, fits, false, cache, scratch);
-                r.log_d = log_sum(long_value(apart.others), top, top);
-                r.lse = r.maximum + r.log_d;
-            }
-        }
-
-        const real class_weight =
-            t.has_class && in.has_class_weights ? in.class_weights[t.class_index] : REAL(1.0);
-        const real one_hot = t.has_class ? keep * class_weight : REAL(0.0);
-        if (lid == 0) {
-            if (outputs & (OUTPUT_LOSSES | OUTPUT_LOSS)) {
-                real loss = t.bad ? REAL_NAN : REAL(0.0);
-                if (t.counts && r.valid) {
-                    if (one_hot != 0) loss = one_hot * ((r.maximum - target_z) + r.log_d);
-                    if (in.dense) loss = loss + (long_value(s.dense_nll) + dense_weight * r.log_d);
-                    if (z_loss != 0) loss = fma(z_loss, r.lse * r.lse, loss); /* 0 * inf would be NaN */
-                    loss = t.weight * loss;
-                } else if (t.counts) {
-                    loss = REAL_NAN;
-                }
-                row_losses[row] = loss;
-            }
-            if (outputs & OUTPUT_LSE) lse[p.offset.lse + row] = r.lse;
-            if (outputs & OUTPUT_ARGMAX) argmax[p.offset.argmax + row] = best;
-            if (outputs & OUTPUT_CORRECT) workspace[p.correct_at + row] = t.has_class && best == target;
-            if (outputs & OUTPUT_ENTROPY) {
-                const real target_part = r.target_exp == 0 ? 0 : r.target_exp * (r.maximum - target_z);
-                const real sum = (long_value(s.entropy) + target_part) / r.d;
-                entropy[p.offset.entropy + row] = r.valid ? r.log_d + sum : REAL_NAN;
-            }
-            if ((outputs & OUTPUT_STATISTICS) && !from_statistics) {
-                statistics[p.offset.statistics + 2 * row] = t.counts ? r.maximum : REAL(0.0);
-                statistics[p.offset.statistics + 2 * row + 1] = t.counts ? r.others : REAL(0.0);
-            }
-        }
-        if (!two_dimensional) continue;
+        const real saved_lse = r.lse;
+        if (steps > pieces) keep_top_apart(&r, long_value(below_top.others));
+        if (get_local_id(0) == 0) write_row(&u, &in, &t, &j, &r, &all, row);
 
         /* All reads of the row by others, and all writes to the cache, come before any write below. */
         if (WG_SIZE > 1) barrier(CLK_LOCAL_MEM_FENCE | CLK_GLOBAL_MEM_FENCE);
-        if (outputs & OUTPUT_SOFTMAX) {
-            const emission g = {
-                EMIT_SOFTMAX, 0, r.valid ? 1 / r.d : REAL_NAN, !fits, 0, NO_CLASS, 0, false
-            };
-            emit(&in, &r, &g, softmax + p.offset.softmax + row_start(&p, row, p.probabilities_row_stride),
-                 gradient, cached, streaming, cache);
-        }
-        if (outputs & OUTPUT_LOG_SOFTMAX) {
-            const emission g = { EMIT_LOG_SOFTMAX, 0, 0, false, 0, NO_CLASS, 0, false };
-            emit(&in, &r, &g,
-                 log_softmax + p.offset.log_softmax + row_start(&p, row, p.probabilities_row_stride),
-                 gradient, false, streaming, cache);
-        }
-        if (outputs & OUTPUT_GRADIENT) {
-            __global gradient_storage *row_gradient =
-                gradient + p.offset.gradient + row_start(&p, row, p.gradient_row_stride);
-            const bool accumulate = (p.flags & FLAG_ACCUMULATE) != 0;
-            if (no_gradient || !r.valid) {
-                const real fill = t.bad || (t.counts && !r.valid) ? REAL_NAN : REAL(0.0);
-                const emission g = { EMIT_CONSTANT, fill, 0, false, 0, NO_CLASS, 0, accumulate };
-                if (!accumulate || fill != 0) {
-                    emit(&in, &r, &g, softmax, row_gradient, false, streaming, cache);
-                }
-            } else {
-                const real up = (p.flags & FLAG_UPSTREAM_ROWS) ? upstream[p.offset.upstream + row]
-                                : (p.flags & FLAG_UPSTREAM)    ? upstream[p.offset.upstream]
-                                                               : REAL(1.0);
-                const real outer = t.weight * up / d_mean;
-                const real z_term = 2 * z_loss * saved_lse;
-                const real slope = (one_hot + dense_weight + z_term) / r.d;
-                const real rest = (dense_weight + z_term) * (r.target_exp / r.d);
-                real at_target = rest - one_hot * (r.others / r.d);
-                if (in.dense && t.has_class) at_target = at_target - dense_one(&in, t.class_index);
-                const emission g = { EMIT_GRADIENT, 0,      GENERAL ? slope : slope * outer, !fits,
-                                     outer,         target, at_target * outer * dz_dx,       accumulate };
-                emit(&in, &r, &g, softmax, row_gradient, cached, streaming, cache);
-            }
+        if (two_dimensional) {
+            /* a row that was not scanned has left nothing in the cache, and has constant results */
+            emit_row(&u, &in, &t, &j, &r, saved_lse, row, 0, p.classes, fits, cached);
         }
         /* The next row's scan writes the cache that others may still read. */
         if (WG_SIZE > 1) barrier(CLK_LOCAL_MEM_FENCE);
     }
+}
+
+/* ---- Rows split over groups ---------------------------------------------------------------- */
+
+/* In the workspace, RECORD_BYTES each: of every piece its sums, of every row all that its pieces need to know. */
+typedef struct {
+    row_sums all;
+    row_sums below_top;
+    real target_logit; /* before a gradient in place overwrites it */
+} row_record;
+
+static inline __global row_sums *piece_record(const clxent_parameters *p, __global uchar *workspace,
+                                              const ulong row, const uint piece)
+{
+    return (__global row_sums *)(workspace + p->pieces_at + (row * p->pieces + piece) * RECORD_BYTES);
+}
+
+static inline __global row_record *record_of_row(const clxent_parameters *p, __global uchar *workspace,
+                                                 const ulong row)
+{
+    return (__global row_record *)(workspace + p->records_at + row * RECORD_BYTES);
+}
+
+/* Grid: a work-group for each piece of each row. With FLAG_SECOND_PASS the sums below the top. */
+__kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_scan_pieces(ARGUMENTS)
+{
+    __local row_sums scratch[WG_SIZE];
+    const run u = MAKE_RUN;
+    const options o = { keep, share, smoothing, z_loss, logit_scale, softcap };
+    row_input in = make_input(&p, o, class_weights);
+    const ulong row = get_group_id(0) / p.pieces;
+    const uint piece = (uint)(get_group_id(0) % p.pieces);
+    const row_target t = open_row(&u, &in, row);
+    row_sums own = empty_sums();
+    if (p.flags & FLAG_SECOND_PASS) {
+        row_record record = *record_of_row(&p, workspace, row);
+        judgement j = judge(&in, &t, record.target_logit);
+        const row_result r = finish_row(&u, &in, &t, &j, &record.all, row);
+        if (r.confident) own = sum_piece_below_top(&u, &in, r.maximum, piece);
+    } else {
+        own = sum_piece(&u, &in, &t, piece, false, false);
+    }
+    const row_sums sum = merge_group(own, scratch);
+    if (get_local_id(0) == 0) *piece_record(&p, workspace, row, piece) = sum;
+}
+
+/* Grid: a work-group of one work-item for each row; after each pass of clxent_scan_pieces. */
+__kernel __attribute__((reqd_work_group_size(1, 1, 1))) void clxent_merge_pieces(ARGUMENTS)
+{
+    const run u = MAKE_RUN;
+    const options o = { keep, share, smoothing, z_loss, logit_scale, softcap };
+    row_input in = make_input(&p, o, class_weights);
+    const ulong row = get_group_id(0);
+    const row_target t = open_row(&u, &in, row);
+    __global row_record *record = record_of_row(&p, workspace, row);
+    row_sums all = empty_sums();
+    for (uint piece = 0; piece < p.pieces; piece++) {
+        all = merge(all, *piece_record(&p, workspace, row, piece));
+    }
+    if (p.flags & FLAG_SECOND_PASS) {
+        record->below_top = all;
+    } else {
+        record->all = all;
+        record->target_logit = target_logit(&in, &t);
+    }
+}
+
+/* Grid: as clxent_scan_pieces. */
+__kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_emit_pieces(ARGUMENTS)
+{
+    const run u = MAKE_RUN;
+    const options o = { keep, share, smoothing, z_loss, logit_scale, softcap };
+    row_input in = make_input(&p, o, class_weights);
+    const ulong row = get_group_id(0) / p.pieces;
+    const uint piece = (uint)(get_group_id(0) % p.pieces);
+    const row_target t = open_row(&u, &in, row);
+    row_record record = *record_of_row(&p, workspace, row);
+    judgement j = judge(&in, &t, record.target_logit);
+    row_result r = finish_row(&u, &in, &t, &j, &record.all, row);
+    const real saved_lse = r.lse;
+    if (count_passes(&u) > 1) keep_top_apart(&r, long_value(record.below_top.others));
+    if (piece == 0 && get_local_id(0) == 0) write_row(&u, &in, &t, &j, &r, &record.all, row);
+    const uint begin = piece * p.piece_vectors * VEC, end = min(begin + p.piece_vectors * VEC, p.classes);
+    emit_row(&u, &in, &t, &j, &r, saved_lse, row, begin, end, false, false);
 }

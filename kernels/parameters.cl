@@ -23,7 +23,8 @@ typedef struct clxent_parameters {
     u64 first_row; /* of this launch in the whole run: what messages and records count from */
     u64 seq, shift, inner;
     u64 row_stride, gradient_row_stride, probabilities_row_stride, target_row_stride;
-    u64 totals_at, partials_at, row_losses_at, correct_at; /* bytes into the workspace */
+    u64 totals_at, partials_at, row_losses_at, correct_at, pieces_at,
+        records_at; /* bytes into the workspace */
     i64 ignore_index;
     clxent_offsets offset;
     u32 classes;
@@ -33,6 +34,10 @@ typedef struct clxent_parameters {
     u32 bad_target;     /* BAD_TARGET_* */
     u32 cache_elements; /* of local memory behind `cache`; 0: none */
     u32 rows_per_group;
+    u32 piece_vectors; /* of a row that make a piece; part of what decides bits */
+    u32 pieces;        /* of a row */
+    u32 tiles;         /* lanes.cl: of a slab */
+    u32 tiles_per_group;
     u32 padding;
 } clxent_parameters;
 
@@ -74,6 +79,10 @@ typedef struct clxent_parameters {
 #define FLAG_FIRST_PART (1u << 11) /* totals start at zero */
 #define FLAG_LAST_PART (1u << 12)  /* the loss may be divided and written */
 #define FLAG_LOG_D (1u << 13)      /* some run of the plan needs log d to full relative precision */
+#define FLAG_OWN_D (1u << 14)      /* FLAG_MEAN, but D is summed where it is needed */
+#define FLAG_SECOND_PASS (1u << 15)
+#define FLAG_TILE_FITS (1u << 16)    /* lanes.cl: into local memory */
+#define FLAG_KEEPS_LOGITS (1u << 17) /* lanes.cl: with room for the exponentials beside them */
 
 /* Rows that one partial sum of reduce.cl covers. Part of what decides the bits of a mean: never derived
  * from the device. */
@@ -82,3 +91,6 @@ typedef struct clxent_parameters {
 /* Bytes of the totals and of one partial in the workspace; what is in them is reduce.cl's business. */
 #define TOTALS_BYTES 128u
 #define PARTIAL_BYTES 64u
+
+/* Of the sums of a row or a piece, of cross_entropy.cl. */
+#define RECORD_BYTES 256u

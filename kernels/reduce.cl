@@ -88,10 +88,8 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_target
         const row_target t = get_target(&p, row, targets, row_weights);
         if (t.bad) {
             own = merge(own, (partial){ { 0, 0 }, 1, p.first_row + row, t.value });
-        } else if (t.counts) {
-            const bool weighted = t.has_class && (p.flags & FLAG_CLASS_WEIGHTS) != 0;
-            const real weight = weighted ? class_weights[p.offset.class_weights + t.class_index] : REAL(1.0);
-            own.sum = long_add(own.sum, t.weight * weight);
+        } else {
+            own.sum = long_add(own.sum, counted_weight(&p, &t, class_weights));
         }
     }
     const partial all = merge_group(own, scratch);

@@ -6,6 +6,7 @@
  * What a line promises is written out here, not taken from the reference.
  */
 #include "internal.h"
+#include "strategies.h"
 #include "support.h"
 
 #include <criterion/criterion.h>
@@ -17,21 +18,15 @@
 
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
-/* One work-item a row with exponentials kept and computed twice, and without vectors; groups with vectors and
- * without. */
+/* One work-item a row with exponentials kept and computed twice, and without vectors; rows in pieces, split; groups
+ * with vectors and without; lanes in registers, and of a group. */
 static const clxent_tuning tunings[] = {
-    /* group vector block cache elements stream */
-    { 1, 16, 64, 8192, 4096, 0 }, { 1, 16, 64, 0, 4096, 1 }, { 1, 1, 4, 8192, 4096, 0 },
-    { 64, 4, 4, 16384, 1024, 0 }, { 16, 1, 4, 0, 1024, 0 },
+    ROWS(1, 16, 64, 8192, 4096, 0), ROWS(1, 16, 64, 0, 4096, 1),
+    ROWS(1, 1, 4, 8192, 4096, 0),   PIECES(1, 16, 64, 8192, 1024, UINT32_MAX),
+    ROWS(64, 4, 4, 16384, 1024, 0), PIECES(16, 1, 4, 0, 64, UINT32_MAX),
+    LANES(1, 16, 1 << 19, 0),       LANES(32, 1, 1 << 19, 0),
 };
-
-/* Without groups where the device cannot compile them in reasonable time: support.h. */
-static size_t strategies(void)
-{
-    size_t count = 0;
-    while (count < COUNT(tunings) && (tunings[count].group == 1 || compiles_groups())) count++;
-    return count;
-}
+static size_t strategies(void) { return COUNT(tunings); }
 
 static const size_t classes_of[] = { 4, 17, 1025, 3000 };
 

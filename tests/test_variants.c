@@ -4,7 +4,7 @@
  * widths, block lengths, the cache, rows a group, streaming stores. (Linked with the static library for
  * clxent_plan_create_tuned().) Each judged by the reference, as in test_cross_entropy.c.
  */
-#include "internal.h"
+#include "strategies.h"
 #include "support.h"
 
 #include <criterion/criterion.h>
@@ -83,9 +83,9 @@ static void check_sizes(const clxent_tuning *t, uint32_t dtype, bool general)
 Test(variants, vectors_blocks_and_caches_of_one_work_item)
 {
     const clxent_tuning tunings[] = {
-        { 1, 1, 4, 8192, 4096, 0 },    { 1, 4, 64, 0, 1, 0 },    { 1, 8, 4, 32768, 4096, 0 },
-        { 1, 8, 64, 8192, 4096, 0 },   { 1, 16, 4, 8192, 1, 0 }, { 1, 16, 64, 0, 4096, 0 },
-        { 1, 16, 64, 65536, 4096, 0 },
+        ROWS(1, 1, 4, 8192, 4096, 0),    ROWS(1, 4, 64, 0, 1, 0),    ROWS(1, 8, 4, 32768, 4096, 0),
+        ROWS(1, 8, 64, 8192, 4096, 0),   ROWS(1, 16, 4, 8192, 1, 0), ROWS(1, 16, 64, 0, 4096, 0),
+        ROWS(1, 16, 64, 65536, 4096, 0),
     };
     for (size_t i = 0; i < COUNT(tunings); i++) {
         check_sizes(&tunings[i], CLXENT_F32, false);
@@ -96,9 +96,9 @@ Test(variants, vectors_blocks_and_caches_of_one_work_item)
 Test(variants, work_groups_of_every_size)
 {
     const clxent_tuning tunings[] = {
-        { 2, 1, 4, 0, 1, 0 },          { 4, 4, 4, 8192, 1024, 0 }, { 64, 1, 4, 0, 1024, 0 },
-        { 2, 16, 4, 8192, 4096, 0 },   { 16, 8, 64, 0, 1, 0 },     { 64, 4, 4, 0, 4096, 0 },
-        { 256, 4, 4, 16384, 1024, 0 },
+        ROWS(2, 1, 4, 0, 1, 0),          ROWS(4, 4, 4, 8192, 1024, 0), ROWS(64, 1, 4, 0, 1024, 0),
+        ROWS(2, 16, 4, 8192, 4096, 0),   ROWS(16, 8, 64, 0, 1, 0),     ROWS(64, 4, 4, 0, 4096, 0),
+        ROWS(256, 4, 4, 16384, 1024, 0),
     };
     if (!compiles_groups()) cr_skip("the driver takes minutes to compile barriers under conditions");
     for (size_t i = 0; i < (small_run() ? 3 : COUNT(tunings)); i++) {
@@ -112,7 +112,7 @@ Test(variants, work_groups_of_every_size)
 
 Test(variants, work_groups_serve_every_dtype)
 {
-    const clxent_tuning tuning = { 8, 4, 4, 8192, 1024, 0 };
+    const clxent_tuning tuning = ROWS(8, 4, 4, 8192, 1024, 0);
     if (!compiles_groups()) cr_skip("the driver takes minutes to compile barriers under conditions");
     for (uint32_t dtype = CLXENT_F16; dtype <= CLXENT_F64; dtype++) {
         if (dtype == CLXENT_F64 && !device.has_f64) continue;
@@ -128,8 +128,8 @@ Test(variants, streaming_stores_at_every_alignment)
     for (size_t d = 0; d < (small_run() ? 2 : COUNT(dtypes)); d++) {
         if (dtypes[d] == CLXENT_F64 && !device.has_f64) continue;
         for (size_t v = d == 0 ? 0 : 1; v < COUNT(vectors); v++) {
-            const clxent_tuning tuning = { 1, vectors[v], 64, 0, 1, 1 };
-            const clxent_tuning kept = { 1, vectors[v], 64, 8192, 1, 1 };
+            const clxent_tuning tuning = ROWS(1, vectors[v], 64, 0, 1, 1);
+            const clxent_tuning kept = ROWS(1, vectors[v], 64, 8192, 1, 1);
             /* with and without padding: all rows aligned, or each at the next element */
             check(&tuning, dtypes[d], 19, 64, false, CASE_ALIGNED);
             for (size_t classes = 1; classes < (small_run() ? 20 : 2 * vectors[v] + 4);
@@ -149,9 +149,9 @@ Test(variants, streaming_stores_at_every_alignment)
 Test(variants, streaming_and_rows_a_group_change_no_bit)
 {
     const clxent_tuning tunings[] = {
-        { 1, 16, 64, 8192, 1, 0 },
-        { 1, 16, 64, 8192, 4096, 0 },
-        { 1, 16, 64, 8192, 1, 1 },
+        ROWS(1, 16, 64, 8192, 1, 0),
+        ROWS(1, 16, 64, 8192, 4096, 0),
+        ROWS(1, 16, 64, 8192, 1, 1),
     };
     clxent_desc desc = CLXENT_DESC_INIT;
     clxent_host_args out[COUNT(tunings)];
@@ -190,7 +190,7 @@ Test(variants, reductions_of_many_rows)
     const uint32_t groups[] = { 1, 16 };
     const size_t rows[] = { 1, 4095, 4096, 4097, 20000 };
     for (size_t i = 0; i < COUNT(groups); i++) {
-        const clxent_tuning tuning = { groups[i], 4, 4, 0, 4096, 0 };
+        const clxent_tuning tuning = ROWS(groups[i], 4, 4, 0, 4096, 0);
         if (groups[i] > 1 && !compiles_groups()) continue;
         for (size_t k = 0; k < COUNT(rows); k++) {
             check(&tuning, CLXENT_F32, small_run() ? 1 + rows[k] / 1000 : rows[k], 3, false, 0);

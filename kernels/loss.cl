@@ -1,0 +1,234 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * loss.cl - what the sums of a row come to: log d, lse, loss, entropy, and the factors of the gradient; with the
+ * options that act on one logit. Stands behind common.cl in every program that reads logits, for a lane
+ * that is one row or many. Formulas: clxent.h.
+ *
+ * Set by the host with -D, beside those of common.cl:
+ *   GENERAL  0: index targets or none, without smoothing, scale, softcap and entropy: nothing but the
+ *               exponential stands in the inner loops
+ *            1: every option, as run-time values
+ */
+#if !defined(GENERAL) || GENERAL < 0 || GENERAL > 1
+#    error "GENERAL: 0 or 1"
+#endif
+
+#define NO_CLASS 0xffffffffu
+
+/* The options of the plan that are numbers. */
+typedef struct {
+    real keep;  /* 1 - label_smoothing */
+    real share; /* label_smoothing / classes */
+    real smoothing;
+    real z_loss;
+    real logit_scale;
+    real softcap;
+} options;
+
+/* What every kernel of a run gets; buffers that the run does not use are NULL. logits and gradient (or softmax,
+ * log_softmax) may be one buffer, hence no restrict on them: an element is read before it is written, and by
+ * others not after that. */
+#define ARGUMENTS                                                                                          \
+    const clxent_parameters p, const real keep, const real share, const real smoothing, const real z_loss, \
+        const real logit_scale, const real softcap, __global const storage *logits, /* [rows, classes] */  \
+        __global const void *restrict targets,                  /* [rows] or [rows, classes] */            \
+        __global const real *restrict class_weights,            /* [classes] */                            \
+        __global const real *restrict row_weights,              /* [rows] */                               \
+        __global const real *restrict upstream,                 /* [1] or [rows] */                        \
+        __global const real *restrict denominator,              /* [1] */                                  \
+        __global real *restrict losses,                         /* [rows] */                               \
+        __global real *restrict lse,                            /* [rows] */                               \
+        __global storage *softmax,                              /* [rows, classes] */                      \
+        __global storage *log_softmax,                          /* [rows, classes] */                      \
+        __global gradient_storage *gradient,                    /* [rows, classes] */                      \
+        __global long *restrict argmax,                         /* [rows] */                               \
+        __global real *restrict entropy,                        /* [rows] */                               \
+        __global real *restrict statistics,                     /* [rows, 2] */                            \
+        __global uchar *restrict workspace, __local real *cache /* [cache_elements] */
+
+/* ---- z ------------------------------------------------------------------------------------ */
+
+/* tanh(y) = e / (e + 2) with e = exp(2|y|) - 1 = 2^k (exp(r) - 1) + (2^k - 1): no cancellation near 0. |y| is
+ * clamped to where tanh rounds to 1. slope is 1 - tanh^2 = 4 (e + 1) / (e + 2)^2. */
+#if DTYPE == F64
+#    define TANH_LIMIT REAL(20.0)
+#else
+#    define TANH_LIMIT REAL(10.0)
+#endif
+#define DEFINE_SOFTCAP(NAME, T, I, AS_T, AS_I)                                       \
+    static inline T NAME(const T s, const real softcap, T *slope)                    \
+    {                                                                                \
+        const T y = s / (T)(softcap);                                                \
+        const T size = fabs(y) > (T)(TANH_LIMIT) ? (T)(TANH_LIMIT) : fabs(y);        \
+        const T x = size + size;                                                     \
+        const T shifted = fma(x, (T)(INV_LN2), (T)(ROUNDER + BIAS));                 \
+        const T k = shifted - (T)(ROUNDER + BIAS);                                   \
+        const T r = REDUCE(T, k, x);                                                 \
+        /* exp(r) - 1: the polynomial without its last term */                       \
+        const T p = r * EXP_SLOPE(r, (T)AS_IT_IS);                                   \
+        const T scale = AS_T(AS_I(shifted) << MANTISSA_BITS);                        \
+        const T e = fma(scale, p, scale - (T)(1));                                   \
+        const T e2 = e + (T)(2);                                                     \
+        *slope = ((T)(4) * (e + (T)(1))) / (e2 * e2);                                \
+        return copysign((T)(softcap) * (e / e2), y);                                 \
+    }                                                                                \
+    /* z of x, and dz/dx */                                                          \
+    static inline T NAME##_z(const T x, const options o, T *dz_dx)                   \
+    {                                                                                \
+        if (GENERAL == 0) return x;                                                  \
+        T z = x * (T)(o.logit_scale);                                                \
+        *dz_dx = (T)(o.logit_scale);                                                 \
+        if (o.softcap > 0) {                                                         \
+            T slope;                                                                 \
+            const T capped = NAME(z, o.softcap, &slope);                             \
+            z = z != z ? z : capped;                                                 \
+            *dz_dx = x == (T)(-REAL_INFINITY) ? (T)(0) : slope * (T)(o.logit_scale); \
+        }                                                                            \
+        return x == (T)(-REAL_INFINITY) ? x : z;                                     \
+    }
+
+#if !LANES || VEC == 1
+DEFINE_SOFTCAP(softcap_one, real, integer, PASTE(as_, REAL_TYPE), PASTE(as_, INTEGER_TYPE))
+#endif
+#if VEC > 1
+DEFINE_SOFTCAP(softcap_vector, vec, ivec, AS_VEC, AS_IVEC)
+#else
+#    define softcap_vector_z softcap_one_z
+#endif
+
+/* ---- What follows from the sums ----------------------------------------------------------- */
+
+typedef struct {
+    lane maximum;
+    exp_scale scale;
+    lane others;     /* sum of exp(z) at scale, without the target's class */
+    lane target_exp; /* at scale; 0 without a target */
+    lane d;          /* others + target_exp */
+    lane log_d;      /* log sum exp(z - maximum) */
+    lane lse;
+    ilane valid; /* at least one finite logit, no +inf, no NaN */
+    ilane
+        confident; /* one class that is not the target holds more than half: log_d lacks relative precision until
+                        keep_top_apart() */
+} row_result;
+
+/* log(others + apart) relative to top, all at one scale. Where the class kept apart is the top and holds more
+ * than half, log1p keeps the digits of a confident row. */
+static inline lane log_sum(const lane others, const lane apart, const lane top)
+{
+    const lane of_apart = log1p_lane(others / apart);
+    const lane of_all = log_lane((others + apart) / top);
+    return apart > others ? of_apart : of_all;
+}
+
+static inline row_result finish_sums(const lane maximum, const lane others, const lane target_exp,
+                                     const ilane has_nan)
+{
+    row_result r;
+    r.maximum = maximum;
+    r.scale = exp_scale_of(maximum);
+    r.others = others;
+    r.target_exp = target_exp;
+    r.d = others + target_exp;
+    r.valid = maximum > (lane)(-REAL_INFINITY) && maximum < (lane)(REAL_INFINITY) && r.d == r.d;
+    const lane top = exp_lane(maximum, r.scale, true);
+    r.log_d = r.valid ? log_sum(others, target_exp, top) : (lane)(REAL_NAN);
+    r.lse = has_nan ? (lane)(REAL_NAN) : r.valid ? maximum + r.log_d : maximum;
+    r.confident = r.valid && r.d < top + top && target_exp <= others;
+    return r;
+}
+
+/* others: the sum without the top, where that is confident. */
+static inline void keep_top_apart(row_result *r, const lane others)
+{
+    const lane top = exp_lane(r->maximum, r->scale, true);
+    const lane log_d = log_sum(others, top, top);
+    r->log_d = r->confident ? log_d : r->log_d;
+    r->lse = r->confident ? r->maximum + r->log_d : r->lse;
+}
+
+/* What a row is judged by, and the weights of its terms. */
+typedef struct {
+    ilane counts;   /* neither ignored nor masked nor out of range */
+    ilane bad;      /* out of range, and the policy makes that NaN */
+    lane weight;    /* row_weight */
+    lane z;         /* of the target's class; -inf without one */
+    lane dz_dx;     /* there */
+    lane one_hot;   /* keep * class_weight of the target's class; 0 without one */
+    lane dense;     /* the part of a_j at the target's class that every class has */
+    lane dense_sum; /* sum of that part over the classes */
+    lane dense_nll; /* sum of that part times (maximum - z_j) */
+} judgement;
+
+static inline lane loss_of(const row_result *r, const judgement *t, const bool dense, const real z_loss)
+{
+    const lane zero = (lane)(0);
+    lane loss = t->one_hot != zero ? t->one_hot * ((r->maximum - t->z) + r->log_d) : zero;
+    if (dense) loss = loss + (t->dense_nll + t->dense_sum * r->log_d);
+    if (z_loss != 0) loss = fma((lane)(z_loss), r->lse * r->lse, loss); /* 0 * inf would be NaN */
+    loss = r->valid ? t->weight * loss : (lane)(REAL_NAN);
+    return t->counts ? loss : t->bad ? (lane)(REAL_NAN) : zero;
+}
+
+/* sum: of exp(z) (maximum - z) at scale over all classes but the target's. */
+static inline lane entropy_of(const row_result *r, const judgement *t, const lane sum)
+{
+    const lane zero = (lane)(0);
+    const lane of_target = r->target_exp == zero ? zero : r->target_exp * (r->maximum - t->z);
+    return r->valid ? r->log_d + (sum + of_target) / r->d : (lane)(REAL_NAN);
+}
+
+/* dx_j = (exp(z_j) * slope - dense a_j) * outer * dz/dx_j, at the target's class `target`. Where a row has no
+ * gradient all its elements are `fill`. */
+typedef struct {
+    lane slope, outer, target, fill;
+    ilane filled;
+} gradient_factors;
+
+/* d: see get_d(); where it is the sum of weights (own_d), there may be no row that counts. lse: as the statistics give
+ * it, as a gradient run from them has no better one. */
+static inline gradient_factors gradient_of(const row_result *r, const judgement *t, const bool dense,
+                                           const real z_loss, const lane lse, const lane upstream,
+                                           const real d, const bool own_d)
+{
+    const bool no_gradient = own_d && d == 0;
+    const lane z_term = (lane)(2 * z_loss) * lse;
+    const lane rest = (t->dense_sum + z_term) * (r->target_exp / r->d);
+    const lane at_target = rest - t->one_hot * (r->others / r->d);
+    gradient_factors g;
+    g.slope = (t->one_hot + t->dense_sum + z_term) / r->d;
+    g.outer = t->weight * upstream / (lane)(d);
+    g.target = (dense ? at_target - t->dense : at_target) * g.outer * t->dz_dx;
+    g.filled = (ilane)(no_gradient ? -1 : 0) || !t->counts || !r->valid;
+    g.fill = t->bad || (t->counts && !r->valid) ? (lane)(REAL_NAN) : (lane)(0);
+    return g;
+}
+
+/* ---- What stands beside the logits -------------------------------------------------------- */
+
+/* What multiplies the gradient of one row. */
+static inline real get_upstream(const clxent_parameters *p, __global const real *upstream, const ulong row)
+{
+    if (p->flags & FLAG_UPSTREAM_ROWS) return upstream[p->offset.upstream + row];
+    return (p->flags & FLAG_UPSTREAM) ? upstream[p->offset.upstream] : REAL(1.0);
+}
+
+/* What losses and gradients are divided by: the caller's denominator, or D as the pass over the targets left it. Of
+ * few rows every work-item finds D by itself (FLAG_OWN_D), which saves that pass, and one leaves it for reduce.cl. */
+static inline real get_d(const clxent_parameters *p, __global const void *targets,
+                         __global const real *class_weights, __global const real *row_weights,
+                         __global const real *denominator, __global uchar *workspace)
+{
+    if (p->flags & FLAG_DENOMINATOR) return denominator[p->offset.denominator];
+    if (!(p->flags & FLAG_MEAN)) return 1;
+    __global real *shared = (__global real *)(workspace + p->totals_at);
+    if (!(p->flags & FLAG_OWN_D)) return *shared;
+    long_sum sum = long_zero();
+    for (ulong row = 0; row < p->rows; row++) {
+        const row_target t = get_target(p, row, targets, row_weights);
+        sum = long_add(sum, (lane)(counted_weight(p, &t, class_weights)));
+    }
+    const real d = FIRST_OF_LANE(long_value(sum));
+    if (get_global_id(0) == 0) *shared = d;
+    return d;
+}
