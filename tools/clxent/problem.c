@@ -310,6 +310,7 @@ enum row_kind {
     ROW_OFFSET,   /* a large shared offset: a rounded lse loses the loss */
     ROW_RISING,   /* each block rescales the running sum */
     ROW_FALLING,  /* none does, and the tail underflows */
+    ROW_STEADY,   /* one class dominates many equal ones: a running sum that rounds the same way each time */
     /* -inf, not at the target */
     ROW_HOLES,
     ROW_LEADING, /* -inf - -inf in a running maximum before the first finite logit */
@@ -340,6 +341,7 @@ static double logit_of(const clxent_desc *desc, enum row_kind kind, size_t j, si
     case ROW_OFFSET: return floor(4 * plain) + (f16 ? 3e4 : desc->dtype == CLXENT_BF16 ? 4096 : 1e6);
     case ROW_RISING: return -100 + 200 * ((double)j / (double)desc->classes);
     case ROW_FALLING: return 100 - 200 * ((double)j / (double)desc->classes);
+    case ROW_STEADY: return j == special ? 0 : -8.3;
     case ROW_HOLES: return !is_target && j != last && (j + special) % 3 == 0 ? -INFINITY : plain;
     case ROW_LEADING:
         return !is_target && j != last && j < desc->classes - desc->classes / 8 ? -INFINITY : plain;
@@ -373,9 +375,10 @@ static void fill_logits(const problem *p, void *data, uint32_t fill, random_stat
 
     kinds[count++] = ROW_PLAIN;
     for (int kind = ROW_NEGATIVE; kind <= ROW_NAN_AND_INF; kind++) {
-        const uint32_t needs = kind <= ROW_FALLING ? FILL_DESIGNED
-                               : kind <= ROW_LONE  ? FILL_MASKED
-                                                   : FILL_SPECIAL;
+        const uint32_t needs = kind <= ROW_FALLING  ? FILL_DESIGNED
+                               : kind == ROW_STEADY ? FILL_STEADY
+                               : kind <= ROW_LONE   ? FILL_MASKED
+                                                    : FILL_SPECIAL;
         if ((fill & needs) != 0) kinds[count++] = (enum row_kind)kind;
     }
     for (size_t row = 0; row < rows_of(desc); row++) {
@@ -661,12 +664,12 @@ bool execute(execution *e, const runner *on, clxent_plan *plan, const problem *p
 
 /* The same by clxent_run_host(), whose status is returned in *status. */
 static bool execute_on_host(execution *e, const runner *on, const problem *p, uint32_t flags,
-                            clxent_status *status, problem_fault *f)
+                            size_t max_chunk_bytes, clxent_status *status, problem_fault *f)
 {
     clxent_host_args args = CLXENT_HOST_ARGS_INIT;
 
     if (!make_images(e, p, p->desc.outputs, NULL, flags, f)) return false;
-    args.max_chunk_bytes = p->args.max_chunk_bytes;
+    args.max_chunk_bytes = max_chunk_bytes;
     for (int t = 0; t < TENSORS; t++) {
         const image *i = image_of(e, t);
         if (i->before == NULL) continue;
@@ -874,6 +877,26 @@ static bool find_bad_targets(const problem *p, clxent_bad_targets *bad, problem_
     return clxent_reference_run(&desc, &p->args, &want, f->text, sizeof f->text) == CLXENT_OK;
 }
 
+/* A limit that the smallest chunk does not fit is refused, and nothing written; what that chunk takes is the library's
+ * affair, so the limit is doubled until it is taken, which it must be where a chunk of all rows fits. */
+static bool execute_in_chunks(execution *e, const runner *on, const problem *p, uint32_t flags,
+                              clxent_status *status, problem_fault *f)
+{
+    size_t limit = p->args.max_chunk_bytes, largest = 0;
+
+    for (;;) {
+        if (!execute_on_host(e, on, p, flags, limit, status, f)) return false;
+        for (int t = 0; t < TENSORS; t++)
+            if (e->images[t].bytes > largest) largest = e->images[t].bytes;
+        /* twice: the last row of a chunk may have padding, which the tensor's last row has not */
+        if (limit == 0 || limit / 2 > largest || *status != CLXENT_ERROR_INVALID_ARGUMENT) return true;
+        e->in_place = -1;
+        if (!check_untouched(p, e, 0, f)) return false;
+        free_execution(e);
+        limit *= 2;
+    }
+}
+
 /* clxent_run_host() gives what first gave, or refuses what it promises to refuse. */
 static bool check_on_host(const runner *on, const problem *p, const execution *first, uint32_t flags,
                           problem_fault *f)
@@ -883,7 +906,7 @@ static bool check_on_host(const runner *on, const problem *p, const execution *f
     clxent_status status;
 
     if (!find_bad_targets(p, &bad, f)) return false;
-    bool good = execute_on_host(&e, on, p, flags, &status, f);
+    bool good = execute_in_chunks(&e, on, p, flags, &status, f);
     if (good && bad.count > 0) {
         const uint32_t record = p->desc.outputs & CLXENT_OUTPUT_BAD_TARGETS;
         if (status != CLXENT_ERROR_BAD_TARGET)

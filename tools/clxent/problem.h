@@ -80,7 +80,8 @@ enum {
     FILL_UPSTREAM = 1 << 5,    /* gives upstream where it is optional */
     FILL_DENOMINATOR = 1 << 6, /* gives denominator */
     FILL_HIT = 1 << 7, /* every second target is its row's maximum: correct predictions, small losses */
-    FILL_ALL_IGNORED = 1 << 8 /* every target is ignore_index */
+    FILL_ALL_IGNORED = 1 << 8, /* every target is ignore_index */
+    FILL_STEADY = 1 << 9       /* rows of equal logits but for one */
 };
 
 /* Inputs of desc in host memory, exactly as large as desc needs, padding filled with NaN. gradient holds
@@ -111,8 +112,10 @@ enum {
     CASE_LARGER_PLAN = 1 << 2,  /* a plan for more rows than are run */
     CASE_OUT_OF_ORDER = 1 << 3, /* on an out-of-order queue, where there is one */
     CASE_ALIGNED = 1 << 4,      /* buffers begin at offset 0: the cases of aligned fast paths */
-    CASE_HOST_ARRAYS = 1 << 5   /* also by clxent_run_host(), with args.max_chunk_bytes: the same bits, or
-                                   CLXENT_ERROR_BAD_TARGET and no output but the record where a target is bad */
+    CASE_HOST_ARRAYS =
+        1 << 5 /* also by clxent_run_host(), with args.max_chunk_bytes or the next double of it that
+                                   is not too small: the same bits, or CLXENT_ERROR_BAD_TARGET and no output but
+                                   the record where a target is bad */
 };
 
 /* What problems are run on. */

@@ -8,9 +8,11 @@
 #include "verify_case.h"
 
 #include <math.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { DEFAULT_CASES = 5000, DEFAULT_FAILURES = 10, COMMAND_SIZE = CASE_TEXT_SIZE + 512 };
 
@@ -107,12 +109,65 @@ typedef struct verification {
     json_t *reports; /* one object for each failure */
 } verification;
 
+/* ' in it would end the shell's quotes; such a device is named by its number. */
+static void write_command(const verification *v, const char *arguments, char command[COMMAND_SIZE])
+{
+    const char *device = v->options->common.device;
+    char chosen[256] = "";
+
+    if (device != NULL && strchr(device, '\'') == NULL)
+        snprintf(chosen, sizeof chosen, " --device '%s'", device);
+    else if (device != NULL) snprintf(chosen, sizeof chosen, " --device %zu", v->session.device.index);
+    snprintf(command, COMMAND_SIZE, "clxent verify%s %s", chosen, arguments);
+}
+
+static void write_case_command(const verification *v, const verify_case *c, char command[COMMAND_SIZE])
+{
+    char text[CASE_TEXT_SIZE], arguments[CASE_TEXT_SIZE + 16];
+
+    case_write(c, text);
+    snprintf(arguments, sizeof arguments, "--case '%s'", text);
+    write_command(v, arguments, command);
+}
+
+/* A kernel that writes where it should not, or a driver's own fault, ends the process: the case that is
+ * running is said all the same. */
+static char running[COMMAND_SIZE]; /* its command, read by the signals' handler */
+static const int crashes[] = { SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT };
+enum { CRASHES = sizeof crashes / sizeof *crashes };
+static struct sigaction handled_before[CRASHES];
+
+/* Returns to where it crashed, which crashes again: into the handler of before, a sanitizer's perhaps, that
+ * finds everything as it was. abort() ends the process when its handler returns. */
+static void say_crash(int number)
+{
+    static const char what[] = "\nclxent verify: a kernel or the driver crashed; repeat with\n  ";
+    ssize_t written = write(STDERR_FILENO, what, sizeof what - 1);
+
+    written += write(STDERR_FILENO, running, strlen(running));
+    written += write(STDERR_FILENO, "\n", 1);
+    (void)written; /* nothing could be done about it */
+    for (size_t i = 0; i < CRASHES; i++)
+        if (crashes[i] == number) sigaction(number, &handled_before[i], NULL);
+}
+
+/* After the driver was loaded: PoCL's LLVM has handlers of its own. */
+static void catch_crashes(void)
+{
+    struct sigaction crash = { .sa_flags = SA_NODEFER };
+
+    crash.sa_handler = say_crash;
+    sigemptyset(&crash.sa_mask);
+    for (size_t i = 0; i < CRASHES; i++) sigaction(crashes[i], &crash, &handled_before[i]);
+}
+
 /* Runs the case; worst as check_problem() has it. */
 static bool passes(const verification *v, const verify_case *c, double worst[OUTPUTS], problem_fault *f)
 {
     problem p;
-    bool good = fill_problem(&p, &c->desc, c->fill, c->seed, f);
 
+    write_case_command(v, c, running);
+    bool good = fill_problem(&p, &c->desc, c->fill, c->seed, f);
     p.args.max_chunk_bytes = c->chunk_bytes;
     good = good && check_problem(&v->on, &p, c->checks, worst, f);
     free_problem(&p);
@@ -143,41 +198,27 @@ static void count(verification *v, const verify_case *c, bool good, const double
     }
 }
 
-/* ' in it would end the shell's quotes; such a device is named by its number. */
-static void write_command(const verification *v, const char *arguments, char command[COMMAND_SIZE])
-{
-    const char *device = v->options->common.device;
-    char chosen[256] = "";
-
-    if (device != NULL && strchr(device, '\'') == NULL)
-        snprintf(chosen, sizeof chosen, " --device '%s'", device);
-    else if (device != NULL) snprintf(chosen, sizeof chosen, " --device %zu", v->session.device.index);
-    snprintf(command, COMMAND_SIZE, "clxent verify%s %s", chosen, arguments);
-}
-
 /* Shrinks and reports a case that failed as *f says. number: NULL for a case that came as text. */
 static void report(verification *v, const verify_case *c, const size_t *number, const problem_fault *f)
 {
     const options *o = v->options;
     verify_case smallest = *c;
     problem_fault how = *f;
-    char text[CASE_TEXT_SIZE], words[CASE_TEXT_SIZE], name[64] = "case";
-    char arguments[CASE_TEXT_SIZE + 16], repeat[COMMAND_SIZE], repeat_smallest[COMMAND_SIZE];
+    char text[CASE_TEXT_SIZE], words[CASE_TEXT_SIZE], name[64] = "case", arguments[256];
+    char repeat[COMMAND_SIZE], repeat_smallest[COMMAND_SIZE];
     json_t *object = json_object();
 
-    case_write(c, text);
-    snprintf(arguments, sizeof arguments, "--case '%s'", text);
+    write_case_command(v, c, repeat);
     if (number != NULL) {
         snprintf(name, sizeof name, "case %zu", *number);
         snprintf(arguments, sizeof arguments, "--seed %zu --case %zu --max-elements %zu%s", o->seed, *number,
                  o->max_elements, o->no_host_arrays ? " --no-host-arrays" : "");
+        write_command(v, arguments, repeat);
     }
-    write_command(v, arguments, repeat);
     const size_t tried = case_shrink(&smallest, fails, v, &how);
     case_write(&smallest, text);
     case_describe(&smallest, words);
-    snprintf(arguments, sizeof arguments, "--case '%s'", text);
-    write_command(v, arguments, repeat_smallest);
+    write_case_command(v, &smallest, repeat_smallest);
 
     cli_progress_stop();
     if (!o->common.json) {
@@ -349,6 +390,7 @@ int command_verify(int argc, char **argv)
     if (good) {
         v.reports = json_array();
         v.num_features = case_list_features(v.features);
+        catch_crashes();
         check_cases(&v);
         if (o.common.json) print_json(&v);
         else print_text(&v);

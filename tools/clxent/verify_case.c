@@ -26,8 +26,9 @@ static const char *const bad_target_names[] = { "report", "nan", "ignore", NULL 
 static const char *const all_ignored_names[] = { "nan", "zero", NULL };
 static const char *const gradient_mode_names[] = { "write", "accumulate", NULL };
 /* Named by bit. */
-static const char *const fill_names[] = { "designed", "masked",      "special", "ignored",     "bad-targets",
-                                          "upstream", "denominator", "hit",     "all-ignored", NULL };
+static const char *const fill_names[] = { "designed",    "masked",   "special",     "ignored",
+                                          "bad-targets", "upstream", "denominator", "hit",
+                                          "all-ignored", "steady",   NULL };
 static const char *const check_names[] = { "in-place", "subsets",     "larger-plan", "out-of-order",
                                            "aligned",  "host-arrays", NULL };
 
@@ -368,12 +369,13 @@ static size_t draw_classes(random_state *random)
     }
 }
 
-static void draw_shape(clxent_desc *desc, size_t max_elements, random_state *random)
+/* many: enough rows of few classes that the second reduction and chunks of rows have several parts */
+static void draw_shape(clxent_desc *desc, bool many, size_t max_elements, random_state *random)
 {
     static const size_t inners[] = { 2, 3, 4, 7, 8, 15, 16, 17, 33, 64 };
-    const size_t limit = magnitude(random, 16384);
+    const size_t limit = many ? SIZE_MAX : magnitude(random, 16384);
 
-    desc->classes = draw_classes(random);
+    desc->classes = many ? between(random, 1, 5) : draw_classes(random);
     desc->inner = chance(random, 15) ? PICK(random, inners) : 1;
     if (desc->classes > max_elements) desc->classes = desc->classes % max_elements + 1;
     if (desc->classes * desc->inner > max_elements) desc->inner = 1;
@@ -381,7 +383,8 @@ static void draw_shape(clxent_desc *desc, size_t max_elements, random_state *ran
     /* slabs are rows where inner is 1; a long row is not multiplied much */
     size_t slabs = (limit < max_elements ? limit : max_elements) / (desc->classes * desc->inner);
     if (slabs == 0) slabs = max_elements / (desc->classes * desc->inner) < 3 ? 1 : between(random, 1, 3);
-    if (slabs > 300) slabs = 300;
+    const size_t most = many ? between(random, 4000, 14000) / desc->inner : 300;
+    if (slabs > most) slabs = most;
     const size_t rows = slabs * desc->inner;
     desc->seq = between(random, 1, rows < 16 ? rows : 16);
     while (rows % desc->seq != 0) desc->seq--;
@@ -490,10 +493,12 @@ void case_draw(verify_case *c, uint64_t seed, uint64_t number, size_t max_elemen
 
     *c = case_default();
     c->seed = seed * 1000003 + number;
+    c->checks = random_u32(&random) & random_u32(&random) & ((1u << count_names(check_names)) - 1);
+    if ((c->checks & CASE_HOST_ARRAYS) != 0) c->chunk_bytes = PICK(&random, chunks);
     desc->op = chance(&random, 80) ? CLXENT_OP_CROSS_ENTROPY : (uint32_t)between(&random, 1, 4);
     desc->dtype = PICK(&random, dtypes);
     desc->reduction = random_u32(&random) % 3;
-    draw_shape(desc, max_elements, &random);
+    draw_shape(desc, chance(&random, (c->checks & CASE_HOST_ARRAYS) != 0 ? 8 : 1), max_elements, &random);
     draw_targets(c, &random);
     if (desc->op == CLXENT_OP_CROSS_ENTROPY) draw_options(desc, &random);
     desc->outputs = draw_outputs(desc, &random);
@@ -505,10 +510,9 @@ void case_draw(verify_case *c, uint64_t seed, uint64_t number, size_t max_elemen
     if (chance(&random, 60)) c->fill |= FILL_DESIGNED;
     if (chance(&random, 40)) c->fill |= FILL_MASKED;
     if (chance(&random, 15)) c->fill |= FILL_SPECIAL;
+    if (chance(&random, 20)) c->fill |= FILL_STEADY;
     if (chance(&random, 40)) c->fill |= FILL_UPSTREAM;
     if (chance(&random, 25)) c->fill |= FILL_DENOMINATOR;
-    c->checks = random_u32(&random) & random_u32(&random) & ((1u << count_names(check_names)) - 1);
-    if ((c->checks & CASE_HOST_ARRAYS) != 0) c->chunk_bytes = PICK(&random, chunks);
 
     /* a gradient in place lies as the logits do; what cannot be in place is not */
     if ((c->checks & CASE_IN_PLACE) != 0) {
