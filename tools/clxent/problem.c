@@ -886,10 +886,13 @@ static bool execute_in_chunks(execution *e, const runner *on, const problem *p, 
 
     for (;;) {
         if (!execute_on_host(e, on, p, flags, limit, status, f)) return false;
-        for (int t = 0; t < TENSORS; t++)
-            if (e->images[t].bytes > largest) largest = e->images[t].bytes;
-        /* twice: the last row of a chunk may have padding, which the tensor's last row has not */
-        if (limit == 0 || limit / 2 > largest || *status != CLXENT_ERROR_INVALID_ARGUMENT) return true;
+        for (int t = 0; t < TENSORS; t++) {
+            const layout l = layout_of(&p->desc, t);
+            /* the last row of a chunk may have its padding, which the tensor's last row has not */
+            const size_t bytes = e->images[t].bytes + l.stride * l.element_size;
+            if (e->images[t].before != NULL && bytes > largest) largest = bytes;
+        }
+        if (limit == 0 || limit > largest || *status != CLXENT_ERROR_INVALID_ARGUMENT) return true;
         e->in_place = -1;
         if (!check_untouched(p, e, 0, f)) return false;
         free_execution(e);
