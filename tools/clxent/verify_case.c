@@ -382,8 +382,8 @@ static void draw_shape(clxent_desc *desc, bool many, size_t max_elements, random
     if (desc->classes * desc->inner > max_elements) desc->inner = 1;
 
     /* slabs are rows where inner is 1; a long row is not multiplied much */
-    size_t slabs = (limit < max_elements ? limit : max_elements) / (desc->classes * desc->inner);
-    if (slabs == 0) slabs = max_elements / (desc->classes * desc->inner) < 3 ? 1 : between(random, 1, 3);
+    size_t slabs = (limit < max_elements ? limit : max_elements) / desc->classes / desc->inner;
+    if (slabs == 0) slabs = max_elements / desc->classes / desc->inner < 3 ? 1 : between(random, 1, 3);
     const size_t most = many ? between(random, 4000, 14000) / desc->inner : 300;
     if (slabs > most) slabs = most;
     const size_t rows = slabs * desc->inner;
