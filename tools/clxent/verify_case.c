@@ -380,10 +380,12 @@ static void draw_shape(clxent_desc *desc, bool many, size_t max_elements, random
     desc->inner = chance(random, 15) ? PICK(random, inners) : 1;
     if (desc->classes > max_elements) desc->classes = desc->classes % max_elements + 1;
     if (desc->classes * desc->inner > max_elements) desc->inner = 1;
+    const size_t slab_elements = desc->classes * desc->inner, most_slabs = max_elements / slab_elements;
 
     /* slabs are rows where inner is 1; a long row is not multiplied much */
-    size_t slabs = (limit < max_elements ? limit : max_elements) / desc->classes / desc->inner;
-    if (slabs == 0) slabs = max_elements / desc->classes / desc->inner < 3 ? 1 : between(random, 1, 3);
+    size_t slabs = limit / slab_elements;
+    if (slabs > most_slabs) slabs = most_slabs;
+    if (slabs == 0) slabs = most_slabs < 3 ? 1 : between(random, 1, 3);
     const size_t most = many ? between(random, 4000, 14000) / desc->inner : 300;
     if (slabs > most) slabs = most;
     const size_t rows = slabs * desc->inner;
@@ -500,7 +502,8 @@ void case_draw(verify_case *c, uint64_t seed, uint64_t number, size_t max_elemen
     desc->op = chance(&random, 80) ? CLXENT_OP_CROSS_ENTROPY : (uint32_t)between(&random, 1, 4);
     desc->dtype = PICK(&random, dtypes);
     desc->reduction = random_u32(&random) % 3;
-    draw_shape(desc, chance(&random, (c->checks & CASE_HOST_ARRAYS) != 0 ? 8 : 1), max_elements, &random);
+    draw_shape(desc, chance(&random, (c->checks & CASE_HOST_ARRAYS) != 0 ? 8 : 1),
+               max_elements > 0 ? max_elements : 1, &random);
     draw_targets(c, &random);
     if (desc->op == CLXENT_OP_CROSS_ENTROPY) draw_options(desc, &random);
     desc->outputs = draw_outputs(desc, &random);
