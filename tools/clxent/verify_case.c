@@ -336,7 +336,7 @@ static bool chance(random_state *random, unsigned percent) { return random_u32(r
 
 static size_t between(random_state *random, size_t low, size_t high)
 {
-    return low + random_u32(random) % (high - low + 1);
+    return high > low ? low + random_u32(random) % (high - low + 1) : low;
 }
 
 /* As many small numbers as large ones, by magnitude. */
