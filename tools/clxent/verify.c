@@ -298,8 +298,11 @@ static void print_text(const verification *v)
     printf("device    %zu: %s\n", device->index, device->name);
     printf("driver    %s, %s\n", v->driver, v->version);
     printf("clxent    %s\n", clxent_version());
-    printf("cases     %zu of seed %zu: %zu passed, %zu failed; %zu more skipped, f64 on a device without\n",
-           v->done, v->options->seed, v->done - v->failures, v->failures, v->skipped);
+    printf("cases     %zu", v->done);
+    if (v->options->text == NULL) printf(" of seed %zu", v->options->seed);
+    printf(": %zu passed, %zu failed", v->done - v->failures, v->failures);
+    if (v->skipped > 0) printf("; %zu more need f64, which the device has not", v->skipped);
+    putchar('\n');
     printf("programs  %zu compiled\n", v->session.programs);
     printf("time      %.1f s\n\n", v->seconds);
     printf("%-34s %7s %9s %14s\n", "feature", "cases", "failures", "worst / bound");
