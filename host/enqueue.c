@@ -288,15 +288,13 @@ static bool divides_by_d(const run *r)
            (r->outputs & (CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT)) != 0;
 }
 
-/* Few rows need no pass over the targets: each group of the main kernel adds up D itself. Not where the pass has
- * other work, nor where its groups would add in another order. */
+/* Few rows without weights need no pass over the targets: the main kernel counts them itself, exactly. */
 static bool finds_own_d(const run *r)
 {
     enum { FEW_ROWS = 64 };
-    const uint32_t group = r->plan->tuning.group;
-    return r->part.pass == CLXENT_PASS_ALL && r->plan->desc.op == CLXENT_OP_CROSS_ENTROPY &&
-           r->args.bad_targets.mem == NULL && r->rows > 0 && r->rows <= FEW_ROWS &&
-           (group == 1 || r->rows <= group);
+    return r->part.pass == CLXENT_PASS_ALL && r->plan->desc.op == CLXENT_OP_CROSS_ENTROPY && r->rows > 0 &&
+           r->rows <= FEW_ROWS && r->args.bad_targets.mem == NULL && r->args.class_weights.mem == NULL &&
+           r->args.row_weights.mem == NULL;
 }
 
 static void fill_parameters(run *r)

@@ -170,7 +170,7 @@ struct clxent_plan {
     size_t rows; /* batch * seq */
     size_t rows_per_group, tiles_per_group;
     size_t piece_vectors, pieces;
-    uint32_t tile;           /* rows of a tile of lanes */
+    uint32_t tile, columns;  /* of lanes: rows, vectors of a work-item */
     uint32_t cache_elements; /* of local memory, of the main kernel */
     bool second_pass;        /* a row's sums may be taken once more, see cross_entropy.cl, count_passes() */
     cl_uint flags;           /* FLAG_* that follow from the plan alone */

@@ -13,7 +13,7 @@
 /* Outputs whose values come from the rows' losses or predictions by the second reduction. */
 #define REDUCED_OUTPUTS (CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_CORRECT)
 
-enum { ALIGNMENT = 64, OPTIONS_SIZE = 192, TEXT_SIZE = 512 };
+enum { ALIGNMENT = 64, OPTIONS_SIZE = 192, TEXT_SIZE = 512, MOST_COLUMNS = 4 };
 
 static clxent_status supported(clxent_context *ctx, const clxent_desc *desc)
 {
@@ -60,14 +60,21 @@ static bool may_be_dense(const clxent_desc *desc)
            (!clxent_targets_are_indices(desc) || desc->label_smoothing != 0.0);
 }
 
-/* Reals of local memory that a tile of lanes needs; 0 where logits of that many classes can never fit. */
-static size_t tile_elements(const clxent_plan *plan, bool keeps_logits)
+/* Reals of local memory that a tile of lanes takes with so many vectors for each work-item; SIZE_MAX where that
+ * overflows. As lanes.cl lays it out. */
+static size_t tile_elements(const clxent_plan *plan, uint32_t columns, bool keeps)
 {
     const clxent_tuning *t = &plan->tuning;
-    const size_t rows = (size_t)t->lane_group * t->lane_vector;
-    const size_t pitch = plan->desc.inner == 1 && t->lane_group > 1 ? rows + 1 : rows;
-    const size_t limit = t->lane_cache / clxent_real_size(&plan->desc) / pitch / (keeps_logits ? 2 : 1);
-    return plan->desc.classes > limit ? 0 : plan->desc.classes * pitch * (keeps_logits ? 2 : 1);
+    const bool inner = plan->desc.inner > 1, alone = t->lane_group == 1;
+    const size_t rows = (size_t)t->lane_group * t->lane_vector * columns;
+    const size_t pitch = !inner && !alone ? rows + 1 : rows;
+    const size_t tiles = (keeps ? 2u : 1u) + (!inner && alone ? 1u : 0u);
+    const size_t spare = !inner && alone ? t->lane_vector : 0;
+    size_t elements;
+
+    return clxent_size_mul(plan->desc.classes, pitch * tiles, &elements) && elements < SIZE_MAX - spare
+               ? elements + spare
+               : SIZE_MAX;
 }
 
 /* Logits that lanes.cl must still have once their exponentials are taken. */
@@ -110,14 +117,21 @@ static void choose_strategy(clxent_plan *plan)
     if (!is_row_kernel(desc)) return;
 
     const bool keeps = keeps_logits(plan);
-    const size_t elements = tile_elements(plan, keeps);
-    if (desc->inner > 1 || (desc->classes <= t->lane_classes && elements > 0)) {
+    const size_t limit = t->lane_cache / clxent_real_size(desc);
+    uint32_t columns = desc->inner > 1 && t->lane_group == 1 ? MOST_COLUMNS : 1;
+    while (columns > 1 &&
+           (tile_elements(plan, columns, keeps) > limit || columns * t->lane_vector > desc->inner)) {
+        columns /= 2;
+    }
+    const size_t elements = tile_elements(plan, columns, keeps);
+    const bool fits = elements <= limit;
+    if (desc->inner > 1 || (desc->classes <= t->lane_classes && fits)) {
         plan->shares = CLXENT_STRATEGY_LANES;
-        plan->tile = t->lane_group * t->lane_vector;
-        plan->cache_elements = (uint32_t)elements;
+        plan->columns = columns;
+        plan->tile = t->lane_group * t->lane_vector * columns;
+        plan->cache_elements = fits ? (uint32_t)elements : 0;
         plan->tiles_per_group = units_per_group(plan, plan->rows / plan->tile, desc->classes * plan->tile);
-        plan->flags =
-            (elements > 0 ? FLAG_TILE_FITS : 0u) | (keeps || elements == 0 ? FLAG_KEEPS_LOGITS : 0u);
+        plan->flags = keeps || !fits ? FLAG_KEEPS_LOGITS : 0u;
     } else if (plan->pieces > 1 && plan->rows / plan->ctx->device.compute_units < t->split) {
         plan->shares = CLXENT_STRATEGY_SPLIT;
     }
@@ -135,9 +149,11 @@ static clxent_status build_main(clxent_plan *plan)
     if (lanes) {
         (void)snprintf(
             options, sizeof options,
-            "-DDTYPE=%u -DGRADIENT_DTYPE=%u -DVEC=%u -DWG_SIZE=%u -DLANES=1 -DGENERAL=%d -DINNER=%d",
+            "-DDTYPE=%u -DGRADIENT_DTYPE=%u -DVEC=%u -DWG_SIZE=%u -DLANES=1 -DGENERAL=%d -DINNER=%d "
+            "-DCACHED=%d -DCOLUMNS=%u",
             (unsigned)desc->dtype, (unsigned)desc->gradient_dtype, (unsigned)t->lane_vector,
-            (unsigned)t->lane_group, is_general(desc), desc->inner > 1);
+            (unsigned)t->lane_group, is_general(desc), desc->inner > 1, plan->cache_elements > 0,
+            (unsigned)plan->columns);
     } else if (is_row_kernel(desc)) {
         (void)snprintf(
             options, sizeof options,
@@ -177,8 +193,9 @@ static clxent_status build_reductions(clxent_plan *plan)
     clxent_status status = CLXENT_OK;
 
     if (!targets && !losses) return CLXENT_OK;
-    (void)snprintf(options, sizeof options, "-DDTYPE=%u -DGRADIENT_DTYPE=%u -DVEC=1 -DWG_SIZE=%u -DLANES=0",
-                   real, real, (unsigned)plan->tuning.group);
+    (void)snprintf(options, sizeof options, "-DDTYPE=%u -DGRADIENT_DTYPE=%u -DVEC=%u -DWG_SIZE=%u -DLANES=1",
+                   real, real, plan->tuning.group == 1 ? (unsigned)plan->tuning.vector : 1u,
+                   (unsigned)plan->tuning.group);
     CLXENT_TRY(clxent_program_get(plan->ctx, "reduce.cl", options, &program));
     if (targets) {
         CLXENT_TRY_OR_FAIL(

@@ -80,8 +80,39 @@ typedef PASTE(INTEGER_TYPE, VEC) ivec;
 #    define VECTOR(type) PASTE(type, VEC)
 #    define CONVERT(type) PASTE(PASTE(convert_, type), VEC)
 #    define AS(type) PASTE(PASTE(as_, type), VEC)
-#    define LOAD(p) PASTE(vload, VEC)(0, p)
-#    define STORE(v, p) PASTE(vstore, VEC)(v, 0, p)
+#    if defined(__clang__)
+/* PoCL 3.1 makes vstore16 into local memory four stores, as it cannot tell that they do not overlap the loads
+ * between them. A pointer to vectors that may stand anywhere is one access in every compiler made of clang. */
+#        define DEFINE_ACCESS(T, SPACE)                                                              \
+            static inline __attribute__((overloadable, unused)) VECTOR(T) load_any(SPACE const T *p) \
+            {                                                                                        \
+                typedef VECTOR(T) anywhere __attribute__((aligned(sizeof(T))));                      \
+                return *(SPACE const anywhere *)p;                                                   \
+            }                                                                                        \
+            static inline __attribute__((overloadable, unused)) void store_any(const VECTOR(T) v,    \
+                                                                               SPACE T *p)           \
+            {                                                                                        \
+                typedef VECTOR(T) anywhere __attribute__((aligned(sizeof(T))));                      \
+                *(SPACE anywhere *)p = v;                                                            \
+            }
+#        define DEFINE_ACCESSES(T)     \
+            DEFINE_ACCESS(T, __global) \
+            DEFINE_ACCESS(T, __local)  \
+            DEFINE_ACCESS(T, __private)
+DEFINE_ACCESSES(float)
+DEFINE_ACCESSES(int)
+DEFINE_ACCESSES(long)
+DEFINE_ACCESSES(ushort)
+DEFINE_ACCESSES(uchar)
+#        if DTYPE == F64 || GRADIENT_DTYPE == F64
+DEFINE_ACCESSES(double)
+#        endif
+#        define LOAD(p) load_any(p)
+#        define STORE(v, p) store_any(v, p)
+#    else
+#        define LOAD(p) PASTE(vload, VEC)(0, p)
+#        define STORE(v, p) PASTE(vstore, VEC)(v, 0, p)
+#    endif
 #    define LOAD_HALF(p) PASTE(vload_half, VEC)(0, p)
 #    define STORE_HALF(v, p) PASTE(PASTE(vstore_half, VEC), _rte)(v, 0, p)
 #endif
@@ -536,30 +567,37 @@ static inline lane log_lane(const lane v)
 
 /* ---- Sums -------------------------------------------------------------------------------- */
 
-/* A sum with what its additions lost: exact to about u^2, so the order matters in theory only. */
-typedef struct {
-    lane high, low;
-} long_sum;
-
-/* Knuth's two-sum; a sum that is infinite or NaN stays so: high decides, low is not looked at. */
-static inline long_sum long_add(const long_sum s, const lane x)
-{
-    const lane high = s.high + x;
-    const lane shadow = high - s.high;
-    const lane lost = (s.high - (high - shadow)) + (x - shadow);
-    return (long_sum){ high, s.low + lost };
-}
-
-static inline lane long_value(const long_sum s)
-{
-    return fabs(s.high) < (lane)(REAL_INFINITY) ? s.high + s.low : s.high;
-}
-
-static inline long_sum long_merge(const long_sum a, const long_sum b)
-{
-    const long_sum s = long_add(a, b.high);
-    return (long_sum){ s.high, s.low + b.low };
-}
+/* A sum with what its additions lost: exact to about u^2, so the order matters in theory only. ADD is Knuth's
+ * two-sum; a sum that is infinite or NaN stays so: high decides, low is not looked at. */
+#define DEFINE_LONG_SUM(SUM, T, ADD, VALUE, MERGE)                          \
+    typedef struct {                                                        \
+        T high, low;                                                        \
+    } SUM;                                                                  \
+    static inline SUM ADD(const SUM s, const T x)                           \
+    {                                                                       \
+        const T high = s.high + x;                                          \
+        const T shadow = high - s.high;                                     \
+        const T lost = (s.high - (high - shadow)) + (x - shadow);           \
+        return (SUM){ high, s.low + lost };                                 \
+    }                                                                       \
+    static inline T VALUE(const SUM s)                                      \
+    {                                                                       \
+        return fabs(s.high) < (T)(REAL_INFINITY) ? s.high + s.low : s.high; \
+    }                                                                       \
+    static inline SUM MERGE(const SUM a, const SUM b)                       \
+    {                                                                       \
+        const SUM s = ADD(a, b.high);                                       \
+        return (SUM){ s.high, s.low + b.low };                              \
+    }
+DEFINE_LONG_SUM(long_sum, lane, long_add, long_value, long_merge)
+#if LANES
+DEFINE_LONG_SUM(long_sum_one, real, long_add_one, long_value_one, long_merge_one)
+#else
+#    define long_sum_one long_sum
+#    define long_add_one long_add
+#    define long_value_one long_value
+#    define long_merge_one long_merge
+#endif
 
 static inline long_sum long_zero(void) { return (long_sum){ (lane)(0), (lane)(0) }; }
 
@@ -645,11 +683,89 @@ static inline row_target get_target(const clxent_parameters *p, const ulong row,
     return t;
 }
 
-/* What a row adds to D. */
-static inline real counted_weight(const clxent_parameters *p, const row_target *t,
-                                  __global const real *class_weights)
+#if LANES
+/* ---- Lanes ------------------------------------------------------------------------------- */
+
+#    define LONGS VECTOR(long)
+
+static inline vec load_lanes(__global const real *p, const uint n)
 {
-    if (!t->counts) return 0;
-    const bool weighted = t->has_class && (p->flags & FLAG_CLASS_WEIGHTS) != 0;
-    return weighted ? t->weight * class_weights[p->offset.class_weights + t->class_index] : t->weight;
+    if (n == VEC) return LOAD(p);
+    real element[VEC];
+    for (uint i = 0; i < VEC; i++) element[i] = p[min(i, n - 1)];
+    return LOAD(element);
 }
+
+static inline void store_lanes(__global real *p, const vec value, const uint n)
+{
+    if (n == VEC) {
+        STORE(value, p);
+        return;
+    }
+    real element[VEC];
+    STORE(value, element);
+    for (uint i = 0; i < n; i++) p[i] = element[i];
+}
+
+/* The targets of n rows, as get_target() finds them; of the lanes behind, the last row's. */
+typedef struct {
+    ilane counts, bad, has_class;
+    ilane class_index; /* -1 where there is none */
+    lane weight;
+} lane_targets;
+
+static inline lane_targets get_targets(const clxent_parameters *p, const ulong row, const uint n,
+                                       __global const void *targets, __global const real *row_weights)
+{
+    lane_targets t;
+    if (n < VEC || p->shift > 0 || p->target_type == TARGET_NONE || is_probabilities(p->target_type)) {
+        integer counts[VEC], bad[VEC], has_class[VEC], class_index[VEC];
+        real weight[VEC];
+        for (uint i = 0; i < VEC; i++) {
+            const row_target one = get_target(p, row + min(i, n - 1), targets, row_weights);
+            counts[i] = one.counts ? -1 : 0;
+            bad[i] = one.bad ? -1 : 0;
+            has_class[i] = one.has_class ? -1 : 0;
+            class_index[i] = one.has_class ? (integer)one.class_index : -1;
+            weight[i] = one.weight;
+        }
+        t.counts = LOAD(counts);
+        t.bad = LOAD(bad);
+        t.has_class = LOAD(has_class);
+        t.class_index = LOAD(class_index);
+        t.weight = LOAD(weight);
+        return t;
+    }
+    const ulong at = p->offset.targets + row;
+    LONGS value;
+    if (p->target_type == TARGET_I32) {
+        value = CONVERT(long)(LOAD((__global const int *)targets + at));
+    } else if (p->target_type == TARGET_I64) {
+        value = LOAD((__global const long *)targets + at);
+    } else {
+        value = CONVERT(long)(LOAD((__global const uchar *)targets + at));
+    }
+    t.weight = (lane)(1);
+    if (p->flags & FLAG_ROW_WEIGHTS) t.weight = LOAD(row_weights + p->offset.row_weights + row);
+    const ilane judged = t.weight != (lane)(0);
+    const ilane known = TO_INTEGERS(value >= (LONGS)(0) && value < (LONGS)((long)p->classes));
+    ilane ignored = (ilane)(0);
+    if (p->flags & FLAG_IGNORE_INDEX) ignored = TO_INTEGERS(value == (LONGS)(p->ignore_index));
+    t.has_class = judged && known && !ignored;
+    t.counts = t.has_class;
+    t.bad = (ilane)(p->bad_target != BAD_TARGET_IGNORE ? -1 : 0) && judged && !known && !ignored;
+    t.class_index = t.has_class ? TO_INTEGERS(value) : (ilane)(-1);
+    t.weight = t.counts ? t.weight : (lane)(0);
+    return t;
+}
+
+/* table[class of each lane], 0 where there is none */
+static inline lane gather(__global const real *table, const ilane class_index)
+{
+    integer index[VEC];
+    real element[VEC];
+    STORE(class_index, index);
+    for (uint i = 0; i < VEC; i++) element[i] = index[i] >= 0 ? table[index[i]] : 0;
+    return LOAD(element);
+}
+#endif

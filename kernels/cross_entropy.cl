@@ -613,12 +613,11 @@ typedef struct {
     bool may_be_dense;
 } run;
 
-#define MAKE_RUN                                                                                         \
-    {                                                                                                    \
-        &p, logits, targets, row_weights, upstream, losses, lse, softmax, log_softmax, gradient, argmax, \
-            entropy, statistics, workspace, cache,                                                       \
-            get_d(&p, targets, class_weights, row_weights, denominator, workspace),                      \
-            GENERAL && (is_probabilities(p.target_type) || smoothing != 0)                               \
+#define MAKE_RUN                                                                                            \
+    {                                                                                                       \
+        &p, logits, targets, row_weights, upstream, losses, lse, softmax, log_softmax, gradient, argmax,    \
+            entropy, statistics, workspace, cache, get_d(&p, targets, row_weights, denominator, workspace), \
+            GENERAL && (is_probabilities(p.target_type) || smoothing != 0)                                  \
     }
 
 static inline row_input make_input(const clxent_parameters *p, const options o,

@@ -4,30 +4,58 @@
  * lane, is another row, and what a row has one of is one vector for all of them. For rows of few classes, and
  * for a class axis that is not the last. cross_entropy.cl has the other rows.
  *
- * Rows come in tiles of WG_SIZE * VEC. A tile is read once into local memory, class by class, and stays there
- * until its results are written; where it does not fit (INNER only) it is read a second time. With the class axis
- * last, tiles are transposed on their way in and out: by shuffles of registers in a group of one work-item, by
- * local memory in larger ones.
+ * Rows come in tiles, which are read once into local memory, class by class, and stay there until their results
+ * are written; where a tile does not fit (INNER only) it is read a second time. With the class axis last, tiles are
+ * transposed on their way in and out: by shuffles of registers in a group of one work-item, by local memory in
+ * larger ones.
  *
  * Set by the host with -D, beside those of common.cl and loss.cl:
- *   INNER  0: the class axis is last; a group of more than one work-item needs VEC 1
- *          1: rows are neighbours, classes are inner elements apart
+ *   INNER    0: the class axis is last; a group of more than one work-item needs VEC 1
+ *            1: rows are neighbours, classes are inner elements apart
+ *   CACHED   1: a tile fits into local memory; 0: it does not
+ *   COLUMNS  vectors of lanes that one work-item has in a tile, one after the other. More than one is for INNER
+ *            with a group of one work-item: so many neighbours are read and written together
  */
 #if !defined(INNER) || INNER < 0 || INNER > 1 || (!INNER && VEC > 1 && WG_SIZE > 1)
 #    error "INNER: 0, with VEC 1 or WG_SIZE 1, or 1"
 #endif
+#if !defined(CACHED) || CACHED < 0 || CACHED > 1 || (!INNER && !CACHED)
+#    error "CACHED: 1, or 0 with INNER"
+#endif
+#if !defined(COLUMNS) || COLUMNS < 1 || (COLUMNS > 1 && (!INNER || !CACHED || WG_SIZE > 1))
+#    error "COLUMNS: 1, or more with INNER, CACHED and a group of one work-item"
+#endif
 
-#define TILE (WG_SIZE * VEC)
+#define TILE (WG_SIZE * VEC * COLUMNS)
 /* From one class to the next in a tile. The odd element keeps neighbouring classes of a row in different banks. */
 #if !INNER && WG_SIZE > 1
 #    define COOPERATIVE 1 /* tiles are loaded and stored by all work-items of the group */
-#    define PITCH (TILE + 1)
+#    define PITCH (WG_SIZE + 1)
 #else
 #    define COOPERATIVE 0
-#    define PITCH TILE
+#    define PITCH (WG_SIZE * VEC)
+#endif
+/* A group of one work-item also keeps a tile as it lies in memory, to move it in whole vectors in order. */
+#if !INNER && WG_SIZE == 1
+#    define TRANSPOSES 1
+#else
+#    define TRANSPOSES 0
 #endif
 /* Classes between two additions to a long sum. Part of what decides bits. */
 #define BLOCK_CLASSES 64u
+
+/* Left to themselves, compilers call some of these for every vector. */
+#define INLINE static inline __attribute__((always_inline))
+
+/* The next tile comes from memory while this one is computed. PoCL's prefetch() does nothing; this built-in is for
+ * its CPUs, and Oclgrind does not know it. */
+#define PREFETCH(p)
+#if TRANSPOSES && defined(POCL_DEVICE_ADDRESS_BITS) && defined(__has_builtin)
+#    if __has_builtin(__builtin_prefetch)
+#        undef PREFETCH
+#        define PREFETCH(p) __builtin_prefetch((const void *)(size_t)(p))
+#    endif
+#endif
 
 /* The rows of one work-item's lanes, and their inputs. */
 typedef struct {
@@ -35,11 +63,10 @@ typedef struct {
     ulong row; /* of lane 0 */
     uint n;    /* lanes that exist, 0 to VEC */
     uint classes;
-    __global const storage *x; /* lane 0, class 0 */
-    __local real *logits;      /* this work-item's part of the tile; where `fits` */
-    __local real *values;      /* exponentials; the same place where logits are not needed again */
-    bool fits;
-    bool keeps_logits;
+    __global const storage *x;    /* lane 0, class 0 */
+    __global const storage *next; /* what is read next, a vector for each class */
+    __local real *logits;         /* this work-item's part of the tile */
+    __local real *values;         /* exponentials; the same place where logits are not needed again */
     bool dense;
     bool probabilities;
     bool q_is_f32;
@@ -57,91 +84,8 @@ static inline ulong class_step(const clxent_parameters *p) { return INNER ? p->i
 
 /* ---- Lanes from and to memory --------------------------------------------------------------- */
 
-#define LONGS VECTOR(long)
-
-static inline vec load_lanes(__global const real *p, const uint n)
-{
-    if (n == VEC) return LOAD(p);
-    real element[VEC];
-    for (uint i = 0; i < VEC; i++) element[i] = p[min(i, n - 1)];
-    return LOAD(element);
-}
-
-static inline void store_lanes(__global real *p, const vec value, const uint n)
-{
-    if (n == VEC) {
-        STORE(value, p);
-        return;
-    }
-    real element[VEC];
-    STORE(value, element);
-    for (uint i = 0; i < n; i++) p[i] = element[i];
-}
-
-/* The targets of all lanes, as get_target() finds them. */
-typedef struct {
-    ilane counts, bad, has_class;
-    ilane class_index; /* -1 where there is none */
-    lane weight;
-} lane_targets;
-
-static inline lane_targets get_targets(const tile_input *in, __global const real *row_weights)
-{
-    const clxent_parameters *p = in->p;
-    lane_targets t;
-    if (in->n < VEC || p->shift > 0 || p->target_type == TARGET_NONE || in->probabilities) {
-        integer counts[VEC], bad[VEC], has_class[VEC], class_index[VEC];
-        real weight[VEC];
-        for (uint i = 0; i < VEC; i++) {
-            const row_target one = get_target(p, in->row + min(i, in->n - 1), in->targets, row_weights);
-            counts[i] = one.counts ? -1 : 0;
-            bad[i] = one.bad ? -1 : 0;
-            has_class[i] = one.has_class ? -1 : 0;
-            class_index[i] = one.has_class ? (integer)one.class_index : -1;
-            weight[i] = one.weight;
-        }
-        t.counts = LOAD(counts);
-        t.bad = LOAD(bad);
-        t.has_class = LOAD(has_class);
-        t.class_index = LOAD(class_index);
-        t.weight = LOAD(weight);
-        return t;
-    }
-    const ulong at = p->offset.targets + in->row;
-    LONGS value;
-    if (p->target_type == TARGET_I32) {
-        value = CONVERT(long)(LOAD((__global const int *)in->targets + at));
-    } else if (p->target_type == TARGET_I64) {
-        value = LOAD((__global const long *)in->targets + at);
-    } else {
-        value = CONVERT(long)(LOAD((__global const uchar *)in->targets + at));
-    }
-    t.weight = (lane)(1);
-    if (p->flags & FLAG_ROW_WEIGHTS) t.weight = LOAD(row_weights + p->offset.row_weights + in->row);
-    const ilane judged = t.weight != (lane)(0);
-    const ilane known = TO_INTEGERS(value >= (LONGS)(0) && value < (LONGS)((long)p->classes));
-    ilane ignored = (ilane)(0);
-    if (p->flags & FLAG_IGNORE_INDEX) ignored = TO_INTEGERS(value == (LONGS)(p->ignore_index));
-    t.has_class = judged && known && !ignored;
-    t.counts = t.has_class;
-    t.bad = (ilane)(p->bad_target != BAD_TARGET_IGNORE ? -1 : 0) && judged && !known && !ignored;
-    t.class_index = t.has_class ? TO_INTEGERS(value) : (ilane)(-1);
-    t.weight = t.counts ? t.weight : (lane)(0);
-    return t;
-}
-
-/* table[class of each lane], 0 where there is none; step: elements from lane to lane */
-static inline lane gather(__global const real *table, const ilane class_index)
-{
-    integer index[VEC];
-    real element[VEC];
-    STORE(class_index, index);
-    for (uint i = 0; i < VEC; i++) element[i] = index[i] >= 0 ? table[index[i]] : 0;
-    return LOAD(element);
-}
-
 /* x of class c in all lanes. */
-static inline vec load_class(const tile_input *in, const uint c)
+INLINE vec load_class(const tile_input *in, const uint c)
 {
     __global const storage *x = in->x + c * class_step(in->p);
     if (INNER && in->n == VEC) return load_vector(x);
@@ -152,12 +96,12 @@ static inline vec load_class(const tile_input *in, const uint c)
     return LOAD(element);
 }
 
-static inline vec get_x(const tile_input *in, const uint c)
+INLINE vec get_x(const tile_input *in, const uint c)
 {
-    return in->fits ? LOAD(in->logits + (size_t)c * PITCH) : load_class(in, c);
+    return CACHED ? LOAD(in->logits + (size_t)c * PITCH) : load_class(in, c);
 }
 
-static inline vec get_z(const tile_input *in, const uint c)
+INLINE vec get_z(const tile_input *in, const uint c)
 {
     vec unused;
     return softcap_vector_z(get_x(in, c), in->o, &unused);
@@ -166,6 +110,13 @@ static inline vec get_z(const tile_input *in, const uint c)
 /* The logit of each lane's target; -inf without one. */
 static inline lane target_logits(const tile_input *in, const ilane class_index)
 {
+    if (CACHED && in->classes <= VEC) { /* cheaper than to take the lanes apart */
+        lane z = (lane)(-REAL_INFINITY);
+        for (uint c = 0; c < in->classes; c++) {
+            z = class_index == (ilane)((integer)c) ? get_x(in, c) : z;
+        }
+        return z;
+    }
     integer index[VEC];
     real element[VEC];
     STORE(class_index, index);
@@ -173,15 +124,14 @@ static inline lane target_logits(const tile_input *in, const ilane class_index)
         element[i] = -REAL_INFINITY;
         if (i >= in->n || index[i] < 0) continue;
         element[i] =
-            in->fits
-                ? in->logits[(size_t)index[i] * PITCH + i]
-                : load_one(in->x + (ulong)index[i] * class_step(in->p) + i * lane_step(in->p->row_stride));
+            CACHED ? in->logits[(size_t)index[i] * PITCH + i]
+                   : load_one(in->x + (ulong)index[i] * class_step(in->p) + i * lane_step(in->p->row_stride));
     }
     return LOAD(element);
 }
 
 /* The part of a_j that every class has, of class c: of an index target the smoothing, of probabilities all. */
-static inline vec dense_class(const tile_input *in, const uint c)
+INLINE vec dense_class(const tile_input *in, const uint c)
 {
     vec a = (vec)(in->o.share);
     if (in->probabilities) {
@@ -205,74 +155,135 @@ static inline vec dense_class(const tile_input *in, const uint c)
     return a;
 }
 
+#if TRANSPOSES
 /* ---- Transposition -------------------------------------------------------------------------- */
 
-#if VEC == 16
-#    define ZIP(a, b, s)                                                                                 \
-        ((vec)((a).s##0, (b).s##0, (a).s##1, (b).s##1, (a).s##2, (b).s##2, (a).s##3, (b).s##3, (a).s##4, \
-               (b).s##4, (a).s##5, (b).s##5, (a).s##6, (b).s##6, (a).s##7, (b).s##7))
-#elif VEC == 8
-#    define ZIP(a, b, s) \
-        ((vec)((a).s##0, (b).s##0, (a).s##1, (b).s##1, (a).s##2, (b).s##2, (a).s##3, (b).s##3))
-#elif VEC == 4
-#    define ZIP(a, b, s) ((vec)((a).s##0, (b).s##0, (a).s##1, (b).s##1))
-#endif
+#    if VEC == 16
+#        define ZIP(a, b, s)                                                                                 \
+            ((vec)((a).s##0, (b).s##0, (a).s##1, (b).s##1, (a).s##2, (b).s##2, (a).s##3, (b).s##3, (a).s##4, \
+                   (b).s##4, (a).s##5, (b).s##5, (a).s##6, (b).s##6, (a).s##7, (b).s##7))
+#    elif VEC == 8
+#        define ZIP(a, b, s) \
+            ((vec)((a).s##0, (b).s##0, (a).s##1, (b).s##1, (a).s##2, (b).s##2, (a).s##3, (b).s##3))
+#    elif VEC == 4
+#        define ZIP(a, b, s) ((vec)((a).s##0, (b).s##0, (a).s##1, (b).s##1))
+#    endif
 
 /* v[i].j <-> v[j].i: log2(VEC) rounds, each of which zips the first half with the second. */
-static inline void transpose(vec v[VEC])
+INLINE void transpose(vec v[VEC])
 {
-#if VEC > 1
+#    if VEC > 1
     for (uint round = 1; round < VEC; round *= 2) {
         vec w[VEC];
-#    pragma unroll
+#        pragma unroll
         for (uint i = 0; i < VEC / 2; i++) {
             w[2 * i] = ZIP(v[i].lo, v[i + VEC / 2].lo, s);
             w[2 * i + 1] = ZIP(v[i].hi, v[i + VEC / 2].hi, s);
         }
-#    pragma unroll
+#        pragma unroll
         for (uint i = 0; i < VEC; i++) v[i] = w[i];
     }
-#endif
+#    endif
 }
+
+#endif
 
 /* ---- A tile of logits ----------------------------------------------------------------------- */
 
-/* Fills this work-item's part of the tile, or with all of the group the whole of it. first: row 0 of the tile, rows:
- * how many it has. */
-static inline void fill_tile(const tile_input *in, __local real *tile, const ulong first, const uint rows)
+#if TRANSPOSES
+/* rows [n, classes], dense but for the room of a vector behind them, to and from a tile. Vectors that begin in a
+ * row and end in the next bring along what does not belong to them: what is stored there by mistake is
+ * written over later, as the last classes go first and rows go in order. */
+/* n <= most classes from VEC rows. */
+INLINE void block_to_tile(const __local real *rows, __local real *tile, const uint classes, const uint n,
+                          const uint most)
 {
-    const clxent_parameters *p = in->p;
-#if INNER
-    (void)tile;
-    (void)first;
-    (void)rows;
-    (void)p;
-    if (in->n == 0) return;
-    for (uint c = 0; c < in->classes; c++) STORE(load_class(in, c), in->logits + (size_t)c * PITCH);
-#elif COOPERATIVE
-    __global const storage *x = in->x - get_local_id(0) * p->row_stride;
-    (void)first;
-    for (uint e = (uint)get_local_id(0); e < rows * in->classes; e += WG_SIZE) {
-        const uint r = e / in->classes, c = e % in->classes;
-        tile[(size_t)c * PITCH + r] = load_one(x + r * p->row_stride + c);
+    vec v[VEC];
+#    pragma unroll
+    for (uint i = 0; i < VEC; i++) v[i] = LOAD(rows + i * classes);
+    transpose(v);
+#    pragma unroll
+    for (uint i = 0; i < VEC; i++) {
+        if (i < most && i < n) STORE(v[i], tile + (size_t)i * PITCH);
     }
-#else
-    (void)tile;
-    (void)first;
-    (void)rows;
-    if (VEC == 1 || in->classes < VEC) {
-        for (uint c = 0; c < in->classes; c++) STORE(load_class(in, c), in->logits + (size_t)c * PITCH);
+}
+
+static inline void rows_to_tile(const __local real *rows, __local real *tile, const uint classes)
+{
+    for (uint c = 0; c < classes; c += VEC) {
+        const uint n = min((uint)VEC, classes - c);
+        /* what is not stored is not shuffled: of 2 classes a quarter */
+        if (n <= 2) {
+            block_to_tile(rows + c, tile + (size_t)c * PITCH, classes, n, min(2u, (uint)VEC));
+        } else if (n <= 4) {
+            block_to_tile(rows + c, tile + (size_t)c * PITCH, classes, n, min(4u, (uint)VEC));
+        } else if (n <= 8) {
+            block_to_tile(rows + c, tile + (size_t)c * PITCH, classes, n, min(8u, (uint)VEC));
+        } else {
+            block_to_tile(rows + c, tile + (size_t)c * PITCH, classes, n, VEC);
+        }
+    }
+}
+
+/* Reads [n, classes] rows; those of the tile that do not exist keep what they held. */
+static inline void load_rows(const tile_input *in, __local real *rows)
+{
+    const ulong stride = in->p->row_stride;
+    if (stride == in->classes) {
+        const uint all = in->n * in->classes;
+        uint at = 0;
+        for (; at + VEC <= all; at += VEC) STORE(load_vector(in->x + at), rows + at);
+        for (; at < all; at++) rows[at] = load_one(in->x + at);
         return;
     }
-    /* the last block overlaps the one before it */
-    for (uint at = 0; at < in->classes; at += VEC) {
-        const uint c = min(at, in->classes - VEC);
-        vec v[VEC];
+    for (uint i = 0; i < in->n; i++) {
+        uint c = 0;
+        for (; c + VEC <= in->classes; c += VEC) {
+            STORE(load_vector(in->x + i * stride + c), rows + i * in->classes + c);
+        }
+        for (; c < in->classes; c++) rows[i * in->classes + c] = load_one(in->x + i * stride + c);
+    }
+}
+#endif
+
+/* Fills this work-item's columns of the tile, or with the others of the group the whole of it. rows: of the tile. */
+static inline void fill_tile(const tile_input *in, __local real *cache, __local real *own_rows,
+                             const uint rows)
+{
+#if TRANSPOSES
+    (void)cache;
+    (void)rows;
+    load_rows(in, own_rows);
+    rows_to_tile(own_rows, in->logits, in->classes);
+#elif COOPERATIVE
+    const ulong stride = in->p->row_stride;
+    __global const storage *x = in->x - get_local_id(0) * stride;
+    (void)own_rows;
+    for (uint e = (uint)get_local_id(0); e < rows * in->classes; e += WG_SIZE) {
+        const uint r = e / in->classes, c = e % in->classes;
+        cache[(size_t)c * PITCH + r] = load_one(x + r * stride + c);
+    }
+#else
+    (void)cache;
+    (void)own_rows;
+    if (in->n == 0) return;
+    if (COLUMNS > 1 && rows == TILE) {
+        for (uint c = 0; c < in->classes; c++) {
+            __global const storage *x = in->x + c * class_step(in->p);
 #    pragma unroll
-        for (uint i = 0; i < VEC; i++) v[i] = load_vector(in->x + min(i, in->n - 1) * p->row_stride + c);
-        transpose(v);
-#    pragma unroll
-        for (uint i = 0; i < VEC; i++) STORE(v[i], in->logits + (size_t)(c + i) * PITCH);
+            for (uint w = 0; w < COLUMNS; w++) {
+                STORE(load_vector(x + w * VEC), in->logits + ((size_t)w * in->classes + c) * PITCH);
+            }
+        }
+        return;
+    }
+    tile_input column = *in;
+    for (uint w = 0; w < COLUMNS && w * VEC < rows; w++) {
+        column.n = COLUMNS > 1 ? min((uint)VEC, rows - w * VEC) : in->n;
+        column.x = in->x + w * VEC;
+        for (uint c = 0; c < in->classes; c++) {
+            STORE(load_class(&column, c), in->logits + ((size_t)w * in->classes + c) * PITCH);
+        }
     }
 #endif
 }
@@ -300,13 +311,14 @@ static inline lane tile_maximum(const tile_input *in)
 }
 
 /* Adds class c to the sums of a block; leaves the exponentials behind. */
-static inline vec add_class(const tile_input *in, const tile_sums *s, const exp_scale scale,
-                            const ilane target, const uint c, const bool entropy, vec *block_entropy,
-                            vec *nll, vec *weight, const bool far)
+INLINE vec add_class(const tile_input *in, const tile_sums *s, const exp_scale scale, const ilane target,
+                     const uint c, const bool entropy, vec *block_entropy, vec *nll, vec *weight,
+                     const bool far)
 {
     const vec z = get_z(in, c);
     const vec e = exp_vector(z, scale, far);
-    if (in->fits) STORE(e, in->values + (size_t)c * PITCH);
+    PREFETCH(in->next + c * VEC);
+    if (CACHED) STORE(e, in->values + (size_t)c * PITCH);
     const vec other = target == (ilane)((integer)c) ? (vec)(0) : e;
     if (GENERAL) {
         const vec distance = (s->maximum > (lane)(-REAL_INFINITY) ? s->maximum : (lane)(0)) - z;
@@ -320,8 +332,8 @@ static inline vec add_class(const tile_input *in, const tile_sums *s, const exp_
     return other;
 }
 
-static inline void sum_classes(const tile_input *in, tile_sums *s, const ilane target, const uint begin,
-                               const uint end, const bool entropy, const bool far)
+INLINE void sum_classes(const tile_input *in, tile_sums *s, const ilane target, const uint begin,
+                        const uint end, const bool entropy, const bool far)
 {
     const vec zero = (vec)(0);
     const exp_scale scale = exp_scale_of(s->maximum);
@@ -370,12 +382,12 @@ static inline tile_sums sum_tile(const tile_input *in, const ilane target, const
     s.best = s.nan_at = (ilane)(-1);
     if (from_statistics) {
         s.maximum = saved_maximum;
-    } else if (in->fits) {
+    } else if (CACHED) {
         s.maximum = tile_maximum(in);
     }
     for (uint begin = 0; begin < in->classes; begin += BLOCK_CLASSES) {
         const uint end = min(begin + BLOCK_CLASSES, in->classes);
-        if (!in->fits && !from_statistics) {
+        if (!CACHED && !from_statistics) {
             lane m = s.maximum;
             for (uint c = begin; c < end; c++) m = vec_max(m, get_z(in, c));
             raise_maximum(&s, m);
@@ -418,7 +430,7 @@ static inline lane sum_below_top(const tile_input *in, const row_result *r)
         vec others = (vec)(0);
         for (uint c = begin; c < end; c++) {
             const vec e =
-                in->fits ? LOAD(in->values + (size_t)c * PITCH) : exp_vector(get_z(in, c), r->scale, true);
+                CACHED ? LOAD(in->values + (size_t)c * PITCH) : exp_vector(get_z(in, c), r->scale, true);
             others += e == top ? (vec)(0) : e; /* more than half of the sum: there is one such class */
         }
         sum = long_add(sum, others);
@@ -433,26 +445,31 @@ static inline lane sum_below_top(const tile_input *in, const row_result *r)
 #define EMIT_GRADIENT 2
 #define EMIT_KINDS 3
 
+/* What the values of one kind are made of, for the lanes of one vector. */
 typedef struct {
     uint kind;
+    bool again;  /* the exponentials were written over since the sums were taken */
     lane factor; /* of the exponentials */
     gradient_factors g;
     ilane target;
-    bool accumulate;
-    __global storage *out; /* softmax or log-softmax; lane 0, class 0 */
-    __global gradient_storage *gradient;
-    ulong step; /* from lane to lane */
-    bool streaming;
 } emission;
 
-/* Of class c in all lanes. again: the exponentials were written over since the sums were taken. */
-static inline vec emit_value(const tile_input *in, const row_result *r, const emission *m, const uint c,
-                             const bool again)
+/* Where they go. */
+typedef struct {
+    bool is_gradient;
+    bool accumulate;
+    bool aligned; /* whole vectors may bypass the cache */
+    __global storage *out;
+    __global gradient_storage *gradient;
+} destination;
+
+/* Of class c in all lanes. */
+INLINE vec emit_value(const tile_input *in, const row_result *r, const emission *m, const uint c)
 {
     if (m->kind == EMIT_LOG_SOFTMAX) return -((r->maximum - get_z(in, c)) + r->log_d);
     vec dz_dx = (vec)(1);
     vec e;
-    if (in->fits && !again) {
+    if (CACHED && !m->again) {
         e = LOAD(in->values + (size_t)c * PITCH);
         if (GENERAL && m->kind == EMIT_GRADIENT) (void)softcap_vector_z(get_x(in, c), in->o, &dz_dx);
     } else {
@@ -468,71 +485,127 @@ static inline vec emit_value(const tile_input *in, const row_result *r, const em
     return m->g.filled ? m->g.fill : value;
 }
 
-/* n elements at p; whole vectors may be aligned. */
-static inline void put(const emission *m, const ulong at, const vec value, const uint n, const bool aligned)
+/* A vector at element `at`, of which n exist. */
+INLINE void put(const destination *to, const ulong at, const vec value, const uint n)
 {
-    if (m->kind != EMIT_GRADIENT) {
+    vec sum = value;
+    if (!to->is_gradient) {
         if (n == VEC) {
-            store_vector(m->out + at, value, aligned);
+            store_vector(to->out + at, value, to->aligned);
         } else {
-            store_partial(m->out + at, value, n);
+            store_partial(to->out + at, value, n);
         }
+    } else if (n == VEC) {
+        if (to->accumulate) sum = value + load_gradient_vector(to->gradient + at);
+        store_gradient_vector(to->gradient + at, sum, to->aligned);
+    } else {
+        if (to->accumulate) sum = value + load_gradient_partial(to->gradient + at, n);
+        store_gradient_partial(to->gradient + at, sum, n);
+    }
+}
+
+INLINE void put_one(const destination *to, const ulong at, const real value)
+{
+    if (!to->is_gradient) {
+        store_one(to->out + at, value);
+    } else if (to->accumulate) {
+        store_gradient_one(to->gradient + at, value + load_gradient_one(to->gradient + at));
+    } else {
+        store_gradient_one(to->gradient + at, value);
+    }
+}
+
+/* Whether vectors that begin at multiples of VEC elements are aligned. */
+static inline bool is_aligned(const destination *to, const ulong step, const bool streaming)
+{
+    const size_t size = to->is_gradient ? sizeof(gradient_storage) : sizeof(storage);
+    const size_t address = to->is_gradient ? (size_t)to->gradient : (size_t)to->out;
+    return streaming && address % (VEC * size) == 0 && step % VEC == 0;
+}
+
+/* Values of all classes, of one vector of lanes, to where store_tile() takes them from. */
+static inline void stage(const tile_input *in, const row_result *r, const emission *m, __local real *own_rows)
+{
+#if TRANSPOSES
+    for (uint left = in->classes; left > 0;) {
+        const uint n = left % VEC > 0 ? left % VEC : VEC; /* the last classes first: see rows_to_tile() */
+        const uint c = left == in->classes ? (in->classes - 1) / VEC * VEC : left - VEC;
+        vec v[VEC];
+        if (n == VEC) {
+#    pragma unroll
+            for (uint i = 0; i < VEC; i++) v[i] = emit_value(in, r, m, c + i);
+        } else {
+#    pragma unroll
+            for (uint i = 0; i < VEC; i++) {
+                v[i] = (vec)(0);
+                if (i < n) v[i] = emit_value(in, r, m, c + i);
+            }
+        }
+        transpose(v);
+#    pragma unroll
+        for (uint i = 0; i < VEC; i++) STORE(v[i], own_rows + i * in->classes + c);
+        left = c;
+    }
+#else
+    (void)own_rows;
+    for (uint c = 0; c < in->classes; c++) {
+        const vec value = emit_value(in, r, m, c);
+        STORE(value, in->values + (size_t)c * PITCH);
+    }
+#endif
+}
+
+/* stride: from row to row (slab to slab, with INNER) of the destination, which begins at the tile's first row. */
+static inline void store_tile(const tile_input *in, const destination *at, const ulong stride,
+                              const bool streaming, const __local real *values, const __local real *own_rows,
+                              const uint rows)
+{
+    destination to = *at;
+    to.aligned = is_aligned(&to, INNER ? in->p->inner : 0, streaming);
+#if TRANSPOSES
+    (void)values;
+    if (stride == in->classes) {
+        const uint all = rows * in->classes;
+        uint e = 0;
+        for (; e + VEC <= all; e += VEC) put(&to, e, LOAD(own_rows + e), VEC);
+        for (; e < all; e++) put_one(&to, e, own_rows[e]);
         return;
     }
-    if (n == VEC) {
-        vec sum = value;
-        if (m->accumulate) sum = value + load_gradient_vector(m->gradient + at);
-        store_gradient_vector(m->gradient + at, sum, aligned);
-    } else {
-        vec sum = value;
-        if (m->accumulate) sum = value + load_gradient_partial(m->gradient + at, n);
-        store_gradient_partial(m->gradient + at, sum, n);
+    to.aligned = false;
+    for (uint i = 0; i < rows; i++) {
+        uint c = 0;
+        for (; c + VEC <= in->classes; c += VEC) {
+            put(&to, i * stride + c, LOAD(own_rows + i * in->classes + c), VEC);
+        }
+        for (; c < in->classes; c++) put_one(&to, i * stride + c, own_rows[i * in->classes + c]);
     }
-}
-
-static inline void put_one(const emission *m, const ulong at, const real value)
-{
-    if (m->kind != EMIT_GRADIENT) {
-        store_one(m->out + at, value);
-    } else if (m->accumulate) {
-        store_gradient_one(m->gradient + at, value + load_gradient_one(m->gradient + at));
-    } else {
-        store_gradient_one(m->gradient + at, value);
+#elif COOPERATIVE
+    (void)own_rows;
+    for (uint e = (uint)get_local_id(0); e < rows * in->classes; e += WG_SIZE) {
+        const uint row = e / in->classes, c = e % in->classes;
+        put_one(&to, row * stride + c, values[(size_t)c * PITCH + row]);
     }
-}
-
-/* Whether vectors of rows `step` apart begin where streaming stores may go. */
-static inline bool is_aligned(const emission *m, const ulong step)
-{
-    const size_t size = m->kind == EMIT_GRADIENT ? sizeof(gradient_storage) : sizeof(storage);
-    const size_t address = m->kind == EMIT_GRADIENT ? (size_t)m->gradient : (size_t)m->out;
-    return m->streaming && address % (VEC * size) == 0 && step % VEC == 0;
-}
-
-#if !COOPERATIVE
-static inline void emit_own(const tile_input *in, const row_result *r, const emission *m)
-{
-#    if INNER
-    const bool aligned = is_aligned(m, in->p->inner);
+#else
+    (void)stride;
+    (void)own_rows;
+    const uint first = (uint)get_local_id(0) * VEC;
     for (uint c = 0; c < in->classes; c++) {
-        put(m, c * class_step(in->p), emit_value(in, r, m, c, false), in->n, aligned);
+        for (uint w = 0; w < COLUMNS && first + w * VEC < rows; w++) {
+            const vec value = LOAD(values + first + ((size_t)w * in->classes + c) * PITCH);
+            put(&to, c * class_step(in->p) + first + w * VEC, value, min((uint)VEC, rows - first - w * VEC));
+        }
     }
-#    else
-    const bool aligned = is_aligned(m, m->step);
-    const uint whole = VEC > 1 ? in->classes / VEC * VEC : 0;
-    for (uint c = 0; c < whole; c += VEC) {
-        vec v[VEC];
-#        pragma unroll
-        for (uint i = 0; i < VEC; i++) v[i] = emit_value(in, r, m, c + i, false);
-        transpose(v);
-        for (uint i = 0; i < in->n; i++) put(m, i * m->step + c, v[i], VEC, aligned);
-    }
-    for (uint c = whole; c < in->classes; c++) {
-        real element[VEC];
-        STORE(emit_value(in, r, m, c, false), element);
-        for (uint i = 0; i < in->n; i++) put_one(m, i * m->step + c, element[i]);
-    }
-#    endif
+#endif
+}
+
+#if !CACHED
+/* Without a tile to put them in between. */
+static inline void store_values(const tile_input *in, const row_result *r, const emission *m,
+                                const destination *at, const bool streaming)
+{
+    destination to = *at;
+    to.aligned = is_aligned(&to, in->p->inner, streaming);
+    for (uint c = 0; c < in->classes; c++) put(&to, c * class_step(in->p), emit_value(in, r, m, c), in->n);
 }
 #endif
 
@@ -580,33 +653,50 @@ static inline void write_rows(const tile_input *in, const row_result *r, const j
     }
 }
 
+static inline judgement judge(const tile_input *in, const lane_targets *t)
+{
+    const lane zero = (lane)(0);
+    judgement j;
+    j.counts = t->counts;
+    j.bad = t->bad;
+    j.weight = t->weight;
+    j.dz_dx = (lane)(1);
+    j.z = softcap_vector_z(target_logits(in, t->class_index), in->o, &j.dz_dx);
+    const lane class_weight = in->has_class_weights ? gather(in->class_weights, t->class_index) : (lane)(1);
+    j.one_hot = t->has_class ? (lane)(in->o.keep) * class_weight : zero;
+    j.dense = in->dense && !in->probabilities && t->has_class ? (lane)(in->o.share) * class_weight : zero;
+    j.dense_sum = (lane)(in->dense ? in->o.smoothing : 0);
+    j.dense_nll = zero;
+    return j;
+}
+
 /* Grid: a work-group for tiles_per_group tiles; a slab of inner rows (all rows with the class axis last) has `tiles`
  * of them. */
 __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(ARGUMENTS)
 {
     const uint lid = (uint)get_local_id(0);
     const uint outputs = p.outputs;
-    const uint wanted[EMIT_KINDS] = { OUTPUT_LOG_SOFTMAX, OUTPUT_SOFTMAX, OUTPUT_GRADIENT };
     const bool from_statistics = (p.flags & FLAG_FROM_STATISTICS) != 0;
+    const bool streaming = (p.flags & FLAG_NONTEMPORAL) != 0;
+    const bool keeps_logits = (p.flags & FLAG_KEEPS_LOGITS) != 0;
     const bool wants_entropy = GENERAL && (outputs & OUTPUT_ENTROPY) != 0;
     const bool wants_best = (outputs & (OUTPUT_ARGMAX | OUTPUT_CORRECT)) != 0;
-    const bool may_be_dense = GENERAL && (is_probabilities(p.target_type) || smoothing != 0);
-    const bool second_pass = ((p.flags & FLAG_LOG_D) != 0 || may_be_dense) && !from_statistics;
-    const real d = get_d(&p, targets, class_weights, row_weights, denominator, workspace);
+    const bool second_pass = (p.flags & FLAG_LOG_D) != 0 && !from_statistics;
+    const real d = get_d(&p, targets, row_weights, denominator, workspace);
     const ulong slab_rows = INNER ? p.inner : p.rows;
+    const size_t tile_size = (size_t)p.classes * PITCH * COLUMNS;
+    __local real *values = keeps_logits ? cache + tile_size : cache;
+    __local real *own_rows = values + tile_size;
     tile_input in;
     in.p = &p;
     in.classes = p.classes;
-    in.fits = (p.flags & FLAG_TILE_FITS) != 0;
-    in.keeps_logits = (p.flags & FLAG_KEEPS_LOGITS) != 0;
-    in.logits = cache + lid * VEC;
-    in.values = in.keeps_logits ? in.logits + (size_t)p.classes * PITCH : in.logits;
     in.probabilities = GENERAL && is_probabilities(p.target_type);
     in.q_is_f32 = p.target_type == TARGET_PROBABILITIES_F32;
+    in.q_at = 0;
     in.targets = targets;
     in.class_weights = class_weights + p.offset.class_weights;
     in.has_class_weights = (p.flags & FLAG_CLASS_WEIGHTS) != 0;
-    in.dense = may_be_dense;
+    in.dense = GENERAL && (in.probabilities || smoothing != 0);
     in.o = (options){ keep, share, smoothing, z_loss, logit_scale, softcap };
     const bool sums_weight = in.dense && (in.probabilities || in.has_class_weights);
 
@@ -617,24 +707,29 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
         const ulong slab = tile / p.tiles, within = tile % p.tiles * TILE;
         const ulong first_row = slab * slab_rows + within;
         const uint rows = (uint)min((ulong)TILE, slab_rows - within); /* of this tile */
-        const uint lane_0 = lid * VEC;
-        const ulong slab_at =
-            INNER ? slab * p.row_stride + within + lane_0 : (within + lane_0) * p.row_stride;
-        in.row = first_row + lane_0;
-        in.n = lane_0 < rows ? min((uint)VEC, rows - lane_0) : 0;
-        in.x = logits + p.offset.logits + slab_at;
-        if (in.probabilities) {
-            in.q_at = p.offset.targets + row_start(&p, in.row + p.shift, p.target_row_stride);
-        }
-        if (in.fits) fill_tile(&in, cache, first_row, rows);
+        __global const storage *x = logits + p.offset.logits;
+        x += INNER ? slab * p.row_stride + within : within * p.row_stride;
+        in.row = first_row + lid * VEC;
+        in.n = lid * VEC < rows ? min((uint)VEC, rows - lid * VEC) : 0;
+        in.x = x + lid * VEC * lane_step(p.row_stride);
+        in.next = in.x + (p.row_stride == p.classes ? TILE * p.classes : 0);
+        in.logits = cache + lid * VEC;
+        if (CACHED) fill_tile(&in, cache, own_rows, rows);
         if (COOPERATIVE) barrier(CLK_LOCAL_MEM_FENCE);
 
-        lane_targets t;
-        judgement j;
-        row_result r;
-        emission m;
-        if (in.n > 0) {
-            t = get_targets(&in, row_weights);
+        row_result r[COLUMNS];
+        emission m[COLUMNS];
+        for (uint w = 0; w < COLUMNS; w++) {
+            const uint lane_0 = (lid + w) * VEC;
+            if (lane_0 >= rows) break;
+            in.row = first_row + lane_0;
+            in.n = min((uint)VEC, rows - lane_0);
+            in.x = x + lane_0 * lane_step(p.row_stride);
+            in.logits = cache + lid * VEC + (size_t)w * p.classes * PITCH;
+            in.values = in.logits + (values - cache);
+            if (in.probabilities) {
+                in.q_at = p.offset.targets + row_start(&p, in.row + p.shift, p.target_row_stride);
+            }
             lane saved_maximum = (lane)(0), saved_others = (lane)(0);
             if (from_statistics) {
                 real maximum[VEC], others[VEC];
@@ -646,33 +741,21 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
                 saved_maximum = LOAD(maximum);
                 saved_others = LOAD(others);
             }
-            j.counts = t.counts;
-            j.bad = t.bad;
-            j.weight = t.weight;
-            j.dz_dx = (lane)(1);
-            j.z = softcap_vector_z(target_logits(&in, t.class_index), in.o, &j.dz_dx);
-            j.one_hot = t.has_class ? (lane)(keep) : (lane)(0);
-            if (in.has_class_weights) j.one_hot = j.one_hot * gather(in.class_weights, t.class_index);
-            j.dense = (lane)(0);
-            if (GENERAL && in.dense && !in.probabilities) {
-                j.dense = (lane)(share);
-                if (in.has_class_weights) j.dense = j.dense * gather(in.class_weights, t.class_index);
-                j.dense = t.has_class ? j.dense : (lane)(0);
-            }
-
+            const lane_targets t = get_targets(&p, in.row, in.n, targets, row_weights);
+            judgement j = judge(&in, &t);
             tile_sums s = sum_tile(&in, t.class_index, from_statistics, saved_maximum, wants_entropy);
-            j.dense_sum = sums_weight ? long_value(s.dense_weight) : (lane)(in.dense ? smoothing : 0);
-            j.dense_nll = GENERAL && in.dense ? long_value(s.dense_nll) : (lane)(0);
+            if (sums_weight) j.dense_sum = long_value(s.dense_weight);
+            if (GENERAL && in.dense) j.dense_nll = long_value(s.dense_nll);
             const lane others = from_statistics ? saved_others : long_value(s.others);
             const lane target_exp = t.has_class ? exp_lane(j.z, exp_scale_of(s.maximum), true) : (lane)(0);
             const ilane sum_is_nan = others + target_exp != others + target_exp;
-            if (in.keeps_logits && (wants_best || ((outputs & OUTPUT_LSE) && ANY_LANE(sum_is_nan)))) {
+            if (keeps_logits && (wants_best || ((outputs & OUTPUT_LSE) && ANY_LANE(sum_is_nan)))) {
                 find_best(&in, &s);
             }
-            r = finish_sums(s.maximum, others, target_exp, s.nan_at >= (ilane)(0));
-            const lane saved_lse = r.lse;
-            if (second_pass && ANY_LANE(r.confident)) keep_top_apart(&r, sum_below_top(&in, &r));
-            write_rows(&in, &r, &j, &s, &t, losses, lse, argmax, entropy, statistics, workspace);
+            r[w] = finish_sums(s.maximum, others, target_exp, s.nan_at >= (ilane)(0));
+            const lane saved_lse = r[w].lse;
+            if (second_pass && ANY_LANE(r[w].confident)) keep_top_apart(&r[w], sum_below_top(&in, &r[w]));
+            write_rows(&in, &r[w], &j, &s, &t, losses, lse, argmax, entropy, statistics, workspace);
 
             lane up = (lane)(1);
             if (p.flags & FLAG_UPSTREAM_ROWS) {
@@ -680,53 +763,56 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
             } else if (p.flags & FLAG_UPSTREAM) {
                 up = (lane)(upstream[p.offset.upstream]);
             }
-            m.g = gradient_of(&r, &j, in.dense, z_loss, saved_lse, up, d, (p.flags & FLAG_MEAN) != 0);
-            m.target = t.class_index;
+            m[w].g = gradient_of(&r[w], &j, in.dense, z_loss, saved_lse, up, d, (p.flags & FLAG_MEAN) != 0);
+            m[w].target = t.class_index;
         }
-        m.streaming = (p.flags & FLAG_NONTEMPORAL) != 0;
-        for (uint kind = 0; kind < EMIT_KINDS; kind++) {
-            const bool is_gradient = kind == EMIT_GRADIENT;
-            const bool is_wanted = (outputs & wanted[kind]) != 0;
-            const ulong stride = is_gradient ? p.gradient_row_stride : p.probabilities_row_stride;
-            const ulong at = INNER ? slab * stride + within + lane_0 : (within + lane_0) * stride;
-            m.kind = kind;
-            m.step = lane_step(stride);
-            m.accumulate = is_gradient && (p.flags & FLAG_ACCUMULATE) != 0;
-            m.out = kind == EMIT_LOG_SOFTMAX ? log_softmax + p.offset.log_softmax + at
-                                             : softmax + p.offset.softmax + at;
-            m.gradient = gradient + p.offset.gradient + at;
-            if (in.n > 0 && is_wanted) {
-                m.factor = is_gradient && GENERAL ? m.g.slope
-                           : is_gradient          ? m.g.slope * m.g.outer
-                                                  : (r.valid ? (lane)(1) / r.d : (lane)(REAL_NAN));
+
+        uint stored = 0;
 #if !COOPERATIVE
-                emit_own(&in, &r, &m);
-            }
-#else
-                for (uint c = 0; c < in.classes; c++) {
-                    const vec value = emit_value(&in, &r, &m, c, in.keeps_logits);
-                    in.values[(size_t)c * PITCH] = value;
-                }
-            }
-            barrier(CLK_LOCAL_MEM_FENCE);
-            if (is_wanted) {
-                __local real *values = in.values - lid;
-                const emission all = { kind,
-                                       m.factor,
-                                       m.g,
-                                       m.target,
-                                       m.accumulate,
-                                       m.out - lid * stride,
-                                       m.gradient - lid * stride,
-                                       stride,
-                                       false };
-                for (uint e = lid; e < rows * in.classes; e += WG_SIZE) {
-                    const uint row = e / in.classes, c = e % in.classes;
-                    put_one(&all, row * stride + c, values[(size_t)c * PITCH + row]);
-                }
-            }
-            barrier(CLK_LOCAL_MEM_FENCE);
+#    pragma unroll
 #endif
+        for (uint kind = 0; kind < EMIT_KINDS; kind++) {
+            const bool is_wanted = (outputs & (kind == EMIT_LOG_SOFTMAX ? OUTPUT_LOG_SOFTMAX
+                                               : kind == EMIT_SOFTMAX   ? OUTPUT_SOFTMAX
+                                                                        : OUTPUT_GRADIENT)) != 0;
+            const ulong stride = kind == EMIT_GRADIENT ? p.gradient_row_stride : p.probabilities_row_stride;
+            const ulong at = INNER ? slab * stride + within : within * stride;
+            const destination to = { kind == EMIT_GRADIENT,
+                                     kind == EMIT_GRADIENT && (p.flags & FLAG_ACCUMULATE) != 0, false,
+                                     kind == EMIT_LOG_SOFTMAX ? log_softmax + p.offset.log_softmax + at
+                                                              : softmax + p.offset.softmax + at,
+                                     gradient + p.offset.gradient + at };
+            for (uint w = 0; w < COLUMNS && is_wanted; w++) {
+                const uint lane_0 = (lid + w) * VEC;
+                if (lane_0 >= rows) break;
+                in.row = first_row + lane_0;
+                in.n = min((uint)VEC, rows - lane_0);
+                in.x = x + lane_0 * lane_step(p.row_stride);
+                in.logits = cache + lid * VEC + (size_t)w * p.classes * PITCH;
+                in.values = in.logits + (values - cache);
+                if (in.probabilities) {
+                    in.q_at = p.offset.targets + row_start(&p, in.row + p.shift, p.target_row_stride);
+                }
+                m[w].kind = kind;
+                m[w].again = !TRANSPOSES && stored > 0;
+                m[w].factor = kind == EMIT_SOFTMAX ? (r[w].valid ? (lane)(1) / r[w].d : (lane)(REAL_NAN))
+                              : GENERAL            ? m[w].g.slope
+                                                   : m[w].g.slope * m[w].g.outer;
+#if CACHED
+                stage(&in, &r[w], &m[w], own_rows);
+#else
+                destination own = to;
+                own.out += lane_0;
+                own.gradient += lane_0;
+                store_values(&in, &r[w], &m[w], &own, streaming);
+#endif
+            }
+            if (COOPERATIVE) barrier(CLK_LOCAL_MEM_FENCE);
+            if (CACHED && is_wanted) {
+                store_tile(&in, &to, stride, streaming, values, own_rows, rows);
+                stored++;
+            }
+            if (COOPERATIVE) barrier(CLK_LOCAL_MEM_FENCE);
         }
     }
 }

@@ -214,21 +214,20 @@ static inline real get_upstream(const clxent_parameters *p, __global const real 
 }
 
 /* What losses and gradients are divided by: the caller's denominator, or D as the pass over the targets left it. Of
- * few rows every work-item finds D by itself (FLAG_OWN_D), which saves that pass, and one leaves it for reduce.cl. */
+ * few rows without weights every work-item counts by itself (FLAG_OWN_D), which saves that pass, and one leaves
+ * the number for reduce.cl. Counts are exact: the bits are those of the pass. */
 static inline real get_d(const clxent_parameters *p, __global const void *targets,
-                         __global const real *class_weights, __global const real *row_weights,
-                         __global const real *denominator, __global uchar *workspace)
+                         __global const real *row_weights, __global const real *denominator,
+                         __global uchar *workspace)
 {
     if (p->flags & FLAG_DENOMINATOR) return denominator[p->offset.denominator];
     if (!(p->flags & FLAG_MEAN)) return 1;
     __global real *shared = (__global real *)(workspace + p->totals_at);
     if (!(p->flags & FLAG_OWN_D)) return *shared;
-    long_sum sum = long_zero();
+    real d = 0;
     for (ulong row = 0; row < p->rows; row++) {
-        const row_target t = get_target(p, row, targets, row_weights);
-        sum = long_add(sum, (lane)(counted_weight(p, &t, class_weights)));
+        if (get_target(p, row, targets, row_weights).counts) d = d + 1;
     }
-    const real d = FIRST_OF_LANE(long_value(sum));
     if (get_global_id(0) == 0) *shared = d;
     return d;
 }

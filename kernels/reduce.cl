@@ -8,13 +8,13 @@
  * none of it depends on the device or on how the rows were cut into parts. Grid of the *_partials kernels: one
  * work-group for REDUCE_ROWS rows; with a single one it folds as well, and *_fold is not launched.
  *
- * Set by the host: common.cl's, with VEC 1 and f32 or f64 in both dtypes.
+ * Set by the host: common.cl's, with LANES 1 and f32 or f64 in both dtypes; VEC 1 unless WG_SIZE is 1.
  */
 typedef struct {
     real d; /* first: cross_entropy.cl reads it there */
     real padding;
-    long_sum weight;
-    long_sum loss;
+    long_sum_one weight;
+    long_sum_one loss;
     ulong correct;
     ulong bad;
     ulong first_bad;
@@ -22,15 +22,15 @@ typedef struct {
 } totals;
 
 typedef struct {
-    long_sum sum; /* of row weights, or of losses */
-    ulong count;  /* of bad targets, or of correct predictions */
+    long_sum_one sum; /* of row weights, or of losses */
+    ulong count;      /* of bad targets, or of correct predictions */
     ulong first_bad;
     long bad_value;
 } partial;
 
 static inline partial merge(const partial a, const partial b)
 {
-    partial c = { long_merge(a.sum, b.sum), a.count + b.count, a.first_bad, a.bad_value };
+    partial c = { long_merge_one(a.sum, b.sum), a.count + b.count, a.first_bad, a.bad_value };
     if (b.first_bad < a.first_bad) {
         c.first_bad = b.first_bad;
         c.bad_value = b.bad_value;
@@ -53,6 +53,22 @@ static inline partial merge_group(const partial own, __local partial *scratch)
     return all;
 }
 
+/* The first n of the lanes; a row that does not exist adds nothing. */
+static inline lane keep_first(const lane v, const uint n)
+{
+    return n == VEC ? v : IOTA < (ilane)((integer)n) ? v : (lane)(0);
+}
+
+static inline long_sum_one fold_lanes(const long_sum s)
+{
+    real high[VEC], low[VEC];
+    long_sum_one all = { 0, 0 };
+    STORE(s.high, high);
+    STORE(s.low, low);
+    for (uint i = 0; i < VEC; i++) all = long_merge_one(all, (long_sum_one){ high[i], low[i] });
+    return all;
+}
+
 static inline void fold_targets(const clxent_parameters *p, __global totals *t, const partial all,
                                 __global ulong *bad_targets)
 {
@@ -61,7 +77,7 @@ static inline void fold_targets(const clxent_parameters *p, __global totals *t, 
         sum = merge((partial){ t->weight, t->bad, t->first_bad, t->bad_value }, all);
     }
     t->weight = sum.sum;
-    t->d = long_value(sum.sum);
+    t->d = long_value_one(sum.sum);
     t->bad = sum.count;
     t->first_bad = sum.first_bad;
     t->bad_value = sum.bad_value;
@@ -84,14 +100,24 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_target
     const ulong begin = get_group_id(0) * (ulong)REDUCE_ROWS;
     const ulong end = min(begin + REDUCE_ROWS, p.rows);
     partial own = empty();
-    for (ulong row = begin + get_local_id(0); row < end; row += WG_SIZE) {
-        const row_target t = get_target(&p, row, targets, row_weights);
-        if (t.bad) {
-            own = merge(own, (partial){ { 0, 0 }, 1, p.first_row + row, t.value });
-        } else {
-            own.sum = long_add(own.sum, counted_weight(&p, &t, class_weights));
+    long_sum weights = long_zero();
+    for (ulong row = begin + get_local_id(0) * VEC; row < end; row += WG_SIZE * VEC) {
+        const uint n = (uint)min((ulong)VEC, end - row);
+        const lane_targets t = get_targets(&p, row, n, targets, row_weights);
+        lane weight = t.weight;
+        if (p.flags & FLAG_CLASS_WEIGHTS) {
+            const lane of_class = gather(class_weights + p.offset.class_weights, t.class_index);
+            weight = t.has_class ? weight * of_class : weight;
+        }
+        weights = long_add(weights, keep_first(weight, n));
+        if (ANY_LANE(t.bad)) {
+            for (uint i = 0; i < n; i++) {
+                const row_target one = get_target(&p, row + i, targets, row_weights);
+                if (one.bad) own = merge(own, (partial){ { 0, 0 }, 1, p.first_row + row + i, one.value });
+            }
         }
     }
+    own.sum = fold_lanes(weights);
     const partial all = merge_group(own, scratch);
     if (get_local_id(0) != 0) return;
     if (get_num_groups(0) == 1) {
@@ -123,7 +149,7 @@ static inline void fold_losses(const clxent_parameters *p, __global totals *t, c
     if (!(p->flags & FLAG_LAST_PART)) return;
     if (p->outputs & OUTPUT_CORRECT) correct[p->offset.correct] = sum.count;
     if (p->outputs & OUTPUT_LOSS) {
-        const real value = long_value(sum.sum);
+        const real value = long_value_one(sum.sum);
         if (p->flags & FLAG_DENOMINATOR) {
             loss[p->offset.loss] = value / denominator[p->offset.denominator];
         } else if (!(p->flags & FLAG_MEAN)) {
@@ -152,10 +178,21 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_losses
     const ulong begin = get_group_id(0) * (ulong)REDUCE_ROWS;
     const ulong end = min(begin + REDUCE_ROWS, p.rows);
     partial own = empty();
-    for (ulong row = begin + get_local_id(0); row < end; row += WG_SIZE) {
-        if (sums) own.sum = long_add(own.sum, row_losses[row]);
-        if (counts) own.count += workspace[p.correct_at + row];
+    long_sum total = long_zero();
+    ilane hits = (ilane)(0); /* at most REDUCE_ROWS */
+    for (ulong row = begin + get_local_id(0) * VEC; row < end; row += WG_SIZE * VEC) {
+        const uint n = (uint)min((ulong)VEC, end - row);
+        if (sums) total = long_add(total, keep_first(load_lanes(row_losses + row, n), n));
+        if (counts && n == VEC) {
+            hits += CONVERT(INTEGER_TYPE)(LOAD(workspace + p.correct_at + row));
+        } else if (counts) {
+            for (uint i = 0; i < n; i++) own.count += workspace[p.correct_at + row + i];
+        }
     }
+    own.sum = fold_lanes(total);
+    integer of_lane[VEC];
+    STORE(hits, of_lane);
+    for (uint i = 0; i < VEC; i++) own.count += (ulong)of_lane[i];
     const partial all = merge_group(own, scratch);
     if (get_local_id(0) != 0) return;
     if (get_num_groups(0) == 1) {
