@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * test_verify.c - that `clxent verify` notices: a right run with one element, canary or input changed is reported, and
- * a failing case is drawn, written, read and shrunk as promised.
+ * test_verify.c - that `clxent verify` notices: a right run with one element, canary or input changed is reported,
+ * and a failing case is drawn, written, read and shrunk as promised.
  */
 #include "support.h"
 #include "verify_case.h"

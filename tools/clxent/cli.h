@@ -78,7 +78,7 @@ typedef struct cli_session {
 } cli_session;
 /* Says what failed. The session stays where it is until it is closed. */
 bool cli_open(cli_session *session, const cli_device *device);
-void cli_close(cli_session *session);                          /* accepts a zeroed session */
+void cli_close(cli_session *session); /* accepts a zeroed session */
 
 /* cli_fail() with the text of ctx's latest error. */
 int cli_fail_status(const clxent_context *ctx, const char *subject, clxent_status status);

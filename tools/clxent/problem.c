@@ -877,8 +877,8 @@ static bool find_bad_targets(const problem *p, clxent_bad_targets *bad, problem_
     return clxent_reference_run(&desc, &p->args, &want, f->text, sizeof f->text) == CLXENT_OK;
 }
 
-/* A limit that the smallest chunk does not fit is refused, and nothing written; what that chunk takes is the library's
- * affair, so the limit is doubled until it is taken, which it must be where a chunk of all rows fits. */
+/* A limit that the smallest chunk does not fit is refused, and nothing written; what that chunk takes is the
+ * library's affair, so the limit is doubled until it is taken, which it must be where a chunk of all rows fits. */
 static bool execute_in_chunks(execution *e, const runner *on, const problem *p, uint32_t flags,
                               clxent_status *status, problem_fault *f)
 {

@@ -143,8 +143,8 @@ typedef struct execution {
 } execution;
 
 /* Runs p once in fresh buffers at an odd offset and reads everything back. outputs: those of p->desc to compute;
- * flags: CASE_IN_PLACE, CASE_OUT_OF_ORDER, CASE_ALIGNED; saved: NULL, or an earlier execution whose statistics this one, a gradient
- * run, begins from. */
+ * flags: CASE_IN_PLACE, CASE_OUT_OF_ORDER, CASE_ALIGNED; saved: NULL, or an earlier execution whose statistics this
+ * one, a gradient run, begins from. */
 bool execute(execution *e, const runner *on, clxent_plan *plan, const problem *p, uint32_t outputs,
              const execution *saved, uint32_t flags, problem_fault *f);
 void free_execution(execution *e); /* also after a failure */

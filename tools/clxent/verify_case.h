@@ -19,8 +19,8 @@ typedef struct verify_case {
 /* Default options, one row of one class, no output: what text leaves out and shrinking aims at. */
 verify_case case_default(void);
 
-/* Case number of seed: the same on every machine. At most max_elements logits, at least one row of one class; some have no
- * rows. */
+/* Case number of seed: the same on every machine. At most max_elements logits, or one where that is 0; some cases
+ * have no rows. */
 void case_draw(verify_case *c, uint64_t seed, uint64_t number, size_t max_elements);
 
 /* Whether desc is valid and the flags fit it. */
