@@ -382,6 +382,7 @@ clxent_status clxent_program_get(clxent_context *ctx, const char *file, const ch
     /* Another thread may be compiling the same: the first to come back here is kept. */
     clxent_status status = compile(ctx, file, options, &program);
     if (status == CLXENT_OK) {
+        clxent_log(ctx, "program: %s %s", file, options);
         status = clxent_check_cl(ctx, clRetainProgram(program), "clRetainProgram");
         if (status != CLXENT_OK) (void)clReleaseProgram(program);
     }

@@ -618,7 +618,8 @@ static void take_gradient(const struct problem *p, size_t index, const struct ro
 
         const double gradient = dz * p->slope[j] * factor;
         double bound = error * fabs(p->slope[j] * factor);
-        if (p->cap > 0 && p->z[j] != -INFINITY) bound += p->u * ulps.slope * fabs(dz * p->scale * factor);
+        if (p->cap > 0 && p->z[j] != -INFINITY)
+            bound += p->u * ulps.slope * (fabs(dz) + error) * fabs(p->scale * factor);
         if (gradient != 0) bound += fabs(gradient) * p->divisor_error;
         put_gradient(p, index, j, gradient, bound);
     }

@@ -199,6 +199,23 @@ typedef double gradient_storage;
         return TO_USHORT((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);                  \
     }
 
+/* PoCL 3.1 takes pointers to vectors of halves for aligned ones, though they may begin at any half: so memory sees
+ * 16-bit integers, and only private memory halves. */
+#if DTYPE == F16 || GRADIENT_DTYPE == F16
+static inline VECTOR(ushort) half_bits(const VECTOR(float) value)
+{
+    VECTOR(ushort) bits;
+    STORE_HALF(value, (__private half *)&bits);
+    return bits;
+}
+
+static inline VECTOR(float) half_values(const VECTOR(ushort) stored)
+{
+    const VECTOR(ushort) bits = stored;
+    return LOAD_HALF((const __private half *)&bits);
+}
+#endif
+
 #if DTYPE == BF16 || GRADIENT_DTYPE == BF16
 DEFINE_BF16(bf16_scalar, float, uint, ushort, as_uint, as_float, convert_uint, convert_ushort)
 #    if VEC > 1
@@ -224,7 +241,7 @@ static inline real load_one(__global const storage *p)
 static inline vec load_vector(__global const storage *p)
 {
 #if DTYPE == F16
-    return LOAD_HALF(p);
+    return half_values(LOAD((__global const ushort *)p));
 #elif DTYPE == BF16
     return bf16_vector_load(LOAD(p));
 #else
@@ -263,11 +280,7 @@ static inline vec load_vector(__global const storage *p)
 #define BF16_STORE_ONE(v, p) (*(p) = bf16_scalar_store(v))
 #define BF16_STORE_VECTOR(v, p, aligned) STORE_OR_STREAM(ushort, bf16_vector_store(v), p, aligned)
 #define F16_STORE_ONE(v, p) vstore_half_rte(v, 0, p)
-#define F16_STORE_VECTOR(v, p, aligned) \
-    do {                                \
-        (void)(aligned);                \
-        STORE_HALF(v, p);               \
-    } while (0)
+#define F16_STORE_VECTOR(v, p, aligned) STORE_OR_STREAM(ushort, half_bits(v), (__global ushort *)(p), aligned)
 
 #if DTYPE == F32
 DEFINE_STORE(store, storage, F32)
@@ -302,7 +315,7 @@ static inline real load_gradient_one(__global const gradient_storage *p)
 static inline vec load_gradient_vector(__global const gradient_storage *p)
 {
 #if GRADIENT_DTYPE == F16
-    return LOAD_HALF(p);
+    return half_values(LOAD((__global const ushort *)p));
 #elif GRADIENT_DTYPE == BF16
     return bf16_vector_load(LOAD(p));
 #elif GRADIENT_DTYPE == F32 && DTYPE == F64
@@ -597,6 +610,12 @@ static inline lane log_lane(const lane v)
         return (SUM){ s.high, s.low + b.low };                              \
     }
 DEFINE_LONG_SUM(long_sum, lane, long_add, long_value, long_merge)
+#if !LANES && VEC > 1
+DEFINE_LONG_SUM(long_vector, vec, long_add_vector, long_value_vector, long_merge_vector)
+#elif !LANES
+#    define long_vector long_sum
+#    define long_add_vector long_add
+#endif
 #if LANES
 DEFINE_LONG_SUM(long_sum_one, real, long_add_one, long_value_one, long_merge_one)
 #else

@@ -48,6 +48,7 @@ typedef struct {
     uint tail;
     uint cache_elements;
     bool dense;         /* sum a_j nll_j has terms for every class */
+    bool sums_weight;   /* and sum a_j is not known beforehand */
     bool probabilities; /* targets are q [classes] */
     bool q_is_f32;
     __global const void *q;
@@ -218,17 +219,36 @@ static inline row_sums merge_group(const row_sums own, __local row_sums *scratch
     return all;
 }
 
-/* What one block adds. Four sums of exponentials, as an addition takes four times as long as it keeps
- * the adder busy. */
+/* What one block adds. Four sums of exponentials, as an addition takes four times as long as it keeps the adder busy,
+ * flushed into one that loses nothing before many have been added: where one term is 1 and very many others are
+ * alike, each addition to it rounds the same way, and the error grows with their number. */
 typedef struct {
     vec others0, others1, others2, others3;
-    vec entropy, nll, weight;
+    long_vector others;
+    long_vector entropy, nll, weight;
 } block_sums;
+
+/* Vectors between two flushes, see above. */
+#define FLUSH_VECTORS 16
 
 static inline block_sums empty_block(void)
 {
     const vec zero = (vec)(0);
-    return (block_sums){ zero, zero, zero, zero, zero, zero, zero };
+    const long_vector none = { zero, zero };
+    return (block_sums){ zero, zero, zero, zero, none, none, none, none };
+}
+
+static inline void flush(block_sums *b)
+{
+    const vec zero = (vec)(0);
+    b->others = long_add_vector(b->others, (b->others0 + b->others1) + (b->others2 + b->others3));
+    b->others0 = b->others1 = b->others2 = b->others3 = zero;
+}
+
+static inline long_sum fold(const long_sum s, const long_vector v)
+{
+    const long_sum sum = long_add(s, FOLD(v.high, real_sum));
+    return (long_sum){ sum.high, sum.low + FOLD(v.low, real_sum) };
 }
 
 /* The exponentials of vector v, 0 for the class kept apart (NO_CLASS: of another vector); what else is summed goes
@@ -244,27 +264,31 @@ static inline vec add_vector(const row_input *in, const row_sums *s, const exp_s
     if (skipped > 0) e = IOTA < (ivec)((integer)skipped) ? (vec)(0) : e;
     if (GENERAL) {
         const vec distance = (vec)(s->maximum > -REAL_INFINITY ? s->maximum : 0) - z;
-        if (in->entropy) b->entropy += e == (vec)(0) ? (vec)(0) : e * distance;
+        if (in->entropy) {
+            b->entropy = long_add_vector(b->entropy, e == (vec)(0) ? (vec)(0) : e * distance);
+        }
         if (in->dense) {
             vec a = dense_vector(in, at, tail && !TAIL_OVERLAPS(in) ? in->tail : VEC);
             if (skipped > 0) a = IOTA < (ivec)((integer)skipped) ? (vec)(0) : a;
-            b->nll += a == (vec)(0) ? (vec)(0) : a * distance;
-            b->weight += a;
+            b->nll = long_add_vector(b->nll, a == (vec)(0) ? (vec)(0) : a * distance);
+            if (in->sums_weight) {
+                b->weight = long_add_vector(b->weight, a);
+            } else {
+                b->weight.high += a; /* for raise_maximum() alone */
+            }
         }
     }
     return e;
 }
 
-static inline void add_block(const row_input *in, row_sums *s, const block_sums *b)
+static inline void add_block(const row_input *in, row_sums *s, block_sums *b)
 {
-    const vec others = (b->others0 + b->others1) + (b->others2 + b->others3);
-    s->others = long_add(s->others, FOLD(others, real_sum));
+    flush(b);
+    s->others = fold(s->others, b->others);
 #if GENERAL
-    if (in->entropy) s->entropy = long_add(s->entropy, FOLD(b->entropy, real_sum));
-    if (in->dense) {
-        s->dense_nll = long_add(s->dense_nll, FOLD(b->nll, real_sum));
-        s->dense_weight = long_add(s->dense_weight, FOLD(b->weight, real_sum));
-    }
+    if (in->entropy) s->entropy = fold(s->entropy, b->entropy);
+    if (in->dense) s->dense_nll = fold(s->dense_nll, b->nll);
+    if (in->dense) s->dense_weight = fold(s->dense_weight, b->weight);
 #else
     (void)in;
 #endif
@@ -354,6 +378,15 @@ static inline void sum_block(const row_input *in, row_sums *s, const uint from, 
     for (;;) {
 #    define Z(w) (keeps_z ? LOAD(z_place(in, cache, from, w, whole)) : get_full_z(in, w))
 #    define ADD(w) add_vector(in, s, scale, &b, w, Z(w), false, NO_CLASS, far, cached, cache)
+        for (; v + (FLUSH_VECTORS - 1) * WG_SIZE < stop; v += FLUSH_VECTORS * WG_SIZE) {
+            for (uint i = 0; i < FLUSH_VECTORS; i += 4) {
+                b.others0 += ADD(v + i * WG_SIZE);
+                b.others1 += ADD(v + (i + 1) * WG_SIZE);
+                b.others2 += ADD(v + (i + 2) * WG_SIZE);
+                b.others3 += ADD(v + (i + 3) * WG_SIZE);
+            }
+            flush(&b);
+        }
         for (; v + 3 * WG_SIZE < stop; v += 4 * WG_SIZE) {
             b.others0 += ADD(v);
             b.others1 += ADD(v + WG_SIZE);
@@ -506,14 +539,14 @@ static inline row_sums sum_own_weights(const row_input *in, const uint begin, co
     row_sums s = empty_sums();
     for (uint from = begin; from < end; from += BLOCK * WG_SIZE) {
         const uint to = min(from + BLOCK * WG_SIZE, end);
-        vec weight = (vec)(0);
+        long_vector weight = empty_block().weight;
         for (uint v = from + (uint)get_local_id(0); v < to; v += WG_SIZE) {
             const uint skipped = first_new(in, v);
             vec a = dense_vector(in, vector_at(in, v), v < in->vectors || TAIL_OVERLAPS(in) ? VEC : in->tail);
             if (skipped > 0) a = IOTA < (ivec)((integer)skipped) ? (vec)(0) : a;
-            weight += a;
+            weight = long_add_vector(weight, a);
         }
-        s.dense_weight = long_add(s.dense_weight, FOLD(weight, real_sum));
+        s.dense_weight = fold(s.dense_weight, weight);
     }
     return s;
 }
@@ -528,15 +561,15 @@ static inline row_sums sum_own_below_top(const row_input *in, const real maximum
     s.maximum = maximum;
     for (uint from = begin; from < end; from += BLOCK * WG_SIZE) {
         const uint to = min(from + BLOCK * WG_SIZE, end);
-        vec others = (vec)(0);
+        long_vector others = empty_block().others;
         for (uint v = from + (uint)get_local_id(0); v < to; v += WG_SIZE) {
             const uint skipped = first_new(in, v);
             const vec z = get_z(in, v);
             vec e = z == (vec)(maximum) ? (vec)(0) : exp_vector(z, scale, true);
             if (skipped > 0) e = IOTA < (ivec)((integer)skipped) ? (vec)(0) : e;
-            others += e;
+            others = long_add_vector(others, e);
         }
-        s.others = long_add(s.others, FOLD(others, real_sum));
+        s.others = fold(s.others, others);
     }
     return s;
 }
@@ -546,11 +579,11 @@ static inline row_sums sum_own_below_top(const row_input *in, const real maximum
 #define EMIT_GRADIENT 0
 #define EMIT_SOFTMAX 1
 #define EMIT_LOG_SOFTMAX 2
-#define EMIT_CONSTANT 3 /* into the gradient */
 
 typedef struct {
     uint kind;
-    real fill;        /* EMIT_CONSTANT: the value */
+    bool filled; /* every element is fill. Rows of NaN are: computed NaNs differ in bits */
+    real fill;
     real factor;      /* softmax: 1 / d; gradient: what multiplies the exponentials */
     bool folds;       /* the factor goes into the exponential: where exponentials are never cached */
     real outer;       /* gradient, GENERAL: what multiplies dz */
@@ -562,7 +595,7 @@ typedef struct {
 static inline vec emit_value(const row_input *in, const row_result *r, const emission *g, const vec x,
                              const vec cached_e, const bool cached, const uint at, const uint n)
 {
-    if (g->kind == EMIT_CONSTANT) return (vec)(g->fill);
+    if (g->filled) return (vec)(g->fill);
     vec dz_dx = (vec)(1);
     const vec z = softcap_vector_z(x, in->o, &dz_dx);
     if (g->kind == EMIT_LOG_SOFTMAX) return -(((vec)(r->maximum) - z) + (vec)(r->log_d));
@@ -599,7 +632,7 @@ static inline vec value_of_vector(const row_input *in, const row_result *r, cons
 {
     const vec kept = cached ? LOAD(cache + at) : (vec)(0);
     const bool has_x = cached && !NEEDS_X;
-    const vec x = g->kind != EMIT_CONSTANT && !has_x ? load_vector(in->x + at) : kept;
+    const vec x = !g->filled && !has_x ? load_vector(in->x + at) : kept;
     vec value = emit_value(in, r, g, x, kept, cached, at, VEC);
     if (g->kind == EMIT_SOFTMAX || g->kind == EMIT_LOG_SOFTMAX) return value;
     if (with_target) value = IOTA == (ivec)((integer)(g->class_index - at)) ? (vec)(g->target) : value;
@@ -675,7 +708,7 @@ static inline void emit(const row_input *in, const row_result *r, const emission
                         __global gradient_storage *gradient, const ulong stride, const uint begin,
                         const uint end, const bool cached, const bool streaming, const __local real *cache)
 {
-    const bool is_gradient = g->kind == EMIT_GRADIENT || g->kind == EMIT_CONSTANT;
+    const bool is_gradient = g->kind == EMIT_GRADIENT;
     const size_t address = is_gradient ? (size_t)(gradient + begin) : (size_t)(out + begin);
     const size_t size = is_gradient ? sizeof(gradient_storage) : sizeof(storage);
     if (CAN_STREAM && streaming && address % size == 0) {
@@ -723,7 +756,7 @@ static inline row_input make_input(const clxent_parameters *p, const options o,
     in.vectors = p->classes / VEC;
     in.tail = p->classes % VEC;
     in.cache_elements = p->cache_elements;
-    in.dense = false;
+    in.dense = in.sums_weight = false;
     in.probabilities = GENERAL && is_probabilities(p->target_type);
     in.q_is_f32 = p->target_type == TARGET_PROBABILITIES_F32;
     in.q = 0;
@@ -744,16 +777,12 @@ static inline row_target open_row(const run *u, row_input *in, const ulong row)
     const ulong q_at = p->offset.targets + row_start(p, row + p->shift, p->target_row_stride);
     in->x = u->logits + p->offset.logits + row_start(p, row, p->row_stride);
     in->dense = u->may_be_dense && t.counts;
+    in->sums_weight = in->dense && (in->probabilities || in->has_class_weights);
     if (in->probabilities) {
         in->q = in->q_is_f32 ? (__global const void *)((__global const float *)u->targets + q_at)
                              : (__global const void *)((__global const storage *)u->targets + q_at);
     }
     return t;
-}
-
-static inline bool sums_weight(const row_input *in)
-{
-    return in->dense && (in->probabilities || in->has_class_weights);
 }
 
 /* x: the logit of the target's class. */
@@ -766,7 +795,7 @@ static inline judgement judge(const row_input *in, const row_target *t, const re
         if (in->has_class_weights) j.one_hot = in->o.keep * in->class_weights[t->class_index];
         if (in->dense) j.dense = dense_one(in, t->class_index);
     }
-    if (in->dense && !sums_weight(in)) j.dense_sum = in->o.smoothing;
+    if (in->dense && !in->sums_weight) j.dense_sum = in->o.smoothing;
     return j;
 }
 
@@ -788,7 +817,7 @@ static inline row_sums sum_piece(const run *u, const row_input *in, const row_ta
         return sum_own(in, t->has_class ? t->class_index : NO_CLASS, begin, end, whole, cached, u->cache);
     }
 #if GENERAL
-    if (from_statistics && sums_weight(in)) return sum_own_weights(in, begin, end);
+    if (from_statistics && in->sums_weight) return sum_own_weights(in, begin, end);
 #endif
     return empty_sums();
 }
@@ -810,7 +839,7 @@ static inline row_result finish_row(const run *u, const row_input *in, const row
         s->others.high = u->statistics[u->p->offset.statistics + 2 * row + 1];
     }
 #if GENERAL
-    if (sums_weight(in)) j->dense_sum = long_value(s->dense_weight);
+    if (in->sums_weight) j->dense_sum = long_value(s->dense_weight);
     if (in->dense) j->dense_nll = long_value(s->dense_nll);
 #endif
     const exp_scale scale = exp_scale_of(s->maximum);
@@ -867,12 +896,12 @@ static inline void emit_row(const run *u, const row_input *in, const row_target 
     const bool folds = IN_REGISTERS || !fits;
     const ulong at = row_start(p, row, p->probabilities_row_stride);
     if (p->outputs & OUTPUT_SOFTMAX) {
-        const emission g = { EMIT_SOFTMAX, 0, r->valid ? 1 / r->d : REAL_NAN, folds, 0, NO_CLASS, 0, false };
+        const emission g = { EMIT_SOFTMAX, !r->valid, REAL_NAN, 1 / r->d, folds, 0, NO_CLASS, 0, false };
         emit(in, r, &g, u->softmax + p->offset.softmax + at, u->gradient, p->probabilities_row_stride, begin,
              end, cached, streaming, u->cache);
     }
     if (p->outputs & OUTPUT_LOG_SOFTMAX) {
-        const emission g = { EMIT_LOG_SOFTMAX, 0, 0, false, 0, NO_CLASS, 0, false };
+        const emission g = { EMIT_LOG_SOFTMAX, !r->valid, REAL_NAN, 0, false, 0, NO_CLASS, 0, false };
         emit(in, r, &g, u->log_softmax + p->offset.log_softmax + at, u->gradient, p->probabilities_row_stride,
              begin, end, IN_REGISTERS && cached, streaming, u->cache);
     }
@@ -884,15 +913,21 @@ static inline void emit_row(const run *u, const row_input *in, const row_target 
         const gradient_factors f =
             gradient_of(r, j, in->dense, in->o.z_loss, saved_lse, up, u->d, (p->flags & FLAG_MEAN) != 0);
         if (f.filled) {
-            const emission g = { EMIT_CONSTANT, f.fill, 0, false, 0, NO_CLASS, 0, accumulate };
+            const emission g = { EMIT_GRADIENT, true, f.fill, 0, false, 0, NO_CLASS, 0, accumulate };
             if (!accumulate || f.fill != 0) {
                 emit(in, r, &g, u->softmax, gradient, p->gradient_row_stride, begin, end, false, streaming,
                      u->cache);
             }
         } else {
-            const emission g = { EMIT_GRADIENT, 0,         GENERAL ? f.slope : f.slope * f.outer,
-                                 folds,         f.outer,   t->has_class ? t->class_index : NO_CLASS,
-                                 f.target,      accumulate };
+            const emission g = { EMIT_GRADIENT,
+                                 false,
+                                 0,
+                                 GENERAL ? f.slope : f.slope * f.outer,
+                                 folds,
+                                 f.outer,
+                                 t->has_class ? t->class_index : NO_CLASS,
+                                 f.target,
+                                 accumulate };
             emit(in, r, &g, u->softmax, gradient, p->gradient_row_stride, begin, end, cached, streaming,
                  u->cache);
         }

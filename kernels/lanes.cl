@@ -41,8 +41,8 @@
 #else
 #    define TRANSPOSES 0
 #endif
-/* Classes between two additions to a long sum. Part of what decides bits. */
-#define BLOCK_CLASSES 64u
+/* Classes between two additions to a long sum (see block_sums in cross_entropy.cl). Part of what decides bits. */
+#define BLOCK_CLASSES 16u
 
 /* Left to themselves, compilers call some of these for every vector. */
 #define INLINE static inline __attribute__((always_inline))
@@ -320,10 +320,9 @@ static inline lane tile_maximum(const tile_input *in)
     return vec_max(vec_max(m0, m1), vec_max(m2, m3));
 }
 
-/* Adds class c to the sums of a block; leaves the exponentials behind. */
-INLINE vec add_class(const tile_input *in, const tile_sums *s, const exp_scale scale, const ilane target,
-                     const uint c, const bool entropy, vec *block_entropy, vec *nll, vec *weight,
-                     const bool far)
+/* The exponentials of class c, 0 where it is the target; they are left behind, and what else is summed goes to s. */
+INLINE vec add_class(const tile_input *in, tile_sums *s, const exp_scale scale, const ilane target,
+                     const uint c, const bool entropy, const bool far)
 {
     const vec z = get_z(in, c);
     const vec e = exp_vector(z, scale, far);
@@ -332,39 +331,30 @@ INLINE vec add_class(const tile_input *in, const tile_sums *s, const exp_scale s
     const vec other = target == (ilane)((integer)c) ? (vec)(0) : e;
     if (GENERAL) {
         const vec distance = (s->maximum > (lane)(-REAL_INFINITY) ? s->maximum : (lane)(0)) - z;
-        if (entropy) *block_entropy += other == (vec)(0) ? (vec)(0) : other * distance;
+        if (entropy) s->entropy = long_add(s->entropy, other == (vec)(0) ? (vec)(0) : other * distance);
         if (in->dense) {
             const vec a = dense_class(in, c);
-            *nll += a == (vec)(0) ? (vec)(0) : a * distance;
-            *weight += a;
+            s->dense_nll = long_add(s->dense_nll, a == (vec)(0) ? (vec)(0) : a * distance);
+            s->dense_weight = long_add(s->dense_weight, a);
         }
     }
     return other;
 }
 
-INLINE void sum_classes(const tile_input *in, tile_sums *s, const ilane target, const uint begin,
-                        const uint end, const bool entropy, const bool far)
+INLINE void sum_classes(const tile_input *in, tile_sums *s, const exp_scale scale, const ilane target,
+                        const uint begin, const uint end, const bool entropy, const bool far)
 {
     const vec zero = (vec)(0);
-    const exp_scale scale = exp_scale_of(s->maximum);
     vec others0 = zero, others1 = zero, others2 = zero, others3 = zero;
-    vec block_entropy = zero, nll = zero, weight = zero;
     uint c = begin;
-#define ADD(c) add_class(in, s, scale, target, c, entropy, &block_entropy, &nll, &weight, far)
     for (; c + 3 < end; c += 4) {
-        others0 += ADD(c);
-        others1 += ADD(c + 1);
-        others2 += ADD(c + 2);
-        others3 += ADD(c + 3);
+        others0 += add_class(in, s, scale, target, c, entropy, far);
+        others1 += add_class(in, s, scale, target, c + 1, entropy, far);
+        others2 += add_class(in, s, scale, target, c + 2, entropy, far);
+        others3 += add_class(in, s, scale, target, c + 3, entropy, far);
     }
-    for (; c < end; c++) others0 += ADD(c);
-#undef ADD
+    for (; c < end; c++) others0 += add_class(in, s, scale, target, c, entropy, far);
     s->others = long_add(s->others, (others0 + others1) + (others2 + others3));
-    if (GENERAL && entropy) s->entropy = long_add(s->entropy, block_entropy);
-    if (GENERAL && in->dense) {
-        s->dense_nll = long_add(s->dense_nll, nll);
-        s->dense_weight = long_add(s->dense_weight, weight);
-    }
 }
 
 /* Where the tile does not stay on chip, it is read once for maximum and sums together. */
@@ -395,18 +385,21 @@ static inline tile_sums sum_tile(const tile_input *in, const ilane target, const
     } else if (CACHED) {
         s.maximum = tile_maximum(in);
     }
+    exp_scale scale = exp_scale_of(s.maximum);
+    bool is_far = ANY_LANE(fabs(s.maximum) > (lane)(MAX_NEAR));
     for (uint begin = 0; begin < in->classes; begin += BLOCK_CLASSES) {
         const uint end = min(begin + BLOCK_CLASSES, in->classes);
         if (!CACHED && !from_statistics) {
             lane m = s.maximum;
             for (uint c = begin; c < end; c++) m = vec_max(m, get_z(in, c));
             raise_maximum(&s, m);
+            scale = exp_scale_of(m);
+            is_far = ANY_LANE(fabs(m) > (lane)(MAX_NEAR));
         }
-        const ilane is_far = fabs(s.maximum) > (lane)(MAX_NEAR);
-        if (GENERAL || ANY_LANE(is_far)) {
-            sum_classes(in, &s, target, begin, end, entropy, true);
+        if (GENERAL || is_far) {
+            sum_classes(in, &s, scale, target, begin, end, entropy, true);
         } else {
-            sum_classes(in, &s, target, begin, end, entropy, false);
+            sum_classes(in, &s, scale, target, begin, end, entropy, false);
         }
     }
     return s;
@@ -476,7 +469,10 @@ typedef struct {
 /* Of class c in all lanes. */
 INLINE vec emit_value(const tile_input *in, const row_result *r, const emission *m, const uint c)
 {
-    if (m->kind == EMIT_LOG_SOFTMAX) return -((r->maximum - get_z(in, c)) + r->log_d);
+    if (m->kind == EMIT_LOG_SOFTMAX) {
+        const vec value = -((r->maximum - get_z(in, c)) + r->log_d);
+        return r->valid ? value : (vec)(REAL_NAN); /* computed NaNs differ in bits */
+    }
     vec dz_dx = (vec)(1);
     vec e;
     if (CACHED && !m->again) {
@@ -486,7 +482,7 @@ INLINE vec emit_value(const tile_input *in, const row_result *r, const emission 
         e = exp_vector(softcap_vector_z(get_x(in, c), in->o, &dz_dx), r->scale, true);
     }
     vec value = e * m->factor;
-    if (m->kind == EMIT_SOFTMAX) return value;
+    if (m->kind == EMIT_SOFTMAX) return r->valid ? value : (vec)(REAL_NAN);
     if (GENERAL) {
         if (in->dense) value = value - dense_class(in, c);
         value = value * m->g.outer * dz_dx;
@@ -495,6 +491,7 @@ INLINE vec emit_value(const tile_input *in, const row_result *r, const emission 
     return m->g.filled ? m->g.fill : value;
 }
 
+#if !COOPERATIVE
 /* A vector at element `at`, of which n exist. */
 INLINE void put(const destination *to, const ulong at, const vec value, const uint n)
 {
@@ -513,6 +510,7 @@ INLINE void put(const destination *to, const ulong at, const vec value, const ui
         store_gradient_partial(to->gradient + at, sum, n);
     }
 }
+#endif
 
 #if !INNER
 INLINE void put_one(const destination *to, const ulong at, const real value)
@@ -819,7 +817,7 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
                 }
                 m[w].kind = kind;
                 m[w].again = !TRANSPOSES && stored > 0;
-                m[w].factor = kind == EMIT_SOFTMAX ? (r[w].valid ? (lane)(1) / r[w].d : (lane)(REAL_NAN))
+                m[w].factor = kind == EMIT_SOFTMAX ? (lane)(1) / r[w].d
                               : GENERAL            ? m[w].g.slope
                                                    : m[w].g.slope * m[w].g.outer;
 #if CACHED

@@ -427,7 +427,7 @@ class Frame(Case):
 
     def test_help_names_every_subcommand_and_option(self):
         text = self.succeed("--help")
-        for name in ("info", "demo", "sample", "eval"):
+        for name in ("info", "demo", "sample", "eval", "verify"):
             self.assertRegex(text, r"(?m)^  %s  " % name)
             self.assertIn("--device", self.succeed(name, "--help"))
         text = self.succeed("eval", "--help")
@@ -446,7 +446,7 @@ class Frame(Case):
         for args in (
             [],
             ["nonsense"],
-            ["verify"],
+            ["verify", "extra"],
             ["bench"],
             ["tune"],
             ["--nonsense"],
@@ -1212,6 +1212,82 @@ class Files(Case):
         self.assertEqual(np.load(self.path("old.npy")).shape, (2, 5))
         self.assertEqual(np.load(self.path("x.npy")).shape, (2, 5, 33))
         self.assertEqual(sorted(os.listdir(self.dir)), ["old.npy", "x.npy", "y.npy"])
+
+
+class Verify(Case):
+    SMALL_RUN = ("verify", "--max-elements", "200", "--no-host-arrays")
+
+    def run_json(self, *args):
+        result = json.loads(self.succeed(*self.SMALL_RUN, "--json", *args))
+        result.pop("seconds")
+        return result
+
+    def test_a_few_dozen_cases_pass_and_repeat(self):
+        result = self.run_json("--cases", "40", "--seed", "7")
+        self.assertEqual(result["cases"] + result["skipped"], 40)
+        self.assertEqual((result["failed"], result["failures"], result["seed"]), (0, [], 7))
+        self.assertGreater(result["programs"], 5)
+        self.assertTrue(0.1 < result["worst"] <= 1)
+        for key in ("device", "driver", "opencl", "version"):
+            self.assertTrue(result[key], key)
+        features = {entry["feature"]: entry for entry in result["features"]}
+        self.assertGreater(len(features), 50)
+        for group in ("op ", "dtype "):
+            cases = [entry["cases"] for name, entry in features.items() if name.startswith(group)]
+            self.assertEqual(sum(cases), result["cases"], group)
+        for entry in features.values():
+            self.assertEqual(list(entry), ["feature", "cases", "failures", "worst"])
+            self.assertLessEqual(entry["worst"], result["worst"])
+        self.assertEqual(self.run_json("--cases", "40", "--seed", "7"), result)
+        other = self.run_json("--cases", "40", "--seed", "8")
+        self.assertNotEqual(other["features"], result["features"])
+
+    def test_the_text_says_what_the_report_needs(self):
+        text = self.succeed(*self.SMALL_RUN, "--cases", "5")
+        self.assertRegex(text, r"(?m)^device +\d+: .+\ndriver +.+, OpenCL .+\nclxent +\d+\.\d+\.\d+$")
+        self.assertRegex(text, r"(?m)^cases +5 of seed 1: 5 passed, 0 failed")
+        self.assertRegex(text, r"(?m)^programs +\d+ compiled\ntime +[\d.]+ s$")
+        self.assertRegex(text, r"(?m)^all +5 +0 +[\d.]+$")
+
+    def test_one_case_repeats_by_number_and_by_text(self):
+        number = self.run_json("--case", "3")
+        self.assertEqual(number["cases"], 1)
+        words = re.search(r"(?m)^case +(.+)$", self.succeed(*self.SMALL_RUN, "--case", "3")).group(1)
+        shape = re.search(r"^(.+) of (.+) \[(\d+), (\d+), (\d+)\], (.*)$", words).groups()
+        fields = dict(zip(("op", "dtype", "batch", "seq", "classes"), shape))
+        fields.update(item.split(" ") for item in shape[5].split(", "))
+        text = ";".join("%s=%s" % item for item in fields.items())
+        again = self.run_json("--case", text)
+        self.assertEqual(again["features"], number["features"])
+
+    def test_seconds_end_it(self):
+        began = time.monotonic()
+        result = self.run_json("--seconds", "0.5", "--seed", "3")
+        self.assertGreater(result["cases"], 0)
+        self.assertLess(time.monotonic() - began, 60)
+
+    def test_wrong_flags_are_status_2(self):
+        for args in (
+            ["--cases", "0"],
+            ["--cases", "x"],
+            ["--seconds", "-1"],
+            ["--seconds", "nan"],
+            ["--seed", "-1"],
+            ["--max-elements", "0"],
+            ["--max-failures", "0"],
+            ["--case", "1", "--cases", "2"],
+            ["--case", "1", "--seconds", "2"],
+        ):
+            self.refuse("verify", *args, status=2, mentions=[args[0]])
+        for case, mentions in {
+            "": ["takes a number"],
+            "-1": ["takes a number"],
+            "outputs=loss;rows=3": ["'rows' is no field"],
+            "outputs=lost": ["lost", "takes any of", "losses, loss"],
+            "outputs=loss;classes=0": ["classes is 0: takes 1 to"],
+            "outputs=loss;softcap=x": ["softcap is 'x'"],
+        }.items():
+            self.refuse("verify", "--case", case, status=2, mentions=["--case", *mentions])
 
 
 class Errors(Case):

@@ -218,15 +218,20 @@ bool cli_find_device(cli_device *device, const char *wanted)
     return found < count;
 }
 
-/* Keeps the latest line, for the one failure that leaves no context to ask. */
-static void keep_line(const char *message, void *payload) { snprintf(payload, 1024, "%s", message); }
+static char latest_line[1024]; /* of the log, for the one failure that leaves no context to ask */
+
+static void read_log(const char *message, void *payload)
+{
+    cli_session *session = payload;
+    snprintf(latest_line, sizeof latest_line, "%s", message);
+    if (strncmp(message, "program: ", 9) == 0) session->programs++;
+}
 
 bool cli_open(cli_session *session, const cli_device *device)
 {
     const cl_context_properties properties[] = { CL_CONTEXT_PLATFORM, (cl_context_properties)device->platform,
                                                  0 };
     clxent_context_options options = CLXENT_CONTEXT_OPTIONS_INIT;
-    static char line[1024];
     clxent_status status;
     cl_int code;
 
@@ -237,11 +242,11 @@ bool cli_open(cli_session *session, const cli_device *device)
         cli_fail(device->name, "clCreateContext: %s", clxent_status_string(code));
         return false;
     }
-    options.log = keep_line;
-    options.log_payload = line;
+    options.log = read_log;
+    options.log_payload = session;
     status = clxent_context_create(&session->ctx, session->cl, device->id, &options);
     if (status == CLXENT_OK) return true;
-    cli_fail(device->name, "%s", line[0] != '\0' ? line : clxent_status_string(status));
+    cli_fail(device->name, "%s", latest_line[0] != '\0' ? latest_line : clxent_status_string(status));
     cli_close(session);
     return false;
 }

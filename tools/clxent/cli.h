@@ -23,6 +23,7 @@ int command_info(int argc, char **argv);
 int command_demo(int argc, char **argv);
 int command_sample(int argc, char **argv);
 int command_eval(int argc, char **argv);
+int command_verify(int argc, char **argv);
 
 /* ---- Messages ------------------------------------------------------------------------------- */
 
@@ -73,9 +74,11 @@ typedef struct cli_session {
     cli_device device;
     cl_context cl;
     clxent_context *ctx;
+    size_t programs; /* compiled so far */
 } cli_session;
-bool cli_open(cli_session *session, const cli_device *device); /* says what failed */
-void cli_close(cli_session *session);                          /* accepts a zeroed session */
+/* Says what failed. The session stays where it is until it is closed. */
+bool cli_open(cli_session *session, const cli_device *device);
+void cli_close(cli_session *session); /* accepts a zeroed session */
 
 /* cli_fail() with the text of ctx's latest error. */
 int cli_fail_status(const clxent_context *ctx, const char *subject, clxent_status status);

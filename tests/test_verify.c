@@ -1,0 +1,302 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * test_verify.c - that `clxent verify` notices: a right run with one element, canary or input changed is reported,
+ * and a failing case is drawn, written, read and shrunk as promised.
+ */
+#include "support.h"
+#include "verify_case.h"
+
+#include <criterion/criterion.h>
+
+#include <math.h>
+#include <string.h>
+
+TestSuite(verify, .init = open_device, .fini = close_device);
+
+/* ---- The checks ---------------------------------------------------------------------------- */
+
+static runner device_runner(void)
+{
+    return (runner){ device.cl, device.queue, NULL, device.ctx, clxent_plan_create };
+}
+
+static clxent_desc make_desc(uint32_t op, uint32_t outputs)
+{
+    clxent_desc desc = CLXENT_DESC_INIT;
+    desc.op = op;
+    desc.outputs = outputs;
+    desc.batch = 7;
+    desc.seq = 2;
+    desc.classes = 19;
+    desc.target_type = CLXENT_TARGET_I32;
+    return desc;
+}
+
+/* Runs desc, then changes one byte of each output's middle element in turn, the one that holds its sign and upper
+ * exponent or, of integers, a middle byte. */
+static void check_every_change_is_seen(const clxent_desc *desc)
+{
+    const runner on = device_runner();
+    const int upper = 3; /* of 4 bytes or 8: f32 results and integers */
+    clxent_plan *plan;
+    execution e, good;
+    problem_fault f;
+    problem p;
+    size_t changed = 0;
+
+    make_problem(&p, desc, FILL_IGNORED, 3);
+    cr_assert(clxent_plan_create(&plan, device.ctx, desc) == CLXENT_OK, "%s", last_error());
+    cr_assert(execute(&e, &on, plan, &p, desc->outputs, NULL, 0, &f), "%s", f.text);
+    cr_assert(execute(&good, &on, plan, &p, desc->outputs, NULL, 0, &f), "%s", f.text);
+    cr_assert(check_reference(&p, &e, NULL, &f) && check_untouched(&p, &e, desc->outputs, &f) &&
+                  check_same_bits("again", &p, &good, &e, desc->outputs, &f),
+              "%s", f.text);
+    for (int t = FIRST_OUTPUT; t < TENSORS; t++) {
+        const bool opaque = 1u << (t - FIRST_OUTPUT) == CLXENT_OUTPUT_STATISTICS;
+        const image *i = &e.images[t];
+        if (i->before == NULL) continue;
+        unsigned char *byte = i->after + i->front + i->bytes / 2 / 8 * 8 + upper;
+
+        *byte ^= 0x40;
+        cr_assert(check_untouched(&p, &e, desc->outputs, &f), "%s", f.text);
+        cr_assert(!check_same_bits("again", &p, &good, &e, desc->outputs, &f), "%s", tensor_names[t]);
+        cr_assert(strncmp(f.text, tensor_names[t], strlen(tensor_names[t])) == 0, "%s", f.text);
+        if (!opaque) {
+            cr_assert(!check_reference(&p, &e, NULL, &f), "%s", tensor_names[t]);
+            cr_assert(strncmp(f.text, tensor_names[t], strlen(tensor_names[t])) == 0, "%s", f.text);
+            cr_assert(strstr(f.text, "got") != NULL && strstr(f.text, "want") != NULL, "%s", f.text);
+        }
+        *byte ^= 0x40;
+        changed++;
+    }
+    cr_assert(changed > 0 && check_reference(&p, &e, NULL, &f), "%s", f.text);
+    free_execution(&e);
+    free_execution(&good);
+    clxent_plan_destroy(plan);
+    free_problem(&p);
+}
+
+Test(verify, a_wrong_element_of_any_output_is_reported)
+{
+    clxent_desc desc = make_desc(CLXENT_OP_CROSS_ENTROPY, CLXENT_OUTPUT_ONE_HOT - 1);
+    check_every_change_is_seen(&desc);
+    desc = make_desc(CLXENT_OP_ONE_HOT, CLXENT_OUTPUT_ONE_HOT | CLXENT_OUTPUT_BAD_TARGETS);
+    check_every_change_is_seen(&desc);
+}
+
+Test(verify, an_error_just_above_its_bound_is_reported)
+{
+    const double want[] = { 1, -0.0, INFINITY, NAN, 5 }, bound[] = { 0.5, 0, 0, 0, INFINITY };
+    const double good[] = { 1.5, 0, INFINITY, NAN, INFINITY };
+    const double wrong[] = { 1.5000001, 0x1p-1074, 1e308, 0, NAN };
+
+    cr_assert_eq(compare(good, want, bound, 5).bad, 0);
+    for (size_t i = 0; i < 5; i++) {
+        double got[5];
+        memcpy(got, good, sizeof got);
+        got[i] = wrong[i];
+        const close_report report = compare(got, want, bound, 5);
+        cr_assert(report.bad == 1 && report.first == i && report.worst > 1, "element %zu", i);
+    }
+}
+
+Test(verify, a_write_beside_the_outputs_is_reported)
+{
+    const clxent_desc base = make_desc(CLXENT_OP_CROSS_ENTROPY, CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_LOSS);
+    const runner on = device_runner();
+    clxent_desc desc = base;
+    clxent_plan *plan;
+    execution e;
+    problem_fault f;
+    problem p;
+
+    desc.gradient_row_stride = desc.classes + 2;
+    make_problem(&p, &desc, 0, 1);
+    cr_assert(clxent_plan_create(&plan, device.ctx, &desc) == CLXENT_OK, "%s", last_error());
+    cr_assert(execute(&e, &on, plan, &p, desc.outputs, NULL, 0, &f), "%s", f.text);
+    const image *gradient = &e.images[TENSOR_GRADIENT];
+    const struct {
+        unsigned char *byte;
+        const char *text;
+    } places[] = {
+        { gradient->after + gradient->front - 1, "gradient: byte -1 " },
+        { gradient->after + gradient->front + gradient->bytes, "gradient: byte " },
+        { gradient->after + gradient->front + desc.classes * 4, "gradient: byte 76 " }, /* padding */
+        { e.images[TENSOR_LOGITS].after + e.images[TENSOR_LOGITS].front, "logits: byte 0 " },
+        { e.images[TENSOR_TARGETS].after, "targets: byte -" },
+        { e.workspace.after, "bytes before the workspace" },
+        { e.workspace.after + e.workspace.total - 1, "bytes behind the workspace" },
+    };
+    for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
+        *places[i].byte ^= 1;
+        cr_assert(!check_untouched(&p, &e, desc.outputs, &f), "%s", places[i].text);
+        cr_assert(strncmp(f.text, places[i].text, strlen(places[i].text)) == 0, "%s", f.text);
+        *places[i].byte ^= 1;
+    }
+    cr_assert(check_untouched(&p, &e, desc.outputs, &f), "%s", f.text);
+    free_execution(&e);
+    clxent_plan_destroy(plan);
+    free_problem(&p);
+}
+
+static clxent_status no_plan(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc)
+{
+    (void)ctx;
+    (void)desc;
+    *out = NULL;
+    return CL_OUT_OF_RESOURCES;
+}
+
+Test(verify, a_call_that_fails_is_a_fault_with_its_name)
+{
+    const clxent_desc desc = make_desc(CLXENT_OP_CROSS_ENTROPY, CLXENT_OUTPUT_LOSS);
+    runner on = device_runner();
+    problem_fault f;
+    problem p;
+
+    make_problem(&p, &desc, 0, 1);
+    on.make_plan = no_plan;
+    cr_assert(!check_problem(&on, &p, 0, NULL, &f));
+    cr_assert_str_eq(f.text, "clxent_plan_create: CL_OUT_OF_RESOURCES");
+    free_problem(&p);
+}
+
+/* ---- Cases --------------------------------------------------------------------------------- */
+
+enum { DRAWN = 3000 };
+
+Test(verify, drawn_cases_are_valid_repeat_and_survive_their_text)
+{
+    verify_case c, again;
+    problem_fault f;
+    char text[CASE_TEXT_SIZE], back[CASE_TEXT_SIZE];
+
+    for (uint64_t i = 0; i < DRAWN; i++) {
+        const size_t limit = i % 3 == 0 ? 100 : (size_t)1 << 20;
+        case_draw(&c, 5, i, limit);
+        cr_assert(case_check(&c, &f), "case %u: %s", (unsigned)i, f.text);
+        cr_assert(c.desc.batch * c.desc.seq * c.desc.classes <= limit, "case %u", (unsigned)i);
+        case_write(&c, text);
+        case_draw(&again, 5, i, limit);
+        case_write(&again, back);
+        cr_assert_str_eq(text, back);
+        cr_assert(case_read(&again, text, &f), "%s: %s", text, f.text);
+        case_write(&again, back);
+        cr_assert_str_eq(text, back);
+        case_draw(&again, 6, i, limit);
+        case_write(&again, back);
+        cr_assert(strcmp(text, back) != 0, "two seeds, one case: %s", text);
+    }
+}
+
+Test(verify, every_feature_is_drawn_and_every_value_of_it_reads_back)
+{
+    case_feature features[CASE_FEATURES];
+    size_t found[CASE_FEATURES] = { 0 };
+    const size_t count = case_list_features(features);
+
+    cr_assert(count > 70 && count < CASE_FEATURES);
+    for (uint64_t i = 0; i < DRAWN; i++) {
+        verify_case c;
+        case_draw(&c, 1, i, (size_t)1 << 20);
+        for (size_t k = 0; k < count; k++) found[k] += case_has_feature(&c, &features[k]);
+    }
+    for (size_t k = 0; k < count; k++) {
+        /* names of the values that mean "as the logits" and "not looked at" */
+        const bool none =
+            strcmp(features[k].name, "dtype same") == 0 || strcmp(features[k].name, "target_type none") == 0;
+        cr_assert(none ? found[k] == 0 : found[k] >= DRAWN / 300, "%s: %zu cases", features[k].name,
+                  found[k]);
+    }
+}
+
+Test(verify, text_that_is_no_case_is_refused_by_name)
+{
+    const struct {
+        const char *text, *fault;
+    } wrong[] = {
+        { "", "'': takes a number, or field=value" },
+        { "outputs", "'outputs': takes a number, or field=value" },
+        { "outputs=loss;rows=3", "'rows' is no field of a case" },
+        { "outputs=loss+lsd", "outputs is 'lsd': takes any of, joined by '+': losses, loss, lse" },
+        { "outputs=loss;dtype=f8", "dtype is 'f8': takes same, f32, f16, bf16, f64" },
+        { "outputs=loss;classes=-3", "classes is '-3': takes a whole number of at least 0" },
+        { "outputs=loss;classes=3x", "classes is '3x': takes a whole number of at least 0" },
+        { "outputs=loss;use_ignore_index=2", "use_ignore_index is '2': takes a whole number, 0 or 1" },
+        { "outputs=loss;softcap=nan", "softcap is 'nan': takes a finite number" },
+        { "outputs=loss;softcap=-1", "softcap is -1: takes 0 (off) or" },
+        { "outputs=", "outputs is 0: takes at least one of" },
+        { "outputs=loss;checks=in-place", "checks has in-place: takes cross-entropy with gradient" },
+    };
+    verify_case c;
+    problem_fault f;
+
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        cr_assert(!case_read(&c, wrong[i].text, &f), "%s", wrong[i].text);
+        cr_assert(strncmp(f.text, wrong[i].fault, strlen(wrong[i].fault)) == 0, "%s: %s", wrong[i].text,
+                  f.text);
+    }
+    cr_assert(case_read(&c, "outputs=loss+lse;classes=7;ignore_index=-3;softcap=0.1", &f), "%s", f.text);
+    cr_assert(c.desc.outputs == (CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_LSE) && c.desc.classes == 7 &&
+              c.desc.batch == 1 && c.desc.ignore_index == -3 && c.desc.softcap == 0.1 && c.seed == 1);
+}
+
+/* ---- Shrinking ----------------------------------------------------------------------------- */
+
+static bool fails_with_softcap(const verify_case *c, void *payload, problem_fault *f)
+{
+    ++*(size_t *)payload;
+    return c->desc.softcap > 0 && c->desc.classes > 7 && !say_fault(f, "%zu classes", c->desc.classes);
+}
+
+static bool fails_with_padding(const verify_case *c, void *payload, problem_fault *f)
+{
+    (void)payload;
+    return c->desc.inner > 1 && c->desc.row_stride > c->desc.classes * c->desc.inner + 1 &&
+           (c->checks & CASE_SUBSETS) != 0 && (c->fill & FILL_MASKED) != 0 && !say_fault(f, "padding");
+}
+
+/* The first of seed 1 that fails. */
+static verify_case draw_failure(case_fails_fn fails, void *payload)
+{
+    verify_case c;
+    problem_fault f;
+    uint64_t i = 0;
+    do {
+        case_draw(&c, 1, i++, (size_t)1 << 20);
+    } while (!fails(&c, payload, &f));
+    return c;
+}
+
+Test(verify, a_failure_shrinks_to_the_one_option_and_size_that_matter)
+{
+    size_t calls = 0;
+    verify_case c = draw_failure(fails_with_softcap, &calls);
+    problem_fault f;
+    char text[CASE_TEXT_SIZE];
+
+    calls = 0;
+    const size_t tried = case_shrink(&c, fails_with_softcap, &calls, &f);
+    cr_assert(c.desc.outputs != 0 && (c.desc.outputs & (c.desc.outputs - 1)) == 0, "one output is left");
+    cr_assert(c.desc.classes == 8 && c.desc.softcap > 0);
+    cr_assert_str_eq(f.text, "8 classes");
+    cr_assert(tried == calls && tried < 300, "%zu of %zu", tried, calls);
+    /* else as by default */
+    const double softcap = c.desc.softcap;
+    c.desc.classes = 1;
+    c.desc.softcap = 0;
+    c.desc.outputs = CLXENT_OUTPUT_LOSSES;
+    case_write(&c, text);
+    cr_assert_str_eq(text, "outputs=losses");
+    cr_assert(softcap == 30 || softcap == 50 || softcap == 5 || softcap == 1 || softcap == 0.5);
+}
+
+Test(verify, sizes_that_hang_together_shrink_together)
+{
+    verify_case c = draw_failure(fails_with_padding, NULL);
+    problem_fault f;
+
+    case_shrink(&c, fails_with_padding, NULL, &f);
+    cr_assert(c.desc.inner == 2 && c.desc.batch * c.desc.seq == 2 && c.desc.classes == 1);
+    cr_assert(c.desc.row_stride == 4 && c.checks == CASE_SUBSETS && c.fill == FILL_MASKED);
+}

@@ -1,0 +1,991 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * problem.c - see problem.h. Three parts: what a problem holds, one run of it between canaries, and what must be true
+ * of the run.
+ */
+#include "problem.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+bool say_fault(problem_fault *f, const char *format, ...)
+{
+    va_list list;
+    va_start(list, format);
+    vsnprintf(f->text, sizeof f->text, format, list);
+    va_end(list);
+    return false;
+}
+
+/* malloc that never asks for nothing, of which malloc may make NULL. */
+static void *take(size_t n, problem_fault *f)
+{
+    void *memory = malloc(n > 0 ? n : 1);
+    if (memory == NULL) say_fault(f, "malloc of %zu bytes failed", n);
+    return memory;
+}
+
+/* ---- Random numbers and storage ------------------------------------------------------------ */
+
+/* PCG-XSH-RR 64/32: the same numbers on every machine, which rand() does not promise. */
+uint32_t random_u32(random_state *random)
+{
+    const uint64_t old = random->state;
+    const uint32_t mixed = (uint32_t)(((old >> 18) ^ old) >> 27);
+    const unsigned turn = (unsigned)(old >> 59);
+    random->state = old * 6364136223846793005u + 1442695040888963407u;
+    return mixed >> turn | mixed << (-turn & 31u);
+}
+
+random_state random_start(uint64_t seed)
+{
+    random_state random = { seed * 0x9E3779B97F4A7C15u + 1 };
+    /* the state's low bits take a few turns to reach what is drawn from it */
+    for (int i = 0; i < 4; i++) random_u32(&random);
+    return random;
+}
+
+double random_uniform(random_state *random, double low, double high)
+{
+    return low + (high - low) * (random_u32(random) * 0x1p-32);
+}
+
+static size_t dtype_size(uint32_t dtype) { return dtype == CLXENT_F64 ? 8 : dtype == CLXENT_F32 ? 4 : 2; }
+
+double get_element(const void *data, uint32_t dtype, size_t index)
+{
+    const char *at = (const char *)data + index * dtype_size(dtype);
+    uint16_t bits;
+    float single;
+    double value = 0;
+
+    switch (dtype) {
+    case CLXENT_F32: memcpy(&single, at, sizeof single); return single;
+    case CLXENT_F64: memcpy(&value, at, sizeof value); return value;
+    default: memcpy(&bits, at, sizeof bits);
+    }
+    return dtype == CLXENT_F16 ? clxent_f16_to_double(bits) : clxent_bf16_to_double(bits);
+}
+
+void put_element(void *data, uint32_t dtype, size_t index, double value)
+{
+    char *at = (char *)data + index * dtype_size(dtype);
+    uint16_t bits;
+    float single;
+
+    switch (dtype) {
+    case CLXENT_F32:
+        single = (float)value;
+        memcpy(at, &single, sizeof single);
+        return;
+    case CLXENT_F64: memcpy(at, &value, sizeof value); return;
+    default:
+        bits = dtype == CLXENT_F16 ? clxent_f16_from_double(value) : clxent_bf16_from_double(value);
+        memcpy(at, &bits, sizeof bits);
+    }
+}
+
+int64_t get_target(const void *data, uint32_t target_type, size_t index)
+{
+    int32_t narrow;
+    int64_t wide;
+
+    switch (target_type) {
+    case CLXENT_TARGET_U8: return ((const uint8_t *)data)[index];
+    case CLXENT_TARGET_I32: memcpy(&narrow, (const char *)data + 4 * index, 4); return narrow;
+    default: memcpy(&wide, (const char *)data + 8 * index, 8); return wide;
+    }
+}
+
+void put_target(void *data, uint32_t target_type, size_t index, int64_t value)
+{
+    const int32_t narrow = (int32_t)value;
+
+    switch (target_type) {
+    case CLXENT_TARGET_U8: ((uint8_t *)data)[index] = (uint8_t)value; return;
+    case CLXENT_TARGET_I32: memcpy((char *)data + 4 * index, &narrow, 4); return;
+    default: memcpy((char *)data + 8 * index, &value, 8);
+    }
+}
+
+size_t element_index(const clxent_desc *desc, size_t stride, size_t row, size_t class_index)
+{
+    const size_t slab = stride != 0 ? stride : desc->classes * desc->inner;
+    return row / desc->inner * slab + class_index * desc->inner + row % desc->inner;
+}
+
+/* ---- Tensors ------------------------------------------------------------------------------- */
+
+const char *const tensor_names[TENSORS + 1] = {
+    "logits",  "probabilities", "targets",    "class_weights", "row_weights", "upstream", "denominator",
+    "losses",  "loss",          "lse",        "softmax",       "log_softmax", "gradient", "argmax",
+    "correct", "entropy",       "statistics", "bad_targets",   "one_hot",     NULL
+};
+
+static uint32_t output_bit(int tensor) { return tensor < FIRST_OUTPUT ? 0 : 1u << (tensor - FIRST_OUTPUT); }
+
+static size_t rows_of(const clxent_desc *desc) { return desc->batch * desc->seq; }
+
+static uint32_t real_dtype(const clxent_desc *desc)
+{
+    return desc->dtype == CLXENT_F64 ? CLXENT_F64 : CLXENT_F32;
+}
+
+static uint32_t gradient_dtype(const clxent_desc *desc)
+{
+    return desc->gradient_dtype != 0 ? desc->gradient_dtype : desc->dtype;
+}
+
+bool has_index_targets(const clxent_desc *desc)
+{
+    return desc->target_type != CLXENT_TARGET_PROBABILITIES_F32 &&
+           desc->target_type != CLXENT_TARGET_PROBABILITIES_LOGITS;
+}
+
+/* What the targets decide, of a desc that has this output, needs them, and the weights with them. */
+static bool needs_targets(const clxent_desc *desc)
+{
+    return desc->op != CLXENT_OP_SOFTMAX_BACKWARD &&
+           (desc->outputs &
+            (CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_CORRECT |
+             CLXENT_OUTPUT_STATISTICS | CLXENT_OUTPUT_BAD_TARGETS | CLXENT_OUTPUT_ONE_HOT)) != 0;
+}
+
+/* Whether a run of outputs takes the tensor at all; upstream and denominator it need not be given. */
+static bool takes(const clxent_desc *desc, uint32_t outputs, int tensor)
+{
+    const bool rows_are_read = (outputs & ~(uint32_t)CLXENT_OUTPUT_BAD_TARGETS) != 0;
+
+    switch (tensor) {
+    case TENSOR_LOGITS: return desc->op == CLXENT_OP_CROSS_ENTROPY && rows_are_read;
+    case TENSOR_PROBABILITIES:
+        return desc->op != CLXENT_OP_CROSS_ENTROPY && desc->op != CLXENT_OP_ONE_HOT && rows_are_read;
+    case TENSOR_TARGETS: return needs_targets(desc);
+    case TENSOR_CLASS_WEIGHTS: return desc->has_class_weights != 0 && needs_targets(desc);
+    case TENSOR_ROW_WEIGHTS: return desc->has_row_weights != 0 && needs_targets(desc);
+    case TENSOR_UPSTREAM: return (outputs & CLXENT_OUTPUT_GRADIENT) != 0;
+    case TENSOR_DENOMINATOR:
+        return desc->op != CLXENT_OP_SOFTMAX_BACKWARD &&
+               (outputs & (CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT)) != 0;
+    default: return (outputs & output_bit(tensor)) != 0;
+    }
+}
+
+/* How the elements of a tensor lie: rows x columns of them. */
+typedef struct layout {
+    size_t rows, columns, element_size, stride;
+    bool matrix;    /* [rows, classes], see element_index() */
+    uint32_t dtype; /* 0: integers */
+} layout;
+
+static layout matrix_layout(const clxent_desc *desc, uint32_t dtype, size_t stride)
+{
+    return (layout){ rows_of(desc), desc->classes, dtype_size(dtype), stride, true, dtype };
+}
+
+static layout layout_of(const clxent_desc *desc, int tensor)
+{
+    const uint32_t real = real_dtype(desc);
+    const size_t rows = rows_of(desc);
+    const layout single = { 1, 1, dtype_size(real), 0, false, real };
+    layout l = { rows, 1, dtype_size(real), 0, false, real };
+
+    switch (tensor) {
+    case TENSOR_LOGITS: return matrix_layout(desc, desc->dtype, desc->row_stride);
+    case TENSOR_PROBABILITIES: return matrix_layout(desc, desc->dtype, desc->probabilities_row_stride);
+    case TENSOR_TARGETS:
+        l.dtype = 0;
+        switch (desc->target_type) {
+        case CLXENT_TARGET_U8: l.element_size = 1; break;
+        case CLXENT_TARGET_I32: l.element_size = 4; break;
+        case CLXENT_TARGET_I64: l.element_size = 8; break;
+        case CLXENT_TARGET_PROBABILITIES_F32: return matrix_layout(desc, CLXENT_F32, desc->target_row_stride);
+        default: return matrix_layout(desc, desc->dtype, desc->target_row_stride);
+        }
+        return l;
+    case TENSOR_CLASS_WEIGHTS: l.rows = desc->classes; return l;
+    case TENSOR_ROW_WEIGHTS: return l;
+    case TENSOR_UPSTREAM:
+        if (desc->op == CLXENT_OP_SOFTMAX_BACKWARD)
+            return matrix_layout(desc, desc->dtype, desc->probabilities_row_stride);
+        return desc->reduction == CLXENT_REDUCTION_NONE ? l : single;
+    case TENSOR_DENOMINATOR: return single;
+    default: break;
+    }
+    switch (output_bit(tensor)) {
+    case CLXENT_OUTPUT_LOSS: return single;
+    case CLXENT_OUTPUT_SOFTMAX:
+    case CLXENT_OUTPUT_LOG_SOFTMAX:
+    case CLXENT_OUTPUT_ONE_HOT: return matrix_layout(desc, desc->dtype, desc->probabilities_row_stride);
+    case CLXENT_OUTPUT_GRADIENT: return matrix_layout(desc, gradient_dtype(desc), desc->gradient_row_stride);
+    case CLXENT_OUTPUT_ARGMAX: return (layout){ rows, 1, 8, 0, false, 0 };
+    case CLXENT_OUTPUT_CORRECT: return (layout){ 1, 1, 8, 0, false, 0 };
+    case CLXENT_OUTPUT_STATISTICS: l.columns = 2; return l;
+    case CLXENT_OUTPUT_BAD_TARGETS: return (layout){ 1, 3, 8, 0, false, 0 };
+    default: return l; /* losses, lse, entropy */
+    }
+}
+
+/* Index of an element in the tensor's own memory. */
+static size_t index_of(const clxent_desc *desc, const layout *l, size_t row, size_t column)
+{
+    return l->matrix ? element_index(desc, l->stride, row, column) : row * l->columns + column;
+}
+
+/* Up to the last element: the last row ends without its padding. */
+static size_t layout_bytes(const clxent_desc *desc, const layout *l)
+{
+    if (l->rows == 0) return 0;
+    return (index_of(desc, l, l->rows - 1, l->columns - 1) + 1) * l->element_size;
+}
+
+/* ---- Problems ------------------------------------------------------------------------------ */
+
+static bool target_fits(uint32_t target_type, int64_t value)
+{
+    if (target_type == CLXENT_TARGET_U8) return value >= 0 && value <= UINT8_MAX;
+    return target_type != CLXENT_TARGET_I32 || (value >= INT32_MIN && value <= INT32_MAX);
+}
+
+static void fill_index_targets(const clxent_desc *desc, void *data, uint32_t fill, random_state *random)
+{
+    /* 2^32 + 1 is class 1 to code that compares 32 bits. */
+    const int64_t bad[] = {
+        (int64_t)desc->classes, -1, ((int64_t)1 << 32) + 1, INT32_MIN, INT64_MIN, INT32_MAX
+    };
+    const int64_t last = (int64_t)desc->classes - 1;
+    size_t bads = 0;
+
+    for (size_t row = 0; row < rows_of(desc); row++) {
+        int64_t target;
+        switch (row % 6) {
+        case 0: target = last; break; /* the vector tail's last element */
+        case 1: target = 0; break;
+        case 2: target = last >= 3 ? last - 3 : 0; break; /* elsewhere in the tail */
+        default: target = (int64_t)(random_u32(random) % desc->classes);
+        }
+        if (!target_fits(desc->target_type, target)) target = random_u32(random) % 256;
+        const bool ignored = (fill & FILL_ALL_IGNORED) != 0 || ((fill & FILL_IGNORED) != 0 && row % 5 == 2);
+        if (ignored && desc->use_ignore_index && target_fits(desc->target_type, desc->ignore_index)) {
+            target = desc->ignore_index;
+        } else if ((fill & FILL_BAD_TARGETS) != 0 && row % 7 == 3) {
+            const int64_t value = bad[bads++ % (sizeof bad / sizeof *bad)];
+            const bool is_bad = value < 0 || value > last;
+            if (is_bad && target_fits(desc->target_type, value)) target = value;
+        }
+        put_target(data, desc->target_type, row, target);
+    }
+}
+
+static void fill_probability_targets(const clxent_desc *desc, void *data, uint32_t dtype,
+                                     random_state *random)
+{
+    for (size_t row = 0; row < rows_of(desc); row++) {
+        const size_t hot = random_u32(random) % desc->classes;
+        for (size_t j = 0; j < desc->classes; j++) {
+            double q;
+            switch (row % 4) {
+            case 0: q = random_uniform(random, 0, 2.0 / (double)desc->classes); break;
+            case 1: q = j == hot; break;
+            case 2: q = j % 3 == 0 ? 0 : random_uniform(random, 0, 1); break; /* sum far from 1 */
+            default: q = random_uniform(random, -0.5, 1); /* signed, as logits of a teacher */
+            }
+            put_element(data, dtype, element_index(desc, desc->target_row_stride, row, j), q);
+        }
+    }
+}
+
+enum row_kind {
+    ROW_PLAIN,
+    /* finite */
+    ROW_NEGATIVE, /* a maximum that starts at 0 */
+    ROW_HIGH,     /* exp without the maximum subtracted overflows above 88.7 */
+    ROW_EQUAL,    /* three classes share the top: sum not 1 and log of it not 0, which would hide its error */
+    ROW_DOMINANT, /* a confident row: loss near 0, log(1 + tiny) */
+    ROW_DENORMAL, /* flushed inputs, and all exponentials 1 */
+    ROW_OFFSET,   /* a large shared offset: a rounded lse loses the loss */
+    ROW_RISING,   /* each block rescales the running sum */
+    ROW_FALLING,  /* none does, and the tail underflows */
+    ROW_STEADY,   /* one class dominates many equal ones: a running sum that rounds the same way each time */
+    /* -inf, not at the target */
+    ROW_HOLES,
+    ROW_LEADING, /* -inf - -inf in a running maximum before the first finite logit */
+    ROW_LONE,    /* one finite logit: p = 1 */
+    /* rows with results that are not finite */
+    ROW_ALL_MASKED,
+    ROW_TARGET_MASKED,
+    ROW_NAN,
+    ROW_NAN_LAST, /* in the tail */
+    ROW_INF,
+    ROW_NAN_AND_INF
+};
+
+static double logit_of(const clxent_desc *desc, enum row_kind kind, size_t j, size_t special, bool is_target,
+                       random_state *random)
+{
+    const bool f16 = desc->dtype == CLXENT_F16;
+    const size_t last = desc->classes - 1;
+    const double plain = random_uniform(random, -8, 8);
+    const double tiny = f16 ? 0x1p-20 : desc->dtype == CLXENT_F64 ? 0x1p-1060 : 0x1p-135;
+
+    switch (kind) {
+    case ROW_NEGATIVE: return plain - 112;
+    case ROW_HIGH: return plain + 112;
+    case ROW_EQUAL: return j == special || j == last || j == last / 2 ? 9.25 : plain;
+    case ROW_DOMINANT: return j == special ? 12.5 : plain - 20;
+    case ROW_DENORMAL: return floor(plain) * tiny;
+    case ROW_OFFSET: return floor(4 * plain) + (f16 ? 3e4 : desc->dtype == CLXENT_BF16 ? 4096 : 1e6);
+    case ROW_RISING: return -100 + 200 * ((double)j / (double)desc->classes);
+    case ROW_FALLING: return 100 - 200 * ((double)j / (double)desc->classes);
+    case ROW_STEADY: return j == special ? 0 : -8.3;
+    case ROW_HOLES: return !is_target && j != last && (j + special) % 3 == 0 ? -INFINITY : plain;
+    case ROW_LEADING:
+        return !is_target && j != last && j < desc->classes - desc->classes / 8 ? -INFINITY : plain;
+    case ROW_LONE: return !is_target && j != last ? -INFINITY : plain;
+    case ROW_ALL_MASKED: return -INFINITY;
+    case ROW_TARGET_MASKED: return is_target ? -INFINITY : plain;
+    case ROW_NAN: return j == special ? (double)NAN : plain;
+    case ROW_NAN_LAST: return j == last ? (double)NAN : plain;
+    case ROW_INF: return j == special ? INFINITY : plain;
+    case ROW_NAN_AND_INF: return j == last ? (double)NAN : j == last / 2 ? INFINITY : plain;
+    case ROW_PLAIN: break;
+    }
+    return plain;
+}
+
+/* The class that row is judged against; classes where there is none. */
+static size_t target_class(const problem *p, size_t row)
+{
+    const clxent_desc *desc = &p->desc;
+    if (p->args.targets.data == NULL || !has_index_targets(desc)) return desc->classes;
+    if (row % desc->seq + desc->shift >= desc->seq) return desc->classes;
+    const int64_t target = get_target(p->args.targets.data, desc->target_type, row + desc->shift);
+    return target >= 0 && target < (int64_t)desc->classes ? (size_t)target : desc->classes;
+}
+
+static void fill_logits(const problem *p, void *data, uint32_t fill, random_state *random)
+{
+    const clxent_desc *desc = &p->desc;
+    enum row_kind kinds[ROW_NAN_AND_INF + 1];
+    size_t count = 0;
+
+    kinds[count++] = ROW_PLAIN;
+    for (int kind = ROW_NEGATIVE; kind <= ROW_NAN_AND_INF; kind++) {
+        const uint32_t needs = kind <= ROW_FALLING  ? FILL_DESIGNED
+                               : kind == ROW_STEADY ? FILL_STEADY
+                               : kind <= ROW_LONE   ? FILL_MASKED
+                                                    : FILL_SPECIAL;
+        if ((fill & needs) != 0) kinds[count++] = (enum row_kind)kind;
+    }
+    for (size_t row = 0; row < rows_of(desc); row++) {
+        const enum row_kind kind = kinds[row % count];
+        const size_t special = random_u32(random) % desc->classes, target = target_class(p, row);
+        double top = -INFINITY;
+        for (size_t j = 0; j < desc->classes; j++) {
+            const size_t at = element_index(desc, desc->row_stride, row, j);
+            const double x = logit_of(desc, kind, j, special, j == target, random);
+            put_element(data, desc->dtype, at, x);
+            top = fmax(top, get_element(data, desc->dtype, at));
+        }
+        if ((fill & FILL_HIT) != 0 && row % 2 == 0 && target < desc->classes && kind <= ROW_LONE) {
+            put_element(data, desc->dtype, element_index(desc, desc->row_stride, row, target),
+                        top + (fabs(top) > 1e3 ? fabs(top) / 64 : 3));
+        }
+    }
+}
+
+static double exponential_of(uint32_t fill, size_t row, size_t j, random_state *random)
+{
+    const double e = exp(random_uniform(random, -8, 8));
+    return (fill & FILL_MASKED) != 0 && row % 3 == 1 && j % 2 == 1 ? 0 : e;
+}
+
+/* Rows of a softmax, with exact zeros under FILL_MASKED. */
+static void fill_probabilities(const clxent_desc *desc, void *data, uint32_t fill, random_state *random)
+{
+    for (size_t row = 0; row < rows_of(desc); row++) {
+        random_state again = *random; /* the same exponentials twice, so that none are kept */
+        double sum = 0;
+        for (size_t j = 0; j < desc->classes; j++) sum += exponential_of(fill, row, j, random);
+        for (size_t j = 0; j < desc->classes; j++) {
+            put_element(data, desc->dtype, element_index(desc, desc->probabilities_row_stride, row, j),
+                        exponential_of(fill, row, j, &again) / sum);
+        }
+    }
+}
+
+static void fill_weights(void *data, uint32_t dtype, size_t n, bool negatives, random_state *random)
+{
+    for (size_t i = 0; i < n; i++) {
+        double weight = random_uniform(random, 0.25, 2);
+        if (i % 6 == 4) weight = 0;
+        if (negatives && i % 9 == 7) weight = -0.25;
+        put_element(data, dtype, i, weight);
+    }
+}
+
+/* An array for the tensor, NULL where desc takes none; false where there is no memory. */
+static bool take_array(const clxent_desc *desc, int tensor, void **data, size_t *size, problem_fault *f)
+{
+    const layout l = layout_of(desc, tensor);
+
+    *data = NULL;
+    *size = 0;
+    if (!takes(desc, desc->outputs, tensor)) return true;
+    *size = layout_bytes(desc, &l);
+    *data = take(*size, f);
+    /* All bits set is NaN in every storage type, and -1 as a target: what padding holds. */
+    if (*data != NULL) memset(*data, 0xFF, *size);
+    return *data != NULL;
+}
+
+static bool take_input(problem *p, int tensor, void **data, problem_fault *f)
+{
+    clxent_input *input = &p->args.logits + tensor;
+    const bool good = take_array(&p->desc, tensor, data, &input->size, f);
+    input->data = *data;
+    return good;
+}
+
+/* Every element of a tensor of real numbers; those of row or element number i % 5 == 3 are zero where zeros. */
+static void fill_uniform(const clxent_desc *desc, int tensor, void *data, double range, bool zeros,
+                         random_state *random)
+{
+    const layout l = layout_of(desc, tensor);
+    for (size_t i = 0; data != NULL && i < l.rows * l.columns; i++) {
+        const size_t at = index_of(desc, &l, i / l.columns, i % l.columns);
+        put_element(data, l.dtype, at, zeros && i % 5 == 3 ? 0 : random_uniform(random, -range, range));
+    }
+}
+
+bool fill_problem(problem *p, const clxent_desc *desc, uint32_t fill, uint64_t seed, problem_fault *f)
+{
+    const bool backward = desc->op == CLXENT_OP_SOFTMAX_BACKWARD;
+    const clxent_host_args absent = CLXENT_HOST_ARGS_INIT;
+    random_state random = random_start(seed);
+    void *data;
+
+    p->desc = *desc;
+    p->args = absent;
+    if (clxent_desc_check(desc, f->text, sizeof f->text) != CLXENT_OK) return false;
+
+    /* targets first: what a row's logits hold depends on where its target is */
+    if (!take_input(p, TENSOR_TARGETS, &data, f)) return false;
+    if (data != NULL && has_index_targets(desc)) fill_index_targets(desc, data, fill, &random);
+    else if (data != NULL)
+        fill_probability_targets(desc, data, layout_of(desc, TENSOR_TARGETS).dtype, &random);
+    if (!take_input(p, TENSOR_LOGITS, &data, f)) return false;
+    if (data != NULL) fill_logits(p, data, fill, &random);
+    if (!take_input(p, TENSOR_PROBABILITIES, &data, f)) return false;
+    if (data != NULL) fill_probabilities(desc, data, fill, &random);
+    if (!take_input(p, TENSOR_CLASS_WEIGHTS, &data, f)) return false;
+    if (data != NULL) fill_weights(data, real_dtype(desc), desc->classes, true, &random);
+    if (!take_input(p, TENSOR_ROW_WEIGHTS, &data, f)) return false;
+    if (data != NULL) fill_weights(data, real_dtype(desc), rows_of(desc), false, &random);
+    if (backward || (fill & FILL_UPSTREAM) != 0) {
+        if (!take_input(p, TENSOR_UPSTREAM, &data, f)) return false;
+        fill_uniform(desc, TENSOR_UPSTREAM, data, 2, !backward, &random);
+    }
+    if ((fill & FILL_DENOMINATOR) != 0) {
+        if (!take_input(p, TENSOR_DENOMINATOR, &data, f)) return false;
+        if (data != NULL) put_element(data, real_dtype(desc), 0, 7.25);
+    }
+    if (desc->gradient_mode == CLXENT_GRADIENT_ACCUMULATE) {
+        if (!take_array(desc, TENSOR_GRADIENT, &p->args.gradient.data, &p->args.gradient.size, f))
+            return false;
+        fill_uniform(desc, TENSOR_GRADIENT, p->args.gradient.data, 1, false, &random);
+    }
+    return true;
+}
+
+void free_problem(problem *p)
+{
+    const void *arrays[] = { p->args.logits.data,        p->args.probabilities.data, p->args.targets.data,
+                             p->args.class_weights.data, p->args.row_weights.data,   p->args.upstream.data,
+                             p->args.denominator.data,   p->args.gradient.data };
+    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free((void *)arrays[i]);
+    memset(p, 0, sizeof *p);
+}
+
+/* ---- Comparison ---------------------------------------------------------------------------- */
+
+close_report compare(const double *got, const double *want, const double *bound, size_t n)
+{
+    close_report report = { 0, 0, 0 };
+    for (size_t i = 0; i < n; i++) {
+        const bool same = (isnan(got[i]) && isnan(want[i])) || got[i] == want[i];
+        const double error = fabs(got[i] - want[i]);
+        double ratio = bound[i] > 0 ? error / bound[i] : INFINITY;
+        bool close = error <= bound[i]; /* false for NaN */
+
+        if (same) continue;
+        if (!isfinite(want[i])) close = false;
+        if (isinf(bound[i]) && close) ratio = 0; /* infinity is a correct rounding of want */
+        if (!close && report.bad++ == 0) report.first = i;
+        if (!(ratio <= report.worst)) report.worst = isnan(ratio) ? INFINITY : ratio;
+    }
+    return report;
+}
+/* ---- One run ------------------------------------------------------------------------------- */
+
+static bool make_image(image *made, size_t front, size_t bytes, size_t back, const void *data, unsigned byte,
+                       problem_fault *f)
+{
+    const size_t total = front + bytes + back;
+
+    *made = (image){ NULL, take(total, f), take(total, f), front, bytes, total };
+    if (made->before == NULL || made->after == NULL) return false;
+    /* Two bytes in turn: 0xFFFE, so that NaN copied from an input's padding, 0xFFFF, differs from it. */
+    for (size_t i = 0; i < total; i++) made->before[i] = (unsigned char)(i % 2 == 0 ? byte : 0xFF);
+    if (data != NULL && bytes > 0) memcpy(made->before + front, data, bytes);
+    memcpy(made->after, made->before, total);
+    return true;
+}
+
+static void free_image(image *i)
+{
+    if (i->mem != NULL) clReleaseMemObject(i->mem);
+    free(i->before);
+    free(i->after);
+    memset(i, 0, sizeof *i);
+}
+
+void free_execution(execution *e)
+{
+    for (int t = 0; t < TENSORS; t++) free_image(&e->images[t]);
+    free_image(&e->workspace);
+}
+
+const image *image_of(const execution *e, int tensor)
+{
+    return &e->images[tensor == e->in_place ? TENSOR_LOGITS : tensor];
+}
+
+static int in_place_tensor(uint32_t outputs)
+{
+    if ((outputs & CLXENT_OUTPUT_GRADIENT) != 0) return TENSOR_GRADIENT;
+    return (outputs & CLXENT_OUTPUT_SOFTMAX) != 0 ? TENSOR_SOFTMAX : TENSOR_LOG_SOFTMAX;
+}
+
+static const void *data_before(const problem *p, int tensor)
+{
+    if (tensor < FIRST_OUTPUT) return (&p->args.logits + tensor)->data;
+    return tensor == TENSOR_GRADIENT ? p->args.gradient.data : NULL;
+}
+
+/* The images of a run in host memory. */
+static bool make_images(execution *e, const problem *p, uint32_t outputs, const execution *saved,
+                        uint32_t flags, problem_fault *f)
+{
+    const clxent_desc *desc = &p->desc;
+
+    memset(e, 0, sizeof *e);
+    e->in_place = (flags & CASE_IN_PLACE) != 0 ? in_place_tensor(outputs) : -1;
+    for (int t = 0; t < TENSORS; t++) {
+        const layout l = layout_of(desc, t);
+        const bool record = output_bit(t) == CLXENT_OUTPUT_BAD_TARGETS;
+        const size_t element = record ? sizeof(clxent_bad_targets) : l.element_size;
+        const size_t front = (flags & CASE_ALIGNED) != 0 ? 0 : 37 * element;
+        const void *data = data_before(p, t);
+        bool used = takes(desc, outputs, t) && (t >= FIRST_OUTPUT || data != NULL);
+
+        if (saved != NULL && output_bit(t) == CLXENT_OUTPUT_STATISTICS) {
+            data = saved->images[t].after + saved->images[t].front;
+            used = true;
+        }
+        if (!used || t == e->in_place) continue;
+        if (!make_image(&e->images[t], front, layout_bytes(desc, &l), 256, data,
+                        t < FIRST_OUTPUT ? 0xFF : 0xFE, f))
+            return false;
+    }
+    return true;
+}
+
+static bool say_status(problem_fault *f, const char *what, clxent_status status, const clxent_context *ctx)
+{
+    char text[768] = "";
+    if (ctx != NULL) clxent_context_last_error(ctx, text, sizeof text);
+    return say_fault(f, "%s: %s%s%s", what, clxent_status_string(status), text[0] != '\0' ? ": " : "", text);
+}
+
+static bool upload(image *i, const runner *on, problem_fault *f)
+{
+    cl_int code;
+
+    if (i->before == NULL) return true;
+    i->mem = clCreateBuffer(on->cl, CL_MEM_READ_WRITE | CL_MEM_COPY_HOST_PTR, i->total, i->before, &code);
+    if (code != CL_SUCCESS)
+        return say_fault(f, "clCreateBuffer of %zu bytes: %s", i->total, clxent_status_string(code));
+    return true;
+}
+
+static bool download(image *i, const runner *on, problem_fault *f)
+{
+    if (i->mem == NULL) return true;
+    const cl_int code = clEnqueueReadBuffer(on->queue, i->mem, CL_TRUE, 0, i->total, i->after, 0, NULL, NULL);
+    return code == CL_SUCCESS || say_status(f, "clEnqueueReadBuffer", code, NULL);
+}
+
+bool execute(execution *e, const runner *on, clxent_plan *plan, const problem *p, uint32_t outputs,
+             const execution *saved, uint32_t flags, problem_fault *f)
+{
+    const bool out_of_order = (flags & CASE_OUT_OF_ORDER) != 0 && on->out_of_order != NULL;
+    clxent_args args = CLXENT_ARGS_INIT;
+    cl_event done = NULL;
+
+    if (!make_images(e, p, outputs, saved, flags, f)) return false;
+    for (int t = 0; t < TENSORS; t++) {
+        if (!upload(&e->images[t], on, f)) return false;
+        (&args.logits + t)->mem = image_of(e, t)->mem;
+        (&args.logits + t)->offset = image_of(e, t)->front;
+    }
+    if (!make_image(&e->workspace, 64, clxent_plan_workspace_size(plan), 64, NULL, 0xFF, f) ||
+        !upload(&e->workspace, on, f))
+        return false;
+    args.workspace = (clxent_buffer){ e->workspace.mem, e->workspace.front };
+    args.outputs = outputs;
+    args.rows = rows_of(&p->desc);
+
+    clxent_status status =
+        clxent_enqueue(plan, out_of_order ? on->out_of_order : on->queue, &args, 0, NULL, &done);
+    if (status != CLXENT_OK) return say_status(f, "clxent_enqueue", status, on->ctx);
+    status = clWaitForEvents(1, &done);
+    clReleaseEvent(done);
+    if (status != CL_SUCCESS) return say_status(f, "clWaitForEvents", status, NULL);
+
+    for (int t = 0; t < TENSORS; t++)
+        if (!download(&e->images[t], on, f)) return false;
+    return download(&e->workspace, on, f);
+}
+
+/* The same by clxent_run_host(), whose status is returned in *status. */
+static bool execute_on_host(execution *e, const runner *on, const problem *p, uint32_t flags,
+                            size_t max_chunk_bytes, clxent_status *status, problem_fault *f)
+{
+    clxent_host_args args = CLXENT_HOST_ARGS_INIT;
+
+    if (!make_images(e, p, p->desc.outputs, NULL, flags, f)) return false;
+    args.max_chunk_bytes = max_chunk_bytes;
+    for (int t = 0; t < TENSORS; t++) {
+        const image *i = image_of(e, t);
+        if (i->before == NULL) continue;
+        if (t < FIRST_OUTPUT) (&args.logits + t)[0] = (clxent_input){ i->after + i->front, i->bytes };
+        else (&args.losses + (t - FIRST_OUTPUT))[0] = (clxent_output){ i->after + i->front, i->bytes };
+    }
+    *status = clxent_run_host(on->ctx, &p->desc, &args);
+    return true;
+}
+
+/* ---- What must be true of it ---------------------------------------------------------------- */
+
+/* Puts back what the run was free to write; then nothing may differ. */
+static bool check_image_untouched(const problem *p, const image *i, int image_tensor, int written,
+                                  problem_fault *f)
+{
+    unsigned char *after = take(i->total, f);
+    size_t first = 0;
+
+    if (after == NULL) return false;
+    memcpy(after, i->after, i->total);
+    if (written >= 0) {
+        const layout l = layout_of(&p->desc, written);
+        for (size_t row = 0; row < l.rows; row++) {
+            for (size_t column = 0; column < l.columns; column++) {
+                const size_t offset = i->front + index_of(&p->desc, &l, row, column) * l.element_size;
+                memcpy(after + offset, i->before + offset, l.element_size);
+            }
+        }
+    }
+    while (first < i->total && after[first] == i->before[first]) first++;
+    free(after);
+    return first == i->total ||
+           say_fault(f, "%s: byte %lld of its %zu was written", tensor_names[image_tensor],
+                     (long long)first - (long long)i->front, i->bytes);
+}
+
+bool check_untouched(const problem *p, const execution *e, uint32_t outputs, problem_fault *f)
+{
+    const image *w = &e->workspace;
+
+    for (int t = 0; t < TENSORS; t++) {
+        const int written = t == TENSOR_LOGITS ? e->in_place : (outputs & output_bit(t)) != 0 ? t : -1;
+        if (e->images[t].before != NULL && !check_image_untouched(p, &e->images[t], t, written, f))
+            return false;
+    }
+    if (w->before == NULL) return true;
+    if (memcmp(w->before, w->after, w->front) != 0)
+        return say_fault(f, "bytes before the workspace were written");
+    if (memcmp(w->before + w->front + w->bytes, w->after + w->front + w->bytes,
+               w->total - w->front - w->bytes) != 0)
+        return say_fault(f, "bytes behind the workspace of %zu were written", w->bytes);
+    return true;
+}
+
+/* The outputs that both executions have, element by element: padding differs where only one is in place. */
+bool check_same_bits(const char *what, const problem *p, const execution *a, const execution *b,
+                     uint32_t outputs, problem_fault *f)
+{
+    for (int t = FIRST_OUTPUT; t < TENSORS; t++) {
+        if ((outputs & output_bit(t)) == 0) continue;
+        const layout l = layout_of(&p->desc, t);
+        const image *x = image_of(a, t), *y = image_of(b, t);
+        for (size_t row = 0; row < l.rows; row++) {
+            for (size_t column = 0; column < l.columns; column++) {
+                const size_t offset = index_of(&p->desc, &l, row, column) * l.element_size;
+                if (memcmp(x->after + x->front + offset, y->after + y->front + offset, l.element_size) != 0)
+                    return say_fault(f, "%s: row %zu column %zu has other bits %s", tensor_names[t], row,
+                                     column, what);
+            }
+        }
+    }
+    return true;
+}
+
+static bool check_integers(int tensor, const image *i, const void *want, size_t n, problem_fault *f)
+{
+    for (size_t k = 0; k < n; k++) {
+        int64_t got, wanted;
+        memcpy(&got, i->after + i->front + 8 * k, 8);
+        memcpy(&wanted, (const char *)want + 8 * k, 8);
+        if (got != wanted)
+            return say_fault(f, "%s[%zu]: got %" PRId64 ", want %" PRId64, tensor_names[tensor], k, got,
+                             wanted);
+    }
+    return true;
+}
+
+/* The distance between numbers of dtype at value. */
+static double ulp_of(double value, uint32_t dtype)
+{
+    static const struct {
+        int digits, lowest; /* of the significand; exponent of the smallest normal number */
+    } formats[] = { [CLXENT_F32] = { 24, -126 },
+                    [CLXENT_F16] = { 11, -14 },
+                    [CLXENT_BF16] = { 8, -126 },
+                    [CLXENT_F64] = { 53, -1022 } };
+    int exponent;
+    (void)frexp(value, &exponent); /* value = f * 2^exponent, f in [0.5, 1) */
+    if (--exponent < formats[dtype].lowest) exponent = formats[dtype].lowest;
+    return ldexp(1, exponent - formats[dtype].digits + 1);
+}
+
+/* Finite results only, and above where real underflows: there a device may give 0. */
+static double worst_ulps(const double *got, const double *want, size_t n, uint32_t dtype, uint32_t real)
+{
+    const double smallest = real == CLXENT_F64 ? 0x1p-1022 : 0x1p-126;
+    double worst = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (!isfinite(got[i]) || !isfinite(want[i]) || fabs(want[i]) < smallest) continue;
+        worst = fmax(worst, fabs(got[i] - want[i]) / ulp_of(want[i], dtype));
+    }
+    return worst;
+}
+
+static bool check_values(const problem *p, const image *i, int tensor, const double *want,
+                         const double *bound, worst_error worst[OUTPUTS], problem_fault *f)
+{
+    const layout l = layout_of(&p->desc, tensor);
+    const size_t n = l.rows * l.columns;
+    double *got = take(n * sizeof *got, f);
+    bool good;
+
+    if (got == NULL) return false;
+    for (size_t k = 0; k < n; k++) {
+        const size_t at = index_of(&p->desc, &l, k / l.columns, k % l.columns);
+        got[k] = get_element(i->after + i->front, l.dtype, at);
+    }
+    const close_report report = compare(got, want, bound, n);
+    const size_t first = report.first;
+    good = report.bad == 0 ||
+           say_fault(f,
+                     "%s: %zu of %zu are wrong, first row %zu column %zu: got %.17g, want %.17g, bound %.3g; "
+                     "worst error %.3g times its bound",
+                     tensor_names[tensor], report.bad, n, first / l.columns, first % l.columns, got[first],
+                     want[first], bound[first], report.worst);
+    if (worst != NULL) {
+        worst_error *own = &worst[tensor - FIRST_OUTPUT];
+        own->ratio = fmax(own->ratio, report.worst);
+        own->ulps = fmax(own->ulps, worst_ulps(got, want, n, l.dtype, real_dtype(&p->desc)));
+    }
+    free(got);
+    return good;
+}
+
+bool check_reference(const problem *p, const execution *e, worst_error worst[OUTPUTS], problem_fault *f)
+{
+    const uint32_t outputs = p->desc.outputs;
+    const size_t rows = rows_of(&p->desc);
+    clxent_reference_results want = CLXENT_REFERENCE_RESULTS_INIT;
+    uint64_t correct = 0;
+    clxent_bad_targets bad = { 0, 0, 0 };
+    double *memory[OUTPUTS] = { NULL }; /* values, then bounds; 0 where the results have none */
+    bool good = true;
+    /* in the order of the bits; NULL: integers, or nothing to compare with */
+    double **const fields[OUTPUTS][2] = {
+        { &want.losses, &want.losses_bound },
+        { &want.loss, &want.loss_bound },
+        { &want.lse, &want.lse_bound },
+        { &want.softmax, &want.softmax_bound },
+        { &want.log_softmax, &want.log_softmax_bound },
+        { &want.gradient, &want.gradient_bound },
+        { NULL, NULL }, /* argmax */
+        { NULL, NULL }, /* correct */
+        { &want.entropy, &want.entropy_bound },
+        { NULL, NULL }, /* statistics are opaque */
+        { NULL, NULL }, /* bad_targets */
+        { &want.one_hot, NULL },
+    };
+
+    int64_t *argmax = take(rows * sizeof *argmax, f);
+    if (argmax == NULL) good = false;
+    for (size_t k = 0; good && k < OUTPUTS; k++) {
+        const layout l = layout_of(&p->desc, FIRST_OUTPUT + (int)k);
+        const size_t n = l.rows * l.columns;
+        if (fields[k][0] == NULL || (outputs >> k & 1u) == 0) continue;
+        memory[k] = take(2 * n * sizeof(double), f);
+        good = memory[k] != NULL;
+        if (!good) break;
+        memset(memory[k], 0, 2 * n * sizeof(double));
+        *fields[k][0] = memory[k];
+        if (fields[k][1] != NULL) *fields[k][1] = memory[k] + n;
+    }
+    if ((outputs & CLXENT_OUTPUT_ARGMAX) != 0) want.argmax = argmax;
+    if ((outputs & CLXENT_OUTPUT_CORRECT) != 0) want.correct = &correct;
+    if ((outputs & CLXENT_OUTPUT_BAD_TARGETS) != 0) want.bad_targets = &bad;
+    if (good) {
+        char text[512] = "";
+        const clxent_status status = clxent_reference_run(&p->desc, &p->args, &want, text, sizeof text);
+        if (status != CLXENT_OK) good = say_fault(f, "reference: %s: %s", clxent_status_string(status), text);
+    }
+
+    for (int t = FIRST_OUTPUT; good && t < TENSORS; t++) {
+        const layout l = layout_of(&p->desc, t);
+        const double *values = memory[t - FIRST_OUTPUT];
+        const void *integers = output_bit(t) == CLXENT_OUTPUT_ARGMAX        ? (void *)want.argmax
+                               : output_bit(t) == CLXENT_OUTPUT_CORRECT     ? (void *)want.correct
+                               : output_bit(t) == CLXENT_OUTPUT_BAD_TARGETS ? (void *)want.bad_targets
+                                                                            : NULL;
+        if (values != NULL)
+            good = check_values(p, image_of(e, t), t, values, values + l.rows * l.columns, worst, f);
+        else if (integers != NULL) good = check_integers(t, image_of(e, t), integers, l.rows * l.columns, f);
+    }
+    for (size_t k = 0; k < OUTPUTS; k++) free(memory[k]);
+    free(argmax);
+    return good;
+}
+
+/* ---- check_problem ------------------------------------------------------------------------- */
+
+/* One more run, whose outputs must have the bits of the first. */
+static bool check_again(const char *what, const runner *on, clxent_plan *plan, const problem *p,
+                        const execution *first, uint32_t outputs, const execution *saved, uint32_t flags,
+                        problem_fault *f)
+{
+    execution again;
+    const bool good = execute(&again, on, plan, p, outputs, saved, flags, f) &&
+                      check_untouched(p, &again, outputs, f) &&
+                      check_same_bits(what, p, first, &again, outputs, f);
+    free_execution(&again);
+    return good;
+}
+
+/* The record of bad targets as the reference has it, whether desc asks for it or not. */
+static bool find_bad_targets(const problem *p, clxent_bad_targets *bad, problem_fault *f)
+{
+    clxent_reference_results want = CLXENT_REFERENCE_RESULTS_INIT;
+    clxent_desc desc = p->desc;
+
+    memset(bad, 0, sizeof *bad);
+    if (!needs_targets(&desc) || !has_index_targets(&desc) || desc.bad_target != CLXENT_BAD_TARGET_REPORT)
+        return true;
+    desc.outputs |= CLXENT_OUTPUT_BAD_TARGETS;
+    want.bad_targets = bad;
+    return clxent_reference_run(&desc, &p->args, &want, f->text, sizeof f->text) == CLXENT_OK;
+}
+
+/* A limit that the smallest chunk does not fit is refused, and nothing written; what that chunk takes is the
+ * library's affair, so the limit is doubled until it is taken, which it must be where a chunk of all rows fits. */
+static bool execute_in_chunks(execution *e, const runner *on, const problem *p, uint32_t flags,
+                              clxent_status *status, problem_fault *f)
+{
+    size_t limit = p->args.max_chunk_bytes, largest = 0;
+
+    for (;;) {
+        if (!execute_on_host(e, on, p, flags, limit, status, f)) return false;
+        for (int t = 0; t < TENSORS; t++) {
+            const layout l = layout_of(&p->desc, t);
+            /* the last row of a chunk may have its padding, which the tensor's last row has not */
+            const size_t bytes = e->images[t].bytes + l.stride * l.element_size;
+            if (e->images[t].before != NULL && bytes > largest) largest = bytes;
+        }
+        if (limit == 0 || limit > largest || *status != CLXENT_ERROR_INVALID_ARGUMENT) return true;
+        e->in_place = -1;
+        if (!check_untouched(p, e, 0, f)) return false;
+        free_execution(e);
+        limit *= 2;
+    }
+}
+
+/* clxent_run_host() gives what first gave, or refuses what it promises to refuse. */
+static bool check_on_host(const runner *on, const problem *p, const execution *first, uint32_t flags,
+                          problem_fault *f)
+{
+    execution e = { .in_place = -1 };
+    clxent_bad_targets bad;
+    clxent_status status;
+
+    if (!find_bad_targets(p, &bad, f)) return false;
+    bool good = execute_in_chunks(&e, on, p, flags, &status, f);
+    if (good && bad.count > 0) {
+        const uint32_t record = p->desc.outputs & CLXENT_OUTPUT_BAD_TARGETS;
+        if (status != CLXENT_ERROR_BAD_TARGET)
+            good =
+                say_fault(f, "clxent_run_host: got %s, want CLXENT_ERROR_BAD_TARGET for %" PRIu64 " targets",
+                          clxent_status_string(status), bad.count);
+        e.in_place = -1; /* the logits are as they were */
+        good = good && check_untouched(p, &e, record, f) &&
+               check_same_bits("by clxent_run_host", p, first, &e, record, f);
+    } else if (good) {
+        good = status == CLXENT_OK || say_status(f, "clxent_run_host", status, on->ctx);
+        good = good && check_untouched(p, &e, p->desc.outputs, f) &&
+               check_same_bits("by clxent_run_host", p, first, &e, p->desc.outputs, f);
+    }
+    free_execution(&e);
+    return good;
+}
+
+bool check_problem(const runner *on, const problem *p, uint32_t flags, worst_error worst[OUTPUTS],
+                   problem_fault *f)
+{
+    const clxent_desc *desc = &p->desc;
+    const uint32_t both = CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_STATISTICS;
+    const uint32_t elsewhere = flags & ~(uint32_t)CASE_IN_PLACE;
+    clxent_desc plan_desc = *desc;
+    clxent_plan *plan = NULL;
+    execution first;
+
+    if ((flags & CASE_LARGER_PLAN) != 0) plan_desc.batch = desc->batch > 0 ? 2 * desc->batch : desc->inner;
+    if (plan_desc.seq == 0) plan_desc.seq = 1;
+    const clxent_status status = on->make_plan(&plan, on->ctx, &plan_desc);
+    if (status != CLXENT_OK) return say_status(f, "clxent_plan_create", status, on->ctx);
+
+    bool good = execute(&first, on, plan, p, desc->outputs, NULL, flags, f) &&
+                check_untouched(p, &first, desc->outputs, f) && check_reference(p, &first, worst, f) &&
+                check_again("in a second run", on, plan, p, &first, desc->outputs, NULL, flags, f);
+    if ((desc->outputs & both) == both)
+        good = good && check_again("from saved statistics", on, plan, p, &first, CLXENT_OUTPUT_GRADIENT,
+                                   &first, flags, f);
+    for (uint32_t bit = 1; (flags & CASE_SUBSETS) != 0 && bit <= desc->outputs; bit <<= 1) {
+        if ((desc->outputs & bit) == 0) continue;
+        good =
+            good && check_again("when it is the only output", on, plan, p, &first, bit, NULL, elsewhere, f);
+    }
+    if ((flags & CASE_HOST_ARRAYS) != 0) good = good && check_on_host(on, p, &first, flags, f);
+    free_execution(&first);
+    clxent_plan_destroy(plan);
+    return good;
+}

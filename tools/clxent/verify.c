@@ -1,0 +1,407 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * verify.c - a device against the CPU reference over random cases: what users attach to bug reports. A failure is
+ * shrunk to the smallest case that still fails and printed with the command line that repeats it.
+ */
+#define _XOPEN_SOURCE 700
+#include "cli.h"
+#include "verify_case.h"
+
+#include <math.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { DEFAULT_CASES = 5000, DEFAULT_FAILURES = 10, COMMAND_SIZE = CASE_TEXT_SIZE + 512 };
+
+typedef struct options {
+    cli_common common;
+    size_t cases, seed, number, max_elements, max_failures;
+    double seconds;
+    bool has_cases, has_seconds, has_number, no_host_arrays;
+    const char *text; /* --case, where it is no number */
+    verify_case one;  /* as text has it */
+} options;
+
+enum { KEY_CASES = 1, KEY_SECONDS, KEY_SEED, KEY_CASE, KEY_MAX_ELEMENTS, KEY_MAX_FAILURES, KEY_NO_HOST };
+
+static const struct argp_option option_list[] = {
+    { "cases", KEY_CASES, "N", 0,
+      "Check N cases (default: 5000; with --seconds as many as there is time for)", 0 },
+    { "seconds", KEY_SECONDS, "T", 0, "Check cases for T seconds (default: until --cases are done)", 0 },
+    { "seed", KEY_SEED, "S", 0, "Which cases: the same seed gives the same ones everywhere (default: 1)", 0 },
+    { "case", KEY_CASE, "I|TEXT", 0,
+      "Check one case: number I of the seed, or the one that TEXT describes, as a failure prints it, "
+      "'field=value;field=value...' (default: numbers 0 to N - 1)",
+      0 },
+    { "max-elements", KEY_MAX_ELEMENTS, "N", 0,
+      "Logits of the largest case, for slow devices (default: 1048576, which limits none)", 0 },
+    { "no-host-arrays", KEY_NO_HOST, NULL, 0,
+      "Leave out clxent_run_host, for checkers that do not see the host write into shared memory (default: "
+      "it is "
+      "checked in some cases)",
+      0 },
+    { "max-failures", KEY_MAX_FAILURES, "N", 0, "Stop after N failures (default: 10)", 0 },
+    { 0 },
+};
+
+static void parse_case(options *o, char *value, struct argp_state *state)
+{
+    problem_fault f;
+
+    if (value[0] != '\0' && value[strspn(value, "0123456789")] == '\0') {
+        o->number = cli_size(state, "case", value, 0);
+        o->has_number = true;
+        o->text = NULL;
+    } else {
+        o->text = value;
+        o->has_number = false;
+        if (!case_read(&o->one, value, &f)) argp_error(state, "--case is '%s': %s", value, f.text);
+    }
+}
+
+static error_t parse(int key, char *value, struct argp_state *state)
+{
+    options *o = state->input;
+    switch (key) {
+    case ARGP_KEY_INIT: state->child_inputs[0] = &o->common; return 0;
+    case KEY_CASES:
+        o->cases = cli_size(state, "cases", value, 1);
+        o->has_cases = true;
+        return 0;
+    case KEY_SECONDS:
+        o->seconds = cli_number(state, "seconds", value, 0, 1e9);
+        o->has_seconds = true;
+        return 0;
+    case KEY_SEED: o->seed = cli_size(state, "seed", value, 0); return 0;
+    case KEY_CASE: parse_case(o, value, state); return 0;
+    case KEY_MAX_ELEMENTS: o->max_elements = cli_size(state, "max-elements", value, 1); return 0;
+    case KEY_MAX_FAILURES: o->max_failures = cli_size(state, "max-failures", value, 1); return 0;
+    case KEY_NO_HOST: o->no_host_arrays = true; return 0;
+    case ARGP_KEY_END:
+        if ((o->text != NULL || o->has_number) && (o->has_cases || o->has_seconds))
+            argp_error(state, "--case is one case: takes neither --cases nor --seconds beside it");
+        return 0;
+    default: return ARGP_ERR_UNKNOWN;
+    }
+}
+
+/* ---- Checking ------------------------------------------------------------------------------ */
+
+typedef struct tally {
+    size_t cases, failures;
+    double worst; /* error / bound */
+} tally;
+
+typedef struct verification {
+    const options *options;
+    cli_session session;
+    runner on;
+    bool has_f64;
+    char driver[256], version[256];
+    size_t done, skipped, failures;
+    double seconds, worst;
+    case_feature features[CASE_FEATURES];
+    tally tallies[CASE_FEATURES];
+    size_t num_features;
+    json_t *reports; /* one object for each failure */
+} verification;
+
+/* ' in it would end the shell's quotes; such a device is named by its number. */
+static void write_command(const verification *v, const char *arguments, char command[COMMAND_SIZE])
+{
+    const char *device = v->options->common.device;
+    char chosen[256] = "";
+
+    if (device != NULL && strchr(device, '\'') == NULL)
+        snprintf(chosen, sizeof chosen, " --device '%s'", device);
+    else if (device != NULL) snprintf(chosen, sizeof chosen, " --device %zu", v->session.device.index);
+    snprintf(command, COMMAND_SIZE, "clxent verify%s %s", chosen, arguments);
+}
+
+static void write_case_command(const verification *v, const verify_case *c, char command[COMMAND_SIZE])
+{
+    char text[CASE_TEXT_SIZE], arguments[CASE_TEXT_SIZE + 16];
+
+    case_write(c, text);
+    snprintf(arguments, sizeof arguments, "--case '%s'", text);
+    write_command(v, arguments, command);
+}
+
+/* A kernel that writes where it should not, or a driver's own fault, ends the process: the case that is
+ * running is said all the same. */
+static char running[COMMAND_SIZE]; /* its command, read by the signals' handler */
+static const int crashes[] = { SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT };
+enum { CRASHES = sizeof crashes / sizeof *crashes };
+static struct sigaction handled_before[CRASHES];
+
+/* Returns to where it crashed, which crashes again: into the handler of before, a sanitizer's perhaps, that
+ * finds everything as it was. abort() ends the process when its handler returns. */
+static void say_crash(int number)
+{
+    static const char what[] = "\nclxent verify: a kernel or the driver crashed; repeat with\n  ";
+    ssize_t written = write(STDERR_FILENO, what, sizeof what - 1);
+
+    written += write(STDERR_FILENO, running, strlen(running));
+    written += write(STDERR_FILENO, "\n", 1);
+    (void)written; /* nothing could be done about it */
+    for (size_t i = 0; i < CRASHES; i++)
+        if (crashes[i] == number) sigaction(number, &handled_before[i], NULL);
+}
+
+/* After the driver was loaded: PoCL's LLVM has handlers of its own. */
+static void catch_crashes(void)
+{
+    struct sigaction crash = { .sa_flags = SA_NODEFER };
+
+    crash.sa_handler = say_crash;
+    sigemptyset(&crash.sa_mask);
+    for (size_t i = 0; i < CRASHES; i++) sigaction(crashes[i], &crash, &handled_before[i]);
+}
+
+/* Runs the case; worst as check_problem() has it. */
+static bool passes(const verification *v, const verify_case *c, worst_error worst[OUTPUTS], problem_fault *f)
+{
+    problem p;
+
+    write_case_command(v, c, running);
+    bool good = fill_problem(&p, &c->desc, c->fill, c->seed, f);
+    p.args.max_chunk_bytes = c->chunk_bytes;
+    good = good && check_problem(&v->on, &p, c->checks, worst, f);
+    free_problem(&p);
+    return good;
+}
+
+static bool fails(const verify_case *c, void *payload, problem_fault *f)
+{
+    worst_error worst[OUTPUTS] = { { 0, 0 } };
+    return !passes(payload, c, worst, f);
+}
+
+static void count(verification *v, const verify_case *c, bool good, const worst_error worst[OUTPUTS])
+{
+    double most = 0;
+
+    for (size_t i = 0; i < OUTPUTS; i++) most = fmax(most, worst[i].ratio);
+    v->worst = fmax(v->worst, most);
+    v->done++;
+    if (!good) v->failures++;
+    for (size_t i = 0; i < v->num_features; i++) {
+        const case_feature *feature = &v->features[i];
+        tally *t = &v->tallies[i];
+        if (!case_has_feature(c, feature)) continue;
+        t->cases++;
+        if (!good) t->failures++;
+        t->worst = fmax(t->worst, feature->output >= 0 ? worst[feature->output].ratio : most);
+    }
+}
+
+/* Shrinks and reports a case that failed as *f says. number: NULL for a case that came as text. */
+static void report(verification *v, const verify_case *c, const size_t *number, const problem_fault *f)
+{
+    const options *o = v->options;
+    verify_case smallest = *c;
+    problem_fault how = *f;
+    char text[CASE_TEXT_SIZE], words[CASE_TEXT_SIZE], name[64] = "case", arguments[256];
+    char repeat[COMMAND_SIZE], repeat_smallest[COMMAND_SIZE];
+    json_t *object = json_object();
+
+    write_case_command(v, c, repeat);
+    if (number != NULL) {
+        snprintf(name, sizeof name, "case %zu", *number);
+        snprintf(arguments, sizeof arguments, "--seed %zu --case %zu --max-elements %zu%s", o->seed, *number,
+                 o->max_elements, o->no_host_arrays ? " --no-host-arrays" : "");
+        write_command(v, arguments, repeat);
+    }
+    const size_t tried = case_shrink(&smallest, fails, v, &how);
+    case_write(&smallest, text);
+    case_describe(&smallest, words);
+    write_case_command(v, &smallest, repeat_smallest);
+
+    cli_progress_stop();
+    if (!o->common.json) {
+        printf("FAILED %s: %s\n", name, f->text);
+        printf("  repeat    %s\n", repeat);
+        printf("  smallest  %s (%zu tried)\n", words, tried);
+        printf("  it fails  %s\n", how.text);
+        printf("  repeat    %s\n\n", repeat_smallest);
+        fflush(stdout);
+    }
+    json_object_set_new(object, "case", number != NULL ? json_integer((json_int_t)*number) : json_null());
+    json_object_set_new(object, "fault", cli_json_text(f->text));
+    json_object_set_new(object, "command", cli_json_text(repeat));
+    json_object_set_new(object, "smallest", cli_json_text(text));
+    json_object_set_new(object, "smallest_words", cli_json_text(words));
+    json_object_set_new(object, "smallest_fault", cli_json_text(how.text));
+    json_object_set_new(object, "smallest_command", cli_json_text(repeat_smallest));
+    json_array_append_new(v->reports, object);
+}
+
+static void check_case(verification *v, verify_case *c, const size_t *number)
+{
+    worst_error worst[OUTPUTS] = { { 0, 0 } };
+    problem_fault f;
+
+    if (c->desc.dtype == CLXENT_F64 && !v->has_f64) {
+        v->skipped++;
+        return;
+    }
+    if (v->options->no_host_arrays) c->checks &= ~(uint32_t)CASE_HOST_ARRAYS;
+    const bool good = passes(v, c, worst, &f);
+    count(v, c, good, worst);
+    if (!good) report(v, c, number, &f);
+}
+
+static void check_cases(verification *v)
+{
+    const options *o = v->options;
+    const double began = cli_seconds();
+    verify_case c = o->one;
+
+    if (o->text != NULL) {
+        check_case(v, &c, NULL);
+    } else if (o->has_number) {
+        case_draw(&c, o->seed, o->number, o->max_elements);
+        check_case(v, &c, &o->number);
+    }
+    for (size_t i = 0; o->text == NULL && !o->has_number; i++) {
+        const double passed = cli_seconds() - began;
+        double fraction = o->has_seconds ? passed / o->seconds : 0;
+
+        if (o->has_cases || !o->has_seconds) fraction = fmax(fraction, (double)i / (double)o->cases);
+        if (!(fraction < 1) || v->failures >= o->max_failures) break;
+        cli_progress_start("verifying");
+        cli_progress_set(fraction);
+        case_draw(&c, o->seed, i, o->max_elements);
+        check_case(v, &c, &i);
+    }
+    cli_progress_stop();
+    v->seconds = cli_seconds() - began;
+}
+
+/* ---- The summary --------------------------------------------------------------------------- */
+
+static void print_text(const verification *v)
+{
+    const cli_device *device = &v->session.device;
+    char words[CASE_TEXT_SIZE];
+
+    if (v->options->text != NULL || v->options->has_number) {
+        verify_case c = v->options->one;
+        if (v->options->has_number)
+            case_draw(&c, v->options->seed, v->options->number, v->options->max_elements);
+        case_describe(&c, words);
+        printf("case      %s\n", words);
+    }
+    printf("device    %zu: %s\n", device->index, device->name);
+    printf("driver    %s, %s\n", v->driver, v->version);
+    printf("clxent    %s\n", clxent_version());
+    printf("cases     %zu", v->done);
+    if (v->options->text == NULL) printf(" of seed %zu", v->options->seed);
+    printf(": %zu passed, %zu failed", v->done - v->failures, v->failures);
+    if (v->skipped > 0) printf("; %zu more need f64, which the device has not", v->skipped);
+    putchar('\n');
+    printf("programs  %zu compiled\n", v->session.programs);
+    printf("time      %.1f s\n\n", v->seconds);
+    printf("%-34s %7s %9s %14s\n", "feature", "cases", "failures", "worst / bound");
+    for (size_t i = 0; i < v->num_features; i++) {
+        const tally *t = &v->tallies[i];
+        if (t->cases > 0)
+            printf("%-34s %7zu %9zu %14.3f\n", v->features[i].name, t->cases, t->failures, t->worst);
+    }
+    printf("%-34s %7zu %9zu %14.3f\n", "all", v->done, v->failures, v->worst);
+}
+
+static void print_json(const verification *v)
+{
+    json_t *object = json_object(), *features = json_array();
+
+    for (size_t i = 0; i < v->num_features; i++) {
+        const tally *t = &v->tallies[i];
+        if (t->cases == 0) continue;
+        json_t *entry = json_object();
+        json_object_set_new(entry, "feature", json_string(v->features[i].name));
+        json_object_set_new(entry, "cases", json_integer((json_int_t)t->cases));
+        json_object_set_new(entry, "failures", json_integer((json_int_t)t->failures));
+        json_object_set_new(entry, "worst", cli_json_number(t->worst));
+        json_array_append_new(features, entry);
+    }
+    json_object_set_new(object, "device", cli_json_text(v->session.device.name));
+    json_object_set_new(object, "driver", cli_json_text(v->driver));
+    json_object_set_new(object, "opencl", cli_json_text(v->version));
+    json_object_set_new(object, "version", json_string(clxent_version()));
+    json_object_set_new(object, "seed", json_integer((json_int_t)v->options->seed));
+    json_object_set_new(object, "cases", json_integer((json_int_t)v->done));
+    json_object_set_new(object, "failed", json_integer((json_int_t)v->failures));
+    json_object_set_new(object, "skipped", json_integer((json_int_t)v->skipped));
+    json_object_set_new(object, "programs", json_integer((json_int_t)v->session.programs));
+    json_object_set_new(object, "worst", cli_json_number(v->worst));
+    json_object_set_new(object, "seconds", cli_json_number(v->seconds));
+    json_object_set(object, "failures", v->reports);
+    json_object_set_new(object, "features", features);
+    cli_json_print(object);
+}
+
+/* ---- The command --------------------------------------------------------------------------- */
+
+static bool open_runner(verification *v)
+{
+    const cli_session *session = &v->session;
+    cl_command_queue_properties can = 0;
+    cl_device_fp_config f64 = 0;
+    cl_int code;
+
+    (void)clGetDeviceInfo(session->device.id, CL_DRIVER_VERSION, sizeof v->driver - 1, v->driver, NULL);
+    (void)clGetDeviceInfo(session->device.id, CL_DEVICE_VERSION, sizeof v->version - 1, v->version, NULL);
+    (void)clGetDeviceInfo(session->device.id, CL_DEVICE_DOUBLE_FP_CONFIG, sizeof f64, &f64, NULL);
+    (void)clGetDeviceInfo(session->device.id, CL_DEVICE_QUEUE_PROPERTIES, sizeof can, &can, NULL);
+    v->has_f64 = f64 != 0;
+    v->on.cl = session->cl;
+    v->on.ctx = session->ctx;
+    v->on.make_plan = clxent_plan_create;
+    v->on.queue = clCreateCommandQueue(session->cl, session->device.id, 0, &code);
+    if (code == CL_SUCCESS && (can & CL_QUEUE_OUT_OF_ORDER_EXEC_MODE_ENABLE) != 0)
+        v->on.out_of_order = clCreateCommandQueue(session->cl, session->device.id,
+                                                  CL_QUEUE_OUT_OF_ORDER_EXEC_MODE_ENABLE, &code);
+    if (code != CL_SUCCESS)
+        cli_fail(session->device.name, "clCreateCommandQueue: %s", clxent_status_string(code));
+    return code == CL_SUCCESS;
+}
+
+int command_verify(int argc, char **argv)
+{
+    static const char *const about =
+        "Checks the device against the CPU reference over random cases: operations, options, dtypes, shapes, "
+        "layouts "
+        "and outputs, with data designed to find faults. Every result must lie within the library's error "
+        "bounds, a second run must have the same bits, and nothing but the outputs may change. A case that "
+        "fails is shrunk to the smallest one that does. Programs are counted as the library's log tells of "
+        "them.\v"
+        "Exit status: 0 all cases passed, 1 some failed, 2 wrong flags.";
+    const struct argp argp = { option_list, parse, NULL, about, cli_common_options, NULL, NULL };
+    options o = {
+        .cases = DEFAULT_CASES, .seed = 1, .max_elements = (size_t)1 << 20, .max_failures = DEFAULT_FAILURES
+    };
+    verification v = { .options = &o };
+    cli_device device;
+
+    cli_parse(&argp, argc, argv, &o);
+    if (!cli_find_device(&device, o.common.device) || !cli_open(&v.session, &device)) return CLI_FAILED;
+    bool good = open_runner(&v);
+    if (good) {
+        v.reports = json_array();
+        v.num_features = case_list_features(v.features);
+        catch_crashes();
+        check_cases(&v);
+        if (o.common.json) print_json(&v);
+        else print_text(&v);
+        json_decref(v.reports);
+        good = v.failures == 0;
+    }
+    if (v.on.out_of_order != NULL) clReleaseCommandQueue(v.on.out_of_order);
+    if (v.on.queue != NULL) clReleaseCommandQueue(v.on.queue);
+    cli_close(&v.session);
+    return good ? CLI_DONE : CLI_FAILED;
+}

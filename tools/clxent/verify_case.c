@@ -1,0 +1,688 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * verify_case.c - see verify_case.h. One table of fields carries text form, features and shrinking: a field of
+ * clxent_desc that is added there is served by all three.
+ */
+#include "verify_case.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- Fields -------------------------------------------------------------------------------- */
+
+/* Named by value, from 0; each list ends with NULL. */
+static const char *const op_names[] = { "cross-entropy",    "softmax-backward", "one-hot",
+                                        "probability-loss", "softmax-gradient", NULL };
+static const char *const dtype_names[] = { "same", "f32", "f16", "bf16", "f64", NULL };
+static const char *const target_names[] = { "none",          "i32", "i64", "u8", "probabilities-f32",
+                                            "probabilities", NULL };
+static const char *const reduction_names[] = { "mean", "sum", "none", NULL };
+static const char *const bad_target_names[] = { "report", "nan", "ignore", NULL };
+static const char *const all_ignored_names[] = { "nan", "zero", NULL };
+static const char *const gradient_mode_names[] = { "write", "accumulate", NULL };
+/* Named by bit. */
+static const char *const fill_names[] = { "designed",    "masked",   "special",     "ignored",
+                                          "bad-targets", "upstream", "denominator", "hit",
+                                          "all-ignored", "steady",   NULL };
+static const char *const check_names[] = { "in-place", "subsets",     "larger-plan", "out-of-order",
+                                           "aligned",  "host-arrays", NULL };
+
+enum kind {
+    KIND_ENUM, /* uint32_t, one of names */
+    KIND_SET,  /* uint32_t, bits of names */
+    KIND_FLAG, /* uint32_t, 0 or 1 */
+    KIND_SIZE, /* size_t */
+    KIND_I64,
+    KIND_U64,
+    KIND_REAL /* double */
+};
+
+/* In the order in which shrinking tries them: what makes a case cheap to run comes first. */
+static const struct field {
+    const char *name;
+    enum kind kind;
+    size_t offset;
+    const char *const *names;
+} fields[] = {
+#define DESC(name, kind, names)                              \
+    {                                                        \
+#        name, kind, offsetof(verify_case, desc.name), names \
+    }
+    DESC(outputs, KIND_SET, tensor_names + FIRST_OUTPUT),
+    { "checks", KIND_SET, offsetof(verify_case, checks), check_names },
+    { "chunk_bytes", KIND_SIZE, offsetof(verify_case, chunk_bytes), NULL },
+    DESC(batch, KIND_SIZE, NULL),
+    DESC(seq, KIND_SIZE, NULL),
+    DESC(classes, KIND_SIZE, NULL),
+    DESC(inner, KIND_SIZE, NULL),
+    DESC(row_stride, KIND_SIZE, NULL),
+    DESC(gradient_row_stride, KIND_SIZE, NULL),
+    DESC(probabilities_row_stride, KIND_SIZE, NULL),
+    DESC(target_row_stride, KIND_SIZE, NULL),
+    DESC(op, KIND_ENUM, op_names),
+    DESC(dtype, KIND_ENUM, dtype_names),
+    DESC(gradient_dtype, KIND_ENUM, dtype_names),
+    DESC(target_type, KIND_ENUM, target_names),
+    DESC(reduction, KIND_ENUM, reduction_names),
+    DESC(bad_target, KIND_ENUM, bad_target_names),
+    DESC(all_ignored, KIND_ENUM, all_ignored_names),
+    DESC(gradient_mode, KIND_ENUM, gradient_mode_names),
+    DESC(ignore_index, KIND_I64, NULL),
+    DESC(use_ignore_index, KIND_FLAG, NULL),
+    DESC(has_class_weights, KIND_FLAG, NULL),
+    DESC(has_row_weights, KIND_FLAG, NULL),
+    DESC(shift, KIND_SIZE, NULL),
+    DESC(label_smoothing, KIND_REAL, NULL),
+    DESC(z_loss, KIND_REAL, NULL),
+    DESC(logit_scale, KIND_REAL, NULL),
+    DESC(softcap, KIND_REAL, NULL),
+    { "fill", KIND_SET, offsetof(verify_case, fill), fill_names },
+    { "seed", KIND_U64, offsetof(verify_case, seed), NULL },
+#undef DESC
+};
+enum { FIELDS = sizeof fields / sizeof *fields };
+
+static size_t field_size(const struct field *field)
+{
+    switch (field->kind) {
+    case KIND_SIZE: return sizeof(size_t);
+    case KIND_I64:
+    case KIND_U64: return sizeof(uint64_t);
+    case KIND_REAL: return sizeof(double);
+    default: return sizeof(uint32_t);
+    }
+}
+
+static void *field_of(verify_case *c, const struct field *field) { return (char *)c + field->offset; }
+
+static uint32_t u32_of(const verify_case *c, const struct field *field)
+{
+    uint32_t value;
+    memcpy(&value, (const char *)c + field->offset, sizeof value);
+    return value;
+}
+
+static bool fields_equal(const verify_case *a, const verify_case *b, const struct field *field)
+{
+    return memcmp((const char *)a + field->offset, (const char *)b + field->offset, field_size(field)) == 0;
+}
+
+static bool is_field(const struct field *field, const char *name) { return strcmp(field->name, name) == 0; }
+
+static size_t count_names(const char *const *names)
+{
+    size_t count = 0;
+    while (names[count] != NULL) count++;
+    return count;
+}
+
+verify_case case_default(void)
+{
+    const clxent_desc desc = CLXENT_DESC_INIT;
+    verify_case c = { .desc = desc, .seed = 1 };
+    c.desc.batch = c.desc.seq = c.desc.classes = 1;
+    return c;
+}
+
+bool case_check(const verify_case *c, problem_fault *f)
+{
+    const clxent_desc *desc = &c->desc;
+    const uint32_t matrices =
+        desc->outputs & (CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_LOG_SOFTMAX | CLXENT_OUTPUT_GRADIENT);
+    const bool gradient = (desc->outputs & CLXENT_OUTPUT_GRADIENT) != 0;
+    const size_t stride = gradient ? desc->gradient_row_stride : desc->probabilities_row_stride;
+    const size_t dense = desc->classes * desc->inner;
+
+    if (clxent_desc_check(desc, f->text, sizeof f->text) != CLXENT_OK) return false;
+    if ((c->checks & CASE_IN_PLACE) == 0) return true;
+    if (desc->op != CLXENT_OP_CROSS_ENTROPY || matrices == 0)
+        return say_fault(f, "checks has in-place: takes cross-entropy with gradient, softmax or log_softmax");
+    if (!gradient && matrices == (CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_LOG_SOFTMAX))
+        return say_fault(f, "checks has in-place: takes one of softmax and log_softmax");
+    if (gradient && desc->gradient_dtype != 0 && desc->gradient_dtype != desc->dtype)
+        return say_fault(f, "checks has in-place: takes a gradient of the logits' dtype");
+    if ((stride != 0 ? stride : dense) != (desc->row_stride != 0 ? desc->row_stride : dense))
+        return say_fault(f, "checks has in-place: takes strides that are the logits'");
+    if (desc->gradient_mode == CLXENT_GRADIENT_ACCUMULATE)
+        return say_fault(f, "checks has in-place: takes gradient_mode write");
+    if (!gradient && (c->checks & CASE_HOST_ARRAYS) != 0)
+        return say_fault(f, "checks has in-place and host-arrays: takes gradient among the outputs");
+    return true;
+}
+
+/* ---- Text ---------------------------------------------------------------------------------- */
+
+static void add(char text[CASE_TEXT_SIZE], const char *format, ...) __attribute__((format(printf, 2, 3)));
+static void add(char text[CASE_TEXT_SIZE], const char *format, ...)
+{
+    const size_t used = strlen(text);
+    va_list list;
+    va_start(list, format);
+    vsnprintf(text + used, CASE_TEXT_SIZE - used, format, list);
+    va_end(list);
+}
+
+static void add_value(char text[CASE_TEXT_SIZE], const verify_case *c, const struct field *field)
+{
+    const char *data = (const char *)c + field->offset;
+    const char *between = "";
+    uint64_t whole;
+    double real;
+    size_t size;
+    char digits[32];
+
+    switch (field->kind) {
+    case KIND_ENUM: add(text, "%s", field->names[u32_of(c, field)]); break;
+    case KIND_SET:
+        for (size_t bit = 0; field->names[bit] != NULL; bit++) {
+            if ((u32_of(c, field) >> bit & 1u) == 0) continue;
+            add(text, "%s%s", between, field->names[bit]);
+            between = "+";
+        }
+        break;
+    case KIND_FLAG: add(text, "%u", (unsigned)u32_of(c, field)); break;
+    case KIND_SIZE:
+        memcpy(&size, data, sizeof size);
+        add(text, "%zu", size);
+        break;
+    case KIND_I64:
+        memcpy(&whole, data, sizeof whole);
+        add(text, "%" PRId64, (int64_t)whole);
+        break;
+    case KIND_U64:
+        memcpy(&whole, data, sizeof whole);
+        add(text, "%" PRIu64, whole);
+        break;
+    case KIND_REAL:
+        memcpy(&real, data, sizeof real);
+        snprintf(digits, sizeof digits, "%g", real);
+        if (strtod(digits, NULL) != real) snprintf(digits, sizeof digits, "%.17g", real);
+        add(text, "%s", digits);
+        break;
+    }
+}
+
+void case_write(const verify_case *c, char text[CASE_TEXT_SIZE])
+{
+    const verify_case plain = case_default();
+
+    text[0] = '\0';
+    for (size_t i = 0; i < FIELDS; i++) {
+        if (fields_equal(c, &plain, &fields[i])) continue;
+        add(text, "%s%s=", text[0] != '\0' ? ";" : "", fields[i].name);
+        add_value(text, c, &fields[i]);
+    }
+}
+
+void case_describe(const verify_case *c, char text[CASE_TEXT_SIZE])
+{
+    static const char *const said[] = { "op", "dtype", "batch", "seq", "classes", NULL };
+    const verify_case plain = case_default();
+
+    text[0] = '\0';
+    add(text, "%s of %s [%zu, %zu, %zu]", op_names[c->desc.op], dtype_names[c->desc.dtype], c->desc.batch,
+        c->desc.seq, c->desc.classes);
+    for (size_t i = 0; i < FIELDS; i++) {
+        size_t k = 0;
+        while (said[k] != NULL && !is_field(&fields[i], said[k])) k++;
+        if (said[k] != NULL || fields_equal(c, &plain, &fields[i])) continue;
+        add(text, ", %s ", fields[i].name);
+        add_value(text, c, &fields[i]);
+    }
+}
+
+/* The index of the name that the n characters of word are; the number of names where they are none. */
+static size_t find_name(const char *const *names, const char *word, size_t n)
+{
+    size_t i = 0;
+    while (names[i] != NULL && (strlen(names[i]) != n || strncmp(names[i], word, n) != 0)) i++;
+    return i;
+}
+
+static bool say_names(problem_fault *f, const struct field *field, const char *word, size_t n)
+{
+    char list[CASE_TEXT_SIZE] = "";
+    for (size_t i = 0; field->names[i] != NULL; i++) add(list, "%s%s", i > 0 ? ", " : "", field->names[i]);
+    return say_fault(f, "%s is '%.*s': takes %s%s", field->name, (int)n, word,
+                     field->kind == KIND_SET ? "any of, joined by '+': " : "", list);
+}
+
+static bool read_names(verify_case *c, const struct field *field, const char *value, problem_fault *f)
+{
+    const size_t count = count_names(field->names);
+    uint32_t result = 0;
+
+    for (const char *word = value; *value != '\0';) {
+        const size_t n = field->kind == KIND_SET ? strcspn(word, "+") : strlen(word);
+        const size_t found = find_name(field->names, word, n);
+        if (found == count) return say_names(f, field, word, n);
+        result = field->kind == KIND_SET ? result | 1u << found : (uint32_t)found;
+        if (word[n] == '\0') break;
+        word += n + 1;
+    }
+    if (*value == '\0' && field->kind == KIND_ENUM) return say_names(f, field, value, 0);
+    memcpy(field_of(c, field), &result, sizeof result);
+    return true;
+}
+
+static bool read_number(verify_case *c, const struct field *field, const char *value, problem_fault *f)
+{
+    const bool negative = value[0] == '-';
+    char *end = NULL;
+    uint64_t whole = 0;
+    double real = 0;
+
+    errno = 0;
+    if (field->kind == KIND_REAL) {
+        real = strtod(value, &end);
+        if (end == value || *end != '\0' || !isfinite(real))
+            return say_fault(f, "%s is '%s': takes a finite number", field->name, value);
+        memcpy(field_of(c, field), &real, sizeof real);
+        return true;
+    }
+    if (value[negative] >= '0' && value[negative] <= '9') {
+        if (field->kind == KIND_I64) whole = (uint64_t)strtoimax(value, &end, 10);
+        else if (!negative) whole = strtoumax(value, &end, 10);
+    }
+    if (end == NULL || *end != '\0' || errno != 0 || (field->kind == KIND_FLAG && whole > 1))
+        return say_fault(f, "%s is '%s': takes a whole number%s", field->name, value,
+                         field->kind == KIND_FLAG  ? ", 0 or 1"
+                         : field->kind == KIND_I64 ? " of 64 bits"
+                                                   : " of at least 0");
+    if (field->kind == KIND_FLAG) {
+        const uint32_t narrow = (uint32_t)whole;
+        memcpy(field_of(c, field), &narrow, sizeof narrow);
+    } else if (field->kind == KIND_SIZE) {
+        const size_t size = (size_t)whole;
+        memcpy(field_of(c, field), &size, sizeof size);
+    } else {
+        memcpy(field_of(c, field), &whole, sizeof whole);
+    }
+    return true;
+}
+
+bool case_read(verify_case *c, const char *text, problem_fault *f)
+{
+    char copy[CASE_TEXT_SIZE];
+
+    *c = case_default();
+    if (strlen(text) >= sizeof copy) return say_fault(f, "takes less than %zu characters", sizeof copy);
+    strcpy(copy, text);
+    for (char *item = copy; item != NULL;) {
+        char *next = strchr(item, ';');
+        if (next != NULL) *next++ = '\0';
+        char *value = strchr(item, '=');
+        if (value == NULL) return say_fault(f, "'%s': takes a number, or field=value;field=value...", item);
+        *value++ = '\0';
+        size_t i = 0;
+        while (i < FIELDS && !is_field(&fields[i], item)) i++;
+        if (i == FIELDS) return say_fault(f, "'%s' is no field of a case", item);
+        if (fields[i].names != NULL ? !read_names(c, &fields[i], value, f)
+                                    : !read_number(c, &fields[i], value, f))
+            return false;
+        item = next;
+    }
+    return case_check(c, f);
+}
+
+/* ---- Drawing ------------------------------------------------------------------------------- */
+
+static bool chance(random_state *random, unsigned percent) { return random_u32(random) % 100 < percent; }
+
+static size_t between(random_state *random, size_t low, size_t high)
+{
+    return high > low ? low + random_u32(random) % (high - low + 1) : low;
+}
+
+/* As many small numbers as large ones, by magnitude. */
+static size_t magnitude(random_state *random, double largest)
+{
+    const size_t drawn = (size_t)exp(random_uniform(random, 0, log(largest + 1)));
+    return drawn > 0 ? drawn : 1;
+}
+
+#define PICK(random, array) ((array)[random_u32(random) % (sizeof(array) / sizeof *(array))])
+
+static size_t draw_classes(random_state *random)
+{
+    /* around vectors, unrolled loops and blocks; primes, which no width divides; rows of several blocks */
+    static const size_t edges[] = { 15,  16,  17,  31,  32,   33,   63,   64,   65,   127,  128,  129,
+                                    255, 256, 257, 511, 1023, 1024, 1025, 1087, 2047, 2048, 2049, 4097 };
+    static const size_t primes[] = { 2, 3, 5, 7, 11, 13, 37, 97, 251, 509, 1021, 2039, 4093 };
+    static const size_t long_rows[] = { 16385, 32768, 50257, 65535, 65536, 65537, 69997 };
+
+    switch (random_u32(random) % 12) {
+    case 0: return 1;
+    case 1:
+    case 2: return between(random, 2, 8);
+    case 3:
+    case 4:
+    case 5: return PICK(random, edges);
+    case 6:
+    case 7: return PICK(random, primes);
+    case 8: return chance(random, 25) ? PICK(random, long_rows) : between(random, 9, 100);
+    default: return magnitude(random, 4096);
+    }
+}
+
+/* many: enough rows of few classes that the second reduction and chunks of rows have several parts */
+static void draw_shape(clxent_desc *desc, bool many, size_t max_elements, random_state *random)
+{
+    static const size_t inners[] = { 2, 3, 4, 7, 8, 15, 16, 17, 33, 64 };
+    const size_t limit = many ? SIZE_MAX : magnitude(random, 16384);
+
+    desc->classes = many ? between(random, 1, 5) : draw_classes(random);
+    desc->inner = chance(random, 15) ? PICK(random, inners) : 1;
+    if (desc->classes > max_elements) desc->classes = desc->classes % max_elements + 1;
+    if (desc->classes * desc->inner > max_elements) desc->inner = 1;
+    const size_t slab_elements = desc->classes * desc->inner, most_slabs = max_elements / slab_elements;
+
+    /* slabs are rows where inner is 1; a long row is not multiplied much */
+    size_t slabs = limit / slab_elements;
+    if (slabs > most_slabs) slabs = most_slabs;
+    if (slabs == 0) slabs = most_slabs < 3 ? 1 : between(random, 1, 3);
+    const size_t most = many ? between(random, 4000, 14000) / desc->inner : 300;
+    if (slabs > most) slabs = most;
+    const size_t rows = slabs * desc->inner;
+    desc->seq = between(random, 1, rows < 16 ? rows : 16);
+    while (rows % desc->seq != 0) desc->seq--;
+    desc->batch = chance(random, 1) ? 0 : rows / desc->seq;
+}
+
+static size_t draw_stride(const clxent_desc *desc, random_state *random)
+{
+    static const size_t paddings[] = { 0, 1, 3, 13, 16, 64 };
+    return chance(random, 20) ? desc->classes * desc->inner + PICK(random, paddings) : 0;
+}
+
+static void draw_targets(verify_case *c, random_state *random)
+{
+    clxent_desc *desc = &c->desc;
+    static const uint32_t types[] = { CLXENT_TARGET_I32,
+                                      CLXENT_TARGET_I32,
+                                      CLXENT_TARGET_I64,
+                                      CLXENT_TARGET_I64,
+                                      CLXENT_TARGET_U8,
+                                      CLXENT_TARGET_PROBABILITIES_F32,
+                                      CLXENT_TARGET_PROBABILITIES_LOGITS };
+    const int64_t ignored[] = { -100, -1, 0, (int64_t)desc->classes / 2, 255, (int64_t)1 << 32 };
+
+    desc->target_type = desc->op == CLXENT_OP_ONE_HOT ? types[random_u32(random) % 5] : PICK(random, types);
+    desc->use_ignore_index = !chance(random, 15);
+    desc->ignore_index = chance(random, 40) ? PICK(random, ignored) : -100;
+    desc->bad_target = chance(random, 40) ? random_u32(random) % 3 : CLXENT_BAD_TARGET_REPORT;
+    desc->all_ignored = random_u32(random) % 2;
+    if (chance(random, 40)) c->fill |= FILL_IGNORED;
+    if (chance(random, 20)) c->fill |= FILL_BAD_TARGETS;
+    if (chance(random, 4)) c->fill |= FILL_ALL_IGNORED;
+    if (chance(random, 30)) c->fill |= FILL_HIT;
+}
+
+static void draw_options(clxent_desc *desc, random_state *random)
+{
+    static const double smoothings[] = { 0.1, 0.01, 0.5, 1 };
+    static const double z_losses[] = { 1e-4, 0.01, 0.5 };
+    static const double scales[] = { 0.5, 2, -1, 0.07, 0, 1e-3 };
+    static const double softcaps[] = { 30, 50, 5, 1, 0.5 };
+
+    if (chance(random, 30)) desc->label_smoothing = PICK(random, smoothings);
+    if (chance(random, 25)) desc->z_loss = PICK(random, z_losses);
+    if (chance(random, 25)) desc->logit_scale = PICK(random, scales);
+    if (chance(random, 25)) desc->softcap = PICK(random, softcaps);
+    desc->has_class_weights = chance(random, 25);
+    desc->has_row_weights = chance(random, 25);
+    if (chance(random, 15)) desc->shift = between(random, 0, desc->seq);
+}
+
+/* What the operation can give of its outputs here: see the table of operations in clxent.h. */
+static uint32_t possible_outputs(const clxent_desc *desc)
+{
+    uint32_t outputs = 0;
+
+    switch (desc->op) {
+    case CLXENT_OP_CROSS_ENTROPY: outputs = CLXENT_OUTPUT_ONE_HOT - 1; break;
+    case CLXENT_OP_ONE_HOT: outputs = CLXENT_OUTPUT_ONE_HOT | CLXENT_OUTPUT_BAD_TARGETS; break;
+    case CLXENT_OP_PROBABILITY_LOSS:
+        outputs = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_BAD_TARGETS;
+        break;
+    case CLXENT_OP_SOFTMAX_GRADIENT: outputs = CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_BAD_TARGETS; break;
+    default: return CLXENT_OUTPUT_GRADIENT;
+    }
+    if (desc->reduction == CLXENT_REDUCTION_NONE) outputs &= ~(uint32_t)CLXENT_OUTPUT_LOSS;
+    if (!has_index_targets(desc)) outputs &= ~(uint32_t)(CLXENT_OUTPUT_CORRECT | CLXENT_OUTPUT_BAD_TARGETS);
+    if (desc->bad_target != CLXENT_BAD_TARGET_REPORT) outputs &= ~(uint32_t)CLXENT_OUTPUT_BAD_TARGETS;
+    return outputs;
+}
+
+static uint32_t draw_outputs(const clxent_desc *desc, random_state *random)
+{
+    const uint32_t possible = possible_outputs(desc);
+    uint32_t outputs = 0;
+
+    switch (random_u32(random) % 6) {
+    case 0: outputs = possible; break;
+    case 1: /* what training asks for */
+        outputs = possible & (CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_GRADIENT);
+        break;
+    case 2: outputs = possible & (CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_STATISTICS); break;
+    case 3: outputs = possible & 1u << random_u32(random) % OUTPUTS; break;
+    default: outputs = possible & random_u32(random);
+    }
+    return outputs != 0 ? outputs : possible;
+}
+
+static void draw_gradient(clxent_desc *desc, random_state *random)
+{
+    static const uint32_t narrow[] = { CLXENT_F32, CLXENT_F16, CLXENT_BF16 };
+    static const uint32_t wide[] = { CLXENT_F64, CLXENT_F32 };
+
+    if (chance(random, 30))
+        desc->gradient_dtype = desc->dtype == CLXENT_F64 ? PICK(random, wide) : PICK(random, narrow);
+    if (chance(random, 20)) desc->gradient_mode = CLXENT_GRADIENT_ACCUMULATE;
+}
+
+void case_draw(verify_case *c, uint64_t seed, uint64_t number, size_t max_elements)
+{
+    static const uint32_t dtypes[] = { CLXENT_F32, CLXENT_F32, CLXENT_F16, CLXENT_BF16, CLXENT_F64 };
+    static const size_t chunks[] = { 1, 100, 1000, 4096, 20000, 0 };
+    random_state random = random_start(seed * 0xD1342543DE82EF95u + number);
+    clxent_desc *desc = &c->desc;
+    problem_fault unused;
+
+    *c = case_default();
+    c->seed = seed * 1000003 + number;
+    c->checks = random_u32(&random) & ((1u << count_names(check_names)) - 1);
+    c->checks &= random_u32(&random); /* each in a quarter of the cases */
+    if ((c->checks & CASE_HOST_ARRAYS) != 0) c->chunk_bytes = PICK(&random, chunks);
+    desc->op = chance(&random, 80) ? CLXENT_OP_CROSS_ENTROPY : (uint32_t)between(&random, 1, 4);
+    desc->dtype = PICK(&random, dtypes);
+    desc->reduction = random_u32(&random) % 3;
+    draw_shape(desc, chance(&random, (c->checks & CASE_HOST_ARRAYS) != 0 ? 8 : 1),
+               max_elements > 0 ? max_elements : 1, &random);
+    draw_targets(c, &random);
+    if (desc->op == CLXENT_OP_CROSS_ENTROPY) draw_options(desc, &random);
+    desc->outputs = draw_outputs(desc, &random);
+    if (desc->op != CLXENT_OP_ONE_HOT && desc->op != CLXENT_OP_PROBABILITY_LOSS) draw_gradient(desc, &random);
+    desc->row_stride = draw_stride(desc, &random);
+    desc->gradient_row_stride = draw_stride(desc, &random);
+    desc->probabilities_row_stride = draw_stride(desc, &random);
+    desc->target_row_stride = draw_stride(desc, &random);
+    if (chance(&random, 60)) c->fill |= FILL_DESIGNED;
+    if (chance(&random, 40)) c->fill |= FILL_MASKED;
+    if (chance(&random, 15)) c->fill |= FILL_SPECIAL;
+    if (chance(&random, 20)) c->fill |= FILL_STEADY;
+    if (chance(&random, 40)) c->fill |= FILL_UPSTREAM;
+    if (chance(&random, 25)) c->fill |= FILL_DENOMINATOR;
+
+    /* a gradient in place lies as the logits do; what cannot be in place is not */
+    if ((c->checks & CASE_IN_PLACE) != 0) {
+        desc->gradient_row_stride = desc->probabilities_row_stride = desc->row_stride;
+        if (!case_check(c, &unused)) c->checks &= ~(uint32_t)CASE_IN_PLACE;
+    }
+}
+
+/* ---- Shrinking ----------------------------------------------------------------------------- */
+
+typedef struct shrinking {
+    verify_case *smallest; /* fails, as *fault says */
+    problem_fault *fault;
+    case_fails_fn fails;
+    void *payload;
+    size_t tried;
+} shrinking;
+
+/* Whether a candidate fails too; if so, it is the smallest from here on. */
+static bool still_fails(shrinking *s, const verify_case *candidate)
+{
+    problem_fault f;
+
+    if (!case_check(candidate, &f)) return false;
+    s->tried++;
+    if (!s->fails(candidate, s->payload, &f)) return false;
+    *s->smallest = *candidate;
+    *s->fault = f;
+    return true;
+}
+
+static bool drop_bits(shrinking *s, const struct field *field)
+{
+    bool smaller = false;
+
+    for (uint32_t bit = 0; bit < 32; bit++) {
+        verify_case candidate = *s->smallest;
+        const uint32_t value = u32_of(&candidate, field) & ~((uint32_t)1 << bit);
+        if (value == u32_of(&candidate, field)) continue;
+        memcpy(field_of(&candidate, field), &value, sizeof value);
+        if (still_fails(s, &candidate)) smaller = true;
+    }
+    return smaller;
+}
+
+static bool set_default(shrinking *s, const struct field *field)
+{
+    const verify_case plain = case_default();
+    verify_case candidate = *s->smallest;
+
+    if (fields_equal(&candidate, &plain, field)) return false;
+    memcpy(field_of(&candidate, field), (const char *)&plain + field->offset, field_size(field));
+    return still_fails(s, &candidate);
+}
+
+/* Between the default, which passes, and what fails: exact where everything above some size fails. */
+static bool bisect(shrinking *s, const struct field *field)
+{
+    const verify_case plain = case_default();
+    bool smaller = false;
+    size_t passes, failing;
+
+    memcpy(&passes, (const char *)&plain + field->offset, sizeof passes);
+    memcpy(&failing, field_of(s->smallest, field), sizeof failing);
+    while (failing > passes + 1) {
+        const size_t middle = passes + (failing - passes) / 2;
+        verify_case candidate = *s->smallest;
+        memcpy(field_of(&candidate, field), &middle, sizeof middle);
+        if (still_fails(s, &candidate)) {
+            failing = middle;
+            smaller = true;
+        } else {
+            passes = middle;
+        }
+    }
+    return smaller;
+}
+
+/* rows must be a multiple of inner, so that neither shrinks alone. */
+static bool shrink_inner(shrinking *s)
+{
+    verify_case candidate = *s->smallest;
+
+    if (candidate.desc.inner <= 2) return false;
+    candidate.desc.batch = candidate.desc.inner = 2;
+    candidate.desc.seq = 1;
+    return still_fails(s, &candidate);
+}
+
+size_t case_shrink(verify_case *c, case_fails_fn fails, void *payload, problem_fault *f)
+{
+    shrinking s = { c, f, fails, payload, 0 };
+
+    /* Each step that succeeds simplifies one field and spoils none, so that this ends. */
+    for (bool smaller = true; smaller;) {
+        smaller = shrink_inner(&s);
+        for (size_t i = 0; i < FIELDS; i++) {
+            const struct field *field = &fields[i];
+            bool step = field->kind == KIND_SET ? drop_bits(&s, field) : set_default(&s, field);
+            if (!step && field->kind == KIND_SIZE) step = bisect(&s, field);
+            smaller = smaller || step;
+        }
+    }
+    return s.tried;
+}
+
+/* ---- Features ------------------------------------------------------------------------------ */
+
+/* Features that are no field's: by the number of classes, and without rows. */
+enum { CLASSES_FIELD = -1, NO_ROWS_FIELD = -2 };
+static const struct {
+    const char *name;
+    size_t smallest, largest;
+} class_counts[] = {
+    { "1 class", 1, 1 },
+    { "2 to 16 classes", 2, 16 },
+    { "17 to 1024 classes", 17, 1024 },
+    { "1025 to 16384 classes", 1025, 16384 },
+    { "more than 16384 classes", 16385, SIZE_MAX },
+};
+enum { CLASS_COUNTS = sizeof class_counts / sizeof *class_counts };
+
+static void add_feature(case_feature *list, size_t *count, int field, uint32_t value, const char *name,
+                        const char *more)
+{
+    const bool output = field >= 0 && is_field(&fields[field], "outputs");
+    case_feature *feature = &list[*count];
+
+    if (*count == CASE_FEATURES) return;
+    ++*count;
+    *feature = (case_feature){ "", field, value, output ? (int)value : -1 };
+    snprintf(feature->name, sizeof feature->name, "%s%s%s", name, more[0] != '\0' ? " " : "", more);
+}
+
+size_t case_list_features(case_feature list[CASE_FEATURES])
+{
+    static const char *const none[] = { "batch", "seq", "classes", "seed", NULL };
+    size_t count = 0;
+
+    for (size_t i = 0; i < CLASS_COUNTS; i++)
+        add_feature(list, &count, CLASSES_FIELD, (uint32_t)i, class_counts[i].name, "");
+    add_feature(list, &count, NO_ROWS_FIELD, 0, "no rows", "");
+    for (size_t i = 0; i < FIELDS; i++) {
+        const struct field *field = &fields[i];
+        if (field->names == NULL) {
+            if (find_name(none, field->name, strlen(field->name)) == count_names(none))
+                add_feature(list, &count, (int)i, 0, field->name, "");
+            continue;
+        }
+        for (uint32_t k = 0; field->names[k] != NULL; k++)
+            add_feature(list, &count, (int)i, k, field->name, field->names[k]);
+    }
+    return count;
+}
+
+bool case_has_feature(const verify_case *c, const case_feature *feature)
+{
+    const verify_case plain = case_default();
+
+    if (feature->field == NO_ROWS_FIELD) return c->desc.batch * c->desc.seq == 0;
+    if (feature->field == CLASSES_FIELD)
+        return c->desc.classes >= class_counts[feature->value].smallest &&
+               c->desc.classes <= class_counts[feature->value].largest;
+    const struct field *field = &fields[feature->field];
+    if (field->kind == KIND_SET) return (u32_of(c, field) >> feature->value & 1u) != 0;
+    if (field->kind == KIND_ENUM) return u32_of(c, field) == feature->value;
+    return !fields_equal(c, &plain, field);
+}
