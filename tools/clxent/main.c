@@ -18,6 +18,7 @@ static const struct subcommand {
     { "demo", "a worked example: softmax, losses and gradient of two rows", command_demo },
     { "sample", "logits and targets of a real text, as input for eval", command_sample },
     { "eval", "losses, gradients and statistics of logits in .npy files", command_eval },
+    { "bench", "time against copying the same bytes, for one shape or a suite of them", command_bench },
 };
 enum { SUBCOMMANDS = sizeof subcommands / sizeof *subcommands };
 
