@@ -667,27 +667,28 @@ static void print_json(const suite_case *c, const result *r, const cli_device *d
     cli_json_print(object);
 }
 
-static void print_number(int width, int digits, double value)
+/* A number for a column, which stays empty where there is none. */
+static const char *number(char text[32], int digits, double value)
 {
-    if (isnan(value)) printf(" %*s", width, "");
-    else printf(" %*.*f", width, digits, value);
+    if (isnan(value)) return "";
+    snprintf(text, 32, "%.*f", digits, value);
+    return text;
 }
 
 static void print_text(const suite_case *c, const result *r)
 {
     const int digits = strcmp(c->unit, "launches") == 0 || strcmp(c->unit, "builds") == 0 ? 0 : 2;
+    char a[7][32], line[512];
+    int length = snprintf(
+        line, sizeof line, "%-46s %7s %-21s %5s  %-11s %7s - %7s %6s %8s %8s  %s", c->name,
+        number(a[0], digits, r->figure), c->unit, number(a[1], digits == 0 ? 0 : 2, c->goal),
+        r->verdict == NO_GOAL ? "" : verdicts[r->verdict], number(a[2], digits, r->least),
+        number(a[3], digits, r->most), number(a[4], 2, r->nt_ratio), number(a[5], 2, 1e3 * r->seconds),
+        number(a[6], 1, 1e-9 * r->reference_bytes / r->reference_seconds), r->note);
 
-    printf("%-46s", c->name);
-    print_number(7, digits, r->figure);
-    printf(" %-20s", c->unit);
-    print_number(5, digits, c->goal);
-    printf("  %-7s", r->verdict == NO_GOAL ? "" : verdicts[r->verdict]);
-    if (isnan(r->least)) printf(" %15s", "");
-    else printf(" %6.*f - %6.*f", digits, r->least, digits, r->most);
-    print_number(6, 2, r->nt_ratio);
-    print_number(8, 2, 1e3 * r->seconds);
-    print_number(8, 1, 1e-9 * r->reference_bytes / r->reference_seconds);
-    printf("%s%s\n", r->note[0] != '\0' ? "  " : "", r->note);
+    if (length >= (int)sizeof line) length = (int)sizeof line - 1;
+    while (line[length - 1] == ' ') length--;
+    printf("%.*s\n", length, line);
 }
 
 int suite_run(const suite_options *o)
@@ -736,7 +737,7 @@ int suite_run(const suite_options *o)
     if (!o->json) {
         printf("device %zu: %s; %s", o->device.index, o->device.name, "f32 unless a case says otherwise, ");
         printf("%zu logits, median and range of %zu pairs\n\n", o->logits, o->pairs);
-        printf("%-46s %7s %-20s %5s  %-7s %15s %6s %8s %8s\n", "case", "figure", "", "goal", "", "range",
+        printf("%-46s %7s %-21s %5s  %-11s %17s %6s %8s %8s\n", "case", "figure", "", "goal", "", "range",
                "/ nt", "ms", "ref GB/s");
     }
     for (size_t i = 0; i < s.count; i++) {
