@@ -444,101 +444,38 @@ enum {
     STATISTICS = CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_ARGMAX | CLXENT_OUTPUT_ENTROPY
 };
 
+enum { PLAIN, IN_PLACE, ALL_OPTIONS, LABELS };
+
+/* Class counts end with 0. */
+static const size_t all_counts[] = { 1024, 32768, 50257, 50304, 131072, 262144, 0 };
+static const size_t five[] = { 1024, 32768, 50257, 131072, 262144, 0 };
+static const size_t three[] = { 1024, 32768, 50257, 0 }, two[] = { 1024, 32768, 0 };
+static const size_t c2[] = { 2, 0 }, c10[] = { 10, 0 }, c32[] = { 32, 0 }, c100[] = { 100, 0 },
+                    c256[] = { 256, 0 };
+
 static const struct family {
     const char *what, *unit;
     uint32_t outputs, dtype, moves;
     double goal;
-    bool in_place, all_options, labels;
-    size_t classes[7]; /* up to the first 0 */
+    int how;
+    const size_t *classes;
 } families[] = {
-    { "loss + gradient",
-      "x copy",
-      FUSED,
-      CLXENT_F32,
-      MOVE_COPY,
-      1.15,
-      false,
-      false,
-      false,
-      { 1024, 32768, 50257, 50304, 131072, 262144 } },
-    { "in place",
-      "x copy in place",
-      FUSED,
-      CLXENT_F32,
-      MOVE_IN_PLACE,
-      1.15,
-      true,
-      false,
-      false,
-      { 1024, 32768, 50257, 262144 } },
-    { "loss",
-      "x read",
-      LOSS,
-      CLXENT_F32,
-      MOVE_READ,
-      1.25,
-      false,
-      false,
-      false,
-      { 1024, 32768, 50257, 131072, 262144 } },
-    { "loss, lse, argmax, entropy",
-      "x read",
-      STATISTICS,
-      CLXENT_F32,
-      MOVE_READ,
-      1.6,
-      false,
-      false,
-      false,
-      { 1024, 32768, 50257, 131072, 262144 } },
-    { "softmax",
-      "x copy",
-      CLXENT_OUTPUT_SOFTMAX,
-      CLXENT_F32,
-      MOVE_COPY,
-      1.15,
-      false,
-      false,
-      false,
-      { 1024, 32768, 50257 } },
-    { "log-softmax",
-      "x copy",
-      CLXENT_OUTPUT_LOG_SOFTMAX,
-      CLXENT_F32,
-      MOVE_COPY,
-      1.15,
-      false,
-      false,
-      false,
-      { 1024, 32768, 50257 } },
-    { "bf16", "x f32", FUSED, CLXENT_BF16, 0, 0.75, false, false, false, { 1024, 32768, 50257 } },
-    { "f16", "x f32", FUSED, CLXENT_F16, 0, 0.75, false, false, false, { 1024, 32768, 50257 } },
-    { "f64", "x copy", FUSED, CLXENT_F64, MOVE_COPY, 1.5, false, false, false, { 1024, 32768 } },
-    { "all options",
-      "x copy",
-      FUSED,
-      CLXENT_F32,
-      MOVE_COPY,
-      2.5,
-      false,
-      true,
-      false,
-      { 1024, 32768, 50257 } },
-    { "probability targets",
-      "x two reads, a write",
-      FUSED,
-      CLXENT_F32,
-      MOVE_TWO,
-      1.15,
-      false,
-      false,
-      true,
-      { 1024, 32768, 50257 } },
-    { "loss + gradient", "x copy", FUSED, CLXENT_F32, MOVE_COPY, 6, false, false, false, { 2 } },
-    { "loss + gradient", "x copy", FUSED, CLXENT_F32, MOVE_COPY, 3, false, false, false, { 10 } },
-    { "loss + gradient", "x copy", FUSED, CLXENT_F32, MOVE_COPY, 2, false, false, false, { 32 } },
-    { "loss + gradient", "x copy", FUSED, CLXENT_F32, MOVE_COPY, 1.5, false, false, false, { 100 } },
-    { "loss + gradient", "x copy", FUSED, CLXENT_F32, MOVE_COPY, 1.3, false, false, false, { 256 } },
+    { "loss + gradient", "x copy", FUSED, CLXENT_F32, MOVE_COPY, 1.15, PLAIN, all_counts },
+    { "loss + gradient", "x copy", FUSED, CLXENT_F32, MOVE_COPY, 6, PLAIN, c2 },
+    { "loss + gradient", "x copy", FUSED, CLXENT_F32, MOVE_COPY, 3, PLAIN, c10 },
+    { "loss + gradient", "x copy", FUSED, CLXENT_F32, MOVE_COPY, 2, PLAIN, c32 },
+    { "loss + gradient", "x copy", FUSED, CLXENT_F32, MOVE_COPY, 1.5, PLAIN, c100 },
+    { "loss + gradient", "x copy", FUSED, CLXENT_F32, MOVE_COPY, 1.3, PLAIN, c256 },
+    { "in place", "x copy in place", FUSED, CLXENT_F32, MOVE_IN_PLACE, 1.15, IN_PLACE, five },
+    { "loss", "x read", LOSS, CLXENT_F32, MOVE_READ, 1.25, PLAIN, five },
+    { "loss, lse, argmax, entropy", "x read", STATISTICS, CLXENT_F32, MOVE_READ, 1.6, PLAIN, five },
+    { "softmax", "x copy", CLXENT_OUTPUT_SOFTMAX, CLXENT_F32, MOVE_COPY, 1.15, PLAIN, three },
+    { "log-softmax", "x copy", CLXENT_OUTPUT_LOG_SOFTMAX, CLXENT_F32, MOVE_COPY, 1.15, PLAIN, three },
+    { "bf16", "x f32", FUSED, CLXENT_BF16, 0, 0.75, PLAIN, three },
+    { "f16", "x f32", FUSED, CLXENT_F16, 0, 0.75, PLAIN, three },
+    { "f64", "x copy", FUSED, CLXENT_F64, MOVE_COPY, 1.5, PLAIN, two },
+    { "all options", "x copy", FUSED, CLXENT_F32, MOVE_COPY, 2.5, ALL_OPTIONS, three },
+    { "probability targets", "x two reads, a write", FUSED, CLXENT_F32, MOVE_TWO, 1.15, LABELS, three },
 };
 enum { FAMILIES = sizeof families / sizeof *families };
 
@@ -572,9 +509,9 @@ static bool list_cases(suite *s, size_t logits)
             c->outputs = f->outputs;
             c->dtype = f->dtype;
             c->moves = f->moves;
-            c->in_place = f->in_place;
-            c->all_options = f->all_options;
-            c->labels = f->labels;
+            c->in_place = f->how == IN_PLACE;
+            c->all_options = f->how == ALL_OPTIONS;
+            c->labels = f->how == LABELS;
             c->classes = f->classes[k];
         }
     }
