@@ -11,6 +11,7 @@ import math
 import os
 import re
 import subprocess
+import sys
 import tempfile
 import time
 import unittest
@@ -1292,6 +1293,52 @@ class Bench(Case):
         for count in (257, 1023, 50257):
             self.assertIn(count, classes)
         self.refuse("bench", *self.SIZE, "--plot", self.path("no/bench.png"), mentions=["no/bench.png"])
+
+    def test_peers_take_turns_in_one_table(self):
+        script = os.path.join(
+            os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "tools", "peers.py"
+        )
+        peer = self.path("peer")
+        with open(peer, "w") as stream:
+            stream.write("#!/bin/sh\necho fake $1 $2\nwhile read -r _; do echo 4096; done\n")
+        os.chmod(peer, 0o755)
+        command = [
+            sys.executable,
+            "-B",
+            script,
+            "--clxent",
+            BIN,
+            "--shape",
+            "64x100",
+            "--rounds",
+            "3",
+            "--pause",
+            "0",
+        ]
+        command += ["--skip", "tinygrad", "--python", "pytorch=" + self.path("none"), "--onednn"]
+
+        def run(onednn, *args):
+            return subprocess.run(
+                [*command, onednn, *args],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                universal_newlines=True,
+            )
+
+        result = run(peer, "--json")
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+        ours, fake, torch = map(json.loads, result.stdout.splitlines())
+        self.assertEqual((ours["peer"], ours["rows"], ours["classes"], ours["ratio"]), ("clxent", 64, 100, 1))
+        self.assertTrue(ours["version"].startswith("clxent "))
+        self.assertEqual((fake["peer"], fake["version"], fake["ms"]), ("oneDNN", "fake 64 100", 4096e3))
+        self.assertAlmostEqual(fake["ratio"] * ours["ms"], fake["ms"], delta=1e-6 * fake["ms"])
+        self.assertEqual((torch["peer"], torch["version"]), ("PyTorch", "not installed"))
+
+        result = run(self.path("none"))
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+        self.assertRegex(result.stdout, r"(?m)^clxent +\d+\.\d\d +\d+\.\d\d +1\.00 ")
+        self.assertRegex(result.stdout, r"(?m)^oneDNN +not installed$")
+        self.assertEqual(run(peer, "--shape", "3").returncode, 2)
 
     def test_more_than_the_device_has_is_status_1(self):
         self.refuse(
