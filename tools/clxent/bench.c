@@ -141,14 +141,14 @@ static bool time_shape(measure *m, const options *o, size_t rows, size_t classes
     timed timed_runs[RUNS];
     const timed *list[RUNS];
     double *seconds = NULL;
-    bool good = true;
+    bool good;
 
     memset(timed_runs, 0, sizeof timed_runs);
-    for (size_t i = 0; good && i < runs; i++) {
-        list[i] = &timed_runs[i];
-        good = i == RUN_PLAN ? timed_plan(m, &timed_runs[i], &desc, false, NULL)
-                             : timed_move(m, &timed_runs[i], moves[i], o->dtype, bytes);
-    }
+    good = timed_plan(m, &timed_runs[RUN_PLAN], &desc, false,
+                      NULL); /* first: it knows what the device cannot do */
+    for (size_t i = 0; good && i < runs; i++)
+        good = i == RUN_PLAN || timed_move(m, &timed_runs[i], moves[i], o->dtype, bytes);
+    for (size_t i = 0; i < runs; i++) list[i] = &timed_runs[i];
     good = good && measure_times(m, list, runs, o->pairs, &seconds);
     for (size_t i = 0; good && i < runs; i++) {
         f->seconds[i] = summarize_times(seconds, runs, o->pairs, i, runs);
@@ -328,7 +328,7 @@ int command_bench(int argc, char **argv)
         "goals were met.";
     const struct argp argp = { option_list, parse, NULL, about, cli_common_options, NULL, NULL };
     options o = { .op = OP_FUSED, .dtype = CLXENT_F32, .pairs = 11, .log2_logits = 26 };
-    static sweep s;
+    sweep s;
     measure m;
     cli_device device;
     figures f;

@@ -362,6 +362,7 @@ static bool first_plan_elsewhere(const cli_device *device, double *seconds)
     int ends[2], status;
     ssize_t length;
 
+    *seconds = 0;
     snprintf(index, sizeof index, "%zu", device->index);
     if (pipe(ends) != 0) {
         cli_fail("pipe", "%s", strerror(errno));

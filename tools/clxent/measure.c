@@ -167,14 +167,14 @@ static bool build(measure *m)
     return good;
 }
 
-bool measure_open(measure *m, const cli_device *device, size_t logits)
+bool measure_open(measure *m, const cli_device *device, size_t elements)
 {
     cl_bool host_memory = CL_FALSE;
     cl_int code;
 
     memset(m, 0, sizeof *m);
     m->progress_to = 1;
-    m->logits = logits;
+    m->elements = elements;
     if (!cli_open(&m->session, device)) return false;
     (void)clGetDeviceInfo(device->id, CL_DEVICE_HOST_UNIFIED_MEMORY, sizeof host_memory, &host_memory, NULL);
     m->host_memory = host_memory;
@@ -185,21 +185,26 @@ bool measure_open(measure *m, const cli_device *device, size_t logits)
     return false;
 }
 
-static void drop(measure *m, size_t slot)
+static void drop(bulk *buffer)
 {
-    if (m->pool[slot].mem != NULL) clReleaseMemObject(m->pool[slot].mem);
-    memset(&m->pool[slot], 0, sizeof m->pool[slot]);
+    if (buffer->mem != NULL) clReleaseMemObject(buffer->mem);
+    memset(buffer, 0, sizeof *buffer);
 }
 
 void measure_trim(measure *m)
 {
-    for (size_t i = 0; i < POOL_SIZE; i++)
-        if (i != POOL_LOGITS && i != POOL_RESULT) drop(m, i);
+    for (uint32_t dtype = CLXENT_F32 + 1; dtype <= CLXENT_F64; dtype++) {
+        drop(&m->logits[dtype - 1]);
+        drop(&m->results[dtype - 1]);
+    }
+    drop(&m->labels);
 }
 
 void measure_close(measure *m)
 {
-    for (size_t i = 0; i < POOL_SIZE; i++) drop(m, i);
+    measure_trim(m);
+    drop(&m->logits[CLXENT_F32 - 1]);
+    drop(&m->results[CLXENT_F32 - 1]);
     for (size_t i = 0; i < MOVES; i++)
         if (m->move[i] != NULL) clReleaseKernel(m->move[i]);
     for (size_t i = 0; i < sizeof m->fill / sizeof *m->fill; i++)
@@ -246,36 +251,40 @@ static bool fill(measure *m, cl_mem mem, size_t which, size_t count, float lowes
            launch(m, kernel, fill_names[which], elements) && check(m, clFinish(m->queue), fill_names[which]);
 }
 
-/* The large buffer of that slot, of at least so many bytes. Logits and labels hold their values. One that grew would
- * leave an earlier run of the same case behind, so it starts with the nominal size. */
-static cl_mem pool(measure *m, size_t slot, uint32_t dtype, size_t bytes)
+/* Makes buffer one of at least so many bytes. One that grew would leave an earlier run of the same case behind, so
+ * it starts with what most runs have. */
+static cl_mem grow(measure *m, bulk *buffer, uint32_t dtype, size_t bytes)
 {
-    const bool values = slot < POOL_RESULT || slot == POOL_LABELS;
-
-    if (bytes < m->logits * dtype_bytes(dtype)) bytes = m->logits * dtype_bytes(dtype);
-    if (m->pool[slot].bytes < bytes) {
-        drop(m, slot);
-        m->pool[slot].mem = allocate(m, bytes);
-        if (m->pool[slot].mem == NULL) return NULL;
-        m->pool[slot].bytes = bytes;
+    if (bytes < m->elements * dtype_bytes(dtype)) bytes = m->elements * dtype_bytes(dtype);
+    if (buffer->bytes < bytes) {
+        drop(buffer);
+        buffer->mem = allocate(m, bytes);
+        if (buffer->mem != NULL) buffer->bytes = bytes;
     }
-    if (values && !m->pool[slot].filled) {
-        m->pool[slot].filled =
-            fill(m, m->pool[slot].mem, dtype - 1, m->pool[slot].bytes / dtype_bytes(dtype),
-                 slot == POOL_LABELS ? 0.0f : -8.0f, slot == POOL_LABELS ? 1.0f : 16.0f, (cl_uint)slot);
-        if (!m->pool[slot].filled) return NULL;
-    }
-    return m->pool[slot].mem;
+    return buffer->mem;
 }
 
 static cl_mem logits_of(measure *m, uint32_t dtype, size_t bytes)
 {
-    return pool(m, POOL_LOGITS + dtype - 1, dtype, bytes);
+    bulk *buffer = &m->logits[dtype - 1];
+
+    if (grow(m, buffer, dtype, bytes) != NULL && !buffer->filled)
+        buffer->filled = fill(m, buffer->mem, dtype - 1, buffer->bytes / dtype_bytes(dtype), -8, 16, 1);
+    return buffer->filled ? buffer->mem : NULL;
 }
 
 static cl_mem result_of(measure *m, uint32_t dtype, size_t bytes)
 {
-    return pool(m, POOL_RESULT + dtype - 1, dtype, bytes);
+    return grow(m, &m->results[dtype - 1], dtype, bytes);
+}
+
+static cl_mem labels_of(measure *m, size_t bytes)
+{
+    bulk *buffer = &m->labels;
+
+    if (grow(m, buffer, CLXENT_F32, bytes) != NULL && !buffer->filled)
+        buffer->filled = fill(m, buffer->mem, CLXENT_F32 - 1, buffer->bytes / sizeof(cl_float), 0, 1, 2);
+    return buffer->filled ? buffer->mem : NULL;
 }
 
 /* A small buffer that t owns. */
@@ -296,7 +305,7 @@ bool timed_move(measure *m, timed *t, uint32_t moves, uint32_t dtype, size_t byt
     t->dtype = dtype;
     t->restore = (moves & MOVE_IN_PLACE) != 0;
     return logits_of(m, dtype, bytes) != NULL && result_of(m, dtype, bytes) != NULL &&
-           ((moves & MOVE_TWO) == 0 || pool(m, POOL_LABELS, CLXENT_F32, bytes) != NULL);
+           ((moves & MOVE_TWO) == 0 || labels_of(m, bytes) != NULL);
 }
 
 bool timed_plan(measure *m, timed *t, const clxent_desc *desc, bool in_place, clxent_status *status)
@@ -334,7 +343,7 @@ bool timed_plan(measure *m, timed *t, const clxent_desc *desc, bool in_place, cl
         good = own(m, t, &a->targets, rows * sizeof(cl_int)) &&
                fill(m, a->targets.mem, FILL_TARGETS, rows, 0, 0, (cl_uint)desc->classes);
     } else {
-        a->targets.mem = pool(m, POOL_LABELS, CLXENT_F32, rows * desc->classes * sizeof(cl_float));
+        a->targets.mem = labels_of(m, rows * desc->classes * sizeof(cl_float));
         good = a->targets.mem != NULL;
     }
     if (good && desc->has_class_weights != 0)
@@ -413,8 +422,8 @@ static bool enqueue_move(measure *m, size_t which, uint32_t dtype, size_t bytes)
 {
     const cl_ulong vectors = bytes / m->vector;
     cl_kernel kernel = m->move[which];
-    cl_mem from = m->pool[POOL_LOGITS + dtype - 1].mem, to = m->pool[POOL_RESULT + dtype - 1].mem;
-    cl_mem also = (1 << which) == MOVE_TWO ? m->pool[POOL_LABELS].mem : from;
+    cl_mem from = m->logits[dtype - 1].mem, to = m->results[dtype - 1].mem;
+    cl_mem also = (1 << which) == MOVE_TWO ? m->labels.mem : from;
     const cl_uint key = 0;
 
     return check(m, clSetKernelArg(kernel, 0, sizeof from, &from), "clSetKernelArg") &&

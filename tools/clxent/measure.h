@@ -18,29 +18,30 @@ enum {
 };
 enum { MOVES = 5 };
 
-/* Large buffers, shared by all runs. */
-enum { POOL_LOGITS = 0, POOL_RESULT = 4, POOL_LABELS = 8, POOL_SIZE = 9 }; /* the first two: + dtype - 1 */
+/* A large buffer that all runs share. */
+typedef struct bulk {
+    cl_mem mem;
+    size_t bytes;
+    bool filled;
+} bulk;
 
 typedef struct measure {
     cli_session session;
     cl_command_queue queue;
-    size_t logits;      /* nominal number of elements */
+    size_t elements;    /* that most runs have */
     size_t cache_bytes; /* of the largest cache; 0: not known */
     bool host_memory;   /* the device's memory is the host's */
     bool has_stream;    /* the compiler has stores that bypass the caches; else MOVE_STREAM is MOVE_COPY */
     cl_kernel move[MOVES], fill[5];
-    size_t group, each; /* of move: work-items of a group, vectors of a work-item */
-    size_t vector;      /* bytes */
-    struct {
-        cl_mem mem;
-        size_t bytes;
-        bool filled;
-    } pool[POOL_SIZE];
+    size_t group, each;                /* of move: work-items of a group, vectors of a work-item */
+    size_t vector;                     /* bytes */
+    bulk logits[4], results[4];        /* by dtype - 1 */
+    bulk labels;                       /* probabilities, f32 */
     double progress_from, progress_to; /* the part of the progress line that measure_times() fills */
 } measure;
 
-/* logits: the elements that most runs will have. */
-bool measure_open(measure *m, const cli_device *device, size_t logits);
+/* elements: of the logits of most runs. */
+bool measure_open(measure *m, const cli_device *device, size_t elements);
 void measure_close(measure *m); /* accepts a zeroed one */
 void measure_trim(measure *m);  /* releases the large buffers that f32 does not use */
 
