@@ -11,6 +11,7 @@ import math
 import os
 import re
 import subprocess
+import sys
 import tempfile
 import time
 import unittest
@@ -427,7 +428,7 @@ class Frame(Case):
 
     def test_help_names_every_subcommand_and_option(self):
         text = self.succeed("--help")
-        for name in ("info", "demo", "sample", "eval", "verify"):
+        for name in ("info", "demo", "sample", "eval", "verify", "bench"):
             self.assertRegex(text, r"(?m)^  %s  " % name)
             self.assertIn("--device", self.succeed(name, "--help"))
         text = self.succeed("eval", "--help")
@@ -447,7 +448,6 @@ class Frame(Case):
             [],
             ["nonsense"],
             ["verify", "extra"],
-            ["bench"],
             ["tune"],
             ["--nonsense"],
             ["eval"],
@@ -1288,6 +1288,230 @@ class Verify(Case):
             "outputs=loss;softcap=x": ["softcap is 'x'"],
         }.items():
             self.refuse("verify", "--case", case, status=2, mentions=["--case", *mentions])
+
+
+class Bench(Case):
+    """What is printed, and that it is about the work asked for; no speed is judged."""
+
+    SIZE = ("--log2-logits", 16, "--pairs", 3)
+    SUITE_KEYS = (
+        "case figure unit goal verdict least most nt_ratio seconds reference_seconds reference_gb_per_s note device"
+    ).split()
+    # name: goals of its class counts
+    COUNTED = {
+        "loss + gradient": {
+            2: 6, 10: 3, 32: 2, 100: 1.5, 256: 1.3, 1024: 1.15, 32768: 1.15, 50257: 1.15, 50304: 1.15,
+            131072: 1.15, 262144: 1.15,
+        },
+        "in place": dict.fromkeys((1024, 32768, 50257, 131072, 262144), 1.15),
+        "loss": dict.fromkeys((1024, 32768, 50257, 131072, 262144), 1.25),
+        "loss, lse, argmax, entropy": dict.fromkeys((1024, 32768, 50257, 131072, 262144), 1.6),
+        "softmax": dict.fromkeys((1024, 32768, 50257), 1.15),
+        "log-softmax": dict.fromkeys((1024, 32768, 50257), 1.15),
+        "bf16": dict.fromkeys((1024, 32768, 50257), 0.75),
+        "f16": dict.fromkeys((1024, 32768, 50257), 0.75),
+        "f64": dict.fromkeys((1024, 32768), 1.5),
+        "all options": dict.fromkeys((1024, 32768, 50257), 2.5),
+        "probability targets": dict.fromkeys((1024, 32768, 50257), 1.15),
+    }  # fmt: skip
+    GOALS = {
+        "memory: copy": None,
+        "memory: copy, non-temporal": None,
+        "memory: read": None,
+        "loss + gradient, 50,257 classes against 50,304": 1.05,
+        "1 long row": 1.1,
+        "8 long rows": 1.1,
+        "class axis not last, 21 classes": 1.4,
+        "class axis not last, 1,000 classes": 1.4,
+        "no cliff, 256 to 262,144 classes": 1.5,
+        "2 rows of 4 classes, launches": 2,
+        "2 rows of 4 classes, enqueue": 30,
+        "plan, the first of a process": 50,
+        "plan, another class count": 50,
+        "plan, programs built for other class counts": 0,
+        "host arrays, 32,768 classes": 1.15,
+        **{
+            "%s, %s classes" % (name, format(classes, ",")): goal
+            for name, goals in COUNTED.items()
+            for classes, goal in goals.items()
+        },
+    }
+
+    def suite(self, *args):
+        text = self.succeed("bench", "--suite", "--json", *self.SIZE, *args)
+        return [json.loads(line) for line in text.splitlines()]
+
+    def check_row(self, row):
+        name = row["case"]
+        self.assertEqual(list(row), self.SUITE_KEYS)
+        self.assertEqual(row["goal"], self.GOALS[name], name)
+        self.assertTrue(row["device"], name)
+        if row["verdict"] == "unsupported":  # an f64 case on a device without
+            self.assertIn("f64", name)
+            return
+        met = "none" if row["goal"] is None else "met" if row["figure"] <= row["goal"] else "missed"
+        self.assertEqual(row["verdict"], met, row)
+        self.assertGreater(row["figure"], -1, row)
+        if not name.startswith("no cliff"):  # whose range is that of the ratios
+            self.assertLessEqual(row["least"], row["figure"], row)
+            self.assertGreaterEqual(row["most"], row["figure"], row)
+        if " x " in " " + row["unit"]:
+            self.assertGreater(row["seconds"], 0, row)
+            self.assertGreater(row["reference_seconds"], 0, row)
+
+    def test_json(self):
+        for op, passes in (("loss", 1), ("fused", 2), ("softmax", 2)):
+            for dtype, size in (("f32", 4), ("f16", 2), ("bf16", 2)):
+                args = ("--op", op, "--dtype", dtype, "--rows", 60, "--classes", 1003, "--json", "--pairs", 3)
+                got = json.loads(self.succeed("bench", *args))
+                self.assertEqual(
+                    list(got),
+                    "op rows classes dtype device median_s min_s copy_median_s ratio_to_copy gb_per_s".split(),
+                )
+                self.assertEqual(
+                    (got["op"], got["rows"], got["classes"], got["dtype"]), (op, 60, 1003, dtype)
+                )
+                self.assertTrue(0 < got["min_s"] <= got["median_s"] < 60, got)
+                self.assertTrue(0 < got["copy_median_s"] < 60, got)
+                moved = passes * 60 * 1003 * size
+                self.assertAlmostEqual(got["gb_per_s"] * got["median_s"] * 1e9, moved, delta=1e-6 * moved)
+                self.assertGreater(got["ratio_to_copy"], 0)
+
+    def test_shapes(self):
+        for args, shape in (
+            ((), (64, 1024)),
+            (("--classes", 100), (655, 100)),
+            (("--classes", 100000), (1, 100000)),
+            (("--rows", 3), (3, 21845)),
+            (("--rows", 64), (64, 1024)),
+            (("--rows", 5, "--classes", 7), (5, 7)),
+        ):
+            got = json.loads(self.succeed("bench", *self.SIZE, "--json", *args))
+            self.assertEqual((got["rows"], got["classes"]), shape, args)
+
+    def test_text(self):
+        text = self.succeed("bench", *self.SIZE, "--op", "loss")
+        got = dict(line.split(None, 1) for line in text.splitlines())
+        self.assertEqual(got["op"], "mean loss")
+        self.assertTrue(got["logits"].startswith("64 x 1024 f32, 0.25 MiB"))
+        self.assertRegex(got["time"], r"\A[\d.e-]+ ms, the best of 3 [\d.e-]+ ms\Z")
+        for what in ("copy", "nt copy", "read"):
+            self.assertRegex(text, r"(?m)^/ %s +\d+\.\d\d " % what)
+
+    def test_suite_has_every_case(self):
+        rows = self.suite(*(("--case", "1,024 classes") if SMALL else ()))
+        names = [row["case"] for row in rows]
+        want = [name for name in self.GOALS if not SMALL or "1,024 classes" in name]
+        self.assertEqual(sorted(names), sorted(want))
+        for row in rows:
+            self.check_row(row)
+
+    def test_suite_text_and_case(self):
+        text = self.succeed("bench", "--suite", "--case", "2 rows", *self.SIZE)
+        self.assertRegex(text, r"(?m)^2 rows of 4 classes, launches +[1-9] launches +2  (met|missed) ")
+        self.assertRegex(text, r"(?m)^2 rows of 4 classes, enqueue +\d+\.\d\d us ")
+        self.assertRegex(text, r"(?m)^\d met, \d missed$")
+        self.assertEqual(len(text.splitlines()), 7)
+
+    def test_launches_are_those_of_the_run(self):
+        row, time = self.suite("--case", "2 rows")
+        self.assertEqual(row["figure"], int(row["figure"]))
+        self.assertTrue(1 <= row["figure"] <= 9, row)
+        self.assertEqual((row["unit"], time["unit"]), ("launches", "us"))
+
+    def test_loop(self):
+        for turns in (0, 3):
+            lines = self.succeed("bench", "--loop", *self.SIZE, input="\n" * turns).splitlines()
+            self.assertEqual(len(lines), 1 + turns)
+            self.assertRegex(lines[0], r"\Aclxent \d+\.\d+\.\d+ on .")
+            for line in lines[1:]:
+                self.assertTrue(0 < float(line) < 60, line)
+
+    def test_plot(self):
+        if SMALL:
+            self.skipTest("31 class counts take a simulator too long")
+        self.succeed("bench", *self.SIZE, "--json", "--plot", self.path("bench.png"))
+        with open(self.path("bench.png"), "rb") as stream:
+            data = stream.read()
+        self.assertEqual(data[:8], b"\x89PNG\r\n\x1a\n")
+        self.assertGreater(len(data), 10000)
+        text = self.succeed("bench", *self.SIZE, "--pairs", 1, "--plot", self.path("bench.png"))
+        classes = [int(line.split()[0]) for line in text.splitlines() if re.match(r" +\d+ ", line)]
+        self.assertEqual((classes[0], classes[-1]), (2, 262144))
+        for count in (257, 1023, 50257):
+            self.assertIn(count, classes)
+        self.refuse("bench", *self.SIZE, "--plot", self.path("no/bench.png"), mentions=["no/bench.png"])
+
+    def test_peers_take_turns_in_one_table(self):
+        script = os.path.join(
+            os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "tools", "peers.py"
+        )
+        peer = self.path("peer")
+        with open(peer, "w") as stream:
+            stream.write("#!/bin/sh\necho fake $1 $2\nwhile read -r _; do echo 4096; done\n")
+        os.chmod(peer, 0o755)
+        command = [
+            sys.executable,
+            "-B",
+            script,
+            "--clxent",
+            BIN,
+            "--shape",
+            "64x100",
+            "--rounds",
+            "3",
+            "--pause",
+            "0",
+        ]
+        command += ["--skip", "tinygrad", "--python", "pytorch=" + self.path("none"), "--onednn"]
+
+        def run(onednn, *args):
+            return subprocess.run(
+                [*command, onednn, *args],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                universal_newlines=True,
+            )
+
+        result = run(peer, "--json")
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+        ours, fake, torch = map(json.loads, result.stdout.splitlines())
+        self.assertEqual((ours["peer"], ours["rows"], ours["classes"], ours["ratio"]), ("clxent", 64, 100, 1))
+        self.assertTrue(ours["version"].startswith("clxent "))
+        self.assertEqual((fake["peer"], fake["version"], fake["ms"]), ("oneDNN", "fake 64 100", 4096e3))
+        self.assertAlmostEqual(fake["ratio"] * ours["ms"], fake["ms"], delta=1e-6 * fake["ms"])
+        self.assertEqual((torch["peer"], torch["version"]), ("PyTorch", "not installed"))
+
+        result = run(self.path("none"))
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+        self.assertRegex(result.stdout, r"(?m)^clxent +\d+\.\d\d +\d+\.\d\d +1\.00 ")
+        self.assertRegex(result.stdout, r"(?m)^oneDNN +not installed$")
+        self.assertEqual(run(peer, "--shape", "3").returncode, 2)
+
+    def test_more_than_the_device_has_is_status_1(self):
+        self.refuse(
+            "bench", "--rows", 2**20, "--classes", 2**22, mentions=["a buffer of 17592186044416 bytes"]
+        )
+        self.refuse("bench", *self.SIZE, "--device", "99", mentions=["--device 99"])
+
+    def test_wrong_usage_is_status_2(self):
+        for flag, values in {
+            "--op": ["", "gradient", "Loss"],
+            "--dtype": ["f8", "float", ""],
+            "--rows": ["0", "-1", "x", "1.5"],
+            "--classes": ["0", "", "1e3"],
+            "--pairs": ["0", "x", "100001"],
+            "--log2-logits": ["15", "37", "x"],
+        }.items():
+            for value in values:
+                self.refuse("bench", flag, value, status=2, mentions=[flag])
+        self.refuse("bench", "extra", status=2)
+        self.refuse("bench", "--case", "loss", status=2, mentions=["--suite"])
+        self.refuse("bench", "--suite", "--case", "nonsense", status=2, mentions=["nonsense"])
+        self.refuse("bench", "--rows", 2**40, "--classes", 2**40, status=2, mentions=["--rows"])
+        for args in (["--op", "loss"], ["--rows", "3"], ["--plot", self.path("x.png")], ["--loop"]):
+            self.refuse("bench", "--suite", *args, status=2, mentions=[args[0]])
+        self.refuse("bench", "--loop", "--json", status=2, mentions=["--loop"])
 
 
 class Errors(Case):

@@ -11,6 +11,7 @@
 #include <argp.h>
 #include <jansson.h>
 #include <stdbool.h>
+#include <stdio.h>
 
 /* Exit status: CLI_FAILED is for whatever depends on files, data or the machine, CLI_USAGE for flags that
  * are wrong by themselves. */
@@ -24,6 +25,7 @@ int command_demo(int argc, char **argv);
 int command_sample(int argc, char **argv);
 int command_eval(int argc, char **argv);
 int command_verify(int argc, char **argv);
+int command_bench(int argc, char **argv);
 
 /* ---- Messages ------------------------------------------------------------------------------- */
 
@@ -101,6 +103,17 @@ void cli_progress_start(const char *what);
 void cli_progress_set(double fraction);
 void cli_progress_stop(void);
 
+/* ---- Other programs ------------------------------------------------------------------------- */
+
+/* Runs argv[0], looked for in PATH: input(to, data), where given, writes its standard input, its standard output is
+ * descriptor, its standard error is dropped. Returns its exit status, 128 + the signal that ended it, or -errno
+ * where it could not be started. Prints nothing. */
+int cli_run(char *const argv[], void (*input)(FILE *to, const void *data), const void *data, int descriptor);
+
+/* Draws path as a PNG from gnuplot's commands as script(to, data) writes them, the terminal included; on failure
+ * says why, leaves no file and returns false. */
+bool plot_png(const char *path, void (*script)(FILE *to, const void *data), const void *data);
+
 /* ---- The worked example --------------------------------------------------------------------- */
 
 enum { EXAMPLE_ROWS = 2, EXAMPLE_CLASSES = 4 };
@@ -111,7 +124,6 @@ typedef struct example {
     float gradient[EXAMPLE_ROWS][EXAMPLE_CLASSES];
 } example;
 
-/* Draws it as a PNG with gnuplot; on failure says why, leaves no file and returns false. */
-bool plot_example(const example *e, const char *path);
+bool plot_example(const example *e, const char *path); /* as plot_png() */
 
 #endif

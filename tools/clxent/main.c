@@ -19,6 +19,7 @@ static const struct subcommand {
     { "sample", "logits and targets of a real text, as input for eval", command_sample },
     { "eval", "losses, gradients and statistics of logits in .npy files", command_eval },
     { "verify", "this device against the CPU reference over random cases", command_verify },
+    { "bench", "time against copying the same bytes, for one shape or a suite of them", command_bench },
 };
 enum { SUBCOMMANDS = sizeof subcommands / sizeof *subcommands };
 

@@ -1,26 +1,18 @@
 /* SPDX-License-Identifier: MIT
  *
- * plot.c - the picture of the worked example, drawn by gnuplot.
+ * plot.c - pictures drawn by gnuplot, and that of the worked example.
  *
- * gnuplot runs without a shell: its commands come through a pipe and the PNG leaves through its standard
- * output into a temporary file that is renamed when gnuplot has succeeded. posix_spawnp() and not fork():
- * a driver's fork handlers would run in the child.
+ * gnuplot's commands come through a pipe and the PNG leaves through its standard output into a temporary file
+ * that is renamed when gnuplot has succeeded.
  */
 #define _XOPEN_SOURCE 700
 #include "cli.h"
 #include "npy.h"
 
 #include <errno.h>
-#include <fcntl.h>
-#include <signal.h>
-#include <spawn.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
 #include <unistd.h>
-
-extern char **environ;
 
 /* Two bars and a gap of one bar share a class's unit: each bar's middle is a sixth of it away. */
 #define BAR "0.1667"
@@ -43,8 +35,10 @@ static const char *const style =
     "set xlabel 'class' textcolor rgb '#333333'\n"
     "set multiplot layout 1,3 margins 0.055,0.99,0.13,0.87 spacing 0.045,0\n";
 
-static void write_script(FILE *to, const example *e)
+static void write_script(FILE *to, const void *data)
 {
+    const example *e = data;
+
     for (int row = 0; row < EXAMPLE_ROWS; row++) {
         fprintf(to, "$row%d << EOD\n", row);
         for (int j = 0; j < EXAMPLE_CLASSES; j++)
@@ -83,73 +77,31 @@ static void write_script(FILE *to, const example *e)
     fputs("unset multiplot\n", to);
 }
 
-/* Runs gnuplot on the script with its standard output in descriptor. */
-static bool run_gnuplot(const example *e, int descriptor)
+bool plot_png(const char *path, void (*script)(FILE *to, const void *data), const void *data)
 {
     static char name[] = "gnuplot";
-    char *argv[] = { name, NULL };
-    posix_spawn_file_actions_t actions;
-    int pipe_ends[2], error, status = 0;
-    pid_t child;
-    FILE *to;
-
-    if (pipe(pipe_ends) != 0) {
-        cli_fail("gnuplot", "%s", strerror(errno));
-        return false;
-    }
-    fcntl(pipe_ends[1], F_SETFD, FD_CLOEXEC);
-    posix_spawn_file_actions_init(&actions);
-    posix_spawn_file_actions_adddup2(&actions, pipe_ends[0], STDIN_FILENO);
-    posix_spawn_file_actions_adddup2(&actions, descriptor, STDOUT_FILENO);
-    posix_spawn_file_actions_addopen(&actions, STDERR_FILENO, "/dev/null", O_WRONLY, 0);
-    posix_spawn_file_actions_addclose(&actions, pipe_ends[0]);
-    error = posix_spawnp(&child, name, &actions, NULL, argv, environ);
-    posix_spawn_file_actions_destroy(&actions);
-    close(pipe_ends[0]);
-    if (error != 0) {
-        close(pipe_ends[1]);
-        cli_fail("gnuplot", "%s",
-                 error == ENOENT ? "not found: --plot needs it (Debian: gnuplot-nox)" : strerror(error));
-        return false;
-    }
-
-    /* A gnuplot that ends early is told by its exit status. */
-    void (*const old)(int) = signal(SIGPIPE, SIG_IGN);
-    to = fdopen(pipe_ends[1], "w");
-    if (to != NULL) {
-        write_script(to, e);
-        fclose(to);
-    } else {
-        close(pipe_ends[1]);
-    }
-    signal(SIGPIPE, old);
-    while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
-    }
-    if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return true;
-    cli_fail("gnuplot", "failed with status %d: --plot needs its pngcairo terminal",
-             WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status));
-    return false;
-}
-
-bool plot_example(const example *e, const char *path)
-{
+    char *const argv[] = { name, NULL };
     char *resolved, *temporary;
     npy_fault fault;
     const int descriptor = npy_temporary(path, &resolved, &temporary, &fault);
-    bool good;
+    int status;
 
     if (descriptor < 0) {
         cli_fail(path, "%s", fault.text);
         return false;
     }
-    good = run_gnuplot(e, descriptor);
+    status = cli_run(argv, script, data, descriptor);
     close(descriptor);
-    if (good && !npy_temporary_keep(temporary, resolved, &fault)) {
-        cli_fail(path, "%s", fault.text);
-        good = false;
-    }
-    if (!good) npy_temporary_drop(temporary);
+    if (status == -ENOENT) cli_fail("gnuplot", "not found: --plot needs it (Debian: gnuplot-nox)");
+    else if (status < 0) cli_fail("gnuplot", "%s", strerror(-status));
+    else if (status > 0)
+        cli_fail("gnuplot", "failed with status %d: --plot needs its pngcairo terminal", status);
+    if (status == 0 && !npy_temporary_keep(temporary, resolved, &fault))
+        status = cli_fail(path, "%s", fault.text);
+    if (status != 0) npy_temporary_drop(temporary);
     free(resolved);
     free(temporary);
-    return good;
+    return status == 0;
 }
+
+bool plot_example(const example *e, const char *path) { return plot_png(path, write_script, e); }

@@ -1,0 +1,364 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * bench.c - what one shape costs beside moving the same bytes, a picture of that over the class counts, and a loop in
+ * which other programs take turns with this one.
+ */
+#define _XOPEN_SOURCE 700
+#include "measure.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { OP_LOSS, OP_FUSED, OP_SOFTMAX };
+static const char *const ops[] = { "loss", "fused", "softmax", NULL };
+static const char *const op_texts[] = { "mean loss", "mean loss + gradient", "softmax" };
+static const uint32_t op_outputs[] = { CLXENT_OUTPUT_LOSS, CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT,
+                                       CLXENT_OUTPUT_SOFTMAX };
+static const char *const dtypes[] = { "f32", "f16", "bf16", "f64", NULL }; /* CLXENT_F32 first */
+
+typedef struct options {
+    cli_common common;
+    uint32_t op, dtype;
+    size_t rows, classes, pairs, log2_logits; /* rows, classes: 0 where not given */
+    bool suite, loop, first_plan;
+    const char *only, *plot;
+    const char *single; /* an option given that a suite does not take */
+} options;
+
+/* ---- Options -------------------------------------------------------------------------------- */
+
+enum {
+    KEY_OP = 0x2000,
+    KEY_ROWS,
+    KEY_CLASSES,
+    KEY_DTYPE,
+    KEY_PAIRS,
+    KEY_LOG2_LOGITS,
+    KEY_PLOT,
+    KEY_SUITE,
+    KEY_CASE,
+    KEY_LOOP,
+    KEY_FIRST_PLAN
+};
+
+static const struct argp_option option_list[] = {
+    { "op", KEY_OP, "OP", 0, "loss, fused (loss and gradient) or softmax (default: fused)", 0 },
+    { "rows", KEY_ROWS, "R", 0, "Rows of logits (default: as many as --log2-logits gives)", 0 },
+    { "classes", KEY_CLASSES, "C", 0, "Classes (default: 1024; with --rows as many as --log2-logits gives)",
+      0 },
+    { "dtype", KEY_DTYPE, "T", 0, "f32, f16, bf16 or f64, of logits and results (default: f32)", 0 },
+    { "pairs", KEY_PAIRS, "N", 0, "Alternated runs of which figures are the median (default: 11)", 0 },
+    { "log2-logits", KEY_LOG2_LOGITS, "N", 0,
+      "2^N logits where rows and classes do not say otherwise, 16 to 36 (default: 26)", 0 },
+    { "plot", KEY_PLOT, "FILE.png", 0,
+      "Also runs class counts from 2 to 262144 and draws time per element and ratio to the copy over them, "
+      "with "
+      "gnuplot (default: no picture)",
+      0 },
+    { "suite", KEY_SUITE, NULL, 0,
+      "Every case that has a goal: figure, goal and verdict, the range over the pairs, and memory's own "
+      "speed "
+      "(default: one shape)",
+      0 },
+    { "case", KEY_CASE, "PART", 0, "With --suite only the cases whose name has PART (default: all)", 0 },
+    { "loop", KEY_LOOP, NULL, 0,
+      "Prints a line once warm, then for each line of standard input the seconds of one run, so that "
+      "programs can "
+      "take turns (default: off)",
+      0 },
+    { "first-plan", KEY_FIRST_PLAN, NULL, OPTION_HIDDEN, NULL, 0 },
+    { 0 },
+};
+
+static error_t parse(int key, char *text, struct argp_state *state)
+{
+    options *o = state->input;
+
+    switch (key) {
+    case ARGP_KEY_INIT: state->child_inputs[0] = &o->common; return 0;
+    case KEY_OP: o->op = cli_choice(state, o->single = "op", text, ops); return 0;
+    case KEY_ROWS: o->rows = cli_size(state, o->single = "rows", text, 1); return 0;
+    case KEY_CLASSES: o->classes = cli_size(state, o->single = "classes", text, 1); return 0;
+    case KEY_DTYPE: o->dtype = CLXENT_F32 + cli_choice(state, o->single = "dtype", text, dtypes); return 0;
+    case KEY_PLOT: o->plot = text, o->single = "plot"; return 0;
+    case KEY_LOOP: o->loop = true, o->single = "loop"; return 0;
+    case KEY_SUITE: o->suite = true; return 0;
+    case KEY_FIRST_PLAN: o->first_plan = true; return 0;
+    case KEY_PAIRS:
+        o->pairs = cli_size(state, "pairs", text, 1);
+        if (o->pairs > 100000) argp_error(state, "--pairs is '%s': takes at most 100000", text);
+        return 0;
+    case KEY_LOG2_LOGITS:
+        o->log2_logits = cli_size(state, "log2-logits", text, 16);
+        if (o->log2_logits > 36) argp_error(state, "--log2-logits is '%s': takes 16 to 36", text);
+        return 0;
+    case KEY_CASE:
+        o->only = text;
+        if (suite_count(text) == 0) argp_error(state, "--case is '%s': no case of the suite has that", text);
+        return 0;
+    case ARGP_KEY_END:
+        if (o->only != NULL && !o->suite) argp_error(state, "--case is for --suite");
+        if (o->suite && o->single != NULL) argp_error(state, "--%s is not for --suite", o->single);
+        if (o->loop && (o->plot != NULL || o->common.json)) argp_error(state, "--loop prints seconds only");
+        if (o->rows != 0 && o->classes != 0 && o->rows > SIZE_MAX / 64 / o->classes)
+            argp_error(state, "--rows %zu times --classes %zu is too much", o->rows, o->classes);
+        return 0;
+    default: return ARGP_ERR_UNKNOWN;
+    }
+}
+
+/* ---- One shape ------------------------------------------------------------------------------ */
+
+static clxent_desc desc_of(const options *o, size_t rows, size_t classes)
+{
+    clxent_desc desc = CLXENT_DESC_INIT;
+    desc.outputs = op_outputs[o->op];
+    desc.batch = rows;
+    desc.seq = 1;
+    desc.classes = classes;
+    desc.dtype = o->dtype;
+    desc.target_type = CLXENT_TARGET_I32;
+    return desc;
+}
+
+/* Bytes that a run cannot but move: the logits, and as much for a result of their shape. */
+static double traffic(const options *o, size_t rows, size_t classes)
+{
+    return (o->op == OP_LOSS ? 1.0 : 2.0) * (double)rows * (double)classes * (double)dtype_bytes(o->dtype);
+}
+
+enum { RUN_COPY, RUN_PLAN, RUN_STREAM, RUN_READ, RUNS };
+typedef struct figures {
+    summary seconds[RUNS]; /* of each run; the last two only where they were asked for */
+    summary ratio[RUNS];   /* of the plan to each */
+} figures;
+
+static bool time_shape(measure *m, const options *o, size_t rows, size_t classes, size_t runs, figures *f)
+{
+    const clxent_desc desc = desc_of(o, rows, classes);
+    const size_t bytes = rows * classes * dtype_bytes(o->dtype);
+    static const uint32_t moves[] = { MOVE_COPY, 0, MOVE_STREAM, MOVE_READ };
+    timed timed_runs[RUNS];
+    const timed *list[RUNS];
+    double *seconds = NULL;
+    bool good;
+
+    memset(timed_runs, 0, sizeof timed_runs);
+    good = timed_plan(m, &timed_runs[RUN_PLAN], &desc, false,
+                      NULL); /* first: it knows what the device cannot do */
+    for (size_t i = 0; good && i < runs; i++)
+        good = i == RUN_PLAN || timed_move(m, &timed_runs[i], moves[i], o->dtype, bytes);
+    for (size_t i = 0; i < runs; i++) list[i] = &timed_runs[i];
+    good = good && measure_times(m, list, runs, o->pairs, &seconds);
+    for (size_t i = 0; good && i < runs; i++) {
+        f->seconds[i] = summarize_times(seconds, runs, o->pairs, i, runs);
+        f->ratio[i] = summarize_times(seconds, runs, o->pairs, RUN_PLAN, i);
+    }
+    free(seconds);
+    for (size_t i = 0; i < runs; i++) timed_release(&timed_runs[i]);
+    return good;
+}
+
+static void print_shape(const options *o, const measure *m, const figures *f)
+{
+    const double bytes = traffic(o, o->rows, o->classes), mib = 1024.0 * 1024.0;
+    const double logits = (double)o->rows * (double)o->classes * (double)dtype_bytes(o->dtype);
+    const summary *t = &f->seconds[RUN_PLAN];
+
+    if (o->common.json) {
+        json_t *object = json_object();
+        json_object_set_new(object, "op", json_string(ops[o->op]));
+        json_object_set_new(object, "rows", json_integer((json_int_t)o->rows));
+        json_object_set_new(object, "classes", json_integer((json_int_t)o->classes));
+        json_object_set_new(object, "dtype", json_string(dtypes[o->dtype - CLXENT_F32]));
+        json_object_set_new(object, "device", cli_json_text(m->session.device.name));
+        json_object_set_new(object, "median_s", cli_json_number(t->median));
+        json_object_set_new(object, "min_s", cli_json_number(t->least));
+        json_object_set_new(object, "copy_median_s", cli_json_number(f->seconds[RUN_COPY].median));
+        json_object_set_new(object, "ratio_to_copy", cli_json_number(f->ratio[RUN_COPY].median));
+        json_object_set_new(object, "gb_per_s", cli_json_number(bytes / t->median * 1e-9));
+        cli_json_print(object);
+        return;
+    }
+    printf("device      %zu: %s\n", m->session.device.index, m->session.device.name);
+    printf("op          %s\n", op_texts[o->op]);
+    printf("logits      %zu x %zu %s, %.4g MiB\n", o->rows, o->classes, dtypes[o->dtype - CLXENT_F32],
+           logits / mib);
+    printf("time        %.4g ms, the best of %zu %.4g ms\n", t->median * 1e3, o->pairs, t->least * 1e3);
+    printf("bandwidth   %.3g GB/s\n", bytes / t->median * 1e-9);
+    printf("/ copy      %.2f (%.2f - %.2f; copy %.4g ms, %.3g GB/s)\n", f->ratio[RUN_COPY].median,
+           f->ratio[RUN_COPY].least, f->ratio[RUN_COPY].most, f->seconds[RUN_COPY].median * 1e3,
+           2e-9 * logits / f->seconds[RUN_COPY].median);
+    if (m->has_stream) {
+        printf("/ nt copy   %.2f (non-temporal stores: %.3g GB/s)\n", f->ratio[RUN_STREAM].median,
+               2e-9 * logits / f->seconds[RUN_STREAM].median);
+    } else {
+        printf("/ nt copy   none: this compiler has no non-temporal stores\n");
+    }
+    printf("/ read      %.2f (%.3g GB/s)\n", f->ratio[RUN_READ].median,
+           1e-9 * logits / f->seconds[RUN_READ].median);
+    if (logits < 4 * (double)m->cache_bytes)
+        printf("note        the logits are less than 4 times the largest cache, %.4g MiB: it may serve some "
+               "of them\n",
+               (double)m->cache_bytes / mib);
+}
+
+/* ---- Over class counts ---------------------------------------------------------------------- */
+
+static const size_t sweep_classes[] = { 2,     3,     5,     8,      10,     16,     21,    32,
+                                        64,    100,   128,   256,    257,    512,    1000,  1023,
+                                        1024,  2048,  4096,  5003,   8192,   16384,  32000, 32768,
+                                        50257, 50304, 65537, 100003, 131072, 151936, 262144 };
+enum { SWEEP = sizeof sweep_classes / sizeof *sweep_classes };
+
+typedef struct sweep {
+    const options *o;
+    const char *device;
+    double plan_ns[SWEEP], copy_ns[SWEEP], ratio[SWEEP]; /* per element */
+} sweep;
+
+static void write_sweep(FILE *to, const void *data)
+{
+    const sweep *s = data;
+    double worst = 0;
+
+    for (size_t i = 0; i < SWEEP; i++)
+        if (s->ratio[i] > worst) worst = s->ratio[i];
+    fputs("$figures << EOD\n", to);
+    for (size_t i = 0; i < SWEEP; i++)
+        fprintf(to, "%zu %.9g %.9g %.9g\n", sweep_classes[i], s->plan_ns[i], s->copy_ns[i], s->ratio[i]);
+    fputs("EOD\n"
+          "set terminal pngcairo size 1500,620 font 'DejaVu Sans,14' background '#ffffff'\n"
+          "set encoding utf8\n"
+          "set border 3 lw 1.2 lc rgb '#555555'\n"
+          "set tics nomirror out scale 0.5 textcolor rgb '#333333'\n"
+          "set grid ytics lt 1 lw 0.8 lc rgb '#dddddd'\n"
+          "set key top right textcolor rgb '#333333'\n"
+          "set logscale x 2\n"
+          "set xrange [1.6:330000]\n"
+          "set xtics ('2' 2, '10' 10, '32' 32, '100' 100, '257' 257, '1,023' 1023, '4,096' 4096, '16,384' "
+          "16384, "
+          "'50,257' 50257, '262,144' 262144) rotate by -35\n"
+          "set xlabel 'classes' textcolor rgb '#333333'\n",
+          to);
+    fprintf(
+        to,
+        "set multiplot layout 1,2 margins 0.06,0.96,0.2,0.86 spacing 0.07,0 title \"%s, %s\" font ',16'\n",
+        op_texts[s->o->op], dtypes[s->o->dtype - CLXENT_F32]);
+    /* From 0, unless slow cases would press all others to the ground. */
+    fputs(worst < 20 ? "set yrange [0:*]\n" : "set logscale y\n", to);
+    fputs("set title 'Time per element'\n"
+          "set ylabel 'ns' offset 1,0 textcolor rgb '#333333'\n"
+          "plot $figures using 1:2 with linespoints pt 7 ps 0.8 lw 2 lc rgb '#2b6ca3' title 'clxent', "
+          "'' using 1:3 with linespoints pt 7 ps 0.5 lw 1.5 lc rgb '#999999' title 'copy'\n"
+          "set title 'Ratio to the copy'\n"
+          "set ylabel ''\n"
+          "set arrow from graph 0,first 1 to graph 1,first 1 nohead lw 1.2 lc rgb '#999999'\n"
+          "plot $figures using 1:4 with linespoints pt 7 ps 0.8 lw 2 lc rgb '#c8503c' notitle\n"
+          "unset multiplot\n",
+          to);
+}
+
+static bool run_sweep(measure *m, const options *o, sweep *s)
+{
+    const size_t logits = (size_t)1 << o->log2_logits;
+
+    s->o = o;
+    for (size_t i = 0; i < SWEEP; i++) {
+        const size_t classes = sweep_classes[i], rows = logits > classes ? logits / classes : 1;
+        const double ns = 1e9 / ((double)rows * (double)classes);
+        figures f;
+
+        m->progress_from = (double)(i + 1) / (SWEEP + 1);
+        m->progress_to = (double)(i + 2) / (SWEEP + 1);
+        if (!time_shape(m, o, rows, classes, 2, &f)) return false;
+        s->plan_ns[i] = f.seconds[RUN_PLAN].median * ns;
+        s->copy_ns[i] = f.seconds[RUN_COPY].median * ns;
+        s->ratio[i] = f.ratio[RUN_COPY].median;
+    }
+    return true;
+}
+
+static void print_sweep(const sweep *s)
+{
+    printf("\n%10s %12s %12s %8s\n", "classes", "ns/element", "copy", "/ copy");
+    for (size_t i = 0; i < SWEEP; i++)
+        printf("%10zu %12.4f %12.4f %8.2f\n", sweep_classes[i], s->plan_ns[i], s->copy_ns[i], s->ratio[i]);
+}
+
+/* ---- In turns with other programs ----------------------------------------------------------- */
+
+static bool run_loop(measure *m, const options *o)
+{
+    const clxent_desc desc = desc_of(o, o->rows, o->classes);
+    timed plan;
+    const timed *const list[] = { &plan };
+    double *seconds = NULL;
+    char line[64];
+    bool good = timed_plan(m, &plan, &desc, false, NULL);
+
+    good = good && measure_times(m, list, 1, 1, &seconds); /* warms up */
+    free(seconds);
+    if (good) printf("clxent %s on %s\n", clxent_version(), m->session.device.name);
+    while (good && fflush(stdout) == 0 && fgets(line, sizeof line, stdin) != NULL) {
+        const double start = cli_seconds();
+        good = measure_enqueue(m, &plan) && clFinish(m->queue) == CL_SUCCESS;
+        if (good) printf("%.9f\n", cli_seconds() - start);
+    }
+    timed_release(&plan);
+    return good;
+}
+
+int command_bench(int argc, char **argv)
+{
+    static const char *const about =
+        "Times the loss, the loss with its gradient, or the softmax against kernels that only move the same "
+        "bytes: a "
+        "plain copy of the logits, a copy with non-temporal stores, and a pass that only reads. All take "
+        "turns in one "
+        "process; a ratio is the median over the turns of time / time of the other run in the same turn.\v"
+        "With --suite, --json prints one object a line for each case: case, figure, unit, goal (null: none), "
+        "verdict "
+        "(met, missed, none, unsupported, failed), least and most (of the figure, over the pairs), nt_ratio "
+        "(the same "
+        "run against the copy with non-temporal stores), seconds, reference_seconds, reference_gb_per_s, "
+        "note, "
+        "device; null where a case has no such figure. The exit status tells whether the work was done, not "
+        "whether "
+        "goals were met.";
+    const struct argp argp = { option_list, parse, NULL, about, cli_common_options, NULL, NULL };
+    options o = { .op = OP_FUSED, .dtype = CLXENT_F32, .pairs = 11, .log2_logits = 26 };
+    sweep s;
+    measure m;
+    cli_device device;
+    figures f;
+    bool good;
+
+    cli_parse(&argp, argc, argv, &o);
+    const size_t logits = (size_t)1 << o.log2_logits;
+    if (o.rows == 0) o.rows = o.classes == 0 ? logits / 1024 : logits > o.classes ? logits / o.classes : 1;
+    if (o.classes == 0) o.classes = o.rows == logits / 1024 ? 1024 : logits > o.rows ? logits / o.rows : 1;
+    if (!cli_find_device(&device, o.common.device)) return CLI_FAILED;
+    if (o.first_plan) return suite_first_plan(&device);
+    if (o.suite) {
+        const suite_options suite = { device, logits, o.pairs, o.only, o.common.json };
+        return suite_run(&suite);
+    }
+
+    cli_progress_start("bench");
+    good = measure_open(&m, &device, o.loop || o.plot == NULL ? 1 : logits);
+    if (good && o.loop) {
+        cli_progress_stop();
+        good = run_loop(&m, &o);
+    } else if (good) {
+        if (o.plot != NULL) m.progress_to = 1.0 / (SWEEP + 1);
+        good = time_shape(&m, &o, o.rows, o.classes, RUNS, &f) && (o.plot == NULL || run_sweep(&m, &o, &s));
+        cli_progress_stop();
+        good = good && (o.plot == NULL || plot_png(o.plot, write_sweep, &s));
+        if (good) print_shape(&o, &m, &f);
+        if (good && o.plot != NULL && !o.common.json) print_sweep(&s);
+    }
+    cli_progress_stop();
+    measure_close(&m);
+    return good ? CLI_DONE : CLI_FAILED;
+}

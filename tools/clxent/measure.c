@@ -1,0 +1,523 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * measure.c - timing on a device; see measure.h. What is here alone: the kernels that move bytes, how they are cut
+ * into work for CPUs and for GPUs, the test data, and how launches are counted.
+ */
+#define _GNU_SOURCE /* RTLD_NEXT */
+#include "measure.h"
+
+#include <dlfcn.h>
+#include <math.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* ---- Calls that are counted ----------------------------------------------------------------- */
+
+/* A definition in the program comes before that of the OpenCL loader, for libclxent too, static or shared. */
+static atomic_size_t launches, builds;
+
+cl_calls measure_calls(void) { return (cl_calls){ atomic_load(&launches), atomic_load(&builds) }; }
+
+CL_API_ENTRY cl_int CL_API_CALL clEnqueueNDRangeKernel(cl_command_queue queue, cl_kernel kernel, cl_uint dims,
+                                                       const size_t *offset, const size_t *global,
+                                                       const size_t *local, cl_uint num_wait,
+                                                       const cl_event *wait, cl_event *event)
+{
+    static __typeof__(&clEnqueueNDRangeKernel) loader;
+
+    /* ISO C has no cast from an object's address to a function's. */
+    if (loader == NULL) *(void **)&loader = dlsym(RTLD_NEXT, "clEnqueueNDRangeKernel");
+    atomic_fetch_add(&launches, 1);
+    return loader(queue, kernel, dims, offset, global, local, num_wait, wait, event);
+}
+
+CL_API_ENTRY cl_int CL_API_CALL clBuildProgram(cl_program program, cl_uint num_devices,
+                                               const cl_device_id *devices, const char *options,
+                                               void(CL_CALLBACK *notify)(cl_program program, void *data),
+                                               void *data)
+{
+    static __typeof__(&clBuildProgram) loader;
+
+    if (loader == NULL) *(void **)&loader = dlsym(RTLD_NEXT, "clBuildProgram");
+    atomic_fetch_add(&builds, 1);
+    return loader(program, num_devices, devices, options, notify, data);
+}
+
+/* ---- Kernels -------------------------------------------------------------------------------- */
+
+/* move: GROUP work-items of a group stand side by side on EACH * GROUP neighbouring vectors; all have the same
+ * arguments. Integers, because the bits may be of any dtype. key is 0 at run time, which the compiler does not know:
+ * it keeps read's maximum and in_place's store from being left out.
+ * fill: from a hash of the index, so that no work-item waits for another. */
+static const char source[] =
+    "#define MOVE(name)                                                                                \\\n"
+    "    __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void name(                        \\\n"
+    "        __global const VECTOR *from, __global const VECTOR *also, __global VECTOR *to,            \\\n"
+    "        const ulong vectors, const uint key)\n"
+    "#define EVERY(count)                                                                              \\\n"
+    "    const size_t start = get_group_id(0) * (size_t)(EACH * GROUP) + get_local_id(0);              \\\n"
+    "    const size_t end = min((get_group_id(0) + 1) * (size_t)(EACH * GROUP), (size_t)(count));            "
+    "    \\\n"
+    "    for (size_t i = start; i < end; i += GROUP)\n"
+    "\n"
+    "MOVE(move_copy) { EVERY(vectors) to[i] = from[i]; }\n"
+    "\n"
+    "#ifdef __has_builtin\n"
+    "#if __has_builtin(__builtin_nontemporal_store)\n"
+    "MOVE(move_stream) { EVERY(vectors) __builtin_nontemporal_store(from[i], &to[i]); }\n"
+    "#endif\n"
+    "#endif\n"
+    "\n"
+    "MOVE(move_read) {\n"
+    "    VECTOR most = 0;\n"
+    "    EVERY(vectors) most = max(most, from[i]);\n"
+    "    if (most.s0 + most.s1 + most.s2 + most.s3 == key) to[0] = most;\n"
+    "}\n"
+    "\n"
+    "MOVE(move_in_place) { EVERY(vectors) to[i] = to[i] ^ key; }\n"
+    "\n"
+    "MOVE(move_two) { EVERY(vectors) to[i] = from[i] ^ also[i]; }\n"
+    "\n"
+    "uint hash(uint x) {\n"
+    "    x = (x ^ (x >> 16)) * 0x85ebca6bu;\n"
+    "    x = (x ^ (x >> 13)) * 0xc2b2ae35u;\n"
+    "    return x ^ (x >> 16);\n"
+    "}\n"
+    "#define FILL(name, type)                                                                          \\\n"
+    "    __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void name(                        \\\n"
+    "        __global type *to, const float lowest, const float range, const uint seed, const ulong count)\n"
+    "#define VALUE (lowest + range * 0x1p-24f * (float)(hash((uint)i + seed) >> 8))\n"
+    "FILL(fill_f32, float) { EVERY(count) to[i] = VALUE; }\n"
+    "FILL(fill_f16, half) { EVERY(count) vstore_half(VALUE, i, to); }\n"
+    "FILL(fill_bf16, ushort) { EVERY(count) to[i] = (ushort)(as_uint(VALUE) >> 16); }\n"
+    "#ifdef HAS_F64\n"
+    "FILL(fill_f64, double) { EVERY(count) to[i] = VALUE; }\n"
+    "#endif\n"
+    "__kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void fill_targets(\n"
+    "    __global int *to, const float lowest, const float range, const uint classes, const ulong count) {\n"
+    "    EVERY(count) to[i] = (int)(hash((uint)i + 77u) % classes);\n"
+    "}\n";
+
+enum { FILL_TARGETS = 4 }; /* the others: dtype - 1 */
+static const char *const move_names[MOVES] = { "move_copy", "move_stream", "move_read", "move_in_place",
+                                               "move_two" };
+static const char *const fill_names[] = { "fill_f32", "fill_f16", "fill_bf16", "fill_f64", "fill_targets" };
+
+size_t dtype_bytes(uint32_t dtype) { return dtype == CLXENT_F64 ? 8 : dtype == CLXENT_F32 ? 4 : 2; }
+
+static bool check(const measure *m, cl_int code, const char *what)
+{
+    if (code != CL_SUCCESS) cli_fail(m->session.device.name, "%s: %s", what, clxent_status_string(code));
+    return code == CL_SUCCESS;
+}
+
+static size_t cache_of(const cli_device *device)
+{
+    cl_ulong bytes = 0;
+
+#ifdef _SC_LEVEL3_CACHE_SIZE
+    if ((device->type & CL_DEVICE_TYPE_CPU) != 0) {
+        const long level3 = sysconf(_SC_LEVEL3_CACHE_SIZE);
+        if (level3 > 0) return (size_t)level3;
+    }
+#endif
+    if (clGetDeviceInfo(device->id, CL_DEVICE_GLOBAL_MEM_CACHE_SIZE, sizeof bytes, &bytes, NULL) !=
+        CL_SUCCESS)
+        return 0;
+    return (size_t)bytes;
+}
+
+static bool build(measure *m)
+{
+    const bool cpu = (m->session.device.type & CL_DEVICE_TYPE_CPU) != 0;
+    const char *text = source;
+    cl_device_fp_config f64 = 0;
+    cl_program program;
+    char options[128];
+    cl_int code;
+    bool good;
+
+    /* A CPU's core takes neighbouring lines, in the largest vectors there are; a GPU's group neighbouring 16 bytes.
+     * Either finds work for all of its units in the sizes that are timed. */
+    m->group = cpu ? 1 : 256;
+    m->each = cpu ? 1024 : 8;
+    m->vector = cpu ? 64 : 16;
+    (void)clGetDeviceInfo(m->session.device.id, CL_DEVICE_DOUBLE_FP_CONFIG, sizeof f64, &f64, NULL);
+    snprintf(options, sizeof options, "-cl-std=CL1.2 -DGROUP=%zu -DEACH=%zu -DVECTOR=%s%s", m->group, m->each,
+             cpu ? "uint16" : "uint4", f64 != 0 ? " -DHAS_F64" : "");
+
+    program = clCreateProgramWithSource(m->session.cl, 1, &text, NULL, &code);
+    if (!check(m, code, "clCreateProgramWithSource")) return false;
+    good = check(m, clBuildProgram(program, 1, &m->session.device.id, options, NULL, NULL), "clBuildProgram");
+    for (size_t i = 0; good && i < MOVES; i++) {
+        m->move[i] = clCreateKernel(program, move_names[i], &code);
+        if (i == 1 && code == CL_INVALID_KERNEL_NAME)
+            m->move[i] = clCreateKernel(program, move_names[0], &code);
+        else if (i == 1) m->has_stream = true;
+        good = check(m, code, move_names[i]);
+    }
+    for (size_t i = 0; good && i < sizeof m->fill / sizeof *m->fill; i++) {
+        if (i == CLXENT_F64 - 1 && f64 == 0) continue;
+        m->fill[i] = clCreateKernel(program, fill_names[i], &code);
+        good = check(m, code, fill_names[i]);
+    }
+    clReleaseProgram(program);
+    return good;
+}
+
+bool measure_open(measure *m, const cli_device *device, size_t elements)
+{
+    cl_bool host_memory = CL_FALSE;
+    cl_int code;
+
+    memset(m, 0, sizeof *m);
+    m->progress_to = 1;
+    m->elements = elements;
+    if (!cli_open(&m->session, device)) return false;
+    (void)clGetDeviceInfo(device->id, CL_DEVICE_HOST_UNIFIED_MEMORY, sizeof host_memory, &host_memory, NULL);
+    m->host_memory = host_memory;
+    m->cache_bytes = cache_of(device);
+    m->queue = clCreateCommandQueue(m->session.cl, device->id, 0, &code);
+    if (check(m, code, "clCreateCommandQueue") && build(m)) return true;
+    measure_close(m);
+    return false;
+}
+
+static void drop(bulk *buffer)
+{
+    if (buffer->mem != NULL) clReleaseMemObject(buffer->mem);
+    memset(buffer, 0, sizeof *buffer);
+}
+
+void measure_trim(measure *m)
+{
+    for (uint32_t dtype = CLXENT_F32 + 1; dtype <= CLXENT_F64; dtype++) {
+        drop(&m->logits[dtype - 1]);
+        drop(&m->results[dtype - 1]);
+    }
+    drop(&m->labels);
+}
+
+void measure_close(measure *m)
+{
+    measure_trim(m);
+    drop(&m->logits[CLXENT_F32 - 1]);
+    drop(&m->results[CLXENT_F32 - 1]);
+    for (size_t i = 0; i < MOVES; i++)
+        if (m->move[i] != NULL) clReleaseKernel(m->move[i]);
+    for (size_t i = 0; i < sizeof m->fill / sizeof *m->fill; i++)
+        if (m->fill[i] != NULL) clReleaseKernel(m->fill[i]);
+    if (m->queue != NULL) clReleaseCommandQueue(m->queue);
+    cli_close(&m->session);
+    memset(m, 0, sizeof *m);
+}
+
+/* ---- Data ----------------------------------------------------------------------------------- */
+
+static cl_mem allocate(const measure *m, size_t bytes)
+{
+    cl_int code;
+    cl_mem mem = clCreateBuffer(m->session.cl, CL_MEM_READ_WRITE, bytes > 64 ? bytes : 64, NULL, &code);
+
+    if (code != CL_SUCCESS) {
+        cli_fail(m->session.device.name, "a buffer of %zu bytes: %s", bytes, clxent_status_string(code));
+        return NULL;
+    }
+    return mem;
+}
+
+/* Launches one of the kernels above, whose arguments are set, over count vectors or elements. */
+static bool launch(measure *m, cl_kernel kernel, const char *name, cl_ulong count)
+{
+    const size_t share = m->each * m->group;
+    const size_t global = ((size_t)count + share - 1) / share * m->group;
+
+    return check(m, clEnqueueNDRangeKernel(m->queue, kernel, 1, NULL, &global, &m->group, 0, NULL, NULL),
+                 name);
+}
+
+static bool fill(measure *m, cl_mem mem, size_t which, size_t count, float lowest, float range, cl_uint seed)
+{
+    cl_kernel kernel = m->fill[which];
+    const cl_ulong elements = count;
+
+    return check(m, clSetKernelArg(kernel, 0, sizeof mem, &mem), "clSetKernelArg") &&
+           check(m, clSetKernelArg(kernel, 1, sizeof lowest, &lowest), "clSetKernelArg") &&
+           check(m, clSetKernelArg(kernel, 2, sizeof range, &range), "clSetKernelArg") &&
+           check(m, clSetKernelArg(kernel, 3, sizeof seed, &seed), "clSetKernelArg") &&
+           check(m, clSetKernelArg(kernel, 4, sizeof elements, &elements), "clSetKernelArg") &&
+           launch(m, kernel, fill_names[which], elements) && check(m, clFinish(m->queue), fill_names[which]);
+}
+
+/* Makes buffer one of at least so many bytes. One that grew would leave an earlier run of the same case behind, so
+ * it starts with what most runs have. */
+static cl_mem grow(measure *m, bulk *buffer, uint32_t dtype, size_t bytes)
+{
+    if (bytes < m->elements * dtype_bytes(dtype)) bytes = m->elements * dtype_bytes(dtype);
+    if (buffer->bytes < bytes) {
+        drop(buffer);
+        buffer->mem = allocate(m, bytes);
+        if (buffer->mem != NULL) buffer->bytes = bytes;
+    }
+    return buffer->mem;
+}
+
+static cl_mem logits_of(measure *m, uint32_t dtype, size_t bytes)
+{
+    bulk *buffer = &m->logits[dtype - 1];
+
+    if (grow(m, buffer, dtype, bytes) != NULL && !buffer->filled)
+        buffer->filled = fill(m, buffer->mem, dtype - 1, buffer->bytes / dtype_bytes(dtype), -8, 16, 1);
+    return buffer->filled ? buffer->mem : NULL;
+}
+
+static cl_mem result_of(measure *m, uint32_t dtype, size_t bytes)
+{
+    return grow(m, &m->results[dtype - 1], dtype, bytes);
+}
+
+static cl_mem labels_of(measure *m, size_t bytes)
+{
+    bulk *buffer = &m->labels;
+
+    if (grow(m, buffer, CLXENT_F32, bytes) != NULL && !buffer->filled)
+        buffer->filled = fill(m, buffer->mem, CLXENT_F32 - 1, buffer->bytes / sizeof(cl_float), 0, 1, 2);
+    return buffer->filled ? buffer->mem : NULL;
+}
+
+/* A small buffer that t owns. */
+static bool own(measure *m, timed *t, clxent_buffer *buffer, size_t bytes)
+{
+    buffer->mem = allocate(m, bytes);
+    if (buffer->mem != NULL) t->owned[t->num_owned++] = buffer->mem;
+    return buffer->mem != NULL;
+}
+
+/* ---- What is timed -------------------------------------------------------------------------- */
+
+bool timed_move(measure *m, timed *t, uint32_t moves, uint32_t dtype, size_t bytes)
+{
+    memset(t, 0, sizeof *t);
+    t->moves = moves;
+    t->bytes = bytes;
+    t->dtype = dtype;
+    t->restore = (moves & MOVE_IN_PLACE) != 0;
+    return logits_of(m, dtype, bytes) != NULL && result_of(m, dtype, bytes) != NULL &&
+           ((moves & MOVE_TWO) == 0 || labels_of(m, bytes) != NULL);
+}
+
+bool timed_plan(measure *m, timed *t, const clxent_desc *desc, bool in_place, clxent_status *status)
+{
+    const size_t rows = desc->batch * desc->seq, real = desc->dtype == CLXENT_F64 ? 8 : 4;
+    const size_t real_fill = (desc->dtype == CLXENT_F64 ? CLXENT_F64 : CLXENT_F32) - 1;
+    const uint32_t large = CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_LOG_SOFTMAX;
+    clxent_status created;
+    clxent_args *a = &t->args;
+    cl_mem logits, result = NULL;
+    bool good = true;
+
+    memset(t, 0, sizeof *t);
+    t->bytes = rows * desc->classes * dtype_bytes(desc->dtype);
+    t->dtype = desc->dtype;
+    t->restore = in_place;
+    clxent_args_init(a);
+    created = clxent_plan_create(&t->plan, m->session.ctx, desc);
+    if (status != NULL) *status = created;
+    if (created != CLXENT_OK) {
+        if (created != CLXENT_ERROR_UNSUPPORTED || status == NULL)
+            cli_fail_status(m->session.ctx, m->session.device.name, created);
+        return false;
+    }
+
+    logits = logits_of(m, desc->dtype, t->bytes);
+    if ((desc->outputs & large) != 0) result = result_of(m, desc->dtype, t->bytes);
+    if (logits == NULL || (result == NULL && (desc->outputs & large) != 0)) goto fail;
+    a->logits.mem = in_place ? result : logits;
+    if ((desc->outputs & CLXENT_OUTPUT_GRADIENT) != 0) a->gradient.mem = result;
+    if ((desc->outputs & CLXENT_OUTPUT_SOFTMAX) != 0) a->softmax.mem = result;
+    if ((desc->outputs & CLXENT_OUTPUT_LOG_SOFTMAX) != 0) a->log_softmax.mem = result;
+
+    if (desc->target_type == CLXENT_TARGET_I32) {
+        good = own(m, t, &a->targets, rows * sizeof(cl_int)) &&
+               fill(m, a->targets.mem, FILL_TARGETS, rows, 0, 0, (cl_uint)desc->classes);
+    } else {
+        a->targets.mem = labels_of(m, rows * desc->classes * sizeof(cl_float));
+        good = a->targets.mem != NULL;
+    }
+    if (good && desc->has_class_weights != 0)
+        good = own(m, t, &a->class_weights, desc->classes * real) &&
+               fill(m, a->class_weights.mem, real_fill, desc->classes, 0.5f, 1.0f, 78);
+    if (good && desc->has_row_weights != 0)
+        good = own(m, t, &a->row_weights, rows * real) &&
+               fill(m, a->row_weights.mem, real_fill, rows, 0.5f, 1.0f, 79);
+    if (good && (desc->outputs & CLXENT_OUTPUT_LOSS) != 0) good = own(m, t, &a->loss, real);
+    if (good && (desc->outputs & CLXENT_OUTPUT_LSE) != 0) good = own(m, t, &a->lse, rows * real);
+    if (good && (desc->outputs & CLXENT_OUTPUT_ARGMAX) != 0) good = own(m, t, &a->argmax, rows * 8);
+    if (good && (desc->outputs & CLXENT_OUTPUT_ENTROPY) != 0) good = own(m, t, &a->entropy, rows * real);
+    if (good) good = own(m, t, &a->workspace, clxent_plan_workspace_size(t->plan));
+    if (good) return true;
+
+fail:
+    timed_release(t);
+    return false;
+}
+
+/* As much memory as pages, so that a driver that can use it in place does. */
+static void *host_array(size_t bytes)
+{
+    const size_t page = 4096;
+    return aligned_alloc(page, (bytes + page - 1) / page * page);
+}
+
+bool timed_host(measure *m, timed *host, const timed *t, const clxent_desc *desc)
+{
+    const size_t rows = desc->batch * desc->seq, target_bytes = rows * sizeof(cl_int);
+    void *logits = host_array(t->bytes), *targets = host_array(target_bytes),
+         *gradient = host_array(t->bytes);
+    double *loss = malloc(sizeof *loss);
+
+    memset(host, 0, sizeof *host);
+    clxent_host_args_init(&host->host);
+    host->bytes = t->bytes;
+    host->dtype = t->dtype;
+    host->host_desc = desc;
+    host->host.logits = (clxent_input){ logits, t->bytes };
+    host->host.targets = (clxent_input){ targets, target_bytes };
+    host->host.gradient = (clxent_output){ gradient, t->bytes };
+    host->host.loss = (clxent_output){ loss, desc->dtype == CLXENT_F64 ? 8 : 4 };
+    if (logits == NULL || targets == NULL || gradient == NULL || loss == NULL) {
+        cli_fail(NULL, "out of memory: two arrays of %zu bytes", t->bytes);
+    } else if (check(m,
+                     clEnqueueReadBuffer(m->queue, t->args.logits.mem, CL_TRUE, 0, t->bytes, logits, 0, NULL,
+                                         NULL),
+                     "clEnqueueReadBuffer") &&
+               check(m,
+                     clEnqueueReadBuffer(m->queue, t->args.targets.mem, CL_TRUE, 0, target_bytes, targets, 0,
+                                         NULL, NULL),
+                     "clEnqueueReadBuffer")) {
+        return true;
+    }
+    timed_release(host);
+    return false;
+}
+
+void timed_release(timed *t)
+{
+    clxent_plan_destroy(t->plan);
+    while (t->num_owned > 0) clReleaseMemObject(t->owned[--t->num_owned]);
+    if (t->host_desc != NULL) {
+        free((void *)t->host.logits.data);
+        free((void *)t->host.targets.data);
+        free(t->host.gradient.data);
+        free(t->host.loss.data);
+    }
+    memset(t, 0, sizeof *t);
+}
+
+/* ---- Timing --------------------------------------------------------------------------------- */
+
+static bool enqueue_move(measure *m, size_t which, uint32_t dtype, size_t bytes)
+{
+    const cl_ulong vectors = bytes / m->vector;
+    cl_kernel kernel = m->move[which];
+    cl_mem from = m->logits[dtype - 1].mem, to = m->results[dtype - 1].mem;
+    cl_mem also = (1 << which) == MOVE_TWO ? m->labels.mem : from;
+    const cl_uint key = 0;
+
+    return check(m, clSetKernelArg(kernel, 0, sizeof from, &from), "clSetKernelArg") &&
+           check(m, clSetKernelArg(kernel, 1, sizeof also, &also), "clSetKernelArg") &&
+           check(m, clSetKernelArg(kernel, 2, sizeof to, &to), "clSetKernelArg") &&
+           check(m, clSetKernelArg(kernel, 3, sizeof vectors, &vectors), "clSetKernelArg") &&
+           check(m, clSetKernelArg(kernel, 4, sizeof key, &key), "clSetKernelArg") &&
+           launch(m, kernel, move_names[which], vectors);
+}
+
+bool measure_enqueue(measure *m, const timed *t)
+{
+    clxent_status status = CLXENT_OK;
+
+    if (t->host_desc != NULL) status = clxent_run_host(m->session.ctx, t->host_desc, &t->host);
+    else if (t->plan != NULL) status = clxent_enqueue(t->plan, m->queue, &t->args, 0, NULL, NULL);
+    else
+        for (size_t i = 0; i < MOVES; i++)
+            if ((t->moves & (1u << i)) != 0 && !enqueue_move(m, i, t->dtype, t->bytes)) return false;
+    if (status != CLXENT_OK) cli_fail_status(m->session.ctx, m->session.device.name, status);
+    return status == CLXENT_OK;
+}
+
+/* Seconds of one of repeats runs one after the other; negative on failure. */
+static double sample(measure *m, const timed *t, size_t repeats)
+{
+    double start;
+
+    if (t->restore && !(enqueue_move(m, 0, t->dtype, t->bytes) && check(m, clFinish(m->queue), "clFinish")))
+        return -1;
+    start = cli_seconds();
+    for (size_t i = 0; i < repeats; i++)
+        if (!measure_enqueue(m, t)) return -1;
+    if (!check(m, clFinish(m->queue), "clFinish")) return -1;
+    return (cli_seconds() - start) / (double)repeats;
+}
+
+bool measure_times(measure *m, const timed *const runs[], size_t count, size_t pairs, double **seconds)
+{
+    const double enough = 4e-3; /* far above launch latency and clock */
+    double shortest = enough;
+    size_t repeats = 1;
+
+    *seconds = malloc(pairs * count * sizeof **seconds);
+    if (*seconds == NULL) {
+        cli_fail(NULL, "out of memory");
+        return false;
+    }
+    /* The first turn compiles: drivers finish that at a kernel's first launch. */
+    for (size_t turn = 0; turn < 2; turn++) {
+        for (size_t i = 0; i < count; i++) {
+            const double once = sample(m, runs[i], 1);
+            if (once < 0) goto fail;
+            if (turn == 1 && once < shortest) shortest = once;
+        }
+    }
+    while ((double)repeats * shortest < enough && repeats < 256) repeats *= 2;
+    for (size_t pair = 0; pair < pairs; pair++) {
+        for (size_t i = 0; i < count; i++) {
+            const double one = sample(m, runs[i], repeats);
+            if (one < 0) goto fail;
+            (*seconds)[pair * count + i] = one;
+        }
+        cli_progress_set(m->progress_from +
+                         (m->progress_to - m->progress_from) * (double)(pair + 1) / (double)pairs);
+    }
+    return true;
+
+fail:
+    free(*seconds);
+    *seconds = NULL;
+    return false;
+}
+
+static int by_value(const void *a, const void *b)
+{
+    const double difference = *(const double *)a - *(const double *)b;
+    return (difference > 0) - (difference < 0);
+}
+
+summary summarize(double *values, size_t count)
+{
+    qsort(values, count, sizeof *values, by_value);
+    return (summary){ 0.5 * (values[(count - 1) / 2] + values[count / 2]), values[0], values[count - 1] };
+}
+
+summary summarize_times(const double *seconds, size_t count, size_t pairs, size_t over, size_t under)
+{
+    double *values = malloc(pairs * sizeof *values);
+    summary s = { NAN, NAN, NAN };
+
+    for (size_t i = 0; values != NULL && i < pairs; i++)
+        values[i] = seconds[i * count + over] / (under < count ? seconds[i * count + under] : 1.0);
+    if (values != NULL) s = summarize(values, pairs);
+    free(values);
+    return s;
+}

@@ -1,0 +1,115 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * measure.h - timing on a device: runs of plans, and of kernels that only move the same bytes, taken in turn, so that
+ * what disturbs the machine disturbs both. Every function that can fail says why on stderr, as cli_fail() does.
+ */
+#ifndef CLXENT_TOOLS_MEASURE_H
+#define CLXENT_TOOLS_MEASURE_H
+
+#include "cli.h"
+
+/* Kernels that move bytes and compute next to nothing; a run may consist of several, one after the other. */
+enum {
+    MOVE_COPY = 1 << 0,     /* reads the logits, writes as much elsewhere */
+    MOVE_STREAM = 1 << 1,   /* the same with stores that bypass the caches: what memory can do at best */
+    MOVE_READ = 1 << 2,     /* reads the logits, keeps their maximum */
+    MOVE_IN_PLACE = 1 << 3, /* reads and writes back */
+    MOVE_TWO = 1 << 4       /* reads the logits and as many bytes more, writes as much as one of them */
+};
+enum { MOVES = 5 };
+
+/* A large buffer that all runs share. */
+typedef struct bulk {
+    cl_mem mem;
+    size_t bytes;
+    bool filled;
+} bulk;
+
+typedef struct measure {
+    cli_session session;
+    cl_command_queue queue;
+    size_t elements;    /* that most runs have */
+    size_t cache_bytes; /* of the largest cache; 0: not known */
+    bool host_memory;   /* the device's memory is the host's */
+    bool has_stream;    /* the compiler has stores that bypass the caches; else MOVE_STREAM is MOVE_COPY */
+    cl_kernel move[MOVES], fill[5];
+    size_t group, each;                /* of move: work-items of a group, vectors of a work-item */
+    size_t vector;                     /* bytes */
+    bulk logits[4], results[4];        /* by dtype - 1 */
+    bulk labels;                       /* probabilities, f32 */
+    double progress_from, progress_to; /* the part of the progress line that measure_times() fills */
+} measure;
+
+/* elements: of the logits of most runs. */
+bool measure_open(measure *m, const cli_device *device, size_t elements);
+void measure_close(measure *m); /* accepts a zeroed one */
+void measure_trim(measure *m);  /* releases the large buffers that f32 does not use */
+
+/* One thing to time. Owns its plan and its small buffers; the large ones are the measure's. */
+typedef struct timed {
+    uint32_t moves; /* MOVE_* */
+    size_t bytes;   /* of the logits */
+    uint32_t dtype;
+    clxent_plan *plan; /* NULL: moves */
+    clxent_args args;
+    bool restore;                 /* in place: the logits are put back before each run, untimed */
+    const clxent_desc *host_desc; /* not NULL: clxent_run_host() of host instead */
+    clxent_host_args host;
+    cl_mem owned[16];
+    size_t num_owned;
+} timed;
+
+/* Kernels moves over logits of so many bytes. */
+bool timed_move(measure *m, timed *t, uint32_t moves, uint32_t dtype, size_t bytes);
+
+/* A run of desc, of op CROSS_ENTROPY, on data of the measure's making: logits uniform in [-8, 8), targets over all
+ * classes, weights in [0.5, 1.5), probabilities in [0, 1). *status, optional, is CLXENT_ERROR_UNSUPPORTED where the
+ * device cannot; then nothing is said. in_place: gradient or softmax replaces the logits. */
+bool timed_plan(measure *m, timed *t, const clxent_desc *desc, bool in_place, clxent_status *status);
+
+/* The same through clxent_run_host() on arrays in host memory, which hold what t's buffers hold and which release
+ * frees; t came from timed_plan() with in_place false, index targets and no weights. desc must outlive it. */
+bool timed_host(measure *m, timed *host, const timed *t, const clxent_desc *desc);
+
+void timed_release(timed *t); /* accepts a zeroed one */
+
+/* Runs all of runs in turn, pairs times, after two turns that are not counted; *seconds becomes an array
+ * [pairs][count] that the caller frees. Runs so short that a clock's tick or a launch's latency would count are
+ * repeated within a turn; the seconds are those of one. */
+bool measure_times(measure *m, const timed *const runs[], size_t count, size_t pairs, double **seconds);
+
+/* Enqueues t once, without waiting for it. */
+bool measure_enqueue(measure *m, const timed *t);
+
+typedef struct summary {
+    double median, least, most;
+} summary;
+summary summarize(double *values, size_t count); /* sorts them */
+
+/* Summary of column over, or where under < count of the quotients of column over and column under. */
+summary summarize_times(const double *seconds, size_t count, size_t pairs, size_t over, size_t under);
+
+/* Kernel launches and program builds of this process, libclxent's included, until now. */
+typedef struct cl_calls {
+    size_t launches, builds;
+} cl_calls;
+cl_calls measure_calls(void);
+
+size_t dtype_bytes(uint32_t dtype); /* of an element */
+
+/* ---- bench_suite.c -------------------------------------------------------------------------- */
+
+typedef struct suite_options {
+    cli_device device;
+    size_t logits, pairs;
+    const char *only; /* optional: cases whose name has it */
+    bool json;
+} suite_options;
+
+size_t suite_count(const char *only);  /* cases that only names */
+int suite_run(const suite_options *o); /* measures and prints them; the exit status */
+
+/* A figure of a process's start: prints the seconds of its first plan, for suite_run() in another process. */
+int suite_first_plan(const cli_device *device);
+
+#endif

@@ -1,0 +1,258 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""clxent beside other implementations of the same loss on the same machine.
+
+    tools/peers.py [--clxent build/clxent] [--onednn build/peer_onednn] [--python tinygrad=venv/bin/python] ...
+
+Times the mean softmax cross-entropy of f32 logits with its gradient. Each implementation runs in a process of its
+own, warms up, and then waits. They take turns, round after round, of two runs each; the second counts, so that neither
+start-up nor what the others left in the caches is in a figure, and what disturbs the machine disturbs all. A ratio is
+the median over the rounds of a time / clxent's in the same round. All are given the same number of threads, where they
+can be told. What is not installed is listed as such.
+
+oneDNN (build with -DCLXENT_BUILD_PEERS=ON) has no loss: it runs log-softmax forward and backward, which is less work.
+PyTorch and tinygrad run in the Python that calls this script, or in the one that --python names for them.
+"""
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+SHAPES = ((65536, 1024), (2048, 32768), (512, 131072))
+PEERS = ("clxent", "oneDNN", "PyTorch", "tinygrad")
+
+
+# ---- Peers in Python: this script as their process ------------------------------------------------
+
+
+def data(rows, classes):
+    import numpy as np
+
+    random = np.random.default_rng(1)
+    logits = random.random((rows, classes), np.float32) * np.float32(16) - np.float32(8)
+    return logits, random.integers(0, classes, rows)
+
+
+def serve(name, step):
+    """Warms up, says so, then runs step once for each line of standard input."""
+    for _ in range(3):  # tinygrad's JIT takes two runs to record
+        step()
+    print(name, flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        step()
+        print("%.9f" % (time.perf_counter() - start), flush=True)
+
+
+def serve_pytorch(rows, classes, threads):
+    import torch
+
+    torch.set_num_threads(threads)
+    logits, targets = data(rows, classes)
+    x, y = torch.from_numpy(logits).requires_grad_(True), torch.from_numpy(targets)
+
+    def step():
+        x.grad = None
+        torch.nn.functional.cross_entropy(x, y).backward()
+
+    serve("PyTorch " + torch.__version__, step)
+
+
+def serve_tinygrad(rows, classes, threads):
+    from importlib.metadata import version
+
+    from tinygrad import Device, Tensor, TinyJit
+
+    logits, targets = data(rows, classes)
+    x, y = Tensor(logits).realize(), Tensor(targets.astype("i4")).realize()
+
+    @TinyJit
+    def run(x, y):
+        loss = x.sparse_categorical_crossentropy(y)
+        (gradient,) = loss.gradient(x)
+        return loss.realize(), gradient.realize()
+
+    def step():
+        run(x, y)
+        Device[Device.DEFAULT].synchronize()
+
+    serve("tinygrad %s on %s" % (version("tinygrad"), Device.DEFAULT), step)
+
+
+# ---- In turn ------------------------------------------------------------------------------------
+
+
+class Peer:
+    """A process that prints a line once warm, then the seconds of a run for each line that it is given."""
+
+    def __init__(self, command, environment):
+        self.log = ""
+        self.errors = tempfile.TemporaryFile("w+", errors="replace")  # a pipe might fill up
+        try:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self.errors,
+                universal_newlines=True,
+                env={**os.environ, **environment},
+            )
+        except OSError as error:
+            self.log = "%s: %s" % (command[0], error.strerror)
+            self.name = ""
+            return
+        self.name = self.process.stdout.readline().strip()
+        if not self.name:
+            self.close()
+
+    def run(self):
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        seconds = self.process.stdout.readline()
+        if not seconds:
+            self.close()
+            sys.exit("peers.py: %s: %s" % (self.name, self.log))
+        return float(seconds)
+
+    def close(self):
+        self.process.communicate()
+        self.errors.seek(0)
+        lines = self.errors.read().strip().splitlines()
+        self.log = lines[-1] if lines else "status %d" % self.process.returncode
+
+
+def why_not(peer, command):
+    """One line on why a peer is not there."""
+    if any(text in peer.log for text in ("ModuleNotFoundError", "No such file", "Permission denied")):
+        return "not installed"
+    return "failed: " + peer.log
+
+
+def commands(options, rows, classes):
+    threads = str(options.threads)
+    python = dict(pair.split("=", 1) for pair in options.python)
+    for name in PEERS:
+        environment = {"OMP_NUM_THREADS": threads}
+        if name == "clxent":
+            command = [options.clxent, "bench", "--loop", "--rows", str(rows), "--classes", str(classes)]
+            if options.device is not None:
+                command += ["--device", options.device]
+        elif name == "oneDNN":
+            command = [options.onednn, str(rows), str(classes)]
+        else:
+            command = [python.get(name.lower(), sys.executable), os.path.abspath(__file__)]
+            command += ["--serve", name, str(rows), str(classes), "--threads", threads]
+            environment.setdefault("DEV", os.environ.get("DEV", "CL"))  # of tinygrad: OpenCL
+        yield name, command, environment
+
+
+def compare(options, rows, classes):
+    """Rows of the table: name, milliseconds (median, least), ratio to clxent; or name and why not."""
+    peers, absent = {}, []
+    for name, command, environment in commands(options, rows, classes):
+        if name.lower() in options.skip:
+            continue
+        progress("%d x %d: %s warms up" % (rows, classes, name))
+        peer = Peer(command, environment)
+        if peer.name:
+            peers[name] = peer
+        elif name == "clxent":
+            sys.exit("peers.py: clxent: " + peer.log)
+        else:
+            absent.append({"peer": name, "version": why_not(peer, command)})
+
+    seconds = {name: [] for name in peers}
+    for i in range(options.rounds):
+        progress("%d x %d: round %d of %d" % (rows, classes, i + 1, options.rounds))
+        for name, peer in peers.items():
+            peer.run()  # wakes its threads, and the caches hold another's data
+            seconds[name].append(peer.run())
+            time.sleep(options.pause)  # its threads may spin before they sleep
+    progress("")
+    for peer in peers.values():
+        peer.close()
+    found = []
+    for name, times in seconds.items():
+        ratios = [mine / ours for mine, ours in zip(times, seconds["clxent"])]
+        found.append(
+            {
+                "peer": name,
+                "version": peers[name].name,
+                "ms": 1e3 * statistics.median(times),
+                "least_ms": 1e3 * min(times),
+                "ratio": statistics.median(ratios),
+                "ratio_least": min(ratios),
+                "ratio_most": max(ratios),
+            }
+        )
+    return found + absent
+
+
+def progress(text):
+    if sys.stderr.isatty():
+        sys.stderr.write("\r\033[K" + text)
+        sys.stderr.flush()
+
+
+def main():
+    here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--clxent", default=os.path.join(here, "build", "clxent"), help="the executable")
+    parser.add_argument("--device", help="OpenCL device of clxent, as for its --device")
+    parser.add_argument("--onednn", default=os.path.join(here, "build", "peer_onednn"), help="the executable")
+    parser.add_argument("--python", action="append", default=[], metavar="PEER=PYTHON", help="for that peer")
+    parser.add_argument(
+        "--shape", action="append", metavar="ROWSxCLASSES", help="default: three of 2^26 logits"
+    )
+    parser.add_argument("--rounds", type=int, default=11, help="default 11")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all")
+    parser.add_argument("--pause", type=float, default=0.05, help="seconds between two runs (default 0.05)")
+    parser.add_argument("--skip", action="append", default=[], metavar="PEER", help="in lower case")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line instead of the table")
+    parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        peer, rows, classes = options.serve[0], int(options.serve[1]), int(options.serve[2])
+        (serve_pytorch if peer == "PyTorch" else serve_tinygrad)(rows, classes, options.threads)
+        return
+    if options.rounds < 1 or options.threads < 1 or options.pause < 0:
+        parser.error("--rounds and --threads take at least 1, --pause at least 0")
+    if any("=" not in pair for pair in options.python):
+        parser.error("--python takes PEER=PYTHON, for instance tinygrad=venv/bin/python")
+    try:
+        shapes = [tuple(map(int, text.split("x"))) for text in options.shape or ()] or SHAPES
+        if any(len(shape) != 2 or min(shape) < 1 for shape in shapes):
+            raise ValueError
+    except ValueError:
+        parser.error("--shape takes ROWSxCLASSES, for instance 65536x1024")
+
+    if not options.json:
+        print(
+            "mean loss + gradient, f32, %d threads, median of %d rounds" % (options.threads, options.rounds)
+        )
+    for rows, classes in shapes:
+        found = compare(options, rows, classes)
+        if options.json:
+            for row in found:
+                print(json.dumps({"rows": rows, "classes": classes, **row}), flush=True)
+            continue
+        print("\n%d x %d\n%-9s %10s %10s %9s %15s" % (rows, classes, "", "ms", "least", "/ clxent", "range"))
+        for row in found:
+            if "ms" in row:
+                print(
+                    "%(peer)-9s %(ms)10.2f %(least_ms)10.2f %(ratio)9.2f %(ratio_least)7.2f - %(ratio_most)5.2f"
+                    "  %(version)s" % row
+                )
+            else:
+                print("%(peer)-9s %(version)s" % row)
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
