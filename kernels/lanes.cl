@@ -452,7 +452,8 @@ static inline lane sum_below_top(const tile_input *in, const row_result *r)
 typedef struct {
     uint kind;
     bool again;  /* the exponentials were written over since the sums were taken */
-    lane factor; /* of the exponentials */
+    lane factor; /* of the exponentials, and what it was rounded by: few classes have large shares */
+    lane rest;
     gradient_factors g;
     ilane target;
 } emission;
@@ -481,7 +482,7 @@ INLINE vec emit_value(const tile_input *in, const row_result *r, const emission 
     } else {
         e = exp_vector(softcap_vector_z(get_x(in, c), in->o, &dz_dx), r->scale, true);
     }
-    vec value = e * m->factor;
+    vec value = fma(e, m->factor, e * m->rest);
     if (m->kind == EMIT_SOFTMAX) return r->valid ? value : (vec)(REAL_NAN);
     if (GENERAL) {
         if (in->dense) value = value - dense_class(in, c);
@@ -817,9 +818,16 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
                 }
                 m[w].kind = kind;
                 m[w].again = !TRANSPOSES && stored > 0;
-                m[w].factor = kind == EMIT_SOFTMAX ? (lane)(1) / r[w].d
-                              : GENERAL            ? m[w].g.slope
-                                                   : m[w].g.slope * m[w].g.outer;
+                if (kind == EMIT_SOFTMAX) {
+                    m[w].factor = (lane)(1) / r[w].d;
+                    m[w].rest = fma(-m[w].factor, r[w].d, (lane)(1)) * m[w].factor;
+                } else if (GENERAL) {
+                    m[w].factor = m[w].g.slope;
+                    m[w].rest = m[w].g.rest;
+                } else {
+                    m[w].factor = m[w].g.slope * m[w].g.outer;
+                    m[w].rest = fma(m[w].g.slope, m[w].g.outer, -m[w].factor) + m[w].g.rest * m[w].g.outer;
+                }
 #if CACHED
                 stage(&in, &r[w], &m[w], own_rows);
 #else

@@ -187,6 +187,7 @@ static inline lane entropy_of(const row_result *r, const judgement *t, const lan
  * gradient all its elements are `fill`. */
 typedef struct {
     lane slope, outer, target, fill;
+    lane rest; /* of slope, which it was rounded by */
     ilane filled;
 } gradient_factors;
 
@@ -203,7 +204,9 @@ static inline gradient_factors gradient_of(const row_result *r, const judgement 
     const lane missing = r->target_exp > r->others ? r->others / r->d : (lane)(1) - p;
     const lane at_target = (t->dense_sum + z_term) * p - t->one_hot * missing;
     gradient_factors g;
-    g.slope = (t->one_hot + t->dense_sum + z_term) / r->d;
+    const lane sum = t->one_hot + t->dense_sum + z_term;
+    g.slope = sum / r->d;
+    g.rest = fma(-g.slope, r->d, sum) / r->d;
     g.outer = t->weight * upstream / (lane)(d);
     g.target = (dense ? at_target - t->dense : at_target) * g.outer * t->dz_dx;
     g.filled = (ilane)(no_gradient ? -1 : 0) || !t->counts || !r->valid;
