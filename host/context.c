@@ -162,6 +162,15 @@ static clxent_status query_device(clxent_context *ctx)
     return CLXENT_OK;
 }
 
+static clxent_status read_tuning(clxent_context *ctx, const char *text)
+{
+    char fault[ERROR_TEXT_SIZE];
+
+    if (text == NULL) return CLXENT_OK;
+    const clxent_status status = clxent_tuning_parse(&ctx->tuning, text, fault, sizeof fault);
+    return status == CLXENT_OK ? CLXENT_OK : clxent_fail(ctx, status, "%s", fault);
+}
+
 /* A part of a device may stand for it: PoCL lists the whole one where the context was made of a part. */
 static clxent_status check_device_of_context(clxent_context *ctx, cl_context cl, cl_device_id id)
 {
@@ -227,6 +236,7 @@ clxent_status clxent_context_create(clxent_context **out, cl_context context, cl
     CLXENT_TRY_OR_FAIL(clxent_check_cl(ctx, clRetainDevice(device), "clRetainDevice"));
     ctx->id = device;
     CLXENT_TRY_OR_FAIL(query_device(ctx));
+    CLXENT_TRY_OR_FAIL(read_tuning(ctx, own.tuning));
     *out = ctx;
     return CLXENT_OK;
 
@@ -260,6 +270,7 @@ void clxent_context_destroy(clxent_context *ctx)
     }
     mutex_destroy(&ctx->cache->lock);
     free(ctx->cache);
+    free(ctx->tuning);
     if (ctx->id != NULL) (void)clReleaseDevice(ctx->id);
     if (ctx->cl != NULL) (void)clReleaseContext(ctx->cl);
     free(ctx);

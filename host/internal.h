@@ -112,6 +112,7 @@ struct clxent_context {
     clxent_device device;
     clxent_log_fn log;
     void *log_payload;
+    struct clxent_tuning_rows *tuning; /* the application's; NULL: none */
     struct clxent_cache *cache; /* programs, errors, their lock and the reference count: context.c only */
 };
 
@@ -147,7 +148,15 @@ typedef struct clxent_tuning {
     uint32_t lane_classes, lane_group, lane_vector, lane_cache;
 } clxent_tuning;
 
-clxent_tuning clxent_tuning_choose(const clxent_device *device, const clxent_desc *desc);
+/* Rows that the application handed over. One block of memory: the caller frees it. */
+typedef struct clxent_tuning_rows clxent_tuning_rows;
+
+/* text as tuning.def has it. On failure *out is NULL and fault names line, field, what it got and what it takes. */
+clxent_status clxent_tuning_parse(clxent_tuning_rows **out, const char *text, char *fault, size_t size);
+
+/* The first row that fits, of own (may be NULL), then of tuning.def. */
+clxent_tuning clxent_tuning_choose(const clxent_tuning_rows *own, const clxent_device *device,
+                                   const clxent_desc *desc);
 
 /* tuning within what the device has and desc's layout allows. */
 clxent_tuning clxent_tuning_clamp(const clxent_tuning *tuning, const clxent_device *device,

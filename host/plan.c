@@ -298,7 +298,7 @@ clxent_status clxent_plan_create_tuned(clxent_plan **out, clxent_context *ctx, c
     plan->desc.gradient_dtype = clxent_gradient_dtype(&complete);
     plan->rows = complete.batch * complete.seq;
     plan->tuning = tuning != NULL ? clxent_tuning_clamp(tuning, &ctx->device, &complete)
-                                  : clxent_tuning_choose(&ctx->device, &complete);
+                                  : clxent_tuning_choose(ctx->tuning, &ctx->device, &complete);
     choose_strategy(plan);
     CLXENT_TRY_OR_FAIL(build_kernels(plan));
     CLXENT_TRY_OR_FAIL(lay_out_workspace(plan));

@@ -1,22 +1,39 @@
 /* SPDX-License-Identifier: MIT
  *
- * tuning.c - device facts and dtype -> kernel parameters: the table of tuning.def and the limits that a
- * device sets. A pure function; calls no OpenCL.
+ * tuning.c - device facts and dtype -> kernel parameters: the rows that the application handed over, then the table
+ * of tuning.def, and the limits that a device sets. Calls no OpenCL.
+ *
+ * Rows come from files that may be old, damaged or written by hand: what is not exactly a row is refused, and a row
+ * that is accepted gives correct results on every device, be they slow.
  */
 #include "internal.h"
 
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 enum { KIND_ANY, KIND_CPU, KIND_GPU };
 enum { ANY_DTYPE = 0 };
+enum {
+    NAME_SIZE = sizeof(((clxent_device *)0)->name),
+    PARAMETERS = sizeof(clxent_tuning) / sizeof(uint32_t)
+};
 
 typedef struct row {
-    const char *name;
+    char name[NAME_SIZE];
     int kind;
     uint32_t dtype;
     clxent_tuning tuning;
 } row;
 
+struct clxent_tuning_rows {
+    size_t count;
+    row rows[];
+};
+
+#define F32 CLXENT_F32
+#define F16 CLXENT_F16
+#define BF16 CLXENT_BF16
 #define F64 CLXENT_F64
 #define TUNE(kind, name, dtype, ...) { name, KIND_##kind, dtype, { __VA_ARGS__ } },
 static const row rows[] = {
@@ -24,6 +41,11 @@ static const row rows[] = {
 };
 #undef TUNE
 #undef F64
+#undef BF16
+#undef F16
+#undef F32
+
+/* ---- Choice -------------------------------------------------------------------------------- */
 
 static bool matches(const row *r, const clxent_device *device, uint32_t dtype)
 {
@@ -36,10 +58,15 @@ static bool matches(const row *r, const clxent_device *device, uint32_t dtype)
            strstr(device->vendor, r->name) != NULL;
 }
 
-clxent_tuning clxent_tuning_choose(const clxent_device *device, const clxent_desc *desc)
+clxent_tuning clxent_tuning_choose(const clxent_tuning_rows *own, const clxent_device *device,
+                                   const clxent_desc *desc)
 {
     const row *r = rows;
 
+    for (size_t i = 0; own != NULL && i < own->count; i++) {
+        if (matches(&own->rows[i], device, desc->dtype))
+            return clxent_tuning_clamp(&own->rows[i].tuning, device, desc);
+    }
     while (!matches(r, device, desc->dtype)) r++;
     return clxent_tuning_clamp(&r->tuning, device, desc);
 }
@@ -66,4 +93,200 @@ clxent_tuning clxent_tuning_clamp(const clxent_tuning *tuning, const clxent_devi
         t.lane_vector = 1;
     }
     return t;
+}
+
+/* ---- Rows as text -------------------------------------------------------------------------- */
+
+typedef enum limits { TAKES_GROUP, TAKES_VECTOR, TAKES_BLOCK, TAKES_NUMBER } limits;
+static const char *const takes_texts[] = { "a power of two from 1 to 4096", "1, 4, 8 or 16",
+                                           "a multiple of 4 from 4 to 4096", "a whole number below 2^32" };
+
+/* In the order of clxent_tuning. What the kernels are compiled with is limited to what they are written for, which
+ * the device's own limits may clamp further; the others are thresholds, right at any value. */
+static const struct {
+    const char *name;
+    limits takes;
+} parameters[] = {
+    { "group", TAKES_GROUP },      { "vector", TAKES_VECTOR },      { "block", TAKES_BLOCK },
+    { "cache", TAKES_NUMBER },     { "elements", TAKES_NUMBER },    { "stream", TAKES_NUMBER },
+    { "piece", TAKES_NUMBER },     { "split", TAKES_NUMBER },       { "lane_classes", TAKES_NUMBER },
+    { "lane_group", TAKES_GROUP }, { "lane_vector", TAKES_VECTOR }, { "lane_cache", TAKES_NUMBER },
+};
+_Static_assert(sizeof parameters / sizeof *parameters == PARAMETERS, "one entry for each field");
+
+typedef struct word {
+    const char *name;
+    uint32_t value;
+} word;
+static const word kinds[] = { { "CPU", KIND_CPU }, { "GPU", KIND_GPU }, { "ANY", KIND_ANY }, { NULL, 0 } };
+static const word dtypes[] = { { "F32", CLXENT_F32 }, { "F16", CLXENT_F16 },      { "BF16", CLXENT_BF16 },
+                               { "F64", CLXENT_F64 }, { "ANY_DTYPE", ANY_DTYPE }, { NULL, 0 } };
+
+typedef struct reader {
+    const char *at;    /* behind the token */
+    const char *token; /* a word, a text with both of its quotes, one other character; empty at the end */
+    size_t length;
+    size_t line; /* of the token */
+    char *fault; /* size bytes */
+    size_t size;
+} reader;
+
+static clxent_status refuse(const reader *r, const char *what, const char *takes)
+{
+    enum { MOST = 40 }; /* characters of a token that a message repeats */
+    return clxent_fail_text(r->fault, r->size, CLXENT_ERROR_INVALID_ARGUMENT,
+                            "tuning, line %zu: %s is %s%.*s%s: takes %s", r->line, what,
+                            r->length > 0 ? "'" : "missing", (int)(r->length < MOST ? r->length : MOST),
+                            r->token, r->length > 0 ? "'" : "", takes);
+}
+
+static bool is_word(char c)
+{
+    return (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || c == '_' ||
+           c == '.' || c == '+' || c == '-';
+}
+
+static clxent_status next_token(reader *r)
+{
+    const char *p = r->at;
+
+    for (;; p++) {
+        if (*p == '\n') {
+            r->line++;
+        } else if (p[0] == '/' && p[1] == '*') {
+            const char *end = strstr(p + 2, "*/");
+            if (end == NULL) {
+                return clxent_fail_text(r->fault, r->size, CLXENT_ERROR_INVALID_ARGUMENT,
+                                        "tuning, line %zu: a comment has no end", r->line);
+            }
+            for (; p <= end; p++) r->line += *p == '\n';
+        } else if (*p != ' ' && *p != '\t' && *p != '\r') {
+            break;
+        }
+    }
+    r->token = p;
+    if (*p == '"') {
+        p += 1 + strcspn(p + 1, "\"\n");
+        if (*p == '"') p++;
+    } else if (is_word(*p)) {
+        while (is_word(*p)) p++;
+    } else if (*p != '\0') {
+        p++;
+    }
+    r->length = (size_t)(p - r->token);
+    r->at = p;
+    return CLXENT_OK;
+}
+
+static bool token_is(const reader *r, const char *text)
+{
+    return strlen(text) == r->length && strncmp(r->token, text, r->length) == 0;
+}
+
+static clxent_status expect(reader *r, const char *before, const char *text)
+{
+    char what[64], takes[8];
+
+    CLXENT_TRY(next_token(r));
+    if (token_is(r, text)) return CLXENT_OK;
+    (void)snprintf(what, sizeof what, "what follows %s", before);
+    (void)snprintf(takes, sizeof takes, "'%s'", text);
+    return refuse(r, what, takes);
+}
+
+static clxent_status read_word(reader *r, const char *what, const word *words, const char *takes,
+                               uint32_t *value)
+{
+    CLXENT_TRY(next_token(r));
+    for (; words->name != NULL; words++) {
+        if (!token_is(r, words->name)) continue;
+        *value = words->value;
+        return expect(r, what, ",");
+    }
+    return refuse(r, what, takes);
+}
+
+static clxent_status read_name(reader *r, char *name)
+{
+    CLXENT_TRY(next_token(r));
+    const bool whole = r->length > 2 && r->token[0] == '"' && r->token[r->length - 1] == '"';
+    if (!whole || r->length - 2 >= NAME_SIZE || memchr(r->token, '\\', r->length) != NULL) {
+        return refuse(r, "name",
+                      "a part of the device's name or vendor, or *, in quotes: 1 to 127 characters without "
+                      "quotes and backslashes");
+    }
+    memcpy(name, r->token + 1, r->length - 2);
+    name[r->length - 2] = '\0';
+    return expect(r, "name", ",");
+}
+
+static clxent_status read_parameter(reader *r, size_t i, uint32_t *to)
+{
+    uint64_t value = 0;
+    bool good;
+
+    CLXENT_TRY(next_token(r));
+    good = r->length > 0 && r->length <= 10;
+    for (size_t k = 0; good && k < r->length; k++) {
+        good = r->token[k] >= '0' && r->token[k] <= '9';
+        value = 10 * value + (uint64_t)(r->token[k] - '0');
+    }
+    good = good && value <= UINT32_MAX;
+    switch (parameters[i].takes) {
+    case TAKES_GROUP: good = good && value >= 1 && value <= 4096 && (value & (value - 1)) == 0; break;
+    case TAKES_VECTOR: good = good && (value == 1 || value == 4 || value == 8 || value == 16); break;
+    case TAKES_BLOCK: good = good && value >= 4 && value <= 4096 && value % 4 == 0; break;
+    case TAKES_NUMBER: break;
+    }
+    if (!good) return refuse(r, parameters[i].name, takes_texts[parameters[i].takes]);
+    *to = (uint32_t)value;
+    return expect(r, parameters[i].name, i + 1 < PARAMETERS ? "," : ")");
+}
+
+/* What stands behind TUNE. */
+static clxent_status read_row(reader *r, row *to)
+{
+    uint32_t kind = KIND_ANY, values[PARAMETERS];
+
+    CLXENT_TRY(expect(r, "TUNE", "("));
+    CLXENT_TRY(read_word(r, "device", kinds, "CPU, GPU or ANY", &kind));
+    CLXENT_TRY(read_name(r, to->name));
+    CLXENT_TRY(read_word(r, "dtype", dtypes, "F32, F16, BF16, F64 or ANY_DTYPE", &to->dtype));
+    for (size_t i = 0; i < PARAMETERS; i++) CLXENT_TRY(read_parameter(r, i, &values[i]));
+    to->kind = (int)kind;
+    memcpy(&to->tuning, values, sizeof values);
+    return CLXENT_OK;
+}
+
+clxent_status clxent_tuning_parse(clxent_tuning_rows **out, const char *text, char *fault, size_t size)
+{
+    reader r = { .at = text, .line = 1, .fault = fault, .size = size };
+    clxent_tuning_rows *own = calloc(1, sizeof *own);
+    clxent_status status;
+
+    *out = NULL;
+    for (;;) {
+        clxent_tuning_rows *more =
+            own == NULL ? NULL : realloc(own, sizeof *own + (own->count + 1) * sizeof *own->rows);
+        if (more == NULL) {
+            status = clxent_fail_text(fault, size, CLXENT_ERROR_OUT_OF_HOST_MEMORY,
+                                      "tuning: malloc of its rows failed");
+            goto fail;
+        }
+        own = more;
+        CLXENT_TRY_OR_FAIL(next_token(&r));
+        if (r.length == 0) break;
+        if (!token_is(&r, "TUNE")) {
+            status = refuse(&r, "a row's begin", "TUNE");
+            goto fail;
+        }
+        CLXENT_TRY_OR_FAIL(read_row(&r, &own->rows[own->count]));
+        own->count++;
+    }
+    *out = own;
+    return CLXENT_OK;
+
+fail:
+    free(own);
+    return status;
 }

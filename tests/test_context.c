@@ -2,7 +2,7 @@
  *
  * test_context.c - lifetime, error text, log and program cache of a context. Includes internal.h because
  * programs and references are asked for by plans only, and brings its own kernel sources in place of the library's,
- * so that a build can fail here and takes milliseconds.
+ * so that a build can fail here and takes milliseconds. Also the rows of parameters that a context takes.
  */
 #include "internal.h"
 #include "support.h"
@@ -310,6 +310,150 @@ Test(context, failures_reach_the_log)
     char text[64];
     clxent_context_last_error(ctx, text, sizeof text);
     cr_assert_str_eq(text, "one two", "the log is not an error");
+    clxent_context_destroy(ctx);
+}
+
+/* ---- Tuning -------------------------------------------------------------------------------- */
+
+#define NUMBERS "1, 4, 8, 0, 1, 0, 64, 2, 3, 1, 4, 1024"
+
+/* The parameters of f32 logits after `text`, which must be read without a fault. */
+static clxent_tuning tuned(const char *text, uint32_t dtype)
+{
+    clxent_desc desc = CLXENT_DESC_INIT;
+    clxent_tuning_rows *rows = NULL;
+    char fault[256] = "";
+
+    desc.dtype = dtype;
+    cr_assert(clxent_tuning_parse(&rows, text, fault, sizeof fault) == CLXENT_OK, "%s: %s", text, fault);
+    const clxent_tuning t = clxent_tuning_choose(rows, &device.ctx->device, &desc);
+    free(rows);
+    return t;
+}
+
+static bool same_tuning(clxent_tuning a, clxent_tuning b) { return memcmp(&a, &b, sizeof a) == 0; }
+
+Test(context, the_first_tuning_row_that_fits_is_taken)
+{
+    const clxent_tuning none = tuned("", CLXENT_F32);
+    const bool cpu = (device.ctx->device.type & CL_DEVICE_TYPE_CPU) != 0;
+    char text[1024];
+
+    clxent_tuning t = tuned("TUNE(ANY, \"*\", ANY_DTYPE, " NUMBERS ")", CLXENT_F32);
+    cr_assert(t.group == 1 && t.vector == 4 && t.block == 8 && t.cache == 0 && t.elements == 1);
+    cr_assert(t.stream == 0 && t.piece == 64 && t.split == 2 && t.lane_classes == 3 && t.lane_group == 1);
+    cr_assert(t.lane_vector == 4 && t.lane_cache == 1024);
+    cr_assert(same_tuning(
+        t, tuned(" /* a\n * b */TUNE(ANY,\"*\",F32,1,4,8,0,1,0,64,2,3,1,4,1024)/**/\r\n\t", CLXENT_F32)));
+
+    /* Neither of these fits. */
+    cr_assert(same_tuning(none, tuned("TUNE(ANY, \"no such device\", ANY_DTYPE, " NUMBERS ")", CLXENT_F32)));
+    cr_assert(same_tuning(none, tuned("TUNE(ANY, \"*\", BF16, " NUMBERS ")", CLXENT_F32)));
+    snprintf(text, sizeof text, "TUNE(%s, \"*\", F32, " NUMBERS ")", cpu ? "GPU" : "CPU");
+    cr_assert(same_tuning(none, tuned(text, CLXENT_F32)));
+
+    snprintf(text, sizeof text,
+             "TUNE(ANY, \"*\", F16, " NUMBERS ")\n"
+             "TUNE(%s, \"%.100s\", F32, 1, 8, 4, 0, 0, 4294967295, 0, 0, 0, 1, 1, 0)\n"
+             "TUNE(ANY, \"*\", ANY_DTYPE, " NUMBERS ")\n",
+             cpu ? "CPU" : "GPU", device.ctx->device.name);
+    t = tuned(text, CLXENT_F32);
+    cr_assert(t.vector == 8 && t.block == 4 && t.elements == 0 && t.stream == UINT32_MAX);
+    cr_assert(tuned(text, CLXENT_BF16).block == 8 && tuned(text, CLXENT_BF16).vector == 4);
+
+    /* Within what the device has. */
+    t = tuned("TUNE(ANY, \"*\", F32, 4096, 4, 4, 4294967295, 1, 0, 0, 0, 0, 4096, 4, 4294967295)",
+              CLXENT_F32);
+    cr_assert(t.group <= device.ctx->device.max_work_group && t.cache <= device.ctx->device.local_memory);
+    cr_assert(t.lane_group <= device.ctx->device.max_work_group &&
+              t.lane_cache <= device.ctx->device.local_memory);
+}
+
+Test(context, the_librarys_own_rows_are_rows)
+{
+    const uint32_t dtypes[] = { CLXENT_F32, CLXENT_F16, CLXENT_BF16, CLXENT_F64 };
+    char *text = take_memory(65536);
+    FILE *file = fopen(CLXENT_TUNING_DEF, "r");
+
+    cr_assert(file != NULL, "%s", CLXENT_TUNING_DEF);
+    const size_t length = fread(text, 1, 65535, file);
+    cr_assert(length > 0 && length < 65535);
+    text[length] = '\0';
+    fclose(file);
+    for (size_t i = 0; i < 4; i++) cr_assert(same_tuning(tuned(text, dtypes[i]), tuned("", dtypes[i])));
+    free(text);
+}
+
+Test(context, what_is_no_tuning_row_is_refused_by_line_and_field)
+{
+    static const struct {
+        const char *text, *line, *field, *got, *takes;
+    } bad[] = {
+        { "TUNE", "1", "TUNE", "missing", "'('" },
+        { "\n\nTUNED(ANY", "3", "begin", "'TUNED'", "TUNE" },
+        { "TUNE(ANY, \"*\", F32, " NUMBERS ")\n;", "2", "begin", "';'", "TUNE" },
+        { "/* a\nb */ TUNE(XPU, ", "2", "device", "'XPU'", "CPU, GPU or ANY" },
+        { "TUNE(, ", "1", "device", "','", "CPU, GPU or ANY" },
+        { "TUNE(CPU \"*\"", "1", "device", "'\"*\"'", "','" },
+        { "TUNE(CPU, *, F32", "1", "name", "'*'", "quotes" },
+        { "TUNE(CPU, \"\", F32", "1", "name", "'\"\"'", "quotes" },
+        { "TUNE(CPU, \"open,\n F32", "1", "name", "'\"open,'", "quotes" },
+        { "TUNE(CPU, \"a\\\", F32", "1", "name", "a\\", "backslashes" },
+        { "TUNE(CPU, \"*\", F99", "1", "dtype", "'F99'", "F32, F16, BF16, F64 or ANY_DTYPE" },
+        { "TUNE(CPU, \"*\", F32,\n3", "2", "group", "'3'", "power of two from 1 to 4096" },
+        { "TUNE(CPU, \"*\", F32, 0", "1", "group", "'0'", "power of two" },
+        { "TUNE(CPU, \"*\", F32, 8192", "1", "group", "'8192'", "4096" },
+        { "TUNE(CPU, \"*\", F32, -1", "1", "group", "'-1'", "power of two" },
+        { "TUNE(CPU, \"*\", F32, 1e2", "1", "group", "'1e2'", "power of two" },
+        { "TUNE(CPU, \"*\", F32, 1, 2", "1", "vector", "'2'", "1, 4, 8 or 16" },
+        { "TUNE(CPU, \"*\", F32, 1, 4, 6", "1", "block", "'6'", "multiple of 4" },
+        { "TUNE(CPU, \"*\", F32, 1, 4, 0", "1", "block", "'0'", "multiple of 4" },
+        { "TUNE(CPU, \"*\", F32, 1, 4, 4100", "1", "block", "'4100'", "to 4096" },
+        { "TUNE(CPU, \"*\", F32, 1, 4, 4, 4294967296", "1", "cache", "'4294967296'", "below 2^32" },
+        { "TUNE(CPU, \"*\", F32, 1, 4, 4, 0, 99999999999999999999999", "1", "elements", "999", "2^32" },
+        { "TUNE(CPU, \"*\", F32, 1, 4, 4, 0, 1, x", "1", "stream", "'x'", "whole number" },
+        { "TUNE(CPU, \"*\", F32, 1, 4, 4, 0, 1, 0, \n\n)", "3", "piece", "')'", "whole number" },
+        { "TUNE(CPU, \"*\", F32, 1, 4, 4, 0, 1, 0, 1)", "1", "piece", "')'", "','" },
+        { "TUNE(CPU, \"*\", F32, 1, 4, 4, 0, 1, 0, 1, 0.5", "1", "split", "'0.5'", "whole number" },
+        { "TUNE(CPU, \"*\", F32, 1, 4, 4, 0, 1, 0, 1, 2, ,", "1", "lane_classes", "','", "whole number" },
+        { "TUNE(CPU, \"*\", F32, 1, 4, 4, 0, 1, 0, 1, 2, 3, 5", "1", "lane_group", "'5'", "power of two" },
+        { "TUNE(CPU, \"*\", F32, 1, 4, 4, 0, 1, 0, 1, 2, 3, 1, 32", "1", "lane_vector", "'32'", "16" },
+        { "TUNE(CPU, \"*\", F32, 1, 4, 4, 0, 1, 0, 1, 2, 3, 1, 4, ", "1", "lane_cache", "missing", "number" },
+        { "TUNE(CPU, \"*\", F32, " NUMBERS, "1", "lane_cache", "missing", "')'" },
+        { "TUNE(CPU, \"*\", F32, " NUMBERS ", 9)", "1", "lane_cache", "','", "')'" },
+        { "\n/* TUNE", "2", "comment", "no end", "" },
+        { "/*/ TUNE", "1", "comment", "no end", "" },
+        { "\xff\x01", "1", "begin", "'", "TUNE" },
+    };
+    clxent_context_options options = CLXENT_CONTEXT_OPTIONS_INIT;
+    clxent_context *ctx;
+    log_book book = { 0 };
+    char line[32];
+
+    options.log = write_down;
+    options.log_payload = &book;
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        const cl_uint references = context_references();
+        ctx = device.ctx;
+        options.tuning = bad[i].text;
+        cr_assert(clxent_context_create(&ctx, device.cl, device.id, &options) ==
+                      CLXENT_ERROR_INVALID_ARGUMENT,
+                  "%s", bad[i].text);
+        cr_assert(ctx == NULL && context_references() == references);
+        snprintf(line, sizeof line, "tuning, line %s: ", bad[i].line);
+        cr_assert(strncmp(book.last, line, strlen(line)) == 0, "%s: %s", bad[i].text, book.last);
+        cr_assert(strstr(book.last, bad[i].field) != NULL && strstr(book.last, bad[i].got) != NULL &&
+                      strstr(book.last, bad[i].takes) != NULL,
+                  "%s: %s", bad[i].text, book.last);
+    }
+
+    /* A whole one is kept, not its text. */
+    char own[] = "TUNE(ANY, \"*\", ANY_DTYPE, " NUMBERS ")";
+    const clxent_desc desc = CLXENT_DESC_INIT;
+    options.tuning = own;
+    cr_assert(clxent_context_create(&ctx, device.cl, device.id, &options) == CLXENT_OK, "%s", book.last);
+    memset(own, 'x', sizeof own - 1);
+    cr_assert(clxent_tuning_choose(ctx->tuning, &ctx->device, &desc).piece == 64);
     clxent_context_destroy(ctx);
 }
 

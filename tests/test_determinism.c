@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT
  *
  * test_determinism.c - the same input gives the same bits: again and again, on either kind of queue, on one compute
- * unit, whatever else a run is asked for, and however many rows stand beside.
+ * unit, whatever else a run is asked for, however many rows stand beside, and whatever `clxent tune` found.
  */
+#include "internal.h"
 #include "support.h"
 
 #include <criterion/criterion.h>
@@ -192,4 +193,74 @@ Test(determinism, a_row_alone_has_the_bits_it_has_among_others)
     }
     free_outputs(&whole);
     free_problem(&p);
+}
+
+/* `clxent tune` leaves results as they were: what it varies unless told otherwise decides no bits. The default row is
+ * taken as text from the parameters that plans use, so that this holds for the rows of this device. */
+Test(determinism, what_the_tuner_varies_decides_no_bits)
+{
+    static const struct {
+        const char *what;
+        size_t field; /* of clxent_tuning */
+        uint32_t values[3];
+    } variations[] = {
+        { "elements", offsetof(clxent_tuning, elements), { 0, 1024, 1 << 20 } },
+        { "stream", offsetof(clxent_tuning, stream), { 0, 1, UINT32_MAX } },
+        { "split", offsetof(clxent_tuning, split), { 0, 1, UINT32_MAX } },
+        { "lane_vector", offsetof(clxent_tuning, lane_vector), { 4, 8, 16 } },
+    };
+    const struct {
+        size_t batch, classes, inner;
+    } shapes[] = { { 70, 7, 1 }, { 64, 9, 32 }, { 40, 700, 1 }, { 2, 70001, 1 } };
+
+    for (size_t s = 0; s < (small_run() ? 2 : COUNT(shapes)); s++) {
+        clxent_desc desc = CLXENT_DESC_INIT;
+        clxent_host_args whole;
+        problem p;
+        desc.outputs = CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_GRADIENT;
+        desc.batch = shapes[s].batch;
+        desc.seq = 1;
+        desc.classes = shapes[s].classes;
+        desc.inner = shapes[s].inner;
+        make_problem(&p, &desc, FILL_DESIGNED | FILL_MASKED | FILL_IGNORED, 13);
+        run_on_device(&p, desc.outputs, 0, &whole);
+        for (size_t v = 0; v < COUNT(variations); v++) {
+            for (size_t i = 0; i < COUNT(variations[v].values); i++) {
+                clxent_tuning t = clxent_tuning_choose(NULL, &device.ctx->device, &desc);
+                clxent_host_args other;
+                clxent_plan *plan;
+                char what[96];
+                memcpy((char *)&t + variations[v].field, &variations[v].values[i], sizeof(uint32_t));
+                (void)snprintf(what, sizeof what, "%zu classes, inner %zu, %s %u", desc.classes, desc.inner,
+                               variations[v].what, (unsigned)variations[v].values[i]);
+                cr_assert(clxent_plan_create_tuned(&plan, device.ctx, &desc, &t) == CLXENT_OK, "%s: %s", what,
+                          last_error());
+                run_once(what, plan, &p, desc.outputs, CASE_ALIGNED, &other);
+                check_equal(what, &whole, &other);
+                free_outputs(&other);
+                clxent_plan_destroy(plan);
+            }
+        }
+        free_outputs(&whole);
+        free_problem(&p);
+    }
+}
+
+/* A context's own rows reach its plans. */
+Test(determinism, a_contexts_tuning_rows_reach_its_plans)
+{
+    clxent_context_options options = CLXENT_CONTEXT_OPTIONS_INIT;
+    clxent_desc desc = make_desc();
+    clxent_context *ctx;
+    clxent_plan *plan;
+
+    desc.classes = 700;
+    options.tuning = "TUNE(ANY, \"*\", F32, 1, 4, 8, 0, 0, 0, 0, 0, 0, 1, 1, 0)";
+    cr_assert(clxent_context_create(&ctx, device.cl, device.id, &options) == CLXENT_OK);
+    cr_assert(clxent_plan_create(&plan, ctx, &desc) == CLXENT_OK);
+    cr_assert(strstr(clxent_plan_strategy(plan), "1 row a work-group of 1, vectors of 4, blocks of 32") !=
+                  NULL,
+              "%s", clxent_plan_strategy(plan));
+    clxent_plan_destroy(plan);
+    clxent_context_destroy(ctx);
 }

@@ -102,18 +102,34 @@ typedef struct clxent_context_options {
     size_t struct_size;
     clxent_log_fn log; /* optional; it and its payload must outlive the context and its plans */
     void *log_payload; /* handed to log() */
+
+    /* optional: rows of kernel parameters, tried before the library's own, as `clxent tune` finds, prints and stores
+     * them. Plans of this context use the first row that fits their device and logits. Read by
+     * clxent_context_create(), which keeps no pointer to it.
+     *
+     *     TUNE(device, "name", dtype, group, vector, block, cache, elements, stream, piece, split,
+     *          lane_classes, lane_group, lane_vector, lane_cache)
+     *
+     * any number of them, with C comments between. device is CPU, GPU (accelerators included) or ANY; name a part of
+     * CL_DEVICE_NAME or CL_DEVICE_VENDOR, or *; dtype F32, F16, BF16, F64 or ANY_DTYPE, of the logits; the others
+     * are whole numbers, told of in host/tuning.def. group and lane_group take a power of two up to 4096, vector and
+     * lane_vector 1, 4, 8 or 16, block a multiple of 4 up to 4096. What is more than the device has is cut down to
+     * it. Results keep their error bounds under any row; only elements, stream and split never change a bit of them,
+     * nor does lane_vector as long as lane_cache has room for its tiles. */
+    const char *tuning;
 } clxent_context_options;
-#define CLXENT_CONTEXT_OPTIONS_INIT                \
-    {                                              \
-        sizeof(clxent_context_options), NULL, NULL \
+#define CLXENT_CONTEXT_OPTIONS_INIT                      \
+    {                                                    \
+        sizeof(clxent_context_options), NULL, NULL, NULL \
     }
 CLXENT_API void clxent_context_options_init(clxent_context_options *options);
 
 /* Binds context and device, both retained until clxent_context_destroy().
  *
  * options  optional
- * Returns  CLXENT_ERROR_NULL_ARGUMENT; CLXENT_ERROR_UNSUPPORTED below OpenCL 1.2, without a
- *          compiler, or where device is not one of context's; or a cl_int. *out is NULL then. */
+ * Returns  CLXENT_ERROR_NULL_ARGUMENT; CLXENT_ERROR_INVALID_ARGUMENT where options.tuning has what is no row (the
+ *          log gets its line, field, what it got and what it takes); CLXENT_ERROR_UNSUPPORTED below OpenCL 1.2,
+ *          without a compiler, or where device is not one of context's; or a cl_int. *out is NULL then. */
 CLXENT_API clxent_status clxent_context_create(clxent_context **out, cl_context context, cl_device_id device,
                                                const clxent_context_options *options);
 
