@@ -356,9 +356,10 @@ int suite_first_plan(const cli_device *device)
 /* suite_first_plan() in a process of its own. */
 static bool first_plan_elsewhere(const cli_device *device, double *seconds)
 {
-    static char self[] = "/proc/self/exe", bench[] = "bench", what[] = "--first-plan", flag[] = "--device";
+    static char self[] = "/proc/self/exe", bench[] = "bench", what[] = "--first-plan", flag[] = "--device",
+                plain[] = "--no-tuning";
     char index[32], text[64] = "";
-    char *const argv[] = { self, bench, what, flag, index, NULL };
+    char *const argv[] = { self, bench, what, flag, index, cli_no_tuning ? plain : NULL, NULL };
     int ends[2], status;
     ssize_t length;
 

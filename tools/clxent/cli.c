@@ -51,13 +51,14 @@ int cli_fail_status(const clxent_context *ctx, const char *subject, clxent_statu
 
 /* ---- Options -------------------------------------------------------------------------------- */
 
-enum { KEY_DEVICE = 0x1000, KEY_JSON };
+enum { KEY_DEVICE = 0x1000, KEY_JSON, KEY_NO_TUNING };
 
 static error_t parse_common(int key, char *text, struct argp_state *state)
 {
     cli_common *common = state->input;
     if (key == KEY_DEVICE) common->device = text;
     else if (key == KEY_JSON) common->json = true;
+    else if (key == KEY_NO_TUNING) cli_no_tuning = true;
     else if (key == ARGP_KEY_ARG) argp_error(state, "unexpected argument '%s'", text);
     else return ARGP_ERR_UNKNOWN;
     return 0;
@@ -70,6 +71,11 @@ static const struct argp_option common_options[] = {
       "the first device)",
       0 },
     { "json", KEY_JSON, NULL, 0, "Print one JSON object instead of text (default: text)", 0 },
+    { "no-tuning", KEY_NO_TUNING, NULL, 0,
+      "Use the built-in parameters of kernels, not those that clxent tune stored for the device (default: "
+      "stored ones "
+      "where there are any)",
+      0 },
     { 0 },
 };
 
@@ -227,12 +233,97 @@ static void read_log(const char *message, void *payload)
     if (strncmp(message, "program: ", 9) == 0) session->programs++;
 }
 
+/* ---- Stored parameters ---------------------------------------------------------------------- */
+
+bool cli_no_tuning;
+
+/* Device and driver, as far as file names can tell them, and a hash (FNV-1a) of both whole. */
+char *cli_tuning_path(const cli_device *device)
+{
+    const char *folder = getenv("XDG_CACHE_HOME"), *below = "";
+    char names[2][256] = { "", "" };
+    uint64_t hash = 0xcbf29ce484222325u;
+    char *path = NULL;
+    size_t size;
+
+    if (folder == NULL || folder[0] != '/') { /* the specification says to ignore relative ones */
+        folder = getenv("HOME");
+        below = "/.cache";
+    }
+    if (folder == NULL || folder[0] != '/') return NULL;
+    snprintf(names[0], sizeof names[0], "%s", device->name);
+    (void)clGetDeviceInfo(device->id, CL_DRIVER_VERSION, sizeof names[1] - 1, names[1], NULL);
+    for (size_t n = 0; n < 2; n++) {
+        for (size_t i = 0; i < strlen(names[n]) + 1; i++)
+            hash = (hash ^ (unsigned char)names[n][i]) * 0x100000001b3u;
+        for (char *at = names[n]; *at != '\0'; at++)
+            if (!isalnum((unsigned char)*at) && *at != '.' && *at != '-') *at = '_';
+    }
+    size = strlen(folder) + 256;
+    path = malloc(size);
+    if (path != NULL)
+        snprintf(path, size, "%s%s/clxent/%.80s-%.40s-%016" PRIx64 ".def", folder, below, names[0], names[1],
+                 hash);
+    return path;
+}
+
+/* The text of path, NULL where there is none. Says what is wrong with a file that is there. */
+static char *read_tuning(const char *path)
+{
+    enum { MOST = 65536 };
+    FILE *file = fopen(path, "r");
+    char *text = NULL;
+    size_t length = 0;
+
+    errno = file == NULL ? errno : 0;
+    if (file != NULL) text = malloc(MOST + 1);
+    if (text != NULL) length = fread(text, 1, MOST + 1, file);
+    if ((file == NULL && errno != ENOENT && errno != ENOTDIR) || (file != NULL && ferror(file))) {
+        cli_fail(path, "cannot be read: %s; the built-in parameters are used", strerror(errno));
+    } else if (length > MOST || (text != NULL && memchr(text, '\0', length) != NULL)) {
+        cli_fail(path, "is no text of at most %d bytes; the built-in parameters are used", MOST);
+    } else if (text != NULL) {
+        text[length] = '\0';
+        fclose(file);
+        return text;
+    }
+    if (file != NULL) fclose(file);
+    free(text);
+    return NULL;
+}
+
+static clxent_status create_context(cli_session *session, const char *tuning, clxent_context **ctx)
+{
+    clxent_context_options options = CLXENT_CONTEXT_OPTIONS_INIT;
+
+    options.log = read_log;
+    options.log_payload = session;
+    options.tuning = tuning;
+    return clxent_context_create(ctx, session->cl, session->device.id, &options);
+}
+
+bool cli_retune(cli_session *session, const char *text)
+{
+    clxent_context *ctx;
+    const clxent_status status = create_context(session, text, &ctx);
+
+    if (status != CLXENT_OK) {
+        cli_fail(session->device.name, "%s",
+                 latest_line[0] != '\0' ? latest_line : clxent_status_string(status));
+        return false;
+    }
+    clxent_context_destroy(session->ctx);
+    session->ctx = ctx;
+    return true;
+}
+
 bool cli_open(cli_session *session, const cli_device *device)
 {
     const cl_context_properties properties[] = { CL_CONTEXT_PLATFORM, (cl_context_properties)device->platform,
                                                  0 };
-    clxent_context_options options = CLXENT_CONTEXT_OPTIONS_INIT;
-    clxent_status status;
+    char *path = cli_no_tuning ? NULL : cli_tuning_path(device);
+    char *text = path != NULL ? read_tuning(path) : NULL;
+    clxent_status status = CLXENT_ERROR_INTERNAL;
     cl_int code;
 
     memset(session, 0, sizeof *session);
@@ -240,21 +331,32 @@ bool cli_open(cli_session *session, const cli_device *device)
     session->cl = clCreateContext(properties, 1, &device->id, NULL, NULL, &code);
     if (session->cl == NULL) {
         cli_fail(device->name, "clCreateContext: %s", clxent_status_string(code));
-        return false;
+        goto done;
     }
-    options.log = read_log;
-    options.log_payload = session;
-    status = clxent_context_create(&session->ctx, session->cl, device->id, &options);
-    if (status == CLXENT_OK) return true;
-    cli_fail(device->name, "%s", latest_line[0] != '\0' ? latest_line : clxent_status_string(status));
-    cli_close(session);
-    return false;
+    status = create_context(session, text, &session->ctx);
+    if (text != NULL && status == CLXENT_ERROR_INVALID_ARGUMENT) {
+        cli_fail(path, "%s; the built-in parameters are used", latest_line);
+        status = create_context(session, NULL, &session->ctx);
+    } else if (text != NULL && status == CLXENT_OK) {
+        session->tuning = path;
+        path = NULL;
+    }
+    if (status != CLXENT_OK) {
+        cli_fail(device->name, "%s", latest_line[0] != '\0' ? latest_line : clxent_status_string(status));
+        cli_close(session);
+    }
+
+done:
+    free(path);
+    free(text);
+    return status == CLXENT_OK;
 }
 
 void cli_close(cli_session *session)
 {
     clxent_context_destroy(session->ctx);
     if (session->cl != NULL) clReleaseContext(session->cl);
+    free(session->tuning);
     memset(session, 0, sizeof *session);
 }
 

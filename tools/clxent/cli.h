@@ -26,6 +26,7 @@ int command_sample(int argc, char **argv);
 int command_eval(int argc, char **argv);
 int command_verify(int argc, char **argv);
 int command_bench(int argc, char **argv);
+int command_tune(int argc, char **argv);
 
 /* ---- Messages ------------------------------------------------------------------------------- */
 
@@ -76,10 +77,20 @@ typedef struct cli_session {
     cli_device device;
     cl_context cl;
     clxent_context *ctx;
+    char *tuning;    /* the file whose parameters ctx uses; NULL: the library's own */
     size_t programs; /* compiled so far */
 } cli_session;
-/* Says what failed. The session stays where it is until it is closed. */
+/* With the parameters that `clxent tune` stored for the device; where they cannot be read, warns and takes the library's
+ * own. Says what failed. The session stays where it is until it is closed. */
 bool cli_open(cli_session *session, const cli_device *device);
+extern bool cli_no_tuning; /* --no-tuning: no stored parameters are looked for */
+
+/* Where parameters for device are stored, whether or not they are; NULL where the environment names no folder. The
+ * caller frees it. */
+char *cli_tuning_path(const cli_device *device);
+
+/* Gives the session another context, whose parameters are the rows of text. Plans of the former live on. */
+bool cli_retune(cli_session *session, const char *text);
 void cli_close(cli_session *session); /* accepts a zeroed session */
 
 /* cli_fail() with the text of ctx's latest error. */

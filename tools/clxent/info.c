@@ -81,7 +81,8 @@ static void find_strategy(const cli_session *session, const struct shape *shape,
     clxent_plan_destroy(plan);
 }
 
-static void print_text(const cli_device *device, const facts *f, char strategies[SHAPES][512])
+static void print_text(const cli_device *device, const facts *f, const char *tuning,
+                       char strategies[SHAPES][512])
 {
     const double gib = 1024.0 * 1024.0 * 1024.0;
 
@@ -94,11 +95,13 @@ static void print_text(const cli_device *device, const facts *f, char strategies
     printf("  local memory      %.0f KiB\n", (double)f->local_memory / 1024.0);
     printf("  work-group        up to %zu\n", f->max_work_group);
     printf("  dtypes            f32, f16, bf16%s\n", f->f64 != 0 ? ", f64" : " (no f64)");
+    printf("  parameters        %s\n", tuning != NULL ? tuning : "built in");
     printf("  strategy, loss and gradient in f32:\n");
     for (size_t i = 0; i < SHAPES; i++) printf("    %-32s  %s\n", shapes[i].text, strategies[i]);
 }
 
-static json_t *to_json(const cli_device *device, const facts *f, char strategies[SHAPES][512])
+static json_t *to_json(const cli_device *device, const facts *f, const char *tuning,
+                       char strategies[SHAPES][512])
 {
     json_t *object = json_object(), *list = json_array();
 
@@ -115,6 +118,7 @@ static json_t *to_json(const cli_device *device, const facts *f, char strategies
     json_object_set_new(object, "max_work_group", json_integer((json_int_t)f->max_work_group));
     json_object_set_new(object, "host_memory", json_boolean(f->host_memory));
     json_object_set_new(object, "f64", json_boolean(f->f64 != 0));
+    json_object_set_new(object, "tuning", tuning != NULL ? cli_json_text(tuning) : json_null());
     for (size_t i = 0; i < SHAPES; i++) {
         json_t *entry = json_object();
         json_object_set_new(entry, "logits", json_string(shapes[i].text));
@@ -156,9 +160,9 @@ int command_info(int argc, char **argv)
             cli_progress_set((double)(i + 1) / SHAPES);
         }
         cli_progress_stop();
+        if (common.json) json_array_append_new(list, to_json(device, &f, session.tuning, strategies));
+        else print_text(device, &f, session.tuning, strategies);
         cli_close(&session);
-        if (common.json) json_array_append_new(list, to_json(device, &f, strategies));
-        else print_text(device, &f, strategies);
     }
     if (common.json) {
         json_t *object = json_object();

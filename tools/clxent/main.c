@@ -20,6 +20,7 @@ static const struct subcommand {
     { "eval", "losses, gradients and statistics of logits in .npy files", command_eval },
     { "verify", "this device against the CPU reference over random cases", command_verify },
     { "bench", "time against copying the same bytes, for one shape or a suite of them", command_bench },
+    { "tune", "searches the kernels' parameters for this device and stores them", command_tune },
 };
 enum { SUBCOMMANDS = sizeof subcommands / sizeof *subcommands };
 

@@ -1,0 +1,628 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * tune.c - searches the kernels' parameters for a device and stores them where cli_open() finds them. What is here
+ * alone: which parameters and shapes the search knows, and how it decides.
+ *
+ * Coordinate descent: one parameter at a time, all of its values and the best so far taking turns on every shape that
+ * it bears on, so that what disturbs the machine disturbs all of them. A value is taken where it gains clearly over
+ * those shapes together. Candidates go the way of every user's rows, through clxent_context_options.tuning.
+ */
+#define _XOPEN_SOURCE 700
+#include "measure.h"
+#include "npy.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* ---- Rows of parameters --------------------------------------------------------------------- */
+
+enum {
+    GROUP,
+    VECTOR,
+    BLOCK,
+    CACHE,
+    ELEMENTS,
+    STREAM,
+    PIECE,
+    SPLIT,
+    LANE_CLASSES,
+    LANE_GROUP,
+    LANE_VECTOR,
+    LANE_CACHE,
+    PARAMETERS
+};
+
+typedef struct parameters {
+    uint32_t value[PARAMETERS];
+} parameters;
+
+enum { KIND_ANY, KIND_CPU, KIND_GPU };
+enum { ANY_DTYPE = 0 };
+
+/* The library's own, where the search starts. */
+#define F32 CLXENT_F32
+#define F16 CLXENT_F16
+#define BF16 CLXENT_BF16
+#define F64 CLXENT_F64
+#define TUNE(kind, name, dtype, ...) { name, KIND_##kind, dtype, { { __VA_ARGS__ } } },
+static const struct {
+    const char *name;
+    int kind;
+    uint32_t dtype;
+    parameters start;
+} built_in[] = {
+#include "../../host/tuning.def"
+};
+#undef TUNE
+#undef F64
+#undef BF16
+#undef F16
+#undef F32
+
+/* The dtypes whose logits share a row. */
+enum { FAMILY_ANY, FAMILY_F64, FAMILIES };
+static const char *const family_dtypes[] = { "ANY_DTYPE", "F64" };
+
+typedef struct tuner {
+    measure m;
+    bool cpu, has_f64, quick, any_bits;
+    char vendor[128], driver[128];
+    cl_uint units;
+    size_t logits, pairs;
+    double deadline;
+    bool late;           /* the time was up before the search was through */
+    size_t steps, taken; /* of the progress line */
+    parameters best[FAMILIES];
+} tuner;
+
+static parameters start_of(const tuner *t, int family)
+{
+    size_t i = 0;
+
+    for (;; i++) { /* the last matches everything */
+        const bool kind = built_in[i].kind == KIND_ANY || (built_in[i].kind == KIND_CPU) == t->cpu;
+        const bool dtype = built_in[i].dtype == (family == FAMILY_F64 ? CLXENT_F64 : ANY_DTYPE) ||
+                           built_in[i].dtype == ANY_DTYPE;
+        const bool name = strcmp(built_in[i].name, "*") == 0 ||
+                          strstr(t->m.session.device.name, built_in[i].name) != NULL ||
+                          strstr(t->vendor, built_in[i].name) != NULL;
+        if (kind && dtype && name) return built_in[i].start;
+    }
+}
+
+/* One row of tuning.def. A name that such a row cannot hold is "*": the file is for one device all the same. */
+static void print_row(FILE *to, const tuner *t, int family, const parameters *p)
+{
+    enum { MOST = 127 };
+    const char *name = t->m.session.device.name;
+
+    for (const char *at = name; *at != '\0'; at++)
+        if (*at == '"' || *at == '\\' || (unsigned char)*at < ' ') name = "*";
+    fprintf(to, "TUNE(%s, \"%.*s\", %s", t->cpu ? "CPU" : "GPU", MOST, name[0] != '\0' ? name : "*",
+            family_dtypes[family]);
+    for (size_t i = 0; i < PARAMETERS; i++) fprintf(to, ", %u", (unsigned)p->value[i]);
+    fputs(")\n", to);
+}
+
+/* The row of f64 comes first, and never lacks: ANY_DTYPE would take its place. */
+static void print_rows(FILE *to, const tuner *t, const parameters rows[FAMILIES])
+{
+    for (int family = FAMILIES; family-- > 0;) print_row(to, t, family, &rows[family]);
+}
+
+static bool use(tuner *t, const parameters rows[FAMILIES])
+{
+    char *text = NULL;
+    size_t size = 0;
+    FILE *to = open_memstream(&text, &size);
+    bool good = to != NULL;
+
+    if (good) {
+        print_rows(to, t, rows);
+        good = fclose(to) == 0;
+    }
+    if (good) good = cli_retune(&t->m.session, text);
+    else cli_fail(NULL, "out of memory");
+    free(text);
+    return good;
+}
+
+/* ---- What is searched ----------------------------------------------------------------------- */
+
+enum { IS_ROWS = 1, IS_SPLIT = 2, IS_LANES = 4, IS_SMALL = 8 };
+enum { LOSS = CLXENT_OUTPUT_LOSS, FUSED = CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT };
+
+/* A shape has the tuner's logits, or 2^-smaller of them: results that fit a cache and results that do not want
+ * different stores. */
+static const struct shape {
+    uint32_t dtype, outputs;
+    size_t each;           /* rows for each compute unit; 0: what the classes leave */
+    size_t classes, inner; /* classes 0: what the rows leave */
+    unsigned smaller;
+    uint32_t is; /* what its parameters bear on */
+    bool quick;
+} shapes[] = {
+    { CLXENT_F32, FUSED, 0, 10, 1, 0, IS_LANES, true },
+    { CLXENT_F32, FUSED, 0, 100, 1, 0, IS_LANES, false },
+    { CLXENT_F32, FUSED, 0, 200, 1, 0, IS_LANES, false },
+    { CLXENT_F32, FUSED, 0, 21, 4096, 0, IS_LANES, false },
+    { CLXENT_F32, FUSED, 0, 1024, 1, 0, IS_ROWS, true },
+    { CLXENT_F32, FUSED, 0, 1024, 1, 3, IS_SMALL, false },
+    { CLXENT_F32, FUSED, 0, 1024, 1, 5, IS_SMALL, false },
+    { CLXENT_F32, FUSED, 0, 50257, 1, 0, IS_ROWS, false },
+    { CLXENT_F32, LOSS, 0, 32768, 1, 0, IS_ROWS, false },
+    { CLXENT_BF16, FUSED, 0, 1024, 1, 0, IS_ROWS, false },
+    { CLXENT_F32, FUSED, 1, 0, 1, 0, IS_SPLIT, true },
+    { CLXENT_F32, FUSED, 12, 0, 1, 0, IS_SPLIT, false },
+    { CLXENT_F64, FUSED, 0, 10, 1, 0, IS_LANES, false },
+    { CLXENT_F64, FUSED, 0, 1024, 1, 0, IS_ROWS, false },
+    { CLXENT_F64, FUSED, 0, 1024, 1, 4, IS_SMALL, false },
+    { CLXENT_F64, FUSED, 4, 0, 1, 0, IS_SPLIT, false },
+};
+enum { SHAPES = sizeof shapes / sizeof *shapes };
+
+enum { VALUES = 6, NO_VALUE = -1 };
+#define NONE                                                       \
+    {                                                              \
+        NO_VALUE, NO_VALUE, NO_VALUE, NO_VALUE, NO_VALUE, NO_VALUE \
+    }
+enum { KIB = 1024, MIB = 1024 * 1024 };
+
+/* A list ends at its first NO_VALUE. Groups of more than one work-item are not for CPUs, whose drivers take many times
+ * as long to compile their barriers as the kernels ever win back. */
+static const struct search {
+    size_t parameter;
+    uint32_t bears_on;
+    bool bits; /* decides bits of results */
+    int32_t cpu[VALUES], other[VALUES];
+} searches[] = {
+    { ELEMENTS,
+      IS_ROWS | IS_LANES,
+      false,
+      { 4 * KIB, 16 * KIB, 64 * KIB, 256 * KIB, NO_VALUE, NO_VALUE },
+      { 256, KIB, 4 * KIB, 16 * KIB, NO_VALUE, NO_VALUE } },
+    { STREAM,
+      IS_ROWS | IS_SPLIT | IS_LANES | IS_SMALL,
+      false,
+      { 0, MIB, 4 * MIB, 8 * MIB, 32 * MIB, 128 * MIB },
+      { 0, 32 * MIB, NO_VALUE, NO_VALUE, NO_VALUE, NO_VALUE } },
+    { SPLIT, IS_SPLIT, false, { 0, 2, 4, 8, 16, NO_VALUE }, { 0, 1, 2, 4, 8, NO_VALUE } },
+    { LANE_VECTOR,
+      IS_LANES,
+      false,
+      { 4, 8, 16, NO_VALUE, NO_VALUE, NO_VALUE },
+      { 1, 4, NO_VALUE, NO_VALUE, NO_VALUE, NO_VALUE } },
+    { GROUP, IS_ROWS | IS_SPLIT, true, NONE, { 64, 128, 256, 512, 1024, NO_VALUE } },
+    { VECTOR,
+      IS_ROWS | IS_SPLIT,
+      true,
+      { 4, 8, 16, NO_VALUE, NO_VALUE, NO_VALUE },
+      { 1, 4, 8, NO_VALUE, NO_VALUE, NO_VALUE } },
+    { BLOCK,
+      IS_ROWS | IS_SPLIT,
+      true,
+      { 16, 32, 64, 128, NO_VALUE, NO_VALUE },
+      { 4, 8, 16, NO_VALUE, NO_VALUE, NO_VALUE } },
+    { CACHE,
+      IS_ROWS,
+      true,
+      { 0, 8 * KIB, 32 * KIB, NO_VALUE, NO_VALUE, NO_VALUE },
+      { 0, 8 * KIB, 16 * KIB, 24 * KIB, NO_VALUE, NO_VALUE } },
+    { PIECE,
+      IS_SPLIT,
+      true,
+      { 16 * KIB, 64 * KIB, 256 * KIB, NO_VALUE, NO_VALUE, NO_VALUE },
+      { 8 * KIB, 32 * KIB, 128 * KIB, NO_VALUE, NO_VALUE, NO_VALUE } },
+    { LANE_GROUP, IS_LANES, true, NONE, { 32, 64, 128, 256, NO_VALUE, NO_VALUE } },
+    { LANE_CLASSES,
+      IS_LANES,
+      true,
+      { 32, 128, 255, NO_VALUE, NO_VALUE, NO_VALUE },
+      { 16, 32, 64, 128, NO_VALUE, NO_VALUE } },
+};
+enum { SEARCHES = sizeof searches / sizeof *searches, ROUNDS = 2 };
+
+static bool has_shape(const tuner *t, const struct shape *s, int family)
+{
+    return (s->dtype == CLXENT_F64) == (family == FAMILY_F64) && (s->quick || !t->quick);
+}
+
+static clxent_desc desc_of(const tuner *t, const struct shape *s)
+{
+    const size_t logits = t->logits >> s->smaller;
+    clxent_desc desc = CLXENT_DESC_INIT;
+
+    desc.outputs = s->outputs;
+    desc.dtype = s->dtype;
+    desc.target_type = CLXENT_TARGET_I32;
+    desc.inner = s->inner;
+    desc.seq = s->inner;
+    desc.batch = s->classes == 0 ? s->each * t->units : logits / (s->classes * s->inner);
+    if (desc.batch == 0) desc.batch = 1;
+    desc.classes = s->classes != 0 ? s->classes : logits / desc.batch;
+    return desc;
+}
+
+static void shape_text(const clxent_desc *desc, char *text, size_t size)
+{
+    const char *dtype = desc->dtype == CLXENT_F64 ? "f64" : desc->dtype == CLXENT_BF16 ? "bf16" : "f32";
+    char inner[32] = "";
+
+    if (desc->inner > 1) snprintf(inner, sizeof inner, " x %zu", desc->inner);
+    snprintf(text, size, "%zu x %zu%s %s %s", desc->batch, desc->classes, inner, dtype,
+             desc->outputs == LOSS ? "loss" : "loss + gradient");
+}
+
+/* Seconds of desc under each of rows, in turn: an array [pairs][count] that the caller frees, or NULL. */
+static double *time_rows(tuner *t, const struct shape *s, parameters rows[][FAMILIES], size_t count)
+{
+    const clxent_desc desc = desc_of(t, s);
+    timed runs[VALUES + 1];
+    const timed *list[VALUES + 1];
+    double *seconds = NULL;
+    bool good = true;
+
+    memset(runs, 0, sizeof runs);
+    for (size_t i = 0; good && i < count; i++) {
+        list[i] = &runs[i];
+        good = use(t, rows[i]) && timed_plan(&t->m, &runs[i], &desc, false, NULL);
+    }
+    t->m.progress_from = (double)t->taken / (double)t->steps;
+    t->m.progress_to = (double)++t->taken / (double)t->steps;
+    if (good && !measure_times(&t->m, list, count, t->pairs, &seconds)) seconds = NULL;
+    for (size_t i = 0; i < count; i++) timed_release(&runs[i]);
+    return seconds;
+}
+
+/* Tries every value of one parameter; *moved: another than before is the best. */
+static bool search_one(tuner *t, int family, const struct search *search, bool *moved)
+{
+    const double enough = 0.97; /* what is nearer to 1 may be noise */
+    const int32_t *values = t->cpu ? search->cpu : search->other;
+    parameters rows[VALUES + 1][FAMILIES];
+    double logs[VALUES + 1] = { 0 };
+    size_t count = 1, bearing = 0, best = 0;
+
+    memcpy(rows[0], t->best, sizeof rows[0]);
+    for (size_t i = 0; i < VALUES && values[i] != NO_VALUE; i++) {
+        if ((uint32_t)values[i] == t->best[family].value[search->parameter]) continue;
+        memcpy(rows[count], t->best, sizeof rows[0]);
+        rows[count++][family].value[search->parameter] = (uint32_t)values[i];
+    }
+    if (count == 1) return true;
+    for (size_t s = 0; s < SHAPES; s++) {
+        if (!has_shape(t, &shapes[s], family) || (shapes[s].is & search->bears_on) == 0) continue;
+        if (cli_seconds() > t->deadline) {
+            t->late = true;
+            return true;
+        }
+        double *seconds = time_rows(t, &shapes[s], rows, count);
+        if (seconds == NULL) return false;
+        for (size_t i = 1; i < count; i++)
+            logs[i] += log(summarize_times(seconds, count, t->pairs, i, 0).median);
+        free(seconds);
+        bearing++;
+    }
+    for (size_t i = 1; i < count; i++)
+        if (logs[i] < logs[best]) best = i;
+    if (best > 0 && exp(logs[best] / (double)bearing) < enough) {
+        t->best[family] = rows[best][family];
+        *moved = true;
+    }
+    return true;
+}
+
+static bool takes(const tuner *t, const struct search *search) { return !search->bits || t->any_bits; }
+
+static bool search_all(tuner *t, int family)
+{
+    bool moved = true;
+
+    for (size_t round = 0; round < (t->quick ? 1 : ROUNDS) && moved && !t->late; round++) {
+        moved = false;
+        for (size_t i = 0; i < SEARCHES && !t->late; i++)
+            if (takes(t, &searches[i]) && !search_one(t, family, &searches[i], &moved)) return false;
+    }
+    return true;
+}
+
+/* ---- The result ----------------------------------------------------------------------------- */
+
+typedef struct outcome {
+    bool measured[SHAPES];
+    double before[SHAPES], after[SHAPES], ratio[SHAPES];
+    bool kept[FAMILIES]; /* the search found something else, which the last comparison did not bear out */
+} outcome;
+
+static bool compare(tuner *t, const parameters start[FAMILIES], outcome *o)
+{
+    parameters rows[2][FAMILIES];
+    double logs[FAMILIES] = { 0 };
+
+    memcpy(rows[0], start, sizeof rows[0]);
+    memcpy(rows[1], t->best, sizeof rows[1]);
+    for (size_t s = 0; s < SHAPES; s++) {
+        const int family = shapes[s].dtype == CLXENT_F64 ? FAMILY_F64 : FAMILY_ANY;
+        const bool same = memcmp(&start[family], &t->best[family], sizeof start[family]) == 0;
+        if (!has_shape(t, &shapes[s], family) || (family == FAMILY_F64 && !t->has_f64)) continue;
+        double *seconds = time_rows(t, &shapes[s], rows, same ? 1 : 2);
+        if (seconds == NULL) return false;
+        o->measured[s] = true;
+        o->before[s] = summarize_times(seconds, same ? 1 : 2, t->pairs, 0, 2).median;
+        o->after[s] = same ? o->before[s] : summarize_times(seconds, 2, t->pairs, 1, 2).median;
+        o->ratio[s] = same ? 1 : summarize_times(seconds, 2, t->pairs, 1, 0).median;
+        logs[family] += log(o->ratio[s]);
+        free(seconds);
+    }
+    for (int family = 0; family < FAMILIES; family++) {
+        o->kept[family] = logs[family] > 0;
+        if (o->kept[family]) t->best[family] = start[family];
+    }
+    return true;
+}
+
+static void print_comment(FILE *to, const char *what, const char *text)
+{
+    fprintf(to, " * %s", what);
+    for (const char *at = text; *at != '\0'; at++)
+        fputc((unsigned char)*at < ' ' || (at[0] == '/' && at > text && at[-1] == '*') ? '?' : *at, to);
+    fputc('\n', to);
+}
+
+/* Creates every folder above path. */
+static bool make_folders(const char *path)
+{
+    char *copy = strdup(path);
+    bool good = copy != NULL;
+
+    for (char *at = copy; good && (at = strchr(at + 1, '/')) != NULL;) {
+        *at = '\0';
+        if (mkdir(copy, 0700) != 0 && errno != EEXIST) {
+            cli_fail(path, "the folder %s cannot be made: %s", copy, strerror(errno));
+            good = false;
+        }
+        *at = '/';
+    }
+    free(copy);
+    return good;
+}
+
+/* Writes the file whole or not at all. Without rows only tries whether it could be: no search should be lost. */
+static bool store(const tuner *t, const char *path, const parameters *rows)
+{
+    char *resolved = NULL, *temporary = NULL;
+    npy_fault fault = { .text = "" };
+    int descriptor;
+    FILE *to;
+    bool good;
+
+    if (!make_folders(path)) return false;
+    descriptor = npy_temporary(path, &resolved, &temporary, &fault);
+    if (descriptor < 0) {
+        cli_fail(path, "%s", fault.text);
+        return false;
+    }
+    to = fdopen(descriptor, "w");
+    if (to == NULL) close(descriptor);
+    good = to != NULL;
+    if (good && rows != NULL) {
+        fputs("/* Parameters of clxent's kernels, found by `clxent tune`.\n", to);
+        print_comment(to, "device  ", t->m.session.device.name);
+        print_comment(to, "driver  ", t->driver);
+        fputs(" * Without this file the built-in ones are used. */\n", to);
+        print_rows(to, t, rows);
+    }
+    if (to != NULL) {
+        good = fflush(to) == 0 && !ferror(to) && fsync(descriptor) == 0;
+        if (fclose(to) != 0) good = false;
+    }
+    if (!good) cli_fail(path, "cannot be written: %s", strerror(errno));
+    if (good && rows != NULL) {
+        good = npy_temporary_keep(temporary, resolved, &fault);
+        if (!good) cli_fail(path, "%s", fault.text);
+    }
+    if (!good || rows == NULL) npy_temporary_drop(temporary);
+    free(resolved);
+    free(temporary);
+    return good;
+}
+
+static void print_outcome(const tuner *t, const outcome *o)
+{
+    printf("device      %zu: %s\n", t->m.session.device.index, t->m.session.device.name);
+    printf("driver      %s\n\n%-40s %11s %11s %7s\n", t->driver, "logits", "built in", "tuned", "ratio");
+    for (size_t s = 0; s < SHAPES; s++) {
+        const clxent_desc desc = desc_of(t, &shapes[s]);
+        char text[96];
+        if (!o->measured[s]) continue;
+        shape_text(&desc, text, sizeof text);
+        printf("%-40s %8.3f ms %8.3f ms %7.3f\n", text, o->before[s] * 1e3, o->after[s] * 1e3, o->ratio[s]);
+    }
+    putchar('\n');
+    for (int family = 0; family < FAMILIES; family++)
+        if (o->kept[family])
+            printf("%s: no gain in this last comparison; the built-in parameters stay\n",
+                   family_dtypes[family]);
+    if (t->late) printf("The time was up before the search was through: see --seconds.\n");
+    print_rows(stdout, t, t->best);
+}
+
+static void print_json(const tuner *t, const outcome *o, const char *path)
+{
+    json_t *object = json_object(), *list = json_array(), *rows = json_array();
+
+    json_object_set_new(object, "device", cli_json_text(t->m.session.device.name));
+    json_object_set_new(object, "driver", cli_json_text(t->driver));
+    json_object_set_new(object, "path", cli_json_text(path));
+    json_object_set_new(object, "complete", json_boolean(!t->late));
+    for (size_t s = 0; s < SHAPES; s++) {
+        const clxent_desc desc = desc_of(t, &shapes[s]);
+        char text[96];
+        if (!o->measured[s]) continue;
+        json_t *entry = json_object();
+        shape_text(&desc, text, sizeof text);
+        json_object_set_new(entry, "logits", json_string(text));
+        json_object_set_new(entry, "built_in_s", cli_json_number(o->before[s]));
+        json_object_set_new(entry, "tuned_s", cli_json_number(o->after[s]));
+        json_object_set_new(entry, "ratio", cli_json_number(o->ratio[s]));
+        json_array_append_new(list, entry);
+    }
+    json_object_set_new(object, "shapes", list);
+    for (int family = FAMILIES; family-- > 0;) {
+        char text[512] = "";
+        FILE *to = fmemopen(text, sizeof text, "w");
+        if (to == NULL) continue;
+        print_row(to, t, family, &t->best[family]);
+        fclose(to);
+        text[strcspn(text, "\n")] = '\0';
+        json_array_append_new(rows, cli_json_text(text));
+    }
+    json_object_set_new(object, "rows", rows);
+    cli_json_print(object);
+}
+
+/* ---- The command ---------------------------------------------------------------------------- */
+
+typedef struct options {
+    cli_common common;
+    double seconds;
+    bool quick, any_bits;
+} options;
+
+enum { KEY_SECONDS = 0x2000, KEY_QUICK, KEY_ANY_BITS };
+
+static const struct argp_option option_list[] = {
+    { "seconds", KEY_SECONDS, "S", 0,
+      "Ends the search after S seconds; what was found is compared and stored (default: 300)", 0 },
+    { "quick", KEY_QUICK, NULL, 0, "Fewer and smaller shapes, f32 only: a first impression (default: off)",
+      0 },
+    { "any-bits", KEY_ANY_BITS, NULL, 0,
+      "Also searches what decides the last bits of results, such as work-group size and vector width "
+      "(default: "
+      "only what leaves every bit as it is)",
+      0 },
+    { 0 },
+};
+
+static error_t parse(int key, char *text, struct argp_state *state)
+{
+    options *o = state->input;
+
+    switch (key) {
+    case ARGP_KEY_INIT: state->child_inputs[0] = &o->common; return 0;
+    case KEY_SECONDS: o->seconds = cli_number(state, "seconds", text, 0, 1e6); return 0;
+    case KEY_QUICK: o->quick = true; return 0;
+    case KEY_ANY_BITS: o->any_bits = true; return 0;
+    default: return ARGP_ERR_UNKNOWN;
+    }
+}
+
+static void describe_device(tuner *t)
+{
+    const cl_device_id id = t->m.session.device.id;
+    cl_ulong most = 0;
+    cl_device_fp_config f64 = 0;
+
+    (void)clGetDeviceInfo(id, CL_DEVICE_VENDOR, sizeof t->vendor - 1, t->vendor, NULL);
+    (void)clGetDeviceInfo(id, CL_DRIVER_VERSION, sizeof t->driver - 1, t->driver, NULL);
+    (void)clGetDeviceInfo(id, CL_DEVICE_MAX_COMPUTE_UNITS, sizeof t->units, &t->units, NULL);
+    (void)clGetDeviceInfo(id, CL_DEVICE_MAX_MEM_ALLOC_SIZE, sizeof most, &most, NULL);
+    (void)clGetDeviceInfo(id, CL_DEVICE_DOUBLE_FP_CONFIG, sizeof f64, &f64, NULL);
+    t->has_f64 = f64 != 0;
+    if (t->units == 0) t->units = 1;
+    while (t->logits > 65536 && t->logits * sizeof(double) > most) t->logits /= 2;
+}
+
+/* Progress steps that a search cannot exceed. */
+static size_t most_steps(const tuner *t)
+{
+    size_t steps = 0;
+
+    for (size_t s = 0; s < SHAPES; s++) {
+        const int family = shapes[s].dtype == CLXENT_F64 ? FAMILY_F64 : FAMILY_ANY;
+        if (!has_shape(t, &shapes[s], family) || (family == FAMILY_F64 && !t->has_f64)) continue;
+        steps++;
+        for (size_t i = 0; i < SEARCHES; i++)
+            if (takes(t, &searches[i]) && (searches[i].bears_on & shapes[s].is) != 0)
+                steps += t->quick ? 1 : ROUNDS;
+    }
+    return steps;
+}
+
+static bool run(tuner *t, const options *o, outcome *result)
+{
+    const double begin = cli_seconds();
+    parameters start[FAMILIES];
+    bool good = true;
+
+    for (int family = 0; family < FAMILIES; family++) t->best[family] = start[family] = start_of(t, family);
+    t->steps = most_steps(t);
+    cli_progress_start("tuning");
+    for (int family = 0; good && family < FAMILIES; family++) {
+        if (family == FAMILY_F64 && (!t->has_f64 || t->quick)) continue;
+        /* The last third is that of f64. */
+        t->deadline = begin + o->seconds * (family == FAMILY_ANY && t->has_f64 && !t->quick ? 2.0 / 3 : 1.0);
+        const bool was_late = t->late;
+        t->late = false;
+        good = search_all(t, family);
+        t->late = t->late || was_late;
+    }
+    good = good && compare(t, start, result);
+    cli_progress_stop();
+    return good;
+}
+
+int command_tune(int argc, char **argv)
+{
+    static const char *const about =
+        "Searches the parameters of the kernels for one device, prints time with the built-in parameters and "
+        "with "
+        "those found for a list of shapes, and rows for host/tuning.def, and stores the rows in "
+        "$XDG_CACHE_HOME/clxent (else ~/.cache/clxent) under the names of device and driver. The other "
+        "subcommands use them from then on, unless told --no-tuning; programs hand the file's text to "
+        "clxent_context_create(). Nothing else should run meanwhile.\v"
+        "JSON keys: device, driver, path (of the stored file), complete (false: the time was up), shapes "
+        "(logits, "
+        "built_in_s, tuned_s, ratio), rows.";
+    const struct argp argp = { option_list, parse, NULL, about, cli_common_options, NULL, NULL };
+    options o = { .seconds = 300 };
+    cli_device device;
+    outcome result;
+    tuner t;
+
+    cli_parse(&argp, argc, argv, &o);
+    if (!cli_find_device(&device, o.common.device)) return CLI_FAILED;
+    memset(&t, 0, sizeof t);
+    memset(&result, 0, sizeof result);
+    t.cpu = (device.type & CL_DEVICE_TYPE_CPU) != 0;
+    t.quick = o.quick;
+    t.any_bits = o.any_bits;
+    t.pairs = o.quick ? 3 : 7;
+    t.logits = (size_t)1 << (o.quick ? 20 : t.cpu ? 24 : 26);
+
+    char *path = cli_tuning_path(&device);
+    if (path == NULL)
+        return cli_fail(NULL, "neither XDG_CACHE_HOME nor HOME names a folder to store the result in");
+    cli_no_tuning = true; /* the search starts from the library's own */
+    bool good = store(&t, path, NULL) && measure_open(&t.m, &device, t.logits);
+    if (good) {
+        describe_device(&t);
+        t.m.elements = t.logits;
+        good = run(&t, &o, &result);
+    }
+    if (good) {
+        const bool stored = store(&t, path, t.best);
+        if (o.common.json) print_json(&t, &result, stored ? path : "");
+        else print_outcome(&t, &result);
+        if (stored && !o.common.json) printf("stored      %s\n", path);
+        good = stored;
+    }
+    measure_close(&t.m);
+    free(path);
+    return good ? CLI_DONE : CLI_FAILED;
+}
