@@ -428,7 +428,7 @@ class Frame(Case):
 
     def test_help_names_every_subcommand_and_option(self):
         text = self.succeed("--help")
-        for name in ("info", "demo", "sample", "eval", "verify", "bench"):
+        for name in ("info", "demo", "sample", "eval", "verify", "bench", "tune"):
             self.assertRegex(text, r"(?m)^  %s  " % name)
             self.assertIn("--device", self.succeed(name, "--help"))
         text = self.succeed("eval", "--help")
@@ -448,7 +448,7 @@ class Frame(Case):
             [],
             ["nonsense"],
             ["verify", "extra"],
-            ["tune"],
+            ["tune", "extra"],
             ["--nonsense"],
             ["eval"],
             ["eval", *files, "extra"],
@@ -1512,6 +1512,137 @@ class Bench(Case):
         for args in (["--op", "loss"], ["--rows", "3"], ["--plot", self.path("x.png")], ["--loop"]):
             self.refuse("bench", "--suite", *args, status=2, mentions=[args[0]])
         self.refuse("bench", "--loop", "--json", status=2, mentions=["--loop"])
+
+
+class Tune(Case):
+    """Stored parameters, in a cache folder of each test's own."""
+
+    ROW = 'TUNE(ANY, "*", F32, 1, 4, 8, 0, 4096, 0, 1024, 8, 0, 1, 4, 0)\n'
+
+    def setUp(self):
+        super().setUp()
+        self.env = {**os.environ, "XDG_CACHE_HOME": self.path("cache")}
+
+    def tune(self, *args):
+        """stderr may have the words of a driver's compiler, but none of ours."""
+        result = clxent("tune", "--json", *args, env=self.env)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertNotIn("clxent", result.stderr)
+        return json.loads(result.stdout)
+
+    def stored(self):
+        folder = self.path("cache/clxent")
+        names = os.listdir(folder)
+        self.assertEqual(len(names), 1, names)
+        return os.path.join(folder, names[0])
+
+    def store(self, text):
+        """Writes text where the search would."""
+        if not os.path.exists(self.path("cache")):
+            self.tune("--quick", "--seconds", 0)
+        with open(self.stored(), "w") as stream:
+            stream.write(text)
+
+    def info(self, *args):
+        return json.loads(self.succeed("info", "--json", *args, env=self.env))["devices"][0]
+
+    @unittest.skipIf(SMALL, "a simulator's times say nothing")
+    def test_a_search_is_stored_and_used(self):
+        before = self.info()
+        self.assertIsNone(before["tuning"])
+        self.assertFalse(os.path.exists(self.path("cache")), "looking for parameters made a folder")
+        result = self.tune("--quick", "--seconds", 3)
+        self.assertEqual(
+            list(result), ["device", "driver", "path", "complete", "shapes", "rows"], "keys of the result"
+        )
+        self.assertEqual((result["device"], result["path"]), (before["name"], self.stored()))
+        with open(self.stored()) as stream:
+            text = stream.read()
+        self.assertIn("* device  " + before["name"], text)
+        self.assertIn(before["driver"], text)
+        self.assertEqual([line for line in text.splitlines() if line.startswith("TUNE")], result["rows"])
+        self.assertEqual(len(result["rows"]), 2)
+        self.assertGreater(len(result["shapes"]), 2)
+        for shape in result["shapes"]:
+            self.assertGreater(min(shape["built_in_s"], shape["tuned_s"], shape["ratio"]), 0, shape)
+        # No parameter that decides bits was searched: group, vector, block, cache, piece.
+        self.assertEqual(self.info()["tuning"], self.stored())
+        for stored, own in zip(self.info()["strategies"], before["strategies"]):
+            for part in (r"vectors of \d+, blocks of \d+", r"pieces of \d+", r"kept in \w+"):
+                if "rows" in own["strategy"]:
+                    self.assertEqual(re.findall(part, stored["strategy"]), re.findall(part, own["strategy"]))
+        # And results are the same, bit for bit.
+        x, y = batch(7)
+        args = ["--logits", self.save("x.npy", x), "--targets", self.save("y.npy", y), "--grad-out"]
+        for name, flags in (("tuned.npy", []), ("own.npy", ["--no-tuning"])):
+            self.succeed("eval", *args, self.path(name), *flags, env=self.env)
+        with open(self.path("tuned.npy"), "rb") as one, open(self.path("own.npy"), "rb") as other:
+            self.assertEqual(one.read(), other.read())
+
+    @unittest.skipIf(SMALL, "a simulator's times say nothing")
+    def test_the_text_is_for_people(self):
+        result = clxent("tune", "--quick", "--seconds", 0, env=self.env)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        for part in (r"(?m)^device +\d+: ", r"(?m)^.* f32 loss \+ gradient +[0-9.]+ ms +[0-9.]+ ms +1\.000$",
+                     r"(?m)^TUNE\(.*, F64, ", r"(?m)^TUNE\(.*, ANY_DTYPE, ", r"The time was up",
+                     "(?m)^stored +" + re.escape(self.stored()) + "$"):
+            self.assertRegex(result.stdout, part)
+
+    @unittest.skipIf(SMALL, "a simulator's times say nothing")
+    def test_stored_rows_reach_plans_unless_told_otherwise(self):
+        self.store("/* by hand */\n" + self.ROW)
+        mine, own = self.info(), self.info("--no-tuning")
+        self.assertEqual((mine["tuning"], own["tuning"]), (self.stored(), None))
+        self.assertIn("vectors of 4, blocks of 32", mine["strategies"][1]["strategy"])
+        self.assertNotIn("vectors of 4, blocks of 32", own["strategies"][1]["strategy"])
+        self.assertIn(self.stored(), self.succeed("info", env=self.env))
+        self.assertIn("built in", self.succeed("info", "--no-tuning", env=self.env))
+        x, y = batch(8)
+        files = ["--logits", self.save("x.npy", x), "--targets", self.save("y.npy", y)]
+        got = json.loads(self.succeed("eval", *files, "--json", env=self.env))
+        self.assertAlmostEqual(got["loss"], float(oracle(x, y)["loss"][0]), delta=1e-5)
+        # A relative folder is no folder; without one HOME's is looked at.
+        os.makedirs(self.path(".cache"))
+        os.rename(self.path("cache/clxent"), self.path(".cache/clxent"))
+        self.env.update(XDG_CACHE_HOME="cache", HOME=self.dir)
+        self.assertTrue(self.info()["tuning"].startswith(self.path(".cache/clxent")))
+
+    @unittest.skipIf(SMALL, "a simulator's times say nothing")
+    def test_a_damaged_file_is_a_warning(self):
+        own = self.info("--no-tuning")["strategies"]
+        for text, mentions in (
+            (self.ROW + self.ROW.replace("1, 4, 8", "1, 3, 8"), ["line 2", "vector is '3'", "1, 4, 8 or 16"]),
+            (self.ROW[:40], ["line 1", "missing"]),
+            ("\n\nnonsense", ["line 3", "nonsense"]),
+            ("a\0b", ["text"]),
+            (self.ROW * 2000, ["65536"]),
+        ):
+            self.store(text)
+            result = clxent("info", "--json", env=self.env)
+            self.assertEqual(result.returncode, 0, result.stderr)
+            device = json.loads(result.stdout)["devices"][0]
+            self.assertEqual((device["tuning"], device["strategies"]), (None, own))
+            self.assertEqual(result.stderr.count("\n"), 1, result.stderr)
+            for part in ["clxent info: ", self.stored(), "the built-in parameters are used", *mentions]:
+                self.assertIn(part, result.stderr)
+            self.succeed("info", "--no-tuning", env=self.env)
+        os.remove(self.stored())
+        self.assertIsNone(self.info()["tuning"])
+
+    def test_what_cannot_be_stored_is_found_before_the_search(self):
+        for folder in (self.raw("file", b""), "/proc/no"):
+            self.env["XDG_CACHE_HOME"] = folder
+            start = time.monotonic()
+            self.refuse("tune", env=self.env, mentions=[folder])
+            self.assertLess(time.monotonic() - start, 20)
+        environment = {k: v for k, v in self.env.items() if k not in ("XDG_CACHE_HOME", "HOME")}
+        self.refuse("tune", env=environment, mentions=["XDG_CACHE_HOME", "HOME"])
+
+    def test_wrong_flags_are_status_2(self):
+        for args in (["--seconds", "-1"], ["--seconds", "x"], ["--seconds"], ["--quick=1"], ["--shape", "1"]):
+            self.refuse("tune", *args, status=2, env=self.env)
+        self.refuse("info", "--no-tuning=1", status=2, env=self.env)
+        self.assertFalse(os.path.exists(self.path("cache")))
 
 
 class Errors(Case):

@@ -524,7 +524,7 @@ static error_t parse(int key, char *text, struct argp_state *state)
 
 static void describe_device(tuner *t)
 {
-    const cl_device_id id = t->m.session.device.id;
+    cl_device_id id = t->m.session.device.id;
     cl_ulong most = 0;
     cl_device_fp_config f64 = 0;
 
