@@ -1583,9 +1583,14 @@ class Tune(Case):
     def test_the_text_is_for_people(self):
         result = clxent("tune", "--quick", "--seconds", 0, env=self.env)
         self.assertEqual(result.returncode, 0, result.stderr)
-        for part in (r"(?m)^device +\d+: ", r"(?m)^.* f32 loss \+ gradient +[0-9.]+ ms +[0-9.]+ ms +1\.000$",
-                     r"(?m)^TUNE\(.*, F64, ", r"(?m)^TUNE\(.*, ANY_DTYPE, ", r"The time was up",
-                     "(?m)^stored +" + re.escape(self.stored()) + "$"):
+        for part in (
+            r"(?m)^device +\d+: ",
+            r"(?m)^.* f32 loss \+ gradient +[0-9.]+ ms +[0-9.]+ ms +1\.000$",
+            r"(?m)^TUNE\(.*, F64, ",
+            r"(?m)^TUNE\(.*, ANY_DTYPE, ",
+            r"The time was up",
+            "(?m)^stored +" + re.escape(self.stored()) + "$",
+        ):
             self.assertRegex(result.stdout, part)
 
     @unittest.skipIf(SMALL, "a simulator's times say nothing")
