@@ -17,12 +17,16 @@ typedef struct row {
     clxent_tuning tuning;
 } row;
 
+#define F16 CLXENT_F16
+#define BF16 CLXENT_BF16
 #define F64 CLXENT_F64
 #define TUNE(kind, name, dtype, ...) { name, KIND_##kind, dtype, { __VA_ARGS__ } },
 static const row rows[] = {
 #include "tuning.def"
 };
 #undef TUNE
+#undef F16
+#undef BF16
 #undef F64
 
 static bool matches(const row *r, const clxent_device *device, uint32_t dtype)

@@ -62,6 +62,9 @@ typedef struct {
     const clxent_parameters *p;
     ulong row; /* of lane 0 */
     uint n;    /* lanes that exist, 0 to VEC */
+#if TELLS_ALIGNED
+    bool aligned; /* with INNER: vectors of logits are */
+#endif
     uint classes;
     __global const storage *x;    /* lane 0, class 0 */
     __global const storage *next; /* of the next tile, a vector for each class */
@@ -88,7 +91,7 @@ static inline ulong class_step(const clxent_parameters *p) { return INNER ? p->i
 INLINE vec load_class(const tile_input *in, const uint c)
 {
     __global const storage *x = in->x + c * class_step(in->p);
-    if (INNER && in->n == VEC) return load_vector(x);
+    if (INNER && in->n == VEC) return LOAD_VECTOR(x, in->aligned);
     real element[VEC];
     for (uint i = 0; i < VEC; i++) {
         element[i] = load_one(x + min(i, in->n - 1) * lane_step(in->p->row_stride));
@@ -531,7 +534,7 @@ static inline bool is_aligned(const destination *to, const ulong step, const boo
 {
     const size_t size = to->is_gradient ? sizeof(gradient_storage) : sizeof(storage);
     const size_t address = to->is_gradient ? (size_t)to->gradient : (size_t)to->out;
-    return streaming && address % (VEC * size) == 0 && step % VEC == 0;
+    return (streaming || TELLS_ALIGNED) && address % (VEC * size) == 0 && step % VEC == 0;
 }
 
 #if CACHED
@@ -736,6 +739,9 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
         in.x = x + lid * VEC * lane_step(p.row_stride);
         in.next = in.x + (p.row_stride == p.classes ? TILE * p.classes : 0); /* rows without gaps */
         in.logits = cache + lid * VEC;
+#if TELLS_ALIGNED
+        in.aligned = p.inner % VEC == 0 && IS_ALIGNED(in.x, storage);
+#endif
         if (CACHED) fill_tile(&in, cache, own_rows, rows);
         if (COOPERATIVE) barrier(CLK_LOCAL_MEM_FENCE);
 
