@@ -33,7 +33,8 @@
 #    define NEEDS_X false
 #endif
 
-/* On GPUs a call would put the row's inputs into memory. */
+/* On GPUs a call would put the row's inputs into memory. Not for functions that return a struct: Oclgrind 21.10 knows
+ * nothing of what clang makes of those. */
 #if WG_SIZE > 1
 #    define INLINE static inline __attribute__((always_inline))
 #else
@@ -827,8 +828,8 @@ static inline real target_logit(const row_input *in, const row_target *t)
 }
 
 /* This work-item's sums over one piece of the row, as far as the run needs any. */
-INLINE row_sums sum_piece(const run *u, const row_input *in, const row_target *t, const uint piece,
-                          const bool whole, const bool cached)
+static inline row_sums sum_piece(const run *u, const row_input *in, const row_target *t, const uint piece,
+                                 const bool whole, const bool cached)
 {
     const uint total = in->vectors + (in->tail > 0 ? 1 : 0);
     const uint begin = piece * u->p->piece_vectors, end = min(begin + u->p->piece_vectors, total);

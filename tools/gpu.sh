@@ -87,11 +87,26 @@ read_amd() {
 read_nvidia() {
     ptxas -v -arch "$2" -o /dev/null "$1" >"$work/ptxas" 2>&1 || : >"$work/ptxas"
     awk '
+        # with those of the functions that it calls
+        function sum(counts, name,   n, i, called, total) {
+            total = counts[name] + 0
+            n = split(calls[name], called, " ")
+            for (i = 1; i <= n; i++) total += sum(counts, called[i])
+            return total
+        }
+        function widest(name,   n, i, called, best) {
+            best = most[name] + 0
+            n = split(calls[name], called, " ")
+            for (i = 1; i <= n; i++) if (widest(called[i]) > best) best = widest(called[i])
+            return best
+        }
         FILENAME ~ /ptxas$/ && /Compiling entry function/ { split($0, part, "\047"); kernel = part[2] }
-        FILENAME ~ /ptxas$/ && /bytes stack frame/ { private[kernel] = $1; spills[kernel] = $5 + $9 }
+        FILENAME ~ /ptxas$/ && /bytes stack frame/ { private[kernel] += $1; spills[kernel] += $5 + $9 }
         FILENAME ~ /ptxas$/ && / Used / { registers[kernel] = $5 }
         FILENAME ~ /ptxas$/ { next }
         /^\.visible \.entry/ { kernel = $3; sub(/\(.*/, "", kernel); names[++n] = kernel; together = 0 }
+        /^\.func.*\($/ { kernel = $0; sub(/\($/, "", kernel); sub(/.*[ \t]/, "", kernel); together = 0 }
+        /^[ \t]*[a-z_0-9]+,[ \t]*$/ { callee = $1; sub(/,/, "", callee); calls[kernel] = calls[kernel] " " callee }
         /^\$L|%bb/ { together = 0 }
         $1 ~ /^ld\.global.*\.(v4\..32|v2\..64)/ { loads[kernel]++; if (++together > most[kernel]) most[kernel] = together; next }
         $1 ~ /^st\.global.*\.(v4\..32|v2\..64)/ { stores[kernel]++; next }
@@ -102,7 +117,7 @@ read_nvidia() {
                 k = names[i]
                 known = k in registers
                 print k, known ? registers[k] : "-", known ? private[k] : "-", known ? spills[k] : "-", "-",
-                    loads[k] + 0, stores[k] + 0, narrow_loads[k] + 0, narrow_stores[k] + 0, most[k] + 0
+                    sum(loads, k), sum(stores, k), sum(narrow_loads, k), sum(narrow_stores, k), widest(k)
             }
         }' "$work/ptxas" "$1"
 }
