@@ -87,13 +87,15 @@ static bool keeps_logits(const clxent_plan *plan)
                                   CLXENT_OUTPUT_LSE)) != 0;
 }
 
-/* Rows that one group takes, as long as every compute unit has a few groups to take; units are rows, or tiles of them.
+/* Units, of so many rows each, that one group takes, as long as every compute unit has a few groups to take.
  * Decides no bits. */
-static size_t units_per_group(const clxent_plan *plan, size_t units, size_t unit_elements)
+static size_t units_per_group(const clxent_plan *plan, uint32_t unit)
 {
     enum { GROUPS_EACH = 8 };
-    const size_t spread = units / (GROUPS_EACH * (size_t)plan->ctx->device.compute_units);
-    const size_t wanted = plan->tuning.elements / (unit_elements > 0 ? unit_elements : 1);
+    const size_t groups = GROUPS_EACH * (size_t)plan->ctx->device.compute_units;
+    const size_t unit_elements = plan->desc.classes * unit;
+    const size_t spread = unit > 0 ? plan->rows / unit / groups : 0;
+    const size_t wanted = unit_elements > 0 ? plan->tuning.elements / unit_elements : 0;
     const size_t each = wanted < spread ? wanted : spread;
     return each > 0 ? each : 1;
 }
@@ -111,7 +113,7 @@ static void choose_strategy(clxent_plan *plan)
         may_be_dense(desc) || (desc->outputs & (CLXENT_OUTPUT_LOG_SOFTMAX | CLXENT_OUTPUT_ENTROPY)) != 0;
     plan->group = t->group;
     plan->cache_elements = (uint32_t)(t->cache / clxent_real_size(desc));
-    plan->rows_per_group = units_per_group(plan, plan->rows, desc->classes);
+    plan->rows_per_group = units_per_group(plan, 1);
     plan->piece_vectors = t->piece / t->vector / block * block;
     if (plan->piece_vectors == 0) plan->piece_vectors = (vectors + block - 1) / block * block;
     plan->pieces = (vectors - 1) / plan->piece_vectors + 1;
@@ -132,7 +134,7 @@ static void choose_strategy(clxent_plan *plan)
         plan->columns = columns;
         plan->tile = t->lane_group * t->lane_vector * columns;
         plan->cache_elements = fits ? (uint32_t)elements : 0;
-        plan->tiles_per_group = units_per_group(plan, plan->rows / plan->tile, desc->classes * plan->tile);
+        plan->tiles_per_group = units_per_group(plan, plan->tile);
         plan->flags = keeps || !fits ? FLAG_KEEPS_LOGITS : 0u;
     } else if (plan->pieces > 1 && plan->rows / plan->ctx->device.compute_units < t->split) {
         plan->shares = CLXENT_STRATEGY_SPLIT;

@@ -179,13 +179,22 @@ typedef double gradient_storage;
 /* Where the compiler has it, a store that does not first read the line it overwrites: 0.7 of the
  * time of a plain copy on PoCL. The pointer must be aligned to the vector. */
 #if defined(__has_builtin)
-#    if __has_builtin(__builtin_nontemporal_store) && VEC > 1
+#    if __has_builtin(__builtin_nontemporal_store) && VEC > 1 && WG_SIZE == 1
 #        define HAS_NONTEMPORAL 1
 #    endif
 #endif
 #if !defined(HAS_NONTEMPORAL)
 #    define HAS_NONTEMPORAL 0
 #endif
+
+/* On GPUs a vector that may stand anywhere can become single elements, as clang makes it for PTX; one that is known to
+ * be aligned is one access of 128 bits. CPUs do not tell them apart. */
+#if WG_SIZE > 1 && VEC > 1
+#    define TELLS_ALIGNED 1
+#else
+#    define TELLS_ALIGNED 0
+#endif
+#define IS_ALIGNED(p, T) ((size_t)(p) % (VEC * sizeof(T)) == 0)
 
 /* bf16 is the upper half of an f32, rounded to nearest even. NaN keeps its upper bits and gets a quiet
  * bit, as rounding could carry its payload into the exponent. */
@@ -221,6 +230,30 @@ DEFINE_BF16(bf16_scalar, float, uint, ushort, as_uint, as_float, convert_uint, c
 #    if VEC > 1
 DEFINE_BF16(bf16_vector, VECTOR(float), VECTOR(uint), VECTOR(ushort), AS(uint), AS(float), CONVERT(uint),
             CONVERT(ushort))
+#        if TELLS_ALIGNED
+/* Pairs of them as 32-bit integers: PTX has no access to eight of 16 bits. */
+#            if VEC == 4
+#                define PAIRS(type) PASTE(type, 2)
+#            elif VEC == 8
+#                define PAIRS(type) PASTE(type, 4)
+#            else
+#                define PAIRS(type) PASTE(type, 8)
+#            endif
+static inline __attribute__((unused)) VECTOR(float) bf16_load_pairs(__global const ushort *p)
+{
+    const PAIRS(uint) pairs = *(__global const PAIRS(uint) *)p;
+    VECTOR(float) value;
+    value.even = PASTE(as_, PAIRS(float))(pairs << 16);
+    value.odd = PASTE(as_, PAIRS(float))(pairs & 0xffff0000u);
+    return value;
+}
+
+static inline __attribute__((unused)) void bf16_store_pairs(const VECTOR(ushort) bits, __global ushort *p)
+{
+    *(__global PAIRS(uint) *)p =
+        PASTE(convert_, PAIRS(uint))(bits.even) | (PASTE(convert_, PAIRS(uint))(bits.odd) << 16);
+}
+#        endif
 #    else
 #        define bf16_vector_load bf16_scalar_load
 #        define bf16_vector_store bf16_scalar_store
@@ -249,9 +282,27 @@ static inline vec load_vector(__global const storage *p)
 #endif
 }
 
+#if TELLS_ALIGNED
+/* p: aligned to the vector's storage. */
+static inline __attribute__((unused)) vec load_vector_aligned(__global const storage *p)
+{
+#    if DTYPE == F16
+    return half_values(*(__global const VECTOR(ushort) *)p);
+#    elif DTYPE == BF16
+    return bf16_load_pairs(p);
+#    else
+    return *(__global const vec *)p;
+#    endif
+}
+#    define LOAD_VECTOR(p, aligned) ((aligned) ? load_vector_aligned(p) : load_vector(p))
+#else
+#    define load_vector_aligned load_vector
+#    define LOAD_VECTOR(p, aligned) load_vector(p)
+#endif
+
 #define DEFINE_STORE(NAME, STORAGE, KIND)                                                                \
     static inline void NAME##_one(__global STORAGE *p, const real value) { KIND##_STORE_ONE(value, p); } \
-    /* aligned: p is aligned to the vector's storage and the store may bypass the cache */               \
+    /* aligned: p is aligned to the vector's storage, and the store may bypass the cache where it can */ \
     static inline void NAME##_vector(__global STORAGE *p, const vec value, const bool aligned)           \
     {                                                                                                    \
         KIND##_STORE_VECTOR(value, p, aligned);                                                          \
@@ -266,6 +317,15 @@ static inline vec load_vector(__global const storage *p)
                 STORE(v, p);                                                  \
             }                                                                 \
         } while (0)
+#elif TELLS_ALIGNED
+#    define STORE_OR_STREAM(TYPE, v, p, aligned)     \
+        do {                                         \
+            if (aligned) {                           \
+                *(__global VECTOR(TYPE) *)(p) = (v); \
+            } else {                                 \
+                STORE(v, p);                         \
+            }                                        \
+        } while (0)
 #else
 #    define STORE_OR_STREAM(TYPE, v, p, aligned) \
         do {                                     \
@@ -278,7 +338,18 @@ static inline vec load_vector(__global const storage *p)
 #define F64_STORE_ONE(v, p) (*(p) = (v))
 #define F64_STORE_VECTOR(v, p, aligned) STORE_OR_STREAM(double, v, p, aligned)
 #define BF16_STORE_ONE(v, p) (*(p) = bf16_scalar_store(v))
-#define BF16_STORE_VECTOR(v, p, aligned) STORE_OR_STREAM(ushort, bf16_vector_store(v), p, aligned)
+#if TELLS_ALIGNED
+#    define BF16_STORE_VECTOR(v, p, aligned)               \
+        do {                                               \
+            if (aligned) {                                 \
+                bf16_store_pairs(bf16_vector_store(v), p); \
+            } else {                                       \
+                STORE(bf16_vector_store(v), p);            \
+            }                                              \
+        } while (0)
+#else
+#    define BF16_STORE_VECTOR(v, p, aligned) STORE_OR_STREAM(ushort, bf16_vector_store(v), p, aligned)
+#endif
 #define F16_STORE_ONE(v, p) vstore_half_rte(v, 0, p)
 #define F16_STORE_VECTOR(v, p, aligned) STORE_OR_STREAM(ushort, half_bits(v), (__global ushort *)(p), aligned)
 

@@ -33,6 +33,14 @@
 #    define NEEDS_X false
 #endif
 
+/* On GPUs a call would put the row's inputs into memory. Not for functions that return a struct: Oclgrind 21.10 knows
+ * nothing of what clang makes of those. */
+#if WG_SIZE > 1
+#    define INLINE static inline __attribute__((always_inline))
+#else
+#    define INLINE static inline
+#endif
+
 /* Streaming stores need their elements moved to where vectors are aligned, see emit(). */
 #if HAS_NONTEMPORAL && WG_SIZE == 1
 #    define CAN_STREAM 1
@@ -305,21 +313,34 @@ static inline row_sums scan_own(const row_input *in, const uint apart, const uin
                                 const bool whole, const bool cached, __local real *cache, vector_range *range)
 {
     const uint apart_vector = apart / VEC; /* of NO_CLASS: past every row */
+    const bool aligned = TELLS_ALIGNED && IS_ALIGNED(in->x, storage);
     row_sums s = empty_sums();
     for (uint from = begin; from < end; from += BLOCK * WG_SIZE) {
         const uint to = min(from + BLOCK * WG_SIZE, end);
         block_sums b = empty_block();
-        vec z[BLOCK];
+        vec x[BLOCK], z[BLOCK];
         vec m = (vec)(-REAL_INFINITY);
+        /* a full block without a branch between its loads, which are then under way together */
+        if (aligned && from + BLOCK * WG_SIZE <= min(end, in->vectors)) {
+#    pragma unroll
+            for (uint i = 0; i < BLOCK; i++) {
+                x[i] = load_vector_aligned(in->x + (from + (uint)get_local_id(0) + i * WG_SIZE) * VEC);
+            }
+        } else {
+#    pragma unroll
+            for (uint i = 0; i < BLOCK; i++) {
+                const uint v = from + (uint)get_local_id(0) + i * WG_SIZE;
+                x[i] = v < to ? get_x(in, v) : (vec)(-REAL_INFINITY);
+            }
+        }
 #    pragma unroll
         for (uint i = 0; i < BLOCK; i++) {
             const uint v = from + (uint)get_local_id(0) + i * WG_SIZE;
             z[i] = (vec)(-REAL_INFINITY);
             if (v < to) {
-                const vec x = get_x(in, v);
                 vec unused;
-                if (cached) STORE(x, cache + vector_at(in, v));
-                z[i] = softcap_vector_z(x, in->o, &unused);
+                if (cached) STORE(x[i], cache + vector_at(in, v));
+                z[i] = softcap_vector_z(x[i], in->o, &unused);
             }
             m = vec_max(m, z[i]);
         }
@@ -487,7 +508,7 @@ static inline vec get_s(const row_input *in, const uint v)
 
 /* The first class in this work-item's part of the vectors [first, last) whose s is `value`, NaN meaning any NaN.
  * NO_CLASS if none. */
-static inline uint find_first(const row_input *in, const real value, const uint first, const uint last)
+INLINE uint find_first(const row_input *in, const real value, const uint first, const uint last)
 {
     const bool want_nan = value != value;
     uint found = NO_CLASS;
@@ -628,11 +649,13 @@ static inline void emit_part(const row_input *in, const row_result *r, const emi
 /* What belongs into a whole vector; with_target: the target's class may be in it. */
 static inline vec value_of_vector(const row_input *in, const row_result *r, const emission *g,
                                   const __global gradient_storage *gradient, const uint at,
-                                  const bool with_target, const bool cached, const __local real *cache)
+                                  const bool with_target, const bool cached, const bool aligned,
+                                  const __local real *cache)
 {
+    (void)aligned; /* see TELLS_ALIGNED */
     const vec kept = cached ? LOAD(cache + at) : (vec)(0);
     const bool has_x = cached && !NEEDS_X;
-    const vec x = !g->filled && !has_x ? load_vector(in->x + at) : kept;
+    const vec x = !g->filled && !has_x ? LOAD_VECTOR(in->x + at, aligned) : kept;
     vec value = emit_value(in, r, g, x, kept, cached, at, VEC);
     if (g->kind == EMIT_SOFTMAX || g->kind == EMIT_LOG_SOFTMAX) return value;
     if (with_target) value = IOTA == (ivec)((integer)(g->class_index - at)) ? (vec)(g->target) : value;
@@ -653,10 +676,9 @@ static inline void put_vector(const emission *g, __global storage *out, __global
 /* The classes [begin, end), vectors beginning at `begin` + head. The elements before those and behind them are
  * vectors too that overlap their neighbours, where one work-item does all: they are computed first, before
  * anything is written in place, and written last. */
-static inline void emit_loop(const row_input *in, const row_result *r, const emission *g,
-                             __global storage *out, __global gradient_storage *gradient, const uint begin,
-                             const uint head, const uint end, const bool cached, const bool aligned,
-                             const __local real *cache)
+INLINE void emit_loop(const row_input *in, const row_result *r, const emission *g, __global storage *out,
+                      __global gradient_storage *gradient, const uint begin, const uint head, const uint end,
+                      const bool cached, const bool aligned, const __local real *cache)
 {
     const uint first = begin + head;
     const uint vectors = (end - first) / VEC;
@@ -668,21 +690,21 @@ static inline void emit_loop(const row_input *in, const row_result *r, const emi
     uint stop = special >= v && special < vectors ? special : vectors;
     vec head_value = (vec)(0), tail_value = (vec)(0);
     if (overlaps) {
-        if (head > 0) head_value = value_of_vector(in, r, g, gradient, begin, true, cached, cache);
-        if (tail > 0) tail_value = value_of_vector(in, r, g, gradient, end - VEC, true, cached, cache);
+        if (head > 0) head_value = value_of_vector(in, r, g, gradient, begin, true, cached, false, cache);
+        if (tail > 0) tail_value = value_of_vector(in, r, g, gradient, end - VEC, true, cached, false, cache);
     } else if (head > 0 && v == 0) {
         emit_part(in, r, g, out, gradient, begin, head);
     }
     for (;;) {
         for (; v < stop; v += WG_SIZE) {
             const uint at = first + v * VEC;
-            const vec value = value_of_vector(in, r, g, gradient, at, false, cached, cache);
+            const vec value = value_of_vector(in, r, g, gradient, at, false, cached, aligned, cache);
             put_vector(g, out, gradient, at, value, aligned);
         }
         if (stop == vectors) break;
         if (v == special) {
             const uint at = first + v * VEC;
-            const vec value = value_of_vector(in, r, g, gradient, at, true, cached, cache);
+            const vec value = value_of_vector(in, r, g, gradient, at, true, cached, aligned, cache);
             put_vector(g, out, gradient, at, value, aligned);
             v += WG_SIZE;
         }
@@ -704,9 +726,9 @@ static inline void emit_loop(const row_input *in, const row_result *r, const emi
  * moves no bit, as elements do not depend on each other here. But a line that is written both ways costs several
  * memory accesses, and every row that is not aligned has two (1,000 classes on PoCL: 1.99 of a copy, all plain
  * 1.18). Only for one work-item alone: what another has read may have been overwritten by then. */
-static inline void emit(const row_input *in, const row_result *r, const emission *g, __global storage *out,
-                        __global gradient_storage *gradient, const ulong stride, const uint begin,
-                        const uint end, const bool cached, const bool streaming, const __local real *cache)
+INLINE void emit(const row_input *in, const row_result *r, const emission *g, __global storage *out,
+                 __global gradient_storage *gradient, const ulong stride, const uint begin, const uint end,
+                 const bool cached, const bool streaming, const __local real *cache)
 {
     const bool is_gradient = g->kind == EMIT_GRADIENT;
     const size_t address = is_gradient ? (size_t)(gradient + begin) : (size_t)(out + begin);
@@ -718,7 +740,8 @@ static inline void emit(const row_input *in, const row_result *r, const emission
             return;
         }
     }
-    emit_loop(in, r, g, out, gradient, begin, 0, end, cached, false, cache);
+    const bool aligned = TELLS_ALIGNED && address % (VEC * size) == 0 && IS_ALIGNED(in->x + begin, storage);
+    emit_loop(in, r, g, out, gradient, begin, 0, end, cached, aligned, cache);
 }
 
 /* ---- The row ------------------------------------------------------------------------------- */
@@ -887,9 +910,9 @@ static inline void write_row(const run *u, const row_input *in, const row_target
 
 /* The classes [begin, end) of the results that a row has one of for each class. saved_lse: as saved statistics
  * give it. fits: whether rows of this plan are cached, cached: whether this one is. */
-static inline void emit_row(const run *u, const row_input *in, const row_target *t, const judgement *j,
-                            const row_result *r, const real saved_lse, const ulong row, const uint begin,
-                            const uint end, const bool fits, const bool cached)
+INLINE void emit_row(const run *u, const row_input *in, const row_target *t, const judgement *j,
+                     const row_result *r, const real saved_lse, const ulong row, const uint begin,
+                     const uint end, const bool fits, const bool cached)
 {
     const clxent_parameters *p = u->p;
     const bool streaming = (p->flags & FLAG_NONTEMPORAL) != 0;

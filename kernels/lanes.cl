@@ -62,6 +62,9 @@ typedef struct {
     const clxent_parameters *p;
     ulong row; /* of lane 0 */
     uint n;    /* lanes that exist, 0 to VEC */
+#if TELLS_ALIGNED
+    bool aligned; /* with INNER: vectors of logits are */
+#endif
     uint classes;
     __global const storage *x;    /* lane 0, class 0 */
     __global const storage *next; /* of the next tile, a vector for each class */
@@ -88,7 +91,7 @@ static inline ulong class_step(const clxent_parameters *p) { return INNER ? p->i
 INLINE vec load_class(const tile_input *in, const uint c)
 {
     __global const storage *x = in->x + c * class_step(in->p);
-    if (INNER && in->n == VEC) return load_vector(x);
+    if (INNER && in->n == VEC) return LOAD_VECTOR(x, in->aligned);
     real element[VEC];
     for (uint i = 0; i < VEC; i++) {
         element[i] = load_one(x + min(i, in->n - 1) * lane_step(in->p->row_stride));
@@ -235,10 +238,11 @@ static inline void rows_to_tile(const __local real *rows, __local real *tile, co
     }
 }
 
-/* Reads [n, classes] rows; those of the tile that do not exist keep what they held. */
+/* Reads [n, classes] rows; those of the tile that do not exist are 0. */
 static inline void load_rows(const tile_input *in, __local real *rows)
 {
     const ulong stride = in->p->row_stride;
+    for (uint e = in->n * in->classes; e < VEC * in->classes; e++) rows[e] = 0;
     if (stride == in->classes) {
         const uint all = in->n * in->classes;
         uint at = 0;
@@ -531,7 +535,7 @@ static inline bool is_aligned(const destination *to, const ulong step, const boo
 {
     const size_t size = to->is_gradient ? sizeof(gradient_storage) : sizeof(storage);
     const size_t address = to->is_gradient ? (size_t)to->gradient : (size_t)to->out;
-    return streaming && address % (VEC * size) == 0 && step % VEC == 0;
+    return (streaming || TELLS_ALIGNED) && address % (VEC * size) == 0 && step % VEC == 0;
 }
 
 #if CACHED
@@ -555,7 +559,6 @@ static inline void stage(const tile_input *in, const row_result *r, const emissi
 #        pragma unroll
             for (uint i = 0; i < VEC; i++) v[i] = emit_value(in, r, m, c + i);
         } else {
-#        pragma unroll
             for (uint i = 0; i < VEC; i++) {
                 v[i] = (vec)(0);
                 if (i < n) v[i] = emit_value(in, r, m, c + i);
@@ -725,6 +728,9 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
     const ulong tiles = p.rows / slab_rows * p.tiles;
     const ulong first_tile = get_group_id(0) * (ulong)p.tiles_per_group;
     const ulong last_tile = min(first_tile + p.tiles_per_group, tiles);
+#if TRANSPOSES
+    STORE((vec)(0), own_rows + VEC * p.classes); /* read beside the last row */
+#endif
     for (ulong tile = first_tile; tile < last_tile; tile++) {
         const ulong slab = tile / p.tiles, within = tile % p.tiles * TILE;
         const ulong first_row = slab * slab_rows + within;
@@ -736,6 +742,9 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
         in.x = x + lid * VEC * lane_step(p.row_stride);
         in.next = in.x + (p.row_stride == p.classes ? TILE * p.classes : 0); /* rows without gaps */
         in.logits = cache + lid * VEC;
+#if TELLS_ALIGNED
+        in.aligned = p.inner % VEC == 0 && IS_ALIGNED(in.x, storage);
+#endif
         if (CACHED) fill_tile(&in, cache, own_rows, rows);
         if (COOPERATIVE) barrier(CLK_LOCAL_MEM_FENCE);
 

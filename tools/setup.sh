@@ -29,7 +29,8 @@ has() {
         echo 'int LLVMFuzzerTestOneInput(void); int LLVMFuzzerTestOneInput(void) { return 0; }' |
             clang -x c -fsanitize=fuzzer,address -o /dev/null -
         ;;
-    clang | clang-format | clang-tidy | shellcheck) "$1" --version ;;
+    libclc-15) test -e /usr/lib/clc/nvptx64--nvidiacl.bc ;;
+    clang | clang-15 | clang-format | clang-tidy | shellcheck) "$1" --version ;;
     *) false ;;
     esac >/dev/null 2>&1
 }

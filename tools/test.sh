@@ -47,7 +47,7 @@ status=$?
 counts=$(awk '
     /<testcase / {
         good = /status="run"/
-        passed = failed = known = unittest = 0
+        passed = failed = known = unittest = skip = 0
     }
     /Synthesis: Tested: / {
         for (i = 1; i < NF; i++) {
@@ -57,6 +57,10 @@ counts=$(awk '
         known = 1
     }
     /\[SKIP\] / { skipped++ }
+    /<skipped message="SKIP_RETURN_CODE=/ {
+        skipped++
+        skip = 1
+    }
     /Ran [0-9]+ tests? in / {
         for (i = 1; i < NF; i++) if ($i ~ /Ran$/) passed += $(i + 1)
         known = unittest = 1
@@ -77,7 +81,7 @@ counts=$(awk '
     }
     /<\/testcase>/ {
         if (good && !known) passed = 1
-        if (!good && failed == 0) failed = 1
+        if (!good && !skip && failed == 0) failed = 1
         all_passed += passed
         all_failed += failed
     }
