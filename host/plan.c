@@ -117,6 +117,7 @@ static void choose_strategy(clxent_plan *plan)
     plan->piece_vectors = t->piece / t->vector / block * block;
     if (plan->piece_vectors == 0) plan->piece_vectors = (vectors + block - 1) / block * block;
     plan->pieces = (vectors - 1) / plan->piece_vectors + 1;
+    if (plan->pieces > 1) plan->cache_elements = 0; /* each piece's exponentials are at a scale of its own */
     if (!is_row_kernel(desc)) return;
 
     const bool keeps = keeps_logits(plan);

@@ -26,7 +26,8 @@
  *
  *     delta_j = m - z_j      L = log d      Z = the largest |z_k| that matters (delta_k < 110, f64: 750)
  *     X_j     = 0, or argument * max(Z, |z_j|) with a logit_scale or a softcap: z itself is rounded then, and
- *               what moves the exponents by that much moves the exponentials by that factor
+ *               what moves the exponents by that much moves the exponentials by that factor. In f64 twice:
+ *               the oracle rounds z as often
  *     E_j     = exponential + delta_j + X_j
  *
  *   softmax      p_j * E_j. The exponential and the sum have a few roundings each (8 in all); delta_j is the
@@ -399,6 +400,12 @@ static void put_reduced_loss(const struct problem *p)
     put(p->out->loss, p->out->loss_bound, 0, loss, finish(p, p->real, loss, bound));
 }
 
+/* `argument` of a z of that size. */
+static double moved(const struct problem *p, double z_size)
+{
+    return p->moves_z ? (p->real == CLXENT_F64 ? 2 : 1) * ulps.argument * z_size : 0;
+}
+
 /* ---- Cross-entropy ------------------------------------------------------------------------------- */
 
 struct row {
@@ -459,13 +466,13 @@ static void load_row(struct problem *p, size_t index, struct row *row)
     row->log_sum = log1p(row->rest);
     row->lse = row->max + row->log_sum;
     row->lse_bound = p->u * ((p->real == CLXENT_F64 ? 2 : 1) * fabs(row->lse) + ulps.lse * row->log_sum +
-                             ulps.lse_floor + (p->moves_z ? ulps.argument * row->z_size : 0));
+                             ulps.lse_floor + moved(p, row->z_size));
 }
 
 /* X_j: the error of z_j itself. */
 static double argument_error(const struct problem *p, const struct row *row, size_t j)
 {
-    return p->moves_z ? ulps.argument * fmax(row->z_size, fabs(p->z[j])) : 0;
+    return moved(p, fmax(row->z_size, fabs(p->z[j])));
 }
 
 static double probability(const struct problem *p, const struct row *row, size_t j)
@@ -501,9 +508,8 @@ static void put_softmax(const struct problem *p, size_t index, const struct row 
             softmax = probability(p, row, j);
             softmax_bound = p->u * probability_error(p, row, j) + underflow(p, row, j);
             log_softmax = -(delta + row->log_sum);
-            log_softmax_bound =
-                p->u * (ulps.log_floor + 2 * delta + ulps.log * row->log_sum + argument_error(p, row, j) +
-                        (p->moves_z ? ulps.argument * row->z_size : 0));
+            log_softmax_bound = p->u * (ulps.log_floor + 2 * delta + ulps.log * row->log_sum +
+                                        argument_error(p, row, j) + moved(p, row->z_size));
         }
         put(out->softmax, out->softmax_bound, i, softmax, finish(p, dtype, softmax, softmax_bound));
         put(out->log_softmax, out->log_softmax_bound, i, log_softmax,
@@ -526,7 +532,7 @@ static void put_entropy(const struct problem *p, size_t index, const struct row 
         }
         entropy = row->log_sum + sum_value(terms);
         bound = p->u * (ulps.log_floor + ulps.log * row->log_sum + entropy + sum_value(errors) +
-                        (p->moves_z ? ulps.argument * row->z_size : 0));
+                        moved(p, row->z_size));
     }
     put(p->out->entropy, p->out->entropy_bound, index, entropy, finish(p, p->real, entropy, bound));
 }
@@ -564,7 +570,7 @@ static void take_loss(struct problem *p, size_t index, const struct row *row, co
         sum_add(&terms, p->a[j] * nll);
         double error = ulps.loss * nll;
         if (delta > 0) error += argument_error(p, row, j);
-        if (p->moves_z) error += row->rest / (1 + row->rest) * ulps.argument * row->z_size;
+        if (p->moves_z) error += row->rest / (1 + row->rest) * moved(p, row->z_size);
         if (nll > p->largest) error = INFINITY; /* overflows before a_j scales it down */
         sum_add(&errors, p->a_size[j] * error);
     }

@@ -133,6 +133,15 @@ static inline lane target_logits(const tile_input *in, const ilane class_index)
     return LOAD(element);
 }
 
+/* Where the probabilities of lane i begin, in elements. A row that has none because targets are shifted reads the
+ * last row's, and uses nothing of them: behind those there may be no memory. Callers ask for it unconditionally:
+ * PoCL 3.1 loses the loop over a group's work-items where a branch of the kernel holds this. */
+INLINE ulong target_start(const tile_input *in, const uint i)
+{
+    const ulong row = min(in->row + i + in->p->shift, in->p->rows - 1);
+    return in->p->offset.targets + row_start(in->p, row, in->p->target_row_stride);
+}
+
 /* The part of a_j that every class has, of class c: of an index target the smoothing, of probabilities all. */
 INLINE vec dense_class(const tile_input *in, const uint c)
 {
@@ -142,12 +151,13 @@ INLINE vec dense_class(const tile_input *in, const uint c)
         __global const float *f32 = (__global const float *)in->targets + at;
         __global const storage *stored = (__global const storage *)in->targets + at;
         vec q;
-        if (INNER && in->n == VEC) {
+        if (INNER && in->n == VEC && in->p->shift == 0) {
             q = in->q_is_f32 ? CONVERT_VEC(LOAD(f32)) : load_vector(stored);
         } else {
             real element[VEC];
             for (uint i = 0; i < VEC; i++) {
-                const ulong skip = min(i, in->n - 1) * step;
+                const uint k = min(i, in->n - 1);
+                const ulong skip = VEC == 1 || in->p->shift == 0 ? k * step : target_start(in, k) - in->q_at;
                 element[i] = in->q_is_f32 ? convert_real(f32[skip]) : load_one(stored + skip);
             }
             q = LOAD(element);
@@ -165,11 +175,17 @@ INLINE vec dense_class(const tile_input *in, const uint c)
 #        define ZIP(a, b, s)                                                                                 \
             ((vec)((a).s##0, (b).s##0, (a).s##1, (b).s##1, (a).s##2, (b).s##2, (a).s##3, (b).s##3, (a).s##4, \
                    (b).s##4, (a).s##5, (b).s##5, (a).s##6, (b).s##6, (a).s##7, (b).s##7))
+#        define EVEN(a) (a).s0, (a).s2, (a).s4, (a).s6, (a).s8, (a).sa, (a).sc, (a).se
+#        define ODD(a) (a).s1, (a).s3, (a).s5, (a).s7, (a).s9, (a).sb, (a).sd, (a).sf
 #    elif VEC == 8
 #        define ZIP(a, b, s) \
             ((vec)((a).s##0, (b).s##0, (a).s##1, (b).s##1, (a).s##2, (b).s##2, (a).s##3, (b).s##3))
+#        define EVEN(a) (a).s0, (a).s2, (a).s4, (a).s6
+#        define ODD(a) (a).s1, (a).s3, (a).s5, (a).s7
 #    elif VEC == 4
 #        define ZIP(a, b, s) ((vec)((a).s##0, (b).s##0, (a).s##1, (b).s##1))
+#        define EVEN(a) (a).s0, (a).s2
+#        define ODD(a) (a).s1, (a).s3
 #    endif
 
 /* v[i].j <-> v[j].i: log2(VEC) rounds, each of which zips the first half with the second. */
@@ -218,8 +234,8 @@ static inline void rows_to_tile(const __local real *rows, __local real *tile, co
 #    if VEC > 1
     if (classes == 2) { /* the one case of so few that is common: two shuffles instead of dozens */
         const vec a = LOAD(rows), b = LOAD(rows + VEC);
-        STORE((vec)(a.even, b.even), tile);
-        STORE((vec)(a.odd, b.odd), tile + PITCH);
+        STORE((vec)(EVEN(a), EVEN(b)), tile); /* (a.even, b.even) makes Oclgrind 21.10 crash */
+        STORE((vec)(ODD(a), ODD(b)), tile + PITCH);
         return;
     }
 #    endif
@@ -750,18 +766,15 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
 
         row_result r[COLUMNS];
         emission m[COLUMNS];
-        for (uint w = 0; w < COLUMNS; w++) {
+        for (uint w = 0; w < COLUMNS && (lid + w) * VEC < rows; w++) {
             const uint lane_0 = (lid + w) * VEC;
-            if (lane_0 >= rows) break;
             in.row = first_row + lane_0;
             in.n = min((uint)VEC, rows - lane_0);
             in.x = x + lane_0 * lane_step(p.row_stride);
             if (INNER) in.next = in.x + TILE;
             in.logits = cache + lid * VEC + (size_t)w * p.classes * PITCH;
             in.values = in.logits + (values - cache);
-            if (in.probabilities) {
-                in.q_at = p.offset.targets + row_start(&p, in.row + p.shift, p.target_row_stride);
-            }
+            in.q_at = target_start(&in, 0);
             lane saved_maximum = (lane)(0), saved_others = (lane)(0);
             if (from_statistics) {
                 real maximum[VEC], others[VEC];
@@ -814,17 +827,14 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
                                      kind == EMIT_LOG_SOFTMAX ? log_softmax + p.offset.log_softmax + at
                                                               : softmax + p.offset.softmax + at,
                                      gradient + p.offset.gradient + at };
-            for (uint w = 0; w < COLUMNS && is_wanted; w++) {
+            for (uint w = 0; w < COLUMNS && is_wanted && (lid + w) * VEC < rows; w++) {
                 const uint lane_0 = (lid + w) * VEC;
-                if (lane_0 >= rows) break;
                 in.row = first_row + lane_0;
                 in.n = min((uint)VEC, rows - lane_0);
                 in.x = x + lane_0 * lane_step(p.row_stride);
                 in.logits = cache + lid * VEC + (size_t)w * p.classes * PITCH;
                 in.values = in.logits + (values - cache);
-                if (in.probabilities) {
-                    in.q_at = p.offset.targets + row_start(&p, in.row + p.shift, p.target_row_stride);
-                }
+                in.q_at = target_start(&in, 0);
                 m[w].kind = kind;
                 m[w].again = !TRANSPOSES && stored > 0;
                 if (kind == EMIT_SOFTMAX) {

@@ -332,7 +332,7 @@ bool timed_plan(measure *m, timed *t, const clxent_desc *desc, bool in_place, cl
     }
 
     logits = logits_of(m, desc->dtype, t->bytes);
-    if ((desc->outputs & large) != 0) result = result_of(m, desc->dtype, t->bytes);
+    if (logits != NULL && (desc->outputs & large) != 0) result = result_of(m, desc->dtype, t->bytes);
     if (logits == NULL || (result == NULL && (desc->outputs & large) != 0)) goto fail;
     a->logits.mem = in_place ? result : logits;
     if ((desc->outputs & CLXENT_OUTPUT_GRADIENT) != 0) a->gradient.mem = result;
