@@ -45,7 +45,7 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_softma
     __global const storage *g = upstream + p.offset.upstream + row_at;
     long_sum dot = { 0, 0 };
     for (uint c = (uint)get_local_id(0); c < p.classes; c += WG_SIZE) {
-        dot = long_add(dot, load_one(s + c * p.inner) * load_one(g + c * p.inner));
+        dot = long_merge(dot, (long_sum){ load_one(s + c * p.inner) * load_one(g + c * p.inner), 0 });
     }
     const real mean = long_value(group_sum(dot, scratch));
     for (uint c = (uint)get_local_id(0); c < p.classes; c += WG_SIZE) {
@@ -77,7 +77,9 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_probab
     } else if (t.counts) {
         for (uint c = (uint)get_local_id(0); c < p.classes; c += WG_SIZE) {
             const real q = label_at(&p, &t, targets, q_start, c);
-            if (q != 0) sum = long_add(sum, q * -log(load_one(probabilities + start + c * p.inner)));
+            if (q != 0)
+                sum =
+                    long_merge(sum, (long_sum){ q * -log(load_one(probabilities + start + c * p.inner)), 0 });
         }
     }
     sum = group_sum(sum, scratch);

@@ -717,8 +717,10 @@ static inline lane log_lane(const lane v)
 
 /* ---- Sums -------------------------------------------------------------------------------- */
 
-/* A sum with what its additions lost: exact to about u^2, so the order matters in theory only. ADD is Knuth's
- * two-sum; a sum that is infinite or NaN stays so: high decides, low is not looked at. */
+/* A sum with what its additions lost. ADD is Knuth's two-sum, exact but for the roundings of low: n equal terms, which
+ * all round the same way, leave n u / 2 of the sum there, and (n u)^2 / 4 is lost. So ADD is for a few thousand terms,
+ * and MERGE, which moves low's whole part to high, for sums of any number of those. A sum that is infinite or NaN
+ * stays so: high decides, low is not looked at. */
 #define DEFINE_LONG_SUM(SUM, T, ADD, VALUE, MERGE)                          \
     typedef struct {                                                        \
         T high, low;                                                        \
@@ -737,7 +739,9 @@ static inline lane log_lane(const lane v)
     static inline SUM MERGE(const SUM a, const SUM b)                       \
     {                                                                       \
         const SUM s = ADD(a, b.high);                                       \
-        return (SUM){ s.high, s.low + b.low };                              \
+        const T low = s.low + b.low;                                        \
+        const T high = VALUE((SUM){ s.high, low });                         \
+        return (SUM){ high, low - (high - s.high) };                        \
     }
 DEFINE_LONG_SUM(long_sum, lane, long_add, long_value, long_merge)
 #if !LANES && VEC > 1

@@ -181,8 +181,8 @@ static inline void raise_maximum(row_sums *s, const real maximum)
         const real factor = exp_rescale(exp_scale_of(s->maximum), exp_scale_of(maximum));
 #if GENERAL
         const real step = maximum - s->maximum;
-        s->entropy = long_times(long_add(s->entropy, s->others.high * step), factor);
-        s->dense_nll = long_add(s->dense_nll, s->dense_weight.high * step);
+        s->entropy = long_times(long_add(s->entropy, long_value(s->others) * step), factor);
+        s->dense_nll = long_add(s->dense_nll, long_value(s->dense_weight) * step);
 #endif
         s->others = long_times(s->others, factor);
     }
@@ -255,8 +255,7 @@ static inline void flush(block_sums *b)
 
 static inline long_sum fold(const long_sum s, const long_vector v)
 {
-    const long_sum sum = long_add(s, FOLD(v.high, real_sum));
-    return (long_sum){ sum.high, sum.low + FOLD(v.low, real_sum) };
+    return long_merge(s, (long_sum){ FOLD(v.high, real_sum), FOLD(v.low, real_sum) });
 }
 
 /* The exponentials of vector v, 0 for the class kept apart (NO_CLASS: of another vector); what else is summed goes
@@ -279,11 +278,7 @@ static inline vec add_vector(const row_input *in, const row_sums *s, const exp_s
             vec a = dense_vector(in, at, tail && !TAIL_OVERLAPS(in) ? in->tail : VEC);
             if (skipped > 0) a = IOTA < (ivec)((integer)skipped) ? (vec)(0) : a;
             b->nll = long_add_vector(b->nll, a == (vec)(0) ? (vec)(0) : a * distance);
-            if (in->sums_weight) {
-                b->weight = long_add_vector(b->weight, a);
-            } else {
-                b->weight.high += a; /* for raise_maximum() alone */
-            }
+            b->weight = long_add_vector(b->weight, a);
         }
     }
     return e;

@@ -340,8 +340,8 @@ static inline lane tile_maximum(const tile_input *in)
     return vec_max(vec_max(m0, m1), vec_max(m2, m3));
 }
 
-/* The exponentials of class c, 0 where it is the target; they are left behind, and what else is summed goes to s. */
-INLINE vec add_class(const tile_input *in, tile_sums *s, const exp_scale scale, const ilane target,
+/* The exponentials of class c, 0 where it is the target; they are left behind, and what else is summed goes to b. */
+INLINE vec add_class(const tile_input *in, tile_sums *b, const exp_scale scale, const ilane target,
                      const uint c, const bool entropy, const bool far)
 {
     const vec z = get_z(in, c);
@@ -350,15 +350,21 @@ INLINE vec add_class(const tile_input *in, tile_sums *s, const exp_scale scale, 
     if (CACHED) STORE(e, in->values + (size_t)c * PITCH);
     const vec other = target == (ilane)((integer)c) ? (vec)(0) : e;
     if (GENERAL) {
-        const vec distance = (s->maximum > (lane)(-REAL_INFINITY) ? s->maximum : (lane)(0)) - z;
-        if (entropy) s->entropy = long_add(s->entropy, other == (vec)(0) ? (vec)(0) : other * distance);
+        const vec distance = (b->maximum > (lane)(-REAL_INFINITY) ? b->maximum : (lane)(0)) - z;
+        if (entropy) b->entropy = long_add(b->entropy, other == (vec)(0) ? (vec)(0) : other * distance);
         if (in->dense) {
             const vec a = dense_class(in, c);
-            s->dense_nll = long_add(s->dense_nll, a == (vec)(0) ? (vec)(0) : a * distance);
-            s->dense_weight = long_add(s->dense_weight, a);
+            b->dense_nll = long_add(b->dense_nll, a == (vec)(0) ? (vec)(0) : a * distance);
+            b->dense_weight = long_add(b->dense_weight, a);
         }
     }
     return other;
+}
+
+static inline tile_sums empty_sums(const lane maximum)
+{
+    const long_sum none = long_zero();
+    return (tile_sums){ maximum, none, none, none, none, (ilane)(-1), (ilane)(-1) };
 }
 
 INLINE void sum_classes(const tile_input *in, tile_sums *s, const exp_scale scale, const ilane target,
@@ -366,15 +372,21 @@ INLINE void sum_classes(const tile_input *in, tile_sums *s, const exp_scale scal
 {
     const vec zero = (vec)(0);
     vec others0 = zero, others1 = zero, others2 = zero, others3 = zero;
+    tile_sums b = empty_sums(s->maximum);
     uint c = begin;
     for (; c + 3 < end; c += 4) {
-        others0 += add_class(in, s, scale, target, c, entropy, far);
-        others1 += add_class(in, s, scale, target, c + 1, entropy, far);
-        others2 += add_class(in, s, scale, target, c + 2, entropy, far);
-        others3 += add_class(in, s, scale, target, c + 3, entropy, far);
+        others0 += add_class(in, &b, scale, target, c, entropy, far);
+        others1 += add_class(in, &b, scale, target, c + 1, entropy, far);
+        others2 += add_class(in, &b, scale, target, c + 2, entropy, far);
+        others3 += add_class(in, &b, scale, target, c + 3, entropy, far);
     }
-    for (; c < end; c++) others0 += add_class(in, s, scale, target, c, entropy, far);
-    s->others = long_add(s->others, (others0 + others1) + (others2 + others3));
+    for (; c < end; c++) others0 += add_class(in, &b, scale, target, c, entropy, far);
+    s->others = long_merge(s->others, (long_sum){ (others0 + others1) + (others2 + others3), zero });
+    if (GENERAL && entropy) s->entropy = long_merge(s->entropy, b.entropy);
+    if (GENERAL && in->dense) {
+        s->dense_nll = long_merge(s->dense_nll, b.dense_nll);
+        s->dense_weight = long_merge(s->dense_weight, b.dense_weight);
+    }
 }
 
 /* Where the tile does not stay on chip, it is read once for maximum and sums together. */
@@ -386,8 +398,8 @@ static inline void raise_maximum(tile_sums *s, const lane maximum)
     const lane factor = first || same ? (lane)(1) : rescale;
     if (GENERAL) {
         const lane step = first || same ? (lane)(0) : maximum - s->maximum;
-        s->entropy = long_times(long_add(s->entropy, s->others.high * step), factor);
-        s->dense_nll = long_add(s->dense_nll, s->dense_weight.high * step);
+        s->entropy = long_times(long_add(s->entropy, long_value(s->others) * step), factor);
+        s->dense_nll = long_add(s->dense_nll, long_value(s->dense_weight) * step);
     }
     s->others = long_times(s->others, factor);
     s->maximum = maximum;
@@ -396,10 +408,7 @@ static inline void raise_maximum(tile_sums *s, const lane maximum)
 static inline tile_sums sum_tile(const tile_input *in, const ilane target, const bool from_statistics,
                                  const lane saved_maximum, const bool entropy)
 {
-    tile_sums s;
-    s.maximum = (lane)(-REAL_INFINITY);
-    s.others = s.entropy = s.dense_nll = s.dense_weight = long_zero();
-    s.best = s.nan_at = (ilane)(-1);
+    tile_sums s = empty_sums((lane)(-REAL_INFINITY));
     if (from_statistics) {
         s.maximum = saved_maximum;
     } else if (CACHED) {
@@ -456,7 +465,7 @@ static inline lane sum_below_top(const tile_input *in, const row_result *r)
                 CACHED ? LOAD(in->values + (size_t)c * PITCH) : exp_vector(get_z(in, c), r->scale, true);
             others += e == top ? (vec)(0) : e; /* more than half of the sum: there is one such class */
         }
-        sum = long_add(sum, others);
+        sum = long_merge(sum, (long_sum){ others, (vec)(0) });
     }
     return long_value(sum);
 }

@@ -1489,9 +1489,10 @@ class Bench(Case):
         self.assertEqual(run(peer, "--shape", "3").returncode, 2)
 
     def test_more_than_the_device_has_is_status_1(self):
-        self.refuse(
-            "bench", "--rows", 2**20, "--classes", 2**22, mentions=["a buffer of 17592186044416 bytes"]
-        )
+        if not SMALL:  # Oclgrind allocates what it says it has, or ends
+            self.refuse(
+                "bench", "--rows", 2**20, "--classes", 2**22, mentions=["a buffer of 17592186044416 bytes"]
+            )
         self.refuse("bench", *self.SIZE, "--device", "99", mentions=["--device 99"])
 
     def test_wrong_usage_is_status_2(self):

@@ -233,6 +233,25 @@ Test(cross_entropy, confident_rows_keep_full_relative_precision)
     }
 }
 
+/* Equal terms all round the same way: what they lose together must not be lost. With the smaller class counts the
+ * logits of a tile stay on chip; with the larger they are read twice, and sums move as the maximum rises. */
+Test(cross_entropy, sums_over_very_many_classes_lose_nothing)
+{
+    const size_t classes[] = { 5003, 20001, 300007 }, inners[] = { 1, 4 };
+    for (size_t i = 0; i < (small_run() ? 0 : COUNT(classes)); i++) {
+        for (size_t k = 0; k < COUNT(inners); k++) {
+            clxent_desc desc = make_desc(CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_ENTROPY,
+                                         CLXENT_F32, 12 / inners[k], inners[k], classes[i]);
+            desc.inner = inners[k];
+            desc.label_smoothing = 1;
+            problem p;
+            make_problem(&p, &desc, FILL_DESIGNED | FILL_HIT, 90 + i);
+            run_case(name_of(&desc, "many classes"), &p, 0);
+            free_problem(&p);
+        }
+    }
+}
+
 /* ---- Arguments of a run -------------------------------------------------------------------- */
 
 Test(cross_entropy, reductions_upstream_and_denominator_combine)

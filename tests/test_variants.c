@@ -119,20 +119,20 @@ Test(variants, vectors_blocks_and_caches_of_one_work_item)
 Test(variants, work_groups_of_every_size)
 {
     const clxent_tuning tunings[] = {
-        ROWS(2, 1, 4, 0, 1, 0),
         ROWS(4, 4, 4, 8192, 1024, 0),
-        ROWS(16, 8, 64, 0, 1, 0),
+        ROWS(2, 1, 4, 0, 1, 0),
         ROWS(256, 4, 4, 16384, 1024, 0),
     };
     /* PoCL takes 10 s to compile each, Oclgrind as long to run the largest */
-    for (size_t i = 0; i < (small_run() ? 3 : COUNT(tunings)); i++) {
+    for (size_t i = 0; i < (small_run() ? 2 : COUNT(tunings)); i++) {
         check_sizes(&tunings[i], CLXENT_F32, false);
-        check_sizes(&tunings[i], CLXENT_F32, true);
         /* what one work-item writes over the logits, another must have read */
         check(&tunings[i], CLXENT_F32, 9, 70, false, CASE_IN_PLACE);
-        check(&tunings[i], CLXENT_F32, 9, 70, true, CASE_IN_PLACE);
         /* rows that begin at multiples of the vector, which GPUs read and write otherwise */
         check(&tunings[i], CLXENT_F32, 9, 192, false, CASE_ALIGNED);
+        if (tunings[i].vector == 1) continue;
+        check_sizes(&tunings[i], CLXENT_F32, true);
+        check(&tunings[i], CLXENT_F32, 9, 70, true, CASE_IN_PLACE);
         check(&tunings[i], CLXENT_F32, 9, small_run() ? 192 : 2048, true, CASE_ALIGNED);
     }
 }
@@ -171,8 +171,8 @@ static void check_lanes(const clxent_tuning *t, uint32_t dtype, size_t inner, bo
 Test(variants, lanes_of_every_vector_with_the_class_axis_last)
 {
     const clxent_tuning tunings[] = {
-        LANES(1, 16, 1 << 19, 1), LANES(1, 16, 1 << 14, 0), LANES(1, 4, 1 << 19, 0),  LANES(1, 1, 1 << 19, 0),
-        LANES(1, 8, 1 << 19, 1),  LANES(32, 1, 1 << 19, 0), LANES(64, 1, 1 << 15, 0),
+        LANES(1, 16, 1 << 19, 1), LANES(1, 16, 1 << 14, 0), LANES(1, 4, 1 << 19, 0),
+        LANES(1, 1, 1 << 19, 0),  LANES(1, 8, 1 << 19, 1),  LANES(32, 1, 1 << 19, 0),
     };
     for (size_t i = 0; i < (small_run() ? 2 : COUNT(tunings)); i++) {
         const clxent_tuning *t = &tunings[small_run() && i == 1 ? 5 : i];
@@ -220,7 +220,7 @@ Test(variants, split_rows_have_the_bits_of_whole_ones)
     } cases[] = {
         { PIECES(1, 16, 64, 8192, 1024, 0), PIECES(1, 16, 64, 8192, 1024, UINT32_MAX), 5000 },
         { PIECES(1, 4, 4, 0, 16, 0), PIECES(1, 4, 4, 0, 16, UINT32_MAX), 203 },
-        { PIECES(8, 4, 4, 0, 128, 0), PIECES(8, 4, 4, 0, 128, UINT32_MAX), 517 },
+        { PIECES(4, 4, 4, 0, 128, 0), PIECES(4, 4, 4, 0, 128, UINT32_MAX), 517 },
     };
     for (size_t i = 0; i < COUNT(cases); i++) {
         for (int general = 0; general < 2; general++) {
