@@ -40,14 +40,14 @@
  *                when L is added, log is within 3 ulps, and d's relative error (as in softmax) is L's
  *                absolute one.
  *   row loss     loss * (delta_j + L) for each |a_j|: relative to the sum of its terms, because log1p(sum
- *                over the others) keeps L's relative precision. X_j where z_j is not the maximum, and the
- *                part (1 - p_max) of argument * Z that reaches L. The z-loss term adds its own relative error
- *                and the absolute one of lse, 2 |lse| times: lse may be near 0 where m and L are not.
+ *                over the others) keeps L's relative precision. 2 (1 - p_j) X_j: z_j moves itself and, by
+ *                sum p_k X_k, lse. The z-loss term adds its own relative error and the absolute one of lse,
+ *                2 |lse| times: lse may be near 0 where m and L are not.
  *   gradient     E_j * p_j * (sum |a_k| + 2 |z_loss * lse|) + exponential * |a_j| + 2 z_loss p_j times the
  *                bound of lse, times the outer factors. delta_j does not multiply |a_j|: only p_j has an
  *                exponent. The target of a one-hot row without smoothing is -(sum of the others) / d instead:
  *                its error is that of the others, sum p_k * E_k, however small. 1 - tanh^2 has an absolute
- *                error of slope.
+ *                error of slope. In f64 twice, as the oracle rounds as often.
  *   entropy      L + sum p_j delta_j: the bounds of log_softmax's L and, for each term, p_j's relative error
  *                E_j, delta_j's rounding and X_j, a product, and `sum` for adding up.
  *   loss         the row bounds added up, plus sum * the absolute row losses: the sum goes in blocks. D as
@@ -400,13 +400,13 @@ static void put_reduced_loss(const struct problem *p)
     put(p->out->loss, p->out->loss_bound, 0, loss, finish(p, p->real, loss, bound));
 }
 
+/* ---- Cross-entropy ------------------------------------------------------------------------------- */
+
 /* `argument` of a z of that size. */
 static double moved(const struct problem *p, double z_size)
 {
     return p->moves_z ? (p->real == CLXENT_F64 ? 2 : 1) * ulps.argument * z_size : 0;
 }
-
-/* ---- Cross-entropy ------------------------------------------------------------------------------- */
 
 struct row {
     size_t top;     /* the first maximum of z */
@@ -478,6 +478,12 @@ static double argument_error(const struct problem *p, const struct row *row, siz
 static double probability(const struct problem *p, const struct row *row, size_t j)
 {
     return p->e[j] / (1 + row->rest);
+}
+
+/* 1 - p_j, which does not cancel where p_j is the largest. */
+static double others_share(const struct problem *p, const struct row *row, size_t j)
+{
+    return (j == row->top ? row->rest : 1 + row->rest - p->e[j]) / (1 + row->rest);
 }
 
 /* p_j * E_j; the exponential of -inf is 0 without error. */
@@ -569,8 +575,7 @@ static void take_loss(struct problem *p, size_t index, const struct row *row, co
         if (p->a[j] == 0) continue;
         sum_add(&terms, p->a[j] * nll);
         double error = ulps.loss * nll;
-        if (delta > 0) error += argument_error(p, row, j);
-        if (p->moves_z) error += row->rest / (1 + row->rest) * moved(p, row->z_size);
+        error += 2 * others_share(p, row, j) * argument_error(p, row, j);
         if (nll > p->largest) error = INFINITY; /* overflows before a_j scales it down */
         sum_add(&errors, p->a_size[j] * error);
     }
@@ -591,7 +596,6 @@ static void take_gradient(const struct problem *p, size_t index, const struct ro
     const bool one_hot = clxent_targets_are_indices(p->desc) && p->smoothing == 0;
     const double factor = v->row_weight * outer_factor(p, index);
     const double z_pull = 2 * p->z_loss * row->lse; /* times p_j: the gradient of the z-loss */
-    const double d = 1 + row->rest;
     struct sum a = { 0, 0 };
     double a_size = 0;
 
@@ -606,8 +610,8 @@ static void take_gradient(const struct problem *p, size_t index, const struct ro
         }
         /* p_j * sum a - a_j = p_j * (sum over the others of a) - a_j * (1 - p_j): neither term cancels. */
         const double probable = probability(p, row, j);
-        const double others = (j == row->top ? row->rest : d - p->e[j]) / d;
-        const double dz = probable * (sum_value(a) - p->a[j]) - p->a[j] * others + z_pull * probable;
+        const double dz =
+            probable * (sum_value(a) - p->a[j]) - p->a[j] * others_share(p, row, j) + z_pull * probable;
 
         double error;
         if (one_hot && (int64_t)j == v->target) {
@@ -620,7 +624,8 @@ static void take_gradient(const struct problem *p, size_t index, const struct ro
         }
         error +=
             probability_error(p, row, j) * fabs(z_pull) + 2 * p->z_loss * probable * row->lse_bound / p->u;
-        error = p->u * error + underflow(p, row, j) * (a_size + fabs(z_pull));
+        error =
+            (p->real == CLXENT_F64 ? 2 : 1) * p->u * error + underflow(p, row, j) * (a_size + fabs(z_pull));
 
         const double gradient = dz * p->slope[j] * factor;
         double bound = error * fabs(p->slope[j] * factor);

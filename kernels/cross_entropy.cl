@@ -41,6 +41,8 @@
 #    define INLINE static inline
 #endif
 
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+
 /* Streaming stores need their elements moved to where vectors are aligned, see emit(). */
 #if HAS_NONTEMPORAL && WG_SIZE == 1
 #    define CAN_STREAM 1
@@ -113,6 +115,18 @@ static inline vec get_z(const row_input *in, const uint v)
 {
     vec unused;
     return softcap_vector_z(get_x(in, v), in->o, &unused);
+}
+
+static inline bool is_plain(const row_input *in)
+{
+    return !(in->o.softcap > 0) && in->o.logit_scale == 1 && !in->has_class_weights;
+}
+
+static inline void make_plain(row_input *in)
+{
+    in->o.softcap = 0;
+    in->o.logit_scale = 1;
+    in->has_class_weights = false;
 }
 
 /* ---- a ------------------------------------------------------------------------------------ */
@@ -227,30 +241,73 @@ static inline row_sums merge_group(const row_sums own, __local row_sums *scratch
     return all;
 }
 
-/* What one block adds. Four sums of exponentials, as an addition takes four times as long as it keeps the adder busy,
- * flushed into one that loses nothing before many have been added: where one term is 1 and very many others are
- * alike, each addition to it rounds the same way, and the error grows with their number. */
+/* What one vector adds. */
 typedef struct {
-    vec others0, others1, others2, others3;
+    vec others;
+#if GENERAL
+    vec entropy, nll, weight;
+#endif
+} terms;
+
+/* What one block adds: few terms are summed plainly, four by four, and flushed into sums that lose nothing before many
+ * have been added: where one term is 1 and very many others are alike, each addition to it rounds the same way, and
+ * the error grows with their number. */
+typedef struct {
+    terms few;
     long_vector others;
+#if GENERAL
     long_vector entropy, nll, weight;
+#endif
 } block_sums;
 
-/* Vectors between two flushes, see above. */
-#define FLUSH_VECTORS 16
+/* Vectors of a work-item between two flushes, see above; a block has no fewer, or is one. */
+#define FLUSH_VECTORS (BLOCK < 16 ? BLOCK : 16)
+
+static inline terms no_terms(void)
+{
+    const vec zero = (vec)(0);
+#if GENERAL
+    return (terms){ zero, zero, zero, zero };
+#else
+    return (terms){ zero };
+#endif
+}
 
 static inline block_sums empty_block(void)
 {
     const vec zero = (vec)(0);
     const long_vector none = { zero, zero };
-    return (block_sums){ zero, zero, zero, zero, none, none, none, none };
+#if GENERAL
+    return (block_sums){ no_terms(), none, none, none, none };
+#else
+    return (block_sums){ no_terms(), none };
+#endif
 }
 
-static inline void flush(block_sums *b)
+#define SUM_FOUR(f, member) ((f[0].member + f[1].member) + (f[2].member + f[3].member))
+ALWAYS_INLINE void add_four(const row_input *in, block_sums *b, const terms four[4])
 {
-    const vec zero = (vec)(0);
-    b->others = long_add_vector(b->others, (b->others0 + b->others1) + (b->others2 + b->others3));
-    b->others0 = b->others1 = b->others2 = b->others3 = zero;
+    b->few.others += SUM_FOUR(four, others);
+#if GENERAL
+    if (in->entropy) b->few.entropy += SUM_FOUR(four, entropy);
+    if (in->dense) b->few.nll += SUM_FOUR(four, nll);
+    if (in->dense) b->few.weight += SUM_FOUR(four, weight);
+#else
+    (void)in;
+#endif
+}
+
+ALWAYS_INLINE void flush(const row_input *in, block_sums *b)
+{
+    b->others = long_add_vector(b->others, b->few.others);
+#if GENERAL
+    if (in->entropy) b->entropy = long_add_vector(b->entropy, b->few.entropy);
+    if (in->dense) b->nll = long_add_vector(b->nll, b->few.nll);
+    if (in->dense) b->weight = long_add_vector(b->weight, b->few.weight);
+#else
+    (void)in;
+#endif
+    b->few = no_terms();
 }
 
 static inline long_sum fold(const long_sum s, const long_vector v)
@@ -258,35 +315,8 @@ static inline long_sum fold(const long_sum s, const long_vector v)
     return long_merge(s, (long_sum){ FOLD(v.high, real_sum), FOLD(v.low, real_sum) });
 }
 
-/* The exponentials of vector v, 0 for the class kept apart (NO_CLASS: of another vector); what else is summed goes
- * to b. tail: v may be the last one. */
-static inline vec add_vector(const row_input *in, const row_sums *s, const exp_scale scale, block_sums *b,
-                             const uint v, const vec z, const bool tail, const uint apart, const bool far,
-                             const bool cached, __local real *cache)
+static inline void add_block(const row_input *in, row_sums *s, const block_sums *b)
 {
-    const uint at = tail ? vector_at(in, v) : v * VEC, skipped = tail ? first_new(in, v) : 0;
-    vec e = exp_vector(z, scale, far);
-    if (cached && !IN_REGISTERS) STORE(e, cache + at);
-    if (apart != NO_CLASS) e = IOTA == (ivec)((integer)(apart - at)) ? (vec)(0) : e;
-    if (skipped > 0) e = IOTA < (ivec)((integer)skipped) ? (vec)(0) : e;
-    if (GENERAL) {
-        const vec distance = (vec)(s->maximum > -REAL_INFINITY ? s->maximum : 0) - z;
-        if (in->entropy) {
-            b->entropy = long_add_vector(b->entropy, e == (vec)(0) ? (vec)(0) : e * distance);
-        }
-        if (in->dense) {
-            vec a = dense_vector(in, at, tail && !TAIL_OVERLAPS(in) ? in->tail : VEC);
-            if (skipped > 0) a = IOTA < (ivec)((integer)skipped) ? (vec)(0) : a;
-            b->nll = long_add_vector(b->nll, a == (vec)(0) ? (vec)(0) : a * distance);
-            b->weight = long_add_vector(b->weight, a);
-        }
-    }
-    return e;
-}
-
-static inline void add_block(const row_input *in, row_sums *s, block_sums *b)
-{
-    flush(b);
     s->others = fold(s->others, b->others);
 #if GENERAL
     if (in->entropy) s->entropy = fold(s->entropy, b->entropy);
@@ -295,6 +325,43 @@ static inline void add_block(const row_input *in, row_sums *s, block_sums *b)
 #else
     (void)in;
 #endif
+}
+
+#if GENERAL
+/* a of vector v, as it is summed. tail: v may be the last one. */
+static inline vec get_a(const row_input *in, const uint v, const bool tail)
+{
+    const uint at = tail ? vector_at(in, v) : v * VEC, skipped = tail ? first_new(in, v) : 0;
+    const bool part = tail && v >= in->vectors && !TAIL_OVERLAPS(in);
+    const vec a = dense_vector(in, at, part ? in->tail : VEC);
+    return skipped > 0 && IOTA < (ivec)((integer)skipped) ? (vec)(0) : a;
+}
+#endif
+
+/* Of vector v; the exponentials are 0 for the class kept apart (NO_CLASS: of another vector). tail: v may be the last
+ * one. */
+ALWAYS_INLINE terms terms_of(const row_input *in, const row_sums *s, const exp_scale scale, const uint v,
+                             const vec z, const bool tail, const uint apart, const bool far,
+                             const bool cached, __local real *cache)
+{
+    const uint at = tail ? vector_at(in, v) : v * VEC, skipped = tail ? first_new(in, v) : 0;
+    terms t = no_terms();
+    vec e = exp_vector(z, scale, far);
+    if (cached && !IN_REGISTERS) STORE(e, cache + at);
+    if (apart != NO_CLASS) e = IOTA == (ivec)((integer)(apart - at)) ? (vec)(0) : e;
+    if (skipped > 0) e = IOTA < (ivec)((integer)skipped) ? (vec)(0) : e;
+    t.others = e;
+#if GENERAL
+    const vec distance = (vec)(s->maximum > -REAL_INFINITY ? s->maximum : 0) - z;
+    if (in->entropy) t.entropy = e == (vec)(0) ? (vec)(0) : e * distance;
+    if (in->dense) {
+        t.weight = get_a(in, v, tail);
+        t.nll = t.weight == (vec)(0) ? (vec)(0) : t.weight * distance;
+    }
+#else
+    (void)s;
+#endif
+    return t;
 }
 
 /* Where the maximum was met first: a range of this work-item's vectors. */
@@ -346,17 +413,20 @@ static inline row_sums scan_own(const row_input *in, const uint apart, const uin
         }
         const exp_scale scale = exp_scale_of(s.maximum);
 #    pragma unroll
-        for (uint i = 0; i < BLOCK; i++) {
-            const uint v = from + (uint)get_local_id(0) + i * WG_SIZE;
-            if (v < to) {
-                const vec e = add_vector(in, &s, scale, &b, v, z[i], v >= in->vectors,
-                                         v == apart_vector ? apart : NO_CLASS, true, cached, cache);
-                if (i % 4 == 0) b.others0 += e;
-                if (i % 4 == 1) b.others1 += e;
-                if (i % 4 == 2) b.others2 += e;
-                if (i % 4 == 3) b.others3 += e;
+        for (uint i = 0; i < BLOCK; i += 4) {
+            terms four[4];
+#    pragma unroll
+            for (uint k = 0; k < 4; k++) {
+                const uint v = from + (uint)get_local_id(0) + (i + k) * WG_SIZE;
+                four[k] = no_terms();
+                if (v < to) {
+                    four[k] = terms_of(in, &s, scale, v, z[i + k], v >= in->vectors,
+                                       v == apart_vector ? apart : NO_CLASS, true, cached, cache);
+                }
             }
+            add_four(in, &b, four);
         }
+        flush(in, &b);
         add_block(in, &s, &b);
     }
     (void)whole;
@@ -380,8 +450,8 @@ static inline __local real *z_place(const row_input *in, __local real *cache, co
     return cache + (whole ? vector_at(in, v) : (v - first) * VEC);
 }
 
-/* Adds the vectors [from, to) of this work-item. The class kept apart interrupts the plain loop once. */
-static inline void sum_block(const row_input *in, row_sums *s, const uint from, const uint to,
+/* Adds the vectors [from, to) of this work-item. */
+ALWAYS_INLINE void sum_block(const row_input *in, row_sums *s, const uint from, const uint to,
                              const uint apart, const bool far, const bool whole, const bool keeps_z,
                              const bool cached, __local real *cache)
 {
@@ -389,41 +459,37 @@ static inline void sum_block(const row_input *in, row_sums *s, const uint from, 
     const uint apart_vector = apart / VEC; /* of NO_CLASS: past every row */
     const exp_scale scale = exp_scale_of(s->maximum);
     block_sums b = empty_block();
-    uint v = from + (uint)get_local_id(0);
-    uint stop = apart_vector >= v && apart_vector < full ? apart_vector : full;
-    for (;;) {
+    for (uint v = from + (uint)get_local_id(0); v < to; v += FLUSH_VECTORS * WG_SIZE) {
+        const uint last = v + (FLUSH_VECTORS - 1) * WG_SIZE;
+        const bool plain = last < full && (apart_vector < v || apart_vector > last);
 #    define Z(w) (keeps_z ? LOAD(z_place(in, cache, from, w, whole)) : get_full_z(in, w))
-#    define ADD(w) add_vector(in, s, scale, &b, w, Z(w), false, NO_CLASS, far, cached, cache)
-        for (; v + (FLUSH_VECTORS - 1) * WG_SIZE < stop; v += FLUSH_VECTORS * WG_SIZE) {
-            for (uint i = 0; i < FLUSH_VECTORS; i += 4) {
-                b.others0 += ADD(v + i * WG_SIZE);
-                b.others1 += ADD(v + (i + 1) * WG_SIZE);
-                b.others2 += ADD(v + (i + 2) * WG_SIZE);
-                b.others3 += ADD(v + (i + 3) * WG_SIZE);
+        for (uint i = 0; i < FLUSH_VECTORS && v + i * WG_SIZE < to; i += 4) {
+            const uint w = v + i * WG_SIZE;
+            terms four[4];
+            if (plain) {
+#    pragma unroll
+                for (uint k = 0; k < 4; k++) {
+                    four[k] = terms_of(in, s, scale, w + k * WG_SIZE, Z(w + k * WG_SIZE), false, NO_CLASS,
+                                       far, cached, cache);
+                }
+            } else {
+#    pragma unroll
+                for (uint k = 0; k < 4; k++) {
+                    const uint u = w + k * WG_SIZE;
+                    four[k] = no_terms();
+                    if (u < to) {
+                        /* of the tail's z, if kept, exponentials may have overwritten some by now */
+                        four[k] = terms_of(in, s, scale, u, u < full ? Z(u) : get_z(in, u), true,
+                                           u == apart_vector ? apart : NO_CLASS, far, cached, cache);
+                    }
+                }
             }
-            flush(&b);
+            add_four(in, &b, four);
         }
-        for (; v + 3 * WG_SIZE < stop; v += 4 * WG_SIZE) {
-            b.others0 += ADD(v);
-            b.others1 += ADD(v + WG_SIZE);
-            b.others2 += ADD(v + 2 * WG_SIZE);
-            b.others3 += ADD(v + 3 * WG_SIZE);
-        }
-        for (; v < stop; v += WG_SIZE) b.others0 += ADD(v);
-        if (stop == full) break;
-        if (v == apart_vector) {
-            b.others0 += add_vector(in, s, scale, &b, v, Z(v), false, apart, far, cached, cache);
-            v += WG_SIZE;
-        }
-        stop = full;
-    }
-    if (v < to) { /* the tail: what was kept of it, exponentials may have overwritten by now */
-        const uint tail_apart = v == apart_vector ? apart : NO_CLASS;
-        b.others1 += add_vector(in, s, scale, &b, v, get_z(in, v), true, tail_apart, far, cached, cache);
+        flush(in, &b);
+#    undef Z
     }
     add_block(in, s, &b);
-#    undef ADD
-#    undef Z
 }
 
 /* z of vector v, left behind for sum_block(). */
@@ -465,8 +531,9 @@ static inline real block_maximum(const row_input *in, const uint from, const uin
 }
 
 /* This work-item's part of the vectors [begin, end). whole: the maximum of all of them is found first. */
-static inline row_sums scan_own(const row_input *in, const uint apart, const uint begin, const uint end,
-                                const bool whole, const bool cached, __local real *cache, vector_range *range)
+ALWAYS_INLINE row_sums scan_vectors(const row_input *in, const uint apart, const uint begin, const uint end,
+                                    const bool whole, const bool cached, __local real *cache,
+                                    vector_range *range)
 {
     const uint block = BLOCK * WG_SIZE;
     const bool keeps_z = GENERAL && in->o.softcap > 0 && (whole || in->cache_elements >= block * VEC);
@@ -490,6 +557,25 @@ static inline row_sums scan_own(const row_input *in, const uint apart, const uin
     }
     return s;
 }
+/* The options that most combinations leave alone are known to be off in a copy of these loops. */
+static inline row_sums scan_own(const row_input *in, const uint apart, const uint begin, const uint end,
+                                const bool whole, const bool cached, __local real *cache, vector_range *range)
+{
+#    if GENERAL
+    row_input plain = *in;
+    if (is_plain(in) && !in->dense) {
+        make_plain(&plain);
+        plain.dense = false;
+        return scan_vectors(&plain, apart, begin, end, whole, cached, cache, range);
+    }
+    if (is_plain(in) && !in->entropy) {
+        make_plain(&plain);
+        plain.entropy = false;
+        return scan_vectors(&plain, apart, begin, end, whole, cached, cache, range);
+    }
+#    endif
+    return scan_vectors(in, apart, begin, end, whole, cached, cache, range);
+}
 #endif
 
 /* s = logit_scale * x of vector v: what the argmax is taken of, as a softcap that saturates makes equal what
@@ -506,21 +592,19 @@ static inline vec get_s(const row_input *in, const uint v)
 INLINE uint find_first(const row_input *in, const real value, const uint first, const uint last)
 {
     const bool want_nan = value != value;
-    uint found = NO_CLASS;
-    for (uint v = first + (uint)get_local_id(0); v < last && found == NO_CLASS; v += WG_SIZE) {
+    const ivec none = (ivec)(INT_MAX); /* classes are fewer */
+    ivec found = none;
+    for (uint v = first + (uint)get_local_id(0); v < last; v += WG_SIZE) {
         const vec s = get_s(in, v);
+        const ivec at = IOTA + (ivec)((integer)vector_at(in, v));
         const ivec match = want_nan ? s != s : s == (vec)(value);
-#if VEC > 1
-        if (!any(match)) continue;
-#endif
-        integer hit[VEC];
-        STORE(match, hit);
-        for (uint i = VEC; i > 0; i--) {
-            const uint at = vector_at(in, v) + i - 1;
-            if (hit[i - 1] != 0 && at < in->classes) found = at;
-        }
+        found = min(found, match ? at : none);
     }
-    return found;
+    integer of_lane[VEC];
+    STORE(found, of_lane);
+    uint least = NO_CLASS;
+    for (uint i = 0; i < VEC; i++) least = min(least, (uint)of_lane[i]);
+    return least < in->classes ? least : NO_CLASS;
 }
 
 /* Everything that is summed over this work-item's part of the vectors [begin, end): apart: the class left out of
@@ -555,14 +639,20 @@ static inline row_sums sum_own_weights(const row_input *in, const uint begin, co
     row_sums s = empty_sums();
     for (uint from = begin; from < end; from += BLOCK * WG_SIZE) {
         const uint to = min(from + BLOCK * WG_SIZE, end);
-        long_vector weight = empty_block().weight;
-        for (uint v = from + (uint)get_local_id(0); v < to; v += WG_SIZE) {
-            const uint skipped = first_new(in, v);
-            vec a = dense_vector(in, vector_at(in, v), v < in->vectors || TAIL_OVERLAPS(in) ? VEC : in->tail);
-            if (skipped > 0) a = IOTA < (ivec)((integer)skipped) ? (vec)(0) : a;
-            weight = long_add_vector(weight, a);
+        block_sums b = empty_block();
+        for (uint v = from + (uint)get_local_id(0); v < to; v += FLUSH_VECTORS * WG_SIZE) {
+            for (uint i = 0; i < FLUSH_VECTORS && v + i * WG_SIZE < to; i += 4) {
+                terms four[4];
+                for (uint k = 0; k < 4; k++) {
+                    const uint u = v + (i + k) * WG_SIZE;
+                    four[k] = no_terms();
+                    if (u < to) four[k].weight = get_a(in, u, true);
+                }
+                add_four(in, &b, four);
+            }
+            flush(in, &b);
         }
-        s.dense_weight = fold(s.dense_weight, weight);
+        s.dense_weight = fold(s.dense_weight, b.weight);
     }
     return s;
 }
@@ -608,7 +698,7 @@ typedef struct {
     bool accumulate;
 } emission;
 
-static inline vec emit_value(const row_input *in, const row_result *r, const emission *g, const vec x,
+ALWAYS_INLINE vec emit_value(const row_input *in, const row_result *r, const emission *g, const vec x,
                              const vec cached_e, const bool cached, const uint at, const uint n)
 {
     if (g->filled) return (vec)(g->fill);
@@ -642,7 +732,7 @@ static inline void emit_part(const row_input *in, const row_result *r, const emi
 }
 
 /* What belongs into a whole vector; with_target: the target's class may be in it. */
-static inline vec value_of_vector(const row_input *in, const row_result *r, const emission *g,
+ALWAYS_INLINE vec value_of_vector(const row_input *in, const row_result *r, const emission *g,
                                   const __global gradient_storage *gradient, const uint at,
                                   const bool with_target, const bool cached, const bool aligned,
                                   const __local real *cache)
@@ -671,9 +761,10 @@ static inline void put_vector(const emission *g, __global storage *out, __global
 /* The classes [begin, end), vectors beginning at `begin` + head. The elements before those and behind them are
  * vectors too that overlap their neighbours, where one work-item does all: they are computed first, before
  * anything is written in place, and written last. */
-INLINE void emit_loop(const row_input *in, const row_result *r, const emission *g, __global storage *out,
-                      __global gradient_storage *gradient, const uint begin, const uint head, const uint end,
-                      const bool cached, const bool aligned, const __local real *cache)
+ALWAYS_INLINE void emit_loop(const row_input *in, const row_result *r, const emission *g,
+                             __global storage *out, __global gradient_storage *gradient, const uint begin,
+                             const uint head, const uint end, const bool cached, const bool aligned,
+                             const __local real *cache)
 {
     const uint first = begin + head;
     const uint vectors = (end - first) / VEC;
@@ -713,6 +804,22 @@ INLINE void emit_loop(const row_input *in, const row_result *r, const emission *
     }
 }
 
+/* As scan_own(). */
+INLINE void emit_known(const row_input *in, const row_result *r, const emission *g, __global storage *out,
+                       __global gradient_storage *gradient, const uint begin, const uint head, const uint end,
+                       const bool cached, const bool aligned, const __local real *cache)
+{
+#if GENERAL && !IN_REGISTERS
+    if (is_plain(in)) {
+        row_input plain = *in;
+        make_plain(&plain);
+        emit_loop(&plain, r, g, out, gradient, begin, head, end, cached, aligned, cache);
+        return;
+    }
+#endif
+    emit_loop(in, r, g, out, gradient, begin, head, end, cached, aligned, cache);
+}
+
 /* Rows of fewer classes than this are streamed only where all of them are aligned. */
 #define LONG_ROW 4096u
 
@@ -731,12 +838,12 @@ INLINE void emit(const row_input *in, const row_result *r, const emission *g, __
     if (CAN_STREAM && streaming && address % size == 0) {
         const uint head = (uint)((0 - address) & (VEC * size - 1)) / (uint)size;
         if ((head == 0 && stride % VEC == 0) || (in->classes >= LONG_ROW && head < end - begin)) {
-            emit_loop(in, r, g, out, gradient, begin, head, end, cached, true, cache);
+            emit_known(in, r, g, out, gradient, begin, head, end, cached, true, cache);
             return;
         }
     }
     const bool aligned = TELLS_ALIGNED && address % (VEC * size) == 0 && IS_ALIGNED(in->x + begin, storage);
-    emit_loop(in, r, g, out, gradient, begin, 0, end, cached, aligned, cache);
+    emit_known(in, r, g, out, gradient, begin, 0, end, cached, aligned, cache);
 }
 
 /* ---- The row ------------------------------------------------------------------------------- */

@@ -157,7 +157,9 @@ static inline void fold_losses(const clxent_parameters *p, __global totals *t, c
         } else if (!(p->flags & FLAG_MEAN)) {
             loss[p->offset.loss] = value;
         } else if (t->d == 0) {
-            loss[p->offset.loss] = (p->flags & FLAG_ALL_IGNORED_ZERO) ? REAL(0.0) : REAL_NAN;
+            /* a bad row's NaN is not hidden */
+            const bool zero = (p->flags & FLAG_ALL_IGNORED_ZERO) != 0 && value == value;
+            loss[p->offset.loss] = zero ? REAL(0.0) : REAL_NAN;
         } else {
             loss[p->offset.loss] = value / t->d;
         }

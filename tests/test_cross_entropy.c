@@ -312,6 +312,9 @@ Test(cross_entropy, all_rows_ignored_give_the_policy_and_zero_gradients)
             for (size_t row = 0; row < 6; row++)
                 put_target((void *)p.args.targets.data, desc.target_type, row, -100);
             run_case("all ignored", &p, 0);
+            /* but a row that is bad, which does not count either: no policy hides its NaN */
+            put_target((void *)p.args.targets.data, desc.target_type, 4, 20);
+            run_case("all ignored or bad", &p, 0);
             free_problem(&p);
         }
     }
@@ -536,6 +539,23 @@ Test(cross_entropy, bf16_logits_with_an_f32_gradient_match_the_reference)
 }
 
 Test(cross_entropy, f64_logits_match_the_reference) { check_dtype(CLXENT_F64, 0); }
+
+/* One result's values must not take the place of what the other is made of. */
+Test(cross_entropy, softmax_and_gradient_alone_beside_each_other)
+{
+    const size_t inners[] = { 1, 2, 16, 75 }, classes[] = { 2, 21, 300 };
+    for (size_t i = 0; i < COUNT(inners); i++) {
+        for (size_t k = 0; k < (small_run() ? 2 : COUNT(classes)); k++) {
+            clxent_desc desc = make_desc(CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_GRADIENT, CLXENT_F32, 3,
+                                         inners[i], classes[k]);
+            problem p;
+            desc.inner = inners[i];
+            make_problem(&p, &desc, FILL_DESIGNED | FILL_IGNORED, 70 + i);
+            run_case(name_of(&desc, "two"), &p, 0);
+            free_problem(&p);
+        }
+    }
+}
 
 Test(cross_entropy, an_inner_class_axis_serves_every_dtype)
 {
