@@ -371,17 +371,24 @@ INLINE void sum_classes(const tile_input *in, tile_sums *s, const exp_scale scal
                         const uint begin, const uint end, const bool entropy, const bool far)
 {
     const vec zero = (vec)(0);
-    vec others0 = zero, others1 = zero, others2 = zero, others3 = zero;
+    vec part[BLOCK_CLASSES / 4]; /* as a tree: a class that is most of the sum takes part in few additions */
     tile_sums b = empty_sums(s->maximum);
-    uint c = begin;
-    for (; c + 3 < end; c += 4) {
-        others0 += add_class(in, &b, scale, target, c, entropy, far);
-        others1 += add_class(in, &b, scale, target, c + 1, entropy, far);
-        others2 += add_class(in, &b, scale, target, c + 2, entropy, far);
-        others3 += add_class(in, &b, scale, target, c + 3, entropy, far);
+#pragma unroll
+    for (uint i = 0; i < BLOCK_CLASSES / 4; i++) {
+        const uint c = begin + 4 * i;
+        part[i] = zero;
+        if (c + 3 < end) {
+            const vec first = add_class(in, &b, scale, target, c, entropy, far);
+            const vec second = add_class(in, &b, scale, target, c + 1, entropy, far);
+            const vec third = add_class(in, &b, scale, target, c + 2, entropy, far);
+            const vec fourth = add_class(in, &b, scale, target, c + 3, entropy, far);
+            part[i] = (first + second) + (third + fourth);
+        } else {
+            for (uint k = c; k < end; k++) part[i] += add_class(in, &b, scale, target, k, entropy, far);
+        }
     }
-    for (; c < end; c++) others0 += add_class(in, &b, scale, target, c, entropy, far);
-    s->others = long_merge(s->others, (long_sum){ (others0 + others1) + (others2 + others3), zero });
+    const vec others = (part[0] + part[1]) + (part[2] + part[3]);
+    s->others = long_merge(s->others, (long_sum){ others, zero });
     if (GENERAL && entropy) s->entropy = long_merge(s->entropy, b.entropy);
     if (GENERAL && in->dense) {
         s->dense_nll = long_merge(s->dense_nll, b.dense_nll);
