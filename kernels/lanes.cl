@@ -47,6 +47,13 @@
 /* Left to themselves, compilers call some of these for every vector. */
 #define INLINE static inline __attribute__((always_inline))
 
+/* Of a group of one work-item; in larger ones it takes registers that a GPU does not have. */
+#if WG_SIZE == 1
+#    define UNROLL_ALONE _Pragma("unroll")
+#else
+#    define UNROLL_ALONE _Pragma("unroll 1")
+#endif
+
 /* The next tile comes from memory while this one is computed. PoCL's prefetch() does nothing; this built-in is for
  * its CPUs, and Oclgrind does not know it. */
 #define PREFETCH(p)
@@ -367,27 +374,35 @@ static inline tile_sums empty_sums(const lane maximum)
     return (tile_sums){ maximum, none, none, none, none, (ilane)(-1), (ilane)(-1) };
 }
 
+/* Of the classes [c, min(c + 4, end)), of which there may be none. */
+INLINE vec add_four(const tile_input *in, tile_sums *b, const exp_scale scale, const ilane target,
+                    const uint c, const uint end, const bool entropy, const bool far)
+{
+    vec sum = (vec)(0);
+    if (c + 3 < end) {
+        const vec first = add_class(in, b, scale, target, c, entropy, far);
+        const vec second = add_class(in, b, scale, target, c + 1, entropy, far);
+        const vec third = add_class(in, b, scale, target, c + 2, entropy, far);
+        const vec fourth = add_class(in, b, scale, target, c + 3, entropy, far);
+        return (first + second) + (third + fourth);
+    }
+    for (uint k = c; k < end; k++) sum += add_class(in, b, scale, target, k, entropy, far);
+    return sum;
+}
+
 INLINE void sum_classes(const tile_input *in, tile_sums *s, const exp_scale scale, const ilane target,
                         const uint begin, const uint end, const bool entropy, const bool far)
 {
     const vec zero = (vec)(0);
-    vec part[BLOCK_CLASSES / 4]; /* as a tree: a class that is most of the sum takes part in few additions */
+    vec others = zero; /* as a tree: a class that is most of the sum takes part in few additions */
     tile_sums b = empty_sums(s->maximum);
-#pragma unroll
-    for (uint i = 0; i < BLOCK_CLASSES / 4; i++) {
-        const uint c = begin + 4 * i;
-        part[i] = zero;
-        if (c + 3 < end) {
-            const vec first = add_class(in, &b, scale, target, c, entropy, far);
-            const vec second = add_class(in, &b, scale, target, c + 1, entropy, far);
-            const vec third = add_class(in, &b, scale, target, c + 2, entropy, far);
-            const vec fourth = add_class(in, &b, scale, target, c + 3, entropy, far);
-            part[i] = (first + second) + (third + fourth);
-        } else {
-            for (uint k = c; k < end; k++) part[i] += add_class(in, &b, scale, target, k, entropy, far);
-        }
+    UNROLL_ALONE
+    for (uint i = 0; i < BLOCK_CLASSES; i += 8) {
+        const uint c = begin + i;
+        const vec first = add_four(in, &b, scale, target, c, end, entropy, far);
+        const vec second = add_four(in, &b, scale, target, c + 4, end, entropy, far);
+        others += first + second;
     }
-    const vec others = (part[0] + part[1]) + (part[2] + part[3]);
     s->others = long_merge(s->others, (long_sum){ others, zero });
     if (GENERAL && entropy) s->entropy = long_merge(s->entropy, b.entropy);
     if (GENERAL && in->dense) {
