@@ -332,7 +332,7 @@ static inline void add_block(const row_input *in, row_sums *s, const block_sums 
 static inline vec get_a(const row_input *in, const uint v, const bool tail)
 {
     const uint at = tail ? vector_at(in, v) : v * VEC, skipped = tail ? first_new(in, v) : 0;
-    const bool part = tail && v >= in->vectors && !TAIL_OVERLAPS(in);
+    const bool part = TAIL_OVERLAPS(in) ? false : tail && v >= in->vectors;
     const vec a = dense_vector(in, at, part ? in->tail : VEC);
     return skipped > 0 && IOTA < (ivec)((integer)skipped) ? (vec)(0) : a;
 }
