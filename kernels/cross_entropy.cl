@@ -41,6 +41,7 @@
 #    define INLINE static inline
 #endif
 
+/* Left to itself, PoCL's compiler calls some of these for every vector. */
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
 /* Streaming stores need their elements moved to where vectors are aligned, see emit(). */
@@ -117,6 +118,7 @@ static inline vec get_z(const row_input *in, const uint v)
     return softcap_vector_z(get_x(in, v), in->o, &unused);
 }
 
+#if GENERAL && !IN_REGISTERS
 static inline bool is_plain(const row_input *in)
 {
     return !(in->o.softcap > 0) && in->o.logit_scale == 1 && !in->has_class_weights;
@@ -128,6 +130,7 @@ static inline void make_plain(row_input *in)
     in->o.logit_scale = 1;
     in->has_class_weights = false;
 }
+#endif
 
 /* ---- a ------------------------------------------------------------------------------------ */
 
@@ -338,30 +341,28 @@ static inline vec get_a(const row_input *in, const uint v, const bool tail)
 }
 #endif
 
-/* Of vector v; the exponentials are 0 for the class kept apart (NO_CLASS: of another vector). tail: v may be the last
- * one. */
-ALWAYS_INLINE terms terms_of(const row_input *in, const row_sums *s, const exp_scale scale, const uint v,
-                             const vec z, const bool tail, const uint apart, const bool far,
-                             const bool cached, __local real *cache)
+/* To t, which is no_terms(), what vector v adds; the exponentials are 0 for the class kept apart (NO_CLASS: of another
+ * vector). tail: v may be the last one. */
+ALWAYS_INLINE void take_terms(terms *t, const row_input *in, const row_sums *s, const exp_scale scale,
+                              const uint v, const vec z, const bool tail, const uint apart, const bool far,
+                              const bool cached, __local real *cache)
 {
     const uint at = tail ? vector_at(in, v) : v * VEC, skipped = tail ? first_new(in, v) : 0;
-    terms t = no_terms();
     vec e = exp_vector(z, scale, far);
     if (cached && !IN_REGISTERS) STORE(e, cache + at);
     if (apart != NO_CLASS) e = IOTA == (ivec)((integer)(apart - at)) ? (vec)(0) : e;
     if (skipped > 0) e = IOTA < (ivec)((integer)skipped) ? (vec)(0) : e;
-    t.others = e;
+    t->others = e;
 #if GENERAL
     const vec distance = (vec)(s->maximum > -REAL_INFINITY ? s->maximum : 0) - z;
-    if (in->entropy) t.entropy = e == (vec)(0) ? (vec)(0) : e * distance;
+    if (in->entropy) t->entropy = e == (vec)(0) ? (vec)(0) : e * distance;
     if (in->dense) {
-        t.weight = get_a(in, v, tail);
-        t.nll = t.weight == (vec)(0) ? (vec)(0) : t.weight * distance;
+        t->weight = get_a(in, v, tail);
+        t->nll = t->weight == (vec)(0) ? (vec)(0) : t->weight * distance;
     }
 #else
     (void)s;
 #endif
-    return t;
 }
 
 /* Where the maximum was met first: a range of this work-item's vectors. */
@@ -420,8 +421,8 @@ static inline row_sums scan_own(const row_input *in, const uint apart, const uin
                 const uint v = from + (uint)get_local_id(0) + (i + k) * WG_SIZE;
                 four[k] = no_terms();
                 if (v < to) {
-                    four[k] = terms_of(in, &s, scale, v, z[i + k], v >= in->vectors,
-                                       v == apart_vector ? apart : NO_CLASS, true, cached, cache);
+                    take_terms(&four[k], in, &s, scale, v, z[i + k], v >= in->vectors,
+                               v == apart_vector ? apart : NO_CLASS, true, cached, cache);
                 }
             }
             add_four(in, &b, four);
@@ -469,8 +470,9 @@ ALWAYS_INLINE void sum_block(const row_input *in, row_sums *s, const uint from, 
             if (plain) {
 #    pragma unroll
                 for (uint k = 0; k < 4; k++) {
-                    four[k] = terms_of(in, s, scale, w + k * WG_SIZE, Z(w + k * WG_SIZE), false, NO_CLASS,
-                                       far, cached, cache);
+                    four[k] = no_terms();
+                    take_terms(&four[k], in, s, scale, w + k * WG_SIZE, Z(w + k * WG_SIZE), false, NO_CLASS,
+                               far, cached, cache);
                 }
             } else {
 #    pragma unroll
@@ -479,8 +481,8 @@ ALWAYS_INLINE void sum_block(const row_input *in, row_sums *s, const uint from, 
                     four[k] = no_terms();
                     if (u < to) {
                         /* of the tail's z, if kept, exponentials may have overwritten some by now */
-                        four[k] = terms_of(in, s, scale, u, u < full ? Z(u) : get_z(in, u), true,
-                                           u == apart_vector ? apart : NO_CLASS, far, cached, cache);
+                        take_terms(&four[k], in, s, scale, u, u < full ? Z(u) : get_z(in, u), true,
+                                   u == apart_vector ? apart : NO_CLASS, far, cached, cache);
                     }
                 }
             }
@@ -531,9 +533,9 @@ static inline real block_maximum(const row_input *in, const uint from, const uin
 }
 
 /* This work-item's part of the vectors [begin, end). whole: the maximum of all of them is found first. */
-ALWAYS_INLINE row_sums scan_vectors(const row_input *in, const uint apart, const uint begin, const uint end,
-                                    const bool whole, const bool cached, __local real *cache,
-                                    vector_range *range)
+ALWAYS_INLINE void scan_vectors(row_sums *sums, const row_input *in, const uint apart, const uint begin,
+                                const uint end, const bool whole, const bool cached, __local real *cache,
+                                vector_range *range)
 {
     const uint block = BLOCK * WG_SIZE;
     const bool keeps_z = GENERAL && in->o.softcap > 0 && (whole || in->cache_elements >= block * VEC);
@@ -555,26 +557,30 @@ ALWAYS_INLINE row_sums scan_vectors(const row_input *in, const uint apart, const
             }
         }
     }
-    return s;
+    *sums = s;
 }
 /* The options that most combinations leave alone are known to be off in a copy of these loops. */
 static inline row_sums scan_own(const row_input *in, const uint apart, const uint begin, const uint end,
                                 const bool whole, const bool cached, __local real *cache, vector_range *range)
 {
+    row_sums sums;
 #    if GENERAL
     row_input plain = *in;
     if (is_plain(in) && !in->dense) {
         make_plain(&plain);
         plain.dense = false;
-        return scan_vectors(&plain, apart, begin, end, whole, cached, cache, range);
+        scan_vectors(&sums, &plain, apart, begin, end, whole, cached, cache, range);
+        return sums;
     }
     if (is_plain(in) && !in->entropy) {
         make_plain(&plain);
         plain.entropy = false;
-        return scan_vectors(&plain, apart, begin, end, whole, cached, cache, range);
+        scan_vectors(&sums, &plain, apart, begin, end, whole, cached, cache, range);
+        return sums;
     }
 #    endif
-    return scan_vectors(in, apart, begin, end, whole, cached, cache, range);
+    scan_vectors(&sums, in, apart, begin, end, whole, cached, cache, range);
+    return sums;
 }
 #endif
 
