@@ -14,6 +14,7 @@
 #define REDUCED_OUTPUTS (CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_CORRECT)
 
 enum { ALIGNMENT = 64, OPTIONS_SIZE = 192, TEXT_SIZE = 512, MOST_COLUMNS = 8 };
+enum { MOST_REGISTER_VECTORS = 8 }; /* IN_REGISTERS of cross_entropy.cl */
 
 static clxent_status supported(clxent_context *ctx, const clxent_desc *desc)
 {
@@ -118,7 +119,9 @@ static void choose_strategy(clxent_plan *plan)
     plan->piece_vectors = t->piece / t->vector / block * block;
     if (plan->piece_vectors == 0) plan->piece_vectors = (vectors + block - 1) / block * block;
     plan->pieces = (vectors - 1) / plan->piece_vectors + 1;
-    if (plan->pieces > 1) plan->cache_elements = 0; /* each piece's exponentials are at a scale of its own */
+    /* Exponentials are kept at the scale of the piece and, in longer blocks than registers hold, of the work-item that
+     * took them. */
+    if (plan->pieces > 1 || (t->group > 1 && t->block > MOST_REGISTER_VECTORS)) plan->cache_elements = 0;
     if (!is_row_kernel(desc)) return;
 
     const bool keeps = keeps_logits(plan);

@@ -13,6 +13,7 @@
 #include <string.h>
 
 enum { KIND_ANY, KIND_CPU, KIND_GPU };
+enum { MOST_GROUP = 1024 }; /* WG_SIZE of kernels/common.cl */
 enum { ANY_DTYPE = 0 };
 enum {
     NAME_SIZE = sizeof(((clxent_device *)0)->name),
@@ -80,11 +81,14 @@ clxent_tuning clxent_tuning_clamp(const clxent_tuning *tuning, const clxent_devi
         (uint32_t)(device->local_memory / 2 < UINT32_MAX ? device->local_memory / 2 : UINT32_MAX);
     clxent_tuning t = *tuning;
 
-    while (t.group > 1 && (t.group > device->max_work_group || t.group * local_item > local)) t.group /= 2;
+    const uint32_t most_group =
+        device->max_work_group < MOST_GROUP ? (uint32_t)device->max_work_group : MOST_GROUP;
+    while (t.group > 1 && (t.group > most_group || t.group * local_item > local)) t.group /= 2;
     if (t.cache > local) t.cache = local;
     if (t.lane_group == 0) t.lane_group = 1;
     if (t.lane_vector == 0) t.lane_vector = 1;
-    while (t.lane_group > device->max_work_group) t.lane_group /= 2;
+    while (t.lane_group > 1 && (t.lane_group > most_group || t.lane_group * local_item > local))
+        t.lane_group /= 2;
     if (t.lane_cache > local) t.lane_cache = local;
     if (desc->inner > 1) {
         /* vectors may not be longer than the run of neighbours that they lie along; there is none of 2 */

@@ -51,7 +51,10 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_softma
     for (uint c = (uint)get_local_id(0); c < p.classes; c += WG_SIZE) {
         real value = load_one(s + c * p.inner) * (load_one(g + c * p.inner) - mean);
         __global gradient_storage *out = gradient + start + c * p.inner;
-        if (p.flags & FLAG_ACCUMULATE) value = value + load_gradient_one(out);
+        if (p.flags & FLAG_ACCUMULATE) {
+            if (value == 0) continue; /* even -0 stays as it is */
+            value = value + load_gradient_one(out);
+        }
         store_gradient_one(out, value);
     }
 }

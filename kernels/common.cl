@@ -473,7 +473,7 @@ static inline real real_sum(const real a, const real b) { return a + b; }
  *
  * and what is shifted away is not m but 2^q, q = rint(m / ln2): exp(z - q ln2) = 2^(k - q) exp(r) has a
  * relative error of about 2u whatever z, costs no instruction more, and when the maximum grows the
- * sum so far is rescaled by a power of two, which is exact. The largest term lies in [2^-1/2, 2^1/2].
+ * sum so far is rescaled by a power of two, which is exact. The largest term lies in [2^-1/2, 2^1/2], or 2^HEADROOM times that.
  *
  * k - q is computed in one fma with a constant that leaves the integer k - q + BIAS in the low bits of the
  * mantissa: shifted into the exponent's place, it is 2^(k - q). z is clamped from below to where that is 0, so
@@ -546,11 +546,11 @@ typedef struct {
     lane lowest; /* z - base is clamped to this: (q - BIAS) ln2 */
 } exp_scale;
 
-/* Of -inf, the maximum of nothing yet, it is the scale of 0: its terms are 0 at any scale. */
 /* With the table, numbers below the normal ones come out wrong, while the polynomial reaches 2^-24 below them: so the
  * largest term is 2^HEADROOM, and what is lost is less than any normal share of the sum. */
 #define HEADROOM (HAS_TABLE ? 16 : 0)
 
+/* Of -inf, the maximum of nothing yet, it is the scale of 0: its terms are 0 at any scale. */
 static inline exp_scale exp_scale_of(const lane maximum)
 {
     const lane zero = (lane)(0);
@@ -634,7 +634,7 @@ static inline vec exp_vector_times(const vec z, const exp_scale s, const bool fa
 }
 #endif
 
-#if !LANES || VEC == 1
+#if (!LANES || VEC == 1) && !HAS_TABLE
 DEFINE_EXP(exp_one, real, integer, PASTE(as_, REAL_TYPE), PASTE(as_, INTEGER_TYPE))
 #endif
 #if VEC > 1 && !HAS_TABLE
@@ -643,8 +643,15 @@ DEFINE_EXP(exp_vector, vec, ivec, AS_VEC, AS_IVEC)
 #    define exp_vector exp_one
 #    define exp_vector_times exp_one_times
 #endif
+/* Of one logit, with the bits it has in a vector: d < 2 exp(m) must say that one class alone is the maximum, which the
+ * ulp between two ways to compute it would spoil. */
 #if LANES
 #    define exp_lane exp_vector
+#elif HAS_TABLE
+static inline real exp_lane(const real z, const exp_scale s, const bool far)
+{
+    return exp_vector((vec)(z), s, far).s0;
+}
 #else
 #    define exp_lane exp_one
 #endif

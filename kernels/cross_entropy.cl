@@ -974,7 +974,7 @@ static inline row_result finish_row(const run *u, const row_input *in, const row
     if (in->dense) j->dense_nll = long_value(s->dense_nll);
 #endif
     const exp_scale scale = exp_scale_of(s->maximum);
-    const real target_exp = t->has_class ? exp_one(j->z, scale, true) : REAL(0.0);
+    const real target_exp = t->has_class ? exp_lane(j->z, scale, true) : REAL(0.0);
     (void)in; /* where GENERAL is 0 */
     const bool has_nan = s->nan_at != NO_CLASS || j->z != j->z;
     return finish_sums(s->maximum, long_value(s->others), target_exp, has_nan);
@@ -1042,7 +1042,7 @@ INLINE void emit_row(const run *u, const row_input *in, const row_target *t, con
         const bool accumulate = (p->flags & FLAG_ACCUMULATE) != 0;
         const real up = get_upstream(p, u->upstream, row);
         const gradient_factors f =
-            gradient_of(r, j, in->dense, in->o.z_loss, saved_lse, up, u->d, (p->flags & FLAG_MEAN) != 0);
+            gradient_of(r, j, in->dense, in->o.z_loss, saved_lse, up, u->d, divides_by_own_d(p));
         if (f.filled) {
             const emission g = { EMIT_GRADIENT, true, f.fill, 0, false, 0, NO_CLASS, 0, accumulate };
             if (!accumulate || f.fill != 0) {

@@ -544,6 +544,9 @@ INLINE vec emit_value(const tile_input *in, const row_result *r, const emission 
 }
 
 #if !COOPERATIVE
+/* Adding 0 leaves even -0 as it is: rows that do not count may not change. */
+INLINE vec add_to(const vec old, const vec value) { return value == (vec)(0) ? old : old + value; }
+
 /* A vector at element `at`, of which n exist. */
 INLINE void put(const destination *to, const ulong at, const vec value, const uint n)
 {
@@ -555,10 +558,10 @@ INLINE void put(const destination *to, const ulong at, const vec value, const ui
             store_partial(to->out + at, value, n);
         }
     } else if (n == VEC) {
-        if (to->accumulate) sum = value + load_gradient_vector(to->gradient + at);
+        if (to->accumulate) sum = add_to(load_gradient_vector(to->gradient + at), value);
         store_gradient_vector(to->gradient + at, sum, to->aligned);
     } else {
-        if (to->accumulate) sum = value + load_gradient_partial(to->gradient + at, n);
+        if (to->accumulate) sum = add_to(load_gradient_partial(to->gradient + at, n), value);
         store_gradient_partial(to->gradient + at, sum, n);
     }
 }
@@ -570,7 +573,7 @@ INLINE void put_one(const destination *to, const ulong at, const real value)
     if (!to->is_gradient) {
         store_one(to->out + at, value);
     } else if (to->accumulate) {
-        store_gradient_one(to->gradient + at, value + load_gradient_one(to->gradient + at));
+        if (value != 0) store_gradient_one(to->gradient + at, value + load_gradient_one(to->gradient + at));
     } else {
         store_gradient_one(to->gradient + at, value);
     }
@@ -839,7 +842,7 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
             } else if (p.flags & FLAG_UPSTREAM) {
                 up = (lane)(upstream[p.offset.upstream]);
             }
-            m[w].g = gradient_of(&r[w], &j, in.dense, z_loss, saved_lse, up, d, (p.flags & FLAG_MEAN) != 0);
+            m[w].g = gradient_of(&r[w], &j, in.dense, z_loss, saved_lse, up, d, divides_by_own_d(&p));
             m[w].target = t.class_index;
         }
 
@@ -876,7 +879,10 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
                     m[w].rest = m[w].g.rest;
                 } else {
                     m[w].factor = m[w].g.slope * m[w].g.outer;
-                    m[w].rest = fma(m[w].g.slope, m[w].g.outer, -m[w].factor) + m[w].g.rest * m[w].g.outer;
+                    const lane rest =
+                        fma(m[w].g.slope, m[w].g.outer, -m[w].factor) + m[w].g.rest * m[w].g.outer;
+                    /* an infinite factor, as a denominator of 0 gives, was rounded by nothing */
+                    m[w].rest = fabs(m[w].factor) < (lane)(REAL_INFINITY) ? rest : (lane)(0);
                 }
 #if CACHED
                 stage(&in, &r[w], &m[w], own_rows);

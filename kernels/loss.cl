@@ -57,7 +57,7 @@ typedef struct {
 #endif
 static inline real inverse_of(const real softcap)
 {
-    return softcap < REAL(0x1p-126) ? REAL(0x1p126) : 1 / softcap; /* finite: 0 times it is 0 */
+    return softcap > 0 ? 1 / softcap : 0; /* finite, as a softcap is not subnormal */
 }
 
 #define DEFINE_SOFTCAP(NAME, T, I, AS_T, AS_I)                                       \
@@ -215,6 +215,12 @@ static inline gradient_factors gradient_of(const row_result *r, const judgement 
 }
 
 /* ---- What stands beside the logits -------------------------------------------------------- */
+
+/* D is the sum of the weights of the rows that count, not the caller's. */
+static inline bool divides_by_own_d(const clxent_parameters *p)
+{
+    return (p->flags & (FLAG_MEAN | FLAG_DENOMINATOR)) == FLAG_MEAN;
+}
 
 /* What multiplies the gradient of one row. */
 static inline real get_upstream(const clxent_parameters *p, __global const real *upstream, const ulong row)

@@ -71,7 +71,7 @@ typedef struct clxent_parameters {
 #define FLAG_UPSTREAM (1u << 3)
 #define FLAG_UPSTREAM_ROWS (1u << 4)   /* upstream is [rows] */
 #define FLAG_DENOMINATOR (1u << 5)     /* the caller gave one */
-#define FLAG_MEAN (1u << 6)            /* D is what the target pass left in the totals */
+#define FLAG_MEAN (1u << 6)            /* divides by D, unless the caller gave a denominator */
 #define FLAG_ACCUMULATE (1u << 7)      /* gradient += */
 #define FLAG_FROM_STATISTICS (1u << 8) /* statistics are an input */
 #define FLAG_NONTEMPORAL (1u << 9)     /* large results bypass the cache; changes no bit */
@@ -81,7 +81,6 @@ typedef struct clxent_parameters {
 #define FLAG_LOG_D (1u << 13)      /* some run of the plan needs log d to full relative precision */
 #define FLAG_OWN_D (1u << 14)      /* FLAG_MEAN, but D is summed where it is needed */
 #define FLAG_SECOND_PASS (1u << 15)
-#define FLAG_TILE_FITS (1u << 16)    /* lanes.cl: into local memory */
 #define FLAG_KEEPS_LOGITS (1u << 17) /* lanes.cl: with room for the exponentials beside them */
 
 /* Rows that one partial sum of reduce.cl covers. Part of what decides the bits of a mean: never derived

@@ -364,6 +364,7 @@ Test(context, the_first_tuning_row_that_fits_is_taken)
     /* Within what the device has. */
     t = tuned("TUNE(ANY, \"*\", F32, 4096, 4, 4, 4294967295, 1, 0, 0, 0, 0, 4096, 4, 4294967295)",
               CLXENT_F32);
+    cr_assert(t.group <= 1024 && t.lane_group <= 1024); /* the kernels' own limit */
     cr_assert(t.group <= device.ctx->device.max_work_group && t.cache <= device.ctx->device.local_memory);
     cr_assert(t.lane_group <= device.ctx->device.max_work_group &&
               t.lane_cache <= device.ctx->device.local_memory);

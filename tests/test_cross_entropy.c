@@ -271,6 +271,47 @@ Test(cross_entropy, reductions_upstream_and_denominator_combine)
     }
 }
 
+/* Unlike a D of 0, it is the caller's business. */
+Test(cross_entropy, a_denominator_of_zero_is_divided_by)
+{
+    const size_t classes[] = { 5, 300 };
+    for (size_t i = 0; i < COUNT(classes); i++) {
+        for (uint32_t reduction = CLXENT_REDUCTION_MEAN; reduction <= CLXENT_REDUCTION_SUM; reduction++) {
+            clxent_desc desc = make_desc(PLAIN, CLXENT_F32, 3, 1, classes[i]);
+            problem p;
+            desc.reduction = reduction;
+            make_problem(&p, &desc, FILL_PLAIN | FILL_DENOMINATOR, 70);
+            put_element((void *)p.args.denominator.data, CLXENT_F32, 0, 0);
+            run_case(name_of(&desc, "denominator 0"), &p, 0);
+            free_problem(&p);
+        }
+    }
+}
+
+/* Two classes alike that hold nearly everything: neither is all but the whole of the sum. */
+Test(cross_entropy, two_equal_maxima_share_the_row)
+{
+    enum { ROWS = 200 };
+    const size_t classes[] = { 2, 20, 300, 5000 };
+    for (size_t i = 0; i < (small_run() ? 2 : COUNT(classes)); i++) {
+        const size_t n = classes[i], rows = small_run() ? 20 : ROWS;
+        const clxent_desc desc = make_desc(GENERAL, CLXENT_F32, rows, 1, n);
+        problem p;
+        make_problem(&p, &desc, FILL_PLAIN, 80 + i);
+        for (size_t row = 0; row < rows; row++) {
+            const size_t target = (size_t)get_target(p.args.targets.data, desc.target_type, row);
+            const size_t first = row % 2 == 0 ? target : (target + 1) % n;
+            for (size_t j = 0; j < n; j++)
+                put_element((void *)p.args.logits.data, CLXENT_F32, row * n + j, -40);
+            put_element((void *)p.args.logits.data, CLXENT_F32, row * n + first, (double)(173 + row) / 4096);
+            put_element((void *)p.args.logits.data, CLXENT_F32, row * n + (first + n / 2) % n,
+                        (double)(173 + row) / 4096);
+        }
+        run_case(name_of(&desc, "two maxima"), &p, 0);
+        free_problem(&p);
+    }
+}
+
 Test(cross_entropy, ignore_index_may_be_a_class_or_out_of_range_or_off)
 {
     const struct {

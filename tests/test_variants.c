@@ -120,7 +120,7 @@ Test(variants, work_groups_of_every_size)
 {
     const clxent_tuning tunings[] = {
         ROWS(4, 4, 4, 8192, 1024, 0),
-        ROWS(2, 1, 4, 0, 1, 0),
+        ROWS(2, 1, 16, 8192, 1, 0),
         ROWS(256, 4, 4, 16384, 1024, 0),
     };
     /* PoCL takes 10 s to compile each, Oclgrind as long to run the largest */

@@ -194,7 +194,7 @@ static const struct search {
     { SPLIT, IS_SPLIT, false, { 0, 2, 4, 8, 16, NO_VALUE }, { 0, 1, 2, 4, 8, NO_VALUE } },
     { LANE_VECTOR,
       IS_LANES,
-      false,
+      true,
       { 4, 8, 16, NO_VALUE, NO_VALUE, NO_VALUE },
       { 1, 4, NO_VALUE, NO_VALUE, NO_VALUE, NO_VALUE } },
     { GROUP, IS_ROWS | IS_SPLIT, true, NONE, { 64, 128, 256, 512, 1024, NO_VALUE } },
