@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * enqueue.c - one run of a plan: checks the caller's buffers, sets arguments, launches kernels in a chain:
- * targets -> D, logits -> rows, rows -> loss, at most nine of them (rows split, taken twice; many rows to reduce). Nothing here compiles, allocates on the device or waits.
+ * targets -> D, logits -> rows, rows -> loss, at most nine of them (rows split and taken twice, many rows to
+ * reduce). Nothing here compiles, allocates on the device or waits.
  */
 #include "internal.h"
 #include "parameters.h"

@@ -6,6 +6,18 @@
  * Grid: one work-group a row. Set by the host: common.cl's, with VEC 1.
  */
 
+/* Overwrites, or adds; adding 0 leaves even -0 as it is. */
+static inline void put_gradient_one(const clxent_parameters *p, __global gradient_storage *out,
+                                    const real value)
+{
+    const bool accumulate = (p->flags & FLAG_ACCUMULATE) != 0;
+    if (!accumulate) {
+        store_gradient_one(out, value);
+    } else if (value != 0) {
+        store_gradient_one(out, value + load_gradient_one(out));
+    }
+}
+
 /* q_j of a row that counts. */
 static inline real label_at(const clxent_parameters *p, const row_target *t, __global const void *targets,
                             const ulong q_start, const uint class_index)
@@ -49,13 +61,9 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_softma
     }
     const real mean = long_value(group_sum(dot, scratch));
     for (uint c = (uint)get_local_id(0); c < p.classes; c += WG_SIZE) {
-        real value = load_one(s + c * p.inner) * (load_one(g + c * p.inner) - mean);
+        const real value = load_one(s + c * p.inner) * (load_one(g + c * p.inner) - mean);
         __global gradient_storage *out = gradient + start + c * p.inner;
-        if (p.flags & FLAG_ACCUMULATE) {
-            if (value == 0) continue; /* even -0 stays as it is */
-            value = value + load_gradient_one(out);
-        }
-        store_gradient_one(out, value);
+        put_gradient_one(&p, out, value);
     }
 }
 
@@ -80,9 +88,9 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_probab
     } else if (t.counts) {
         for (uint c = (uint)get_local_id(0); c < p.classes; c += WG_SIZE) {
             const real q = label_at(&p, &t, targets, q_start, c);
-            if (q != 0)
-                sum =
-                    long_merge(sum, (long_sum){ q * -log(load_one(probabilities + start + c * p.inner)), 0 });
+            if (q == 0) continue;
+            const real nll = -log(load_one(probabilities + start + c * p.inner));
+            sum = long_merge(sum, (long_sum){ q * nll, 0 });
         }
     }
     sum = group_sum(sum, scratch);
@@ -99,7 +107,7 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_softma
 {
     const ulong row = get_group_id(0);
     const row_target t = get_target(&p, row, targets, 0);
-    const bool has_own_d = (p.flags & (FLAG_MEAN | FLAG_DENOMINATOR)) == FLAG_MEAN;
+    const bool has_own_d = divides_by_own_d(&p);
     const real d = (p.flags & FLAG_DENOMINATOR) ? denominator[p.offset.denominator]
                    : has_own_d                  ? *(__global const real *)(workspace + p.totals_at)
                                                 : REAL(1.0);
@@ -117,7 +125,6 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_softma
             value = (load_one(probabilities + start + c * p.inner) - q) * (up / d);
         }
         __global gradient_storage *out = gradient + to + c * p.inner;
-        if (p.flags & FLAG_ACCUMULATE) value = value + load_gradient_one(out);
-        store_gradient_one(out, value);
+        put_gradient_one(&p, out, value);
     }
 }

@@ -119,6 +119,8 @@ static inline vec get_z(const row_input *in, const uint v)
 }
 
 #if GENERAL && !IN_REGISTERS
+/* Without the options that stand in the way of the inner loops' speed. Where that is known, the loops exist a second
+ * time without them: 0.75 of the time for the entropy, 0.93 for probability targets (PoCL, AVX-512). */
 static inline bool is_plain(const row_input *in)
 {
     return !(in->o.softcap > 0) && in->o.logit_scale == 1 && !in->has_class_weights;
@@ -559,6 +561,7 @@ ALWAYS_INLINE void scan_vectors(row_sums *sums, const row_input *in, const uint 
     }
     *sums = s;
 }
+
 /* The options that most combinations leave alone are known to be off in a copy of these loops. */
 static inline row_sums scan_own(const row_input *in, const uint apart, const uint begin, const uint end,
                                 const bool whole, const bool cached, __local real *cache, vector_range *range)
@@ -572,8 +575,9 @@ static inline row_sums scan_own(const row_input *in, const uint apart, const uin
         scan_vectors(&sums, &plain, apart, begin, end, whole, cached, cache, range);
         return sums;
     }
-    if (is_plain(in) && !in->entropy) {
+    if (is_plain(in) && !in->entropy) { /* dense, then */
         make_plain(&plain);
+        plain.dense = true;
         plain.entropy = false;
         scan_vectors(&sums, &plain, apart, begin, end, whole, cached, cache, range);
         return sums;
@@ -810,7 +814,7 @@ ALWAYS_INLINE void emit_loop(const row_input *in, const row_result *r, const emi
     }
 }
 
-/* As scan_own(). */
+/* emit_loop(), in two copies as scan_own() has. */
 INLINE void emit_known(const row_input *in, const row_result *r, const emission *g, __global storage *out,
                        __global gradient_storage *gradient, const uint begin, const uint head, const uint end,
                        const bool cached, const bool aligned, const __local real *cache)

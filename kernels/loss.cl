@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * loss.cl - what the sums of a row come to: log d, lse, loss, entropy, and the factors of the gradient; with the
- * options that act on one logit. Stands behind common.cl in every program that reads logits, for a lane
+ * options that act on one logit. Stands behind exp.cl in every program that reads logits, for a lane
  * that is one row or many. Formulas: clxent.h.
  *
  * Set by the host with -D, beside those of common.cl:
@@ -215,12 +215,6 @@ static inline gradient_factors gradient_of(const row_result *r, const judgement 
 }
 
 /* ---- What stands beside the logits -------------------------------------------------------- */
-
-/* D is the sum of the weights of the rows that count, not the caller's. */
-static inline bool divides_by_own_d(const clxent_parameters *p)
-{
-    return (p->flags & (FLAG_MEAN | FLAG_DENOMINATOR)) == FLAG_MEAN;
-}
 
 /* What multiplies the gradient of one row. */
 static inline real get_upstream(const clxent_parameters *p, __global const real *upstream, const ulong row)

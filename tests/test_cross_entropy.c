@@ -361,6 +361,65 @@ Test(cross_entropy, all_rows_ignored_give_the_policy_and_zero_gradients)
     }
 }
 
+/* Also a zero's sign. The rows of softmax_gradient are laid out by blocks.cl, the others by rows and by lanes. */
+Test(cross_entropy, accumulating_leaves_rows_that_do_not_count_as_they_are)
+{
+    enum { ROWS = 8 };
+    const struct {
+        uint32_t op;
+        size_t classes, inner;
+    } cases[] = {
+        { CLXENT_OP_CROSS_ENTROPY, 10, 1 },
+        { CLXENT_OP_CROSS_ENTROPY, 10, 4 },
+        { CLXENT_OP_CROSS_ENTROPY, 300, 1 },
+        { CLXENT_OP_SOFTMAX_GRADIENT, 10, 1 },
+    };
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        clxent_desc desc = make_desc(CLXENT_OUTPUT_GRADIENT, CLXENT_F32, ROWS, 1, cases[i].classes);
+        clxent_host_args out;
+        clxent_plan *plan;
+        problem p;
+
+        desc.op = cases[i].op;
+        desc.inner = cases[i].inner;
+        desc.gradient_mode = CLXENT_GRADIENT_ACCUMULATE;
+        make_problem(&p, &desc, FILL_PLAIN, 5);
+        for (size_t row = 1; row < ROWS; row++)
+            put_target((void *)p.args.targets.data, desc.target_type, row, -100);
+        for (size_t j = 0; j < ROWS * cases[i].classes; j++)
+            put_element((void *)p.args.gradient.data, CLXENT_F32, j, -0.0);
+        cr_assert(clxent_plan_create(&plan, device.ctx, &desc) == CLXENT_OK, "%s", last_error());
+        run_once("accumulate", plan, &p, desc.outputs, 0, &out);
+        for (size_t row = 0; row < ROWS; row++) {
+            for (size_t j = 0; j < cases[i].classes; j++) {
+                const double value =
+                    get_element(out.gradient.data, CLXENT_F32, element_index(&desc, 0, row, j));
+                cr_assert((row == 0) == (value != 0) && (row == 0 || signbit(value)),
+                          "case %zu row %zu class %zu: %g", i, row, j, value);
+            }
+        }
+        free_outputs(&out);
+        clxent_plan_destroy(plan);
+        free_problem(&p);
+    }
+}
+
+Test(cross_entropy, a_softcap_of_f64_may_be_less_than_any_f32)
+{
+    const size_t classes[] = { 7, 300 };
+    for (size_t i = 0; device.has_f64 && i < COUNT(classes); i++) {
+        clxent_desc desc = make_desc(GENERAL, CLXENT_F64, 5, 1, classes[i]);
+        problem p;
+        desc.softcap = 1e-40;
+        make_problem(&p, &desc, FILL_PLAIN, 6);
+        for (size_t j = 0; j < 5 * classes[i]; j++)
+            put_element((void *)p.args.logits.data, CLXENT_F64, j,
+                        1e-40 * get_element(p.args.logits.data, CLXENT_F64, j));
+        run_case(name_of(&desc, "softcap 1e-40"), &p, 0);
+        free_problem(&p);
+    }
+}
+
 Test(cross_entropy, no_rows_and_one_class_work)
 {
     for (uint32_t reduction = CLXENT_REDUCTION_MEAN; reduction <= CLXENT_REDUCTION_SUM; reduction++) {

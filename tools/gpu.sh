@@ -59,7 +59,7 @@ compile() {
     # shellcheck disable=SC2086
     "$clang" -x cl -cl-std=CL1.2 -O3 -Wno-linker-warnings -Wno-pass-failed $where -Xclang -finclude-default-header \
         -Xclang -mlink-builtin-bitcode -Xclang "$libclc/$library.bc" -include kernels/parameters.cl \
-        -include kernels/common.cl -include kernels/reduce.cl -include kernels/loss.cl "$@" -S -o "$out" \
+        -include kernels/common.cl -include kernels/reduce.cl -include kernels/exp.cl -include kernels/loss.cl "$@" -S -o "$out" \
         "kernels/$file"
 }
 

@@ -114,7 +114,8 @@ typedef struct clxent_context_options {
      * CL_DEVICE_NAME or CL_DEVICE_VENDOR, or *; dtype F32, F16, BF16, F64 or ANY_DTYPE, of the logits; the others
      * are whole numbers, told of in host/tuning.def. group and lane_group take a power of two up to 4096, vector and
      * lane_vector 1, 4, 8 or 16, block a multiple of 4 up to 4096. What is more than the device has, or
-     * 1024 work-items, is cut down to it. Results keep their error bounds under any row; only elements, stream and split never change a bit of them. */
+     * 1024 work-items, is cut down to it. Results keep their error bounds under any row; only elements, stream
+     * and split never change a bit of them. */
     const char *tuning;
 } clxent_context_options;
 #define CLXENT_CONTEXT_OPTIONS_INIT                      \

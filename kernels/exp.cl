@@ -1,0 +1,263 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * exp.cl - the exponential and the logarithm, with the accuracy and the scaling that softmax needs. Stands behind
+ * common.cl in every program that reads logits.
+ */
+/* ---- The exponential --------------------------------------------------------------------- */
+
+/* Softmax needs exp(z - m) for the maximum m. Subtracting first rounds z - m to u * |z - m|, which
+ * the exponential turns into a relative error. So z is range-reduced as it stands,
+ *
+ *     z = k ln2 + r,  |r| <= ln2 / 2        exp(z) = 2^k exp(r)
+ *
+ * and what is shifted away is not m but 2^q, q = rint(m / ln2): exp(z - q ln2) = 2^(k - q) exp(r) has a
+ * relative error of about 2u whatever z, costs no instruction more, and when the maximum grows the
+ * sum so far is rescaled by a power of two, which is exact. The largest term lies in [2^-1/2, 2^1/2], times
+ * 2^HEADROOM.
+ *
+ * k - q is computed in one fma with a constant that leaves the integer k - q + BIAS in the low bits of the
+ * mantissa: shifted into the exponent's place, it is 2^(k - q). z is clamped from below to where that is 0, so
+ * terms under 2^(-BIAS + 1/2) of the largest vanish, -inf included, and NaN stays NaN.
+ *
+ * In f32 the reduction takes ln2 in one part. It is off by LN2_LOW = 0.03 u for each unit of k, of which q units
+ * are the same factor for the whole row and cancel wherever terms are compared, divided or related to the
+ * maximum's; what remains is 0.05 u (m - z). In f64 that would be 0.3 u (m - z), and the low part is added.
+ *
+ * All this holds for |k| < 2^22; beyond MAX_NEAR the row's maximum is subtracted first after all
+ * ("far": base = m, q = 0): two logits differ there by 1/8 at least or not at all. */
+#define INV_LN2 REAL(0x1.71547652b82fep+0)
+#define HAS_TABLE 0
+#if VEC == 16 && DTYPE != F64 && !LANES && defined(__AVX512F__) && defined(__has_builtin)
+#    if __has_builtin(__builtin_ia32_permvarsf512)
+#        undef HAS_TABLE
+#        define HAS_TABLE 1
+#    endif
+#endif
+#if DTYPE == F64
+#    define LN2_HIGH 0x1.62e42fefa39efp-1
+#    define LN2_LOW 0x1.abc9e3b39803fp-56
+#    define REDUCE(T, k, x) fma(k, (T)(-LN2_LOW), fma(k, (T)(-LN2_HIGH), x))
+#    define ROUNDER 0x1.8p+52
+#    define BIAS 1023
+#    define MANTISSA_BITS 52
+#    define MAX_NEAR 0x1p+50
+#else
+#    define LN2_HIGH 0x1.62e430p-1f
+#    define REDUCE(T, k, x) fma(k, (T)(-LN2_HIGH), x)
+#    define ROUNDER 0x1.8p+23f
+#    define BIAS 127
+#    define MANTISSA_BITS 23
+#    if HAS_TABLE
+#        define MAX_NEAR 0x1p+16f /* k counts sixteenths */
+#    else
+#        define MAX_NEAR 0x1p+20f
+#    endif
+#endif
+
+/* exp(r) = 1 + r (1 + r P(r)): P of least relative error on |r| <= 0.3475 (Remez exchange), 3.1e-9 = 0.05 u for
+ * f32, 5.5e-20 for f64. EXP_SLOPE is the parenthesis. C(c) gives a coefficient as the caller wants it: as it
+ * is, or times a factor. */
+#if DTYPE == F64
+#    define EXP_SLOPE(r, C)                                                                                 \
+        fma(fma(fma(fma(fma(fma(fma(fma(fma(fma(fma(C(0x1.1e3c462bb53ffp-29), r, C(0x1.af6d42be17e7ep-26)), \
+                                                r, C(0x1.27e5b62d97945p-22)),                               \
+                                            r, C(0x1.71ddef5d22005p-19)),                                   \
+                                        r, C(0x1.a01a0134ec9a0p-16)),                                       \
+                                    r, C(0x1.a01a01b3cb125p-13)),                                           \
+                                r, C(0x1.6c16c16c30d04p-10)),                                               \
+                            r, C(0x1.111111110eb9bp-7)),                                                    \
+                        r, C(0x1.5555555555501p-5)),                                                        \
+                    r, C(0x1.555555555555cp-3)),                                                            \
+                r, C(0.5)),                                                                                 \
+            r, C(1.0))
+#else
+#    define EXP_SLOPE(r, C)                                                                      \
+        fma(fma(fma(fma(fma(C(0x1.6a21acp-10f), r, C(0x1.123b6ap-7f)), r, C(0x1.5558fap-5f)), r, \
+                    C(0x1.555490p-3f)),                                                          \
+                r, C(0x1.fffffcp-2f)),                                                           \
+            r, C(1.0f))
+#endif
+#define EXP_POLYNOMIAL(r, C) fma(EXP_SLOPE(r, C), r, C(REAL(1.0)))
+
+/* The scale that a row's exponentials share: they are exp(z - base) * 2^-q. */
+typedef struct {
+    lane base;   /* 0 while |maximum| <= MAX_NEAR, else the maximum */
+    lane q;      /* an integer */
+    lane lowest; /* z - base is clamped to this: (q - BIAS) ln2 */
+} exp_scale;
+
+/* With the table, numbers below the normal ones come out wrong, while the polynomial reaches 2^-24 below them: so the
+ * largest term is 2^HEADROOM, and what is lost is less than any normal share of the sum. */
+#define HEADROOM (HAS_TABLE ? 16 : 0)
+
+/* Of -inf, the maximum of nothing yet, it is the scale of 0: its terms are 0 at any scale. */
+static inline exp_scale exp_scale_of(const lane maximum)
+{
+    const lane zero = (lane)(0);
+    const ilane is_near = fabs(maximum) <= (lane)(MAX_NEAR);
+    const ilane is_far = fabs(maximum) > (lane)(MAX_NEAR) && maximum > (lane)(-REAL_INFINITY);
+    const lane q = (maximum * (lane)(INV_LN2) + (lane)(ROUNDER)) - (lane)(ROUNDER);
+    exp_scale s;
+    s.q = (is_near ? q : zero) - (lane)(HEADROOM);
+    s.base = is_far ? maximum : zero;
+    s.lowest = (s.q - (lane)(BIAS)) * (lane)(LN2_HIGH);
+    return s;
+}
+
+#define AS_ONE_INTEGER PASTE(as_, INTEGER_TYPE)
+#define TWO_THIRDS (REAL(2.0) / REAL(3.0))
+
+/* NAME(z) = exp(z) at scale s. NAME##_times(z) = factor * exp(z), the factor multiplied into the polynomial's
+ * coefficients, which are the same for a whole row: one multiplication less for each element. */
+#define AS_IT_IS(c) c
+#define TIMES_FACTOR(c) ((factor) * (lane)(c))
+#define DEFINE_EXP(NAME, T, I, AS_T, AS_I)                                                        \
+    static inline T NAME##_reduce(const T z, const exp_scale s, const bool far, T *r)             \
+    {                                                                                             \
+        const T x = far ? z - (T)(s.base) : z;                                                    \
+        const T clamped = (T)(s.lowest) > x ? (T)(s.lowest) : x;                                  \
+        const T rounder = (T)((lane)(ROUNDER + BIAS) - s.q);                                      \
+        const T shifted = fma(clamped, (T)(INV_LN2), rounder);                                    \
+        const T k = shifted - rounder;                                                            \
+        *r = REDUCE(T, k, clamped);                                                               \
+        return AS_T(AS_I(shifted) << MANTISSA_BITS);                                              \
+    }                                                                                             \
+    static inline T NAME(const T z, const exp_scale s, const bool far)                            \
+    {                                                                                             \
+        T r;                                                                                      \
+        const T power = NAME##_reduce(z, s, far, &r);                                             \
+        return EXP_POLYNOMIAL(r, (T)AS_IT_IS) * power;                                            \
+    }                                                                                             \
+    static inline T NAME##_times(const T z, const exp_scale s, const bool far, const lane factor) \
+    {                                                                                             \
+        T r;                                                                                      \
+        const T power = NAME##_reduce(z, s, far, &r);                                             \
+        return EXP_POLYNOMIAL(r, (T)TIMES_FACTOR) * power;                                        \
+    }
+
+/* On CPUs with AVX-512, whose 512-bit fma takes a whole cycle, a table of 2^(j/16) in a register takes the place of half
+ * the polynomial: k counts sixteenths, its four low bits are the permutation's index, and |r| <= ln2 / 32. The
+ * table holds what, added to the integer that is left of `shifted`, makes the bits of 2^(k - q). exp(r) = 1 + r + C2
+ * r^2 + C3 r^3 to 4.1e-09. The error is 2.1 u instead of 1.1 u: not for lanes, whose few classes have large shares. */
+#if HAS_TABLE
+#    define TABLE                                                                                     \
+        ((int16)(0x0, -0x2553d, -0x46a3e, -0x63c2d, -0x7c810, -0x90ace, -0xa0129, -0xaa7c1, -0xafb0d, \
+                 -0xaf75c, -0xa98d6, -0x9db74, -0x8bb03, -0x73321, -0x53f39, -0x2da83))
+#    define TABLE_C2 0x1.00017c0000000p-1f
+#    define TABLE_C3 0x1.5556d20000000p-3f
+static inline vec exp_vector_reduce(const vec z, const exp_scale s, const bool far, vec *r)
+{
+    const vec x = far ? z - (vec)(s.base) : z;
+    const vec clamped = (vec)(s.lowest) > x ? (vec)(s.lowest) : x;
+    const vec rounder = (vec)((lane)(ROUNDER + 16 * BIAS) - (lane)(16) * s.q);
+    const vec shifted = fma(clamped, (vec)(16 * INV_LN2), rounder);
+    const ivec bits = as_int16(shifted);
+    *r = fma(shifted - rounder, (vec)(-LN2_HIGH / 16), clamped);
+    return as_float16((bits << (MANTISSA_BITS - 4)) +
+                      as_int16(__builtin_ia32_permvarsf512(as_float16(TABLE), bits)));
+}
+
+static inline vec exp_vector(const vec z, const exp_scale s, const bool far)
+{
+    vec r;
+    const vec power = exp_vector_reduce(z, s, far, &r);
+    return fma(power * r, fma(fma((vec)(TABLE_C3), r, (vec)(TABLE_C2)), r, (vec)(1)), power);
+}
+
+static inline vec exp_vector_times(const vec z, const exp_scale s, const bool far, const lane factor)
+{
+    vec r;
+    const vec power = exp_vector_reduce(z, s, far, &r);
+    const vec c3 = (vec)(factor * (lane)(TABLE_C3)), c2 = (vec)(factor * (lane)(TABLE_C2)),
+              one = (vec)(factor);
+    return fma(fma(fma(c3, r, c2), r, one), r, one) * power;
+}
+#endif
+
+#if (!LANES || VEC == 1) && !HAS_TABLE
+DEFINE_EXP(exp_one, real, integer, PASTE(as_, REAL_TYPE), PASTE(as_, INTEGER_TYPE))
+#endif
+#if VEC > 1 && !HAS_TABLE
+DEFINE_EXP(exp_vector, vec, ivec, AS_VEC, AS_IVEC)
+#elif VEC == 1
+#    define exp_vector exp_one
+#    define exp_vector_times exp_one_times
+#endif
+/* Of one logit, with the bits it has in a vector: d < 2 exp(m) must say that one class alone is the maximum, which the
+ * ulp between two ways to compute it would spoil. */
+#if LANES
+#    define exp_lane exp_vector
+#elif HAS_TABLE
+static inline real exp_lane(const real z, const exp_scale s, const bool far)
+{
+    return exp_vector((vec)(z), s, far).s0;
+}
+#else
+#    define exp_lane exp_one
+#endif
+
+/* 2^n for an integer n <= BIAS, 0 below the normal numbers. */
+static inline lane power_of_two(const lane n)
+{
+    const lane clamped = n < (lane)(-BIAS) ? (lane)(-BIAS) : n;
+    return AS_LANE(AS_ILANE(clamped + (lane)(ROUNDER + BIAS)) << MANTISSA_BITS);
+}
+
+/* exp(from's scale - to's): what turns a sum at scale from into one at scale to, whose maximum is no less.
+ * Exact but where one of them is far: there base and q ln2 are of the order of 2^20 each and nearly cancel, so
+ * nothing is rounded before they have. */
+static inline lane exp_rescale(const exp_scale from, const exp_scale to)
+{
+    const lane shift = to.q - from.q;
+    const ilane same_base = from.base == to.base;
+#if LANES
+    if (all(same_base)) return power_of_two(-shift);
+#else
+    if (same_base) return power_of_two(-shift);
+#endif
+    return same_base ? power_of_two(-shift) : exp(REDUCE(lane, shift, from.base - to.base));
+}
+
+/* ---- The logarithm ----------------------------------------------------------------------- */
+
+/* log(1 + y) = 2 atanh(s), s = y / (2 + y), by the series s + s^3 / 3 + ...: |s| <= 1/3, and what is left out is
+ * less than 0.03 u of the sum. The drivers' log on vectors takes ten times as long, and their scalars differ. */
+static inline lane two_atanh(const lane s)
+{
+    const lane s2 = s * s;
+#if DTYPE == F64
+    lane p = (lane)(1.0 / 35.0);
+    p = fma(p, s2, (lane)(1.0 / 33.0));
+    p = fma(p, s2, (lane)(1.0 / 31.0));
+    p = fma(p, s2, (lane)(1.0 / 29.0));
+    p = fma(p, s2, (lane)(1.0 / 27.0));
+    p = fma(p, s2, (lane)(1.0 / 25.0));
+    p = fma(p, s2, (lane)(1.0 / 23.0));
+    p = fma(p, s2, (lane)(1.0 / 21.0));
+    p = fma(p, s2, (lane)(1.0 / 19.0));
+    p = fma(p, s2, (lane)(1.0 / 17.0));
+    p = fma(p, s2, (lane)(1.0 / 15.0));
+#else
+    lane p = (lane)(1.0f / 15.0f);
+#endif
+    p = fma(p, s2, (lane)(REAL(1.0) / REAL(13.0)));
+    p = fma(p, s2, (lane)(REAL(1.0) / REAL(11.0)));
+    p = fma(p, s2, (lane)(REAL(1.0) / REAL(9.0)));
+    p = fma(p, s2, (lane)(REAL(1.0) / REAL(7.0)));
+    p = fma(p, s2, (lane)(REAL(1.0) / REAL(5.0)));
+    p = fma(p, s2, (lane)(REAL(1.0) / REAL(3.0)));
+    const lane twice = s + s;
+    return fma(twice * s2, p, twice);
+}
+
+/* log(1 + y) for 0 <= y <= 1, to full relative precision. */
+static inline lane log1p_lane(const lane y) { return two_atanh(y / (y + (lane)(2))); }
+
+/* log(v) for a normal v > 0: v = 2^k f with f in [2/3, 4/3), where f - 1 is exact. Near 1, k is 0. */
+static inline lane log_lane(const lane v)
+{
+    const ilane bits = AS_ILANE(v);
+    const ilane k = (bits - (ilane)(AS_ONE_INTEGER(TWO_THIRDS))) >> MANTISSA_BITS;
+    const lane f = AS_LANE(bits - (k << MANTISSA_BITS));
+    return fma(CONVERT_LANE(k), (lane)(LN2_HIGH), two_atanh((f - (lane)(1)) / (f + (lane)(1))));
+}
