@@ -393,15 +393,12 @@ INLINE vec add_four(const tile_input *in, tile_sums *b, const exp_scale scale, c
 INLINE void sum_classes(const tile_input *in, tile_sums *s, const exp_scale scale, const ilane target,
                         const uint begin, const uint end, const bool entropy, const bool far)
 {
-    long_sum others = long_zero();
     tile_sums b = empty_sums(s->maximum);
     UNROLL_ALONE
-    for (uint i = 0; i < BLOCK_CLASSES; i += 8) {
-        const uint c = begin + i;
-        others = long_add(others, add_four(in, &b, scale, target, c, end, entropy, far));
-        others = long_add(others, add_four(in, &b, scale, target, c + 4, end, entropy, far));
+    for (uint i = 0; i < BLOCK_CLASSES; i += 4) {
+        b.others = long_add(b.others, add_four(in, &b, scale, target, begin + i, end, entropy, far));
     }
-    s->others = long_merge(s->others, others);
+    s->others = long_merge(s->others, b.others);
     if (GENERAL && entropy) s->entropy = long_merge(s->entropy, b.entropy);
     if (GENERAL && in->dense) {
         s->dense_nll = long_merge(s->dense_nll, b.dense_nll);
