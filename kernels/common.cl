@@ -192,6 +192,21 @@ typedef double gradient_storage;
 #    define HAS_NONTEMPORAL 0
 #endif
 
+/* Brings a line of memory into the second cache while others are computed with. PoCL's prefetch() does nothing; this
+ * built-in is for its CPUs, and Oclgrind does not know it. p may point behind the buffer. */
+#define HAS_PREFETCH 0
+#if WG_SIZE == 1 && defined(POCL_DEVICE_ADDRESS_BITS) && defined(__has_builtin)
+#    if __has_builtin(__builtin_prefetch)
+#        undef HAS_PREFETCH
+#        define HAS_PREFETCH 1
+#    endif
+#endif
+#if HAS_PREFETCH
+#    define PREFETCH(p) __builtin_prefetch((const void *)(size_t)(p), 0, 2)
+#else
+#    define PREFETCH(p) (void)(p)
+#endif
+
 /* On GPUs a vector that may stand anywhere can become single elements, as clang makes it for PTX; one that is known to
  * be aligned is one access of 128 bits. CPUs do not tell them apart. */
 #if WG_SIZE > 1 && VEC > 1

@@ -54,16 +54,6 @@
 #    define UNROLL_ALONE _Pragma("unroll 1")
 #endif
 
-/* The next tile comes from memory while this one is computed. PoCL's prefetch() does nothing; this built-in is for
- * its CPUs, and Oclgrind does not know it. */
-#define PREFETCH(p)
-#if CACHED && WG_SIZE == 1 && defined(POCL_DEVICE_ADDRESS_BITS) && defined(__has_builtin)
-#    if __has_builtin(__builtin_prefetch)
-#        undef PREFETCH
-#        define PREFETCH(p) __builtin_prefetch((const void *)(size_t)(p))
-#    endif
-#endif
-
 /* The rows of one work-item's lanes, and their inputs. */
 typedef struct {
     const clxent_parameters *p;
