@@ -811,13 +811,6 @@ static inline void put_vector(const emission *g, __global storage *out, __global
     }
 }
 
-/* Vectors that one work-item computes before it writes any of them. */
-#if WG_SIZE == 1
-#    define TOGETHER 4u
-#else
-#    define TOGETHER 1u
-#endif
-
 /* The classes [begin, end), vectors beginning at `begin` + head. The elements before those and behind them are
  * vectors too that overlap their neighbours, where one work-item does all: they are computed first, before
  * anything is written in place, and written last. */
@@ -842,23 +835,11 @@ ALWAYS_INLINE void emit_loop(const row_input *in, const row_result *r, const emi
         emit_part(in, r, g, out, gradient, begin, head);
     }
     for (;;) {
-        for (; v + (TOGETHER - 1) * WG_SIZE < stop; v += TOGETHER * WG_SIZE) {
-            vec value[TOGETHER];
-            if (!cached) bring(in, v, true);
-#pragma unroll
-            for (uint k = 0; k < TOGETHER; k++) {
-                const uint at = first + (v + k * WG_SIZE) * VEC;
-                value[k] = value_of_vector(in, r, g, gradient, at, false, cached, aligned, cache);
-            }
-#pragma unroll
-            for (uint k = 0; k < TOGETHER; k++) {
-                put_vector(g, out, gradient, first + (v + k * WG_SIZE) * VEC, value[k], aligned);
-            }
-        }
         for (; v < stop; v += WG_SIZE) {
             const uint at = first + v * VEC;
             const vec value = value_of_vector(in, r, g, gradient, at, false, cached, aligned, cache);
             put_vector(g, out, gradient, at, value, aligned);
+            if (!cached && v % 4 == 0) bring(in, v, true);
         }
         if (stop == vectors) break;
         if (v == special) {
@@ -908,15 +889,13 @@ INLINE void emit(const row_input *in, const row_result *r, const emission *g, __
     const bool is_gradient = g->kind == EMIT_GRADIENT;
     const size_t address = is_gradient ? (size_t)(gradient + begin) : (size_t)(out + begin);
     const size_t size = is_gradient ? sizeof(gradient_storage) : sizeof(storage);
-    if (CAN_STREAM && streaming && address % size == 0) {
-        const uint head = (uint)((0 - address) & (VEC * size - 1)) / (uint)size;
-        if ((head == 0 && stride % VEC == 0) || (in->classes >= LONG_ROW && head < end - begin)) {
-            emit_known(in, r, g, out, gradient, begin, head, end, cached, true, cache);
-            return;
-        }
-    }
-    const bool aligned = TELLS_ALIGNED && address % (VEC * size) == 0 && IS_ALIGNED(in->x + begin, storage);
-    emit_known(in, r, g, out, gradient, begin, 0, end, cached, aligned, cache);
+    const uint to_aligned = (uint)((0 - address) & (VEC * size - 1)) / (uint)size;
+    const bool streams =
+        CAN_STREAM && streaming && address % size == 0 &&
+        ((to_aligned == 0 && stride % VEC == 0) || (in->classes >= LONG_ROW && to_aligned < end - begin));
+    const bool aligned =
+        streams || (TELLS_ALIGNED && address % (VEC * size) == 0 && IS_ALIGNED(in->x + begin, storage));
+    emit_known(in, r, g, out, gradient, begin, streams ? to_aligned : 0, end, cached, aligned, cache);
 }
 
 /* ---- The row ------------------------------------------------------------------------------- */
