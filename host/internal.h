@@ -181,6 +181,7 @@ struct clxent_plan {
     size_t piece_vectors, pieces;
     uint32_t group;          /* work-items in a group, of every kernel but the folds */
     uint32_t tile, columns;  /* of lanes: rows, vectors of a work-item */
+    bool along;              /* of lanes: ALONG */
     uint32_t cache_elements; /* of local memory, of the main kernel */
     bool second_pass;        /* a row's sums may be taken once more, see cross_entropy.cl, count_passes() */
     cl_uint flags;           /* FLAG_* that follow from the plan alone */

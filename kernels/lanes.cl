@@ -15,6 +15,9 @@
  *   CACHED   1: a tile fits into local memory; 0: it does not
  *   COLUMNS  vectors of lanes that one work-item has in a tile, one after the other. More than one is for INNER
  *            with a group of one work-item: so many neighbours are read and written together
+ *   ALONG    1: vectors lie along the classes of a row while sums are taken and results are made, and only what a row
+ *            has one of is a lane, so that nothing but the rows' partial sums is transposed. For at least VEC
+ *            classes, a group of one work-item, and no results but one wide one, losses and statistics
  */
 #if !defined(INNER) || INNER < 0 || INNER > 1 || (!INNER && VEC > 1 && WG_SIZE > 1)
 #    error "INNER: 0, with VEC 1 or WG_SIZE 1, or 1"
@@ -26,6 +29,10 @@
 #    error "COLUMNS: 1, or more with INNER, CACHED and a group of one work-item"
 #endif
 
+#if !defined(ALONG) || ALONG < 0 || ALONG > 1 || (ALONG && (INNER || GENERAL || VEC == 1 || WG_SIZE > 1))
+#    error "ALONG: 0, or 1 with neither INNER nor GENERAL, VEC more than 1 and a group of one work-item"
+#endif
+
 #define TILE (WG_SIZE * VEC * COLUMNS)
 /* From one class to the next in a tile. The odd element keeps neighbouring classes of a row in different banks. */
 #if !INNER && WG_SIZE > 1
@@ -35,11 +42,22 @@
 #    define COOPERATIVE 0
 #    define PITCH (WG_SIZE * VEC)
 #endif
-/* A group of one work-item also keeps a tile as it lies in memory, to move it in whole vectors in order. */
+/* A group of one work-item also keeps a tile as it lies in memory, to move it in whole vectors in order; ALONG keeps it in
+ * no other way, and has no logits in it. */
 #if !INNER && WG_SIZE == 1
+#    define IN_ORDER 1
+#else
+#    define IN_ORDER 0
+#endif
+#if IN_ORDER && !ALONG
 #    define TRANSPOSES 1
 #else
 #    define TRANSPOSES 0
+#endif
+#if CACHED && !ALONG
+#    define HOLDS_LOGITS 1
+#else
+#    define HOLDS_LOGITS 0
 #endif
 /* Classes between two additions to a long sum (see block_sums in cross_entropy.cl). Part of what decides bits. */
 #define BLOCK_CLASSES 16u
@@ -98,7 +116,7 @@ INLINE vec load_class(const tile_input *in, const uint c)
 
 INLINE vec get_x(const tile_input *in, const uint c)
 {
-    return CACHED ? LOAD(in->logits + (size_t)c * PITCH) : load_class(in, c);
+    return HOLDS_LOGITS ? LOAD(in->logits + (size_t)c * PITCH) : load_class(in, c);
 }
 
 INLINE vec get_z(const tile_input *in, const uint c)
@@ -110,7 +128,7 @@ INLINE vec get_z(const tile_input *in, const uint c)
 /* The logit of each lane's target; -inf without one. */
 static inline lane target_logits(const tile_input *in, const ilane class_index)
 {
-    if (CACHED && in->classes <= 4 * VEC) { /* cheaper than to take the lanes apart */
+    if (HOLDS_LOGITS && in->classes <= 4 * VEC) { /* cheaper than to take the lanes apart */
         lane z = (lane)(-REAL_INFINITY);
         for (uint c = 0; c < in->classes; c++) {
             z = class_index == (ilane)((integer)c) ? get_x(in, c) : z;
@@ -124,8 +142,9 @@ static inline lane target_logits(const tile_input *in, const ilane class_index)
         element[i] = -REAL_INFINITY;
         if (i >= in->n || index[i] < 0) continue;
         element[i] =
-            CACHED ? in->logits[(size_t)index[i] * PITCH + i]
-                   : load_one(in->x + (ulong)index[i] * class_step(in->p) + i * lane_step(in->p->row_stride));
+            HOLDS_LOGITS
+                ? in->logits[(size_t)index[i] * PITCH + i]
+                : load_one(in->x + (ulong)index[i] * class_step(in->p) + i * lane_step(in->p->row_stride));
     }
     return LOAD(element);
 }
@@ -139,6 +158,7 @@ INLINE ulong target_start(const tile_input *in, const uint i)
     return in->p->offset.targets + row_start(in->p, row, in->p->target_row_stride);
 }
 
+#if !ALONG
 /* The part of a_j that every class has, of class c: of an index target the smoothing, of probabilities all. */
 INLINE vec dense_class(const tile_input *in, const uint c)
 {
@@ -164,8 +184,9 @@ INLINE vec dense_class(const tile_input *in, const uint c)
     if (in->has_class_weights) a = a * (vec)(in->class_weights[c]);
     return a;
 }
+#endif
 
-#if TRANSPOSES
+#if IN_ORDER
 /* ---- Transposition -------------------------------------------------------------------------- */
 
 #    if VEC == 16
@@ -273,16 +294,17 @@ static inline void load_rows(const tile_input *in, __local real *rows)
 }
 #endif
 
+#if HOLDS_LOGITS
 /* Fills this work-item's columns of the tile, or with the others of the group the whole of it. rows: of the tile. */
 static inline void fill_tile(const tile_input *in, __local real *cache, __local real *own_rows,
                              const uint rows)
 {
-#if TRANSPOSES
+#    if TRANSPOSES
     (void)cache;
     (void)rows;
     load_rows(in, own_rows);
     rows_to_tile(own_rows, in->logits, in->classes);
-#elif COOPERATIVE
+#    elif COOPERATIVE
     const ulong stride = in->p->row_stride;
     __global const storage *x = in->x - get_local_id(0) * stride;
     (void)own_rows;
@@ -290,14 +312,14 @@ static inline void fill_tile(const tile_input *in, __local real *cache, __local 
         const uint r = e / in->classes, c = e % in->classes;
         cache[(size_t)c * PITCH + r] = load_one(x + r * stride + c);
     }
-#else
+#    else
     (void)cache;
     (void)own_rows;
     if (in->n == 0) return;
     if (COLUMNS > 1 && rows == TILE) {
         for (uint c = 0; c < in->classes; c++) {
             __global const storage *x = in->x + c * class_step(in->p);
-#    pragma unroll
+#        pragma unroll
             for (uint w = 0; w < COLUMNS; w++) {
                 STORE(load_vector(x + w * VEC), in->logits + ((size_t)w * in->classes + c) * PITCH);
             }
@@ -312,8 +334,9 @@ static inline void fill_tile(const tile_input *in, __local real *cache, __local 
             STORE(load_class(&column, c), in->logits + ((size_t)w * in->classes + c) * PITCH);
         }
     }
-#endif
+#    endif
 }
+#endif
 
 /* ---- Sums ----------------------------------------------------------------------------------- */
 
@@ -323,6 +346,136 @@ typedef struct {
     ilane best, nan_at;                                /* -1: none */
 } tile_sums;
 
+static inline tile_sums empty_sums(const lane maximum)
+{
+    const long_sum none = long_zero();
+    return (tile_sums){ maximum, none, none, none, none, (ilane)(-1), (ilane)(-1) };
+}
+
+#if ALONG
+/* A row is its whole vectors and, where classes are left, one that ends with the row and begins among the classes of the
+ * last whole one: in sums the elements that were seen before count for nothing. */
+INLINE uint tail_of(const tile_input *in) { return in->classes % VEC; }
+
+INLINE vec along_x(const tile_input *in, const uint row, const uint c)
+{
+    return load_vector(in->x + row * in->p->row_stride + c);
+}
+
+/* The maximum of each row. */
+static inline lane maximum_along(const tile_input *in)
+{
+    vec most[VEC];
+    for (uint i = 0; i < VEC; i++) {
+        const uint row = min(i, in->n - 1);
+        vec m0 = along_x(in, row, in->classes - VEC), m1 = m0;
+        uint c = 0;
+        for (; c + 2 * VEC <= in->classes; c += 2 * VEC) {
+            m0 = vec_max(m0, along_x(in, row, c));
+            m1 = vec_max(m1, along_x(in, row, c + VEC));
+        }
+        if (c + VEC <= in->classes) m0 = vec_max(m0, along_x(in, row, c));
+        most[i] = vec_max(m0, m1);
+    }
+    transpose(most);
+    for (uint step = VEC / 2; step > 0; step /= 2) {
+#    pragma unroll
+        for (uint i = 0; i < step; i++) most[i] = vec_max(most[i], most[i + step]);
+    }
+    return most[0];
+}
+
+/* Exponentials of the vector at class c, left behind where they are wanted; 0 for the class `apart`. */
+INLINE vec take_along(const tile_input *in, const uint row, const uint c, const exp_scale scale,
+                      const uint apart, const bool keeps, const bool far, __local real *values)
+{
+    const vec e = exp_vector(along_x(in, row, c), scale, far);
+    if (keeps) STORE(e, values + c);
+    return apart - c < VEC && IOTA == (ivec)((integer)(apart - c)) ? (vec)(0) : e;
+}
+
+/* The sum over the classes of one row, but for the one apart, element by element of its vectors. Summed as in
+ * cross_entropy.cl: few terms plainly, then with what is lost. */
+INLINE void sum_along(long_sum *sum, const tile_input *in, const uint row, const exp_scale scale,
+                      const uint apart, const bool keeps, const bool far, __local real *values)
+{
+    const uint whole = in->classes - tail_of(in);
+    *sum = long_zero();
+    for (uint from = 0; from < whole; from += BLOCK_CLASSES * VEC) {
+        const uint to = min(from + BLOCK_CLASSES * VEC, whole);
+        vec few = (vec)(0);
+        uint c = from;
+        for (; c + 4 * VEC <= to; c += 4 * VEC) {
+            vec e[4];
+#    pragma unroll
+            for (uint k = 0; k < 4; k++) PREFETCH(in->next + row * in->p->row_stride + c + k * VEC);
+            if (apart - c < 4 * VEC) {
+#    pragma unroll
+                for (uint k = 0; k < 4; k++)
+                    e[k] = take_along(in, row, c + k * VEC, scale, apart, keeps, far, values);
+            } else {
+#    pragma unroll
+                for (uint k = 0; k < 4; k++)
+                    e[k] = take_along(in, row, c + k * VEC, scale, NO_CLASS, keeps, far, values);
+            }
+            few += (e[0] + e[1]) + (e[2] + e[3]);
+        }
+        for (; c < to; c += VEC) {
+            PREFETCH(in->next + row * in->p->row_stride + c);
+            few += take_along(in, row, c, scale, apart, keeps, far, values);
+        }
+        if (to == whole && tail_of(in) > 0) {
+            const vec e = take_along(in, row, in->classes - VEC, scale, apart, keeps, far, values);
+            few += IOTA < (ivec)((integer)(VEC - tail_of(in))) ? (vec)(0) : e;
+        }
+        /* the first loses nothing, and of few classes there is no other */
+        *sum = from == 0 ? (long_sum){ few, (vec)(0) } : long_add(*sum, few);
+    }
+}
+
+static inline tile_sums sum_rows(const tile_input *in, const ilane target, const bool from_statistics,
+                                 const lane saved_maximum, const bool keeps, __local real *values)
+{
+    tile_sums s = empty_sums(from_statistics ? saved_maximum : maximum_along(in));
+    const exp_scale scale = exp_scale_of(s.maximum);
+    const bool is_far = ANY_LANE(fabs(s.maximum) > (lane)(MAX_NEAR));
+    real base[VEC], q[VEC], lowest[VEC];
+    integer apart[VEC];
+    vec high[VEC], low[VEC];
+    STORE(scale.base, base);
+    STORE(scale.q, q);
+    STORE(scale.lowest, lowest);
+    STORE(target, apart);
+    for (uint i = 0; i < VEC; i++) {
+        if (i >= in->n) {
+            high[i] = low[i] = (vec)(0);
+            continue;
+        }
+        const exp_scale own = { (lane)(base[i]), (lane)(q[i]), (lane)(lowest[i]) };
+        __local real *row = values + i * in->classes;
+        long_sum sum;
+        if (is_far) {
+            sum_along(&sum, in, i, own, (uint)apart[i], keeps, true, row);
+        } else {
+            sum_along(&sum, in, i, own, (uint)apart[i], keeps, false, row);
+        }
+        high[i] = sum.high;
+        low[i] = sum.low;
+    }
+    transpose(high);
+    for (uint i = 0; i < VEC; i++) s.others = long_add(s.others, high[i]);
+    if (in->classes >= (BLOCK_CLASSES + 1) * VEC) { /* nothing is lost by the first addition */
+        transpose(low);
+        for (uint step = VEC / 2; step > 0; step /= 2) {
+#    pragma unroll
+            for (uint i = 0; i < step; i++) low[i] += low[i + step];
+        }
+        s.others.low += low[0];
+    }
+    return s;
+}
+
+#else
 static inline lane tile_maximum(const tile_input *in)
 {
     vec m0 = (vec)(-REAL_INFINITY), m1 = m0, m2 = m0, m3 = m0;
@@ -356,12 +509,6 @@ INLINE vec add_class(const tile_input *in, tile_sums *b, const exp_scale scale, 
         }
     }
     return other;
-}
-
-static inline tile_sums empty_sums(const lane maximum)
-{
-    const long_sum none = long_zero();
-    return (tile_sums){ maximum, none, none, none, none, (ilane)(-1), (ilane)(-1) };
 }
 
 /* Of the classes [c, min(c + 4, end)), of which there may be none. */
@@ -440,6 +587,7 @@ static inline tile_sums sum_tile(const tile_input *in, const ilane target, const
     }
     return s;
 }
+#endif
 
 /* The first NaN and the first maximum of s, see get_s() in cross_entropy.cl. */
 static inline void find_best(const tile_input *in, tile_sums *s)
@@ -503,6 +651,7 @@ typedef struct {
     __global gradient_storage *gradient;
 } destination;
 
+#if !ALONG
 /* Of class c in all lanes. */
 INLINE vec emit_value(const tile_input *in, const row_result *r, const emission *m, const uint c)
 {
@@ -527,6 +676,7 @@ INLINE vec emit_value(const tile_input *in, const row_result *r, const emission 
     value = m->target == (ilane)((integer)c) ? m->g.target : value;
     return m->g.filled ? m->g.fill : value;
 }
+#endif
 
 #if !COOPERATIVE
 /* Adding 0 leaves even -0 as it is: rows that do not count may not change. */
@@ -573,7 +723,42 @@ static inline bool is_aligned(const destination *to, const ulong step, const boo
     return (streaming || TELLS_ALIGNED) && address % (VEC * size) == 0 && step % VEC == 0;
 }
 
-#if CACHED
+#if ALONG
+/* Values of all classes, in the place of their exponentials. */
+static inline void stage_along(const tile_input *in, const row_result *r, const emission *m,
+                               __local real *values)
+{
+    const bool is_gradient = m->kind == EMIT_GRADIENT;
+    const ilane filled = is_gradient ? m->g.filled : !r->valid;
+    const lane fill = is_gradient ? m->g.fill : (lane)(REAL_NAN);
+    real factors[VEC], rests[VEC], fills[VEC], targets[VEC];
+    integer is_filled[VEC], target[VEC];
+    STORE(m->factor, factors);
+    STORE(m->rest, rests);
+    STORE(fill, fills);
+    STORE(filled, is_filled);
+    STORE(m->g.target, targets);
+    STORE(m->target, target);
+    for (uint i = 0; i < in->n; i++) {
+        const vec factor = (vec)(factors[i]), rest = (vec)(rests[i]);
+        const uint last = in->classes - VEC;
+        __local real *row = values + i * in->classes;
+        if (is_filled[i]) {
+            for (uint c = 0; c < last; c += VEC) STORE((vec)(fills[i]), row + c);
+            STORE((vec)(fills[i]), row + last);
+            continue;
+        }
+        const vec e_last = LOAD(row + last); /* before the one beside it is written over */
+        for (uint c = 0; c < last; c += VEC) {
+            const vec e = LOAD(row + c);
+            STORE(fma(e, factor, e * rest), row + c);
+        }
+        STORE(fma(e_last, factor, e_last * rest), row + last);
+        if (is_gradient && target[i] >= 0) row[target[i]] = targets[i];
+    }
+}
+
+#elif CACHED
 /* Values of all classes, of one vector of lanes, to where store_tile() takes them from. */
 static inline void stage(const tile_input *in, const row_result *r, const emission *m, __local real *own_rows)
 {
@@ -613,6 +798,9 @@ static inline void stage(const tile_input *in, const row_result *r, const emissi
 #    endif
 }
 
+#endif
+
+#if CACHED
 /* stride: from row to row (slab to slab, with INNER) of the destination, which begins at the tile's first row. */
 static inline void store_tile(const tile_input *in, const destination *at, const ulong stride,
                               const bool streaming, const __local real *values, const __local real *own_rows,
@@ -620,7 +808,7 @@ static inline void store_tile(const tile_input *in, const destination *at, const
 {
     destination to = *at;
     to.aligned = is_aligned(&to, INNER ? in->p->inner : 0, streaming);
-#    if TRANSPOSES
+#    if IN_ORDER
     (void)values;
     if (stride == in->classes) {
         const uint all = rows * in->classes;
@@ -746,7 +934,8 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
     const ulong slab_rows = INNER ? p.inner : p.rows;
     const size_t tile_size = (size_t)p.classes * PITCH * COLUMNS;
     __local real *values = keeps_logits ? cache + tile_size : cache;
-    __local real *own_rows = values + tile_size;
+    __local real *own_rows = ALONG ? cache : values + tile_size;
+    (void)own_rows; /* where there is no tile */
     tile_input in;
     in.p = &p;
     in.classes = p.classes;
@@ -775,12 +964,14 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
         in.row = first_row + lid * VEC;
         in.n = lid * VEC < rows ? min((uint)VEC, rows - lid * VEC) : 0;
         in.x = x + lid * VEC * lane_step(p.row_stride);
-        in.next = in.x + (p.row_stride == p.classes ? TILE * p.classes : 0); /* rows without gaps */
+        in.next = in.x + (p.row_stride == p.classes ? TILE * p.row_stride : 0); /* rows without gaps */
         in.logits = cache + lid * VEC;
 #if TELLS_ALIGNED
         in.aligned = p.inner % VEC == 0 && IS_ALIGNED(in.x, storage);
 #endif
-        if (CACHED) fill_tile(&in, cache, own_rows, rows);
+#if HOLDS_LOGITS
+        fill_tile(&in, cache, own_rows, rows);
+#endif
         if (COOPERATIVE) barrier(CLK_LOCAL_MEM_FENCE);
 
         row_result r[COLUMNS];
@@ -807,7 +998,13 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
             }
             const lane_targets t = get_targets(&p, in.row, in.n, targets, row_weights);
             judgement j = judge(&in, &t);
+#if ALONG
+            tile_sums s = sum_rows(&in, t.class_index, from_statistics, saved_maximum,
+                                   (outputs & (OUTPUT_SOFTMAX | OUTPUT_GRADIENT)) != 0, own_rows);
+            (void)wants_entropy;
+#else
             tile_sums s = sum_tile(&in, t.class_index, from_statistics, saved_maximum, wants_entropy);
+#endif
             if (sums_weight) j.dense_sum = long_value(s.dense_weight);
             if (GENERAL && in.dense) j.dense_nll = long_value(s.dense_nll);
             const lane others = from_statistics ? saved_others : long_value(s.others);
@@ -869,7 +1066,9 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
                     /* an infinite factor, as a denominator of 0 gives, was rounded by nothing */
                     m[w].rest = fabs(m[w].factor) < (lane)(REAL_INFINITY) ? rest : (lane)(0);
                 }
-#if CACHED
+#if ALONG
+                stage_along(&in, &r[w], &m[w], own_rows);
+#elif CACHED
                 stage(&in, &r[w], &m[w], own_rows);
 #else
                 destination own = to;

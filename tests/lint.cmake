@@ -23,13 +23,17 @@ elseif(PROGRAM STREQUAL "lanes")
   foreach(general 0 1)
     foreach(shape "${cpu} -DVEC=16 -DCOLUMNS=4" "${cpu} -DVEC=1 -DCOLUMNS=1" "${gpu} -DVEC=4 -DCOLUMNS=1")
       list(APPEND shapes
-        "${shape} -DLANES=1 -DINNER=1 -DCACHED=1 -DGENERAL=${general}")
+        "${shape} -DLANES=1 -DALONG=0 -DINNER=1 -DCACHED=1 -DGENERAL=${general}")
     endforeach()
     list(APPEND shapes
-      "${cpu} -DVEC=16 -DCOLUMNS=1 -DLANES=1 -DINNER=1 -DCACHED=0 -DGENERAL=${general}"
-      "${cpu} -DVEC=16 -DCOLUMNS=1 -DLANES=1 -DINNER=0 -DCACHED=1 -DGENERAL=${general}"
-      "${cpu} -DVEC=4 -DCOLUMNS=1 -DLANES=1 -DINNER=0 -DCACHED=1 -DGENERAL=${general}"
-      "${gpu} -DVEC=1 -DCOLUMNS=1 -DLANES=1 -DINNER=0 -DCACHED=1 -DGENERAL=${general}")
+      "${cpu} -DVEC=16 -DCOLUMNS=1 -DLANES=1 -DALONG=0 -DINNER=1 -DCACHED=0 -DGENERAL=${general}"
+      "${cpu} -DVEC=16 -DCOLUMNS=1 -DLANES=1 -DALONG=0 -DINNER=0 -DCACHED=1 -DGENERAL=${general}"
+      "${cpu} -DVEC=4 -DCOLUMNS=1 -DLANES=1 -DALONG=0 -DINNER=0 -DCACHED=1 -DGENERAL=${general}"
+      "${gpu} -DVEC=1 -DCOLUMNS=1 -DLANES=1 -DALONG=0 -DINNER=0 -DCACHED=1 -DGENERAL=${general}")
+  endforeach()
+  foreach(vector 4 16)
+    list(APPEND shapes
+      "${cpu} -DVEC=${vector} -DCOLUMNS=1 -DLANES=1 -DALONG=1 -DINNER=0 -DCACHED=1 -DGENERAL=0")
   endforeach()
 else()
   set(parts parameters common reduce)

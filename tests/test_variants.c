@@ -58,27 +58,32 @@ static clxent_desc variant_desc(uint32_t dtype, size_t rows, size_t classes, siz
     return desc;
 }
 
-static void check_inner(const clxent_tuning *tuning, uint32_t dtype, size_t rows, size_t classes,
-                        size_t inner, bool general, uint32_t flags)
+static void check_desc(const clxent_tuning *tuning, const clxent_desc *desc, uint32_t flags)
 {
-    const clxent_desc desc = variant_desc(dtype, rows, classes, inner, general, flags);
     char name[256];
 
     (void)snprintf(
         name, sizeof name,
         "group %u vector %u block %u cache %u elements %u stream %u piece %u split %u, lanes of %u x %u in "
-        "%u bytes, dtype %u, %zu rows of %zu classes, inner %zu%s, flags %u",
+        "%u bytes, dtype %u, %zu rows of %zu classes, inner %zu, outputs %#x, smoothing %g, flags %u",
         (unsigned)tuning->group, (unsigned)tuning->vector, (unsigned)tuning->block, (unsigned)tuning->cache,
         (unsigned)tuning->elements, (unsigned)tuning->stream, (unsigned)tuning->piece,
         (unsigned)tuning->split, (unsigned)tuning->lane_group, (unsigned)tuning->lane_vector,
-        (unsigned)tuning->lane_cache, (unsigned)dtype, rows, classes, inner, general ? ", general" : "",
-        (unsigned)flags);
+        (unsigned)tuning->lane_cache, (unsigned)desc->dtype, desc->batch, desc->classes, desc->inner,
+        (unsigned)desc->outputs, desc->label_smoothing, (unsigned)flags);
     forced = *tuning;
     plan_maker = make_forced;
-    run_filled_case(name, &desc,
+    run_filled_case(name, desc,
                     FILL_DESIGNED | FILL_MASKED | FILL_SPECIAL | FILL_IGNORED | FILL_BAD_TARGETS |
                         FILL_UPSTREAM,
-                    classes, flags);
+                    desc->classes, flags);
+}
+
+static void check_inner(const clxent_tuning *tuning, uint32_t dtype, size_t rows, size_t classes,
+                        size_t inner, bool general, uint32_t flags)
+{
+    const clxent_desc desc = variant_desc(dtype, rows, classes, inner, general, flags);
+    check_desc(tuning, &desc, flags);
 }
 
 static void check(const clxent_tuning *tuning, uint32_t dtype, size_t rows, size_t classes, bool general,
@@ -179,6 +184,57 @@ Test(variants, lanes_of_every_vector_with_the_class_axis_last)
         const clxent_tuning *t = &tunings[small_run() && i == 1 ? 5 : i];
         check_lanes(t, CLXENT_F32, 1, false);
         check_lanes(t, CLXENT_F32, 1, true);
+    }
+}
+
+/* Whether a plan of that tuning has lanes whose vectors lie along the classes. */
+static bool lies_along(const clxent_tuning *t, const clxent_desc *desc)
+{
+    clxent_plan *plan;
+    cr_assert(clxent_plan_create_tuned(&plan, device.ctx, desc, t) == CLXENT_OK, "%s", last_error());
+    const bool along = plan->along;
+    clxent_plan_destroy(plan);
+    return along;
+}
+
+/* Classes around multiples of the vector and of the long sums' blocks; a row's last vector that overlaps the one
+ * before; each result that this serves; rows that fill no tile, one, and several. */
+Test(variants, lanes_along_the_classes)
+{
+    const clxent_tuning tunings[] = { LANES(1, 16, 1 << 19, 1), LANES(1, 8, 1 << 19, 0),
+                                      LANES(1, 4, 1 << 19, 1) };
+    const uint32_t outputs[] = {
+        CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_STATISTICS |
+            CLXENT_OUTPUT_BAD_TARGETS,
+        CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_SOFTMAX,
+        CLXENT_OUTPUT_LOSSES,
+    };
+    for (size_t i = 0; i < (small_run() ? 1 : COUNT(tunings)); i++) {
+        const size_t vector = tunings[i].lane_vector, block = 16 * vector;
+        const size_t classes[] = { 4 * vector,         4 * vector + 1,
+                                   8 * vector - 1,     block,
+                                   block + 1,          block + vector,
+                                   block + vector + 3, 512,
+                                   2 * block + 5,      4095 };
+        const size_t rows[] = { 1, vector, 2 * vector + vector / 2 + 1 };
+        for (uint32_t dtype = CLXENT_F32; dtype <= CLXENT_F64; dtype++) {
+            if (dtype == CLXENT_F64 && !device.has_f64) continue;
+            if (dtype != CLXENT_F32 && (i > 0 || (small_run() && dtype != CLXENT_BF16))) continue;
+            for (size_t c = 0; c < COUNT(classes); c++) {
+                if (classes[c] * vector * 8 > tunings[i].lane_cache || (small_run() && c % 3 != 1)) continue;
+                for (size_t r = small_run() ? 2 : 0; r < COUNT(rows); r++) {
+                    const size_t k = (c + r) % COUNT(outputs);
+                    const uint32_t flags = k > 0              ? (c % 2 == 0 ? CASE_ALIGNED : 0)
+                                           : c % 3 == 0       ? CASE_IN_PLACE
+                                           : (c + r) % 2 == 0 ? CASE_ALIGNED
+                                                              : 0;
+                    clxent_desc desc = variant_desc(dtype, rows[r], classes[c], 1, false, flags);
+                    desc.outputs = outputs[k];
+                    cr_assert(lies_along(&tunings[i], &desc), "%zu classes", classes[c]);
+                    check_desc(&tunings[i], &desc, flags);
+                }
+            }
+        }
     }
 }
 

@@ -195,7 +195,7 @@ for type in F32:1 F16:2 BF16:3 F64:4; do
 		clxent_scan_pieces $((block * accesses)) 0 split rows, sums$with
 		clxent_emit_pieces $accesses $accesses split rows, results$with
 		END
-        lanes="$common -DLANES=1 -DWG_SIZE=$(parameter lane_group "$name") -DCOLUMNS=1"
+        lanes="$common -DLANES=1 -DALONG=0 -DWG_SIZE=$(parameter lane_group "$name") -DCOLUMNS=1"
         # shellcheck disable=SC2086
         program lanes.cl "$name" $lanes -DVEC=1 -DINNER=0 -DCACHED=1 <<-END
 		clxent_lanes 0 0 lanes, last axis$with
