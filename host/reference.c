@@ -46,8 +46,15 @@
  *   gradient     E_j * p_j * (sum |a_k| + 2 |z_loss * lse|) + exponential * |a_j| + 2 z_loss p_j times the
  *                bound of lse, times the outer factors. delta_j does not multiply |a_j|: only p_j has an
  *                exponent. The target of a one-hot row without smoothing is -(sum of the others) / d instead:
- *                its error is that of the others, sum p_k * E_k, however small. 1 - tanh^2 has an absolute
- *                error of slope. In f64 twice, as the oracle rounds as often.
+ *                its error is that of the others, sum p_k * E_k, however small. In f64 twice, as the
+ *                oracle rounds as often.
+ *   1 - tanh^2   of y = s / softcap, relative: slope + slope_argument * |y| tanh|y|. With t = exp(-2|y|) it is
+ *                4 t / (1 + t)^2. An error of y, relative to y, is multiplied by its derivative, 2 |y| tanh|y|:
+ *                s, 1 / softcap and their product round, and t's reduction by ln2 in one part adds 0.1 |y|,
+ *                hence 7. Of the rest, t is within 2 u, and counts less the less y saturates; 1 + t and the
+ *                quotient round, twice for the square, 3 u together wherever t lies in [0, 1]; and 3 products:
+ *                8. It falls below the smallest normal number at |y| = 44 (f64: 355), and may be 0 from there.
+ *                In f64 twice: the oracle rounds s, y, cosh, and two quotients.
  *   entropy      L + sum p_j delta_j: the bounds of log_softmax's L and, for each term, p_j's relative error
  *                E_j, delta_j's rounding and X_j, a product, and `sum` for adding up.
  *   loss         the row bounds added up, plus sum * the absolute row losses: the sum goes in blocks. D as
@@ -61,7 +68,8 @@
  * together reach the storage's overflow threshold, so that infinity is a correct rounding, the bound is
  * infinite. */
 static const struct {
-    double exponential, argument, lse, lse_floor, log_floor, log, loss, slope, sum, backward, product;
+    double exponential, argument, lse, lse_floor, log_floor, log, loss, slope, slope_argument, sum, backward,
+        product;
 } ulps = {
     .exponential = 8,
     .argument = 4,
@@ -71,6 +79,7 @@ static const struct {
     .log = 4,
     .loss = 16,
     .slope = 8,
+    .slope_argument = 7,
     .sum = 8,
     .backward = 8,
     .product = 4,
@@ -219,7 +228,7 @@ struct problem {
     bool no_divisor;                      /* D = 0 and none given */
     struct sum loss, loss_size, loss_bound;
     /* Work arrays, [classes] each. */
-    double *z, *slope, *e, *a, *a_size;
+    double *z, *slope, *slope_bound, *e, *a, *a_size;
 };
 
 static double as_real(const struct problem *p, double value)
@@ -418,6 +427,22 @@ struct row {
     double z_size; /* Z */
 };
 
+/* dz/dx at s under a softcap, with its bound. */
+static void load_slope(struct problem *p, size_t j, double s)
+{
+    const double tiny = p->real == CLXENT_F64 ? DBL_MIN : (double)FLT_MIN;
+    const double size = fabs(p->scale), y = fabs(s / p->cap), grown = cosh(y);
+    const double flat = 1 / grown / grown; /* 1 - tanh^2 = 1 / cosh^2, without cancellation */
+    double bound = 0;
+
+    if (flat > 0) bound = p->u * flat * (ulps.slope + ulps.slope_argument * y * tanh(y));
+    if (p->real == CLXENT_F64) bound *= 2;
+    p->slope[j] = p->scale * flat;
+    p->slope_bound[j] = size * bound;
+    /* it may be flushed to 0 before it is scaled, and after that */
+    if (size > 0 && fmin(1, size) * (flat - bound) < tiny) p->slope_bound[j] += fmax(1, size) * tiny;
+}
+
 static void load_row(struct problem *p, size_t index, struct row *row)
 {
     const clxent_desc *desc = p->desc;
@@ -430,14 +455,14 @@ static void load_row(struct problem *p, size_t index, struct row *row)
         double s = -INFINITY;
         p->z[j] = -INFINITY;
         p->slope[j] = p->cap > 0 ? 0 : p->scale;
+        p->slope_bound[j] = 0;
         if (x != -INFINITY) {
             s = p->scale * x;
             if (isinf(as_real(p, s))) s = as_real(p, s);
             p->z[j] = s;
             if (p->cap > 0) {
-                const double grown = cosh(s / p->cap);
                 p->z[j] = p->cap * tanh(s / p->cap);
-                p->slope[j] = p->scale / grown / grown; /* 1 - tanh^2 = 1 / cosh^2, without cancellation */
+                load_slope(p, j, s);
             }
         }
         /* s in real: two logits that become equal there are a tie, as on the device. */
@@ -629,8 +654,7 @@ static void take_gradient(const struct problem *p, size_t index, const struct ro
 
         const double gradient = dz * p->slope[j] * factor;
         double bound = error * fabs(p->slope[j] * factor);
-        if (p->cap > 0 && p->z[j] != -INFINITY)
-            bound += p->u * ulps.slope * (fabs(dz) + error) * fabs(p->scale * factor);
+        bound += p->slope_bound[j] * (fabs(dz) + error) * fabs(factor);
         if (gradient != 0) bound += fabs(gradient) * p->divisor_error;
         put_gradient(p, index, j, gradient, bound);
     }
@@ -881,12 +905,13 @@ clxent_status clxent_reference_run(const clxent_desc *desc, const clxent_host_ar
     p.moves_z = p.scale != 1 || p.cap > 0;
     CLXENT_TRY(check_inputs(&p, &in, inputs, text, size));
 
-    p.z = calloc(p.classes, 5 * sizeof *p.z);
+    p.z = calloc(p.classes, 6 * sizeof *p.z);
     if (p.z == NULL)
         return clxent_fail_text(text, size, CLXENT_ERROR_OUT_OF_HOST_MEMORY,
-                                "no memory for 5 arrays of %zu classes", p.classes);
+                                "no memory for 6 arrays of %zu classes", p.classes);
     p.slope = p.z + p.classes;
-    p.e = p.slope + p.classes;
+    p.slope_bound = p.slope + p.classes;
+    p.e = p.slope_bound + p.classes;
     p.a = p.e + p.classes;
     p.a_size = p.a + p.classes;
     compute(&p);

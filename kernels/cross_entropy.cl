@@ -780,7 +780,7 @@ static inline void emit_part(const row_input *in, const row_result *r, const emi
     }
     const ivec hit = IOTA == (ivec)((integer)(g->class_index - at)) ? (ivec)(-1) : (ivec)(0);
     if (g->class_index >= at && g->class_index - at < n) value = hit ? (vec)(g->target) : value;
-    if (g->accumulate) value = value + load_gradient_partial(gradient + at, n);
+    if (g->accumulate) value = accumulated(load_gradient_partial(gradient + at, n), value);
     store_gradient_partial(gradient + at, value, n);
 }
 
@@ -797,7 +797,7 @@ ALWAYS_INLINE vec value_of_vector(const row_input *in, const row_result *r, cons
     vec value = emit_value(in, r, g, x, kept, cached, at, VEC);
     if (g->kind == EMIT_SOFTMAX || g->kind == EMIT_LOG_SOFTMAX) return value;
     if (with_target) value = IOTA == (ivec)((integer)(g->class_index - at)) ? (vec)(g->target) : value;
-    if (g->accumulate) value = value + load_gradient_vector(gradient + at);
+    if (g->accumulate) value = accumulated(load_gradient_vector(gradient + at), value);
     return value;
 }
 

@@ -48,13 +48,15 @@ typedef struct {
 
 /* ---- z ------------------------------------------------------------------------------------ */
 
-/* tanh(y) = e / (e + 2) with e = exp(2|y|) - 1 = 2^k (exp(r) - 1) + (2^k - 1): no cancellation near 0. |y| is
- * clamped to where tanh rounds to 1. slope is 1 - tanh^2 = 4 (e + 1) / (e + 2)^2. */
-#if DTYPE == F64
-#    define TANH_LIMIT REAL(20.0)
-#else
-#    define TANH_LIMIT REAL(10.0)
-#endif
+/* With t = exp(-2|y|) = 2^k exp(r), which unlike exp(2|y|) cannot overflow,
+ *
+ *     tanh|y| = (1 - t) / (1 + t)        1 - t = (1 - 2^k) - 2^k (exp(r) - 1): no cancellation near 0
+ *     slope   = 1 - tanh^2 = 4 t / (1 + t)^2: none where tanh rounds to 1 either
+ *
+ * Below, t and 1 - t are 4 times that, the 4 in the power of two: t is the slope of a saturated logit then, and keeps
+ * its digits down to the smallest normal number. |y| is clamped to where k is -(BIAS + 2): the power, and with it the
+ * slope, is 0 from there on, where the true slope is no normal number either. */
+#define TANH_LIMIT (LN2_HIGH * (BIAS + 2) / 2)
 static inline real inverse_of(const real softcap)
 {
     return softcap > 0 ? 1 / softcap : 0; /* finite, as a softcap is not subnormal */
@@ -65,17 +67,18 @@ static inline real inverse_of(const real softcap)
     {                                                                                \
         const T y = s * (T)(inverse_of(softcap));                                    \
         const T size = fabs(y) > (T)(TANH_LIMIT) ? (T)(TANH_LIMIT) : fabs(y);        \
-        const T x = size + size;                                                     \
-        const T shifted = fma(x, (T)(INV_LN2), (T)(ROUNDER + BIAS));                 \
-        const T k = shifted - (T)(ROUNDER + BIAS);                                   \
+        const T x = -(size + size);                                                  \
+        const T shifted = fma(x, (T)(INV_LN2), (T)(ROUNDER + BIAS + 2));             \
+        const T k = shifted - (T)(ROUNDER + BIAS + 2);                               \
         const T r = REDUCE(T, k, x);                                                 \
         /* exp(r) - 1: the polynomial without its last term */                       \
         const T p = r * EXP_SLOPE(r, (T)AS_IT_IS);                                   \
         const T scale = AS_T(AS_I(shifted) << MANTISSA_BITS);                        \
-        const T e = fma(scale, p, scale - (T)(1));                                   \
-        const T inverse = (T)(1) / (e + (T)(2));                                     \
-        *slope = ((T)(4) * (e + (T)(1))) * (inverse * inverse);                      \
-        return copysign((T)(softcap) * (e * inverse), y);                            \
+        const T t = fma(scale, p, scale);                                            \
+        const T rest = fma(-scale, p, (T)(4) - scale);                               \
+        const T inverse = (T)(1) / (t + (T)(4));                                     \
+        *slope = ((T)(16) * t) * (inverse * inverse);                                \
+        return copysign((T)(softcap) * (rest * inverse), y);                         \
     }                                                                                \
     /* z of x, and dz/dx */                                                          \
     static inline T NAME##_z(const T x, const options o, T *dz_dx)                   \
@@ -213,6 +216,14 @@ static inline gradient_factors gradient_of(const row_result *r, const judgement 
     g.fill = t->bad || (t->counts && !r->valid) ? (lane)(REAL_NAN) : (lane)(0);
     return g;
 }
+
+#if !LANES
+/* Adding 0, as at a class whose p has vanished, leaves even -0 as it is, as rows that do not count do. */
+static inline vec accumulated(const vec old, const vec value)
+{
+    return value == (vec)(0) ? old : old + value;
+}
+#endif
 
 /* ---- What stands beside the logits -------------------------------------------------------- */
 

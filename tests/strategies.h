@@ -28,4 +28,21 @@
         .lane_classes = UINT32_MAX, .lane_group = (GROUP), .lane_vector = (VECTOR), .lane_cache = (CACHE) \
     }
 
+/* One of each: whole rows, rows split over groups, work-groups, lanes. The parameters are those of tuning.def or of
+ * other tests, so that a driver compiles few programs more. */
+enum { EACH_ROWS, EACH_SPLIT, EACH_GROUPS, EACH_LANES, EACH_STRATEGY };
+static inline clxent_tuning strategy_for(uint32_t dtype, size_t which)
+{
+    const uint32_t vector = dtype == CLXENT_F64 ? 8 : 16;
+    const bool wide = dtype == CLXENT_F32 || dtype == CLXENT_F64;
+    const clxent_tuning each[EACH_STRATEGY] = {
+        [EACH_ROWS] = ROWS(1, vector, 64, 8192, 4096, 0),
+        [EACH_SPLIT] = PIECES(1, vector, 64, 8192, 1024, UINT32_MAX),
+        [EACH_GROUPS] =
+            ROWS(dtype == CLXENT_F32 ? 64 : 8, wide ? 4 : 8, 4, dtype == CLXENT_F32 ? 16384 : 8192, 1024, 0),
+        [EACH_LANES] = LANES(1, vector, 1 << 19, 0),
+    };
+    return each[which];
+}
+
 #endif

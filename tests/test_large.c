@@ -5,6 +5,7 @@
  * Few rows at a huge stride: the buffers are large but only the pages of the rows are ever touched. A device that
  * reports too little memory for it skips; ctest sets what makes PoCL report more than the machine has.
  */
+#include "strategies.h"
 #include "support.h"
 
 #include <criterion/criterion.h>
@@ -16,7 +17,46 @@
 
 TestSuite(large, .init = open_device, .fini = close_device);
 
-enum { ROWS = 3, CLASSES = 1100 };
+enum { SLABS = 3, MOST_ELEMENTS = 1100, MOST_ROWS = SLABS * 80 };
+
+/* A slab is a row, or with the class axis not last [classes, inner]. narrow, narrow_general: 2-byte logits, of index
+ * and of probability targets, in programs that other tests have too. */
+typedef struct shape {
+    const char *name;
+    size_t which, classes, inner;
+    clxent_strategy shares;
+    uint32_t narrow, narrow_general;
+} shape;
+static const shape shapes[] = {
+    { "rows", EACH_ROWS, 1100, 1, CLXENT_STRATEGY_ROWS, CLXENT_BF16, CLXENT_BF16 },
+    { "split", EACH_SPLIT, 1100, 1, CLXENT_STRATEGY_SPLIT, CLXENT_BF16, CLXENT_BF16 },
+    { "groups", EACH_GROUPS, 1100, 1, CLXENT_STRATEGY_ROWS, CLXENT_F16, CLXENT_BF16 },
+    { "lanes", EACH_LANES, 7, 1, CLXENT_STRATEGY_LANES, CLXENT_BF16, CLXENT_BF16 },
+    { "inner lanes", EACH_LANES, 7, 80, CLXENT_STRATEGY_LANES, CLXENT_BF16, CLXENT_F16 },
+};
+enum { SHAPES = sizeof shapes / sizeof *shapes };
+
+static clxent_desc make_desc(const shape *s, uint32_t outputs, uint32_t dtype)
+{
+    clxent_desc desc = CLXENT_DESC_INIT;
+    desc.outputs = outputs;
+    desc.dtype = dtype;
+    desc.batch = SLABS * s->inner;
+    desc.seq = 1;
+    desc.classes = s->classes;
+    desc.inner = s->inner;
+    return desc;
+}
+
+static clxent_plan *make_plan(const shape *s, const clxent_desc *desc)
+{
+    const clxent_tuning tuning = strategy_for(desc->dtype, s->which);
+    clxent_plan *plan;
+    cr_assert(clxent_plan_create_tuned(&plan, device.ctx, desc, &tuning) == CLXENT_OK, "%s: %s", s->name,
+              last_error());
+    cr_assert(plan->shares == s->shares, "%s: %s", s->name, clxent_plan_strategy(plan));
+    return plan;
+}
 
 static cl_mem make_buffer(size_t bytes)
 {
@@ -41,59 +81,80 @@ static void read_at(cl_mem mem, size_t offset, void *data, size_t bytes)
               CL_SUCCESS);
 }
 
-/* Rows of logits in one buffer, `stride` elements apart, from element `offset` on; the gradient in their place.
- * The same rows, dense, go to run_case()'s judge. */
-static void check_strided(const char *name, uint32_t dtype, size_t stride, size_t offset)
+static void need(size_t bytes)
 {
-    const size_t size = dtype == CLXENT_F32 ? 4 : 2, row_bytes = CLASSES * size;
-    const size_t bytes = (offset + (ROWS - 1) * stride + CLASSES) * size;
-    const clxent_desc defaults = CLXENT_DESC_INIT;
-    clxent_desc desc = defaults;
-    clxent_args args = CLXENT_ARGS_INIT;
-    clxent_host_args dense;
-    clxent_plan *plan;
     cl_ulong most = 0;
-    cl_event done;
-    problem p;
-
     clGetDeviceInfo(device.id, CL_DEVICE_MAX_MEM_ALLOC_SIZE, sizeof most, &most, NULL);
     if (bytes > most) cr_skip("the device allocates %llu bytes at most", (unsigned long long)most);
+}
 
-    desc.outputs = CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_LOSSES;
-    desc.dtype = dtype;
-    desc.batch = ROWS;
-    desc.seq = 1;
-    desc.classes = CLASSES;
-    make_problem(&p, &desc, FILL_PLAIN, 1);
-    cr_assert(clxent_plan_create(&plan, device.ctx, &desc) == CLXENT_OK, "%s: %s", name, last_error());
-    run_once(name, plan, &p, desc.outputs, 0, &dense);
-    clxent_plan_destroy(plan);
+/* Runs plan with the buffers of args, to which it adds targets, losses and a workspace, and holds the losses against
+ * dense ones. */
+static void run(const shape *s, clxent_plan *plan, clxent_args *args, const problem *p, const void *losses)
+{
+    float got[MOST_ROWS];
+    cl_event done;
 
-    desc.row_stride = desc.gradient_row_stride = stride;
-    cr_assert(clxent_plan_create(&plan, device.ctx, &desc) == CLXENT_OK, "%s: %s", name, last_error());
-    args.logits = args.gradient = (clxent_buffer){ make_buffer(bytes), offset * size };
-    args.targets.mem = make_buffer(p.args.targets.size);
-    args.losses.mem = make_buffer(ROWS * sizeof(float));
-    args.workspace.mem = make_buffer(clxent_plan_workspace_size(plan) + 1);
-    for (size_t row = 0; row < ROWS; row++) {
-        write_at(args.logits.mem, (offset + row * stride) * size,
-                 (const char *)p.args.logits.data + row * row_bytes, row_bytes);
+    if (args->targets.mem == NULL) {
+        args->targets.mem = make_buffer(p->args.targets.size);
+        write_at(args->targets.mem, 0, p->args.targets.data, p->args.targets.size);
     }
-    write_at(args.targets.mem, 0, p.args.targets.data, p.args.targets.size);
-    cr_assert(clxent_enqueue(plan, device.queue, &args, 0, NULL, &done) == CLXENT_OK, "%s: %s", name,
+    args->losses.mem = make_buffer(SLABS * s->inner * sizeof(float));
+    args->workspace.mem = make_buffer(clxent_plan_workspace_size(plan) + 1);
+    cr_assert(clxent_enqueue(plan, device.queue, args, 0, NULL, &done) == CLXENT_OK, "%s: %s", s->name,
               last_error());
     cr_assert(clWaitForEvents(1, &done) == CL_SUCCESS);
     clReleaseEvent(done);
+    read_at(args->losses.mem, 0, got, SLABS * s->inner * sizeof(float));
+    cr_assert(memcmp(got, losses, SLABS * s->inner * sizeof(float)) == 0, "%s: losses", s->name);
+}
 
-    float losses[ROWS];
-    unsigned char got[CLASSES * sizeof(float)];
-    read_at(args.losses.mem, 0, losses, sizeof losses);
-    cr_assert(memcmp(losses, dense.losses.data, sizeof losses) == 0, "%s: losses", name);
-    for (size_t row = 0; row < ROWS; row++) {
-        read_at(args.gradient.mem, (offset + row * stride) * size, got, row_bytes);
-        cr_assert(memcmp(got, (char *)dense.gradient.data + row * row_bytes, row_bytes) == 0,
-                  "%s: gradient of row %zu", name, row);
+/* Slab i of mem, strided, against the dense one. */
+static void check_slabs(const shape *s, const char *what, cl_mem mem, size_t size, size_t stride,
+                        size_t offset, const void *dense)
+{
+    const size_t bytes = s->classes * s->inner * size;
+    unsigned char got[MOST_ELEMENTS * sizeof(float)];
+    for (size_t i = 0; i < SLABS; i++) {
+        read_at(mem, (offset + i * stride) * size, got, bytes);
+        cr_assert(memcmp(got, (const char *)dense + i * bytes, bytes) == 0, "%s: %s of slab %zu", s->name,
+                  what, i);
     }
+}
+
+static void write_slabs(const shape *s, cl_mem mem, size_t size, size_t stride, size_t offset,
+                        const void *dense)
+{
+    const size_t bytes = s->classes * s->inner * size;
+    for (size_t i = 0; i < SLABS; i++) {
+        write_at(mem, (offset + i * stride) * size, (const char *)dense + i * bytes, bytes);
+    }
+}
+
+/* Slabs of logits in one buffer, `stride` elements apart, from element `offset` on; the gradient in their place.
+ * The same slabs, dense, give what must come out. */
+static void check_strided(const shape *s, uint32_t dtype, size_t stride, size_t offset)
+{
+    const size_t size = dtype == CLXENT_F32 ? 4 : 2;
+    const size_t bytes = (offset + (SLABS - 1) * stride + s->classes * s->inner) * size;
+    clxent_desc desc = make_desc(s, CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_LOSSES, dtype);
+    clxent_args args = CLXENT_ARGS_INIT;
+    clxent_host_args dense;
+    problem p;
+
+    need(bytes);
+    make_problem(&p, &desc, FILL_PLAIN, 1);
+    clxent_plan *plan = make_plan(s, &desc);
+    run_once(s->name, plan, &p, desc.outputs, 0, &dense);
+    clxent_plan_destroy(plan);
+
+    desc.row_stride = desc.gradient_row_stride = stride;
+    plan = make_plan(s, &desc);
+    args.logits = args.gradient = (clxent_buffer){ make_buffer(bytes), offset * size };
+    write_slabs(s, args.logits.mem, size, stride, offset, p.args.logits.data);
+    run(s, plan, &args, &p, dense.losses.data);
+    check_slabs(s, "gradient", args.gradient.mem, size, stride, offset, dense.gradient.data);
+
     const cl_mem mems[] = { args.logits.mem, args.targets.mem, args.losses.mem, args.workspace.mem };
     for (size_t i = 0; i < sizeof mems / sizeof *mems; i++) clReleaseMemObject(mems[i]);
     clxent_plan_destroy(plan);
@@ -102,57 +163,31 @@ static void check_strided(const char *name, uint32_t dtype, size_t stride, size_
 }
 
 /* The other tensors of [rows, classes]: probability targets and the softmax, each with its own huge stride. */
-static void check_strided_targets_and_softmax(const char *name, size_t stride)
+static void check_strided_targets_and_softmax(const shape *s, size_t stride)
 {
-    const size_t bytes = ((ROWS - 1) * stride + CLASSES) * 2, row_bytes = CLASSES * (size_t)2;
-    clxent_desc desc = CLXENT_DESC_INIT;
+    const size_t bytes = ((SLABS - 1) * stride + s->classes * s->inner) * 2;
+    clxent_desc desc = make_desc(s, CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_LOSSES, s->narrow_general);
     clxent_args args = CLXENT_ARGS_INIT;
     clxent_host_args dense;
-    clxent_plan *plan;
-    cl_ulong most = 0;
-    cl_event done;
     problem p;
 
-    clGetDeviceInfo(device.id, CL_DEVICE_MAX_MEM_ALLOC_SIZE, sizeof most, &most, NULL);
-    if (bytes > most) cr_skip("the device allocates %llu bytes at most", (unsigned long long)most);
-
-    desc.outputs = CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_LOSSES;
-    desc.dtype = CLXENT_BF16;
+    need(bytes);
     desc.target_type = CLXENT_TARGET_PROBABILITIES_LOGITS;
-    desc.batch = ROWS;
-    desc.seq = 1;
-    desc.classes = CLASSES;
     make_problem(&p, &desc, FILL_PLAIN, 2);
-    cr_assert(clxent_plan_create(&plan, device.ctx, &desc) == CLXENT_OK, "%s: %s", name, last_error());
-    run_once(name, plan, &p, desc.outputs, 0, &dense);
+    clxent_plan *plan = make_plan(s, &desc);
+    run_once(s->name, plan, &p, desc.outputs, 0, &dense);
     clxent_plan_destroy(plan);
 
     desc.target_row_stride = desc.probabilities_row_stride = stride;
-    cr_assert(clxent_plan_create(&plan, device.ctx, &desc) == CLXENT_OK, "%s: %s", name, last_error());
+    plan = make_plan(s, &desc);
     args.logits.mem = make_buffer(p.args.logits.size);
     args.targets.mem = make_buffer(bytes);
     args.softmax.mem = make_buffer(bytes);
-    args.losses.mem = make_buffer(ROWS * sizeof(float));
-    args.workspace.mem = make_buffer(clxent_plan_workspace_size(plan) + 1);
     write_at(args.logits.mem, 0, p.args.logits.data, p.args.logits.size);
-    for (size_t row = 0; row < ROWS; row++) {
-        write_at(args.targets.mem, row * stride * 2, (const char *)p.args.targets.data + row * row_bytes,
-                 row_bytes);
-    }
-    cr_assert(clxent_enqueue(plan, device.queue, &args, 0, NULL, &done) == CLXENT_OK, "%s: %s", name,
-              last_error());
-    cr_assert(clWaitForEvents(1, &done) == CL_SUCCESS);
-    clReleaseEvent(done);
+    write_slabs(s, args.targets.mem, 2, stride, 0, p.args.targets.data);
+    run(s, plan, &args, &p, dense.losses.data);
+    check_slabs(s, "softmax", args.softmax.mem, 2, stride, 0, dense.softmax.data);
 
-    float losses[ROWS];
-    unsigned char got[CLASSES * 2];
-    read_at(args.losses.mem, 0, losses, sizeof losses);
-    cr_assert(memcmp(losses, dense.losses.data, sizeof losses) == 0, "%s: losses", name);
-    for (size_t row = 0; row < ROWS; row++) {
-        read_at(args.softmax.mem, row * stride * 2, got, row_bytes);
-        cr_assert(memcmp(got, (char *)dense.softmax.data + row * row_bytes, row_bytes) == 0,
-                  "%s: softmax of row %zu", name, row);
-    }
     const cl_mem mems[] = { args.logits.mem, args.targets.mem, args.softmax.mem, args.losses.mem,
                             args.workspace.mem };
     for (size_t i = 0; i < sizeof mems / sizeof *mems; i++) clReleaseMemObject(mems[i]);
@@ -164,20 +199,27 @@ static void check_strided_targets_and_softmax(const char *name, size_t stride)
 /* Strides are odd so that a lost upper half lands nowhere near a row. */
 Test(large, elements_beyond_2_to_the_31)
 {
-    check_strided("2^31 of f32", CLXENT_F32, ((size_t)1 << 30) + 4099, 0);
-    check_strided("2^31 of bf16", CLXENT_BF16, ((size_t)1 << 30) + 4099, 0);
+    for (size_t i = 0; i < SHAPES; i++) {
+        check_strided(&shapes[i], CLXENT_F32, ((size_t)1 << 30) + 4099, 0);
+        check_strided(&shapes[i], shapes[i].narrow, ((size_t)1 << 30) + 4099, 0);
+    }
 }
 
 Test(large, elements_beyond_2_to_the_32)
 {
-    check_strided("2^32 of bf16", CLXENT_BF16, ((size_t)1 << 31) + 4099, 0);
-    check_strided_targets_and_softmax("2^32 of targets and softmax", ((size_t)1 << 31) + 4099);
+    for (size_t i = 0; i < SHAPES; i++) {
+        check_strided(&shapes[i], shapes[i].narrow, ((size_t)1 << 31) + 4099, 0);
+        check_strided_targets_and_softmax(&shapes[i], ((size_t)1 << 31) + 4099);
+    }
 }
 
 Test(large, byte_offsets_beyond_4_gigabytes)
 {
-    check_strided("offset of f32", CLXENT_F32, CLASSES + 3, ((size_t)1 << 30) + 17);
-    check_strided("offset of bf16", CLXENT_BF16, CLASSES + 3, ((size_t)1 << 32) + 17);
+    for (size_t i = 0; i < SHAPES; i++) {
+        const size_t stride = shapes[i].classes * shapes[i].inner + 3;
+        check_strided(&shapes[i], CLXENT_F32, stride, ((size_t)1 << 30) + 17);
+        check_strided(&shapes[i], shapes[i].narrow, stride, ((size_t)1 << 32) + 17);
+    }
 }
 
 Test(large, a_target_of_2_to_the_32_plus_1_is_out_of_range)

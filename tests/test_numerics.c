@@ -4,6 +4,7 @@
  *
  * CLXENT_TEST_RATIOS=1 test_numerics --filter 'numerics/errors*' prints the table of the README on stderr.
  */
+#include "strategies.h"
 #include "support.h"
 
 #include <criterion/criterion.h>
@@ -166,5 +167,65 @@ Test(numerics, a_sum_over_262144_classes_is_as_good_as_one_over_1024)
         cr_assert(all <= fmax(few, 1) + 0.5, "dtype %u: %.3g ulp over %zu classes, %.3g over 1024",
                   (unsigned)dtype, all, many, few);
         cr_assert(few <= 3, "dtype %u: %.3g ulp over 1024 classes", (unsigned)dtype, few);
+    }
+}
+
+/* ---- Saturated logits ---------------------------------------------------------------------- */
+
+static clxent_tuning forced;
+
+static clxent_status make_forced(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc)
+{
+    return clxent_plan_create_tuned(out, ctx, desc, &forced);
+}
+
+/* Logits whose softcap is saturated by y = 9 up to where its slope underflows and beyond, of both signs: every second
+ * row holds nothing else, the others ordinary ones too. The last row has infinities. */
+static void saturate(problem *p)
+{
+    const clxent_desc *desc = &p->desc;
+    const double last = desc->dtype == CLXENT_F64 ? 360 : 46;
+    const size_t rows = desc->batch;
+    random_state random = random_start(desc->classes);
+
+    for (size_t row = 0; row < rows; row++) {
+        for (size_t j = 0; j < desc->classes; j++) {
+            const size_t at = element_index(desc, 0, row, j);
+            const double y = random_uniform(&random, 9, last), sign = j % 3 == 0 ? -1 : 1;
+            double x = sign * desc->softcap * y / desc->logit_scale;
+            if (row % 2 == 1 && j % 4 == 0) continue;
+            if (row + 1 == rows && j % 7 == 3) x = sign * INFINITY;
+            put_element((void *)p->args.logits.data, desc->dtype, at, x);
+        }
+    }
+}
+
+/* What is left of the slope there is no difference between 1 and a number that rounds to it. */
+Test(numerics, gradients_of_saturated_logits_keep_their_digits)
+{
+    const double options[][2] = { { 4, 1 }, { 5, 0.7 }, { 0.3, -3 } }; /* softcap, logit_scale */
+
+    plan_maker = make_forced;
+    for (uint32_t dtype = CLXENT_F32; dtype <= CLXENT_F64; dtype += CLXENT_F64 - CLXENT_F32) {
+        if (dtype == CLXENT_F64 && !device.has_f64) continue;
+        for (size_t i = 0; i < COUNT(options); i++) {
+            for (size_t t = 0; t <= EACH_STRATEGY; t++) {
+                const bool inner = t == EACH_STRATEGY; /* lanes again, with the class axis not last */
+                clxent_desc desc = make_desc(PLAIN, dtype, inner ? 20 : 6, small_run() ? 40 : 1100);
+                char name[96];
+                problem p;
+                if (t == EACH_LANES || inner) desc.classes = 40;
+                if (inner) desc.inner = 5;
+                desc.softcap = options[i][0];
+                desc.logit_scale = options[i][1];
+                forced = strategy_for(dtype, inner ? EACH_LANES : t);
+                (void)snprintf(name, sizeof name, "strategy %zu, dtype %u, softcap %g, scale %g", t,
+                               (unsigned)dtype, desc.softcap, desc.logit_scale);
+                make_problem(&p, &desc, FILL_PLAIN, 1 + t);
+                saturate(&p);
+                run_case(name, &p, 0);
+                free_problem(&p);
+            }
+        }
     }
 }

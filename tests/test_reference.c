@@ -785,11 +785,47 @@ Test(reference, infinities_under_a_softcap_follow_z)
         check_one("loss", w.losses[0], 2 + log1p(exp(-2)), 1e-15);
         cr_assert_eq(w.softmax[2], 0);
         cr_assert(w.gradient[0] == 0 && w.gradient[1] < 0 && w.gradient[2] == 0);
+        cr_assert(dtypes[d] == CLXENT_F16 || w.gradient_bound[0] < 4 * (double)FLT_MIN, "flat there");
 
         one_row(dtypes[d], 3, logits, 2);
         cr_assert(w.losses[0] == INFINITY && w.gradient[1] > 0);
         cr_assert(w.gradient[2] == 0, "the cap is flat at a mask, also where it is the target");
     }
+}
+
+/* A saturated logit beside one of 0, the target: its gradient is p times the slope, 4 t / (1 + t)^2 for t = exp(-2y),
+ * where 1 - tanh(y)^2 has no digits left. The logits are exact in every storage type. */
+Test(reference, the_slope_of_a_saturated_softcap_keeps_its_digits)
+{
+    static const double saturations[] = { 0.125, 1, 3, 9, 13, 18.5, 25, 40, 43.5, 50, 100, 340, 352, 400 };
+    const double cap = 2;
+
+    w.desc.softcap = cap;
+    w.desc.reduction = CLXENT_REDUCTION_SUM;
+    for (size_t i = 0; i < sizeof saturations / sizeof *saturations; i++) {
+        for (int d = 0; d < DTYPES; d++) {
+            const bool f64 = dtypes[d] == CLXENT_F64;
+            const double y = saturations[i], u = f64 ? 0x1p-53 : 0x1p-24, tiny = f64 ? DBL_MIN : FLT_MIN;
+            const long double t = expl(-2 * (long double)y);
+            const long double want = 4 * t / ((1 + t) * (1 + t)) / (1 + expl(-cap * tanhl(y)));
+            for (int sign = -1; sign <= 1; sign += 2) {
+                w.desc.gradient_dtype = f64 ? CLXENT_F64 : CLXENT_F32;
+                w.desc.logit_scale = sign; /* z is the same */
+                one_row(dtypes[d], 3, (const double[]){ sign * cap * y, -INFINITY, 0 }, 2);
+                cr_assert(fabsl(sign * w.gradient[0] - want) <= 8 * 0x1p-53L * want + 0x1p-1074L,
+                          "y %g: %.17g, not %.17g", y, sign * w.gradient[0], (double)want);
+                cr_assert(w.gradient[1] == 0 && w.gradient_bound[1] == 0);
+                /* the bound is one of digits, and of nothing but underflow beyond them */
+                const double digits = (f64 ? 2 : 1) * (30 + 8 * y) * u * (double)want;
+                cr_assert(w.gradient_bound[0] <= digits + (want < 4 * tiny ? 4 * tiny : 0), "y %g: bound %g",
+                          y, w.gradient_bound[0]);
+            }
+        }
+    }
+    w.desc.gradient_dtype = 0;
+    w.desc.logit_scale = 0;
+    one_row(CLXENT_F32, 2, (const double[]){ 30, 0 }, 1);
+    cr_assert(w.gradient[0] == 0 && w.gradient_bound[0] == 0, "nothing to round");
 }
 
 /* ---- Rows that do not count ---------------------------------------------------------------- */

@@ -9,6 +9,7 @@
 
 #include <criterion/criterion.h>
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -314,6 +315,54 @@ Test(variants, split_rows_have_the_bits_of_whole_ones)
                 free_outputs(&out[1]);
                 free_problem(&p);
             }
+        }
+    }
+}
+
+/* A class that is masked in a row that counts has a gradient of 0, and adding it leaves even -0 as it is. Class
+ * counts of no whole vector, and of vectors with a head and a tail. */
+Test(variants, accumulating_a_gradient_of_0_leaves_the_sign_of_a_0)
+{
+    enum { ROWS_OF_EACH = 10 };
+    const size_t classes[] = { 5, 37, 1100 };
+    for (size_t t = 0; t <= EACH_STRATEGY; t++) {
+        const bool inner = t == EACH_STRATEGY;
+        const clxent_tuning tuning = strategy_for(CLXENT_F32, inner ? EACH_LANES : t);
+        for (size_t i = 0; i < COUNT(classes); i++) {
+            clxent_desc desc = CLXENT_DESC_INIT;
+            clxent_host_args out;
+            clxent_plan *plan;
+            problem p;
+
+            if (classes[i] > 100 && (inner || t == EACH_LANES || small_run())) continue;
+            desc.outputs = CLXENT_OUTPUT_GRADIENT;
+            desc.batch = ROWS_OF_EACH;
+            desc.seq = 1;
+            desc.classes = classes[i];
+            desc.inner = inner ? 5 : 1;
+            desc.gradient_mode = CLXENT_GRADIENT_ACCUMULATE;
+            make_problem(&p, &desc, FILL_PLAIN, 3);
+            for (size_t k = 0; k < ROWS_OF_EACH * desc.classes; k++) {
+                const size_t row = k / desc.classes, j = k % desc.classes,
+                             at = element_index(&desc, 0, row, j);
+                const bool target = (int64_t)j == get_target(p.args.targets.data, CLXENT_TARGET_I64, row);
+                put_element((void *)p.args.gradient.data, CLXENT_F32, at, -0.0);
+                if (!target && (j + row) % 2 == 0)
+                    put_element((void *)p.args.logits.data, CLXENT_F32, at, -INFINITY);
+            }
+            cr_assert(clxent_plan_create_tuned(&plan, device.ctx, &desc, &tuning) == CLXENT_OK, "%s",
+                      last_error());
+            run_once("accumulate 0", plan, &p, desc.outputs, 0, &out);
+            for (size_t k = 0; k < ROWS_OF_EACH * desc.classes; k++) {
+                const bool masked = get_element(p.args.logits.data, CLXENT_F32, k) == -INFINITY;
+                const double value = get_element(out.gradient.data, CLXENT_F32, k);
+                cr_assert(masked ? value == 0 && signbit(value) : value != 0,
+                          "%s, %zu classes: element %zu is %g", clxent_plan_strategy(plan), desc.classes, k,
+                          value);
+            }
+            free_outputs(&out);
+            clxent_plan_destroy(plan);
+            free_problem(&p);
         }
     }
 }
