@@ -62,6 +62,17 @@ static inline real inverse_of(const real softcap)
     return softcap > 0 ? 1 / softcap : 0; /* finite, as a softcap is not subnormal */
 }
 
+/* 1 / d for d in [4, 8]. In f32 by Newton's method, two steps from the parabola of least relative error, 1 / 99 =
+ * 1 / T3(3), which leave 99^-4 = 0.2 u and the rounding of the last: 6 instructions in place of a division, which holds
+ * up a CPU's vector unit for 16 cycles and is a dozen instructions on GPUs. */
+#if DTYPE == F64
+#    define INVERSE(T, d) ((T)(1) / (d))
+#else
+#    define INVERSE_STEP(T, d, r) fma(r, fma(-(d), r, (T)(1)), r)
+#    define INVERSE_START(T, d) fma(fma((T)(0.5f / 99), d, (T)(-9.0f / 99)), d, (T)(52.5f / 99))
+#    define INVERSE(T, d) INVERSE_STEP(T, d, INVERSE_STEP(T, d, INVERSE_START(T, d)))
+#endif
+
 #define DEFINE_SOFTCAP(NAME, T, I, AS_T, AS_I)                                       \
     static inline T NAME(const T s, const real softcap, T *slope)                    \
     {                                                                                \
@@ -76,7 +87,8 @@ static inline real inverse_of(const real softcap)
         const T scale = AS_T(AS_I(shifted) << MANTISSA_BITS);                        \
         const T t = fma(scale, p, scale);                                            \
         const T rest = fma(-scale, p, (T)(4) - scale);                               \
-        const T inverse = (T)(1) / (t + (T)(4));                                     \
+        const T d = t + (T)(4);                                                      \
+        const T inverse = INVERSE(T, d);                                             \
         *slope = ((T)(16) * t) * (inverse * inverse);                                \
         return copysign((T)(softcap) * (rest * inverse), y);                         \
     }                                                                                \
