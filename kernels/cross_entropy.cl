@@ -58,9 +58,10 @@ typedef struct {
     uint vectors;
     uint tail;
     uint cache_elements;
-    bool shares_lines;  /* see bring() */
-    bool dense;         /* sum a_j nll_j has terms for every class */
-    bool sums_weight;   /* and sum a_j is not known beforehand */
+    bool shares_lines; /* see bring() */
+    uint slope_at;     /* where the cache has dz/dx of every class beside their exponentials; 0: it has not */
+    bool dense;        /* sum a_j nll_j has terms for every class */
+    bool sums_weight;  /* and sum a_j is not known beforehand */
     bool probabilities; /* targets are q [classes] */
     bool q_is_f32;
     __global const void *q;
@@ -175,6 +176,7 @@ static inline void make_plain(row_input *in)
     in->o.softcap = 0;
     in->o.logit_scale = 1;
     in->has_class_weights = false;
+    in->slope_at = 0;
 }
 #endif
 
@@ -539,12 +541,14 @@ ALWAYS_INLINE void sum_block(const row_input *in, row_sums *s, const uint from, 
     add_block(in, s, &b);
 }
 
-/* z of vector v, left behind for sum_block(). */
+/* z of vector v, left behind for sum_block(), and dz/dx for the gradient. */
 static inline vec keep_z(const row_input *in, const uint from, const uint v, const bool whole,
                          __local real *cache)
 {
-    const vec z = get_z(in, v);
+    vec slope;
+    const vec z = softcap_vector_z(get_x(in, v), in->o, &slope);
     STORE(z, z_place(in, cache, from, v, whole));
+    if (in->slope_at > 0) STORE(slope, cache + in->slope_at + vector_at(in, v));
     return z;
 }
 
@@ -751,12 +755,19 @@ typedef struct {
     bool accumulate;
 } emission;
 
+/* has_slope: `slope` is dz/dx as the cache has it, which with exponentials from there leaves no need of x. */
 ALWAYS_INLINE vec emit_value(const row_input *in, const row_result *r, const emission *g, const vec x,
-                             const vec cached_e, const bool cached, const uint at, const uint n)
+                             const vec cached_e, const bool cached, const bool has_slope, const vec slope,
+                             const uint at, const uint n)
 {
     if (g->filled) return (vec)(g->fill);
     vec dz_dx = (vec)(1);
-    const vec z = softcap_vector_z(x, in->o, &dz_dx);
+    vec z = x;
+    if (has_slope) {
+        dz_dx = slope;
+    } else {
+        z = softcap_vector_z(x, in->o, &dz_dx);
+    }
     if (g->kind == EMIT_LOG_SOFTMAX) return -(((vec)(r->maximum) - z) + (vec)(r->log_d));
     if (!GENERAL && g->folds) return exp_vector_times(z, r->scale, true, g->factor);
     const vec e = cached && !IN_REGISTERS ? cached_e : exp_vector(z, r->scale, true);
@@ -773,7 +784,7 @@ static inline void emit_part(const row_input *in, const row_result *r, const emi
                              const uint n)
 {
     const vec x = load_partial(in->x + at, n, -REAL_INFINITY);
-    vec value = emit_value(in, r, g, x, x, false, at, n);
+    vec value = emit_value(in, r, g, x, x, false, false, x, at, n);
     if (g->kind == EMIT_SOFTMAX || g->kind == EMIT_LOG_SOFTMAX) {
         store_partial(out + at, value, n);
         return;
@@ -792,9 +803,11 @@ ALWAYS_INLINE vec value_of_vector(const row_input *in, const row_result *r, cons
 {
     (void)aligned; /* see TELLS_ALIGNED */
     const vec kept = cached ? LOAD(cache + at) : (vec)(0);
-    const bool has_x = cached && !NEEDS_X;
+    const bool has_slope = cached && g->kind == EMIT_GRADIENT && in->slope_at > 0;
+    const vec slope = has_slope ? LOAD(cache + in->slope_at + at) : kept;
+    const bool has_x = cached && (!NEEDS_X || has_slope);
     const vec x = !g->filled && !has_x ? LOAD_VECTOR(in->x + at, aligned) : kept;
-    vec value = emit_value(in, r, g, x, kept, cached, at, VEC);
+    vec value = emit_value(in, r, g, x, kept, cached, has_slope, slope, at, VEC);
     if (g->kind == EMIT_SOFTMAX || g->kind == EMIT_LOG_SOFTMAX) return value;
     if (with_target) value = IOTA == (ivec)((integer)(g->class_index - at)) ? (vec)(g->target) : value;
     if (g->accumulate) value = accumulated(load_gradient_vector(gradient + at), value);
@@ -933,6 +946,7 @@ static inline row_input make_input(const clxent_parameters *p, const options o,
     in.vectors = p->classes / VEC;
     in.tail = p->classes % VEC;
     in.cache_elements = p->cache_elements;
+    in.slope_at = 0;
     in.shares_lines = false;
     in.dense = in.sums_weight = false;
     in.probabilities = GENERAL && is_probabilities(p->target_type);
@@ -1123,6 +1137,10 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_cross_
     const bool fits = p.classes + VEC - 1 <= p.cache_elements;
     in.shares_lines = two_dimensional && !fits && p.classes * sizeof(storage) <= MOST_KEPT_BYTES;
     const bool cached = two_dimensional && !(p.flags & FLAG_FROM_STATISTICS) && fits;
+    const uint padded = (p.classes + VEC - 1) / VEC * VEC;
+    if (GENERAL && softcap > 0 && cached && (p.outputs & OUTPUT_GRADIENT) && p.cache_elements / 2 >= padded) {
+        in.slope_at = padded;
+    }
     const uint pieces = p.pieces, steps = pieces * count_passes(&u);
 
     const ulong first = get_group_id(0) * (ulong)p.rows_per_group;

@@ -100,8 +100,7 @@ static inline real inverse_of(const real softcap)
         *dz_dx = (T)(o.logit_scale);                                                 \
         if (o.softcap > 0) {                                                         \
             T slope;                                                                 \
-            const T capped = NAME(z, o.softcap, &slope);                             \
-            z = z != z ? z : capped;                                                 \
+            z = NAME(z, o.softcap, &slope); /* of NaN it is NaN */                   \
             *dz_dx = x == (T)(-REAL_INFINITY) ? (T)(0) : slope * (T)(o.logit_scale); \
         }                                                                            \
         return x == (T)(-REAL_INFINITY) ? x : z;                                     \
