@@ -83,8 +83,8 @@ static size_t tile_elements(const clxent_plan *plan, uint32_t columns, bool keep
 static bool keeps_logits(const clxent_plan *plan)
 {
     const uint32_t wide = plan->desc.outputs & (CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_GRADIENT);
-    /* Where tiles are not transposed, results are gathered in the place of the exponentials. */
-    const bool overwrites = plan->tuning.lane_group > 1 || plan->desc.inner > 1;
+    /* Where work-items share the storing of rows, results are gathered in the place of the exponentials. */
+    const bool overwrites = plan->tuning.lane_group > 1 && plan->desc.inner == 1;
     return is_general(&plan->desc) || (overwrites && (wide & (wide - 1)) != 0) ||
            (plan->desc.outputs & (CLXENT_OUTPUT_LOG_SOFTMAX | CLXENT_OUTPUT_ARGMAX | CLXENT_OUTPUT_CORRECT |
                                   CLXENT_OUTPUT_LSE)) != 0;

@@ -1137,10 +1137,12 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_cross_
     const bool fits = p.classes + VEC - 1 <= p.cache_elements;
     in.shares_lines = two_dimensional && !fits && p.classes * sizeof(storage) <= MOST_KEPT_BYTES;
     const bool cached = two_dimensional && !(p.flags & FLAG_FROM_STATISTICS) && fits;
+#if GENERAL && !IN_REGISTERS
     const uint padded = (p.classes + VEC - 1) / VEC * VEC;
-    if (GENERAL && softcap > 0 && cached && (p.outputs & OUTPUT_GRADIENT) && p.cache_elements / 2 >= padded) {
+    if (softcap > 0 && cached && (p.outputs & OUTPUT_GRADIENT) && p.cache_elements / 2 >= padded) {
         in.slope_at = padded;
     }
+#endif
     const uint pieces = p.pieces, steps = pieces * count_passes(&u);
 
     const ulong first = get_group_id(0) * (ulong)p.rows_per_group;

@@ -59,6 +59,12 @@
 #else
 #    define HOLDS_LOGITS 0
 #endif
+/* Whether a column's maximum is known once it is in the tile: a softcap is not taken on the way. */
+#if INNER && CACHED && !GENERAL
+#    define FILL_FINDS_MAXIMUM true
+#else
+#    define FILL_FINDS_MAXIMUM false
+#endif
 /* Classes between two additions to a long sum (see block_sums in cross_entropy.cl). Part of what decides bits. */
 #define BLOCK_CLASSES 16u
 
@@ -295,19 +301,22 @@ static inline void load_rows(const tile_input *in, __local real *rows)
 #endif
 
 #if HOLDS_LOGITS
-/* Fills this work-item's columns of the tile, or with the others of the group the whole of it. rows: of the tile. */
+/* Fills this work-item's columns of the tile, or with the others of the group the whole of it. rows: of the tile.
+ * maximum: with INNER, of x in each column. */
 static inline void fill_tile(const tile_input *in, __local real *cache, __local real *own_rows,
-                             const uint rows)
+                             const uint rows, lane maximum[COLUMNS])
 {
 #    if TRANSPOSES
     (void)cache;
     (void)rows;
+    (void)maximum;
     load_rows(in, own_rows);
     rows_to_tile(own_rows, in->logits, in->classes);
 #    elif COOPERATIVE
     const ulong stride = in->p->row_stride;
     __global const storage *x = in->x - get_local_id(0) * stride;
     (void)own_rows;
+    (void)maximum;
     for (uint e = (uint)get_local_id(0); e < rows * in->classes; e += WG_SIZE) {
         const uint r = e / in->classes, c = e % in->classes;
         cache[(size_t)c * PITCH + r] = load_one(x + r * stride + c);
@@ -316,14 +325,20 @@ static inline void fill_tile(const tile_input *in, __local real *cache, __local 
     (void)cache;
     (void)own_rows;
     if (in->n == 0) return;
+    for (uint w = 0; w < COLUMNS; w++) maximum[w] = (lane)(-REAL_INFINITY);
     if (COLUMNS > 1 && rows == TILE) {
+        lane most[COLUMNS];
+        for (uint w = 0; w < COLUMNS; w++) most[w] = maximum[w];
         for (uint c = 0; c < in->classes; c++) {
             __global const storage *x = in->x + c * class_step(in->p);
 #        pragma unroll
             for (uint w = 0; w < COLUMNS; w++) {
-                STORE(load_vector(x + w * VEC), in->logits + ((size_t)w * in->classes + c) * PITCH);
+                const vec v = load_vector(x + w * VEC);
+                most[w] = vec_max(most[w], v);
+                STORE(v, in->logits + ((size_t)w * in->classes + c) * PITCH);
             }
         }
+        for (uint w = 0; w < COLUMNS; w++) maximum[w] = most[w];
         return;
     }
     tile_input column = *in;
@@ -331,7 +346,9 @@ static inline void fill_tile(const tile_input *in, __local real *cache, __local 
         column.n = COLUMNS > 1 ? min((uint)VEC, rows - w * VEC) : in->n;
         column.x = in->x + w * VEC;
         for (uint c = 0; c < in->classes; c++) {
-            STORE(load_class(&column, c), in->logits + ((size_t)w * in->classes + c) * PITCH);
+            const vec v = load_class(&column, c);
+            maximum[w] = vec_max(maximum[w], v);
+            STORE(v, in->logits + ((size_t)w * in->classes + c) * PITCH);
         }
     }
 #    endif
@@ -559,12 +576,13 @@ static inline void raise_maximum(tile_sums *s, const lane maximum)
     s->maximum = maximum;
 }
 
+/* maximum: saved, or as fill_tile() found it of x, which is z unless GENERAL. */
 static inline tile_sums sum_tile(const tile_input *in, const ilane target, const bool from_statistics,
-                                 const lane saved_maximum, const bool entropy)
+                                 const lane maximum, const bool entropy)
 {
     tile_sums s = empty_sums((lane)(-REAL_INFINITY));
-    if (from_statistics) {
-        s.maximum = saved_maximum;
+    if (from_statistics || FILL_FINDS_MAXIMUM) {
+        s.maximum = maximum;
     } else if (CACHED) {
         s.maximum = tile_maximum(in);
     }
@@ -758,7 +776,7 @@ static inline void stage_along(const tile_input *in, const row_result *r, const 
     }
 }
 
-#elif CACHED
+#elif !INNER
 /* Values of all classes, of one vector of lanes, to where store_tile() takes them from. */
 static inline void stage(const tile_input *in, const row_result *r, const emission *m, __local real *own_rows)
 {
@@ -800,14 +818,14 @@ static inline void stage(const tile_input *in, const row_result *r, const emissi
 
 #endif
 
-#if CACHED
-/* stride: from row to row (slab to slab, with INNER) of the destination, which begins at the tile's first row. */
+#if !INNER
+/* stride: from row to row of the destination, which begins at the tile's first row. */
 static inline void store_tile(const tile_input *in, const destination *at, const ulong stride,
                               const bool streaming, const __local real *values, const __local real *own_rows,
                               const uint rows)
 {
     destination to = *at;
-    to.aligned = is_aligned(&to, INNER ? in->p->inner : 0, streaming);
+    to.aligned = is_aligned(&to, 0, streaming);
 #    if IN_ORDER
     (void)values;
     if (stride == in->classes) {
@@ -831,27 +849,23 @@ static inline void store_tile(const tile_input *in, const destination *at, const
         const uint row = e / in->classes, c = e % in->classes;
         put_one(&to, row * stride + c, values[(size_t)c * PITCH + row]);
     }
-#    else
-    (void)stride;
-    (void)own_rows;
-    const uint first = (uint)get_local_id(0) * VEC;
-    for (uint c = 0; c < in->classes; c++) {
-        for (uint w = 0; w < COLUMNS && first + w * VEC < rows; w++) {
-            const vec value = LOAD(values + first + ((size_t)w * in->classes + c) * PITCH);
-            put(&to, c * class_step(in->p) + first + w * VEC, value, min((uint)VEC, rows - first - w * VEC));
-        }
-    }
 #    endif
 }
 
 #else
-/* Without a tile to put them in between. */
-static inline void store_values(const tile_input *in, const row_result *r, const emission *m,
-                                const destination *at, const bool streaming)
+/* Values of all classes of this work-item's columns, of which there are `columns`, side by side as they lie. */
+static inline void store_columns(const tile_input each[COLUMNS], const row_result r[COLUMNS],
+                                 const emission m[COLUMNS], const destination *at, const uint columns,
+                                 const bool streaming)
 {
+    const clxent_parameters *p = each[0].p;
     destination to = *at;
-    to.aligned = is_aligned(&to, in->p->inner, streaming);
-    for (uint c = 0; c < in->classes; c++) put(&to, c * class_step(in->p), emit_value(in, r, m, c), in->n);
+    to.aligned = is_aligned(&to, p->inner, streaming);
+    for (uint c = 0; c < p->classes; c++) {
+        for (uint w = 0; w < columns; w++) {
+            put(&to, c * class_step(p) + w * VEC, emit_value(&each[w], &r[w], &m[w], c), each[w].n);
+        }
+    }
 }
 #endif
 
@@ -969,13 +983,17 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
 #if TELLS_ALIGNED
         in.aligned = p.inner % VEC == 0 && IS_ALIGNED(in.x, storage);
 #endif
+        lane maximum[COLUMNS]; /* saved, or of this tile */
+        for (uint w = 0; w < COLUMNS; w++) maximum[w] = (lane)(0);
 #if HOLDS_LOGITS
-        fill_tile(&in, cache, own_rows, rows);
+        fill_tile(&in, cache, own_rows, rows, maximum);
 #endif
         if (COOPERATIVE) barrier(CLK_LOCAL_MEM_FENCE);
 
         row_result r[COLUMNS];
         emission m[COLUMNS];
+        tile_input each[COLUMNS];
+        uint columns = 0;
         for (uint w = 0; w < COLUMNS && (lid + w) * VEC < rows; w++) {
             const uint lane_0 = (lid + w) * VEC;
             in.row = first_row + lane_0;
@@ -985,25 +1003,25 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
             in.logits = cache + lid * VEC + (size_t)w * p.classes * PITCH;
             in.values = in.logits + (values - cache);
             in.q_at = target_start(&in, 0);
-            lane saved_maximum = (lane)(0), saved_others = (lane)(0);
+            lane saved_others = (lane)(0);
             if (from_statistics) {
-                real maximum[VEC], others[VEC];
+                real top[VEC], others[VEC];
                 for (uint i = 0; i < VEC; i++) {
                     const ulong at = p.offset.statistics + 2 * (in.row + min(i, in.n - 1));
-                    maximum[i] = statistics[at];
+                    top[i] = statistics[at];
                     others[i] = statistics[at + 1];
                 }
-                saved_maximum = LOAD(maximum);
+                maximum[w] = LOAD(top);
                 saved_others = LOAD(others);
             }
             const lane_targets t = get_targets(&p, in.row, in.n, targets, row_weights);
             judgement j = judge(&in, &t);
 #if ALONG
-            tile_sums s = sum_rows(&in, t.class_index, from_statistics, saved_maximum,
+            tile_sums s = sum_rows(&in, t.class_index, from_statistics, maximum[w],
                                    (outputs & (OUTPUT_SOFTMAX | OUTPUT_GRADIENT)) != 0, own_rows);
             (void)wants_entropy;
 #else
-            tile_sums s = sum_tile(&in, t.class_index, from_statistics, saved_maximum, wants_entropy);
+            tile_sums s = sum_tile(&in, t.class_index, from_statistics, maximum[w], wants_entropy);
 #endif
             if (sums_weight) j.dense_sum = long_value(s.dense_weight);
             if (GENERAL && in.dense) j.dense_nll = long_value(s.dense_nll);
@@ -1026,6 +1044,8 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
             }
             m[w].g = gradient_of(&r[w], &j, in.dense, z_loss, saved_lse, up, d, divides_by_own_d(&p));
             m[w].target = t.class_index;
+            each[w] = in;
+            columns++;
         }
 
         uint stored = 0;
@@ -1043,16 +1063,9 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
                                      kind == EMIT_LOG_SOFTMAX ? log_softmax + p.offset.log_softmax + at
                                                               : softmax + p.offset.softmax + at,
                                      gradient + p.offset.gradient + at };
-            for (uint w = 0; w < COLUMNS && is_wanted && (lid + w) * VEC < rows; w++) {
-                const uint lane_0 = (lid + w) * VEC;
-                in.row = first_row + lane_0;
-                in.n = min((uint)VEC, rows - lane_0);
-                in.x = x + lane_0 * lane_step(p.row_stride);
-                in.logits = cache + lid * VEC + (size_t)w * p.classes * PITCH;
-                in.values = in.logits + (values - cache);
-                in.q_at = target_start(&in, 0);
+            for (uint w = 0; w < columns && is_wanted; w++) {
                 m[w].kind = kind;
-                m[w].again = !TRANSPOSES && stored > 0;
+                m[w].again = COOPERATIVE && stored > 0;
                 if (kind == EMIT_SOFTMAX) {
                     m[w].factor = (lane)(1) / r[w].d;
                     m[w].rest = fma(-m[w].factor, r[w].d, (lane)(1)) * m[w].factor;
@@ -1067,18 +1080,19 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
                     m[w].rest = fabs(m[w].factor) < (lane)(REAL_INFINITY) ? rest : (lane)(0);
                 }
 #if ALONG
-                stage_along(&in, &r[w], &m[w], own_rows);
-#elif CACHED
-                stage(&in, &r[w], &m[w], own_rows);
-#else
-                destination own = to;
-                own.out += lane_0;
-                own.gradient += lane_0;
-                store_values(&in, &r[w], &m[w], &own, streaming);
+                stage_along(&each[w], &r[w], &m[w], own_rows);
+#elif !INNER
+                stage(&each[w], &r[w], &m[w], own_rows);
 #endif
             }
+#if INNER
+            destination own = to;
+            own.out += lid * VEC;
+            own.gradient += lid * VEC;
+            if (is_wanted && columns > 0) store_columns(each, r, m, &own, columns, streaming);
+            (void)stored;
+#else
             if (COOPERATIVE) barrier(CLK_LOCAL_MEM_FENCE);
-#if CACHED
             if (is_wanted) {
                 store_tile(&in, &to, stride, streaming, values, own_rows, rows);
                 stored++;
