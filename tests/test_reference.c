@@ -805,7 +805,8 @@ Test(reference, the_slope_of_a_saturated_softcap_keeps_its_digits)
     for (size_t i = 0; i < sizeof saturations / sizeof *saturations; i++) {
         for (int d = 0; d < DTYPES; d++) {
             const bool f64 = dtypes[d] == CLXENT_F64;
-            const double y = saturations[i], u = f64 ? 0x1p-53 : 0x1p-24, tiny = f64 ? DBL_MIN : FLT_MIN;
+            const double y = saturations[i], u = f64 ? 0x1p-53 : 0x1p-24,
+                         tiny = f64 ? DBL_MIN : (double)FLT_MIN;
             const long double t = expl(-2 * (long double)y);
             const long double want = 4 * t / ((1 + t) * (1 + t)) / (1 + expl(-cap * tanhl(y)));
             for (int sign = -1; sign <= 1; sign += 2) {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * test_truth_table.c - rows that are not finite and rows that do not count: one test for each line of the table
- * in the README, on every strategy, dtype, and several class counts.
+ * in the README, on every strategy with every dtype, and several class counts.
  *
  * What a line promises is written out here, not taken from the reference.
  */
@@ -29,6 +29,37 @@ static const clxent_tuning tunings[] = {
 static size_t strategies(void) { return COUNT(tunings); }
 
 static const size_t classes_of[] = { 4, 17, 1025, 3000 };
+enum { MOST_LANES = 1025 }; /* more classes do not fit into a tile, and are rows */
+
+/* What other dtypes than f32 run on: strategy_for() each, and lanes once more with the class axis not last. Where
+ * `general`, an output that needs the program of all options is asked for besides. That program serves every line, and
+ * of all these other tests have compiled the programs before, but for work-groups of f16 with options: PoCL takes half a
+ * minute for vectors there, so those are scalars. */
+enum { ON_INNER_LANES = EACH_STRATEGY, ON_ALL };
+typedef struct place {
+    clxent_tuning tuning;
+    size_t inner, most_classes;
+    bool general;
+} place;
+
+static place place_for(uint32_t dtype, size_t which, bool options)
+{
+    const clxent_tuning scalars = ROWS(16, 1, 4, 8192, 1024, 0);
+    const bool inner = which == ON_INNER_LANES, lanes = inner || which == EACH_LANES;
+    place at = { strategy_for(dtype, inner ? EACH_LANES : which), inner ? 3 : 1,
+                 lanes ? MOST_LANES : SIZE_MAX, which != EACH_ROWS && which != EACH_LANES };
+    if (which == EACH_GROUPS && dtype == CLXENT_F16) {
+        at.general = false;
+        if (options) at.tuning = scalars;
+    }
+    return at;
+}
+
+/* Every dtype but f32 that the device has. */
+static bool next_dtype(uint32_t *dtype)
+{
+    return !small_run() && ++*dtype <= CLXENT_F64 && (*dtype != CLXENT_F64 || device.has_f64);
+}
 
 /* A row's expectations; NAN means NaN, and FINITE any finite number. */
 #define FINITE 12345.0
@@ -58,6 +89,10 @@ static void check_row(const char *name, const clxent_desc *desc, const line *l, 
     const double loss = get_element(out->losses.data, real, row);
     const double lse = get_element(out->lse.data, real, row);
 
+    if (out->entropy.data != NULL) {
+        const double entropy = get_element(out->entropy.data, real, row);
+        cr_assert(is_as(entropy, l->lse == FINITE ? FINITE : NAN), "%s: entropy %g", name, entropy);
+    }
     cr_assert(is_as(loss, l->loss), "%s: loss %g, not %g", name, loss, l->loss);
     cr_assert(is_as(lse, l->lse), "%s: lse %g, not %g", name, lse, l->lse);
     for (size_t j = 0; j < n; j++) {
@@ -77,7 +112,7 @@ static void check_row(const char *name, const clxent_desc *desc, const line *l, 
 
 /* Two rows with the line's logits, target first and last, and an ordinary one between that must not notice. */
 static void check_case(const line *l, const clxent_tuning *tuning, uint32_t dtype, size_t classes,
-                       size_t inner)
+                       size_t inner, bool general)
 {
     enum { ROWS = 3 };
     const size_t targets[ROWS] = { 0, classes / 2, classes - 1 };
@@ -90,6 +125,7 @@ static void check_case(const line *l, const clxent_tuning *tuning, uint32_t dtyp
     random_state random = { classes };
 
     desc.outputs = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_GRADIENT;
+    if (general) desc.outputs |= CLXENT_OUTPUT_ENTROPY;
     desc.dtype = dtype;
     desc.batch = ROWS;
     desc.seq = 1;
@@ -99,9 +135,9 @@ static void check_case(const line *l, const clxent_tuning *tuning, uint32_t dtyp
     desc.label_smoothing = l->smoothing;
     desc.z_loss = l->z_loss;
     desc.has_row_weights = l->weights;
-    (void)snprintf(name, sizeof name, "%s, group %u vector %u cache %u, dtype %u, %zu classes, inner %zu",
+    (void)snprintf(name, sizeof name, "%s, group %u vector %u cache %u, dtype %u, %zu classes, inner %zu%s",
                    l->name, (unsigned)tuning->group, (unsigned)tuning->vector, (unsigned)tuning->cache,
-                   (unsigned)dtype, classes, inner);
+                   (unsigned)dtype, classes, inner, general ? ", general" : "");
     make_problem(&p, &desc, FILL_PLAIN, 1);
     for (size_t row = 0; row < ROWS; row++) {
         double *own = x + row * classes;
@@ -134,11 +170,15 @@ static void check_line(const line *l)
 {
     const size_t counts = small_run() ? 2 : COUNT(classes_of);
     for (size_t i = 0; i < counts; i++) {
-        for (size_t t = 0; t < strategies(); t++) check_case(l, &tunings[t], CLXENT_F32, classes_of[i], 1);
-        check_case(l, &tunings[0], CLXENT_F32, classes_of[i], 3);
-        for (uint32_t dtype = CLXENT_F16; !small_run() && dtype <= CLXENT_F64; dtype++) {
-            if (dtype == CLXENT_F64 && !device.has_f64) continue;
-            check_case(l, &tunings[0], dtype, classes_of[i], 1);
+        for (size_t t = 0; t < strategies(); t++)
+            check_case(l, &tunings[t], CLXENT_F32, classes_of[i], 1, false);
+        check_case(l, &tunings[0], CLXENT_F32, classes_of[i], 3, false);
+        for (uint32_t dtype = CLXENT_F32; next_dtype(&dtype);) {
+            for (size_t which = 0; which < ON_ALL; which++) {
+                const place at = place_for(dtype, which, l->smoothing != 0);
+                if (classes_of[i] > at.most_classes) continue;
+                check_case(l, &at.tuning, dtype, classes_of[i], at.inner, at.general);
+            }
         }
     }
 }
@@ -307,72 +347,115 @@ static clxent_desc make_desc(size_t rows, size_t classes)
     return desc;
 }
 
+/* The largest offset that storage has besides, of f16. */
+static void check_offset(const clxent_tuning *tuning, uint32_t dtype, size_t classes, size_t inner,
+                         bool general)
+{
+    clxent_desc desc = make_desc(3, classes);
+    problem p;
+
+    forced = tuning;
+    desc.dtype = dtype;
+    desc.inner = inner;
+    if (general) desc.outputs |= CLXENT_OUTPUT_ENTROPY;
+    make_problem(&p, &desc, FILL_PLAIN, 2);
+    for (size_t k = 0; k < 3 * classes; k++) {
+        const double x = get_element(p.args.logits.data, dtype, k);
+        put_element((void *)p.args.logits.data, dtype, k, x + (dtype == CLXENT_F16 ? 3e4 : 1e6));
+    }
+    run_case("logits + 1e6", &p, 0);
+    free_problem(&p);
+}
+
 Test(truth_table, an_offset_of_a_million_changes_nothing_but_what_storage_rounds)
 {
     plan_maker = make_forced;
-    for (size_t t = 0; t < strategies(); t++) {
-        for (size_t i = 0; i < (small_run() ? 2 : COUNT(classes_of)); i++) {
-            const clxent_desc desc = make_desc(3, classes_of[i]);
-            problem p;
-            forced = &tunings[t];
-            make_problem(&p, &desc, FILL_PLAIN, 2);
-            for (size_t k = 0; k < 3 * desc.classes; k++) {
-                const double x = get_element(p.args.logits.data, CLXENT_F32, k);
-                put_element((void *)p.args.logits.data, CLXENT_F32, k, x + 1e6);
+    for (size_t i = 0; i < (small_run() ? 2 : COUNT(classes_of)); i++) {
+        for (size_t t = 0; t < strategies(); t++)
+            check_offset(&tunings[t], CLXENT_F32, classes_of[i], 1, false);
+        for (uint32_t dtype = CLXENT_F32; next_dtype(&dtype);) {
+            for (size_t which = 0; which < ON_ALL; which++) {
+                const place at = place_for(dtype, which, false);
+                if (classes_of[i] > at.most_classes) continue;
+                check_offset(&at.tuning, dtype, classes_of[i], at.inner, at.general);
             }
-            run_case("logits + 1e6", &p, 0);
-            free_problem(&p);
         }
     }
 }
 
+static void check_one_class(const clxent_tuning *tuning, uint32_t dtype, size_t inner, bool general)
+{
+    enum { ROWS = 6 };
+    const uint32_t real = dtype == CLXENT_F64 ? CLXENT_F64 : CLXENT_F32;
+    clxent_desc desc = make_desc(ROWS, 1);
+    clxent_host_args out;
+    clxent_plan *plan;
+    problem p;
+
+    desc.dtype = dtype;
+    desc.inner = inner;
+    if (general) desc.outputs |= CLXENT_OUTPUT_ENTROPY;
+    make_problem(&p, &desc, FILL_PLAIN, 1);
+    cr_assert(clxent_plan_create_tuned(&plan, device.ctx, &desc, tuning) == CLXENT_OK, "%s", last_error());
+    run_once("one class", plan, &p, desc.outputs, 0, &out);
+    for (size_t row = 0; row < ROWS; row++) {
+        const double x = get_element(p.args.logits.data, dtype, row);
+        const char *name = clxent_plan_strategy(plan);
+        cr_assert(get_element(out.losses.data, real, row) == 0, "%s: loss of row %zu", name, row);
+        cr_assert(get_element(out.gradient.data, dtype, row) == 0, "%s: gradient of row %zu", name, row);
+        cr_assert(get_element(out.lse.data, real, row) == x, "%s: lse of row %zu", name, row);
+        cr_assert(fabs(get_element(out.softmax.data, dtype, row) - 1) <= 2e-7, "%s: softmax of row %zu", name,
+                  row);
+        cr_assert(!general || get_element(out.entropy.data, real, row) == 0, "%s: entropy of row %zu", name,
+                  row);
+    }
+    free_outputs(&out);
+    clxent_plan_destroy(plan);
+    free_problem(&p);
+}
+
 Test(truth_table, one_class_costs_nothing)
 {
-    for (size_t t = 0; t < strategies(); t++) {
-        const clxent_desc desc = make_desc(5, 1);
-        clxent_host_args out;
-        clxent_plan *plan;
-        problem p;
-        make_problem(&p, &desc, FILL_PLAIN, 1);
-        cr_assert(clxent_plan_create_tuned(&plan, device.ctx, &desc, &tunings[t]) == CLXENT_OK, "%s",
-                  last_error());
-        run_once("one class", plan, &p, desc.outputs, 0, &out);
-        for (size_t row = 0; row < 5; row++) {
-            const double x = get_element(p.args.logits.data, CLXENT_F32, row);
-            cr_assert(get_element(out.losses.data, CLXENT_F32, row) == 0, "loss of row %zu", row);
-            cr_assert(get_element(out.gradient.data, CLXENT_F32, row) == 0, "gradient of row %zu", row);
-            cr_assert(get_element(out.lse.data, CLXENT_F32, row) == x, "lse of row %zu", row);
-            cr_assert(fabs(get_element(out.softmax.data, CLXENT_F32, row) - 1) <= 2e-7, "softmax of row %zu",
-                      row);
+    for (size_t t = 0; t < strategies(); t++) check_one_class(&tunings[t], CLXENT_F32, 1, false);
+    for (uint32_t dtype = CLXENT_F32; next_dtype(&dtype);) {
+        for (size_t which = 0; which < ON_ALL; which++) {
+            const place at = place_for(dtype, which, false);
+            check_one_class(&at.tuning, dtype, at.inner, at.general);
         }
-        free_outputs(&out);
-        clxent_plan_destroy(plan);
-        free_problem(&p);
     }
+}
+
+static void check_no_rows(uint32_t dtype, uint32_t reduction, uint32_t policy)
+{
+    const uint32_t real = dtype == CLXENT_F64 ? CLXENT_F64 : CLXENT_F32;
+    clxent_desc desc = make_desc(0, 7);
+    clxent_host_args out;
+    clxent_plan *plan;
+    problem p;
+
+    desc.outputs = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT;
+    desc.dtype = dtype;
+    desc.reduction = reduction;
+    desc.all_ignored = policy;
+    make_problem(&p, &desc, FILL_PLAIN, 1);
+    cr_assert(clxent_plan_create(&plan, device.ctx, &desc) == CLXENT_OK, "%s", last_error());
+    run_once("no rows", plan, &p, desc.outputs, 0, &out); /* waits for the event */
+    const double loss = get_element(out.loss.data, real, 0);
+    const double want = reduction == CLXENT_REDUCTION_MEAN && policy == CLXENT_ALL_IGNORED_NAN ? NAN : 0;
+    cr_assert(is_as(loss, want), "dtype %u, reduction %u: loss %g", (unsigned)dtype, (unsigned)reduction,
+              loss);
+    cr_assert(out.losses.size == 0 && out.gradient.size == 0);
+    free_outputs(&out);
+    clxent_plan_destroy(plan);
+    free_problem(&p);
 }
 
 Test(truth_table, no_rows_give_an_empty_none_a_zero_sum_and_the_policy_of_the_mean)
 {
     for (uint32_t policy = CLXENT_ALL_IGNORED_NAN; policy <= CLXENT_ALL_IGNORED_ZERO; policy++) {
         for (uint32_t reduction = CLXENT_REDUCTION_MEAN; reduction <= CLXENT_REDUCTION_SUM; reduction++) {
-            clxent_desc desc = make_desc(0, 7);
-            clxent_host_args out;
-            clxent_plan *plan;
-            problem p;
-            desc.outputs = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT;
-            desc.reduction = reduction;
-            desc.all_ignored = policy;
-            make_problem(&p, &desc, FILL_PLAIN, 1);
-            cr_assert(clxent_plan_create(&plan, device.ctx, &desc) == CLXENT_OK, "%s", last_error());
-            run_once("no rows", plan, &p, desc.outputs, 0, &out); /* waits for the event */
-            const double loss = get_element(out.loss.data, CLXENT_F32, 0);
-            const double want =
-                reduction == CLXENT_REDUCTION_MEAN && policy == CLXENT_ALL_IGNORED_NAN ? NAN : 0;
-            cr_assert(is_as(loss, want), "reduction %u: loss %g", (unsigned)reduction, loss);
-            cr_assert(out.losses.size == 0 && out.gradient.size == 0);
-            free_outputs(&out);
-            clxent_plan_destroy(plan);
-            free_problem(&p);
+            check_no_rows(CLXENT_F32, reduction, policy);
+            for (uint32_t dtype = CLXENT_F32; next_dtype(&dtype);) check_no_rows(dtype, reduction, policy);
         }
     }
 }

@@ -199,7 +199,8 @@ enum {
     CLXENT_OUTPUT_LOG_SOFTMAX = 1 << 4,  /* * [rows, classes] dtype */
     CLXENT_OUTPUT_GRADIENT = 1 << 5,     /* [rows, classes] gradient_dtype */
     CLXENT_OUTPUT_ARGMAX = 1 << 6,       /* * [rows] int64_t: the first NaN, else the first maximum of
-                                           logit_scale * x (of z, but for ties of a saturated softcap) */
+                                           logit_scale * x, as a saturated softcap rounds different logits
+                                           to the same z; it changes no other order */
     CLXENT_OUTPUT_CORRECT = 1 << 7,      /* [1] uint64_t: rows that count (row weight not 0) whose
                                             argmax is their target; index targets */
     CLXENT_OUTPUT_ENTROPY = 1 << 8,      /* * [rows] real: log d + sum p (m - z); p = 0 adds 0 */
@@ -244,7 +245,8 @@ typedef struct clxent_desc {
     uint32_t bad_target;        /* CLXENT_BAD_TARGET_*; default REPORT */
     uint32_t all_ignored;       /* CLXENT_ALL_IGNORED_*; default NAN */
     uint32_t gradient_mode;     /* CLXENT_GRADIENT_*; default WRITE. ACCUMULATE adds to what gradient
-                                   holds; masked and ignored rows then leave it unchanged */
+                                   holds; masked and ignored rows then leave it unchanged, and so do
+                                   gradients of 0, -0 too */
     uint32_t has_class_weights; /* nonzero: every run gives args.class_weights */
     uint32_t has_row_weights;   /* nonzero: every run gives args.row_weights */
     size_t shift;               /* row t is judged against the target of row t + shift of its sequence; the
