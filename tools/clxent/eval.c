@@ -543,6 +543,12 @@ static bool create_outputs(job *j)
             return false;
         }
         j->file_result[j->num_files++] = i;
+        for (size_t k = 0; k + 1 < j->num_files; k++) {
+            if (!npy_same_file(&j->files[k], file)) continue;
+            cli_fail(j->o.out[i], "--%s and --%s name the same file", results[j->file_result[k]].flag,
+                     r->flag);
+            return false;
+        }
         j->desc.outputs |= r->bit;
         set_output(&j->args, r->field, file->data, file->bytes);
         j->bytes_moved += (double)file->bytes;

@@ -180,6 +180,10 @@ int command_sample(int argc, char **argv)
             goto done;
         }
     }
+    if (npy_same_file(&outputs[0], &outputs[1])) {
+        cli_fail(paths[1], "is the same file as %s", paths[0]);
+        goto done;
+    }
 
     cli_progress_start("writing rows");
     const double loss = write_rows(&t, rows, outputs[0].data, outputs[1].data);
