@@ -233,22 +233,31 @@ static bool fails(const verify_case *c, void *payload, problem_fault *f)
     return atomic_load(&interrupted) == 0 && !passes(payload, c, worst, f);
 }
 
-/* error / bound of an output of the case, or -1 where it says nothing: integers and one_hot are exact, and f16 and
- * bf16 reach their bound by rounding once to half a unit of the last place, which would hide all others. Beyond the
- * bound an error counts in any dtype. */
+/* error / bound of an output of the case, or -1 where it says nothing: integers and one_hot are exact, and what is
+ * stored narrower than computed, or added to what was there, reaches its bound by that one rounding to half a unit of
+ * the last place, which would hide all others. Beyond the bound an error counts in any of them. */
 static double telling_ratio(const verify_case *c, size_t output, const worst_error *worst)
 {
     const clxent_desc *d = &c->desc;
-    const uint32_t bit = (uint32_t)1 << output;
-    const uint32_t dtype =
-        bit == CLXENT_OUTPUT_GRADIENT && d->gradient_dtype != 0 ? d->gradient_dtype : d->dtype;
-    const uint32_t exact = CLXENT_OUTPUT_ARGMAX | CLXENT_OUTPUT_CORRECT | CLXENT_OUTPUT_STATISTICS |
-                           CLXENT_OUTPUT_BAD_TARGETS | CLXENT_OUTPUT_ONE_HOT;
-    const uint32_t matrices = CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_LOG_SOFTMAX | CLXENT_OUTPUT_GRADIENT;
-    const bool narrow = (dtype == CLXENT_F16 || dtype == CLXENT_BF16) && (bit & matrices) != 0;
+    const uint32_t bit = (uint32_t)1 << output, real = d->dtype == CLXENT_F64 ? CLXENT_F64 : CLXENT_F32;
+    bool tells = true;
 
     if ((d->outputs & bit) == 0) return -1;
-    return ((bit & exact) != 0 || narrow) && worst->ratio <= 1 ? -1 : worst->ratio;
+    switch (bit) {
+    case CLXENT_OUTPUT_GRADIENT:
+        tells = (d->gradient_dtype != 0 ? d->gradient_dtype : d->dtype) == real &&
+                d->gradient_mode != CLXENT_GRADIENT_ACCUMULATE;
+        break;
+    case CLXENT_OUTPUT_SOFTMAX:
+    case CLXENT_OUTPUT_LOG_SOFTMAX: tells = d->dtype == real; break;
+    case CLXENT_OUTPUT_ARGMAX:
+    case CLXENT_OUTPUT_CORRECT:
+    case CLXENT_OUTPUT_STATISTICS:
+    case CLXENT_OUTPUT_BAD_TARGETS:
+    case CLXENT_OUTPUT_ONE_HOT: tells = false; break;
+    default: break;
+    }
+    return tells || worst->ratio > 1 ? worst->ratio : -1;
 }
 
 static void count(verification *v, const verify_case *c, bool good, const worst_error worst[OUTPUTS])
@@ -463,8 +472,10 @@ int command_verify(int argc, char **argv)
         "bounds, a second run must have the same bits, and nothing but the outputs may change. A case that "
         "fails is shrunk to the smallest one that does.\v"
         "The summary counts cases by what they have, with the worst error of their results as a part of its "
-        "bound: of f32 and f64 results, since those of f16 and bf16 reach their bound by rounding alone. "
-        "'-' is for no such result.\n"
+        "bound. Results that reach their bound by their last rounding alone are left out of that, unless "
+        "they "
+        "are beyond it: those of f16 and bf16, f32 gradients of f64 logits, accumulated gradients. '-': no "
+        "other ones.\n"
         "Ctrl-C (SIGINT) or SIGTERM ends it after the case that is running, with the summary of those until "
         "then; a second one ends it at once.\n"
         "Exit status: 0 all cases passed, 1 some failed, 2 wrong flags, 130 after SIGINT and 143 after "
