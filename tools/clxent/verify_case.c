@@ -517,7 +517,11 @@ void case_draw(verify_case *c, uint64_t seed, uint64_t number, size_t max_elemen
     if (chance(&random, 15)) c->fill |= FILL_SPECIAL;
     if (chance(&random, 20)) c->fill |= FILL_STEADY;
     if (chance(&random, 40)) c->fill |= FILL_UPSTREAM;
-    if (chance(&random, 25)) c->fill |= chance(&random, 10) ? FILL_ZERO_DENOMINATOR : FILL_DENOMINATOR;
+    if (chance(&random, 25)) {
+        /* An element of a gradient that underflows becomes 0 / 0, where the reference, of more range, divides it. */
+        const bool zero = chance(&random, 20) && (desc->outputs & CLXENT_OUTPUT_GRADIENT) == 0;
+        c->fill |= zero ? FILL_ZERO_DENOMINATOR : FILL_DENOMINATOR;
+    }
 
     /* a gradient in place lies as the logits do; what cannot be in place is not */
     if ((c->checks & CASE_IN_PLACE) != 0) {
