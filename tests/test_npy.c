@@ -381,6 +381,95 @@ Test(npy, commit_is_all_or_nothing, .init = make_directory, .fini = remove_direc
     rmdir(in_directory("b.npy"));
 }
 
+static bool file_has(const char *path, const char *text)
+{
+    char found[64] = "";
+    FILE *file = fopen(path, "rb");
+    if (file == NULL) return false;
+    const size_t size = fread(found, 1, sizeof found, file);
+    fclose(file);
+    return size == strlen(text) && memcmp(found, text, size) == 0;
+}
+
+/* The one before the failure had been renamed, the one behind it not. */
+Test(npy, files_of_before_survive_a_commit_that_fails, .init = make_directory, .fini = remove_directory)
+{
+    static const char *const names[] = { "a.npy", "new.npy", "b.npy", "c.npy" };
+    npy_output outputs[4];
+    npy_fault fault = { "" };
+    size_t failed = 99;
+
+    write_file(in_directory("a.npy"), "a of before", 11);
+    write_file(in_directory("c.npy"), "c of before", 11);
+    for (size_t i = 0; i < 4; i++)
+        cr_assert(npy_create(&outputs[i], in_directory(names[i]), "f8", NULL, 0, &fault), "%s", fault.text);
+    cr_assert(mkdir(in_directory("b.npy"), 0700) == 0);
+    cr_expect(!npy_commit(outputs, 4, &failed, &fault));
+    cr_expect(failed == 2);
+    cr_expect(file_has(in_directory("a.npy"), "a of before"));
+    cr_expect(file_has(in_directory("c.npy"), "c of before"));
+    cr_expect(files_in_directory() == 3, "a, c and the directory");
+
+    rmdir(in_directory("b.npy"));
+    for (size_t i = 0; i < 4; i++)
+        cr_assert(npy_create(&outputs[i], in_directory(names[i]), "f8", NULL, 0, &fault), "%s", fault.text);
+    cr_assert(npy_commit(outputs, 4, &failed, &fault), "%s", fault.text);
+    cr_expect(!file_has(in_directory("a.npy"), "a of before"));
+    cr_expect(files_in_directory() == 4, "no second names are left");
+}
+
+Test(npy, a_file_is_the_same_however_its_path_is_spelled, .init = make_directory, .fini = remove_directory)
+{
+    npy_output a, other;
+    npy_fault fault = { "" };
+    const char *const same[] = {
+        "./a.npy", "link.npy", "chain.npy", "sub/../a.npy", "back/a.npy", "up/a.npy"
+    };
+    const char *const others[] = { "b.npy", "sub/a.npy", "up/sub/a.npy", "away.npy" };
+
+    cr_assert(mkdir(in_directory("sub"), 0700) == 0 && symlink("a.npy", in_directory("link.npy")) == 0);
+    cr_assert(symlink(in_directory("link.npy"), in_directory("chain.npy")) == 0);
+    cr_assert(symlink(directory, in_directory("back")) == 0 && symlink("sub/..", in_directory("up")) == 0);
+    cr_assert(symlink("sub/b.npy", in_directory("away.npy")) == 0);
+    for (int exists = 0; exists < 2; exists++) {
+        if (exists) write_file(in_directory("a.npy"), "old", 3);
+        cr_assert(npy_create(&a, in_directory("a.npy"), "f4", NULL, 0, &fault), "%s", fault.text);
+        for (size_t i = 0; i < sizeof same / sizeof *same; i++) {
+            cr_assert(npy_create(&other, in_directory(same[i]), "f4", NULL, 0, &fault), "%s", fault.text);
+            cr_expect(npy_same_file(&a, &other), "%s", same[i]);
+            npy_discard(&other);
+        }
+        for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
+            cr_assert(npy_create(&other, in_directory(others[i]), "f4", NULL, 0, &fault), "%s", fault.text);
+            cr_expect(!npy_same_file(&a, &other), "%s", others[i]);
+            npy_discard(&other);
+        }
+        npy_discard(&a);
+    }
+    rmdir(in_directory("sub"));
+}
+
+Test(npy, links_to_nothing_are_written_through_and_circles_refused, .init = make_directory,
+     .fini = remove_directory)
+{
+    npy_output output;
+    npy_fault fault = { "" };
+    struct stat info;
+    size_t failed;
+
+    cr_assert(symlink("new.npy", in_directory("link.npy")) == 0);
+    cr_assert(npy_create(&output, in_directory("link.npy"), "f4", NULL, 0, &fault), "%s", fault.text);
+    cr_assert(npy_commit(&output, 1, &failed, &fault), "%s", fault.text);
+    cr_expect(lstat(in_directory("link.npy"), &info) == 0 && S_ISLNK(info.st_mode));
+    cr_expect(lstat(in_directory("new.npy"), &info) == 0 && S_ISREG(info.st_mode));
+
+    cr_assert(symlink("one.npy", in_directory("two.npy")) == 0);
+    cr_assert(symlink("two.npy", in_directory("one.npy")) == 0);
+    cr_expect(!npy_create(&output, in_directory("one.npy"), "f4", NULL, 0, &fault));
+    cr_expect(strstr(fault.text, "cannot be written: ") != NULL, "%s", fault.text);
+    cr_expect(files_in_directory() == 4);
+}
+
 Test(npy, outputs_take_the_usual_permissions_and_follow_links, .init = make_directory,
      .fini = remove_directory)
 {

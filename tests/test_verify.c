@@ -241,6 +241,64 @@ Test(verify, text_that_is_no_case_is_refused_by_name)
               c.desc.batch == 1 && c.desc.ignore_index == -3 && c.desc.softcap == 0.1 && c.seed == 1);
 }
 
+/* ---- Data ---------------------------------------------------------------------------------- */
+
+/* D is 0 then by ignored rows, and the one bad row must show all the same. */
+Test(verify, all_ignored_with_bad_targets_is_all_but_one_bad_row)
+{
+    const uint32_t types[] = { CLXENT_TARGET_I32, CLXENT_TARGET_I64, CLXENT_TARGET_U8 };
+    const int64_t ignored[] = { -100, -1, 3, 255 };
+    clxent_desc desc = make_desc(CLXENT_OP_CROSS_ENTROPY, CLXENT_OUTPUT_LOSS);
+    const size_t rows = desc.batch * desc.seq;
+    bool bad_at[64] = { false };
+
+    for (uint64_t seed = 0; seed < 200; seed++) {
+        problem p;
+        size_t bad = 0, kept = 0;
+        desc.target_type = types[seed % 3];
+        desc.ignore_index = ignored[desc.target_type == CLXENT_TARGET_U8 ? 2 + seed % 2 : seed % 4];
+        make_problem(&p, &desc, FILL_ALL_IGNORED | FILL_BAD_TARGETS, seed);
+        for (size_t row = 0; row < rows; row++) {
+            const int64_t target = get_target(p.args.targets.data, desc.target_type, row);
+            if (target == desc.ignore_index) continue;
+            kept++;
+            bad += target < 0 || target >= (int64_t)desc.classes;
+            bad_at[row] = true;
+        }
+        cr_assert(kept == 1 && bad == 1, "seed %u: %zu rows, %zu of them bad", (unsigned)seed, kept, bad);
+        free_problem(&p);
+    }
+    for (size_t row = 0; row < rows; row++) cr_expect(bad_at[row], "row %zu", row);
+}
+
+Test(verify, weights_and_denominators_have_both_signs_and_zero)
+{
+    clxent_desc desc = make_desc(CLXENT_OP_CROSS_ENTROPY, CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT);
+    const uint32_t fills[] = { FILL_DENOMINATOR, FILL_ZERO_DENOMINATOR };
+    bool below = false, above = false;
+
+    desc.has_class_weights = desc.has_row_weights = 1;
+    for (uint64_t seed = 0; seed < 40; seed++) {
+        problem p;
+        make_problem(&p, &desc, fills[seed % 2], seed);
+        const double d = get_element(p.args.denominator.data, CLXENT_F32, 0);
+        cr_assert((d == 0) == (seed % 2 == 1), "%g", d);
+        below = below || d < 0;
+        above = above || d > 0;
+        for (int k = 0; k < 2; k++) {
+            const void *weights = k == 0 ? p.args.class_weights.data : p.args.row_weights.data;
+            size_t negative = 0, zero = 0;
+            for (size_t i = 0; i < desc.batch * desc.seq; i++) {
+                negative += get_element(weights, CLXENT_F32, i) < 0;
+                zero += get_element(weights, CLXENT_F32, i) == 0;
+            }
+            cr_assert(negative > 0 && zero > 0, "%s weights", k == 0 ? "class" : "row");
+        }
+        free_problem(&p);
+    }
+    cr_assert(below && above);
+}
+
 /* ---- Shrinking ----------------------------------------------------------------------------- */
 
 static bool fails_with_softcap(const verify_case *c, void *payload, problem_fault *f)

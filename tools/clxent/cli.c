@@ -131,6 +131,12 @@ double cli_number(struct argp_state *state, const char *option, const char *text
     return value;
 }
 
+const char *cli_path(struct argp_state *state, const char *option, const char *text)
+{
+    if (text[0] == '\0') argp_error(state, "--%s is '': takes a path", option);
+    return text;
+}
+
 uint32_t cli_choice(struct argp_state *state, const char *option, const char *text, const char *const *names)
 {
     char takes[256] = "";

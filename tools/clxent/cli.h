@@ -53,6 +53,7 @@ size_t cli_size(struct argp_state *state, const char *option, const char *text, 
 int64_t cli_integer(struct argp_state *state, const char *option, const char *text, const char *takes);
 double cli_number(struct argp_state *state, const char *option, const char *text, double smallest,
                   double largest);
+const char *cli_path(struct argp_state *state, const char *option, const char *text); /* not empty */
 /* Index of text in names, which ends with NULL. */
 uint32_t cli_choice(struct argp_state *state, const char *option, const char *text, const char *const *names);
 

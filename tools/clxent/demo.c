@@ -19,7 +19,7 @@ static error_t parse(int key, char *text, struct argp_state *state)
 {
     options *o = state->input;
     if (key == ARGP_KEY_INIT) state->child_inputs[0] = &o->common;
-    else if (key == 'p') o->plot = text;
+    else if (key == 'p') o->plot = cli_path(state, "plot", text);
     else return ARGP_ERR_UNKNOWN;
     return 0;
 }

@@ -40,8 +40,8 @@ static const struct result {
       FIELD(log_softmax) },
     { "grad-out", "Gradient of the reduced loss with respect to the logits", CLXENT_OUTPUT_GRADIENT, true,
       ITEM_GRADIENT, FIELD(gradient) },
-    { "argmax-out", "Class of the first maximum (of the first NaN) of every row, i8", CLXENT_OUTPUT_ARGMAX,
-      false, ITEM_I8, FIELD(argmax) },
+    { "argmax-out", "Class of the first maximum (of the first NaN) of every row, before the softcap, i8",
+      CLXENT_OUTPUT_ARGMAX, false, ITEM_I8, FIELD(argmax) },
     { "entropy-out", "Entropy of the softmax of every row", CLXENT_OUTPUT_ENTROPY, false, ITEM_REAL,
       FIELD(entropy) },
 #undef FIELD
@@ -135,15 +135,26 @@ static const struct argp_option fixed_options[] = {
 };
 enum { FIXED_OPTIONS = sizeof fixed_options / sizeof *fixed_options };
 
-static void require_all(const options *o, struct argp_state *state)
+/* What can be said of the flags without their files. */
+static void check_flags(const options *o, struct argp_state *state)
 {
-    if (o->logits == NULL || o->targets == NULL) argp_error(state, "--logits and --targets are required");
+    uint32_t outputs = 0;
+
+    if (o->logits == NULL && o->targets == NULL) argp_error(state, "--logits and --targets are required");
+    else if (o->logits == NULL) argp_error(state, "--logits is required");
+    else if (o->targets == NULL) argp_error(state, "--targets is required");
     for (size_t i = 0; i < RESULTS; i++) {
+        if (o->out[i] != NULL) outputs |= results[i].bit;
         for (size_t j = 0; j < i; j++) {
             if (o->out[i] != NULL && o->out[j] != NULL && strcmp(o->out[i], o->out[j]) == 0)
                 argp_error(state, "--%s and --%s name the same file", results[j].flag, results[i].flag);
         }
     }
+    if ((outputs & CLXENT_OUTPUT_GRADIENT) != 0) return;
+    if (o->grad_output != NULL)
+        argp_error(state, "--grad-output without --grad-out, the only result that it changes");
+    if (o->desc.gradient_dtype != 0)
+        argp_error(state, "--grad-dtype without --grad-out, the file whose dtype it is");
 }
 
 static error_t parse(int key, char *text, struct argp_state *state)
@@ -153,12 +164,12 @@ static error_t parse(int key, char *text, struct argp_state *state)
 
     switch (key) {
     case ARGP_KEY_INIT: state->child_inputs[0] = &o->common; return 0;
-    case ARGP_KEY_END: require_all(o, state); return 0;
-    case KEY_LOGITS: o->logits = text; return 0;
-    case KEY_TARGETS: o->targets = text; return 0;
-    case KEY_CLASS_WEIGHTS: o->class_weights = text; return 0;
-    case KEY_ROW_WEIGHTS: o->row_weights = text; return 0;
-    case KEY_GRAD_OUTPUT: o->grad_output = text; return 0;
+    case ARGP_KEY_END: check_flags(o, state); return 0;
+    case KEY_LOGITS: o->logits = cli_path(state, "logits", text); return 0;
+    case KEY_TARGETS: o->targets = cli_path(state, "targets", text); return 0;
+    case KEY_CLASS_WEIGHTS: o->class_weights = cli_path(state, "class-weights", text); return 0;
+    case KEY_ROW_WEIGHTS: o->row_weights = cli_path(state, "row-weights", text); return 0;
+    case KEY_GRAD_OUTPUT: o->grad_output = cli_path(state, "grad-output", text); return 0;
     case KEY_BF16: o->bf16 = true; return 0;
     case KEY_CLASS_AXIS: o->class_axis = cli_integer(state, "class-axis", text, "an axis"); return 0;
     case KEY_IGNORE_INDEX:
@@ -190,7 +201,7 @@ static error_t parse(int key, char *text, struct argp_state *state)
     default: break;
     }
     if (key < KEY_OUT || key >= KEY_OUT + RESULTS) return ARGP_ERR_UNKNOWN;
-    o->out[key - KEY_OUT] = text;
+    o->out[key - KEY_OUT] = cli_path(state, results[key - KEY_OUT].flag, text);
     return 0;
 }
 
@@ -204,7 +215,9 @@ static void parse_options(options *o, int argc, char **argv)
         "the accuracy "
         "over the same rows, the time of the run, the building of kernels included, and the bytes of inputs "
         "and "
-        "outputs by that time. A file that cannot be used, or a target that is no class, is exit status 1 "
+        "outputs by that time. Accuracy and --argmax-out look for the largest of --logit-scale times the "
+        "logits, before --softcap, which would make equal what it saturates. A file that cannot be used, or "
+        "a target that is no class, is exit status 1 "
         "and leaves "
         "no output; wrong flags are 2.";
     struct argp_option list[FIXED_OPTIONS + RESULTS + 1] = { { 0 } };
@@ -390,6 +403,38 @@ static bool check_weights(job *j)
     return true;
 }
 
+/* The options that depend on the logits' dtype and shape. The library checks them too, by the names of its fields. */
+static bool check_options(job *j)
+{
+    const clxent_desc *d = &j->desc;
+    const npy_header *h = &j->logits.array.header;
+    const char *path = j->logits.path, *dtype = dtypes[d->dtype - CLXENT_F32];
+    const double largest = j->f64 ? DBL_MAX : (double)FLT_MAX;
+    const double smallest = j->f64 ? DBL_MIN : (double)FLT_MIN; /* no subnormal: it has no reciprocal */
+    const double divisor = j->o.denominator;
+
+    j->denominator_f32 = (float)divisor;
+    if (j->f64 ? d->gradient_dtype == CLXENT_F16 || d->gradient_dtype == CLXENT_BF16
+               : d->gradient_dtype == CLXENT_F64)
+        cli_fail(path, "--grad-dtype %s: takes %s with %s logits", dtypes[d->gradient_dtype - CLXENT_F32],
+                 j->f64 ? "f64 or f32" : "f32, f16 or bf16", dtype);
+    else if (d->z_loss > largest)
+        cli_fail(path, "--z-loss %g: takes a number from 0 to %g with %s logits", d->z_loss, largest, dtype);
+    else if (fabs(d->logit_scale) > largest)
+        cli_fail(path, "--logit-scale %g: takes a number from -%g to %g with %s logits", d->logit_scale,
+                 largest, largest, dtype);
+    else if (d->softcap != 0 && (d->softcap < smallest || d->softcap > largest))
+        cli_fail(path, "--softcap %g: takes 0 (off) or a number from %g to %g with %s logits", d->softcap,
+                 smallest, largest, dtype);
+    else if (!j->f64 && (isinf(j->denominator_f32) || (j->denominator_f32 == 0) != (divisor == 0)))
+        cli_fail(path, "--denominator %g: takes an f32 number with %s logits", divisor, dtype);
+    else if (j->rows > 0 && d->shift > d->seq)
+        cli_fail(path, "--shift %zu: takes 0 to %zu with logits of shape %s", d->shift, d->seq,
+                 npy_shape_text(h->shape, h->axes).text);
+    else return true;
+    return false;
+}
+
 /* Headers only: nothing is read that a wrong shape would make useless. */
 static bool open_inputs(job *j)
 {
@@ -399,19 +444,19 @@ static bool open_inputs(job *j)
     if (!open_input(&j->logits, o->logits) || !check_logits(j)) return false;
     if (!open_input(&j->targets, o->targets) || !check_targets(j)) return false;
     if (!open_input(&j->class_weights, o->class_weights) || !open_input(&j->row_weights, o->row_weights) ||
-        !open_input(&j->grad_output, o->grad_output) || !check_weights(j))
+        !open_input(&j->grad_output, o->grad_output) || !check_weights(j) || !check_options(j))
         return false;
     if (clxent_desc_check(&j->desc, text, sizeof text) != CLXENT_OK) {
         cli_fail(o->logits, "%s", text);
         return false;
     }
-    j->denominator_f32 = (float)o->denominator;
-    if (!j->f64 && (isinf(j->denominator_f32) || (j->denominator_f32 == 0) != (o->denominator == 0))) {
-        cli_fail(o->logits, "--denominator %g: takes an f32 number with logits of this dtype",
-                 o->denominator);
-        return false;
-    }
     return true;
+}
+
+static double real_at(const input *in, size_t i)
+{
+    const void *data = in->array.data;
+    return in->array.header.item_size == 8 ? ((const double *)data)[i] : (double)((const float *)data)[i];
 }
 
 static bool load(input *in)
@@ -426,6 +471,21 @@ static bool load(input *in)
     return true;
 }
 
+/* A weight that is no number would make every result NaN without a word, and one that becomes 0 in f32 would mask
+ * rows or classes that were only meant to count little. (Row weights may be anything: see clxent.h.) */
+static bool check_real_value(const job *j, const input *in, size_t at, double value)
+{
+    const char *fault = in == &j->class_weights && !isfinite(value) ? "takes a finite number"
+                        : j->f64 || !isfinite(value)                ? NULL
+                        : fabs(value) > (double)FLT_MAX             ? "too large for f32"
+                        : in != &j->grad_output && value != 0 && (float)value == 0
+                            ? "too small for f32, where it would be 0"
+                            : NULL;
+
+    if (fault != NULL) cli_fail(in->path, "item %zu is %g: %s", at, value, fault);
+    return fault == NULL;
+}
+
 /* Weights in the plan's real type: count of them, one value repeated where the file has one. */
 static bool load_real(const job *j, input *in, size_t count)
 {
@@ -434,7 +494,10 @@ static bool load_real(const job *j, input *in, size_t count)
     npy_fault fault;
 
     if (!load(in)) return false;
-    if (in->path == NULL || (from_f64 == j->f64 && h->count == count)) return true;
+    if (in->path == NULL) return true;
+    for (size_t i = 0; i < h->count; i++)
+        if (!check_real_value(j, in, i, real_at(in, i))) return false;
+    if (from_f64 == j->f64 && h->count == count) return true;
 
     in->use.size = count * real_bytes(j);
     in->use.data = in->converted = npy_scratch(in->use.size, &fault);
@@ -443,18 +506,9 @@ static bool load_real(const job *j, input *in, size_t count)
         return false;
     }
     for (size_t i = 0; i < count; i++) {
-        const size_t at = h->count == 1 ? 0 : i;
-        const double value =
-            from_f64 ? ((const double *)in->array.data)[at] : (double)((const float *)in->array.data)[at];
-        if (j->f64) {
-            ((double *)in->converted)[i] = value;
-            continue;
-        }
-        if (isfinite(value) && fabs(value) > (double)FLT_MAX) {
-            cli_fail(in->path, "item %zu is %g: too large for f32", at, value);
-            return false;
-        }
-        ((float *)in->converted)[i] = (float)value;
+        const double value = real_at(in, h->count == 1 ? 0 : i);
+        if (j->f64) ((double *)in->converted)[i] = value;
+        else ((float *)in->converted)[i] = (float)value;
     }
     return true;
 }
@@ -543,6 +597,12 @@ static bool create_outputs(job *j)
             return false;
         }
         j->file_result[j->num_files++] = i;
+        for (size_t k = 0; k + 1 < j->num_files; k++) {
+            if (!npy_same_file(&j->files[k], file)) continue;
+            cli_fail(j->o.out[i], "--%s and --%s name the same file", results[j->file_result[k]].flag,
+                     r->flag);
+            return false;
+        }
         j->desc.outputs |= r->bit;
         set_output(&j->args, r->field, file->data, file->bytes);
         j->bytes_moved += (double)file->bytes;

@@ -430,8 +430,8 @@ void npy_scratch_free(void *data, size_t bytes)
     if (data != NULL) munmap(data, scratch_bytes(bytes));
 }
 
-/* The names that a signal handler removes. Enough for every output of one command. */
-static _Atomic(const char *) temporaries[16];
+/* The names that a signal handler removes. Enough for two of every output of one command. */
+static _Atomic(const char *) temporaries[32];
 
 static const int ending_signals[] = { SIGINT, SIGTERM, SIGHUP, SIGPIPE, SIGABRT, SIGBUS };
 enum { ENDING_SIGNALS = sizeof ending_signals / sizeof *ending_signals };
@@ -481,9 +481,63 @@ static void forget(const char *path)
     }
 }
 
+/* The first length characters of folder, then name, in new memory. */
+static char *join(const char *folder, size_t length, const char *name)
+{
+    const size_t rest = strlen(name) + 1;
+    char *path = malloc(length + rest);
+    if (path == NULL) return NULL;
+    memcpy(path, folder, length);
+    memcpy(path + length, name, rest);
+    return path;
+}
+
+/* Up to the last slash, that included; 0 where there is none. */
+static size_t folder_length(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash != NULL ? (size_t)(slash - path) + 1 : 0;
+}
+
+/* The one name that every spelling of path has, whether or not the file is there yet; a symbolic link to what is not
+ * there is a name of that, as for open(). Where the folder is not there, path as it is: writing to it says so. The
+ * caller frees it; NULL and errno on failure. */
+static char *resolve(const char *path)
+{
+    enum { MOST_LINKS = 40 }; /* as in Linux: more are taken for a circle */
+    char *at = strdup(path), *folder, *name, target[4096];
+
+    for (int links = 0; at != NULL; links++) {
+        char *found = realpath(at, NULL);
+        const ssize_t length = found == NULL ? readlink(at, target, sizeof target - 1) : 0;
+        if (found == NULL && length < 0) break;
+        if (found == NULL && links < MOST_LINKS) {
+            target[length] = '\0';
+            found = join(at, target[0] == '/' ? 0 : folder_length(at), target);
+            free(at);
+            at = found;
+            continue;
+        }
+        free(at);
+        if (found == NULL) errno = ELOOP;
+        return found;
+    }
+    if (at == NULL) return NULL;
+
+    folder = join(at, folder_length(at), ".");
+    name = folder != NULL ? realpath(folder, NULL) : NULL;
+    free(folder);
+    if (name == NULL) return at;
+    folder = join(name, strlen(name), strcmp(name, "/") == 0 ? "" : "/");
+    free(name);
+    name = folder != NULL ? join(folder, strlen(folder), at + folder_length(at)) : NULL;
+    free(folder);
+    free(at);
+    return name;
+}
+
 int npy_temporary(const char *path, char **resolved, char **temporary, npy_fault *fault)
 {
-    static const char suffix[] = ".XXXXXX";
     const mode_t mask = umask(0);
     mode_t mode = 0666 & ~mask;
     struct stat info;
@@ -492,23 +546,23 @@ int npy_temporary(const char *path, char **resolved, char **temporary, npy_fault
     umask(mask);
     *temporary = NULL;
     /* Written through a symbolic link: rename() would replace the link. */
-    *resolved = realpath(path, NULL);
+    *resolved = resolve(path);
     if (*resolved == NULL) {
-        *resolved = strdup(path);
-    } else if (stat(*resolved, &info) == 0) {
+        fail(fault, "cannot be written: %s", strerror(errno));
+        goto fail;
+    }
+    if (stat(*resolved, &info) == 0) {
         mode = info.st_mode & 0777;
         if (!S_ISREG(info.st_mode)) {
             fail(fault, S_ISDIR(info.st_mode) ? "is a directory" : "exists and is not a regular file");
             goto fail;
         }
     }
-    if (*resolved != NULL) *temporary = malloc(strlen(*resolved) + sizeof suffix);
+    *temporary = join(*resolved, strlen(*resolved), ".XXXXXX");
     if (*temporary == NULL) {
         fail(fault, "out of memory");
         goto fail;
     }
-    strcpy(*temporary, *resolved);
-    strcat(*temporary, suffix);
     descriptor = mkstemp(*temporary);
     if (descriptor < 0) {
         fail(fault, "cannot be written: %s", strerror(errno));
@@ -595,16 +649,47 @@ bool npy_create(npy_output *output, const char *path, const char *dtype, const s
     return true;
 }
 
+bool npy_same_file(const npy_output *a, const npy_output *b) { return strcmp(a->path, b->path) == 0; }
+
+/* Gives the file that output will replace a second name, by which it can come back. */
+static void keep_former(npy_output *output)
+{
+    char *former = join(output->temporary, strlen(output->temporary), "~");
+
+    if (former != NULL && remember(former)) {
+        if (link(output->path, former) == 0) {
+            output->former = former;
+            return;
+        }
+        output->is_new = errno == ENOENT;
+        forget(former);
+    }
+    free(former);
+}
+
+/* Undoes the rename. Without a second name of the former file the new one, which is complete, stays. */
+static void put_back(npy_output *output)
+{
+    if (output->is_new) unlink(output->path);
+    if (output->former == NULL) return;
+    /* where even this fails, the second name is all that is left of the file, and stays */
+    (void)rename(output->former, output->path);
+    forget(output->former);
+    free(output->former);
+    output->former = NULL;
+}
+
 bool npy_commit(npy_output *outputs, size_t count, size_t *failed, npy_fault *fault)
 {
     bool good = true;
 
+    for (size_t i = 0; i < count; i++) keep_former(&outputs[i]);
     for (size_t i = 0; i < count && good; i++) {
         *failed = i;
         good = outputs[i].renamed = npy_temporary_keep(outputs[i].temporary, outputs[i].path, fault);
     }
     for (size_t i = 0; i < count; i++) {
-        if (!good && outputs[i].renamed) unlink(outputs[i].path);
+        if (!good && outputs[i].renamed) put_back(&outputs[i]);
         npy_discard(&outputs[i]);
     }
     return good;
@@ -614,6 +699,8 @@ void npy_discard(npy_output *output)
 {
     if (output->mapping != NULL) munmap(output->mapping, output->mapping_bytes);
     if (output->temporary != NULL && !output->renamed) npy_temporary_drop(output->temporary);
+    if (output->former != NULL) npy_temporary_drop(output->former);
+    free(output->former);
     free(output->path);
     free(output->temporary);
     memset(output, 0, sizeof *output);

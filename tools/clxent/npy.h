@@ -73,15 +73,23 @@ typedef struct npy_output {
     char *path, *temporary;
     void *mapping;
     size_t mapping_bytes;
+    char *former; /* during npy_commit(): a second name of the file that path named before; NULL: none */
     bool renamed;
+    bool is_new; /* path named no file before */
 } npy_output;
 
 /* dtype: "f4", "u2", ... The disk space is taken here, so that filling data cannot fail. */
 bool npy_create(npy_output *output, const char *path, const char *dtype, const size_t *shape, size_t axes,
                 npy_fault *fault);
 
-/* Gives every output its name, replacing files of that name, and frees it. Where one of them fails, none
- * is left, *failed is its index, and all are discarded. */
+/* Whether two outputs would replace each other, however their paths were spelled. */
+bool npy_same_file(const npy_output *a, const npy_output *b);
+
+/* Gives every output its name, replacing files of that name, and frees it. Where one of them cannot have its name,
+ * *failed is its index, all are discarded, and files of before that had been replaced are back.
+ * Every name is at any time that of a whole file, the former or the new one. No system renames several files at
+ * once, though: what ends the process in between, even a signal, can leave some names new and others not. And on a
+ * file system without hard links what has been replaced cannot come back: there the new file stays. */
 bool npy_commit(npy_output *outputs, size_t count, size_t *failed, npy_fault *fault);
 void npy_discard(npy_output *output); /* accepts a zeroed or committed output */
 

@@ -251,13 +251,32 @@ static bool target_fits(uint32_t target_type, int64_t value)
     return target_type != CLXENT_TARGET_I32 || (value >= INT32_MIN && value <= INT32_MAX);
 }
 
-static void fill_index_targets(const clxent_desc *desc, void *data, uint32_t fill, random_state *random)
+/* The next value of a list that is no class, nor ignored, and fits the targets' type: false where none does. */
+static bool next_bad_target(const clxent_desc *desc, size_t *next, int64_t *value)
 {
     /* 2^32 + 1 is class 1 to code that compares 32 bits. */
     const int64_t bad[] = {
         (int64_t)desc->classes, -1, ((int64_t)1 << 32) + 1, INT32_MIN, INT64_MIN, INT32_MAX
     };
+    const size_t count = sizeof bad / sizeof *bad;
+
+    for (size_t tried = 0; tried < count; tried++) {
+        *value = bad[(*next)++ % count];
+        if ((*value < 0 || *value >= (int64_t)desc->classes) && target_fits(desc->target_type, *value) &&
+            !(desc->use_ignore_index && *value == desc->ignore_index))
+            return true;
+    }
+    return false;
+}
+
+static void fill_index_targets(const clxent_desc *desc, void *data, uint32_t fill, random_state *random)
+{
     const int64_t last = (int64_t)desc->classes - 1;
+    const bool can_ignore = desc->use_ignore_index && target_fits(desc->target_type, desc->ignore_index);
+    const bool all_ignored = (fill & FILL_ALL_IGNORED) != 0 && can_ignore;
+    const bool has_bad = (fill & FILL_BAD_TARGETS) != 0;
+    const size_t lone_bad =
+        all_ignored && has_bad && rows_of(desc) > 0 ? random_u32(random) % rows_of(desc) : 0;
     size_t bads = 0;
 
     for (size_t row = 0; row < rows_of(desc); row++) {
@@ -269,14 +288,11 @@ static void fill_index_targets(const clxent_desc *desc, void *data, uint32_t fil
         default: target = (int64_t)(random_u32(random) % desc->classes);
         }
         if (!target_fits(desc->target_type, target)) target = random_u32(random) % 256;
-        const bool ignored = (fill & FILL_ALL_IGNORED) != 0 || ((fill & FILL_IGNORED) != 0 && row % 5 == 2);
-        if (ignored && desc->use_ignore_index && target_fits(desc->target_type, desc->ignore_index)) {
-            target = desc->ignore_index;
-        } else if ((fill & FILL_BAD_TARGETS) != 0 && row % 7 == 3) {
-            const int64_t value = bad[bads++ % (sizeof bad / sizeof *bad)];
-            const bool is_bad = value < 0 || value > last;
-            if (is_bad && target_fits(desc->target_type, value)) target = value;
-        }
+        const bool ignored = all_ignored || ((fill & FILL_IGNORED) != 0 && can_ignore && row % 5 == 2);
+        const bool bad = has_bad && (all_ignored ? row == lone_bad : !ignored && row % 7 == 3);
+        int64_t bad_value;
+        if (bad && next_bad_target(desc, &bads, &bad_value)) target = bad_value;
+        else if (ignored) target = desc->ignore_index;
         put_target(data, desc->target_type, row, target);
     }
 }
@@ -418,12 +434,13 @@ static void fill_probabilities(const clxent_desc *desc, void *data, uint32_t fil
     }
 }
 
-static void fill_weights(void *data, uint32_t dtype, size_t n, bool negatives, random_state *random)
+/* A negative weight is lost where its absolute value is taken, or where only what is above 0 counts. */
+static void fill_weights(void *data, uint32_t dtype, size_t n, random_state *random)
 {
     for (size_t i = 0; i < n; i++) {
         double weight = random_uniform(random, 0.25, 2);
         if (i % 6 == 4) weight = 0;
-        if (negatives && i % 9 == 7) weight = -0.25;
+        if (i % 9 == 7) weight = -0.25;
         put_element(data, dtype, i, weight);
     }
 }
@@ -483,16 +500,18 @@ bool fill_problem(problem *p, const clxent_desc *desc, uint32_t fill, uint64_t s
     if (!take_input(p, TENSOR_PROBABILITIES, &data, f)) return false;
     if (data != NULL) fill_probabilities(desc, data, fill, &random);
     if (!take_input(p, TENSOR_CLASS_WEIGHTS, &data, f)) return false;
-    if (data != NULL) fill_weights(data, real_dtype(desc), desc->classes, true, &random);
+    if (data != NULL) fill_weights(data, real_dtype(desc), desc->classes, &random);
     if (!take_input(p, TENSOR_ROW_WEIGHTS, &data, f)) return false;
-    if (data != NULL) fill_weights(data, real_dtype(desc), rows_of(desc), false, &random);
+    if (data != NULL) fill_weights(data, real_dtype(desc), rows_of(desc), &random);
     if (backward || (fill & FILL_UPSTREAM) != 0) {
         if (!take_input(p, TENSOR_UPSTREAM, &data, f)) return false;
         fill_uniform(desc, TENSOR_UPSTREAM, data, 2, !backward, &random);
     }
-    if ((fill & FILL_DENOMINATOR) != 0) {
+    if ((fill & (FILL_DENOMINATOR | FILL_ZERO_DENOMINATOR)) != 0) {
+        const double denominator = random_u32(&random) % 2 == 0 ? 7.25 : -3.5;
         if (!take_input(p, TENSOR_DENOMINATOR, &data, f)) return false;
-        if (data != NULL) put_element(data, real_dtype(desc), 0, 7.25);
+        if (data != NULL)
+            put_element(data, real_dtype(desc), 0, (fill & FILL_ZERO_DENOMINATOR) != 0 ? 0 : denominator);
     }
     if (desc->gradient_mode == CLXENT_GRADIENT_ACCUMULATE) {
         if (!take_array(desc, TENSOR_GRADIENT, &p->args.gradient.data, &p->args.gradient.size, f))

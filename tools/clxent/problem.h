@@ -76,12 +76,13 @@ enum {
     FILL_MASKED = 1 << 1,      /* -inf among finite logits, long leading blocks of it; never the target's */
     FILL_SPECIAL = 1 << 2,     /* NaN, +inf, rows of -inf, the target's logit -inf */
     FILL_IGNORED = 1 << 3,     /* every fifth target is ignore_index */
-    FILL_BAD_TARGETS = 1 << 4, /* some targets below 0, at classes, beyond 32 bits */
+    FILL_BAD_TARGETS = 1 << 4, /* some targets, one with ALL_IGNORED: below 0, at classes, beyond 32 bits */
     FILL_UPSTREAM = 1 << 5,    /* gives upstream where it is optional */
-    FILL_DENOMINATOR = 1 << 6, /* gives denominator */
+    FILL_DENOMINATOR = 1 << 6, /* gives denominator, of either sign */
     FILL_HIT = 1 << 7, /* every second target is its row's maximum: correct predictions, small losses */
-    FILL_ALL_IGNORED = 1 << 8, /* every target is ignore_index */
-    FILL_STEADY = 1 << 9       /* rows of equal logits but for one */
+    FILL_ALL_IGNORED = 1 << 8,      /* every target is ignore_index, but for one with BAD_TARGETS */
+    FILL_STEADY = 1 << 9,           /* rows of equal logits but for one */
+    FILL_ZERO_DENOMINATOR = 1 << 10 /* gives denominator 0, which divides as any other */
 };
 
 /* Inputs of desc in host memory, exactly as large as desc needs, padding filled with NaN. gradient holds

@@ -52,8 +52,8 @@ static error_t parse(int key, char *value, struct argp_state *state)
     options *o = state->input;
     switch (key) {
     case ARGP_KEY_INIT: state->child_inputs[0] = &o->common; return 0;
-    case KEY_TEXT: o->text = value; return 0;
-    case KEY_OUT: o->out = value; return 0;
+    case KEY_TEXT: o->text = cli_path(state, "text", value); return 0;
+    case KEY_OUT: o->out = cli_path(state, "out", value); return 0;
     case KEY_BATCH: o->batch = cli_size(state, "batch", value, 1); return 0;
     case KEY_SEQ: o->seq = cli_size(state, "seq", value, 1); return 0;
     case ARGP_KEY_END:
@@ -179,6 +179,10 @@ int command_sample(int argc, char **argv)
             cli_fail(paths[i], "%s", fault.text);
             goto done;
         }
+    }
+    if (npy_same_file(&outputs[0], &outputs[1])) {
+        cli_fail(paths[1], "is the same file as %s", paths[0]);
+        goto done;
     }
 
     cli_progress_start("writing rows");

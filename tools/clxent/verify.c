@@ -8,7 +8,9 @@
 #include "verify_case.h"
 
 #include <math.h>
+#include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -92,7 +94,7 @@ static error_t parse(int key, char *value, struct argp_state *state)
 
 typedef struct tally {
     size_t cases, failures;
-    double worst; /* error / bound */
+    double worst; /* error / bound; -1: nothing that it is told of */
 } tally;
 
 typedef struct verification {
@@ -102,12 +104,59 @@ typedef struct verification {
     bool has_f64;
     char driver[256], version[256];
     size_t done, skipped, failures;
+    int ended_by; /* the signal; 0: none */
     double seconds, worst;
     case_feature features[CASE_FEATURES];
     tally tallies[CASE_FEATURES];
     size_t num_features;
     json_t *reports; /* one object for each failure */
 } verification;
+
+/* ---- Being interrupted ---------------------------------------------------------------------- */
+
+/* SIGINT or SIGTERM ends the run after the case that is running, with a summary of what was done; a second one
+ * ends the process, unless it comes so soon that it is the same: timeout(1) sends one to the process and one to its
+ * group. Both are blocked in all threads but one that waits for them, and so in the programs that a
+ * driver runs: a linker that Ctrl-C had ended would look like a fault of the kernels. */
+static atomic_int interrupted; /* the signal; 0: none */
+
+#define SAME_SIGNAL_SECONDS 0.5
+
+static void *wait_for_signals(void *set)
+{
+    int number;
+
+    while (sigwait(set, &number) != 0) {
+    }
+    const double first = cli_seconds();
+    atomic_store(&interrupted, number);
+    while (sigwait(set, &number) != 0 || cli_seconds() - first < SAME_SIGNAL_SECONDS) {
+    }
+    pthread_sigmask(SIG_UNBLOCK, set, NULL);
+    raise(number);
+    _exit(128 + number); /* where a driver's handler returns */
+}
+
+/* Before the driver is loaded, whose threads begin with this one's mask. */
+static void catch_interrupts(void)
+{
+    static const int numbers[] = { SIGINT, SIGTERM };
+    static sigset_t set;
+    struct sigaction before;
+    pthread_t thread;
+
+    sigemptyset(&set);
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+        /* what the caller had ignored, as a shell does for jobs in the background, stays ignored */
+        if (sigaction(numbers[i], NULL, &before) == 0 && before.sa_handler != SIG_IGN)
+            sigaddset(&set, numbers[i]);
+    }
+    pthread_sigmask(SIG_BLOCK, &set, NULL);
+    if (pthread_create(&thread, NULL, wait_for_signals, &set) == 0) pthread_detach(thread);
+    else pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+}
+
+/* ---- Repeating a case ----------------------------------------------------------------------- */
 
 /* ' in it would end the shell's quotes; such a device is named by its number. */
 static void write_command(const verification *v, const char *arguments, char command[COMMAND_SIZE])
@@ -118,7 +167,8 @@ static void write_command(const verification *v, const char *arguments, char com
     if (device != NULL && strchr(device, '\'') == NULL)
         snprintf(chosen, sizeof chosen, " --device '%s'", device);
     else if (device != NULL) snprintf(chosen, sizeof chosen, " --device %zu", v->session.device.index);
-    snprintf(command, COMMAND_SIZE, "clxent verify%s %s", chosen, arguments);
+    snprintf(command, COMMAND_SIZE, "clxent verify%s%s %s", chosen, cli_no_tuning ? " --no-tuning" : "",
+             arguments);
 }
 
 static void write_case_command(const verification *v, const verify_case *c, char command[COMMAND_SIZE])
@@ -161,6 +211,8 @@ static void catch_crashes(void)
     for (size_t i = 0; i < CRASHES; i++) sigaction(crashes[i], &crash, &handled_before[i]);
 }
 
+/* ---- Running cases -------------------------------------------------------------------------- */
+
 /* Runs the case; worst as check_problem() has it. */
 static bool passes(const verification *v, const verify_case *c, worst_error worst[OUTPUTS], problem_fault *f)
 {
@@ -174,17 +226,48 @@ static bool passes(const verification *v, const verify_case *c, worst_error wors
     return good;
 }
 
+/* Once interrupted nothing is tried any more, and the smallest case so far stays. */
 static bool fails(const verify_case *c, void *payload, problem_fault *f)
 {
     worst_error worst[OUTPUTS] = { { 0, 0 } };
-    return !passes(payload, c, worst, f);
+    return atomic_load(&interrupted) == 0 && !passes(payload, c, worst, f);
+}
+
+/* error / bound of an output of the case, or -1 where it says nothing: integers and one_hot are exact, and what is
+ * stored narrower than computed, or added to what was there, reaches its bound by that one rounding to half a unit of
+ * the last place, which would hide all others. Beyond the bound an error counts in any of them. */
+static double telling_ratio(const verify_case *c, size_t output, const worst_error *worst)
+{
+    const clxent_desc *d = &c->desc;
+    const uint32_t bit = (uint32_t)1 << output, real = d->dtype == CLXENT_F64 ? CLXENT_F64 : CLXENT_F32;
+    bool tells = true;
+
+    if ((d->outputs & bit) == 0) return -1;
+    switch (bit) {
+    case CLXENT_OUTPUT_GRADIENT:
+        tells = (d->gradient_dtype != 0 ? d->gradient_dtype : d->dtype) == real &&
+                d->gradient_mode != CLXENT_GRADIENT_ACCUMULATE;
+        break;
+    case CLXENT_OUTPUT_SOFTMAX:
+    case CLXENT_OUTPUT_LOG_SOFTMAX: tells = d->dtype == real; break;
+    case CLXENT_OUTPUT_ARGMAX:
+    case CLXENT_OUTPUT_CORRECT:
+    case CLXENT_OUTPUT_STATISTICS:
+    case CLXENT_OUTPUT_BAD_TARGETS:
+    case CLXENT_OUTPUT_ONE_HOT: tells = false; break;
+    default: break;
+    }
+    return tells || worst->ratio > 1 ? worst->ratio : -1;
 }
 
 static void count(verification *v, const verify_case *c, bool good, const worst_error worst[OUTPUTS])
 {
-    double most = 0;
+    double most = -1, ratios[OUTPUTS];
 
-    for (size_t i = 0; i < OUTPUTS; i++) most = fmax(most, worst[i].ratio);
+    for (size_t i = 0; i < OUTPUTS; i++) {
+        ratios[i] = telling_ratio(c, i, &worst[i]);
+        most = fmax(most, ratios[i]);
+    }
     v->worst = fmax(v->worst, most);
     v->done++;
     if (!good) v->failures++;
@@ -194,7 +277,7 @@ static void count(verification *v, const verify_case *c, bool good, const worst_
         if (!case_has_feature(c, feature)) continue;
         t->cases++;
         if (!good) t->failures++;
-        t->worst = fmax(t->worst, feature->output >= 0 ? worst[feature->output].ratio : most);
+        t->worst = fmax(t->worst, feature->output >= 0 ? ratios[feature->output] : most);
     }
 }
 
@@ -224,7 +307,8 @@ static void report(verification *v, const verify_case *c, const size_t *number, 
     if (!o->common.json) {
         printf("FAILED %s: %s\n", name, f->text);
         printf("  repeat    %s\n", repeat);
-        printf("  smallest  %s (%zu tried)\n", words, tried);
+        if (atomic_load(&interrupted) != 0) printf("  smallest  %s (interrupted)\n", words);
+        else printf("  smallest  %s (%zu tried)\n", words, tried);
         printf("  it fails  %s\n", how.text);
         printf("  repeat    %s\n\n", repeat_smallest);
         fflush(stdout);
@@ -271,7 +355,7 @@ static void check_cases(verification *v)
         double fraction = o->has_seconds ? passed / o->seconds : 0;
 
         if (o->has_cases || !o->has_seconds) fraction = fmax(fraction, (double)i / (double)o->cases);
-        if (!(fraction < 1) || v->failures >= o->max_failures) break;
+        if (!(fraction < 1) || v->failures >= o->max_failures || atomic_load(&interrupted) != 0) break;
         cli_progress_start("verifying");
         cli_progress_set(fraction);
         case_draw(&c, o->seed, i, o->max_elements);
@@ -279,12 +363,21 @@ static void check_cases(verification *v)
     }
     cli_progress_stop();
     v->seconds = cli_seconds() - began;
+    v->ended_by = atomic_load(&interrupted);
 }
 
 /* ---- The summary --------------------------------------------------------------------------- */
 
+static void print_tally(const char *name, const tally *t)
+{
+    printf("%-34s %7zu %9zu ", name, t->cases, t->failures);
+    if (t->worst >= 0) printf("%14.3f\n", t->worst);
+    else printf("%14s\n", "-");
+}
+
 static void print_text(const verification *v)
 {
+    const tally all = { v->done, v->failures, v->worst };
     const cli_device *device = &v->session.device;
     char words[CASE_TEXT_SIZE];
 
@@ -302,16 +395,15 @@ static void print_text(const verification *v)
     if (v->options->text == NULL) printf(" of seed %zu", v->options->seed);
     printf(": %zu passed, %zu failed", v->done - v->failures, v->failures);
     if (v->skipped > 0) printf("; %zu more need f64, which the device has not", v->skipped);
+    if (v->ended_by != 0) printf("; interrupted by %s", v->ended_by == SIGINT ? "SIGINT" : "SIGTERM");
     putchar('\n');
     printf("programs  %zu compiled\n", v->session.programs);
     printf("time      %.1f s\n\n", v->seconds);
     printf("%-34s %7s %9s %14s\n", "feature", "cases", "failures", "worst / bound");
     for (size_t i = 0; i < v->num_features; i++) {
-        const tally *t = &v->tallies[i];
-        if (t->cases > 0)
-            printf("%-34s %7zu %9zu %14.3f\n", v->features[i].name, t->cases, t->failures, t->worst);
+        if (v->tallies[i].cases > 0) print_tally(v->features[i].name, &v->tallies[i]);
     }
-    printf("%-34s %7zu %9zu %14.3f\n", "all", v->done, v->failures, v->worst);
+    print_tally("all", &all);
 }
 
 static void print_json(const verification *v)
@@ -325,7 +417,7 @@ static void print_json(const verification *v)
         json_object_set_new(entry, "feature", json_string(v->features[i].name));
         json_object_set_new(entry, "cases", json_integer((json_int_t)t->cases));
         json_object_set_new(entry, "failures", json_integer((json_int_t)t->failures));
-        json_object_set_new(entry, "worst", cli_json_number(t->worst));
+        json_object_set_new(entry, "worst", t->worst >= 0 ? cli_json_number(t->worst) : json_null());
         json_array_append_new(features, entry);
     }
     json_object_set_new(object, "device", cli_json_text(v->session.device.name));
@@ -337,7 +429,8 @@ static void print_json(const verification *v)
     json_object_set_new(object, "failed", json_integer((json_int_t)v->failures));
     json_object_set_new(object, "skipped", json_integer((json_int_t)v->skipped));
     json_object_set_new(object, "programs", json_integer((json_int_t)v->session.programs));
-    json_object_set_new(object, "worst", cli_json_number(v->worst));
+    json_object_set_new(object, "interrupted", json_boolean(v->ended_by != 0));
+    json_object_set_new(object, "worst", v->worst >= 0 ? cli_json_number(v->worst) : json_null());
     json_object_set_new(object, "seconds", cli_json_number(v->seconds));
     json_object_set(object, "failures", v->reports);
     json_object_set_new(object, "features", features);
@@ -377,22 +470,32 @@ int command_verify(int argc, char **argv)
         "layouts "
         "and outputs, with data designed to find faults. Every result must lie within the library's error "
         "bounds, a second run must have the same bits, and nothing but the outputs may change. A case that "
-        "fails is shrunk to the smallest one that does. Programs are counted as the library's log tells of "
-        "them.\v"
-        "Exit status: 0 all cases passed, 1 some failed, 2 wrong flags.";
+        "fails is shrunk to the smallest one that does.\v"
+        "The summary counts cases by what they have, with the worst error of their results as a part of its "
+        "bound. Results that reach their bound by their last rounding alone are left out of that, unless "
+        "they "
+        "are beyond it: those of f16 and bf16, f32 gradients of f64 logits, accumulated gradients. '-': no "
+        "other ones.\n"
+        "Ctrl-C (SIGINT) or SIGTERM ends it after the case that is running, with the summary of those until "
+        "then; a second one ends it at once.\n"
+        "Exit status: 0 all cases passed, 1 some failed, 2 wrong flags, 130 after SIGINT and 143 after "
+        "SIGTERM "
+        "where none had failed.";
     const struct argp argp = { option_list, parse, NULL, about, cli_common_options, NULL, NULL };
     options o = {
         .cases = DEFAULT_CASES, .seed = 1, .max_elements = (size_t)1 << 20, .max_failures = DEFAULT_FAILURES
     };
-    verification v = { .options = &o };
+    verification v = { .options = &o, .worst = -1 };
     cli_device device;
 
     cli_parse(&argp, argc, argv, &o);
+    catch_interrupts();
     if (!cli_find_device(&device, o.common.device) || !cli_open(&v.session, &device)) return CLI_FAILED;
     bool good = open_runner(&v);
     if (good) {
         v.reports = json_array();
         v.num_features = case_list_features(v.features);
+        for (size_t i = 0; i < v.num_features; i++) v.tallies[i].worst = -1;
         catch_crashes();
         check_cases(&v);
         if (o.common.json) print_json(&v);
@@ -403,5 +506,6 @@ int command_verify(int argc, char **argv)
     if (v.on.out_of_order != NULL) clReleaseCommandQueue(v.on.out_of_order);
     if (v.on.queue != NULL) clReleaseCommandQueue(v.on.queue);
     cli_close(&v.session);
-    return good ? CLI_DONE : CLI_FAILED;
+    if (!good) return CLI_FAILED;
+    return v.ended_by != 0 ? 128 + v.ended_by : CLI_DONE;
 }

@@ -26,9 +26,9 @@ static const char *const bad_target_names[] = { "report", "nan", "ignore", NULL 
 static const char *const all_ignored_names[] = { "nan", "zero", NULL };
 static const char *const gradient_mode_names[] = { "write", "accumulate", NULL };
 /* Named by bit. */
-static const char *const fill_names[] = { "designed",    "masked",   "special",     "ignored",
-                                          "bad-targets", "upstream", "denominator", "hit",
-                                          "all-ignored", "steady",   NULL };
+static const char *const fill_names[] = { "designed",    "masked",   "special",          "ignored",
+                                          "bad-targets", "upstream", "denominator",      "hit",
+                                          "all-ignored", "steady",   "zero-denominator", NULL };
 static const char *const check_names[] = { "in-place", "subsets",     "larger-plan", "out-of-order",
                                            "aligned",  "host-arrays", NULL };
 
@@ -517,7 +517,11 @@ void case_draw(verify_case *c, uint64_t seed, uint64_t number, size_t max_elemen
     if (chance(&random, 15)) c->fill |= FILL_SPECIAL;
     if (chance(&random, 20)) c->fill |= FILL_STEADY;
     if (chance(&random, 40)) c->fill |= FILL_UPSTREAM;
-    if (chance(&random, 25)) c->fill |= FILL_DENOMINATOR;
+    if (chance(&random, 25)) {
+        /* An element of a gradient that underflows becomes 0 / 0, where the reference, of more range, divides it. */
+        const bool zero = chance(&random, 20) && (desc->outputs & CLXENT_OUTPUT_GRADIENT) == 0;
+        c->fill |= zero ? FILL_ZERO_DENOMINATOR : FILL_DENOMINATOR;
+    }
 
     /* a gradient in place lies as the logits do; what cannot be in place is not */
     if ((c->checks & CASE_IN_PLACE) != 0) {
