@@ -32,6 +32,7 @@ static const shape shapes[] = {
     { "split", EACH_SPLIT, 1100, 1, CLXENT_STRATEGY_SPLIT, CLXENT_BF16, CLXENT_BF16 },
     { "groups", EACH_GROUPS, 1100, 1, CLXENT_STRATEGY_ROWS, CLXENT_F16, CLXENT_BF16 },
     { "lanes", EACH_LANES, 7, 1, CLXENT_STRATEGY_LANES, CLXENT_BF16, CLXENT_BF16 },
+    { "lanes along the classes", EACH_LANES, 100, 1, CLXENT_STRATEGY_LANES, CLXENT_BF16, CLXENT_BF16 },
     { "inner lanes", EACH_LANES, 7, 80, CLXENT_STRATEGY_LANES, CLXENT_BF16, CLXENT_F16 },
 };
 enum { SHAPES = sizeof shapes / sizeof *shapes };

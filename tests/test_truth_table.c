@@ -61,6 +61,13 @@ static bool next_dtype(uint32_t *dtype)
     return !small_run() && ++*dtype <= CLXENT_F64 && (*dtype != CLXENT_F64 || device.has_f64);
 }
 
+/* Outputs that any program serves, that only the one of all options does, and that lanes along the classes do. */
+enum {
+    ANY = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_GRADIENT,
+    GENERAL = ANY | CLXENT_OUTPUT_ENTROPY,
+    ALONG = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_GRADIENT
+};
+
 /* A row's expectations; NAN means NaN, and FINITE any finite number. */
 #define FINITE 12345.0
 
@@ -87,20 +94,23 @@ static void check_row(const char *name, const clxent_desc *desc, const line *l, 
     const size_t n = desc->classes;
     const uint32_t real = desc->dtype == CLXENT_F64 ? CLXENT_F64 : CLXENT_F32;
     const double loss = get_element(out->losses.data, real, row);
-    const double lse = get_element(out->lse.data, real, row);
 
     if (out->entropy.data != NULL) {
         const double entropy = get_element(out->entropy.data, real, row);
         cr_assert(is_as(entropy, l->lse == FINITE ? FINITE : NAN), "%s: entropy %g", name, entropy);
     }
     cr_assert(is_as(loss, l->loss), "%s: loss %g, not %g", name, loss, l->loss);
-    cr_assert(is_as(lse, l->lse), "%s: lse %g, not %g", name, lse, l->lse);
+    if (out->lse.data != NULL) {
+        const double lse = get_element(out->lse.data, real, row);
+        cr_assert(is_as(lse, l->lse), "%s: lse %g, not %g", name, lse, l->lse);
+    }
     for (size_t j = 0; j < n; j++) {
         const size_t at = element_index(desc, 0, row, j);
         const double gradient = get_element(out->gradient.data, desc->dtype, at);
-        const double softmax = get_element(out->softmax.data, desc->dtype, at);
         const double want = x[j] == -INFINITY && j != target ? l->at_masked : l->gradient;
         cr_assert(is_as(gradient, want), "%s: gradient of class %zu is %g, not %g", name, j, gradient, want);
+        if (out->softmax.data == NULL) continue;
+        const double softmax = get_element(out->softmax.data, desc->dtype, at);
         if (l->lse == FINITE) {
             cr_assert(x[j] == -INFINITY ? softmax == 0 : softmax >= 0 && softmax <= 1.000001,
                       "%s: softmax of class %zu is %g at %g", name, j, softmax, x[j]);
@@ -112,7 +122,7 @@ static void check_row(const char *name, const clxent_desc *desc, const line *l, 
 
 /* Two rows with the line's logits, target first and last, and an ordinary one between that must not notice. */
 static void check_case(const line *l, const clxent_tuning *tuning, uint32_t dtype, size_t classes,
-                       size_t inner, bool general)
+                       size_t inner, uint32_t outputs)
 {
     enum { ROWS = 3 };
     const size_t targets[ROWS] = { 0, classes / 2, classes - 1 };
@@ -124,8 +134,7 @@ static void check_case(const line *l, const clxent_tuning *tuning, uint32_t dtyp
     double *x = take_memory(ROWS * classes * sizeof *x);
     random_state random = { classes };
 
-    desc.outputs = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_GRADIENT;
-    if (general) desc.outputs |= CLXENT_OUTPUT_ENTROPY;
+    desc.outputs = outputs;
     desc.dtype = dtype;
     desc.batch = ROWS;
     desc.seq = 1;
@@ -135,9 +144,10 @@ static void check_case(const line *l, const clxent_tuning *tuning, uint32_t dtyp
     desc.label_smoothing = l->smoothing;
     desc.z_loss = l->z_loss;
     desc.has_row_weights = l->weights;
-    (void)snprintf(name, sizeof name, "%s, group %u vector %u cache %u, dtype %u, %zu classes, inner %zu%s",
-                   l->name, (unsigned)tuning->group, (unsigned)tuning->vector, (unsigned)tuning->cache,
-                   (unsigned)dtype, classes, inner, general ? ", general" : "");
+    (void)snprintf(name, sizeof name,
+                   "%s, group %u vector %u cache %u, dtype %u, %zu classes, inner %zu, outputs %#x", l->name,
+                   (unsigned)tuning->group, (unsigned)tuning->vector, (unsigned)tuning->cache,
+                   (unsigned)dtype, classes, inner, (unsigned)outputs);
     make_problem(&p, &desc, FILL_PLAIN, 1);
     for (size_t row = 0; row < ROWS; row++) {
         double *own = x + row * classes;
@@ -155,6 +165,7 @@ static void check_case(const line *l, const clxent_tuning *tuning, uint32_t dtyp
     }
     cr_assert(clxent_plan_create_tuned(&plan, device.ctx, &desc, tuning) == CLXENT_OK, "%s: %s", name,
               last_error());
+    cr_assert(plan->along == (outputs == ALONG), "%s: %s", name, clxent_plan_strategy(plan));
     run_once(name, plan, &p, desc.outputs, 0, &out);
     check_row(name, &desc, l, x, targets[0], &out, 0);
     check_row(name, &desc, l, x + 2 * classes, targets[2], &out, 2);
@@ -168,16 +179,22 @@ static void check_case(const line *l, const clxent_tuning *tuning, uint32_t dtyp
 
 static void check_line(const line *l)
 {
+    const clxent_tuning along = LANES(1, 16, 1 << 19, 1);
+    uint32_t dtype_along = CLXENT_F32;
+
+    do {
+        if (l->smoothing == 0) check_case(l, &along, dtype_along, 100, 1, ALONG);
+    } while (next_dtype(&dtype_along));
     const size_t counts = small_run() ? 2 : COUNT(classes_of);
     for (size_t i = 0; i < counts; i++) {
         for (size_t t = 0; t < strategies(); t++)
-            check_case(l, &tunings[t], CLXENT_F32, classes_of[i], 1, false);
-        check_case(l, &tunings[0], CLXENT_F32, classes_of[i], 3, false);
+            check_case(l, &tunings[t], CLXENT_F32, classes_of[i], 1, ANY);
+        check_case(l, &tunings[0], CLXENT_F32, classes_of[i], 3, ANY);
         for (uint32_t dtype = CLXENT_F32; next_dtype(&dtype);) {
             for (size_t which = 0; which < ON_ALL; which++) {
                 const place at = place_for(dtype, which, l->smoothing != 0);
                 if (classes_of[i] > at.most_classes) continue;
-                check_case(l, &at.tuning, dtype, classes_of[i], at.inner, at.general);
+                check_case(l, &at.tuning, dtype, classes_of[i], at.inner, at.general ? GENERAL : ANY);
             }
         }
     }

@@ -324,7 +324,7 @@ Test(variants, split_rows_have_the_bits_of_whole_ones)
 Test(variants, accumulating_a_gradient_of_0_leaves_the_sign_of_a_0)
 {
     enum { ROWS_OF_EACH = 10 };
-    const size_t classes[] = { 5, 37, 1100 };
+    const size_t classes[] = { 5, 37, 100, 1100 }; /* lanes of 100 lie along the classes */
     for (size_t t = 0; t <= EACH_STRATEGY; t++) {
         const bool inner = t == EACH_STRATEGY;
         const clxent_tuning tuning = strategy_for(CLXENT_F32, inner ? EACH_LANES : t);
