@@ -748,7 +748,7 @@ typedef struct {
     bool filled; /* every element is fill. Rows of NaN are: computed NaNs differ in bits */
     real fill;
     real factor;      /* softmax: 1 / d; gradient: what multiplies the exponentials */
-    bool folds;       /* the factor goes into the exponential: where exponentials are never cached */
+    bool folds;       /* the factor, a finite one, goes into the exponential: where those are never cached */
     real outer;       /* gradient, GENERAL: what multiplies dz */
     uint class_index; /* NO_CLASS, or the class whose gradient is `target` */
     real target;
@@ -1111,11 +1111,12 @@ INLINE void emit_row(const run *u, const row_input *in, const row_target *t, con
                      u->cache);
             }
         } else {
+            const real factor = GENERAL ? f.slope : f.slope * f.outer;
             const emission g = { EMIT_GRADIENT,
                                  false,
                                  0,
-                                 GENERAL ? f.slope : f.slope * f.outer,
-                                 folds,
+                                 factor,
+                                 folds && fabs(factor) < REAL_INFINITY,
                                  f.outer,
                                  t->has_class ? t->class_index : NO_CLASS,
                                  f.target,

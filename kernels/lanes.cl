@@ -697,9 +697,6 @@ INLINE vec emit_value(const tile_input *in, const row_result *r, const emission 
 #endif
 
 #if !COOPERATIVE
-/* Adding 0 leaves even -0 as it is: rows that do not count may not change. */
-INLINE vec add_to(const vec old, const vec value) { return value == (vec)(0) ? old : old + value; }
-
 /* A vector at element `at`, of which n exist. */
 INLINE void put(const destination *to, const ulong at, const vec value, const uint n)
 {
@@ -711,10 +708,10 @@ INLINE void put(const destination *to, const ulong at, const vec value, const ui
             store_partial(to->out + at, value, n);
         }
     } else if (n == VEC) {
-        if (to->accumulate) sum = add_to(load_gradient_vector(to->gradient + at), value);
+        if (to->accumulate) sum = accumulated(load_gradient_vector(to->gradient + at), value);
         store_gradient_vector(to->gradient + at, sum, to->aligned);
     } else {
-        if (to->accumulate) sum = add_to(load_gradient_partial(to->gradient + at, n), value);
+        if (to->accumulate) sum = accumulated(load_gradient_partial(to->gradient + at, n), value);
         store_gradient_partial(to->gradient + at, sum, n);
     }
 }
@@ -992,8 +989,9 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
 
         row_result r[COLUMNS];
         emission m[COLUMNS];
+#if INNER
         tile_input each[COLUMNS];
-        uint columns = 0;
+#endif
         for (uint w = 0; w < COLUMNS && (lid + w) * VEC < rows; w++) {
             const uint lane_0 = (lid + w) * VEC;
             in.row = first_row + lane_0;
@@ -1044,8 +1042,9 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
             }
             m[w].g = gradient_of(&r[w], &j, in.dense, z_loss, saved_lse, up, d, divides_by_own_d(&p));
             m[w].target = t.class_index;
+#if INNER
             each[w] = in;
-            columns++;
+#endif
         }
 
         uint stored = 0;
@@ -1063,7 +1062,16 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
                                      kind == EMIT_LOG_SOFTMAX ? log_softmax + p.offset.log_softmax + at
                                                               : softmax + p.offset.softmax + at,
                                      gradient + p.offset.gradient + at };
-            for (uint w = 0; w < columns && is_wanted; w++) {
+            for (uint w = 0; w < COLUMNS && is_wanted && (lid + w) * VEC < rows; w++) {
+#if !INNER
+                /* the one column of each work-item, once more: PoCL 3.1 loses `in` at a barrier */
+                in.row = first_row + lid * VEC;
+                in.n = min((uint)VEC, rows - lid * VEC);
+                in.x = x + lid * VEC * lane_step(p.row_stride);
+                in.logits = cache + lid * VEC;
+                in.values = in.logits + (values - cache);
+                in.q_at = target_start(&in, 0);
+#endif
                 m[w].kind = kind;
                 m[w].again = COOPERATIVE && stored > 0;
                 if (kind == EMIT_SOFTMAX) {
@@ -1080,16 +1088,19 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
                     m[w].rest = fabs(m[w].factor) < (lane)(REAL_INFINITY) ? rest : (lane)(0);
                 }
 #if ALONG
-                stage_along(&each[w], &r[w], &m[w], own_rows);
+                stage_along(&in, &r[w], &m[w], own_rows);
 #elif !INNER
-                stage(&each[w], &r[w], &m[w], own_rows);
+                stage(&in, &r[w], &m[w], own_rows);
 #endif
             }
 #if INNER
-            destination own = to;
-            own.out += lid * VEC;
-            own.gradient += lid * VEC;
-            if (is_wanted && columns > 0) store_columns(each, r, m, &own, columns, streaming);
+            if (is_wanted && lid * VEC < rows) {
+                const uint columns = min((uint)COLUMNS, (rows - lid * VEC + VEC - 1) / VEC);
+                destination own = to;
+                own.out += lid * VEC;
+                own.gradient += lid * VEC;
+                store_columns(each, r, m, &own, columns, streaming);
+            }
             (void)stored;
 #else
             if (COOPERATIVE) barrier(CLK_LOCAL_MEM_FENCE);

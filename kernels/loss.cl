@@ -228,13 +228,11 @@ static inline gradient_factors gradient_of(const row_result *r, const judgement 
     return g;
 }
 
-#if !LANES
 /* Adding 0, as at a class whose p has vanished, leaves even -0 as it is, as rows that do not count do. */
-static inline vec accumulated(const vec old, const vec value)
+static inline __attribute__((unused)) vec accumulated(const vec old, const vec value)
 {
     return value == (vec)(0) ? old : old + value;
 }
-#endif
 
 /* ---- What stands beside the logits -------------------------------------------------------- */
 
