@@ -91,7 +91,7 @@ static bool keeps_logits(const clxent_plan *plan)
 }
 
 /* Whether vectors of lanes.cl lie along the classes (ALONG), which serves results that need no logit twice. PoCL 3.1, 2
- * hyperthreads of Sapphire Rapids, loss + gradient over 2^26 f32 logits: next to lanes that are transposed whole, 0.96
+ * hyperthreads of Emerald Rapids, loss + gradient over 2^26 f32 logits: next to lanes that are transposed whole, 0.96
  * of the time at 48 classes, 0.87 at 64, 0.62 at 256; next to rows, 0.90 at 512, 1.03 at 768, and 0.8 from 600 to 4,000
  * where rows begin at any element: a tile is streamed whole, short rows one by one are not (LONG_ROW). Loss alone 0.74
  * at 512, 0.92 at 1,024, 1.0 at 2,048. */
@@ -125,7 +125,7 @@ static size_t units_per_group(const clxent_plan *plan, uint32_t unit)
 }
 
 /* Of local memory for a row's exponentials. Under a softcap they cost three times as much, and the gradient's slope as
- * much again: both are worth keeping in the second-level cache too (PoCL 3.1, Sapphire Rapids, all options on, 32,768
+ * much again: both are worth keeping in the second-level cache too (PoCL 3.1, Emerald Rapids, all options on, 32,768
  * classes: 2.7 of a copy instead of 3.8). */
 static size_t cache_bytes(const clxent_plan *plan)
 {

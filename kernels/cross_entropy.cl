@@ -135,7 +135,7 @@ ALWAYS_INLINE void bring_vectors(__global const uchar *row, const uint first, co
 
 /* Computing with the vectors [v, v + 4), asks for what comes next in memory, rows lying side by side. A core has so many
  * lines under way at most, so it must ask for some all the time: where results need a second pass over the row
- * (shares_lines), each pass brings one half of one (PoCL, 2 hyperthreads of Sapphire Rapids, 32,768 classes: 0.68 of
+ * (shares_lines), each pass brings one half of one (PoCL, 2 hyperthreads of Emerald Rapids, 32,768 classes: 0.68 of
  * the time without this, 0.78 with the first pass alone). */
 ALWAYS_INLINE void bring(const row_input *in, const uint v, const bool second_pass)
 {
