@@ -84,7 +84,7 @@ static bool keeps_logits(const clxent_plan *plan)
 {
     const uint32_t wide = plan->desc.outputs & (CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_GRADIENT);
     /* Where work-items share the storing of rows, results are gathered in the place of the exponentials. */
-    const bool overwrites = plan->tuning.lane_group > 1 && plan->desc.inner == 1;
+    const bool overwrites = plan->tuning.lane_group > 1;
     return is_general(&plan->desc) || (overwrites && (wide & (wide - 1)) != 0) ||
            (plan->desc.outputs & (CLXENT_OUTPUT_LOG_SOFTMAX | CLXENT_OUTPUT_ARGMAX | CLXENT_OUTPUT_CORRECT |
                                   CLXENT_OUTPUT_LSE)) != 0;
@@ -93,7 +93,7 @@ static bool keeps_logits(const clxent_plan *plan)
 /* Whether vectors of lanes.cl lie along the classes (ALONG), which serves results that need no logit twice. PoCL 3.1, 2
  * hyperthreads of Emerald Rapids, loss + gradient over 2^26 f32 logits: next to lanes that are transposed whole, 0.96
  * of the time at 48 classes, 0.87 at 64, 0.62 at 256; next to rows, 0.90 at 512, 1.03 at 768, and 0.8 from 600 to 4,000
- * where rows begin at any element: a tile is streamed whole, short rows one by one are not (LONG_ROW). Loss alone 0.74
+ * where rows lie side by side and begin at any element: a tile is streamed whole, short rows one by one are not (LONG_ROW). Loss alone 0.74
  * at 512, 0.92 at 1,024, 1.0 at 2,048. */
 static bool lies_along(const clxent_plan *plan, bool keeps)
 {
@@ -125,19 +125,27 @@ static size_t units_per_group(const clxent_plan *plan, uint32_t unit)
 }
 
 /* Of local memory for a row's exponentials. Under a softcap they cost three times as much, and the gradient's slope as
- * much again: both are worth keeping in the second-level cache too (PoCL 3.1, Emerald Rapids, all options on, 32,768
- * classes: 2.7 of a copy instead of 3.8). */
+ * much again: where one work-item keeps them for a result, both are worth the second-level cache too (PoCL 3.1, Emerald
+ * Rapids, all options on, 32,768 classes: 2.7 of a copy instead of 3.8). */
 static size_t cache_bytes(const clxent_plan *plan)
 {
     enum { SOFTCAP_FACTOR = 64 };
-    const size_t most = (size_t)(plan->ctx->device.local_memory / 2), cache = plan->tuning.cache;
+    const clxent_tuning *t = &plan->tuning;
+    const size_t most = (size_t)(plan->ctx->device.local_memory / 2);
+    const bool keeps = t->group == 1 && t->block > MOST_REGISTER_VECTORS &&
+                       (plan->desc.outputs & (CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_GRADIENT)) != 0;
+    size_t wanted;
 
-    if (plan->desc.softcap == 0.0 || cache >= most) return cache;
-    return cache < most / SOFTCAP_FACTOR ? cache * SOFTCAP_FACTOR : most;
+    if (plan->desc.softcap == 0.0 || !keeps || t->cache >= most / SOFTCAP_FACTOR) return t->cache;
+    /* exponentials and slopes, each up to a whole vector */
+    if (!clxent_size_mul(plan->desc.classes + t->vector, 2 * clxent_real_size(&plan->desc), &wanted))
+        return t->cache;
+    if (wanted > t->cache * SOFTCAP_FACTOR) wanted = t->cache * SOFTCAP_FACTOR;
+    return wanted > t->cache ? wanted : t->cache;
 }
 
 /* Strategy and everything that follows from it. Between rows and lanes the choice decides bits: it looks at options,
- * classes and inner, which a chunk of a run has in common with the whole. */
+ * outputs, classes and inner, which a chunk of a run has in common with the whole, and not at strides, which it has not. */
 static void choose_strategy(clxent_plan *plan)
 {
     const clxent_desc *desc = &plan->desc;

@@ -115,7 +115,8 @@ static inline vec get_x(const row_input *in, const uint v)
 }
 
 #if HAS_PREFETCH
-/* The lines of `count` vectors, 2 or 4, of `bytes` each, 32 or more. */
+/* The lines of `count` vectors, 2 or 4, of `bytes` each: four lines at most, and of vectors of less than 32 bytes some
+ * twice. */
 ALWAYS_INLINE void bring_vectors(__global const uchar *row, const uint first, const uint count,
                                  const size_t bytes)
 {
@@ -805,7 +806,7 @@ ALWAYS_INLINE vec value_of_vector(const row_input *in, const row_result *r, cons
     const vec kept = cached ? LOAD(cache + at) : (vec)(0);
     const bool has_slope = cached && g->kind == EMIT_GRADIENT && in->slope_at > 0;
     const vec slope = has_slope ? LOAD(cache + in->slope_at + at) : kept;
-    const bool has_x = cached && (!NEEDS_X || has_slope);
+    const bool has_x = cached && (!NEEDS_X || has_slope || g->kind == EMIT_SOFTMAX);
     const vec x = !g->filled && !has_x ? LOAD_VECTOR(in->x + at, aligned) : kept;
     vec value = emit_value(in, r, g, x, kept, cached, has_slope, slope, at, VEC);
     if (g->kind == EMIT_SOFTMAX || g->kind == EMIT_LOG_SOFTMAX) return value;
@@ -1028,7 +1029,7 @@ static inline row_result finish_row(const run *u, const row_input *in, const row
 {
     if ((u->p->flags & FLAG_FROM_STATISTICS) && t->counts) {
         s->maximum = u->statistics[u->p->offset.statistics + 2 * row];
-        s->others.high = u->statistics[u->p->offset.statistics + 2 * row + 1];
+        s->others.high = u->statistics[u->p->offset.statistics + 2 * row + 1] * (1 / STATISTICS_FACTOR);
     }
 #if GENERAL
     if (in->sums_weight) j->dense_sum = long_value(s->dense_weight);
@@ -1073,7 +1074,8 @@ static inline void write_row(const run *u, const row_input *in, const row_target
 #endif
     if ((outputs & OUTPUT_STATISTICS) && !(p->flags & FLAG_FROM_STATISTICS)) {
         u->statistics[p->offset.statistics + 2 * row] = t->counts ? r->maximum : REAL(0.0);
-        u->statistics[p->offset.statistics + 2 * row + 1] = t->counts ? r->others : REAL(0.0);
+        u->statistics[p->offset.statistics + 2 * row + 1] =
+            t->counts ? r->others * STATISTICS_FACTOR : REAL(0.0);
     }
 }
 

@@ -24,7 +24,7 @@
  * maximum's; what remains is 0.05 u (m - z). In f64 that would be 0.3 u (m - z), and the low part is added.
  *
  * All this holds for |k| < 2^22; beyond MAX_NEAR the row's maximum is subtracted first after all
- * ("far": base = m, q = 0): two logits differ there by 1/8 at least or not at all. */
+ * ("far": base = m, q = 0): two logits of a row that count differ there by 1/128 at least or not at all. */
 #define INV_LN2 REAL(0x1.71547652b82fep+0)
 #define HAS_TABLE 0
 #if VEC == 16 && DTYPE != F64 && !LANES && defined(__AVX512F__) && defined(__has_builtin)
@@ -47,11 +47,7 @@
 #    define ROUNDER 0x1.8p+23f
 #    define BIAS 127
 #    define MANTISSA_BITS 23
-#    if HAS_TABLE
-#        define MAX_NEAR 0x1p+16f /* k counts sixteenths */
-#    else
-#        define MAX_NEAR 0x1p+20f
-#    endif
+#    define MAX_NEAR 0x1p+16f /* with the table k counts sixteenths; the others share their scales */
 #endif
 
 /* exp(r) = 1 + r (1 + r P(r)): P of least relative error on |r| <= 0.3475 (Remez exchange), 3.1e-9 = 0.05 u for
@@ -89,6 +85,10 @@ typedef struct {
 /* With the table, numbers below the normal ones come out wrong, while the polynomial reaches 2^-24 below them: so the
  * largest term is 2^HEADROOM, and what is lost is less than any normal share of the sum. */
 #define HEADROOM (HAS_TABLE ? 16 : 0)
+
+/* What turns a sum at a row's scale into that of saved statistics, which every strategy shares, and which loses nothing
+ * of the rows that need the headroom. */
+#define STATISTICS_FACTOR (HAS_TABLE ? REAL(1.0) : REAL(65536.0))
 
 /* Of -inf, the maximum of nothing yet, it is the scale of 0: its terms are 0 at any scale. */
 static inline exp_scale exp_scale_of(const lane maximum)

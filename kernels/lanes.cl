@@ -7,7 +7,7 @@
  * Rows come in tiles, which are read once into local memory, class by class, and stay there until their results
  * are written; where a tile does not fit (INNER only) it is read a second time. With the class axis last, tiles are
  * transposed on their way in and out: by shuffles of registers in a group of one work-item, by local memory in
- * larger ones.
+ * larger ones. With ALONG they are not: rows are read twice, and the tile has their exponentials, row by row.
  *
  * Set by the host with -D, beside those of common.cl and loss.cl:
  *   INNER    0: the class axis is last; a group of more than one work-item needs VEC 1
@@ -17,7 +17,7 @@
  *            with a group of one work-item: so many neighbours are read and written together
  *   ALONG    1: vectors lie along the classes of a row while sums are taken and results are made, and only what a row
  *            has one of is a lane, so that nothing but the rows' partial sums is transposed. For at least VEC
- *            classes, a group of one work-item, and no results but one wide one, losses and statistics
+ *            classes (plan.c: lies_along()), a group of one work-item, and no results but one wide one, losses and statistics
  */
 #if !defined(INNER) || INNER < 0 || INNER > 1 || (!INNER && VEC > 1 && WG_SIZE > 1)
 #    error "INNER: 0, with VEC 1 or WG_SIZE 1, or 1"
@@ -29,8 +29,10 @@
 #    error "COLUMNS: 1, or more with INNER, CACHED and a group of one work-item"
 #endif
 
-#if !defined(ALONG) || ALONG < 0 || ALONG > 1 || (ALONG && (INNER || GENERAL || VEC == 1 || WG_SIZE > 1))
-#    error "ALONG: 0, or 1 with neither INNER nor GENERAL, VEC more than 1 and a group of one work-item"
+#if !defined(ALONG) || ALONG < 0 || ALONG > 1 || \
+    (ALONG && (INNER || GENERAL || !CACHED || VEC == 1 || WG_SIZE > 1))
+#    error \
+        "ALONG: 0, or 1 with CACHED, neither INNER nor GENERAL, VEC more than 1 and a group of one work-item"
 #endif
 
 #define TILE (WG_SIZE * VEC * COLUMNS)
@@ -58,6 +60,19 @@
 #    define HOLDS_LOGITS 1
 #else
 #    define HOLDS_LOGITS 0
+#endif
+/* Neighbours are written as they are computed, by one work-item; in groups that takes registers a GPU does not have, and
+ * results are gathered in the tile first. */
+#if INNER && WG_SIZE == 1
+#    define STORES_DIRECTLY 1
+#else
+#    define STORES_DIRECTLY 0
+#endif
+/* Whether results are gathered in the place of their exponentials. */
+#if IN_ORDER || STORES_DIRECTLY
+#    define OVERWRITES false
+#else
+#    define OVERWRITES true
 #endif
 /* Whether a column's maximum is known once it is in the tile: a softcap is not taken on the way. */
 #if INNER && CACHED && !GENERAL
@@ -125,11 +140,13 @@ INLINE vec get_x(const tile_input *in, const uint c)
     return HOLDS_LOGITS ? LOAD(in->logits + (size_t)c * PITCH) : load_class(in, c);
 }
 
+#if !ALONG
 INLINE vec get_z(const tile_input *in, const uint c)
 {
     vec unused;
     return softcap_vector_z(get_x(in, c), in->o, &unused);
 }
+#endif
 
 /* The logit of each lane's target; -inf without one. */
 static inline lane target_logits(const tile_input *in, const ilane class_index)
@@ -408,7 +425,8 @@ INLINE vec take_along(const tile_input *in, const uint row, const uint c, const 
 {
     const vec e = exp_vector(along_x(in, row, c), scale, far);
     if (keeps) STORE(e, values + c);
-    return apart - c < VEC && IOTA == (ivec)((integer)(apart - c)) ? (vec)(0) : e;
+    if (apart - c >= VEC) return e;
+    return IOTA == (ivec)((integer)(apart - c)) ? (vec)(0) : e;
 }
 
 /* The sum over the classes of one row, but for the one apart, element by element of its vectors. Summed as in
@@ -607,6 +625,7 @@ static inline tile_sums sum_tile(const tile_input *in, const ilane target, const
 }
 #endif
 
+#if !ALONG
 /* The first NaN and the first maximum of s, see get_s() in cross_entropy.cl. */
 static inline void find_best(const tile_input *in, tile_sums *s)
 {
@@ -642,6 +661,7 @@ static inline lane sum_below_top(const tile_input *in, const row_result *r)
     }
     return long_value(sum);
 }
+#endif
 
 /* ---- [rows, classes] results ---------------------------------------------------------------- */
 
@@ -773,7 +793,7 @@ static inline void stage_along(const tile_input *in, const row_result *r, const 
     }
 }
 
-#elif !INNER
+#elif CACHED && !STORES_DIRECTLY
 /* Values of all classes, of one vector of lanes, to where store_tile() takes them from. */
 static inline void stage(const tile_input *in, const row_result *r, const emission *m, __local real *own_rows)
 {
@@ -815,14 +835,28 @@ static inline void stage(const tile_input *in, const row_result *r, const emissi
 
 #endif
 
-#if !INNER
-/* stride: from row to row of the destination, which begins at the tile's first row. */
+#if STORES_DIRECTLY
+/* Values of all classes of this work-item's columns, of which there are `columns`, side by side as they lie. */
+INLINE void store_columns(const tile_input *each, const row_result *r, const emission *m,
+                          const destination *at, const uint columns, const bool streaming)
+{
+    const clxent_parameters *p = each[0].p;
+    destination to = *at;
+    to.aligned = is_aligned(&to, p->inner, streaming);
+    for (uint c = 0; c < p->classes; c++) {
+        for (uint w = 0; w < COLUMNS && w < columns; w++) {
+            put(&to, c * class_step(p) + w * VEC, emit_value(&each[w], &r[w], &m[w], c), each[w].n);
+        }
+    }
+}
+#elif CACHED
+/* stride: from row to row (slab to slab, with INNER) of the destination, which begins at the tile's first row. */
 static inline void store_tile(const tile_input *in, const destination *at, const ulong stride,
                               const bool streaming, const __local real *values, const __local real *own_rows,
                               const uint rows)
 {
     destination to = *at;
-    to.aligned = is_aligned(&to, 0, streaming);
+    to.aligned = is_aligned(&to, INNER ? in->p->inner : 0, streaming);
 #    if IN_ORDER
     (void)values;
     if (stride == in->classes) {
@@ -846,23 +880,26 @@ static inline void store_tile(const tile_input *in, const destination *at, const
         const uint row = e / in->classes, c = e % in->classes;
         put_one(&to, row * stride + c, values[(size_t)c * PITCH + row]);
     }
+#    else
+    (void)stride;
+    (void)own_rows;
+    const uint first = (uint)get_local_id(0) * VEC;
+    for (uint c = 0; c < in->classes && first < rows; c++) {
+        const vec value = LOAD(values + first + (size_t)c * PITCH);
+        put(&to, c * class_step(in->p) + first, value, min((uint)VEC, rows - first));
+    }
 #    endif
 }
 
 #else
-/* Values of all classes of this work-item's columns, of which there are `columns`, side by side as they lie. */
-static inline void store_columns(const tile_input each[COLUMNS], const row_result r[COLUMNS],
-                                 const emission m[COLUMNS], const destination *at, const uint columns,
-                                 const bool streaming)
+/* Without a tile to put them in between. */
+static inline void store_values(const tile_input *in, const row_result *r, const emission *m,
+                                const destination *at, const bool streaming)
 {
-    const clxent_parameters *p = each[0].p;
     destination to = *at;
-    to.aligned = is_aligned(&to, p->inner, streaming);
-    for (uint c = 0; c < p->classes; c++) {
-        for (uint w = 0; w < columns; w++) {
-            put(&to, c * class_step(p) + w * VEC, emit_value(&each[w], &r[w], &m[w], c), each[w].n);
-        }
-    }
+    to.aligned = is_aligned(&to, in->p->inner, streaming);
+    UNROLL_ALONE
+    for (uint c = 0; c < in->classes; c++) put(&to, c * class_step(in->p), emit_value(in, r, m, c), in->n);
 }
 #endif
 
@@ -902,7 +939,8 @@ static inline void write_rows(const tile_input *in, const row_result *r, const j
 #endif
     if ((outputs & OUTPUT_STATISTICS) && !(p->flags & FLAG_FROM_STATISTICS)) {
         real maximum[VEC], others[VEC];
-        const lane zero = (lane)(0), m = t->counts ? r->maximum : zero, d = t->counts ? r->others : zero;
+        const lane zero = (lane)(0), m = t->counts ? r->maximum : zero,
+                   d = t->counts ? r->others * (lane)(STATISTICS_FACTOR) : zero;
         STORE(m, maximum);
         STORE(d, others);
         for (uint i = 0; i < in->n; i++) {
@@ -938,9 +976,11 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
     const bool from_statistics = (p.flags & FLAG_FROM_STATISTICS) != 0;
     const bool streaming = (p.flags & FLAG_NONTEMPORAL) != 0;
     const bool keeps_logits = (p.flags & FLAG_KEEPS_LOGITS) != 0;
+#if !ALONG
     const bool wants_entropy = GENERAL && (outputs & OUTPUT_ENTROPY) != 0;
     const bool wants_best = (outputs & (OUTPUT_ARGMAX | OUTPUT_CORRECT)) != 0;
     const bool second_pass = (p.flags & FLAG_LOG_D) != 0 && !from_statistics;
+#endif
     const real d = get_d(&p, targets, row_weights, denominator, workspace);
     const ulong slab_rows = INNER ? p.inner : p.rows;
     const size_t tile_size = (size_t)p.classes * PITCH * COLUMNS;
@@ -989,8 +1029,11 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
 
         row_result r[COLUMNS];
         emission m[COLUMNS];
-#if INNER
+#if COLUMNS > 1
         tile_input each[COLUMNS];
+#else
+        const tile_input *each = &in;
+        (void)each; /* where rows are stored otherwise */
 #endif
         for (uint w = 0; w < COLUMNS && (lid + w) * VEC < rows; w++) {
             const uint lane_0 = (lid + w) * VEC;
@@ -1010,14 +1053,13 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
                     others[i] = statistics[at + 1];
                 }
                 maximum[w] = LOAD(top);
-                saved_others = LOAD(others);
+                saved_others = LOAD(others) * (lane)(1 / STATISTICS_FACTOR);
             }
             const lane_targets t = get_targets(&p, in.row, in.n, targets, row_weights);
             judgement j = judge(&in, &t);
 #if ALONG
             tile_sums s = sum_rows(&in, t.class_index, from_statistics, maximum[w],
                                    (outputs & (OUTPUT_SOFTMAX | OUTPUT_GRADIENT)) != 0, own_rows);
-            (void)wants_entropy;
 #else
             tile_sums s = sum_tile(&in, t.class_index, from_statistics, maximum[w], wants_entropy);
 #endif
@@ -1025,13 +1067,17 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
             if (GENERAL && in.dense) j.dense_nll = long_value(s.dense_nll);
             const lane others = from_statistics ? saved_others : long_value(s.others);
             const lane target_exp = t.has_class ? exp_lane(j.z, exp_scale_of(s.maximum), true) : (lane)(0);
+#if !ALONG
             const ilane sum_is_nan = others + target_exp != others + target_exp;
             if (keeps_logits && (wants_best || ((outputs & OUTPUT_LSE) && ANY_LANE(sum_is_nan)))) {
                 find_best(&in, &s);
             }
+#endif
             r[w] = finish_sums(s.maximum, others, target_exp, s.nan_at >= (ilane)(0));
             const lane saved_lse = r[w].lse;
+#if !ALONG
             if (second_pass && ANY_LANE(r[w].confident)) keep_top_apart(&r[w], sum_below_top(&in, &r[w]));
+#endif
             write_rows(&in, &r[w], &j, &s, &t, losses, lse, argmax, entropy, statistics, workspace);
 
             lane up = (lane)(1);
@@ -1042,13 +1088,13 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
             }
             m[w].g = gradient_of(&r[w], &j, in.dense, z_loss, saved_lse, up, d, divides_by_own_d(&p));
             m[w].target = t.class_index;
-#if INNER
+#if COLUMNS > 1
             each[w] = in;
 #endif
         }
 
-        uint stored = 0;
-#if !COOPERATIVE
+        uint stored = 0; /* kinds; each has code of its own where registers are not short */
+#if !COOPERATIVE && (CACHED || WG_SIZE == 1)
 #    pragma unroll
 #endif
         for (uint kind = 0; kind < EMIT_KINDS; kind++) {
@@ -1063,8 +1109,8 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
                                                               : softmax + p.offset.softmax + at,
                                      gradient + p.offset.gradient + at };
             for (uint w = 0; w < COLUMNS && is_wanted && (lid + w) * VEC < rows; w++) {
-#if !INNER
-                /* the one column of each work-item, once more: PoCL 3.1 loses `in` at a barrier */
+#if COLUMNS == 1
+                /* once more: PoCL 3.1 loses `in` at a barrier */
                 in.row = first_row + lid * VEC;
                 in.n = min((uint)VEC, rows - lid * VEC);
                 in.x = x + lid * VEC * lane_step(p.row_stride);
@@ -1073,7 +1119,7 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
                 in.q_at = target_start(&in, 0);
 #endif
                 m[w].kind = kind;
-                m[w].again = COOPERATIVE && stored > 0;
+                m[w].again = OVERWRITES && stored > 0;
                 if (kind == EMIT_SOFTMAX) {
                     m[w].factor = (lane)(1) / r[w].d;
                     m[w].rest = fma(-m[w].factor, r[w].d, (lane)(1)) * m[w].factor;
@@ -1089,20 +1135,19 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
                 }
 #if ALONG
                 stage_along(&in, &r[w], &m[w], own_rows);
-#elif !INNER
+#elif CACHED && !STORES_DIRECTLY
                 stage(&in, &r[w], &m[w], own_rows);
-#endif
-            }
-#if INNER
-            if (is_wanted && lid * VEC < rows) {
-                const uint columns = min((uint)COLUMNS, (rows - lid * VEC + VEC - 1) / VEC);
+#elif !STORES_DIRECTLY
                 destination own = to;
                 own.out += lid * VEC;
                 own.gradient += lid * VEC;
-                store_columns(each, r, m, &own, columns, streaming);
+                store_values(&in, &r[w], &m[w], &own, streaming);
+#endif
             }
+#if STORES_DIRECTLY
+            if (is_wanted) store_columns(each, r, m, &to, (rows + VEC - 1) / VEC, streaming);
             (void)stored;
-#else
+#elif CACHED
             if (COOPERATIVE) barrier(CLK_LOCAL_MEM_FENCE);
             if (is_wanted) {
                 store_tile(&in, &to, stride, streaming, values, own_rows, rows);

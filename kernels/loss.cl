@@ -66,11 +66,11 @@ static inline real inverse_of(const real softcap)
  * 1 / T3(3), which leave 99^-4 = 0.2 u and the rounding of the last: 6 instructions in place of a division, which holds
  * up a CPU's vector unit for 16 cycles and is a dozen instructions on GPUs. */
 #if DTYPE == F64
-#    define INVERSE(T, d) ((T)(1) / (d))
+#    define INVERSE_START(T, d) ((T)(1) / (d))
+#    define INVERSE_STEP(T, d, r) (r)
 #else
-#    define INVERSE_STEP(T, d, r) fma(r, fma(-(d), r, (T)(1)), r)
 #    define INVERSE_START(T, d) fma(fma((T)(0.5f / 99), d, (T)(-9.0f / 99)), d, (T)(52.5f / 99))
-#    define INVERSE(T, d) INVERSE_STEP(T, d, INVERSE_STEP(T, d, INVERSE_START(T, d)))
+#    define INVERSE_STEP(T, d, r) fma(r, fma(-(d), r, (T)(1)), r)
 #endif
 
 #define DEFINE_SOFTCAP(NAME, T, I, AS_T, AS_I)                                       \
@@ -88,7 +88,9 @@ static inline real inverse_of(const real softcap)
         const T t = fma(scale, p, scale);                                            \
         const T rest = fma(-scale, p, (T)(4) - scale);                               \
         const T d = t + (T)(4);                                                      \
-        const T inverse = INVERSE(T, d);                                             \
+        const T near = INVERSE_START(T, d);                                          \
+        const T nearer = INVERSE_STEP(T, d, near);                                   \
+        const T inverse = INVERSE_STEP(T, d, nearer);                                \
         *slope = ((T)(16) * t) * (inverse * inverse);                                \
         return copysign((T)(softcap) * (rest * inverse), y);                         \
     }                                                                                \

@@ -162,6 +162,31 @@ void run_once(const char *name, clxent_plan *plan, const problem *p, uint32_t ou
     close_runner(&on);
 }
 
+void run_from_statistics_of(const char *name, const problem *p, uint32_t saved_with)
+{
+    const uint32_t outputs[] = { saved_with | CLXENT_OUTPUT_STATISTICS, CLXENT_OUTPUT_GRADIENT };
+    const runner on = open_runner(0);
+    worst_error worst[OUTPUTS] = { 0 };
+    execution e[2];
+    problem_fault f;
+
+    for (int i = 0; i < 2; i++) {
+        clxent_desc desc = p->desc;
+        clxent_plan *plan;
+        desc.outputs = outputs[i];
+        cr_assert(plan_maker(&plan, device.ctx, &desc) == CLXENT_OK, "%s: %s", name, last_error());
+        cr_assert(execute(&e[i], &on, plan, p, outputs[i], i == 0 ? NULL : &e[0], 0, &f), "%s: %s", name,
+                  f.text);
+        clxent_plan_destroy(plan);
+    }
+    problem gradient = *p; /* nothing else is there to compare */
+    gradient.desc.outputs = CLXENT_OUTPUT_GRADIENT;
+    cr_assert(check_reference(&gradient, &e[1], worst, &f), "%s: %s", name, f.text);
+    free_execution(&e[0]);
+    free_execution(&e[1]);
+    close_runner(&on);
+}
+
 void free_outputs(clxent_host_args *out)
 {
     for (clxent_output *array = &out->losses; array <= &out->one_hot; array++) free(array->data);

@@ -65,6 +65,9 @@ void run_once(const char *name, clxent_plan *plan, const problem *p, uint32_t ou
               clxent_host_args *out);
 void free_outputs(clxent_host_args *out);
 
+/* The gradient from statistics that another plan saved, judged by the reference. */
+void run_from_statistics_of(const char *name, const problem *p, uint32_t saved_with);
+
 /* What run_case() makes plans with; clxent_plan_create() unless a test forces a strategy. */
 extern clxent_status (*plan_maker)(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc);
 

@@ -777,3 +777,27 @@ Test(cross_entropy, the_loss_of_ten_million_rows_keeps_its_digits)
     free(losses);
     free(targets);
 }
+
+/* Another plan may take a row by another strategy, with sums at a scale of its own. */
+Test(cross_entropy, statistics_of_one_plan_serve_another)
+{
+    const uint32_t saved_with[] = { CLXENT_OUTPUT_LOSSES, CLXENT_OUTPUT_LSE };
+    const size_t classes[] = { 40, 300, 768 };
+
+    for (size_t c = 0; c < sizeof classes / sizeof *classes; c++) {
+        for (size_t i = 0; i < 2; i++) {
+            clxent_desc desc = CLXENT_DESC_INIT;
+            char name[64];
+            problem p;
+            desc.outputs = CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_STATISTICS | saved_with[i];
+            desc.batch = small_run() ? 5 : 50;
+            desc.seq = 1;
+            desc.classes = classes[c];
+            (void)snprintf(name, sizeof name, "%zu classes, saved with outputs %#x", desc.classes,
+                           (unsigned)saved_with[i]);
+            make_problem(&p, &desc, FILL_DESIGNED | FILL_MASKED | FILL_IGNORED, 5);
+            run_from_statistics_of(name, &p, saved_with[i]);
+            free_problem(&p);
+        }
+    }
+}

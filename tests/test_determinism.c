@@ -158,6 +158,40 @@ Test(determinism, what_else_a_run_is_asked_for_changes_nothing)
     }
 }
 
+/* The same of results that let vectors lie along few classes, for which the outputs decide. */
+Test(determinism, nor_does_it_where_rows_lie_along_the_classes)
+{
+    const uint32_t all =
+        CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_STATISTICS;
+    const uint32_t subsets[] = { CLXENT_OUTPUT_LOSS, CLXENT_OUTPUT_GRADIENT,
+                                 CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_STATISTICS };
+    const size_t classes[] = { 100, 301 };
+
+    for (size_t c = 0; c < COUNT(classes); c++) {
+        clxent_desc desc = make_desc();
+        clxent_host_args whole, other;
+        clxent_plan *plan;
+        problem p;
+        desc.outputs = all;
+        desc.batch = small_run() ? 20 : 1003;
+        desc.classes = classes[c];
+        make_rows(&p, &desc);
+        cr_assert(clxent_plan_create(&plan, device.ctx, &desc) == CLXENT_OK, "%s", last_error());
+        run_once("whole", plan, &p, all, 0, &whole);
+        for (size_t i = 0; i < COUNT(subsets); i++) {
+            run_once("some", plan, &p, subsets[i], i == 0 ? CASE_OUT_OF_ORDER : 0, &other);
+            check_equal("some", &whole, &other);
+            free_outputs(&other);
+        }
+        run_once("aligned", plan, &p, all, CASE_ALIGNED, &other);
+        check_equal("aligned", &whole, &other);
+        free_outputs(&other);
+        clxent_plan_destroy(plan);
+        free_outputs(&whole);
+        free_problem(&p);
+    }
+}
+
 /* A row's results do not depend on its neighbours: each row alone gives what it gives among all. */
 Test(determinism, a_row_alone_has_the_bits_it_has_among_others)
 {

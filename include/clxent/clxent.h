@@ -312,8 +312,9 @@ typedef struct clxent_args {
     size_t struct_size;
     uint32_t outputs; /* those of desc.outputs that this run computes; 0: all of them. Exactly
                          CLXENT_OUTPUT_GRADIENT (with or without BAD_TARGETS) with a statistics buffer: the
-                         gradient from statistics that an earlier run saved for the same logits and targets,
-                         bit for bit what one run of both gives */
+                         gradient from statistics that an earlier run saved for the same logits and targets:
+                         bit for bit what one run of both gives where the run was of the same plan, else
+                         within the same bounds */
     size_t rows;      /* at most desc.batch * desc.seq; CLXENT_ALL_ROWS: all of them; 0 is allowed. A
                          multiple of inner, and of seq when shift > 0 */
 
