@@ -80,7 +80,7 @@ static error_t parse(int key, char *text, struct argp_state *state)
     case KEY_ROWS: o->rows = cli_size(state, o->single = "rows", text, 1); return 0;
     case KEY_CLASSES: o->classes = cli_size(state, o->single = "classes", text, 1); return 0;
     case KEY_DTYPE: o->dtype = CLXENT_F32 + cli_choice(state, o->single = "dtype", text, dtypes); return 0;
-    case KEY_PLOT: o->plot = text, o->single = "plot"; return 0;
+    case KEY_PLOT: o->plot = cli_path(state, o->single = "plot", text); return 0;
     case KEY_LOOP: o->loop = true, o->single = "loop"; return 0;
     case KEY_SUITE: o->suite = true; return 0;
     case KEY_FIRST_PLAN: o->first_plan = true; return 0;

@@ -222,7 +222,7 @@ static const struct search {
     { LANE_CLASSES,
       IS_LANES,
       true,
-      { 32, 128, 255, NO_VALUE, NO_VALUE, NO_VALUE },
+      NONE, /* of the shapes above it changes nothing: their rows lie along the classes */
       { 16, 32, 64, 128, NO_VALUE, NO_VALUE } },
 };
 enum { SEARCHES = sizeof searches / sizeof *searches, ROUNDS = 2 };

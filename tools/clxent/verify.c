@@ -116,7 +116,7 @@ typedef struct verification {
 
 /* SIGINT or SIGTERM ends the run after the case that is running, with a summary of what was done; a second one
  * ends the process, unless it comes so soon that it is the same: timeout(1) sends one to the process and one to its
- * group. Both are blocked in all threads but one that waits for them, and so in the programs that a
+ * group. Both are blocked in all threads, one of which waits for them, and so in the programs that a
  * driver runs: a linker that Ctrl-C had ended would look like a fault of the kernels. */
 static atomic_int interrupted; /* the signal; 0: none */
 
