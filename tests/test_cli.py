@@ -44,7 +44,7 @@ def clxent(*args, **kwargs):
         stderr=subprocess.PIPE,
         universal_newlines=True,
         encoding="utf-8",
-        timeout=100,
+        timeout=400,
         **kwargs
     )
 
@@ -1335,7 +1335,7 @@ class Verify(Case):
                 if lines[2] not in ("", "  \n"):
                     return lines
                 continue
-            out, err = run.communicate(timeout=90)
+            out, err = run.communicate(timeout=390)
             if run.returncode != -number:
                 return run.returncode, out, err
         self.fail("signal %d ended verify" % number)
