@@ -14,6 +14,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 /* ---- Support -------------------------------------------------------------------------------- */
@@ -519,4 +520,60 @@ Test(npy, a_signal_removes_what_is_unfinished, .init = make_directory, .fini = r
     cr_assert(waitpid(child, &status, 0) == child);
     cr_expect(WIFSIGNALED(status) && WTERMSIG(status) == SIGTERM);
     cr_expect(files_in_directory() == 0);
+}
+
+/* Writes pairs of files of one number each, until a signal ends it. */
+static void write_pairs(int started)
+{
+    for (float number = 1;; number++) {
+        npy_output pair[2];
+        npy_fault fault;
+        size_t failed;
+
+        if (!npy_create(&pair[0], in_directory("a.npy"), "f4", NULL, 0, &fault)) _exit(1);
+        if (number == 1 && write(started, "", 1) != 1) _exit(1);
+        if (!npy_create(&pair[1], in_directory("b.npy"), "f4", NULL, 0, &fault)) _exit(1);
+        memcpy(pair[0].data, &number, sizeof number);
+        memcpy(pair[1].data, &number, sizeof number);
+        if (!npy_commit(pair, 2, &failed, &fault)) _exit(1);
+    }
+}
+
+static float number_in(const char *path)
+{
+    npy_array input;
+    npy_fault fault;
+    float number;
+
+    if (!npy_open(&input, path, &fault) || !npy_native(&input, &fault)) return 0; /* none has been written */
+    memcpy(&number, input.data, sizeof number);
+    npy_close(&input);
+    return number;
+}
+
+Test(npy, a_signal_at_any_moment_leaves_whole_sets_of_files, .init = make_directory, .fini = remove_directory)
+{
+    enum { ROUNDS = 300 };
+    float most = 0;
+
+    for (int round = 0; round < ROUNDS; round++) {
+        int ends[2], status = 0;
+        char begun;
+        cr_assert(pipe(ends) == 0);
+        const pid_t child = fork();
+
+        if (child == 0) write_pairs(ends[1]);
+        close(ends[1]);
+        cr_assert(child > 0 && read(ends[0], &begun, 1) == 1);
+        close(ends[0]);
+        nanosleep(&(struct timespec){ .tv_nsec = round * 1009L }, NULL);
+        cr_assert(kill(child, SIGTERM) == 0 && waitpid(child, &status, 0) == child);
+        cr_assert(WIFSIGNALED(status) && WTERMSIG(status) == SIGTERM);
+
+        const float a = number_in(in_directory("a.npy")), b = number_in(in_directory("b.npy"));
+        cr_assert(a == b, "round %d: a.npy is of set %g, b.npy of %g", round, a, b);
+        cr_assert(files_in_directory() == (a > 0 ? 2 : 0), "round %d: %d files", round, files_in_directory());
+        if (a > most) most = a;
+    }
+    cr_expect(most > 1); /* some were interrupted late enough to have written */
 }

@@ -13,6 +13,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -437,16 +439,33 @@ static const int ending_signals[] = { SIGINT, SIGTERM, SIGHUP, SIGPIPE, SIGABRT,
 enum { ENDING_SIGNALS = sizeof ending_signals / sizeof *ending_signals };
 static struct sigaction earlier[ENDING_SIGNALS];
 
+/* A signal waits, as its number here, while a file has a name that temporaries does not hold, and while outputs take
+ * their places; once one removes files, no more are made. */
+enum { IDLE = 0, BUSY = -1, ENDING = -2 };
+static atomic_int guard = IDLE;
+
 /* Whoever had the signal before, a driver's compiler with its own files to remove for one, gets it next. */
 static void remove_temporaries(int number)
 {
+    sigset_t set;
+    int state = atomic_load(&guard);
+
+    do {
+        if (state != IDLE && state != BUSY) return;
+    } while (!atomic_compare_exchange_weak(&guard, &state, state == BUSY ? number : ENDING));
+    if (state == BUSY) return;
+
     for (size_t i = 0; i < sizeof temporaries / sizeof *temporaries; i++) {
         const char *path = atomic_load(&temporaries[i]);
         if (path != NULL) unlink(path);
     }
     for (size_t i = 0; i < ENDING_SIGNALS; i++)
         if (ending_signals[i] == number) sigaction(number, &earlier[i], NULL);
+    sigemptyset(&set);
+    sigaddset(&set, number);
+    pthread_sigmask(SIG_UNBLOCK, &set, NULL);
     raise(number);
+    atomic_store(&guard, IDLE); /* whoever had it goes on */
 }
 
 static void catch_signals(void)
@@ -463,9 +482,24 @@ static void catch_signals(void)
     }
 }
 
+static void hold_signals(void)
+{
+    int state = IDLE;
+    catch_signals();
+    while (!atomic_compare_exchange_strong(&guard, &state, BUSY)) {
+        sched_yield(); /* the handler is at work in another thread, and ends the process */
+        state = IDLE;
+    }
+}
+
+static void release_signals(void)
+{
+    const int waiting = atomic_exchange(&guard, IDLE);
+    if (waiting > 0) raise(waiting);
+}
+
 static bool remember(const char *path)
 {
-    catch_signals();
     for (size_t i = 0; i < sizeof temporaries / sizeof *temporaries; i++) {
         const char *none = NULL;
         if (atomic_compare_exchange_strong(&temporaries[i], &none, path)) return true;
@@ -541,6 +575,7 @@ int npy_temporary(const char *path, char **resolved, char **temporary, npy_fault
     const mode_t mask = umask(0);
     mode_t mode = 0666 & ~mask;
     struct stat info;
+    bool remembered;
     int descriptor;
 
     umask(mask);
@@ -563,12 +598,15 @@ int npy_temporary(const char *path, char **resolved, char **temporary, npy_fault
         fail(fault, "out of memory");
         goto fail;
     }
+    hold_signals();
     descriptor = mkstemp(*temporary);
+    remembered = descriptor >= 0 && remember(*temporary);
+    release_signals();
     if (descriptor < 0) {
         fail(fault, "cannot be written: %s", strerror(errno));
         goto fail;
     }
-    if (!remember(*temporary) || fchmod(descriptor, mode) != 0) {
+    if (!remembered || fchmod(descriptor, mode) != 0) {
         fail(fault, "cannot be written: %s", strerror(errno));
         close(descriptor);
         npy_temporary_drop(*temporary);
@@ -683,6 +721,7 @@ bool npy_commit(npy_output *outputs, size_t count, size_t *failed, npy_fault *fa
 {
     bool good = true;
 
+    hold_signals(); /* a signal ends the process before or after, with all outputs or none */
     for (size_t i = 0; i < count; i++) keep_former(&outputs[i]);
     for (size_t i = 0; i < count && good; i++) {
         *failed = i;
@@ -692,6 +731,7 @@ bool npy_commit(npy_output *outputs, size_t count, size_t *failed, npy_fault *fa
         if (!good && outputs[i].renamed) put_back(&outputs[i]);
         npy_discard(&outputs[i]);
     }
+    release_signals();
     return good;
 }
 
