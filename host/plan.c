@@ -26,12 +26,17 @@ static clxent_status supported(clxent_context *ctx, const clxent_desc *desc)
     return CLXENT_OK;
 }
 
-/* Whether an option reaches into the inner loops (cross_entropy.cl, GENERAL). */
-static bool is_general(const clxent_desc *desc)
+/* Whether an option reaches into the inner loops. */
+static bool has_general_options(const clxent_desc *desc)
 {
     return (clxent_needs_targets(desc, desc->outputs) && !clxent_targets_are_indices(desc)) ||
-           desc->label_smoothing != 0.0 || desc->logit_scale != 1.0 || desc->softcap != 0.0 ||
-           (desc->outputs & CLXENT_OUTPUT_ENTROPY) != 0;
+           desc->label_smoothing != 0.0 || desc->logit_scale != 1.0 || desc->softcap != 0.0;
+}
+
+/* Whether anything does: GENERAL of the kernels, but for ALONG, which has the entropy anyway. */
+static bool is_general(const clxent_desc *desc)
+{
+    return has_general_options(desc) || (desc->outputs & CLXENT_OUTPUT_ENTROPY) != 0;
 }
 
 static const char *kernel_name(uint32_t op)
@@ -90,12 +95,12 @@ static bool keeps_logits(const clxent_plan *plan)
                                   CLXENT_OUTPUT_LSE)) != 0;
 }
 
-/* Whether vectors of lanes.cl lie along the classes (ALONG), which serves results that need no logit twice. PoCL 3.1, 2
- * hyperthreads of Emerald Rapids, loss + gradient over 2^26 f32 logits: next to lanes that are transposed whole, 0.96
- * of the time at 48 classes, 0.87 at 64, 0.62 at 256; next to rows, 0.90 at 512, 1.03 at 768, and 0.8 from 600 to 4,000
- * where rows lie side by side and begin at any element: a tile is streamed whole, short rows one by one are not (LONG_ROW). Loss alone 0.74
- * at 512, 0.92 at 1,024, 1.0 at 2,048. */
-static bool lies_along(const clxent_plan *plan, bool keeps)
+/* Whether vectors of lanes.cl lie along the classes (ALONG), which serves all but general options, log-softmax, and softmax
+ * and gradient together. PoCL 3.1, 2 hyperthreads of Emerald Rapids, loss + gradient over 2^26 f32 logits: next to lanes
+ * that are transposed whole, 0.96 of the time at 48 classes, 0.87 at 64, 0.62 at 256; next to rows, 0.90 at 512, 1.03 at
+ * 768, and 0.8 from 600 to 4,000 where rows lie side by side and begin at any element: a tile is streamed whole, short
+ * rows one by one are not (LONG_ROW). Loss alone 0.76 at 512, 0.98 at 1,024, 1.04 at 2,048. */
+static bool lies_along(const clxent_plan *plan)
 {
     enum { LEAST_VECTORS = 4, MOST_CLASSES = 512, MOST_UNALIGNED = 4096, MOST_LOSS = 1024 };
     const clxent_desc *desc = &plan->desc;
@@ -106,9 +111,9 @@ static bool lies_along(const clxent_plan *plan, bool keeps)
                                                               : MOST_UNALIGNED;
 
     return t->lane_classes > 0 && t->lane_group == 1 && t->lane_vector > 1 && desc->inner == 1 &&
-           !is_general(desc) && !keeps && (wide & (wide - 1)) == 0 &&
-           desc->classes >= LEAST_VECTORS * (size_t)t->lane_vector && desc->classes <= most &&
-           desc->classes <= t->lane_cache / clxent_real_size(desc) / t->lane_vector;
+           !has_general_options(desc) && (desc->outputs & CLXENT_OUTPUT_LOG_SOFTMAX) == 0 &&
+           (wide & (wide - 1)) == 0 && desc->classes >= LEAST_VECTORS * (size_t)t->lane_vector &&
+           desc->classes <= most && desc->classes <= t->lane_cache / clxent_real_size(desc) / t->lane_vector;
 }
 
 /* Units, of so many rows each, that one group takes, as long as every compute unit has a few groups to take.
@@ -166,8 +171,8 @@ static void choose_strategy(clxent_plan *plan)
     if (plan->pieces > 1 || (t->group > 1 && t->block > MOST_REGISTER_VECTORS)) plan->cache_elements = 0;
     if (!is_row_kernel(desc)) return;
 
-    const bool keeps = keeps_logits(plan);
-    plan->along = lies_along(plan, keeps);
+    plan->along = lies_along(plan);
+    const bool keeps = !plan->along && keeps_logits(plan);
     const size_t limit = t->lane_cache / clxent_real_size(desc);
     uint32_t columns = desc->inner > 1 && t->lane_group == 1 ? MOST_COLUMNS : 1;
     while (columns > 1 &&
@@ -203,8 +208,8 @@ static clxent_status get_program(const clxent_plan *plan, cl_program *out)
             "-DDTYPE=%u -DGRADIENT_DTYPE=%u -DVEC=%u -DWG_SIZE=%u -DLANES=1 -DGENERAL=%d -DINNER=%d "
             "-DCACHED=%d -DCOLUMNS=%u -DALONG=%d",
             (unsigned)desc->dtype, (unsigned)desc->gradient_dtype, (unsigned)t->lane_vector,
-            (unsigned)t->lane_group, is_general(desc), desc->inner > 1, plan->cache_elements > 0,
-            (unsigned)plan->columns, plan->along);
+            (unsigned)t->lane_group, is_general(desc) && !plan->along, desc->inner > 1,
+            plan->cache_elements > 0, (unsigned)plan->columns, plan->along);
     } else if (is_row_kernel(desc)) {
         (void)snprintf(
             options, sizeof options,
@@ -299,7 +304,7 @@ static void describe(clxent_plan *plan)
     const clxent_tuning *t = &plan->tuning;
     char *text = plan->strategy;
     const size_t size = sizeof plan->strategy;
-    const char *general = is_general(desc) ? " (general)" : "";
+    const char *general = is_general(desc) && !plan->along ? " (general)" : "";
 
     if (!is_row_kernel(desc)) {
         (void)snprintf(text, size, "%s: a work-group of %u a row", kernel_name(desc->op), (unsigned)t->group);

@@ -520,7 +520,11 @@ ALWAYS_INLINE void sum_block(const row_input *in, row_sums *s, const uint from, 
                 for (uint k = 0; k < 4; k++) {
                     four[k] = no_terms();
                     take_terms(&four[k], in, s, scale, w + k * WG_SIZE, Z(w + k * WG_SIZE), false, NO_CLASS,
-                               far, cached, cache);
+                               far, false, cache);
+                }
+                if (cached) {
+#    pragma unroll
+                    for (uint k = 0; k < 4; k++) STORE(four[k].others, cache + (w + k * WG_SIZE) * VEC);
                 }
             } else {
 #    pragma unroll
@@ -617,9 +621,10 @@ static inline row_sums scan_own(const row_input *in, const uint apart, const uin
     row_sums sums;
 #    if GENERAL
     row_input plain = *in;
-    if (is_plain(in) && !in->dense) {
+    if (is_plain(in) && in->entropy && !in->dense) {
         make_plain(&plain);
         plain.dense = false;
+        plain.entropy = true;
         scan_vectors(&sums, &plain, apart, begin, end, whole, cached, cache, range);
         return sums;
     }
@@ -645,23 +650,43 @@ static inline vec get_s(const row_input *in, const uint v)
     return get_z(&uncapped, v);
 }
 
-/* The first class in this work-item's part of the vectors [first, last) whose s is `value`, NaN meaning any NaN.
- * NO_CLASS if none. */
-INLINE uint find_first(const row_input *in, const real value, const uint first, const uint last)
+/* In `found`, where an element of vector v is the value, or NaN. */
+ALWAYS_INLINE ivec match_vector(const row_input *in, const uint v, const bool is_full, const bool want_nan,
+                                const real value, const bool scaled, const ivec found)
 {
-    const bool want_nan = value != value;
+    vec s = is_full ? load_vector(in->x + v * VEC) : get_x(in, v);
+    if (scaled) s = s == (vec)(-REAL_INFINITY) ? s : s * (vec)(in->o.logit_scale); /* as get_s() */
+    return (want_nan ? s != s : s == (vec)(value)) ? (ivec)((integer)vector_at(in, v)) : found;
+}
+
+/* The first class in this work-item's part of the vectors [first, last) whose s is `value`, or that is NaN. NO_CLASS if
+ * none. From the last vector to the first, so that each element is left with its first one; four by four, as each waits
+ * for the one before. */
+ALWAYS_INLINE uint find_first(const row_input *in, const bool want_nan, const real value, const uint first,
+                              const uint last, const bool scaled)
+{
     const ivec none = (ivec)(INT_MAX); /* classes are fewer */
-    ivec found = none;
-    for (uint v = first + (uint)get_local_id(0); v < last; v += WG_SIZE) {
-        const vec s = get_s(in, v);
-        const ivec at = IOTA + (ivec)((integer)vector_at(in, v));
-        const ivec match = want_nan ? s != s : s == (vec)(value);
-        found = min(found, match ? at : none);
+    const uint begin = first + (uint)get_local_id(0);
+    uint left = last > begin ? (last - begin - 1) / WG_SIZE + 1 : 0;
+    ivec found[4] = { none, none, none, none };
+    if (left > 0 && begin + (left - 1) * WG_SIZE >= in->vectors) {
+        left--;
+        found[0] = match_vector(in, begin + left * WG_SIZE, false, want_nan, value, scaled, none);
     }
-    integer of_lane[VEC];
-    STORE(found, of_lane);
-    uint least = NO_CLASS;
-    for (uint i = 0; i < VEC; i++) least = min(least, (uint)of_lane[i]);
+    for (; left >= 4; left -= 4) {
+#pragma unroll
+        for (uint k = 0; k < 4; k++) {
+            const uint v = begin + (left - 1 - k) * WG_SIZE;
+            found[k] = match_vector(in, v, true, want_nan, value, scaled, found[k]);
+        }
+    }
+    for (; left > 0; left--) {
+        const uint v = begin + (left - 1) * WG_SIZE;
+        found[0] = match_vector(in, v, true, want_nan, value, scaled, found[0]);
+    }
+    const ivec first_at = min(min(found[0], found[1]), min(found[2], found[3]));
+    const ivec at = first_at == none ? none : first_at + IOTA;
+    const uint least = (uint)FOLD(at, min);
     return least < in->classes ? least : NO_CLASS;
 }
 
@@ -683,10 +708,14 @@ static inline row_sums sum_own(const row_input *in, const uint apart, const uint
             s.top = FOLD(m, real_max);
             range = (vector_range){ begin, end };
         }
-        s.best = find_first(in, s.top, range.first, range.last);
+        if (GENERAL && in->o.logit_scale != 1) {
+            s.best = find_first(in, false, s.top, range.first, range.last, true);
+        } else {
+            s.best = find_first(in, false, s.top, range.first, range.last, false);
+        }
     }
     /* also true where +inf - inf made it, without a NaN among the logits */
-    if (has_nan && in->nan) s.nan_at = find_first(in, REAL_NAN, begin, end);
+    if (has_nan && in->nan) s.nan_at = find_first(in, true, 0, begin, end, false);
     return s;
 }
 
@@ -1167,9 +1196,9 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_cross_
             }
             const row_sums sum = merge_group(own, scratch);
             if (step < pieces) {
-                all = merge(all, sum);
+                all = step == 0 ? sum : merge(all, sum);
             } else {
-                below_top = merge(below_top, sum);
+                below_top = step == pieces ? sum : merge(below_top, sum);
             }
             if (step + 1 == pieces) r = finish_row(&u, &in, &t, &j, &all, row);
         }
@@ -1243,7 +1272,8 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void clxent_merge_pieces
     __global row_record *record = record_of_row(&p, workspace, row);
     row_sums all = empty_sums();
     for (uint piece = 0; piece < p.pieces; piece++) {
-        all = merge(all, *piece_record(&p, workspace, row, piece));
+        const row_sums sum = *piece_record(&p, workspace, row, piece);
+        all = piece == 0 ? sum : merge(all, sum);
     }
     if (p.flags & FLAG_SECOND_PASS) {
         record->below_top = all;

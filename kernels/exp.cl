@@ -27,7 +27,7 @@
  * ("far": base = m, q = 0): two logits of a row that count differ there by 1/128 at least or not at all. */
 #define INV_LN2 REAL(0x1.71547652b82fep+0)
 #define HAS_TABLE 0
-#if VEC == 16 && DTYPE != F64 && !LANES && defined(__AVX512F__) && defined(__has_builtin)
+#if VEC == 16 && DTYPE != F64 && (!LANES || ALONG) && defined(__AVX512F__) && defined(__has_builtin)
 #    if __has_builtin(__builtin_ia32_permvarsf512)
 #        undef HAS_TABLE
 #        define HAS_TABLE 1

@@ -17,7 +17,8 @@
  *            with a group of one work-item: so many neighbours are read and written together
  *   ALONG    1: vectors lie along the classes of a row while sums are taken and results are made, and only what a row
  *            has one of is a lane, so that nothing but the rows' partial sums is transposed. For at least VEC
- *            classes (plan.c: lies_along()), a group of one work-item, and no results but one wide one, losses and statistics
+ *            classes (plan.c: lies_along()), a group of one work-item, no log-softmax, and not both softmax and gradient.
+ *            GENERAL is 0 here also where the entropy is wanted
  */
 #if !defined(INNER) || INNER < 0 || INNER > 1 || (!INNER && VEC > 1 && WG_SIZE > 1)
 #    error "INNER: 0, with VEC 1 or WG_SIZE 1, or 1"
@@ -429,16 +430,27 @@ INLINE vec take_along(const tile_input *in, const uint row, const uint c, const 
     return IOTA == (ivec)((integer)(apart - c)) ? (vec)(0) : e;
 }
 
-/* The sum over the classes of one row, but for the one apart, element by element of its vectors. Summed as in
- * cross_entropy.cl: few terms plainly, then with what is lost. */
-INLINE void sum_along(long_sum *sum, const tile_input *in, const uint row, const exp_scale scale,
-                      const uint apart, const bool keeps, const bool far, __local real *values)
+/* What is summed over the classes of one row, element by element of its vectors, but for the class `apart`: exponentials,
+ * and their products with the distance from the maximum. Summed as in cross_entropy.cl: few terms plainly, then with what
+ * is lost. */
+typedef struct {
+    long_sum others, entropy;
+} along_sums;
+
+INLINE vec entropy_along(const tile_input *in, const uint row, const uint c, const real maximum, const vec e)
+{
+    return e == (vec)(0) ? (vec)(0) : e * ((vec)(maximum)-along_x(in, row, c));
+}
+
+INLINE void sum_along(along_sums *sums, const tile_input *in, const uint row, const exp_scale scale,
+                      const uint apart, const real maximum, const bool keeps, const bool entropy,
+                      const bool far, __local real *values)
 {
     const uint whole = in->classes - tail_of(in);
-    *sum = long_zero();
+    *sums = (along_sums){ long_zero(), long_zero() };
     for (uint from = 0; from < whole; from += BLOCK_CLASSES * VEC) {
         const uint to = min(from + BLOCK_CLASSES * VEC, whole);
-        vec few = (vec)(0);
+        vec few = (vec)(0), few_entropy = (vec)(0);
         uint c = from;
         for (; c + 4 * VEC <= to; c += 4 * VEC) {
             vec e[4];
@@ -454,60 +466,165 @@ INLINE void sum_along(long_sum *sum, const tile_input *in, const uint row, const
                     e[k] = take_along(in, row, c + k * VEC, scale, NO_CLASS, keeps, far, values);
             }
             few += (e[0] + e[1]) + (e[2] + e[3]);
+            if (entropy) {
+#    pragma unroll
+                for (uint k = 0; k < 4; k++) e[k] = entropy_along(in, row, c + k * VEC, maximum, e[k]);
+                few_entropy += (e[0] + e[1]) + (e[2] + e[3]);
+            }
         }
         for (; c < to; c += VEC) {
             PREFETCH(in->next + row * in->p->row_stride + c);
-            few += take_along(in, row, c, scale, apart, keeps, far, values);
+            const vec e = take_along(in, row, c, scale, apart, keeps, far, values);
+            few += e;
+            if (entropy) few_entropy += entropy_along(in, row, c, maximum, e);
         }
         if (to == whole && tail_of(in) > 0) {
-            const vec e = take_along(in, row, in->classes - VEC, scale, apart, keeps, far, values);
-            few += IOTA < (ivec)((integer)(VEC - tail_of(in))) ? (vec)(0) : e;
+            const uint last = in->classes - VEC;
+            vec e = take_along(in, row, last, scale, apart, keeps, far, values);
+            e = IOTA < (ivec)((integer)(VEC - tail_of(in))) ? (vec)(0) : e;
+            few += e;
+            if (entropy) few_entropy += entropy_along(in, row, last, maximum, e);
         }
         /* the first loses nothing, and of few classes there is no other */
-        *sum = from == 0 ? (long_sum){ few, (vec)(0) } : long_add(*sum, few);
+        sums->others = from == 0 ? (long_sum){ few, (vec)(0) } : long_add(sums->others, few);
+        if (entropy) {
+            sums->entropy =
+                from == 0 ? (long_sum){ few_entropy, (vec)(0) } : long_add(sums->entropy, few_entropy);
+        }
     }
 }
 
-static inline tile_sums sum_rows(const tile_input *in, const ilane target, const bool from_statistics,
-                                 const lane saved_maximum, const bool keeps, __local real *values)
+/* high and low: of each row, element by element of its vectors; of the rows, lane by lane. */
+INLINE long_sum fold_along(const tile_input *in, vec high[VEC], vec low[VEC])
 {
-    tile_sums s = empty_sums(from_statistics ? saved_maximum : maximum_along(in));
-    const exp_scale scale = exp_scale_of(s.maximum);
-    const bool is_far = ANY_LANE(fabs(s.maximum) > (lane)(MAX_NEAR));
-    real base[VEC], q[VEC], lowest[VEC];
-    integer apart[VEC];
-    vec high[VEC], low[VEC];
-    STORE(scale.base, base);
-    STORE(scale.q, q);
-    STORE(scale.lowest, lowest);
-    STORE(target, apart);
-    for (uint i = 0; i < VEC; i++) {
-        if (i >= in->n) {
-            high[i] = low[i] = (vec)(0);
-            continue;
-        }
-        const exp_scale own = { (lane)(base[i]), (lane)(q[i]), (lane)(lowest[i]) };
-        __local real *row = values + i * in->classes;
-        long_sum sum;
-        if (is_far) {
-            sum_along(&sum, in, i, own, (uint)apart[i], keeps, true, row);
-        } else {
-            sum_along(&sum, in, i, own, (uint)apart[i], keeps, false, row);
-        }
-        high[i] = sum.high;
-        low[i] = sum.low;
-    }
+    long_sum s = long_zero();
     transpose(high);
-    for (uint i = 0; i < VEC; i++) s.others = long_add(s.others, high[i]);
+    for (uint i = 0; i < VEC; i++) s = long_add(s, high[i]);
     if (in->classes >= (BLOCK_CLASSES + 1) * VEC) { /* nothing is lost by the first addition */
         transpose(low);
         for (uint step = VEC / 2; step > 0; step /= 2) {
 #    pragma unroll
             for (uint i = 0; i < step; i++) low[i] += low[i + step];
         }
-        s.others.low += low[0];
+        s.low += low[0];
     }
     return s;
+}
+
+/* In `found`, where an element of the vector at class c is the value, or NaN. */
+INLINE ivec match_along(const tile_input *in, const uint row, const uint c, const bool want_nan,
+                        const real value, const ivec found)
+{
+    const vec x = along_x(in, row, c);
+    return (want_nan ? x != x : x == (vec)(value)) ? (ivec)((integer)c) : found;
+}
+
+/* The first class of a row whose x is `value`, or that is NaN; -1 if none. From the last vector to the first, so that each
+ * element is left with its first one; four by four, as each waits for the one before. */
+INLINE integer find_along(const tile_input *in, const uint row, const bool want_nan, const real value)
+{
+    const ivec none = (ivec)(INT_MAX);
+    ivec found[4] = { none, none, none, none };
+    uint left = in->classes;
+    if (left % VEC > 0) { /* the tail's vector overlaps the one before it */
+        found[0] = match_along(in, row, left - VEC, want_nan, value, none);
+        left -= left % VEC;
+    }
+    for (; left >= 4 * VEC; left -= 4 * VEC) {
+#    pragma unroll
+        for (uint k = 0; k < 4; k++)
+            found[k] = match_along(in, row, left - (k + 1) * VEC, want_nan, value, found[k]);
+    }
+    for (; left > 0; left -= VEC) found[0] = match_along(in, row, left - VEC, want_nan, value, found[0]);
+    const ivec first = min(min(found[0], found[1]), min(found[2], found[3]));
+    const ivec at = first == none ? none : first + IOTA;
+    const integer least = FOLD(at, min);
+    return least < INT_MAX ? least : -1;
+}
+
+/* What a run wants of the rows of a tile, beside their exponentials' sums. */
+typedef struct {
+    bool keeps; /* the exponentials */
+    bool entropy, best;
+    bool nan; /* which class is NaN, of rows whose sums are */
+} along_wishes;
+
+static inline tile_sums sum_rows(const tile_input *in, const ilane target, const bool from_statistics,
+                                 const lane saved_maximum, const along_wishes wishes, __local real *values)
+{
+    tile_sums s = empty_sums(from_statistics ? saved_maximum : maximum_along(in));
+    const exp_scale scale = exp_scale_of(s.maximum);
+    const bool is_far = ANY_LANE(fabs(s.maximum) > (lane)(MAX_NEAR));
+    real base[VEC], q[VEC], lowest[VEC], maximum[VEC];
+    integer apart[VEC], best[VEC];
+    vec high[VEC], low[VEC], entropy_high[VEC], entropy_low[VEC];
+    STORE(scale.base, base);
+    STORE(scale.q, q);
+    STORE(scale.lowest, lowest);
+    STORE(s.maximum, maximum);
+    STORE(target, apart);
+    for (uint i = 0; i < VEC; i++) {
+        best[i] = -1;
+        if (i >= in->n) {
+            high[i] = low[i] = entropy_high[i] = entropy_low[i] = (vec)(0);
+            continue;
+        }
+        const exp_scale own = { (lane)(base[i]), (lane)(q[i]), (lane)(lowest[i]) };
+        __local real *row = values + i * in->classes;
+        along_sums sums;
+        if (is_far) {
+            sum_along(&sums, in, i, own, (uint)apart[i], maximum[i], wishes.keeps, wishes.entropy, true, row);
+        } else {
+            sum_along(&sums, in, i, own, (uint)apart[i], maximum[i], wishes.keeps, wishes.entropy, false,
+                      row);
+        }
+        high[i] = sums.others.high;
+        low[i] = sums.others.low;
+        entropy_high[i] = sums.entropy.high;
+        entropy_low[i] = sums.entropy.low;
+        if (wishes.best) best[i] = find_along(in, i, false, maximum[i]);
+    }
+    s.others = fold_along(in, high, low);
+    if (wishes.entropy) s.entropy = fold_along(in, entropy_high, entropy_low);
+    if (wishes.best) s.best = LOAD(best);
+    return s;
+}
+
+/* Of rows whose sum is NaN, the first class that is, where +inf - inf did not make it. */
+static inline ilane find_nans_along(const tile_input *in, const ilane is_nan)
+{
+    integer search[VEC], at[VEC];
+    STORE(is_nan, search);
+    for (uint i = 0; i < VEC; i++) at[i] = i < in->n && search[i] != 0 ? find_along(in, i, true, 0) : -1;
+    return LOAD(at);
+}
+
+/* The exponentials once more, of confident rows, without the one class that is the maximum. */
+static inline lane sum_below_top(const tile_input *in, const row_result *r)
+{
+    const uint whole = in->classes - tail_of(in);
+    real base[VEC], q[VEC], lowest[VEC], maximum[VEC];
+    integer wanted[VEC];
+    vec high[VEC], low[VEC];
+    STORE(r->scale.base, base);
+    STORE(r->scale.q, q);
+    STORE(r->scale.lowest, lowest);
+    STORE(r->maximum, maximum);
+    STORE(r->confident, wanted);
+    for (uint i = 0; i < VEC; i++) {
+        const exp_scale own = { (lane)(base[i]), (lane)(q[i]), (lane)(lowest[i]) };
+        long_sum sum = long_zero();
+        for (uint c = 0; c < in->classes && i < in->n && wanted[i] != 0; c += VEC) {
+            const uint at = c < whole ? c : in->classes - VEC, seen = c - at;
+            const vec x = along_x(in, i, at);
+            const vec e =
+                x == (vec)(maximum[i]) || IOTA < (ivec)((integer)seen) ? (vec)(0) : exp_vector(x, own, true);
+            sum = long_add(sum, e);
+        }
+        high[i] = sum.high;
+        low[i] = sum.low;
+    }
+    return long_value(fold_along(in, high, low));
 }
 
 #else
@@ -930,7 +1047,7 @@ static inline void write_rows(const tile_input *in, const row_result *r, const j
             if (outputs & OUTPUT_CORRECT) workspace[p->correct_at + in->row + i] = hit[i] != 0;
         }
     }
-#if GENERAL
+#if GENERAL || ALONG
     if (outputs & OUTPUT_ENTROPY) {
         store_lanes(entropy + p->offset.entropy + in->row, entropy_of(r, j, long_value(s->entropy)), in->n);
     }
@@ -976,10 +1093,12 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
     const bool from_statistics = (p.flags & FLAG_FROM_STATISTICS) != 0;
     const bool streaming = (p.flags & FLAG_NONTEMPORAL) != 0;
     const bool keeps_logits = (p.flags & FLAG_KEEPS_LOGITS) != 0;
-#if !ALONG
-    const bool wants_entropy = GENERAL && (outputs & OUTPUT_ENTROPY) != 0;
+    const bool wants_entropy = (GENERAL || ALONG) && (outputs & OUTPUT_ENTROPY) != 0;
     const bool wants_best = (outputs & (OUTPUT_ARGMAX | OUTPUT_CORRECT)) != 0;
     const bool second_pass = (p.flags & FLAG_LOG_D) != 0 && !from_statistics;
+#if ALONG
+    const along_wishes wishes = { (outputs & (OUTPUT_SOFTMAX | OUTPUT_GRADIENT)) != 0, wants_entropy,
+                                  wants_best, wants_best || (outputs & OUTPUT_LSE) != 0 };
 #endif
     const real d = get_d(&p, targets, row_weights, denominator, workspace);
     const ulong slab_rows = INNER ? p.inner : p.rows;
@@ -1058,8 +1177,7 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
             const lane_targets t = get_targets(&p, in.row, in.n, targets, row_weights);
             judgement j = judge(&in, &t);
 #if ALONG
-            tile_sums s = sum_rows(&in, t.class_index, from_statistics, maximum[w],
-                                   (outputs & (OUTPUT_SOFTMAX | OUTPUT_GRADIENT)) != 0, own_rows);
+            tile_sums s = sum_rows(&in, t.class_index, from_statistics, maximum[w], wishes, own_rows);
 #else
             tile_sums s = sum_tile(&in, t.class_index, from_statistics, maximum[w], wants_entropy);
 #endif
@@ -1067,17 +1185,17 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
             if (GENERAL && in.dense) j.dense_nll = long_value(s.dense_nll);
             const lane others = from_statistics ? saved_others : long_value(s.others);
             const lane target_exp = t.has_class ? exp_lane(j.z, exp_scale_of(s.maximum), true) : (lane)(0);
-#if !ALONG
             const ilane sum_is_nan = others + target_exp != others + target_exp;
+#if ALONG
+            if (wishes.nan && ANY_LANE(sum_is_nan)) s.nan_at = find_nans_along(&in, sum_is_nan);
+#else
             if (keeps_logits && (wants_best || ((outputs & OUTPUT_LSE) && ANY_LANE(sum_is_nan)))) {
                 find_best(&in, &s);
             }
 #endif
             r[w] = finish_sums(s.maximum, others, target_exp, s.nan_at >= (ilane)(0));
             const lane saved_lse = r[w].lse;
-#if !ALONG
             if (second_pass && ANY_LANE(r[w].confident)) keep_top_apart(&r[w], sum_below_top(&in, &r[w]));
-#endif
             write_rows(&in, &r[w], &j, &s, &t, losses, lse, argmax, entropy, statistics, workspace);
 
             lane up = (lane)(1);

@@ -137,9 +137,13 @@ typedef struct {
  * than half, log1p keeps the digits of a confident row. */
 static inline lane log_sum(const lane others, const lane apart, const lane top)
 {
+#if LANES
     const lane of_apart = log1p_lane(others / apart);
     const lane of_all = log_lane((others + apart) / top);
     return apart > others ? of_apart : of_all;
+#else
+    return apart > others ? log1p_lane(others / apart) : log_lane((others + apart) / top);
+#endif
 }
 
 static inline row_result finish_sums(const lane maximum, const lane others, const lane target_exp,
@@ -162,6 +166,9 @@ static inline row_result finish_sums(const lane maximum, const lane others, cons
 /* others: the sum without the top, where that is confident. */
 static inline void keep_top_apart(row_result *r, const lane others)
 {
+#if !LANES
+    if (!r->confident) return;
+#endif
     const lane top = exp_lane(r->maximum, r->scale, true);
     const lane log_d = log_sum(others, top, top);
     r->log_d = r->confident ? log_d : r->log_d;
