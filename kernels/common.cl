@@ -130,7 +130,15 @@ DEFINE_ACCESSES(double)
 typedef vec lane;
 typedef ivec ilane;
 #    if VEC > 1
-#        define ANY_LANE(condition) any(condition)
+/* PoCL's any() looks at one element after the other. */
+#        if defined(__has_builtin)
+#            if __has_builtin(__builtin_reduce_or)
+#                define ANY_LANE(condition) (__builtin_reduce_or(condition) != 0)
+#            endif
+#        endif
+#        if !defined(ANY_LANE)
+#            define ANY_LANE(condition) any(condition)
+#        endif
 #    else
 #        define ANY_LANE(condition) ((condition) != 0)
 #    endif
@@ -218,14 +226,14 @@ typedef double gradient_storage;
 
 /* bf16 is the upper half of an f32, rounded to nearest even. NaN keeps its upper bits and gets a quiet
  * bit, as rounding could carry its payload into the exponent. */
-#define DEFINE_BF16(NAME, FLOAT, UINT, USHORT, AS_UINT, AS_FLOAT, TO_UINT, TO_USHORT)            \
+#define DEFINE_BF16(NAME, FLOAT, UINT, USHORT, AS_UINT, AS_FLOAT, TO_UINT, UPPER_HALF)           \
     static inline FLOAT NAME##_load(const USHORT bits) { return AS_FLOAT(TO_UINT(bits) << 16); } \
     static inline USHORT NAME##_store(const FLOAT value)                                         \
     {                                                                                            \
         const UINT bits = AS_UINT(value);                                                        \
-        const UINT rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;                       \
-        const UINT quiet = (bits >> 16) | 0x40u;                                                 \
-        return TO_USHORT((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);                  \
+        const UINT rounded = bits + 0x7fffu + ((bits >> 16) & 1u);                               \
+        const UINT kept = value != value ? bits | 0x400000u : rounded;                           \
+        return UPPER_HALF(kept);                                                                 \
     }
 
 /* PoCL 3.1 takes pointers to vectors of halves for aligned ones, though they may begin at any half: so memory sees
@@ -246,10 +254,18 @@ static inline VECTOR(float) half_values(const VECTOR(ushort) stored)
 #endif
 
 #if DTYPE == BF16 || GRADIENT_DTYPE == BF16
-DEFINE_BF16(bf16_scalar, float, uint, ushort, as_uint, as_float, convert_uint, convert_ushort)
+#    define UPPER_HALF_OF_ONE(v) convert_ushort((v) >> 16)
+DEFINE_BF16(bf16_scalar, float, uint, ushort, as_uint, as_float, convert_uint, UPPER_HALF_OF_ONE)
 #    if VEC > 1
+#        if defined(__clang__) && defined(__ENDIAN_LITTLE__) && WG_SIZE == 1
+/* One permutation on CPUs with AVX-512, where shift and conversion are three. */
+typedef ushort bf16_halves __attribute__((ext_vector_type(2 * VEC)));
+#            define UPPER_HALF(v) __builtin_astype(v, bf16_halves).odd
+#        else
+#            define UPPER_HALF(v) CONVERT(ushort)((v) >> 16)
+#        endif
 DEFINE_BF16(bf16_vector, VECTOR(float), VECTOR(uint), VECTOR(ushort), AS(uint), AS(float), CONVERT(uint),
-            CONVERT(ushort))
+            UPPER_HALF)
 #        if TELLS_ALIGNED
 /* Pairs of them as 32-bit integers: PTX has no access to eight of 16 bits. */
 #            if VEC == 4
@@ -666,24 +682,31 @@ static inline lane_targets get_targets(const clxent_parameters *p, const ulong r
         return t;
     }
     const ulong at = p->offset.targets + row;
-    LONGS value;
-    if (p->target_type == TARGET_I32) {
-        value = LANE_OF(long)(LOAD_LANE((__global const int *)targets + at));
-    } else if (p->target_type == TARGET_I64) {
-        value = LOAD_LANE((__global const long *)targets + at);
+    const bool ignores = (p->flags & FLAG_IGNORE_INDEX) != 0;
+    ilane value, known, ignored;
+    if (p->target_type == TARGET_I64) {
+        const LONGS wide = LOAD_LANE((__global const long *)targets + at);
+        known = TO_INTEGERS(wide >= (LONGS)(0) && wide < (LONGS)((long)p->classes));
+        ignored = TO_INTEGERS(wide == (LONGS)(p->ignore_index));
+        value = TO_INTEGERS(wide);
     } else {
-        value = LANE_OF(long)(LOAD_LANE((__global const uchar *)targets + at));
+        const LANE(int) narrow = p->target_type == TARGET_I32
+                                     ? LOAD_LANE((__global const int *)targets + at)
+                                     : LANE_OF(int)(LOAD_LANE((__global const uchar *)targets + at));
+        const int index = (int)p->ignore_index;
+        known = TO_INTEGERS(narrow >= (LANE(int))(0) && narrow < (LANE(int))((int)p->classes));
+        ignored = TO_INTEGERS(narrow == (LANE(int))(index));
+        if (index != p->ignore_index) ignored = (ilane)(0);
+        value = TO_INTEGERS(narrow);
     }
+    if (!ignores) ignored = (ilane)(0);
     t.weight = (lane)(1);
     if (p->flags & FLAG_ROW_WEIGHTS) t.weight = LOAD_LANE(row_weights + p->offset.row_weights + row);
     const ilane judged = t.weight != (lane)(0);
-    const ilane known = TO_INTEGERS(value >= (LONGS)(0) && value < (LONGS)((long)p->classes));
-    ilane ignored = (ilane)(0);
-    if (p->flags & FLAG_IGNORE_INDEX) ignored = TO_INTEGERS(value == (LONGS)(p->ignore_index));
     t.has_class = judged && known && !ignored;
     t.counts = t.has_class;
     t.bad = (ilane)(p->bad_target != BAD_TARGET_IGNORE ? -1 : 0) && judged && !known && !ignored;
-    t.class_index = t.has_class ? TO_INTEGERS(value) : (ilane)(-1);
+    t.class_index = t.has_class ? value : (ilane)(-1);
     t.weight = t.counts ? t.weight : (lane)(0);
     return t;
 }

@@ -59,9 +59,9 @@ typedef struct {
     uint tail;
     uint cache_elements;
     bool shares_lines; /* see bring() */
-    uint slope_at;     /* where the cache has dz/dx of every class beside their exponentials; 0: it has not */
-    bool dense;        /* sum a_j nll_j has terms for every class */
-    bool sums_weight;  /* and sum a_j is not known beforehand */
+    uint slope_at;    /* where the cache has the slope of every class beside its exponential; 0: it has not */
+    bool dense;       /* sum a_j nll_j has terms for every class */
+    bool sums_weight; /* and sum a_j is not known beforehand */
     bool probabilities; /* targets are q [classes] */
     bool q_is_f32;
     __global const void *q;
@@ -546,7 +546,7 @@ ALWAYS_INLINE void sum_block(const row_input *in, row_sums *s, const uint from, 
     add_block(in, s, &b);
 }
 
-/* z of vector v, left behind for sum_block(), and dz/dx for the gradient. */
+/* z of vector v, left behind for sum_block(), and its slope for the gradient. */
 static inline vec keep_z(const row_input *in, const uint from, const uint v, const bool whole,
                          __local real *cache)
 {
@@ -785,27 +785,26 @@ typedef struct {
     bool accumulate;
 } emission;
 
-/* has_slope: `slope` is dz/dx as the cache has it, which with exponentials from there leaves no need of x. */
+/* has_slope: kept_slope is as the cache has it, which with exponentials from there leaves no need of x. */
 ALWAYS_INLINE vec emit_value(const row_input *in, const row_result *r, const emission *g, const vec x,
-                             const vec cached_e, const bool cached, const bool has_slope, const vec slope,
-                             const uint at, const uint n)
+                             const vec cached_e, const bool cached, const bool has_slope,
+                             const vec kept_slope, const uint at, const uint n)
 {
     if (g->filled) return (vec)(g->fill);
-    vec dz_dx = (vec)(1);
+    vec slope = (vec)(1);
     vec z = x;
     if (has_slope) {
-        dz_dx = slope;
+        slope = kept_slope;
     } else {
-        z = softcap_vector_z(x, in->o, &dz_dx);
+        z = softcap_vector_z(x, in->o, &slope);
     }
     if (g->kind == EMIT_LOG_SOFTMAX) return -(((vec)(r->maximum) - z) + (vec)(r->log_d));
     if (!GENERAL && g->folds) return exp_vector_times(z, r->scale, true, g->factor);
     const vec e = cached && !IN_REGISTERS ? cached_e : exp_vector(z, r->scale, true);
     if (g->kind == EMIT_SOFTMAX) return e * (vec)(g->factor);
     if (GENERAL == 0) return e * (vec)(g->factor);
-    vec dz = e * (vec)(g->factor);
-    if (in->dense) dz = dz - dense_vector(in, at, n);
-    return dz * (vec)(g->outer) * dz_dx;
+    const vec dz = in->dense ? fma(e, (vec)(g->factor), -dense_vector(in, at, n)) : e * (vec)(g->factor);
+    return dz * (vec)(g->outer) * slope;
 }
 
 /* n elements from `at`, 1 <= n <= VEC, the target's class among them or not. */
@@ -1012,7 +1011,7 @@ static inline judgement judge(const row_input *in, const row_target *t, const re
 {
     judgement j = { t->counts, t->bad, t->weight, -REAL_INFINITY, 1, 0, 0, 0, 0 };
     if (t->has_class) {
-        j.z = softcap_one_z(x, in->o, &j.dz_dx);
+        j.z = softcap_one_z(x, in->o, &j.slope);
         j.one_hot = in->o.keep;
         if (in->has_class_weights) j.one_hot = in->o.keep * in->class_weights[t->class_index];
         if (in->dense) j.dense = dense_one(in, t->class_index);
@@ -1133,8 +1132,9 @@ INLINE void emit_row(const run *u, const row_input *in, const row_target *t, con
             u->gradient + p->offset.gradient + row_start(p, row, p->gradient_row_stride);
         const bool accumulate = (p->flags & FLAG_ACCUMULATE) != 0;
         const real up = get_upstream(p, u->upstream, row);
-        const gradient_factors f =
-            gradient_of(r, j, in->dense, in->o.z_loss, saved_lse, up, u->d, divides_by_own_d(p));
+        const real outer = j->weight * up / u->d * in->o.logit_scale;
+        const bool no_rows = divides_by_own_d(p) && u->d == 0;
+        const gradient_factors f = gradient_of(r, j, in->dense, in->o.z_loss, saved_lse, outer, no_rows);
         if (f.filled) {
             const emission g = { EMIT_GRADIENT, true, f.fill, 0, false, 0, NO_CLASS, 0, accumulate };
             if (!accumulate || f.fill != 0) {
@@ -1142,7 +1142,7 @@ INLINE void emit_row(const run *u, const row_input *in, const row_target *t, con
                      u->cache);
             }
         } else {
-            const real factor = GENERAL ? f.slope : f.slope * f.outer;
+            const real factor = GENERAL ? f.factor : f.factor * f.outer;
             const emission g = { EMIT_GRADIENT,
                                  false,
                                  0,

@@ -220,8 +220,8 @@ static inline lane exp_rescale(const exp_scale from, const exp_scale to)
 
 /* ---- The logarithm ----------------------------------------------------------------------- */
 
-/* log(1 + y) = 2 atanh(s), s = y / (2 + y), by the series s + s^3 / 3 + ...: |s| <= 1/3, and what is left out is
- * less than 0.03 u of the sum. The drivers' log on vectors takes ten times as long, and their scalars differ. */
+/* 2 atanh(s) by the series s + s^3 / 3 + ... for |s| <= 1/3: what is left out is less than 0.03 u of the sum. The
+ * drivers' log on vectors takes ten times as long, and their scalars differ. */
 static inline lane two_atanh(const lane s)
 {
     const lane s2 = s * s;
@@ -250,14 +250,9 @@ static inline lane two_atanh(const lane s)
     return fma(twice * s2, p, twice);
 }
 
-/* log(1 + y) for 0 <= y <= 1, to full relative precision. */
-static inline lane log1p_lane(const lane y) { return two_atanh(y / (y + (lane)(2))); }
-
-/* log(v) for a normal v > 0: v = 2^k f with f in [2/3, 4/3), where f - 1 is exact. Near 1, k is 0. */
-static inline lane log_lane(const lane v)
+/* The k of a normal v > 0 = 2^k f with f in [2/3, 4/3), where f - 1 is exact: log(v) = k ln2 + 2 atanh((f - 1) / (f + 1)).
+ * Near 1, k is 0. */
+static inline ilane log_exponent(const lane v)
 {
-    const ilane bits = AS_ILANE(v);
-    const ilane k = (bits - (ilane)(AS_ONE_INTEGER(TWO_THIRDS))) >> MANTISSA_BITS;
-    const lane f = AS_LANE(bits - (k << MANTISSA_BITS));
-    return fma(CONVERT_LANE(k), (lane)(LN2_HIGH), two_atanh((f - (lane)(1)) / (f + (lane)(1))));
+    return (AS_ILANE(v) - (ilane)(AS_ONE_INTEGER(TWO_THIRDS))) >> MANTISSA_BITS;
 }

@@ -814,19 +814,19 @@ INLINE vec emit_value(const tile_input *in, const row_result *r, const emission 
         const vec value = -((r->maximum - get_z(in, c)) + r->log_d);
         return r->valid ? value : (vec)(REAL_NAN); /* computed NaNs differ in bits */
     }
-    vec dz_dx = (vec)(1);
+    vec slope = (vec)(1);
     vec e;
     if (CACHED && !m->again) {
         e = LOAD(in->values + (size_t)c * PITCH);
-        if (GENERAL && m->kind == EMIT_GRADIENT) (void)softcap_vector_z(get_x(in, c), in->o, &dz_dx);
+        if (GENERAL && m->kind == EMIT_GRADIENT) (void)softcap_vector_z(get_x(in, c), in->o, &slope);
     } else {
-        e = exp_vector(softcap_vector_z(get_x(in, c), in->o, &dz_dx), r->scale, true);
+        e = exp_vector(softcap_vector_z(get_x(in, c), in->o, &slope), r->scale, true);
     }
     vec value = fma(e, m->factor, e * m->rest);
     if (m->kind == EMIT_SOFTMAX) return r->valid ? value : (vec)(REAL_NAN);
     if (GENERAL) {
         if (in->dense) value = value - dense_class(in, c);
-        value = value * m->g.outer * dz_dx;
+        value = value * m->g.outer * slope;
     }
     value = m->target == (ilane)((integer)c) ? m->g.target : value;
     return m->g.filled ? m->g.fill : value;
@@ -1074,8 +1074,8 @@ static inline judgement judge(const tile_input *in, const lane_targets *t)
     j.counts = t->counts;
     j.bad = t->bad;
     j.weight = t->weight;
-    j.dz_dx = (lane)(1);
-    j.z = softcap_vector_z(target_logits(in, t->class_index), in->o, &j.dz_dx);
+    j.slope = (lane)(1);
+    j.z = softcap_vector_z(target_logits(in, t->class_index), in->o, &j.slope);
     const lane class_weight = in->has_class_weights ? gather(in->class_weights, t->class_index) : (lane)(1);
     j.one_hot = t->has_class ? (lane)(in->o.keep) * class_weight : zero;
     j.dense = in->dense && !in->probabilities && t->has_class ? (lane)(in->o.share) * class_weight : zero;
@@ -1084,10 +1084,25 @@ static inline judgement judge(const tile_input *in, const lane_targets *t)
     return j;
 }
 
+/* All work-items of a group that shares a tile. A branch right behind a barrier, on a condition known before, PoCL 3.1
+ * decides once for all of them, by the last one's: so what they compare themselves with is read from memory there. */
+#if COOPERATIVE
+#    define MEET                          \
+        do {                              \
+            barrier(CLK_LOCAL_MEM_FENCE); \
+            rows = tile_rows;             \
+        } while (0)
+#else
+#    define MEET (void)0
+#endif
+
 /* Grid: a work-group for tiles_per_group tiles; a slab of inner rows (all rows with the class axis last) has `tiles`
  * of them. */
 __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(ARGUMENTS)
 {
+#if COOPERATIVE
+    __local uint tile_rows;
+#endif
     const uint lid = (uint)get_local_id(0);
     const uint outputs = p.outputs;
     const bool from_statistics = (p.flags & FLAG_FROM_STATISTICS) != 0;
@@ -1128,7 +1143,10 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
     for (ulong tile = first_tile; tile < last_tile; tile++) {
         const ulong slab = tile / p.tiles, within = tile % p.tiles * TILE;
         const ulong first_row = slab * slab_rows + within;
-        const uint rows = (uint)min((ulong)TILE, slab_rows - within); /* of this tile */
+        uint rows = (uint)min((ulong)TILE, slab_rows - within); /* of this tile */
+#if COOPERATIVE
+        if (lid == 0) tile_rows = rows;
+#endif
         __global const storage *x = logits + p.offset.logits;
         x += INNER ? slab * p.row_stride + within : within * p.row_stride;
         in.row = first_row + lid * VEC;
@@ -1144,7 +1162,7 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
 #if HOLDS_LOGITS
         fill_tile(&in, cache, own_rows, rows, maximum);
 #endif
-        if (COOPERATIVE) barrier(CLK_LOCAL_MEM_FENCE);
+        MEET;
 
         row_result r[COLUMNS];
         emission m[COLUMNS];
@@ -1198,13 +1216,20 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
             if (second_pass && ANY_LANE(r[w].confident)) keep_top_apart(&r[w], sum_below_top(&in, &r[w]));
             write_rows(&in, &r[w], &j, &s, &t, losses, lse, argmax, entropy, statistics, workspace);
 
-            lane up = (lane)(1);
+            lane outer;
             if (p.flags & FLAG_UPSTREAM_ROWS) {
-                up = load_lanes(upstream + p.offset.upstream + in.row, in.n);
-            } else if (p.flags & FLAG_UPSTREAM) {
-                up = (lane)(upstream[p.offset.upstream]);
+                outer = t.weight * load_lanes(upstream + p.offset.upstream + in.row, in.n) / (lane)(d);
+            } else {
+                const real up = (p.flags & FLAG_UPSTREAM) ? upstream[p.offset.upstream] : REAL(1.0);
+                if (p.flags & FLAG_ROW_WEIGHTS) {
+                    outer = t.weight * (lane)(up) / (lane)(d);
+                } else {
+                    outer = (lane)(up / d); /* of rows that do not count it is not used */
+                }
             }
-            m[w].g = gradient_of(&r[w], &j, in.dense, z_loss, saved_lse, up, d, divides_by_own_d(&p));
+            if (GENERAL) outer = outer * (lane)(logit_scale);
+            m[w].g =
+                gradient_of(&r[w], &j, in.dense, z_loss, saved_lse, outer, divides_by_own_d(&p) && d == 0);
             m[w].target = t.class_index;
 #if COLUMNS > 1
             each[w] = in;
@@ -1239,15 +1264,15 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
                 m[w].kind = kind;
                 m[w].again = OVERWRITES && stored > 0;
                 if (kind == EMIT_SOFTMAX) {
-                    m[w].factor = (lane)(1) / r[w].d;
+                    m[w].factor = m[w].g.inverse;
                     m[w].rest = fma(-m[w].factor, r[w].d, (lane)(1)) * m[w].factor;
                 } else if (GENERAL) {
-                    m[w].factor = m[w].g.slope;
+                    m[w].factor = m[w].g.factor;
                     m[w].rest = m[w].g.rest;
                 } else {
-                    m[w].factor = m[w].g.slope * m[w].g.outer;
+                    m[w].factor = m[w].g.factor * m[w].g.outer;
                     const lane rest =
-                        fma(m[w].g.slope, m[w].g.outer, -m[w].factor) + m[w].g.rest * m[w].g.outer;
+                        fma(m[w].g.factor, m[w].g.outer, -m[w].factor) + m[w].g.rest * m[w].g.outer;
                     /* an infinite factor, as a denominator of 0 gives, was rounded by nothing */
                     m[w].rest = fabs(m[w].factor) < (lane)(REAL_INFINITY) ? rest : (lane)(0);
                 }
@@ -1266,13 +1291,13 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
             if (is_wanted) store_columns(each, r, m, &to, (rows + VEC - 1) / VEC, streaming);
             (void)stored;
 #elif CACHED
-            if (COOPERATIVE) barrier(CLK_LOCAL_MEM_FENCE);
+            MEET;
             if (is_wanted) {
                 store_tile(&in, &to, stride, streaming, values, own_rows, rows);
                 stored++;
             }
 #endif
-            if (COOPERATIVE) barrier(CLK_LOCAL_MEM_FENCE);
+            MEET;
         }
     }
 }

@@ -54,9 +54,10 @@ typedef struct {
  *     slope   = 1 - tanh^2 = 4 t / (1 + t)^2: none where tanh rounds to 1 either
  *
  * Below, t and 1 - t are 4 times that, the 4 in the power of two: t is the slope of a saturated logit then, and keeps
- * its digits down to the smallest normal number. |y| is clamped to where k is -(BIAS + 2): the power, and with it the
- * slope, is 0 from there on, where the true slope is no normal number either. */
-#define TANH_LIMIT (LN2_HIGH * (BIAS + 2) / 2)
+ * its digits down to the smallest normal number. 2|y| is clamped to where k is -(BIAS + 2): the power, and with it the
+ * slope, is 0 from there on, where the true slope is no normal number either. The slope is dz/ds: logit_scale is part of
+ * what the whole row is multiplied by. */
+#define TANH_LIMIT (LN2_HIGH * (BIAS + 2))
 static inline real inverse_of(const real softcap)
 {
     return softcap > 0 ? 1 / softcap : 0; /* finite, as a softcap is not subnormal */
@@ -73,39 +74,37 @@ static inline real inverse_of(const real softcap)
 #    define INVERSE_STEP(T, d, r) fma(r, fma(-(d), r, (T)(1)), r)
 #endif
 
-#define DEFINE_SOFTCAP(NAME, T, I, AS_T, AS_I)                                       \
-    static inline T NAME(const T s, const real softcap, T *slope)                    \
-    {                                                                                \
-        const T y = s * (T)(inverse_of(softcap));                                    \
-        const T size = fabs(y) > (T)(TANH_LIMIT) ? (T)(TANH_LIMIT) : fabs(y);        \
-        const T x = -(size + size);                                                  \
-        const T shifted = fma(x, (T)(INV_LN2), (T)(ROUNDER + BIAS + 2));             \
-        const T k = shifted - (T)(ROUNDER + BIAS + 2);                               \
-        const T r = REDUCE(T, k, x);                                                 \
-        /* exp(r) - 1: the polynomial without its last term */                       \
-        const T p = r * EXP_SLOPE(r, (T)AS_IT_IS);                                   \
-        const T scale = AS_T(AS_I(shifted) << MANTISSA_BITS);                        \
-        const T t = fma(scale, p, scale);                                            \
-        const T rest = fma(-scale, p, (T)(4) - scale);                               \
-        const T d = t + (T)(4);                                                      \
-        const T near = INVERSE_START(T, d);                                          \
-        const T nearer = INVERSE_STEP(T, d, near);                                   \
-        const T inverse = INVERSE_STEP(T, d, nearer);                                \
-        *slope = ((T)(16) * t) * (inverse * inverse);                                \
-        return copysign((T)(softcap) * (rest * inverse), y);                         \
-    }                                                                                \
-    /* z of x, and dz/dx */                                                          \
-    static inline T NAME##_z(const T x, const options o, T *dz_dx)                   \
-    {                                                                                \
-        if (GENERAL == 0) return x;                                                  \
-        T z = x * (T)(o.logit_scale);                                                \
-        *dz_dx = (T)(o.logit_scale);                                                 \
-        if (o.softcap > 0) {                                                         \
-            T slope;                                                                 \
-            z = NAME(z, o.softcap, &slope); /* of NaN it is NaN */                   \
-            *dz_dx = x == (T)(-REAL_INFINITY) ? (T)(0) : slope * (T)(o.logit_scale); \
-        }                                                                            \
-        return x == (T)(-REAL_INFINITY) ? x : z;                                     \
+#define DEFINE_SOFTCAP(NAME, T, I, AS_T, AS_I)                                   \
+    static inline T NAME(const T s, const real softcap, T *slope)                \
+    {                                                                            \
+        const T y2 = s * (T)(2 * inverse_of(softcap));                           \
+        const T x = -fabs(y2) < (T)(-TANH_LIMIT) ? (T)(-TANH_LIMIT) : -fabs(y2); \
+        const T shifted = fma(x, (T)(INV_LN2), (T)(ROUNDER + BIAS + 2));         \
+        const T k = shifted - (T)(ROUNDER + BIAS + 2);                           \
+        const T r = REDUCE(T, k, x);                                             \
+        /* exp(r) - 1: the polynomial without its last term */                   \
+        const T p = r * EXP_SLOPE(r, (T)AS_IT_IS);                               \
+        const T scale = AS_T(AS_I(shifted) << MANTISSA_BITS);                    \
+        const T t = fma(scale, p, scale);                                        \
+        const T rest = fma(-scale, p, (T)(4) - scale);                           \
+        const T d = t + (T)(4);                                                  \
+        const T near = INVERSE_START(T, d);                                      \
+        const T nearer = INVERSE_STEP(T, d, near);                               \
+        const T inverse = INVERSE_STEP(T, d, nearer);                            \
+        *slope = ((T)(16) * t) * (inverse * inverse);                            \
+        return copysign((T)(softcap) * (rest * inverse), y2);                    \
+    }                                                                            \
+    /* z of x, and the slope */                                                  \
+    static inline T NAME##_z(const T x, const options o, T *slope)               \
+    {                                                                            \
+        if (GENERAL == 0) return x;                                              \
+        T z = x * (T)(o.logit_scale);                                            \
+        *slope = (T)(1);                                                         \
+        if (o.softcap > 0) {                                                     \
+            z = NAME(z, o.softcap, slope); /* of NaN it is NaN */                \
+            *slope = x == (T)(-REAL_INFINITY) ? (T)(0) : *slope;                 \
+        }                                                                        \
+        return x == (T)(-REAL_INFINITY) ? x : z;                                 \
     }
 
 #if !LANES || VEC == 1
@@ -134,16 +133,17 @@ typedef struct {
 } row_result;
 
 /* log(others + apart) relative to top, all at one scale. Where the class kept apart is the top and holds more
- * than half, log1p keeps the digits of a confident row. */
+ * than half, it is log(1 + y), y = others / apart, which keeps the digits of a confident row: 2 atanh(y / (2 + y)). Of
+ * either only the one quotient is taken: divisions are what holds up a CPU's vector unit for 16 cycles each. */
 static inline lane log_sum(const lane others, const lane apart, const lane top)
 {
-#if LANES
-    const lane of_apart = log1p_lane(others / apart);
-    const lane of_all = log_lane((others + apart) / top);
-    return apart > others ? of_apart : of_all;
-#else
-    return apart > others ? log1p_lane(others / apart) : log_lane((others + apart) / top);
-#endif
+    const ilane is_apart = apart > others;
+    const lane v = (others + apart) / top;
+    const ilane k = is_apart ? (ilane)(0) : log_exponent(v);
+    const lane f = AS_LANE(AS_ILANE(v) - (k << MANTISSA_BITS));
+    const lane numerator = is_apart ? others : f - (lane)(1);
+    const lane denominator = is_apart ? others + (apart + apart) : f + (lane)(1);
+    return fma(CONVERT_LANE(k), (lane)(LN2_HIGH), two_atanh(numerator / denominator));
 }
 
 static inline row_result finish_sums(const lane maximum, const lane others, const lane target_exp,
@@ -181,7 +181,7 @@ typedef struct {
     ilane bad;      /* out of range, and the policy makes that NaN */
     lane weight;    /* row_weight */
     lane z;         /* of the target's class; -inf without one */
-    lane dz_dx;     /* there */
+    lane slope;     /* of the softcap there */
     lane one_hot;   /* keep * class_weight of the target's class; 0 without one */
     lane dense;     /* the part of a_j at the target's class that every class has */
     lane dense_sum; /* sum of that part over the classes */
@@ -206,33 +206,39 @@ static inline lane entropy_of(const row_result *r, const judgement *t, const lan
     return r->valid ? r->log_d + (sum + of_target) / r->d : (lane)(REAL_NAN);
 }
 
-/* dx_j = (exp(z_j) * slope - dense a_j) * outer * dz/dx_j, at the target's class `target`. Where a row has no
+/* dx_j = (exp(z_j) * factor - dense a_j) * outer * slope_j, at the target's class `target`. Where a row has no
  * gradient all its elements are `fill`. */
 typedef struct {
-    lane slope, outer, target, fill;
-    lane rest; /* of slope, which it was rounded by */
+    lane factor, outer, target, fill;
+    lane rest;    /* of factor, which it was rounded by */
+    lane inverse; /* 1 / d, which softmax is made of */
     ilane filled;
 } gradient_factors;
 
-/* d: see get_d(); where it is the sum of weights (own_d), there may be no row that counts. lse: as the statistics give
- * it, as a gradient run from them has no better one. */
+/* outer: row_weight upstream logit_scale / d. no_rows: d is the sum of weights, and no row counts. lse: as the statistics give it, as a
+ * gradient run from them has no better one. */
 static inline gradient_factors gradient_of(const row_result *r, const judgement *t, const bool dense,
-                                           const real z_loss, const lane lse, const lane upstream,
-                                           const real d, const bool own_d)
+                                           const real z_loss, const lane lse, const lane outer,
+                                           const bool no_rows)
 {
-    const bool no_gradient = own_d && d == 0;
     const lane z_term = (lane)(2 * z_loss) * lse;
-    const lane p = r->target_exp / r->d;
-    /* 1 - p, which cancels nothing while p is less than a half, and is nearer the truth then */
-    const lane missing = r->target_exp > r->others ? r->others / r->d : (lane)(1) - p;
+    /* the lesser of p and 1 - p, rounded as their quotient is; of the other the difference to 1 cancels nothing */
+    const ilane is_likely = r->target_exp > r->others;
+    const lane part = is_likely ? r->others : r->target_exp;
+    const lane inverse = (lane)(1) / r->d;
+    const lane near = part * inverse;
+    const lane share = fma(fma(-near, r->d, part), inverse, near);
+    const lane p = is_likely ? (lane)(1) - share : share;
+    const lane missing = is_likely ? share : (lane)(1) - share;
     const lane at_target = (t->dense_sum + z_term) * p - t->one_hot * missing;
     gradient_factors g;
     const lane sum = t->one_hot + t->dense_sum + z_term;
-    g.slope = sum / r->d;
-    g.rest = fma(-g.slope, r->d, sum) / r->d;
-    g.outer = t->weight * upstream / (lane)(d);
-    g.target = (dense ? at_target - t->dense : at_target) * g.outer * t->dz_dx;
-    g.filled = (ilane)(no_gradient ? -1 : 0) || !t->counts || !r->valid;
+    g.factor = sum / r->d;
+    g.rest = fma(-g.factor, r->d, sum) * inverse;
+    g.inverse = inverse;
+    g.outer = outer;
+    g.target = (dense ? at_target - t->dense : at_target) * g.outer * t->slope;
+    g.filled = (ilane)(no_rows ? -1 : 0) || !t->counts || !r->valid;
     g.fill = t->bad || (t->counts && !r->valid) ? (lane)(REAL_NAN) : (lane)(0);
     return g;
 }

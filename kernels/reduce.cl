@@ -39,6 +39,9 @@ static inline partial merge_partials(const partial a, const partial b)
     return c;
 }
 
+/* Rows between one that is summed and the one that is brought from memory meanwhile. */
+#define REDUCE_AHEAD 1024u
+
 static inline partial empty_partial(void) { return (partial){ { 0, 0 }, 0, 0xffffffffffffffffUL, 0 }; }
 
 /* Work-item 0 returns the group's sum, in the order of the work-items. */
@@ -100,10 +103,13 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_target
     __local partial scratch[WG_SIZE];
     const ulong begin = get_group_id(0) * (ulong)REDUCE_ROWS;
     const ulong end = min(begin + REDUCE_ROWS, p.rows);
+    /* of i64, whose steps are two lines, the other one comes beside it or not */
+    const uint target_bytes = p.target_type == TARGET_I32 ? 4 : p.target_type == TARGET_I64 ? 8 : 1;
     partial own = empty_partial();
     long_sum weights = long_zero();
     for (ulong row = begin + get_local_id(0) * LANE_ROWS; row < end; row += WG_SIZE * LANE_ROWS) {
         const uint n = (uint)min((ulong)LANE_ROWS, end - row);
+        PREFETCH((__global const uchar *)targets + (p.offset.targets + row + REDUCE_AHEAD) * target_bytes);
         const lane_targets t = get_targets(&p, row, n, targets, row_weights);
         lane weight = t.weight;
         if (p.flags & FLAG_CLASS_WEIGHTS) {
@@ -186,6 +192,7 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_losses
     ilane hits = (ilane)(0); /* at most REDUCE_ROWS */
     for (ulong row = begin + get_local_id(0) * LANE_ROWS; row < end; row += WG_SIZE * LANE_ROWS) {
         const uint n = (uint)min((ulong)LANE_ROWS, end - row);
+        PREFETCH(row_losses + row + REDUCE_AHEAD);
         if (sums) total = long_add(total, keep_first(load_lanes(row_losses + row, n), n));
         if (counts && n == LANE_ROWS) {
             hits += TO_INTEGERS(LOAD_LANE(workspace + p.correct_at + row));
