@@ -547,28 +547,30 @@ ALWAYS_INLINE void sum_block(const row_input *in, row_sums *s, const uint from, 
 }
 
 /* z of vector v, left behind for sum_block(), and its slope for the gradient. */
-static inline vec keep_z(const row_input *in, const uint from, const uint v, const bool whole,
-                         __local real *cache)
+ALWAYS_INLINE vec keep_z(const row_input *in, const uint from, const uint v, const bool is_full,
+                         const bool whole, __local real *cache)
 {
+    const uint at = is_full ? v * VEC : vector_at(in, v);
     vec slope;
-    const vec z = softcap_vector_z(get_x(in, v), in->o, &slope);
-    STORE(z, z_place(in, cache, from, v, whole));
-    if (in->slope_at > 0) STORE(slope, cache + in->slope_at + vector_at(in, v));
+    const vec z = softcap_vector_z(is_full ? load_vector(in->x + at) : get_x(in, v), in->o, &slope);
+    STORE(z, cache + (whole ? at : (v - from) * VEC));
+    if (in->slope_at > 0) STORE(slope, cache + in->slope_at + at);
     return z;
 }
 
 static inline real block_maximum(const row_input *in, const uint from, const uint to, const bool whole,
                                  const bool keeps_z, __local real *cache)
 {
+    const uint full = min(to, in->vectors);
     if (keeps_z) {
         vec m = (vec)(-REAL_INFINITY);
-        for (uint v = from + (uint)get_local_id(0); v < to; v += WG_SIZE) {
-            m = vec_max(m, keep_z(in, from, v, whole, cache));
-        }
+        uint v = from + (uint)get_local_id(0);
+#    pragma unroll 4
+        for (; v < full; v += WG_SIZE) m = vec_max(m, keep_z(in, from, v, true, whole, cache));
+        if (v < to) m = vec_max(m, keep_z(in, from, v, false, whole, cache));
         return FOLD(m, real_max);
     }
 
-    const uint full = min(to, in->vectors);
     vec m0 = (vec)(-REAL_INFINITY);
     vec m1 = m0;
     vec m2 = m0;

@@ -212,6 +212,9 @@ Test(variants, lanes_along_the_classes)
             CLXENT_OUTPUT_BAD_TARGETS,
         CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_SOFTMAX,
         CLXENT_OUTPUT_LOSSES,
+        CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_ARGMAX | CLXENT_OUTPUT_CORRECT |
+            CLXENT_OUTPUT_ENTROPY,
+        CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_ARGMAX | CLXENT_OUTPUT_ENTROPY,
     };
     for (size_t i = small_run() ? 2 : 0; i < COUNT(tunings); i++) {
         const size_t vector = tunings[i].lane_vector, block = 16 * vector;
