@@ -988,6 +988,17 @@ INLINE void store_columns(const tile_input *each, const row_result *r, const emi
     const clxent_parameters *p = each[0].p;
     destination to = *at;
     to.aligned = is_aligned(&to, p->inner, streaming);
+#    if !GENERAL /* with its options so much code takes long to compile */
+    if (columns == COLUMNS && each[COLUMNS - 1].n == VEC) {
+        for (uint c = 0; c < p->classes; c++) {
+#        pragma unroll
+            for (uint w = 0; w < COLUMNS; w++) {
+                put(&to, c * class_step(p) + w * VEC, emit_value(&each[w], &r[w], &m[w], c), VEC);
+            }
+        }
+        return;
+    }
+#    endif
     for (uint c = 0; c < p->classes; c++) {
         for (uint w = 0; w < COLUMNS && w < columns; w++) {
             put(&to, c * class_step(p) + w * VEC, emit_value(&each[w], &r[w], &m[w], c), each[w].n);
