@@ -122,7 +122,7 @@ DEFINE_ACCESSES(double)
 #    define STORE_HALF(v, p) PASTE(PASTE(vstore_half, VEC), _rte)(v, 0, p)
 #endif
 
-/* 64-bit conditions and numbers to those of the width of real. */
+/* Conditions and numbers of another width to those of the width of real. */
 #define TO_INTEGERS(v) LANE_OF(INTEGER_TYPE)(v)
 
 /* In code for both: conditions are ilanes, chosen by ?: and joined by && and ||, and constants are cast. */
@@ -130,8 +130,8 @@ DEFINE_ACCESSES(double)
 typedef vec lane;
 typedef ivec ilane;
 #    if VEC > 1
-/* PoCL's any() looks at one element after the other. */
-#        if defined(__has_builtin)
+/* PoCL's any() looks at one element after the other. The built-in is for its CPUs: Oclgrind and SPIR-V do not know it. */
+#        if WG_SIZE == 1 && defined(POCL_DEVICE_ADDRESS_BITS) && defined(__has_builtin)
 #            if __has_builtin(__builtin_reduce_or)
 #                define ANY_LANE(condition) (__builtin_reduce_or(condition) != 0)
 #            endif
@@ -257,8 +257,8 @@ static inline VECTOR(float) half_values(const VECTOR(ushort) stored)
 #    define UPPER_HALF_OF_ONE(v) convert_ushort((v) >> 16)
 DEFINE_BF16(bf16_scalar, float, uint, ushort, as_uint, as_float, convert_uint, UPPER_HALF_OF_ONE)
 #    if VEC > 1
-#        if defined(__clang__) && defined(__ENDIAN_LITTLE__) && WG_SIZE == 1
-/* One permutation on CPUs with AVX-512, where shift and conversion are three. */
+#        if WG_SIZE == 1 && defined(POCL_DEVICE_ADDRESS_BITS) && defined(__ENDIAN_LITTLE__)
+/* One permutation on CPUs with AVX-512, where shift and conversion are three instructions. The type is clang's. */
 typedef ushort bf16_halves __attribute__((ext_vector_type(2 * VEC)));
 #            define UPPER_HALF(v) __builtin_astype(v, bf16_halves).odd
 #        else

@@ -623,10 +623,9 @@ static inline row_sums scan_own(const row_input *in, const uint apart, const uin
     row_sums sums;
 #    if GENERAL
     row_input plain = *in;
-    if (is_plain(in) && in->entropy && !in->dense) {
+    if (is_plain(in) && !in->dense) {
         make_plain(&plain);
         plain.dense = false;
-        plain.entropy = true;
         scan_vectors(&sums, &plain, apart, begin, end, whole, cached, cache, range);
         return sums;
     }
@@ -717,7 +716,11 @@ static inline row_sums sum_own(const row_input *in, const uint apart, const uint
         }
     }
     /* also true where +inf - inf made it, without a NaN among the logits */
-    if (has_nan && in->nan) s.nan_at = find_first(in, true, 0, begin, end, false);
+    if (has_nan && in->nan) {
+        /* of s, which is NaN too where a logit_scale of 0 meets an infinity */
+        s.nan_at =
+            GENERAL ? find_first(in, true, 0, begin, end, true) : find_first(in, true, 0, begin, end, false);
+    }
     return s;
 }
 

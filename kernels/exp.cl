@@ -138,7 +138,8 @@ static inline exp_scale exp_scale_of(const lane maximum)
 /* On CPUs with AVX-512, whose 512-bit fma takes a whole cycle, a table of 2^(j/16) in a register takes the place of half
  * the polynomial: k counts sixteenths, its four low bits are the permutation's index, and |r| <= ln2 / 32. The
  * table holds what, added to the integer that is left of `shifted`, makes the bits of 2^(k - q). exp(r) = 1 + r + C2
- * r^2 + C3 r^3 to 4.1e-09. The error is 2.1 u instead of 1.1 u: not for lanes, whose few classes have large shares. */
+ * r^2 + C3 r^3 to 4.1e-09. The error is 2.1 u instead of 1.1 u: not for lanes of few
+ * classes, whose large shares have hardly another error. */
 #if HAS_TABLE
 #    define TABLE                                                                                     \
         ((int16)(0x0, -0x2553d, -0x46a3e, -0x63c2d, -0x7c810, -0x90ace, -0xa0129, -0xaa7c1, -0xafb0d, \

@@ -7,7 +7,7 @@
  * Rows come in tiles, which are read once into local memory, class by class, and stay there until their results
  * are written; where a tile does not fit (INNER only) it is read a second time. With the class axis last, tiles are
  * transposed on their way in and out: by shuffles of registers in a group of one work-item, by local memory in
- * larger ones. With ALONG they are not: rows are read twice, and the tile has their exponentials, row by row.
+ * larger ones. With ALONG they are not: rows are read where they lie, and the tile has their exponentials, row by row.
  *
  * Set by the host with -D, beside those of common.cl and loss.cl:
  *   INNER    0: the class axis is last; a group of more than one work-item needs VEC 1
@@ -374,6 +374,7 @@ static inline void fill_tile(const tile_input *in, __local real *cache, __local 
         column.x = in->x + w * VEC;
         for (uint c = 0; c < in->classes; c++) {
             const vec v = load_class(&column, c);
+            if (!in->brings_next) PREFETCH(column.x + (c + CLASSES_AHEAD) * class_step(in->p));
             maximum[w] = vec_max(maximum[w], v);
             STORE(v, in->logits + ((size_t)w * in->classes + c) * PITCH);
         }
@@ -519,13 +520,13 @@ INLINE void sum_along(along_sums *sums, const tile_input *in, const uint row, co
     }
 }
 
-/* high and low: of each row, element by element of its vectors; of the rows, lane by lane. */
-INLINE long_sum fold_along(const tile_input *in, vec high[VEC], vec low[VEC])
+/* high and low: of each row, element by element of its vectors; of the rows, lane by lane. has_low: low is not all 0. */
+INLINE long_sum fold_along(vec high[VEC], vec low[VEC], const bool has_low)
 {
     long_sum s = long_zero();
     transpose(high);
     for (uint i = 0; i < VEC; i++) s = long_add(s, high[i]);
-    if (in->classes >= (BLOCK_CLASSES + 1) * VEC) { /* nothing is lost by the first addition */
+    if (has_low) {
         transpose(low);
         for (uint step = VEC / 2; step > 0; step /= 2) {
 #    pragma unroll
@@ -612,8 +613,9 @@ static inline tile_sums sum_rows(const tile_input *in, const ilane target, const
         if (wishes.best) best[i] = find_along(in, i, false, maximum[i]);
     }
     tile_sums s = empty_sums(LOAD(maximum));
-    s.others = fold_along(in, high, low);
-    if (wishes.entropy) s.entropy = fold_along(in, entropy_high, entropy_low);
+    const bool has_low = in->classes >= (BLOCK_CLASSES + 1) * VEC; /* nothing is lost by the first addition */
+    s.others = fold_along(high, low, has_low);
+    if (wishes.entropy) s.entropy = fold_along(entropy_high, entropy_low, has_low);
     if (wishes.best) s.best = LOAD(best);
     return s;
 }
@@ -652,7 +654,7 @@ static inline lane sum_below_top(const tile_input *in, const row_result *r)
         high[i] = sum.high;
         low[i] = sum.low;
     }
-    return long_value(fold_along(in, high, low));
+    return long_value(fold_along(high, low, true));
 }
 
 #else
@@ -676,7 +678,11 @@ INLINE vec add_class(const tile_input *in, tile_sums *b, const exp_scale scale, 
 {
     const vec z = get_z(in, c);
     const vec e = exp_vector(z, scale, far);
-    if (!INNER || in->brings_next) PREFETCH(in->next + c * (INNER ? class_step(in->p) : VEC));
+    if (!INNER || in->brings_next) {
+        PREFETCH(in->next + c * (INNER ? class_step(in->p) : VEC));
+    } else if (!CACHED) {
+        PREFETCH(in->x + (c + CLASSES_AHEAD) * class_step(in->p));
+    }
     if (CACHED) STORE(e, in->values + (size_t)c * PITCH);
     const vec other = target == (ilane)((integer)c) ? (vec)(0) : e;
     if (GENERAL) {
@@ -1129,7 +1135,7 @@ static inline judgement judge(const tile_input *in, const lane_targets *t)
 #    define MEET                          \
         do {                              \
             barrier(CLK_LOCAL_MEM_FENCE); \
-            rows = tile_rows;             \
+            rows = tile_rows[tile & 1];   \
         } while (0)
 #else
 #    define MEET (void)0
@@ -1140,7 +1146,8 @@ static inline judgement judge(const tile_input *in, const lane_targets *t)
 __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(ARGUMENTS)
 {
 #if COOPERATIVE
-    __local uint tile_rows;
+    __local uint
+        tile_rows[2]; /* of this tile and of the next, which work-item 0 may be at while others are here */
 #endif
     const uint lid = (uint)get_local_id(0);
     const uint outputs = p.outputs;
@@ -1185,7 +1192,7 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
         const ulong first_row = slab * slab_rows + within;
         uint rows = (uint)min((ulong)TILE, slab_rows - within); /* of this tile */
 #if COOPERATIVE
-        if (lid == 0) tile_rows = rows;
+        if (lid == 0) tile_rows[tile & 1] = rows;
 #endif
         __global const storage *x = logits + p.offset.logits;
         x += INNER ? slab * p.row_stride + within : within * p.row_stride;

@@ -5,8 +5,8 @@
  * that is one row or many. Formulas: clxent.h.
  *
  * Set by the host with -D, beside those of common.cl:
- *   GENERAL  0: index targets or none, without smoothing, scale, softcap and entropy: nothing but the
- *               exponential stands in the inner loops
+ *   GENERAL  0: index targets or none, without smoothing, scale, softcap and (but for ALONG of lanes.cl) entropy:
+ *               nothing but the exponential stands in the inner loops
  *            1: every option, as run-time values
  */
 #if !defined(GENERAL) || GENERAL < 0 || GENERAL > 1
@@ -215,8 +215,8 @@ typedef struct {
     ilane filled;
 } gradient_factors;
 
-/* outer: row_weight upstream logit_scale / d. no_rows: d is the sum of weights, and no row counts. lse: as the statistics give it, as a
- * gradient run from them has no better one. */
+/* outer: row_weight upstream logit_scale / d. no_rows: d is the sum of weights, and no row counts. lse: as the
+ * statistics give it, as a gradient run from them has no better one. */
 static inline gradient_factors gradient_of(const row_result *r, const judgement *t, const bool dense,
                                            const real z_loss, const lane lse, const lane outer,
                                            const bool no_rows)

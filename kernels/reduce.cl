@@ -103,7 +103,7 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_target
     __local partial scratch[WG_SIZE];
     const ulong begin = get_group_id(0) * (ulong)REDUCE_ROWS;
     const ulong end = min(begin + REDUCE_ROWS, p.rows);
-    /* of i64, whose steps are two lines, the other one comes beside it or not */
+    /* of i64 a step is two lines, of which one is asked for */
     const uint target_bytes = p.target_type == TARGET_I32 ? 4 : p.target_type == TARGET_I64 ? 8 : 1;
     partial own = empty_partial();
     long_sum weights = long_zero();

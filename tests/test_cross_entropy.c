@@ -561,6 +561,19 @@ Test(cross_entropy, random_combinations_of_options_match_the_reference)
     }
 }
 
+/* The rows that shift takes the targets of have none, and behind the last row's there is no memory. */
+Test(cross_entropy, shifted_probabilities_end_with_the_last_row)
+{
+    const size_t classes[] = { 9, 70, 1100 };
+    for (size_t i = 0; i < COUNT(classes); i++) {
+        clxent_desc desc = make_desc(CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_SOFTMAX,
+                                     CLXENT_F32, 2, 3, classes[i]);
+        desc.target_type = CLXENT_TARGET_PROBABILITIES_F32;
+        desc.shift = 1;
+        run_filled_case(name_of(&desc, "shifted probabilities"), &desc, FILL_PLAIN, 60 + i, 0);
+    }
+}
+
 Test(cross_entropy, extreme_values_of_options_match_the_reference)
 {
     const struct {
@@ -570,15 +583,18 @@ Test(cross_entropy, extreme_values_of_options_match_the_reference)
         { 0, 0, -4, 0 },    { 0, 0, 1, 0.01 },  { 0, 0, 1, 1e6 },  { 0, 0, 50, 3 },   { 0.5, 0.1, -2, 5 },
         { 0, 0, 1e-30, 2 }, { 0, 0, 2, 1e-30 }, { 1e-7, 0, 1, 0 },
     };
-    for (size_t i = 0; i < COUNT(cases); i++) {
-        clxent_desc desc = make_desc(GENERAL, CLXENT_F32, ALL_KINDS, 1, small_run() ? 5 : 130);
+    /* lanes, rows */
+    const size_t classes[] = { small_run() ? 5 : 130, small_run() ? 70 : 1100 };
+    for (size_t k = 0; k < 2 * COUNT(cases); k++) {
+        const size_t i = k / 2;
+        clxent_desc desc = make_desc(GENERAL, CLXENT_F32, ALL_KINDS, 1, classes[k % 2]);
         char what[128];
         desc.label_smoothing = cases[i].smoothing;
         desc.z_loss = cases[i].z_loss;
         desc.logit_scale = cases[i].scale;
         desc.softcap = cases[i].softcap;
-        (void)snprintf(what, sizeof what, "smoothing %g z_loss %g scale %g softcap %g", cases[i].smoothing,
-                       cases[i].z_loss, cases[i].scale, cases[i].softcap);
+        (void)snprintf(what, sizeof what, "%zu classes, smoothing %g z_loss %g scale %g softcap %g",
+                       desc.classes, cases[i].smoothing, cases[i].z_loss, cases[i].scale, cases[i].softcap);
         run_filled_case(what, &desc, FILL_DESIGNED | FILL_MASKED | FILL_SPECIAL | FILL_HIT, 30 + i, 0);
     }
 }

@@ -161,10 +161,15 @@ Test(determinism, what_else_a_run_is_asked_for_changes_nothing)
 /* The same of results that let vectors lie along few classes, for which the outputs decide. */
 Test(determinism, nor_does_it_where_rows_lie_along_the_classes)
 {
-    const uint32_t all =
-        CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_STATISTICS;
-    const uint32_t subsets[] = { CLXENT_OUTPUT_LOSS, CLXENT_OUTPUT_GRADIENT,
-                                 CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_STATISTICS };
+    const uint32_t all = CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_GRADIENT |
+                         CLXENT_OUTPUT_STATISTICS | CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_ARGMAX |
+                         CLXENT_OUTPUT_CORRECT | CLXENT_OUTPUT_ENTROPY;
+    const uint32_t subsets[] = { CLXENT_OUTPUT_LOSS,
+                                 CLXENT_OUTPUT_GRADIENT,
+                                 CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_STATISTICS,
+                                 CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_CORRECT,
+                                 CLXENT_OUTPUT_ARGMAX | CLXENT_OUTPUT_GRADIENT,
+                                 CLXENT_OUTPUT_ENTROPY };
     const size_t classes[] = { 100, 301 };
 
     for (size_t c = 0; c < COUNT(classes); c++) {
@@ -193,7 +198,7 @@ Test(determinism, nor_does_it_where_rows_lie_along_the_classes)
 }
 
 /* A row's results do not depend on its neighbours: each row alone gives what it gives among all. */
-Test(determinism, a_row_alone_has_the_bits_it_has_among_others)
+static void check_rows_alone(size_t classes)
 {
     enum { ROWS = 30 };
     clxent_desc desc = CLXENT_DESC_INIT;
@@ -204,7 +209,7 @@ Test(determinism, a_row_alone_has_the_bits_it_has_among_others)
     desc.reduction = CLXENT_REDUCTION_NONE;
     desc.batch = ROWS;
     desc.seq = 1;
-    desc.classes = small_run() ? 33 : 1500;
+    desc.classes = classes;
     make_problem(&p, &desc, FILL_DESIGNED | FILL_MASKED | FILL_IGNORED, 12);
     run_on_device(&p, desc.outputs, 0, &whole);
     for (size_t row = 0; row < ROWS; row++) {
@@ -227,6 +232,14 @@ Test(determinism, a_row_alone_has_the_bits_it_has_among_others)
     }
     free_outputs(&whole);
     free_problem(&p);
+}
+
+/* Rows of a work-group, lanes that lie along the classes, lanes. */
+Test(determinism, a_row_alone_has_the_bits_it_has_among_others)
+{
+    if (!small_run()) check_rows_alone(1500);
+    check_rows_alone(100);
+    check_rows_alone(33);
 }
 
 /* `clxent tune` leaves results as they were: what it varies unless told otherwise decides no bits. The default row is

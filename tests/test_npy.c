@@ -566,7 +566,7 @@ Test(npy, a_signal_at_any_moment_leaves_whole_sets_of_files, .init = make_direct
         close(ends[1]);
         cr_assert(child > 0 && read(ends[0], &begun, 1) == 1);
         close(ends[0]);
-        nanosleep(&(struct timespec){ .tv_nsec = round * 1009L }, NULL);
+        nanosleep(&(struct timespec){ .tv_nsec = round * 10007L }, NULL);
         cr_assert(kill(child, SIGTERM) == 0 && waitpid(child, &status, 0) == child);
         cr_assert(WIFSIGNALED(status) && WTERMSIG(status) == SIGTERM);
 

@@ -76,7 +76,7 @@ static void check_desc(const clxent_tuning *tuning, const clxent_desc *desc, uin
     plan_maker = make_forced;
     run_filled_case(name, desc,
                     FILL_DESIGNED | FILL_MASKED | FILL_SPECIAL | FILL_IGNORED | FILL_BAD_TARGETS |
-                        FILL_UPSTREAM,
+                        FILL_UPSTREAM | FILL_HIT,
                     desc->classes, flags);
 }
 
@@ -189,6 +189,10 @@ Test(variants, lanes_of_every_vector_with_the_class_axis_last)
         check_lanes(t, CLXENT_F32, 1, false);
         check_lanes(t, CLXENT_F32, 1, true);
     }
+    /* several tiles one after the other in a group that shares them */
+    const clxent_tuning shared = LANES(32, 1, 1 << 19, 0);
+    const size_t tiles = 8 * (size_t)device.ctx->device.compute_units * 3;
+    check(&shared, CLXENT_F32, 32 * tiles + 5, 2, false, 0);
 }
 
 /* Whether a plan of that tuning has lanes whose vectors lie along the classes. */

@@ -440,7 +440,7 @@ enum { ENDING_SIGNALS = sizeof ending_signals / sizeof *ending_signals };
 static struct sigaction earlier[ENDING_SIGNALS];
 
 /* A signal waits, as its number here, while a file has a name that temporaries does not hold, and while outputs take
- * their places; once one removes files, no more are made. */
+ * their places; once one removes files, no more are made. Those of a fault in the program cannot wait. */
 enum { IDLE = 0, BUSY = -1, ENDING = -2 };
 static atomic_int guard = IDLE;
 
@@ -450,10 +450,14 @@ static void remove_temporaries(int number)
     sigset_t set;
     int state = atomic_load(&guard);
 
-    do {
-        if (state != IDLE && state != BUSY) return;
-    } while (!atomic_compare_exchange_weak(&guard, &state, state == BUSY ? number : ENDING));
-    if (state == BUSY) return;
+    if (number == SIGABRT || number == SIGBUS) {
+        atomic_store(&guard, ENDING);
+    } else {
+        do {
+            if (state != IDLE && state != BUSY) return;
+        } while (!atomic_compare_exchange_weak(&guard, &state, state == BUSY ? number : ENDING));
+        if (state == BUSY) return;
+    }
 
     for (size_t i = 0; i < sizeof temporaries / sizeof *temporaries; i++) {
         const char *path = atomic_load(&temporaries[i]);

@@ -87,9 +87,9 @@ bool npy_same_file(const npy_output *a, const npy_output *b);
 
 /* Gives every output its name, replacing files of that name, and frees it. Where one of them cannot have its name,
  * *failed is its index, all are discarded, and files of before that had been replaced are back.
- * Every name is at any time that of a whole file, the former or the new one. No system renames several files at
- * once, though: what ends the process in between, even a signal, can leave some names new and others not. And
- * where a file of before cannot have a second link (no hard links on the file system, another user's file, a name of
+ * Every name is at any time that of a whole file, the former or the new one. A signal that ends the process does so
+ * before or after all of them; no system renames several files at once, though: what cannot be caught can leave some
+ * names new and others not. And where a file of before cannot have a second link (no hard links on the file system, another user's file, a name of
  * 248 characters or more) it cannot come back once it has been replaced: there the new file stays. */
 bool npy_commit(npy_output *outputs, size_t count, size_t *failed, npy_fault *fault);
 void npy_discard(npy_output *output); /* accepts a zeroed or committed output */
