@@ -521,7 +521,7 @@ INLINE void sum_along(along_sums *sums, const tile_input *in, const uint row, co
 }
 
 /* high and low: of each row, element by element of its vectors; of the rows, lane by lane. has_low: low is not all 0. */
-INLINE long_sum fold_along(vec high[VEC], vec low[VEC], const bool has_low)
+INLINE void fold_along(long_sum *sum, vec high[VEC], vec low[VEC], const bool has_low)
 {
     long_sum s = long_zero();
     transpose(high);
@@ -534,7 +534,7 @@ INLINE long_sum fold_along(vec high[VEC], vec low[VEC], const bool has_low)
         }
         s.low += low[0];
     }
-    return s;
+    *sum = s;
 }
 
 /* In `found`, where an element of the vector at class c is the value, or NaN. */
@@ -614,8 +614,8 @@ static inline tile_sums sum_rows(const tile_input *in, const ilane target, const
     }
     tile_sums s = empty_sums(LOAD(maximum));
     const bool has_low = in->classes >= (BLOCK_CLASSES + 1) * VEC; /* nothing is lost by the first addition */
-    s.others = fold_along(high, low, has_low);
-    if (wishes.entropy) s.entropy = fold_along(entropy_high, entropy_low, has_low);
+    fold_along(&s.others, high, low, has_low);
+    if (wishes.entropy) fold_along(&s.entropy, entropy_high, entropy_low, has_low);
     if (wishes.best) s.best = LOAD(best);
     return s;
 }
@@ -654,7 +654,9 @@ static inline lane sum_below_top(const tile_input *in, const row_result *r)
         high[i] = sum.high;
         low[i] = sum.low;
     }
-    return long_value(fold_along(high, low, true));
+    long_sum all;
+    fold_along(&all, high, low, true);
+    return long_value(all);
 }
 
 #else
