@@ -327,17 +327,21 @@ static clxent_status build_failure(clxent_context *ctx, cl_program program, cons
 static clxent_status compile(clxent_context *ctx, const char *file, const char *options, cl_program *out)
 {
     static const char standard[] = "-cl-std=CL1.2 ";
-    enum { MAX_PARTS = 6 };
+    enum { MAX_PARTS = 8 };
     const char *names[MAX_PARTS] = { "parameters.cl", "common.cl", "reduce.cl" };
     const char *texts[MAX_PARTS];
     size_t lengths[MAX_PARTS];
     cl_uint parts = 3;
     cl_int code;
 
-    if (strcmp(file, "cross_entropy.cl") == 0 || strcmp(file, "lanes.cl") == 0) {
+    const bool rows = strcmp(file, "cross_entropy.cl") == 0, lanes = strcmp(file, "lanes.cl") == 0;
+    if (rows || lanes) {
         names[parts++] = "exp.cl";
         names[parts++] = "loss.cl";
     }
+    if (rows) names[parts++] = "row_sums.cl";
+    if (lanes) names[parts++] = "tiles.cl";
+    if (lanes) names[parts++] = "lane_sums.cl";
     names[parts++] = file;
     for (cl_uint i = 0; i < parts; i++) {
         const clxent_source *source = source_find(names[i]);

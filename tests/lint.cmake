@@ -11,7 +11,9 @@ set(cpu -DWG_SIZE=1)
 set(gpu -DWG_SIZE=256)
 set(parts parameters common reduce exp loss)
 set(shapes "")
+set(pieces ${PROGRAM})
 if(PROGRAM STREQUAL "cross_entropy")
+  set(pieces row_sums cross_entropy)
   foreach(general 0 1)
     list(APPEND shapes
       "${cpu} -DLANES=0 -DVEC=16 -DBLOCK=64 -DGENERAL=${general}"
@@ -20,6 +22,7 @@ if(PROGRAM STREQUAL "cross_entropy")
       "${gpu} -DLANES=0 -DVEC=8 -DBLOCK=64 -DGENERAL=${general}")
   endforeach()
 elseif(PROGRAM STREQUAL "lanes")
+  set(pieces tiles lane_sums lanes)
   foreach(general 0 1)
     foreach(shape "${cpu} -DVEC=16 -DCOLUMNS=4" "${cpu} -DVEC=1 -DCOLUMNS=1" "${gpu} -DVEC=4 -DCOLUMNS=1")
       list(APPEND shapes
@@ -41,6 +44,14 @@ else()
 endif()
 list(TRANSFORM parts REPLACE "(.+)" "-include;${KERNELS}/\\1.cl")
 
+# The program's own parts are one file to the compiler, which looks for what nobody uses in that alone.
+set(main ${CMAKE_CURRENT_BINARY_DIR}/lint_${PROGRAM}.cl)
+file(WRITE ${main} "")
+foreach(piece IN LISTS pieces)
+  file(READ ${KERNELS}/${piece}.cl text)
+  file(APPEND ${main} "#line 1 \"${KERNELS}/${piece}.cl\"\n${text}")
+endforeach()
+
 # -cl-no-stdinc leaves out clang's own table of builtins, which lacks vload_half where the device lacks fp16;
 # opencl-c.h, which -finclude-default-header then brings, has it.
 set(flags -x cl -cl-std=CL1.2 -cl-no-stdinc -Xclang -finclude-default-header -target spir64
@@ -56,7 +67,7 @@ foreach(dtype IN LISTS dtypes)
     string(REGEX REPLACE "(.*):(.*)" "${shape} -DDTYPE=\\1 -DGRADIENT_DTYPE=\\2" defines ${dtype})
     separate_arguments(arguments UNIX_COMMAND "${defines}")
     execute_process(
-      COMMAND ${CLANG} ${flags} -Xclang -cl-ext=${extensions} ${arguments} ${KERNELS}/${PROGRAM}.cl
+      COMMAND ${CLANG} ${flags} -Xclang -cl-ext=${extensions} ${arguments} ${main}
       RESULT_VARIABLE status OUTPUT_VARIABLE output ERROR_VARIABLE output)
     if(NOT status EQUAL 0)
       message(FATAL_ERROR "${PROGRAM}.cl with ${defines}:\n${output}")

@@ -52,6 +52,11 @@ parameter() {
 compile() {
     target=$1 file=$2 out=$3
     shift 3
+    case $file in
+    cross_entropy.cl) parts="row_sums" ;;
+    lanes.cl) parts="tiles lane_sums" ;;
+    esac
+    for part in exp loss $parts; do set -- "$@" -include "kernels/$part.cl"; done
     case $target in
     sm_*) where="-target nvptx64-- -Xclang -target-cpu -Xclang $target" library=nvptx64--nvidiacl ;;
     *) where="-target amdgcn-amd-amdhsa -mcpu=$target -nogpulib" library=amdgcn--amdhsa ;;
@@ -59,7 +64,7 @@ compile() {
     # shellcheck disable=SC2086
     "$clang" -x cl -cl-std=CL1.2 -O3 -Wno-linker-warnings -Wno-pass-failed $where -Xclang -finclude-default-header \
         -Xclang -mlink-builtin-bitcode -Xclang "$libclc/$library.bc" -include kernels/parameters.cl \
-        -include kernels/common.cl -include kernels/reduce.cl -include kernels/exp.cl -include kernels/loss.cl "$@" -S -o "$out" \
+        -include kernels/common.cl -include kernels/reduce.cl "$@" -S -o "$out" \
         "kernels/$file"
 }
 
