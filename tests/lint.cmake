@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 #
-# clang compiles PROGRAM in every shape that host/plan.c may ask for, for a device that has nothing beyond OpenCL
-# C 1.2. The compilers of drivers are more lenient: they let doubles and extensions of later versions pass.
+# clang compiles PROGRAM in every shape that host/plan.c may ask for, with FULL for every dtype and else for one each in
+# turn, for a device that has nothing beyond OpenCL C 1.2. The compilers of drivers are more lenient: they let doubles and extensions of later versions pass.
 cmake_minimum_required(VERSION 3.21)
 
 # DTYPE:GRADIENT_DTYPE, as kernels/common.cl numbers them. The two meet nowhere but in a conversion: each type
@@ -58,12 +58,19 @@ set(flags -x cl -cl-std=CL1.2 -cl-no-stdinc -Xclang -finclude-default-header -ta
   -Wall -Wextra -Wconversion -Wdouble-promotion -Werror -fsyntax-only
   ${parts})
 
-foreach(dtype IN LISTS dtypes)
-  set(extensions -all)
-  if(dtype MATCHES "4")
-    set(extensions -all,+cl_khr_fp64)
+set(turn 0)
+list(LENGTH dtypes count)
+foreach(shape IN LISTS shapes)
+  list(GET dtypes ${turn} of_this_shape)
+  math(EXPR turn "(${turn} + 1) % ${count}")
+  if(FULL)
+    set(of_this_shape ${dtypes})
   endif()
-  foreach(shape IN LISTS shapes)
+  foreach(dtype IN LISTS of_this_shape)
+    set(extensions -all)
+    if(dtype MATCHES "4")
+      set(extensions -all,+cl_khr_fp64)
+    endif()
     string(REGEX REPLACE "(.*):(.*)" "${shape} -DDTYPE=\\1 -DGRADIENT_DTYPE=\\2" defines ${dtype})
     separate_arguments(arguments UNIX_COMMAND "${defines}")
     execute_process(

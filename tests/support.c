@@ -30,6 +30,10 @@ static bool is_set(const char *variable)
 
 bool small_run(void) { return is_set("CLXENT_TEST_SMALL"); }
 
+bool full_run(void) { return is_set("CLXENT_TEST_FULL"); }
+
+size_t volume(size_t count, size_t few) { return full_run() || count < few ? count : few; }
+
 /* ---- Device -------------------------------------------------------------------------------- */
 
 static cl_device_id find_device(cl_device_type type)

@@ -34,7 +34,12 @@ void close_device(void);
 
 bool wants_ratios(void); /* CLXENT_TEST_RATIOS=1 */
 
-bool small_run(void);         /* CLXENT_TEST_SMALL=1: sizes for an interpreter such as Oclgrind */
+bool small_run(void); /* CLXENT_TEST_SMALL=1: sizes for an interpreter such as Oclgrind */
+
+/* CLXENT_TEST_FULL=1: every variant times every dtype. Else tests that compile programs of their own, seconds each, take
+ * one of each kind: volume() is count in a full run and at most few elsewhere. */
+bool full_run(void);
+size_t volume(size_t count, size_t few);
 const char *last_error(void); /* of device.ctx; valid until the next call */
 
 /* An out-of-order queue, NULL where the device has none. The caller releases it. */

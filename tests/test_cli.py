@@ -21,6 +21,7 @@ import numpy as np
 
 BIN = os.path.abspath(os.environ.get("CLXENT_BIN", "clxent"))
 SMALL = "CLXENT_TEST_SMALL" in os.environ  # a simulator runs the kernels
+FULL = "CLXENT_TEST_FULL" in os.environ  # every variant times every dtype; else one of each kind, as each takes seconds to compile
 
 OUTPUTS = ("losses", "lse", "softmax", "log-softmax", "grad", "argmax", "entropy")
 KEYS = [
@@ -44,7 +45,7 @@ def clxent(*args, **kwargs):
         stderr=subprocess.PIPE,
         universal_newlines=True,
         encoding="utf-8",
-        timeout=400,
+        timeout=7000,  # a guard against hanging
         **kwargs
     )
 
@@ -757,10 +758,11 @@ class Batches(Case):
 
     def test_every_dtype(self):
         for dtype, grad in (
-            *itertools.product(("f32", "f16", "bf16"), (None, "f32", "f16", "bf16")),
-            ("f64", None),
-            ("f64", "f64"),
+            *((dtype, None) for dtype in ("f32", "f16", "bf16", "f64")),
+            ("f32", "bf16"),
             ("f64", "f32"),
+            *(itertools.product(("f32", "f16", "bf16"), ("f32", "f16", "bf16")) if FULL else ()),
+            *((("f64", "f64"),) if FULL else ()),
         ):
             with self.subTest(dtype=dtype, grad=grad):
                 x, y = batch(7, dtype=dtype)
@@ -768,7 +770,7 @@ class Batches(Case):
                 self.assertEqual(arrays["grad"].dtype, np.dtype(NUMPY[grad or dtype]))
 
     def test_a_16_bit_gradient_is_the_f32_one_rounded_once(self):
-        for dtype, stored in itertools.product(("f32", "f16", "bf16"), ("f16", "bf16")):
+        for dtype, stored in itertools.product(("f32", "f16", "bf16") if FULL else ("f32",), ("f16", "bf16")):
             with self.subTest(dtype=dtype, stored=stored):
                 x, y = batch(8, dtype=dtype)
                 _, wide, _ = self.evaluate(x, y, dtype=dtype, grad_dtype="f32", outputs=("grad",))
@@ -910,7 +912,7 @@ class Options(Case):
             "shift": (1, 4),
             "all_ignored": ("zero",),
         }
-        for i in range(4 if SMALL else 24):
+        for i in range(24 if FULL else 4):
             axis = random.randint(-4, 4)
             shape = list(random.randint(1, 5, 4))
             shape[axis] = classes = random.randint(4, 40)
@@ -954,7 +956,7 @@ class Options(Case):
     def test_combinations(self):
         options = self.alone()
         random = np.random.RandomState(9)
-        for i in range(4 if SMALL else 24):
+        for i in range(24 if FULL else 4):
             chosen = {
                 name: value for name, value in options.items() if random.uniform() < (1.0 if i == 0 else 0.5)
             }
@@ -1011,12 +1013,9 @@ class Options(Case):
         options = self.alone()
         for dtype, stored in (
             ("f32", "<f4"),
-            ("f16", "<f2"),
-            ("f16", "<f4"),
             ("bf16", "<u2"),
-            ("bf16", "<f4"),
-            ("f64", "<f8"),
             ("f64", "<f4"),
+            *((("f16", "<f2"), ("f16", "<f4"), ("bf16", "<f4"), ("f64", "<f8")) if FULL else ()),
         ):
             with self.subTest(dtype=dtype, stored=stored):
                 y = store(q, "bf16") if stored == "<u2" else q.astype(stored)
@@ -1294,7 +1293,7 @@ class Verify(Case):
             ratios = {entry["feature"]: entry["worst"] for entry in result["features"]}
             return {name: ratio for name, ratio in ratios.items() if name.startswith("outputs")}, result["worst"]
 
-        for dtype in ("f16", "bf16"):
+        for dtype in ("f16", "bf16") if FULL else ("bf16",):
             ratios, overall = worst("outputs=softmax+gradient+lse+argmax;dtype=%s" % dtype)
             self.assertLess(0, ratios["outputs lse"])
             self.assertEqual(overall, ratios.pop("outputs lse"))
@@ -1335,7 +1334,7 @@ class Verify(Case):
                 if lines[2] not in ("", "  \n"):
                     return lines
                 continue
-            out, err = run.communicate(timeout=390)
+            out, err = run.communicate(timeout=6900)
             if run.returncode != -number:
                 return run.returncode, out, err
         self.fail("signal %d ended verify" % number)
@@ -1514,9 +1513,9 @@ class Bench(Case):
             self.assertRegex(text, r"(?m)^/ %s +\d+\.\d\d " % what)
 
     def test_suite_has_every_case(self):
-        rows = self.suite(*(("--case", "1,024 classes") if SMALL else ()))
+        rows = self.suite(*(() if FULL else ("--case", "1,024 classes")))
         names = [row["case"] for row in rows]
-        want = [name for name in self.GOALS if not SMALL or "1,024 classes" in name]
+        want = [name for name in self.GOALS if FULL or "1,024 classes" in name]
         self.assertEqual(sorted(names), sorted(want))
         for row in rows:
             self.check_row(row)
@@ -1543,8 +1542,8 @@ class Bench(Case):
                 self.assertTrue(0 < float(line) < 60, line)
 
     def test_plot(self):
-        if SMALL:
-            self.skipTest("31 class counts take a simulator too long")
+        if not FULL:
+            self.skipTest("31 class counts: in a full run")
         self.succeed("bench", *self.SIZE, "--json", "--plot", self.path("bench.png"))
         with open(self.path("bench.png"), "rb") as stream:
             data = stream.read()

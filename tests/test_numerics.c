@@ -210,6 +210,7 @@ Test(numerics, gradients_of_saturated_logits_keep_their_digits)
         if (dtype == CLXENT_F64 && !device.has_f64) continue;
         for (size_t i = 0; i < COUNT(options); i++) {
             for (size_t t = 0; t <= EACH_STRATEGY; t++) {
+                if (dtype == CLXENT_F64 && !small_run() && !full_run() && t != EACH_ROWS) continue;
                 const bool inner = t == EACH_STRATEGY; /* lanes again, with the class axis not last */
                 clxent_desc desc = make_desc(PLAIN, dtype, inner ? 20 : 6, small_run() ? 40 : 1100);
                 char name[96];

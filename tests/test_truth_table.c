@@ -55,10 +55,14 @@ static place place_for(uint32_t dtype, size_t which, bool options)
     return at;
 }
 
-/* Every dtype but f32 that the device has. */
+/* Every dtype but f32 that the device has, bf16 alone unless the run is a full one. */
 static bool next_dtype(uint32_t *dtype)
 {
-    return !small_run() && ++*dtype <= CLXENT_F64 && (*dtype != CLXENT_F64 || device.has_f64);
+    if (!full_run()) {
+        *dtype = *dtype == CLXENT_F32 && !small_run() ? CLXENT_BF16 : CLXENT_F64 + 1;
+        return *dtype == CLXENT_BF16;
+    }
+    return ++*dtype <= CLXENT_F64 && (*dtype != CLXENT_F64 || device.has_f64);
 }
 
 /* Outputs that any program serves, that only the one of all options does, and that lanes along the classes do. */

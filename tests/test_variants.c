@@ -112,11 +112,11 @@ static void check_sizes(const clxent_tuning *t, uint32_t dtype, bool general)
 Test(variants, vectors_blocks_and_caches_of_one_work_item)
 {
     const clxent_tuning tunings[] = {
-        ROWS(1, 1, 4, 8192, 4096, 0),    ROWS(1, 4, 64, 0, 1, 0),    ROWS(1, 8, 4, 32768, 4096, 0),
-        ROWS(1, 8, 64, 8192, 4096, 0),   ROWS(1, 16, 4, 8192, 1, 0), ROWS(1, 16, 64, 0, 4096, 0),
-        ROWS(1, 16, 64, 65536, 4096, 0),
+        ROWS(1, 1, 4, 8192, 4096, 0),    ROWS(1, 16, 64, 0, 4096, 0), ROWS(1, 8, 4, 32768, 4096, 0),
+        ROWS(1, 16, 64, 65536, 4096, 0), ROWS(1, 4, 64, 0, 1, 0),     ROWS(1, 8, 64, 8192, 4096, 0),
+        ROWS(1, 16, 4, 8192, 1, 0),
     };
-    for (size_t i = 0; i < COUNT(tunings); i++) {
+    for (size_t i = 0; i < (small_run() ? COUNT(tunings) : volume(COUNT(tunings), 4)); i++) {
         check_sizes(&tunings[i], CLXENT_F32, false);
         if (i % 3 == 0) check_sizes(&tunings[i], CLXENT_F32, true);
     }
@@ -133,7 +133,7 @@ Test(variants, work_groups_of_every_size)
         ROWS(256, 4, 4, 16384, 1024, 0),
     };
     /* PoCL takes 10 s to compile each, Oclgrind as long to run the largest */
-    for (size_t i = 0; i < (small_run() ? 2 : COUNT(tunings)); i++) {
+    for (size_t i = 0; i < (small_run() ? 2 : volume(COUNT(tunings), 1)); i++) {
         check_sizes(&tunings[i], CLXENT_F32, false);
         /* what one work-item writes over the logits, another must have read */
         check(&tunings[i], CLXENT_F32, 9, 70, false, CASE_IN_PLACE);
@@ -151,6 +151,7 @@ Test(variants, work_groups_serve_every_dtype)
     const clxent_tuning fours = ROWS(8, 4, 4, 8192, 1024, 0), eights = ROWS(8, 8, 4, 8192, 1024, 0);
     for (uint32_t dtype = CLXENT_F16; dtype <= CLXENT_F64; dtype++) {
         const clxent_tuning tuning = dtype == CLXENT_F64 ? fours : eights; /* as in tuning.def */
+        if (!small_run() && !full_run() && dtype != CLXENT_BF16) continue;
         if (dtype == CLXENT_F64 && !device.has_f64) continue;
         check_sizes(&tuning, dtype, dtype != CLXENT_F16);
         check(&tuning, dtype, 9, 192, dtype != CLXENT_F16, CASE_ALIGNED);
@@ -181,11 +182,11 @@ static void check_lanes(const clxent_tuning *t, uint32_t dtype, size_t inner, bo
 Test(variants, lanes_of_every_vector_with_the_class_axis_last)
 {
     const clxent_tuning tunings[] = {
-        LANES(1, 16, 1 << 19, 1), LANES(1, 16, 1 << 14, 0), LANES(1, 4, 1 << 19, 0),
-        LANES(1, 1, 1 << 19, 0),  LANES(1, 8, 1 << 19, 1),  LANES(32, 1, 1 << 19, 0),
+        LANES(1, 16, 1 << 19, 1), LANES(32, 1, 1 << 19, 0), LANES(1, 16, 1 << 14, 0),
+        LANES(1, 4, 1 << 19, 0),  LANES(1, 1, 1 << 19, 0),  LANES(1, 8, 1 << 19, 1),
     };
-    for (size_t i = 0; i < (small_run() ? 2 : COUNT(tunings)); i++) {
-        const clxent_tuning *t = &tunings[small_run() && i == 1 ? 5 : i];
+    for (size_t i = 0; i < (small_run() ? 2 : volume(COUNT(tunings), 3)); i++) {
+        const clxent_tuning *t = &tunings[i];
         check_lanes(t, CLXENT_F32, 1, false);
         check_lanes(t, CLXENT_F32, 1, true);
     }
@@ -220,7 +221,8 @@ Test(variants, lanes_along_the_classes)
             CLXENT_OUTPUT_ENTROPY,
         CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_ARGMAX | CLXENT_OUTPUT_ENTROPY,
     };
-    for (size_t i = small_run() ? 2 : 0; i < COUNT(tunings); i++) {
+    for (size_t i = small_run() ? 2 : 0; i < (small_run() ? COUNT(tunings) : volume(COUNT(tunings), 1));
+         i++) {
         const size_t vector = tunings[i].lane_vector, block = 16 * vector;
         const size_t local = (size_t)device.ctx->device.local_memory / 2; /* what plans take of it */
         const size_t most = local < tunings[i].lane_cache ? local : tunings[i].lane_cache;
@@ -232,7 +234,7 @@ Test(variants, lanes_along_the_classes)
         const size_t rows[] = { 1, vector, 2 * vector + vector / 2 + 1 };
         for (uint32_t dtype = CLXENT_F32; dtype <= CLXENT_F64; dtype++) {
             if (dtype == CLXENT_F64 && !device.has_f64) continue;
-            if (dtype != CLXENT_F32 && (small_run() ? dtype != CLXENT_BF16 : i > 0)) continue;
+            if (dtype != CLXENT_F32 && (small_run() || !full_run() ? dtype != CLXENT_BF16 : i > 0)) continue;
             for (size_t c = 0; c < COUNT(classes); c++) {
                 if (classes[c] * vector * 8 > most || (small_run() && c % 3 != 1)) continue;
                 for (size_t r = small_run() ? 2 : 0; r < COUNT(rows); r++) {
@@ -255,15 +257,15 @@ Test(variants, lanes_along_the_classes)
 Test(variants, lanes_of_every_vector_with_the_class_axis_not_last)
 {
     const clxent_tuning tunings[] = {
-        LANES(1, 16, 1 << 19, 1),
         LANES(1, 16, 24 << 10, 1),
-        LANES(1, 4, 1 << 19, 0),
         LANES(64, 4, 1 << 16, 0),
+        LANES(1, 16, 1 << 19, 1),
+        LANES(1, 4, 1 << 19, 0),
     };
-    const size_t inners[] = { 2, 5, 16, 64, 75, 200 };
-    for (size_t i = 0; i < (small_run() ? 2 : COUNT(tunings)); i++) {
-        for (size_t k = small_run() ? 2 : 0; k < (small_run() ? 3 : COUNT(inners)); k++) {
-            check_lanes(&tunings[small_run() && i == 1 ? 3 : i], CLXENT_F32, inners[k], (i + k) % 2 == 0);
+    const size_t inners[] = { 75, 5, 16, 64, 2, 200 };
+    for (size_t i = 0; i < (small_run() ? 2 : volume(COUNT(tunings), 2)); i++) {
+        for (size_t k = small_run() ? 2 : 0; k < (small_run() ? 3 : volume(COUNT(inners), 2)); k++) {
+            check_lanes(&tunings[i], CLXENT_F32, inners[k], (i + k) % 2 == 0);
         }
     }
 }
@@ -273,9 +275,10 @@ Test(variants, lanes_serve_every_dtype)
     const clxent_tuning alone = LANES(1, 16, 1 << 19, 1), group = LANES(64, 4, 1 << 18, 0);
     for (uint32_t dtype = CLXENT_F16; dtype <= CLXENT_F64; dtype++) {
         if (dtype == CLXENT_F64 && !device.has_f64) continue;
+        if (!small_run() && !full_run() && dtype != CLXENT_F64) continue;
         check_lanes(&alone, dtype, 1, dtype != CLXENT_F16);
         check_lanes(&alone, dtype, 80, dtype == CLXENT_F16);
-        if (small_run()) continue;
+        if (!full_run()) continue;
         check_lanes(&group, dtype, 1, dtype == CLXENT_BF16);
         check_lanes(&group, dtype, 300, dtype != CLXENT_BF16);
     }
@@ -292,7 +295,7 @@ Test(variants, split_rows_have_the_bits_of_whole_ones)
         { PIECES(1, 4, 4, 0, 16, 0), PIECES(1, 4, 4, 0, 16, UINT32_MAX), 203 },
         { PIECES(4, 4, 4, 0, 128, 0), PIECES(4, 4, 4, 0, 128, UINT32_MAX), 517 },
     };
-    for (size_t i = 0; i < COUNT(cases); i++) {
+    for (size_t i = 0; i < (small_run() ? COUNT(cases) : volume(COUNT(cases), 1)); i++) {
         for (int general = 0; general < 2; general++) {
             for (int in_place = 0; in_place < 2; in_place++) {
                 const size_t classes = small_run() && i == 0 ? 1100 : cases[i].classes;
@@ -386,7 +389,7 @@ Test(variants, streaming_stores_at_every_alignment)
     const uint32_t dtypes[] = { CLXENT_F32, CLXENT_BF16, CLXENT_F16, CLXENT_F64 };
     for (size_t d = 0; d < (small_run() ? 2 : COUNT(dtypes)); d++) {
         if (dtypes[d] == CLXENT_F64 && !device.has_f64) continue;
-        for (size_t v = d == 0 ? 0 : 1; v < COUNT(vectors); v++) {
+        for (size_t v = d == 0 && (small_run() || full_run()) ? 0 : 1; v < COUNT(vectors); v++) {
             const clxent_tuning tuning = ROWS(1, vectors[v], 64, 0, 1, 1);
             const clxent_tuning kept = ROWS(1, vectors[v], 64, 8192, 1, 1);
             /* with and without padding: all rows aligned, or each at the next element */
@@ -448,7 +451,7 @@ Test(variants, reductions_of_many_rows)
 {
     const uint32_t groups[] = { 1, 16 };
     const size_t rows[] = { 1, 4095, 4096, 4097, 20000 };
-    for (size_t i = 0; i < COUNT(groups); i++) {
+    for (size_t i = 0; i < (small_run() ? COUNT(groups) : volume(COUNT(groups), 1)); i++) {
         const clxent_tuning tuning = ROWS(groups[i], 4, 4, 0, 4096, 0);
         for (size_t k = 0; k < COUNT(rows); k++) {
             check(&tuning, CLXENT_F32, small_run() ? 1 + rows[k] / 1000 : rows[k], 3, false, 0);
