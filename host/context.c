@@ -9,18 +9,10 @@
  */
 #include "internal.h"
 
-#include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* The only lines that know the threading library. */
-typedef pthread_mutex_t mutex;
-static bool mutex_init(mutex *m) { return pthread_mutex_init(m, NULL) == 0; }
-static void mutex_destroy(mutex *m) { (void)pthread_mutex_destroy(m); }
-static void mutex_lock(mutex *m) { (void)pthread_mutex_lock(m); }
-static void mutex_unlock(mutex *m) { (void)pthread_mutex_unlock(m); }
 
 typedef struct program_entry {
     struct program_entry *next;

@@ -5,6 +5,8 @@
 #ifndef CLXENT_INTERNAL_H
 #define CLXENT_INTERNAL_H
 
+#include "mutex.h"
+
 #include <clxent/clxent.h>
 
 #include <stdbool.h>
