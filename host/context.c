@@ -197,18 +197,14 @@ clxent_status clxent_context_create(clxent_context **out, cl_context context, cl
 {
     clxent_status status;
     clxent_context *ctx;
-    clxent_context_options own = CLXENT_CONTEXT_OPTIONS_INIT;
+    clxent_context_options own;
 
     if (out == NULL) return CLXENT_ERROR_NULL_ARGUMENT;
     *out = NULL;
     if (context == NULL || device == NULL) return CLXENT_ERROR_NULL_ARGUMENT;
-    if (options != NULL) {
-        /* A shorter struct is an older one: its fields, our defaults for the rest. */
-        if (options->struct_size < sizeof options->struct_size || options->struct_size > sizeof own) {
-            return CLXENT_ERROR_INVALID_ARGUMENT;
-        }
-        memcpy(&own, options, options->struct_size);
-    }
+    clxent_context_options_init(&own);
+    if (options != NULL)
+        CLXENT_TRY(clxent_struct_copy(CLXENT_STRUCT_CONTEXT_OPTIONS, &own, options, NULL, 0));
 
     ctx = calloc(1, sizeof *ctx);
     if (ctx == NULL) return CLXENT_ERROR_OUT_OF_HOST_MEMORY;

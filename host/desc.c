@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * desc.c - what a desc means: its defaults, what makes it valid, and the size and shape of every tensor
- * that a run of it touches.
+ * desc.c - what a desc means: what makes it valid, and the size and shape of every tensor that a run of it
+ * touches.
  *
  * Two tables carry the file: `tensors` tells element type and shape of each tensor, `operations` what
  * each operation reads, gives and takes. Everything else reads them. No OpenCL call: the reference and the
@@ -130,17 +130,6 @@ static const struct names gradient_mode_names = { "gradient_mode",
 
 /* ---- Small things ------------------------------------------------------------------------- */
 
-void clxent_context_options_init(clxent_context_options *options)
-{
-    *options = (clxent_context_options)CLXENT_CONTEXT_OPTIONS_INIT;
-}
-
-void clxent_desc_init(clxent_desc *desc) { *desc = (clxent_desc)CLXENT_DESC_INIT; }
-
-void clxent_args_init(clxent_args *args) { *args = (clxent_args)CLXENT_ARGS_INIT; }
-
-void clxent_host_args_init(clxent_host_args *args) { *args = (clxent_host_args)CLXENT_HOST_ARGS_INIT; }
-
 clxent_status clxent_fail_text(char *text, size_t size, clxent_status status, const char *format, ...)
 {
     if (text != NULL && size > 0) {
@@ -192,18 +181,6 @@ bool clxent_targets_are_indices(const clxent_desc *desc)
 bool clxent_needs_targets(const clxent_desc *desc, uint32_t outputs)
 {
     return operations[desc->op].targets && (outputs & TARGET_OUTPUTS) != 0;
-}
-
-clxent_status clxent_desc_copy(clxent_desc *to, const clxent_desc *from, char *text, size_t size)
-{
-    clxent_desc_init(to);
-    if (from->struct_size == 0 || from->struct_size > sizeof *to)
-        return clxent_fail_text(text, size, CLXENT_ERROR_INVALID_DESC,
-                                "struct_size is %zu: takes 1 to %zu bytes, as set by CLXENT_DESC_INIT",
-                                from->struct_size, sizeof *to);
-    memcpy(to, from, from->struct_size);
-    to->struct_size = sizeof *to;
-    return CLXENT_OK;
 }
 
 /* ---- Shapes -------------------------------------------------------------------------------- */
@@ -537,7 +514,7 @@ clxent_status clxent_desc_check(const clxent_desc *desc, char *text, size_t size
 
     if (desc == NULL)
         return clxent_fail_text(text, size, CLXENT_ERROR_NULL_ARGUMENT, "desc is NULL: takes a clxent_desc");
-    CLXENT_TRY(clxent_desc_copy(&copy, desc, text, size));
+    CLXENT_TRY(clxent_struct_copy(CLXENT_STRUCT_DESC, &copy, desc, text, size));
     CLXENT_TRY(check_types(&copy, say));
     CLXENT_TRY(check_outputs(&copy, say));
     CLXENT_TRY(check_shape(&copy, say));

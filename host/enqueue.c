@@ -45,16 +45,12 @@ _Static_assert(offsetof(clxent_offsets, one_hot) == (CLXENT_TENSORS - 1) * sizeo
 static clxent_status copy_args(run *r, const clxent_args *args)
 {
     clxent_context *ctx = r->plan->ctx;
+    char text[TEXT_SIZE];
+
     if (args == NULL)
         return clxent_fail(ctx, CLXENT_ERROR_NULL_ARGUMENT, "args is NULL: takes a clxent_args");
-    if (args->struct_size == 0 || args->struct_size > sizeof r->args) {
-        return clxent_fail(ctx, CLXENT_ERROR_INVALID_ARGUMENT,
-                           "args.struct_size is %zu: takes at most %zu, as CLXENT_ARGS_INIT sets it",
-                           args->struct_size, sizeof r->args);
-    }
-    clxent_args_init(&r->args);
-    memcpy(&r->args, args, args->struct_size);
-    return CLXENT_OK;
+    const clxent_status status = clxent_struct_copy(CLXENT_STRUCT_ARGS, &r->args, args, text, sizeof text);
+    return status == CLXENT_OK ? CLXENT_OK : clxent_fail(ctx, status, "%s", text);
 }
 
 static clxent_status check_outputs(run *r)

@@ -250,17 +250,13 @@ static bool reports_bad_targets(const clxent_desc *desc)
 static clxent_status read_arguments(run *r, const clxent_desc *desc, const clxent_host_args *args)
 {
     char text[256] = "";
-    clxent_host_args own = CLXENT_HOST_ARGS_INIT;
-    clxent_status status = clxent_desc_copy(&r->desc, desc, text, sizeof text);
+    clxent_host_args own;
+    clxent_status status = clxent_struct_copy(CLXENT_STRUCT_DESC, &r->desc, desc, text, sizeof text);
 
     if (status == CLXENT_OK) status = clxent_desc_check(&r->desc, text, sizeof text);
+    if (status == CLXENT_OK)
+        status = clxent_struct_copy(CLXENT_STRUCT_HOST_ARGS, &own, args, text, sizeof text);
     if (status != CLXENT_OK) return clxent_fail(r->ctx, status, "%s", text);
-    if (args->struct_size < sizeof args->struct_size || args->struct_size > sizeof own) {
-        return clxent_fail(r->ctx, CLXENT_ERROR_INVALID_ARGUMENT,
-                           "args.struct_size is %zu: takes at most %zu, as CLXENT_HOST_ARGS_INIT sets it",
-                           args->struct_size, sizeof own);
-    }
-    memcpy(&own, args, args->struct_size); /* an older struct: its fields, our defaults for the rest */
 
     r->rows = r->desc.batch * r->desc.seq;
     if (reports_bad_targets(&r->desc)) r->desc.outputs |= CLXENT_OUTPUT_BAD_TARGETS;

@@ -83,16 +83,27 @@ uint32_t clxent_gradient_dtype(const clxent_desc *desc); /* never 0 */
 bool clxent_targets_are_indices(const clxent_desc *desc);
 bool clxent_needs_targets(const clxent_desc *desc, uint32_t outputs); /* some output depends on targets */
 
-/* Copies a caller's struct of an older or newer version: the fields it has, the defaults of ours for
- * the rest. Fails with CLXENT_ERROR_INVALID_DESC on a struct_size of 0 or one larger than ours. */
-clxent_status clxent_desc_copy(clxent_desc *to, const clxent_desc *from, char *text, size_t size);
-
 /* *product = a * b; false on overflow. */
 bool clxent_size_mul(size_t a, size_t b, size_t *product);
 
 /* snprintf that accepts text == NULL; always returns status. */
 clxent_status clxent_fail_text(char *text, size_t size, clxent_status status, const char *format, ...)
     CLXENT_PRINTF(4, 5);
+
+/* ---- structs.c: the structs that callers fill. No OpenCL call. ------------------------------ */
+
+typedef enum clxent_struct {
+    CLXENT_STRUCT_DESC,
+    CLXENT_STRUCT_ARGS,
+    CLXENT_STRUCT_HOST_ARGS,
+    CLXENT_STRUCT_CONTEXT_OPTIONS,
+    CLXENT_STRUCT_REFERENCE_RESULTS
+} clxent_struct;
+
+/* Copies a caller's struct of any version up to ours: the fields it has, our defaults for the rest, our struct_size.
+ * Where its struct_size is not the end of a field, leaves `to` alone and fails with CLXENT_ERROR_INVALID_ARGUMENT,
+ * a desc with CLXENT_ERROR_INVALID_DESC. */
+clxent_status clxent_struct_copy(clxent_struct kind, void *to, const void *from, char *text, size_t size);
 
 /* ---- context.c ---------------------------------------------------------------------------- */
 

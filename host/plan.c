@@ -341,7 +341,7 @@ clxent_status clxent_plan_create_tuned(clxent_plan **out, clxent_context *ctx, c
     if (ctx == NULL) return CLXENT_ERROR_NULL_ARGUMENT;
     if (desc == NULL)
         return clxent_fail(ctx, CLXENT_ERROR_NULL_ARGUMENT, "desc is NULL: takes a clxent_desc");
-    status = clxent_desc_copy(&complete, desc, text, sizeof text);
+    status = clxent_struct_copy(CLXENT_STRUCT_DESC, &complete, desc, text, sizeof text);
     if (status == CLXENT_OK) status = clxent_desc_check(&complete, text, sizeof text);
     if (status != CLXENT_OK) return clxent_fail(ctx, status, "%s", text);
     CLXENT_TRY(supported(ctx, &complete));

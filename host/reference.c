@@ -762,26 +762,6 @@ static void softmax_gradient_row(const struct problem *p, size_t row, const stru
 
 /* ---- Entry ------------------------------------------------------------------------------------------- */
 
-void clxent_reference_results_init(clxent_reference_results *results)
-{
-    *results = (clxent_reference_results)CLXENT_REFERENCE_RESULTS_INIT;
-}
-
-/* As clxent_desc_copy(): `to` holds the defaults, `from` a struct of the same kind and any age. */
-static clxent_status copy_struct(void *to, const void *from, size_t ours, const char *name, char *text,
-                                 size_t size)
-{
-    size_t theirs;
-    memcpy(&theirs, from, sizeof theirs);
-    if (theirs == 0 || theirs > ours)
-        return clxent_fail_text(text, size, CLXENT_ERROR_INVALID_DESC,
-                                "%s.struct_size is %zu: takes 1 to %zu bytes, as set by the INIT macro", name,
-                                theirs, ours);
-    memcpy(to, from, theirs);
-    memcpy(to, &ours, sizeof ours);
-    return CLXENT_OK;
-}
-
 static uint32_t outputs_asked(const clxent_reference_results *out)
 {
     uint32_t asked = 0;
@@ -864,17 +844,18 @@ clxent_status clxent_reference_run(const clxent_desc *desc, const clxent_host_ar
                                    const clxent_reference_results *results, char *text, size_t size)
 {
     clxent_desc own_desc;
-    clxent_host_args in = CLXENT_HOST_ARGS_INIT;
-    clxent_reference_results out = CLXENT_REFERENCE_RESULTS_INIT;
+    clxent_host_args in;
+    clxent_reference_results out;
     struct problem p = { 0 };
 
     CLXENT_TRY(clxent_desc_check(desc, text, size));
     if (args == NULL || results == NULL)
-        return clxent_fail_text(text, size, CLXENT_ERROR_NULL_ARGUMENT, "%s is NULL",
-                                args == NULL ? "args" : "results");
-    CLXENT_TRY(clxent_desc_copy(&own_desc, desc, text, size));
-    CLXENT_TRY(copy_struct(&in, args, sizeof in, "args", text, size));
-    CLXENT_TRY(copy_struct(&out, results, sizeof out, "results", text, size));
+        return clxent_fail_text(text, size, CLXENT_ERROR_NULL_ARGUMENT, "%s",
+                                args == NULL ? "args is NULL: takes a clxent_host_args"
+                                             : "results is NULL: takes a clxent_reference_results");
+    CLXENT_TRY(clxent_struct_copy(CLXENT_STRUCT_DESC, &own_desc, desc, text, size));
+    CLXENT_TRY(clxent_struct_copy(CLXENT_STRUCT_HOST_ARGS, &in, args, text, size));
+    CLXENT_TRY(clxent_struct_copy(CLXENT_STRUCT_REFERENCE_RESULTS, &out, results, text, size));
 
     p.asked = outputs_asked(&out);
     if ((p.asked & ~own_desc.outputs) != 0)

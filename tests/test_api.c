@@ -161,6 +161,8 @@ Test(api, invalid_descs_are_refused_by_name)
     desc = f.desc;
     desc.struct_size = sizeof desc + 8;
     expect_plan("struct_size", &desc, CLXENT_ERROR_INVALID_DESC, WORDS("struct_size"));
+    desc.struct_size = offsetof(clxent_desc, softcap) + 4; /* half a double */
+    expect_plan("struct_size", &desc, CLXENT_ERROR_INVALID_DESC, WORDS("struct_size", "CLXENT_DESC_INIT"));
 }
 
 Test(api, f64_without_device_support_is_unsupported)
@@ -289,6 +291,9 @@ Test(api, arguments_out_of_range)
     expect_enqueue("struct_size", &args, CLXENT_ERROR_INVALID_ARGUMENT, WORDS("struct_size"));
     args.struct_size = 0;
     expect_enqueue("struct_size", &args, CLXENT_ERROR_INVALID_ARGUMENT, WORDS("struct_size"));
+    args.struct_size = offsetof(clxent_args, logits) + sizeof(cl_mem); /* a buffer without its offset */
+    expect_enqueue("struct_size", &args, CLXENT_ERROR_INVALID_ARGUMENT,
+                   WORDS("args.struct_size is", "takes", "CLXENT_ARGS_INIT"));
 }
 
 Test(api, offsets_are_multiples_of_the_element)

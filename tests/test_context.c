@@ -123,6 +123,10 @@ Test(context, options_of_other_ages)
     cr_assert(clxent_context_create(&ctx, device.cl, device.id, &options) == CLXENT_ERROR_INVALID_ARGUMENT);
     cr_assert(ctx == NULL);
 
+    options.struct_size = offsetof(clxent_context_options, log) + 1; /* within a field */
+    cr_assert(clxent_context_create(&ctx, device.cl, device.id, &options) == CLXENT_ERROR_INVALID_ARGUMENT);
+    cr_assert(ctx == NULL);
+
     /* Older, from before there was a log: the rest must not be read. */
     options.struct_size = sizeof options.struct_size;
     cr_assert(clxent_context_create(&ctx, device.cl, device.id, &options) == CLXENT_OK);

@@ -5,6 +5,8 @@
  */
 #include "internal.h"
 
+#include <clxent/reference.h>
+
 #include <criterion/criterion.h>
 
 #include <float.h>
@@ -133,7 +135,7 @@ Test(desc, struct_of_an_older_version_gets_our_defaults)
     desc.softcap = 30;
     desc.logit_scale = 5;
     desc.struct_size = offsetof(clxent_desc, logit_scale);
-    cr_assert_eq(clxent_desc_copy(&copy, &desc, text, sizeof text), CLXENT_OK);
+    cr_assert_eq(clxent_struct_copy(CLXENT_STRUCT_DESC, &copy, &desc, text, sizeof text), CLXENT_OK);
     cr_assert(copy.shift == 2 && copy.classes == 4);
     cr_assert(copy.logit_scale == 1 && copy.softcap == 0, "fields beyond struct_size are not read");
     cr_assert_eq(copy.struct_size, sizeof copy);
@@ -142,15 +144,91 @@ Test(desc, struct_of_an_older_version_gets_our_defaults)
 
 Test(desc, struct_size_of_zero_or_beyond_ours_is_refused)
 {
-    char want[TEXT];
-    desc.struct_size = 0;
-    snprintf(want, sizeof want, "struct_size is 0: takes 1 to %zu bytes, as set by CLXENT_DESC_INIT",
-             sizeof desc);
-    check_refused(want);
-    desc.struct_size = sizeof desc + 1;
-    snprintf(want, sizeof want, "struct_size is %zu: takes 1 to %zu bytes, as set by CLXENT_DESC_INIT",
-             sizeof desc + 1, sizeof desc);
-    check_refused(want);
+    const size_t sizes[] = { 0, sizeof desc + 1, SIZE_MAX };
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        char want[TEXT];
+        snprintf(want, sizeof want,
+                 "struct_size is %zu: takes %zu to %zu bytes, up to the end of a field, as set by "
+                 "CLXENT_DESC_INIT",
+                 sizes[i], sizeof desc.struct_size, sizeof desc);
+        desc.struct_size = sizes[i];
+        check_refused(want);
+    }
+}
+
+/* The size up to which each struct is read must be the end of a field, or where the next field begins. */
+Test(desc, struct_size_within_a_field_is_refused)
+{
+    static const struct {
+        clxent_struct kind;
+        const char *prefix;
+        size_t size, whole[4], within[4]; /* sizes that are taken, and that are not */
+        clxent_status refused;
+    } kinds[] = {
+        { CLXENT_STRUCT_DESC,
+          "struct_size is ",
+          sizeof(clxent_desc),
+          { offsetof(clxent_desc, op), offsetof(clxent_desc, gradient_dtype), offsetof(clxent_desc, batch),
+            offsetof(clxent_desc, softcap) },
+          { offsetof(clxent_desc, op) + 1, offsetof(clxent_desc, ignore_index) + 4,
+            offsetof(clxent_desc, classes) + 1, sizeof(clxent_desc) - 4 },
+          CLXENT_ERROR_INVALID_DESC },
+        { CLXENT_STRUCT_ARGS,
+          "args.struct_size is ",
+          sizeof(clxent_args),
+          { offsetof(clxent_args, outputs), offsetof(clxent_args, outputs) + sizeof(uint32_t),
+            offsetof(clxent_args, rows), offsetof(clxent_args, workspace) },
+          { offsetof(clxent_args, outputs) + 2, offsetof(clxent_args, rows) + 4,
+            offsetof(clxent_args, logits) + sizeof(cl_mem), sizeof(clxent_args) - sizeof(size_t) },
+          CLXENT_ERROR_INVALID_ARGUMENT },
+        { CLXENT_STRUCT_HOST_ARGS,
+          "args.struct_size is ",
+          sizeof(clxent_host_args),
+          { offsetof(clxent_host_args, max_chunk_bytes), offsetof(clxent_host_args, logits),
+            offsetof(clxent_host_args, losses), offsetof(clxent_host_args, one_hot) },
+          { offsetof(clxent_host_args, max_chunk_bytes) + 3, offsetof(clxent_host_args, logits) + 1,
+            offsetof(clxent_host_args, lse) + sizeof(void *), sizeof(clxent_host_args) - 1 },
+          CLXENT_ERROR_INVALID_ARGUMENT },
+        { CLXENT_STRUCT_CONTEXT_OPTIONS,
+          "options.struct_size is ",
+          sizeof(clxent_context_options),
+          { offsetof(clxent_context_options, log), offsetof(clxent_context_options, log_payload),
+            offsetof(clxent_context_options, tuning), sizeof(clxent_context_options) },
+          { 1, offsetof(clxent_context_options, log) + 1, offsetof(clxent_context_options, tuning) - 1,
+            sizeof(clxent_context_options) - 1 },
+          CLXENT_ERROR_INVALID_ARGUMENT },
+        { CLXENT_STRUCT_REFERENCE_RESULTS,
+          "results.struct_size is ",
+          sizeof(clxent_reference_results),
+          { offsetof(clxent_reference_results, losses), offsetof(clxent_reference_results, one_hot),
+            offsetof(clxent_reference_results, counted), sizeof(clxent_reference_results) },
+          { 1, offsetof(clxent_reference_results, loss) + 4, offsetof(clxent_reference_results, argmax) + 1,
+            sizeof(clxent_reference_results) - 1 },
+          CLXENT_ERROR_INVALID_ARGUMENT },
+    };
+    enum { LARGEST = 1024 };
+    _Static_assert(sizeof(clxent_args) <= LARGEST && sizeof(clxent_desc) <= LARGEST, "room for every struct");
+
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+        _Alignas(max_align_t) unsigned char from[LARGEST], to[LARGEST], untouched[LARGEST];
+        memset(from, 0x11, sizeof from);
+        memset(untouched, 0x22, sizeof untouched);
+        for (size_t k = 0; k < 4; k++) {
+            memcpy(from, &kinds[i].whole[k], sizeof(size_t));
+            cr_assert_eq(clxent_struct_copy(kinds[i].kind, to, from, text, sizeof text), CLXENT_OK, "%zu: %s",
+                         kinds[i].whole[k], text);
+            cr_assert(memcmp(to, &kinds[i].size, sizeof(size_t)) == 0);
+            cr_assert(
+                memcmp(to + sizeof(size_t), from + sizeof(size_t), kinds[i].whole[k] - sizeof(size_t)) == 0);
+
+            memcpy(from, &kinds[i].within[k], sizeof(size_t));
+            memcpy(to, untouched, sizeof to);
+            cr_assert_eq(clxent_struct_copy(kinds[i].kind, to, from, text, sizeof text), kinds[i].refused,
+                         "%s%zu", kinds[i].prefix, kinds[i].within[k]);
+            cr_assert(memcmp(to, untouched, sizeof to) == 0, "a refused struct was copied");
+            cr_assert(strstr(text, kinds[i].prefix) == text, "%s", text);
+        }
+    }
 }
 
 /* ---- Enumerations -------------------------------------------------------------------------- */

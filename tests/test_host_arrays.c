@@ -453,6 +453,10 @@ Test(host_arrays, wrong_descriptions_and_arguments)
     p.desc = desc;
     r.args.struct_size = sizeof r.args + 1;
     expect_error("struct_size", &p, &r, CLXENT_ERROR_INVALID_ARGUMENT, WORDS("struct_size"));
+    r.args.struct_size =
+        offsetof(clxent_host_args, gradient) + sizeof(void *); /* an array without its size */
+    expect_error("struct_size", &p, &r, CLXENT_ERROR_INVALID_ARGUMENT,
+                 WORDS("args.struct_size is", "CLXENT_HOST_ARGS_INIT"));
     r.args.struct_size = sizeof r.args;
 
     r.args.losses.data = (char *)r.args.gradient.data + 4;

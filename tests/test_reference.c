@@ -1336,14 +1336,15 @@ Test(reference, refuses_null_and_foreign_structs)
     valid_problem();
     cr_assert_eq(clxent_reference_run(NULL, &w.args, &out, w.text, TEXT), CLXENT_ERROR_NULL_ARGUMENT);
     cr_assert_eq(clxent_reference_run(&w.desc, NULL, &out, w.text, TEXT), CLXENT_ERROR_NULL_ARGUMENT);
-    cr_assert_str_eq(w.text, "args is NULL");
+    cr_assert_str_eq(w.text, "args is NULL: takes a clxent_host_args");
     cr_assert_eq(clxent_reference_run(&w.desc, &w.args, NULL, NULL, 0), CLXENT_ERROR_NULL_ARGUMENT);
     out.struct_size = sizeof out + 8;
-    cr_assert_eq(clxent_reference_run(&w.desc, &w.args, &out, w.text, TEXT), CLXENT_ERROR_INVALID_DESC);
+    cr_assert_eq(clxent_reference_run(&w.desc, &w.args, &out, w.text, TEXT), CLXENT_ERROR_INVALID_ARGUMENT);
     cr_assert(strstr(w.text, "results.struct_size is ") == w.text);
     clxent_reference_results_init(&out);
-    w.args.struct_size = 0;
-    cr_assert_eq(clxent_reference_run(&w.desc, &w.args, &out, w.text, TEXT), CLXENT_ERROR_INVALID_DESC);
+    w.args.struct_size = offsetof(clxent_host_args, logits) + 1; /* within a field */
+    cr_assert_eq(clxent_reference_run(&w.desc, &w.args, &out, w.text, TEXT), CLXENT_ERROR_INVALID_ARGUMENT);
+    cr_assert(strstr(w.text, "args.struct_size is ") == w.text);
     w.args.struct_size = sizeof w.args;
     w.desc.label_smoothing = NAN;
     cr_assert_eq(clxent_reference_run(&w.desc, &w.args, &out, w.text, TEXT), CLXENT_ERROR_INVALID_DESC);

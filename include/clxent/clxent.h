@@ -17,7 +17,7 @@
  *            bytes. "rows" is batch * seq.
  * Structs    Every struct the caller fills begins with struct_size, set by its *_INIT macro or
  *            its *_init() function (for language bindings). Fields added by later versions are appended
- *            and mean "as before" when zero.
+ *            and mean "as before" when zero. A struct_size that does not end with a field is refused.
  * Errors     Every function that can fail returns a clxent_status. The text that names the
  *            argument, what it got and what it takes goes to the context's log callback and is
  *            kept for clxent_context_last_error(). A call that fails has no effect, except where noted.
@@ -127,9 +127,10 @@ CLXENT_API void clxent_context_options_init(clxent_context_options *options);
 /* Binds context and device, both retained until clxent_context_destroy().
  *
  * options  optional
- * Returns  CLXENT_ERROR_NULL_ARGUMENT; CLXENT_ERROR_INVALID_ARGUMENT where options.tuning has what is no row (the
- *          log gets its line, field, what it got and what it takes); CLXENT_ERROR_UNSUPPORTED below OpenCL 1.2,
- *          without a compiler, or where device is not one of context's; or a cl_int. *out is NULL then. */
+ * Returns  CLXENT_ERROR_NULL_ARGUMENT; CLXENT_ERROR_INVALID_ARGUMENT where options.struct_size is not the end of a
+ *          field, or where options.tuning has what is no row (the log gets its line, field, what it got and what
+ *          it takes); CLXENT_ERROR_UNSUPPORTED below OpenCL 1.2, without a compiler, or where device is not one of
+ *          context's; or a cl_int. *out is NULL then. */
 CLXENT_API clxent_status clxent_context_create(clxent_context **out, cl_context context, cl_device_id device,
                                                const clxent_context_options *options);
 
