@@ -519,5 +519,6 @@ clxent_status clxent_desc_check(const clxent_desc *desc, char *text, size_t size
     CLXENT_TRY(check_outputs(&copy, say));
     CLXENT_TRY(check_shape(&copy, say));
     CLXENT_TRY(check_numbers(&copy, say));
-    return check_unused(&copy, say);
+    CLXENT_TRY(check_unused(&copy, say));
+    return clxent_fail_text(text, size, CLXENT_OK, "%s", "");
 }

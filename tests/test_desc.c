@@ -114,6 +114,17 @@ Test(desc, null_is_refused_and_text_is_optional)
     cr_assert_eq(clxent_desc_check(&desc, NULL, 0), CLXENT_ERROR_INVALID_DESC);
 }
 
+Test(desc, text_of_a_desc_that_is_right_is_empty)
+{
+    strcpy(text, "what an earlier call left");
+    check_accepted();
+    cr_assert_str_eq(text, "");
+    memset(text, 'x', 3);
+    cr_assert_eq(clxent_desc_check(&desc, text, 0), CLXENT_OK);
+    cr_assert_eq(text[0], 'x', "a text of 0 bytes was written");
+    cr_assert_eq(clxent_desc_check(&desc, NULL, 0), CLXENT_OK);
+}
+
 Test(desc, text_is_cut_to_its_size)
 {
     char small[11];

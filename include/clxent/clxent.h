@@ -266,8 +266,8 @@ typedef struct clxent_desc {
     }
 CLXENT_API void clxent_desc_init(clxent_desc *desc);
 
-/* Checks all that can be said of a desc without a device. On failure the reason is written to
- * text [size bytes, optional], NUL-terminated. Pure: any thread.
+/* Checks all that can be said of a desc without a device. text [size bytes, optional] receives the reason of a
+ * failure, NUL-terminated, or "" on success. Pure: any thread.
  * Returns CLXENT_OK, CLXENT_ERROR_NULL_ARGUMENT or CLXENT_ERROR_INVALID_DESC. */
 CLXENT_API clxent_status clxent_desc_check(const clxent_desc *desc, char *text, size_t size);
 

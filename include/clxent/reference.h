@@ -52,7 +52,7 @@ CLXENT_API void clxent_reference_results_init(clxent_reference_results *results)
 /* Computes whatever results asks for from the inputs of args (its outputs are not touched, except that
  * gradient is read when desc accumulates). desc.outputs must name at least what results asks for.
  *
- * text  [size bytes, optional] receives one line on failure
+ * text  [size bytes, optional] receives one line on failure, "" on success
  * Returns CLXENT_OK, CLXENT_ERROR_NULL_ARGUMENT, _INVALID_DESC, _INVALID_ARGUMENT (a struct_size that does not end with
  * a field), _BUFFER_TOO_SMALL, _OUT_OF_HOST_MEMORY.
  * A target out of range is not an error here: its row is as the policy says, and bad_targets tells.
