@@ -127,18 +127,96 @@ static clxent_status find_needs(run *r)
     return CLXENT_OK;
 }
 
-static clxent_status check_size(clxent_context *ctx, const char *name, const clxent_buffer *buffer,
-                                size_t bytes, const char *shape)
+/* What the device does with a buffer: bits. */
+typedef enum access { READS = 1, WRITES = 2 } access;
+
+static access access_of(const run *r, clxent_tensor tensor)
 {
-    size_t size = 0;
-    const cl_int code = clGetMemObjectInfo(buffer->mem, CL_MEM_SIZE, sizeof size, &size, NULL);
-    if (code != CL_SUCCESS) {
-        return clxent_fail(ctx, code, "%s: not a buffer: %s", name, clxent_status_string(code));
+    const bool accumulates = r->plan->desc.gradient_mode == CLXENT_GRADIENT_ACCUMULATE;
+
+    switch (tensor) {
+    case CLXENT_TENSOR_LOSSES: /* the reduction reads them back */
+        return (r->outputs & CLXENT_OUTPUT_LOSS) != 0 ? READS | WRITES : WRITES;
+    case CLXENT_TENSOR_GRADIENT: return accumulates ? READS | WRITES : WRITES;
+    case CLXENT_TENSOR_STATISTICS: return r->statistics_in ? READS : WRITES;
+    default: return tensor < CLXENT_TENSOR_LOSSES ? READS : WRITES;
     }
-    if (buffer->offset > size || bytes > size - buffer->offset) {
+}
+
+/* A buffer of args, and what it must be. */
+typedef struct wanted {
+    const char *name, *shape;
+    const clxent_buffer *buffer;
+    size_t bytes;
+    access access;
+} wanted;
+
+static clxent_status mem_info(clxent_context *ctx, const char *name, cl_mem mem, cl_mem_info info,
+                              size_t size, void *value)
+{
+    const cl_int code = clGetMemObjectInfo(mem, info, size, value, NULL);
+    if (code == CL_SUCCESS) return CLXENT_OK;
+    return clxent_fail(ctx, code, "%s.mem: clGetMemObjectInfo(0x%x) says %s (%d): takes a buffer", name,
+                       (unsigned)info, clxent_status_string(code), (int)code);
+}
+
+/* CL_MEM_READ_WRITE, _READ_ONLY or _WRITE_ONLY. A sub-buffer that was made without one of them has its parent's, which
+ * not every driver says in the sub-buffer's own flags. */
+static clxent_status mem_access(clxent_context *ctx, const char *name, cl_mem mem, cl_mem_flags *flags)
+{
+    const cl_mem_flags any = CL_MEM_READ_WRITE | CL_MEM_READ_ONLY | CL_MEM_WRITE_ONLY;
+    cl_mem parent = NULL;
+
+    CLXENT_TRY(mem_info(ctx, name, mem, CL_MEM_FLAGS, sizeof *flags, flags));
+    *flags &= any;
+    if (*flags == 0) {
+        CLXENT_TRY(mem_info(ctx, name, mem, CL_MEM_ASSOCIATED_MEMOBJECT, sizeof parent, &parent));
+        if (parent != NULL) CLXENT_TRY(mem_info(ctx, name, parent, CL_MEM_FLAGS, sizeof *flags, flags));
+        *flags &= any;
+    }
+    if (*flags == 0) *flags = CL_MEM_READ_WRITE;
+    return CLXENT_OK;
+}
+
+/* Some drivers, PoCL 3.1 among them, run kernels on images, on buffers of other contexts and on buffers that their flags
+ * close to kernels. */
+static clxent_status check_buffer(clxent_context *ctx, const wanted *w)
+{
+    const cl_mem mem = w->buffer->mem;
+    cl_mem_object_type type = 0;
+    cl_context context = NULL;
+    cl_mem_flags flags = 0;
+    size_t size = 0;
+
+    CLXENT_TRY(mem_info(ctx, w->name, mem, CL_MEM_TYPE, sizeof type, &type));
+    if (type != CL_MEM_OBJECT_BUFFER) {
+        return clxent_fail(ctx, CLXENT_ERROR_INVALID_ARGUMENT,
+                           "%s.mem is an image or another memory object (CL_MEM_TYPE 0x%x): takes a buffer",
+                           w->name, (unsigned)type);
+    }
+    CLXENT_TRY(mem_info(ctx, w->name, mem, CL_MEM_CONTEXT, sizeof context, &context));
+    if (context != ctx->cl) {
+        return clxent_fail(ctx, CLXENT_ERROR_INVALID_ARGUMENT,
+                           "%s.mem is a buffer of another cl_context: takes one of the plan's", w->name);
+    }
+    CLXENT_TRY(mem_access(ctx, w->name, mem, &flags));
+    if (((w->access & READS) != 0 && (flags & CL_MEM_WRITE_ONLY) != 0) ||
+        ((w->access & WRITES) != 0 && (flags & CL_MEM_READ_ONLY) != 0)) {
+        return clxent_fail(ctx, CLXENT_ERROR_INVALID_ARGUMENT,
+                           "%s.mem is %s: takes %sCL_MEM_READ_WRITE, as this run %s it", w->name,
+                           (flags & CL_MEM_READ_ONLY) != 0 ? "CL_MEM_READ_ONLY" : "CL_MEM_WRITE_ONLY",
+                           w->access == READS    ? "CL_MEM_READ_ONLY or "
+                           : w->access == WRITES ? "CL_MEM_WRITE_ONLY or "
+                                                 : "",
+                           w->access == READS    ? "reads"
+                           : w->access == WRITES ? "writes"
+                                                 : "reads and writes");
+    }
+    CLXENT_TRY(mem_info(ctx, w->name, mem, CL_MEM_SIZE, sizeof size, &size));
+    if (w->buffer->offset > size || w->bytes > size - w->buffer->offset) {
         return clxent_fail(ctx, CLXENT_ERROR_BUFFER_TOO_SMALL,
-                           "%s: needs %s = %zu bytes from offset %zu, the buffer holds %zu", name, shape,
-                           bytes, buffer->offset, size);
+                           "%s.mem holds %zu bytes: takes %s = %zu bytes from offset %zu", w->name, size,
+                           w->shape, w->bytes, w->buffer->offset);
     }
     return CLXENT_OK;
 }
@@ -166,7 +244,8 @@ static clxent_status check_buffers(run *r)
                                "%s.offset is %zu: takes a multiple of the element size %zu", name,
                                buffer->offset, need->element_size);
         }
-        CLXENT_TRY(check_size(ctx, name, buffer, need->bytes, need->shape));
+        const wanted w = { name, need->shape, buffer, need->bytes, access_of(r, tensor) };
+        CLXENT_TRY(check_buffer(ctx, &w));
         *offset_of(&r->p, tensor) = buffer->offset / need->element_size;
     }
     if (r->plan->workspace_size > 0) {
@@ -180,8 +259,9 @@ static clxent_status check_buffers(run *r)
                                "workspace.offset is %zu: takes a multiple of %d", workspace->offset,
                                (int)WORKSPACE_ALIGNMENT);
         }
-        CLXENT_TRY(
-            check_size(ctx, "workspace", workspace, r->plan->workspace_size, "clxent_plan_workspace_size()"));
+        const wanted w = { "workspace", "clxent_plan_workspace_size()", workspace, r->plan->workspace_size,
+                           READS | WRITES };
+        CLXENT_TRY(check_buffer(ctx, &w));
     } else {
         r->args.workspace.mem = NULL;
     }
@@ -241,6 +321,15 @@ static clxent_status check_overlap(run *r)
     return CLXENT_OK;
 }
 
+static clxent_status queue_info(const run *r, cl_command_queue_info info, size_t size, void *value)
+{
+    const cl_int code = clGetCommandQueueInfo(r->queue, info, size, value, NULL);
+    if (code == CL_SUCCESS) return CLXENT_OK;
+    return clxent_fail(r->plan->ctx, code,
+                       "queue: clGetCommandQueueInfo(0x%x) says %s (%d): takes a command queue",
+                       (unsigned)info, clxent_status_string(code), (int)code);
+}
+
 static clxent_status check_queue(run *r)
 {
     clxent_context *ctx = r->plan->ctx;
@@ -250,22 +339,44 @@ static clxent_status check_queue(run *r)
 
     if (r->queue == NULL)
         return clxent_fail(ctx, CLXENT_ERROR_NULL_ARGUMENT, "queue is NULL: takes a command queue");
-    CLXENT_TRY(clxent_check_cl(
-        ctx, clGetCommandQueueInfo(r->queue, CL_QUEUE_CONTEXT, sizeof context, &context, NULL), "queue"));
-    CLXENT_TRY(clxent_check_cl(
-        ctx, clGetCommandQueueInfo(r->queue, CL_QUEUE_DEVICE, sizeof device, &device, NULL), "queue"));
-    CLXENT_TRY(clxent_check_cl(
-        ctx, clGetCommandQueueInfo(r->queue, CL_QUEUE_PROPERTIES, sizeof properties, &properties, NULL),
-        "queue"));
+    CLXENT_TRY(queue_info(r, CL_QUEUE_CONTEXT, sizeof context, &context));
+    CLXENT_TRY(queue_info(r, CL_QUEUE_DEVICE, sizeof device, &device));
+    CLXENT_TRY(queue_info(r, CL_QUEUE_PROPERTIES, sizeof properties, &properties));
     if (context != ctx->cl || device != ctx->id) {
         return clxent_fail(ctx, CLXENT_ERROR_INVALID_ARGUMENT,
-                           "queue is one of another context or device: takes one of the plan's");
+                           "queue is one of another %s: takes one of the plan's cl_context and device",
+                           context != ctx->cl ? "cl_context" : "device");
     }
     r->out_of_order = (properties & CL_QUEUE_OUT_OF_ORDER_EXEC_MODE_ENABLE) != 0;
+    return CLXENT_OK;
+}
+
+static clxent_status check_wait_list(run *r)
+{
+    clxent_context *ctx = r->plan->ctx;
+
     if ((r->num_wait == 0) != (r->wait == NULL)) {
         return clxent_fail(ctx, CLXENT_ERROR_INVALID_ARGUMENT,
                            "num_wait is %u and wait is %s: takes both or neither", (unsigned)r->num_wait,
                            r->wait == NULL ? "NULL" : "not NULL");
+    }
+    for (cl_uint i = 0; i < r->num_wait; i++) {
+        cl_context context = NULL;
+        if (r->wait[i] == NULL) {
+            return clxent_fail(ctx, CLXENT_ERROR_INVALID_ARGUMENT,
+                               "wait[%u] is NULL: takes an event of the plan's cl_context", (unsigned)i);
+        }
+        const cl_int code = clGetEventInfo(r->wait[i], CL_EVENT_CONTEXT, sizeof context, &context, NULL);
+        if (code != CL_SUCCESS) {
+            return clxent_fail(ctx, code,
+                               "wait[%u]: clGetEventInfo(CL_EVENT_CONTEXT) says %s (%d): takes an event",
+                               (unsigned)i, clxent_status_string(code), (int)code);
+        }
+        if (context != ctx->cl) {
+            return clxent_fail(ctx, CLXENT_ERROR_INVALID_ARGUMENT,
+                               "wait[%u] is an event of another cl_context: takes one of the plan's",
+                               (unsigned)i);
+        }
     }
     return CLXENT_OK;
 }
@@ -571,6 +682,7 @@ clxent_status clxent_enqueue_part(clxent_plan *plan, cl_command_queue queue, con
 
     CLXENT_TRY(copy_args(&r, args));
     CLXENT_TRY(check_queue(&r));
+    CLXENT_TRY(check_wait_list(&r));
     CLXENT_TRY(check_outputs(&r));
     CLXENT_TRY(check_rows(&r));
     CLXENT_TRY(find_needs(&r));

@@ -259,7 +259,8 @@ Test(api, every_buffer_must_be_large_enough)
         field(&args, t)->mem = small;
         snprintf(needs, sizeof needs, "= %zu bytes", f.sizes[t]);
         snprintf(holds, sizeof holds, "%zu", f.sizes[t] - 1);
-        expect_enqueue(name, &args, CLXENT_ERROR_BUFFER_TOO_SMALL, WORDS(name, "[", needs, holds));
+        expect_enqueue(name, &args, CLXENT_ERROR_BUFFER_TOO_SMALL,
+                       WORDS(name, "mem holds", holds, "takes [", needs));
         clReleaseMemObject(small);
 
         /* Large enough, but not from there on; and an offset that would wrap around. */
@@ -340,6 +341,189 @@ Test(api, buffers_may_not_overlap)
     clReleaseMemObject(both);
 }
 
+/* ---- Memory objects ------------------------------------------------------------------------ */
+
+static const char *name_of(int tensor)
+{
+    return tensor == CLXENT_TENSORS ? "workspace" : clxent_tensor_name((clxent_tensor)tensor);
+}
+
+static size_t size_of(int tensor) { return tensor == CLXENT_TENSORS ? f.workspace : f.sizes[tensor]; }
+
+/* Tensors of the fixture's plan and, last, its workspace. */
+static bool is_used(int tensor)
+{
+    return tensor == CLXENT_TENSORS ? f.workspace > 0 : f.mems[tensor] != NULL;
+}
+
+static cl_mem make_buffer_with(cl_context cl, cl_mem_flags flags, size_t bytes)
+{
+    cl_int code;
+    cl_mem mem = clCreateBuffer(cl, flags, bytes, NULL, &code);
+    cr_assert(code == CL_SUCCESS, "clCreateBuffer: %d", code);
+    return mem;
+}
+
+static void expect_accepted(const char *name, const clxent_args *args)
+{
+    const clxent_status status = clxent_enqueue(f.plan, device.queue, args, 0, NULL, NULL);
+    cr_assert(status == CLXENT_OK, "%s: %s: %s", name, clxent_status_string(status), last_error());
+    clFinish(device.queue);
+}
+
+Test(api, buffers_of_another_context_are_refused)
+{
+    cl_int code;
+    cl_context other = clCreateContext(NULL, 1, &device.id, NULL, NULL, &code);
+    cr_assert(code == CL_SUCCESS);
+    for (int t = 0; t <= CLXENT_TENSORS; t++) {
+        clxent_args args = f.args;
+        if (!is_used(t)) continue;
+        cl_mem foreign = make_buffer_with(other, CL_MEM_READ_WRITE, size_of(t));
+        field(&args, t)->mem = foreign;
+        expect_enqueue(
+            name_of(t), &args, CLXENT_ERROR_INVALID_ARGUMENT,
+            WORDS(name_of(t), ".mem is a buffer of another cl_context", "takes one of the plan's"));
+        clReleaseMemObject(foreign);
+    }
+    clReleaseContext(other);
+}
+
+Test(api, images_are_refused)
+{
+    const cl_image_format format = { CL_RGBA, CL_FLOAT };
+    const cl_image_desc shape = { .image_type = CL_MEM_OBJECT_IMAGE2D,
+                                  .image_width = 64,
+                                  .image_height = 64 };
+    cl_bool has_images = CL_FALSE;
+    cl_int code;
+
+    clGetDeviceInfo(device.id, CL_DEVICE_IMAGE_SUPPORT, sizeof has_images, &has_images, NULL);
+    if (!has_images) cr_skip("the device has no images");
+    cl_mem picture = clCreateImage(device.cl, CL_MEM_READ_WRITE, &format, &shape, NULL, &code);
+    cr_assert(code == CL_SUCCESS, "clCreateImage: %d", code);
+    for (int t = 0; t <= CLXENT_TENSORS; t++) {
+        clxent_args args = f.args;
+        if (!is_used(t)) continue;
+        field(&args, t)->mem = picture;
+        expect_enqueue(name_of(t), &args, CLXENT_ERROR_INVALID_ARGUMENT,
+                       WORDS(name_of(t), ".mem is an image", "takes a buffer"));
+    }
+    clReleaseMemObject(picture);
+}
+
+/* Inputs that kernels may not read, outputs that they may not write, and a workspace that allows one of both. */
+Test(api, buffers_closed_to_kernels_are_refused)
+{
+    for (int t = 0; t <= CLXENT_TENSORS; t++) {
+        const bool input = t < CLXENT_TENSOR_LOSSES, output = t >= CLXENT_TENSOR_LOSSES;
+        clxent_args args = f.args;
+        if (!is_used(t)) continue;
+        const bool both =
+            t == CLXENT_TENSORS || t == CLXENT_TENSOR_LOSSES; /* the loss is summed from losses */
+        for (int i = 0; i < 2; i++) {
+            const cl_mem_flags flags = i == 0 ? CL_MEM_READ_ONLY : CL_MEM_WRITE_ONLY;
+            const char *is = i == 0 ? ".mem is CL_MEM_READ_ONLY" : ".mem is CL_MEM_WRITE_ONLY";
+            cl_mem closed = make_buffer_with(device.cl, flags | CL_MEM_HOST_NO_ACCESS, size_of(t));
+            field(&args, t)->mem = closed;
+            if (both || (flags == CL_MEM_READ_ONLY ? output : input)) {
+                expect_enqueue(name_of(t), &args, CLXENT_ERROR_INVALID_ARGUMENT,
+                               WORDS(name_of(t), is, "takes ", "CL_MEM_READ_WRITE",
+                                     both || output ? "writes" : "reads"));
+            } else {
+                expect_accepted(name_of(t), &args);
+            }
+            clReleaseMemObject(closed);
+        }
+    }
+}
+
+Test(api, what_a_run_does_with_a_buffer_decides)
+{
+    cl_mem read_only = make_buffer_with(device.cl, CL_MEM_READ_ONLY, ROWS * CLASSES * 4);
+    cl_mem write_only = make_buffer_with(device.cl, CL_MEM_WRITE_ONLY, ROWS * CLASSES * 4);
+    clxent_plan *own = f.plan;
+    clxent_args args = f.args;
+    clxent_desc desc = f.desc;
+
+    /* Row losses alone are not read back. */
+    args.outputs = CLXENT_OUTPUT_LOSSES;
+    args.losses.mem = write_only;
+    expect_accepted("losses", &args);
+
+    /* Statistics are an output of one run and an input of another. */
+    args = f.args;
+    args.outputs = CLXENT_OUTPUT_GRADIENT;
+    args.statistics.mem = write_only;
+    expect_enqueue("statistics", &args, CLXENT_ERROR_INVALID_ARGUMENT,
+                   WORDS("statistics.mem is CL_MEM_WRITE_ONLY", "takes CL_MEM_READ_ONLY or", "reads"));
+    args.statistics.mem = read_only;
+    expect_accepted("statistics", &args);
+    args.outputs = CLXENT_OUTPUT_STATISTICS;
+    expect_enqueue("statistics", &args, CLXENT_ERROR_INVALID_ARGUMENT,
+                   WORDS("statistics.mem is CL_MEM_READ_ONLY", "takes CL_MEM_WRITE_ONLY or", "writes"));
+
+    /* In place: read as logits, written as gradient. */
+    args = f.args;
+    args.outputs = CLXENT_OUTPUT_GRADIENT;
+    args.statistics.mem = NULL;
+    args.logits.mem = args.gradient.mem = read_only;
+    expect_enqueue("in place", &args, CLXENT_ERROR_INVALID_ARGUMENT,
+                   WORDS("gradient.mem is CL_MEM_READ_ONLY"));
+    args.logits.mem = args.gradient.mem = write_only;
+    expect_enqueue("in place", &args, CLXENT_ERROR_INVALID_ARGUMENT,
+                   WORDS("logits.mem is CL_MEM_WRITE_ONLY"));
+
+    /* Accumulated: read and written. */
+    desc.gradient_mode = CLXENT_GRADIENT_ACCUMULATE;
+    cr_assert(clxent_plan_create(&f.plan, device.ctx, &desc) == CLXENT_OK, "%s", last_error());
+    for (int i = 0; i < 2; i++) {
+        args = f.args;
+        args.gradient.mem = i == 0 ? read_only : write_only;
+        expect_enqueue("accumulated", &args, CLXENT_ERROR_INVALID_ARGUMENT,
+                       WORDS("gradient.mem is CL_MEM_", "takes CL_MEM_READ_WRITE", "reads and writes"));
+    }
+    clxent_plan_destroy(f.plan);
+    f.plan = own;
+    clReleaseMemObject(read_only);
+    clReleaseMemObject(write_only);
+}
+
+/* A sub-buffer has its own flags, else its parent's. */
+Test(api, sub_buffers_inherit_their_access)
+{
+    const cl_mem_flags parents[] = { CL_MEM_READ_WRITE, CL_MEM_READ_WRITE, CL_MEM_READ_WRITE,
+                                     CL_MEM_READ_ONLY, CL_MEM_WRITE_ONLY };
+    const cl_mem_flags subs[] = { 0, CL_MEM_READ_ONLY, CL_MEM_WRITE_ONLY, 0, 0 };
+    const cl_buffer_region region = { 0, ROWS * CLASSES * 4 };
+
+    for (int i = 0; i < 5; i++) {
+        const bool reads = i != 2 && i != 4, writes = i != 1 && i != 3;
+        cl_int code;
+        cl_mem parent = make_buffer_with(device.cl, parents[i], 2 * region.size);
+        cl_mem sub = clCreateSubBuffer(parent, subs[i], CL_BUFFER_CREATE_TYPE_REGION, &region, &code);
+        clxent_args args = f.args;
+        cr_assert(code == CL_SUCCESS, "clCreateSubBuffer: %d", code);
+
+        args.logits.mem = sub;
+        if (reads) expect_accepted("logits", &args);
+        else
+            expect_enqueue("logits", &args, CLXENT_ERROR_INVALID_ARGUMENT,
+                           WORDS("logits.mem is CL_MEM_WRITE_ONLY"));
+        args = f.args;
+        args.gradient.mem = sub;
+        if (writes) expect_accepted("gradient", &args);
+        else
+            expect_enqueue("gradient", &args, CLXENT_ERROR_INVALID_ARGUMENT,
+                           WORDS("gradient.mem is CL_MEM_READ_ONLY"));
+        args.gradient.offset = 4; /* and no more room than its own */
+        if (writes)
+            expect_enqueue("gradient", &args, CLXENT_ERROR_BUFFER_TOO_SMALL, WORDS("gradient.mem holds 96"));
+        clReleaseMemObject(sub);
+        clReleaseMemObject(parent);
+    }
+}
+
 /* Plans whose gradient could stand in the logits' place but for one thing. */
 Test(api, in_place_needs_equal_layouts)
 {
@@ -394,6 +578,59 @@ Test(api, a_queue_of_another_context_is_refused)
     cr_assert(event == NULL);
     check_text("queue", WORDS("queue"));
     clReleaseCommandQueue(queue);
+    clReleaseContext(other);
+}
+
+/* A part of the plan's device is another device. */
+Test(api, a_queue_of_a_part_of_the_device_is_refused)
+{
+    const cl_device_partition_property equally[] = { CL_DEVICE_PARTITION_EQUALLY, 1, 0 };
+    cl_device_partition_property can[8] = { 0 };
+    cl_event event = NULL;
+    cl_uint units = 0, parts = 0;
+    cl_device_id subs[256];
+    cl_int code;
+
+    /* Asked first: some drivers crash where they cannot. */
+    clGetDeviceInfo(device.id, CL_DEVICE_PARTITION_PROPERTIES, sizeof can, can, NULL);
+    clGetDeviceInfo(device.id, CL_DEVICE_MAX_COMPUTE_UNITS, sizeof units, &units, NULL);
+    if (can[0] == 0 || units < 2 || units > 256) cr_skip("the device cannot be divided");
+    code = clCreateSubDevices(device.id, equally, 256, subs, &parts);
+    if (code != CL_SUCCESS) cr_skip("the device cannot be divided: %d", code);
+    cl_command_queue queue = clCreateCommandQueue(device.cl, subs[0], 0, &code);
+    if (code == CL_SUCCESS) {
+        cr_assert(clxent_enqueue(f.plan, queue, &f.args, 0, NULL, &event) == CLXENT_ERROR_INVALID_ARGUMENT);
+        cr_assert(event == NULL);
+        check_text("queue", WORDS("queue is one of another device", "takes one of the plan's"));
+        clReleaseCommandQueue(queue);
+    }
+    for (cl_uint i = 0; i < parts; i++) clReleaseDevice(subs[i]);
+}
+
+Test(api, events_of_the_wait_list_are_events_of_the_context)
+{
+    cl_int code;
+    cl_event event = NULL;
+    cl_context other = clCreateContext(NULL, 1, &device.id, NULL, NULL, &code);
+    cr_assert(code == CL_SUCCESS);
+    cl_event good = clCreateUserEvent(device.cl, &code), foreign = clCreateUserEvent(other, &code);
+    cr_assert(code == CL_SUCCESS);
+    clSetUserEventStatus(good, CL_COMPLETE);
+    clSetUserEventStatus(foreign, CL_COMPLETE);
+
+    const cl_event with_null[] = { good, NULL, good }, with_foreign[] = { good, good, foreign };
+    cr_assert(clxent_enqueue(f.plan, device.queue, &f.args, 3, with_null, &event) ==
+              CLXENT_ERROR_INVALID_ARGUMENT);
+    check_text("NULL", WORDS("wait[1] is NULL", "takes an event"));
+    cr_assert(clxent_enqueue(f.plan, device.queue, &f.args, 3, with_foreign, &event) ==
+              CLXENT_ERROR_INVALID_ARGUMENT);
+    check_text("foreign", WORDS("wait[2] is an event of another cl_context", "takes one of the plan's"));
+    cr_assert(event == NULL);
+    cr_assert(clxent_enqueue(f.plan, device.queue, &f.args, 1, with_null, NULL) == CLXENT_OK, "%s",
+              last_error());
+    clFinish(device.queue);
+    clReleaseEvent(good);
+    clReleaseEvent(foreign);
     clReleaseContext(other);
 }
 

@@ -308,7 +308,11 @@ typedef struct clxent_buffer {
 /* "in" and "out" as seen by the device; "real" is f32, f64 for f64 logits. Fields that a run does
  * not use are ignored. Buffers of one run may not overlap, except that gradient (also softmax or log_softmax,
  * where it is the only [rows, classes] output of the run) may be logits itself: same mem, offset, stride and
- * dtype; not with CLXENT_GRADIENT_ACCUMULATE. */
+ * dtype; not with CLXENT_GRADIENT_ACCUMULATE.
+ *
+ * Each mem is a buffer or sub-buffer of the plan's cl_context, not an image. "in" needs CL_MEM_READ_ONLY or
+ * CL_MEM_READ_WRITE, "out" CL_MEM_WRITE_ONLY or CL_MEM_READ_WRITE, what is both CL_MEM_READ_WRITE. CL_MEM_HOST_*
+ * flags may be any. */
 typedef struct clxent_args {
     size_t struct_size;
     uint32_t outputs; /* those of desc.outputs that this run computes; 0: all of them. Exactly
@@ -330,7 +334,7 @@ typedef struct clxent_args {
                                     CLXENT_REDUCTION_NONE; SOFTMAX_BACKWARD: [rows, classes] dtype, required */
     clxent_buffer denominator;   /* in  optional: [1] real, replaces D */
 
-    clxent_buffer losses;      /* out, shapes at CLXENT_OUTPUT_* */
+    clxent_buffer losses;      /* out, shapes at CLXENT_OUTPUT_*; in and out of a run that computes loss too */
     clxent_buffer loss;        /* out */
     clxent_buffer lse;         /* out */
     clxent_buffer softmax;     /* out */
@@ -342,8 +346,8 @@ typedef struct clxent_args {
     clxent_buffer statistics;  /* out, or in of a gradient run */
     clxent_buffer bad_targets; /* out; optional even when asked for */
     clxent_buffer one_hot;     /* out */
-    clxent_buffer workspace;   /* scratch, clxent_plan_workspace_size() bytes, offset a multiple of 64;
-                                  not shared by runs that may overlap in time */
+    clxent_buffer workspace;   /* in and out: scratch, clxent_plan_workspace_size() bytes, offset a multiple
+                                  of 64; not shared by runs that may overlap in time */
 } clxent_args;
 #define CLXENT_ARGS_INIT                                                                               \
     {                                                                                                  \
@@ -359,7 +363,7 @@ CLXENT_API void clxent_args_init(clxent_args *args);
 
 /* Enqueues one run on queue (in-order or out-of-order, of the plan's context and device).
  *
- * wait, event  as in clEnqueue*: starts after the num_wait events of wait; event (optional)
+ * wait, event  as in clEnqueue*: starts after the num_wait events of wait, all of the plan's cl_context; event (optional)
  *              completes when all outputs are written, also with 0 rows. Returns at once, also when
  *              wait has not completed.
  * Returns      CLXENT_ERROR_NULL_ARGUMENT, _INVALID_ARGUMENT, _BUFFER_TOO_SMALL before anything is enqueued,
