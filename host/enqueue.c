@@ -2,7 +2,10 @@
  *
  * enqueue.c - one run of a plan: checks the caller's buffers, sets arguments, launches kernels in a chain:
  * targets -> D, logits -> rows, rows -> loss, at most nine of them (rows split and taken twice, many rows to
- * reduce). Nothing here compiles, allocates on the device or waits.
+ * reduce). Nothing here compiles, allocates on the device or waits for it.
+ *
+ * A kernel's arguments belong to the cl_kernel, not to the launch. The plan's lock is held from the first argument of a
+ * run to its last launch, so that threads may share a plan. No callback is called while it is held.
  */
 #include "internal.h"
 #include "parameters.h"
@@ -20,6 +23,7 @@ typedef struct run {
     uint32_t outputs;
     size_t rows;
     bool statistics_in;
+    clxent_need *needs; /* [CLXENT_TENSORS] */
     clxent_parameters p;
     /* the chain */
     cl_command_queue queue;
@@ -28,6 +32,7 @@ typedef struct run {
     const cl_event *wait;
     cl_event previous; /* of the latest launch, where the next or the caller needs it */
     bool launched;
+    const char *failed; /* the OpenCL call that refused a launch */
 } run;
 
 static clxent_buffer *buffer_of(clxent_args *args, clxent_tensor tensor) { return &args->logits + tensor; }
@@ -109,21 +114,25 @@ static clxent_status find_needs(run *r)
     clxent_plan *plan = r->plan;
     char text[TEXT_SIZE];
 
-    if (plan->latest.valid && plan->latest.outputs == r->outputs && plan->latest.rows == r->rows &&
-        plan->latest.statistics_in == r->statistics_in) {
-        return CLXENT_OK;
-    }
-    plan->latest.valid = false;
+    mutex_lock(&plan->lock);
+    const bool alike = plan->latest.valid && plan->latest.outputs == r->outputs &&
+                       plan->latest.rows == r->rows && plan->latest.statistics_in == r->statistics_in;
+    if (alike) memcpy(r->needs, plan->latest.needs, sizeof plan->latest.needs);
+    mutex_unlock(&plan->lock);
+    if (alike) return CLXENT_OK;
+
     for (int i = 0; i < CLXENT_TENSORS; i++) {
-        const clxent_status status =
-            clxent_tensor_need(&plan->desc, r->outputs, r->statistics_in, r->rows, (clxent_tensor)i,
-                               &plan->latest.needs[i], text, sizeof text);
+        const clxent_status status = clxent_tensor_need(&plan->desc, r->outputs, r->statistics_in, r->rows,
+                                                        (clxent_tensor)i, &r->needs[i], text, sizeof text);
         if (status != CLXENT_OK) return clxent_fail(plan->ctx, status, "%s", text);
     }
+    mutex_lock(&plan->lock);
     plan->latest.outputs = r->outputs;
     plan->latest.rows = r->rows;
     plan->latest.statistics_in = r->statistics_in;
     plan->latest.valid = true;
+    memcpy(plan->latest.needs, r->needs, sizeof plan->latest.needs);
+    mutex_unlock(&plan->lock);
     return CLXENT_OK;
 }
 
@@ -228,7 +237,7 @@ static clxent_status check_buffers(run *r)
 
     for (int i = 0; i < CLXENT_TENSORS; i++) {
         const clxent_tensor tensor = (clxent_tensor)i;
-        const clxent_need *need = &r->plan->latest.needs[i];
+        const clxent_need *need = &r->needs[i];
         clxent_buffer *buffer = buffer_of(&r->args, tensor);
         const char *name = clxent_tensor_name(tensor);
 
@@ -295,7 +304,7 @@ static bool may_be_in_place(const run *r, clxent_tensor out)
 
 static clxent_status check_overlap(run *r)
 {
-    const clxent_need *needs = r->plan->latest.needs;
+    const clxent_need *needs = r->needs;
 
     for (int i = CLXENT_TENSOR_LOSSES; i < CLXENT_TENSORS; i++) {
         const clxent_buffer *out = buffer_of(&r->args, (clxent_tensor)i);
@@ -508,13 +517,14 @@ static clxent_status launch(run *r, const setter *s, size_t groups, size_t group
     cl_event done = NULL;
     cl_int code = s->code;
 
+    r->failed = code == CL_SUCCESS ? "clEnqueueNDRangeKernel" : "clSetKernelArg"; /* if any */
     if (code == CL_SUCCESS) {
         code = clEnqueueNDRangeKernel(r->queue, s->kernel, 1, NULL, &global, &group, num_wait, wait,
                                       needs_event ? &done : NULL);
     }
     if (chained) (void)clReleaseEvent(r->previous);
     r->previous = NULL;
-    if (code != CL_SUCCESS) return clxent_check_cl(r->plan->ctx, code, "kernel launch");
+    if (code != CL_SUCCESS) return code;
     r->launched = true;
     if (last && event != NULL) {
         *event = done;
@@ -654,9 +664,9 @@ static clxent_status launch_main(run *r, bool last, cl_event *event)
     return launch(r, &s, groups, plan->group, last, event);
 }
 
+/* Needs the lock. Returns CLXENT_OK or the cl_int of r->failed, which the caller reports once the lock is free. */
 static clxent_status launch_all(run *r, cl_event *event)
 {
-    const clxent_plan *plan = r->plan;
     const bool needs_d = divides_by_d(r) && r->args.denominator.mem == NULL && !finds_own_d(r);
     const bool targets = r->part.pass != CLXENT_PASS_LOGITS && (needs_d || r->args.bad_targets.mem != NULL);
     const bool logits = r->part.pass != CLXENT_PASS_TARGETS;
@@ -667,8 +677,8 @@ static clxent_status launch_all(run *r, cl_event *event)
     if (main) CLXENT_TRY(launch_main(r, !losses, event));
     if (losses) CLXENT_TRY(launch_losses(r, true, event));
     if (!targets && !main && !losses) {
-        const cl_int code = clEnqueueMarkerWithWaitList(r->queue, r->num_wait, r->wait, event);
-        return clxent_check_cl(plan->ctx, code, "marker");
+        r->failed = "clEnqueueMarkerWithWaitList";
+        return clEnqueueMarkerWithWaitList(r->queue, r->num_wait, r->wait, event);
     }
     return CLXENT_OK;
 }
@@ -678,7 +688,10 @@ clxent_status clxent_enqueue_part(clxent_plan *plan, cl_command_queue queue, con
                                   cl_event *event)
 {
     if (plan == NULL) return CLXENT_ERROR_NULL_ARGUMENT;
-    run r = { .plan = plan, .part = *part, .queue = queue, .num_wait = num_wait, .wait = wait };
+    clxent_need needs[CLXENT_TENSORS];
+    run r = {
+        .plan = plan, .part = *part, .needs = needs, .queue = queue, .num_wait = num_wait, .wait = wait
+    };
 
     CLXENT_TRY(copy_args(&r, args));
     CLXENT_TRY(check_queue(&r));
@@ -690,9 +703,11 @@ clxent_status clxent_enqueue_part(clxent_plan *plan, cl_command_queue queue, con
     CLXENT_TRY(check_overlap(&r));
     fill_parameters(&r);
     if (r.args.bad_targets.mem == NULL) r.p.outputs &= ~(cl_uint)CLXENT_OUTPUT_BAD_TARGETS;
+    mutex_lock(&plan->lock);
     const clxent_status status = launch_all(&r, event);
+    mutex_unlock(&plan->lock);
     if (r.previous != NULL) (void)clReleaseEvent(r.previous);
-    return status;
+    return clxent_check_cl(plan->ctx, status, r.failed);
 }
 
 clxent_status clxent_enqueue(clxent_plan *plan, cl_command_queue queue, const clxent_args *args,

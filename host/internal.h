@@ -205,7 +205,9 @@ struct clxent_plan {
     size_t pieces_at, records_at;
     size_t workspace_size;
     char strategy[192];
-    struct { /* what clxent_tensor_need() said for the latest run: the next is usually alike */
+    mutex
+        lock; /* of `latest` and of the kernels' arguments: nothing else of a plan changes once it is made */
+    struct {  /* what clxent_tensor_need() said for the latest run: the next is usually alike */
         bool valid, statistics_in;
         uint32_t outputs;
         size_t rows;

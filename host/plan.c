@@ -347,7 +347,11 @@ clxent_status clxent_plan_create_tuned(clxent_plan **out, clxent_context *ctx, c
     CLXENT_TRY(supported(ctx, &complete));
 
     plan = calloc(1, sizeof *plan);
-    if (plan == NULL) return clxent_fail(ctx, CLXENT_ERROR_OUT_OF_HOST_MEMORY, "plan: out of host memory");
+    if (plan == NULL || !mutex_init(&plan->lock)) {
+        free(plan);
+        return clxent_fail(ctx, CLXENT_ERROR_OUT_OF_HOST_MEMORY,
+                           "plan: malloc of %zu bytes or its mutex failed", sizeof *plan);
+    }
     clxent_context_retain(ctx);
     plan->ctx = ctx;
     plan->desc = complete;
@@ -384,6 +388,7 @@ void clxent_plan_destroy(clxent_plan *plan)
         if (kernels[i] != NULL) (void)clReleaseKernel(kernels[i]);
     }
     clxent_context_destroy(plan->ctx);
+    mutex_destroy(&plan->lock);
     free(plan);
 }
 

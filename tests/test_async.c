@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: MIT
  *
  * test_async.c - clxent_enqueue() behaves as a clEnqueue* call: it returns at once though its wait list is not
- * complete, does nothing before that is, chains through events on in-order and out-of-order queues, and its
- * event is all that one needs to wait for.
+ * complete, does nothing before that is, chains through events on in-order and out-of-order queues, its
+ * event is all that one needs to wait for, and threads may enqueue one plan at once.
  */
 #include "support.h"
 
 #include <criterion/criterion.h>
 
 #include <math.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -315,4 +316,145 @@ Test(async, buffers_may_be_released_while_the_run_waits)
     clReleaseEvent(gate);
     clReleaseEvent(done);
     free_problem(&j.p);
+}
+
+static cl_ulong time_of(cl_event event, cl_profiling_info what)
+{
+    cl_ulong value = 0;
+    const cl_int code = clGetEventProfilingInfo(event, what, sizeof value, &value, NULL);
+    cr_assert(code == CL_SUCCESS, "clGetEventProfilingInfo(0x%x): %d", (unsigned)what, code);
+    return value;
+}
+
+/* As the header says: a run's own event times its last launch only; a marker before it gives the begin of the run. */
+Test(async, a_marker_before_a_run_times_it)
+{
+    cl_int code;
+    cl_event begin, end;
+    job j;
+
+    if (small_run()) cr_skip("Oclgrind gives every command the same times");
+    cl_command_queue queue = clCreateCommandQueue(device.cl, device.id, CL_QUEUE_PROFILING_ENABLE, &code);
+    cr_assert(code == CL_SUCCESS);
+    make_job(&j, CLXENT_TARGET_I32);
+    for (int i = 0; i < 2; i++) { /* the second without a compilation in the driver */
+        cr_assert(clEnqueueMarkerWithWaitList(queue, 0, NULL, &begin) == CL_SUCCESS);
+        cr_assert(clxent_enqueue(j.plan, queue, &j.args, 1, &begin, &end) == CLXENT_OK, "%s", last_error());
+        cr_assert(clWaitForEvents(1, &end) == CL_SUCCESS);
+        const cl_ulong run_begin = time_of(begin, CL_PROFILING_COMMAND_END);
+        const cl_ulong last_begin = time_of(end, CL_PROFILING_COMMAND_START);
+        const cl_ulong run_end = time_of(end, CL_PROFILING_COMMAND_END);
+        cr_assert(run_begin <= last_begin && last_begin <= run_end, "%llu, %llu, %llu",
+                  (unsigned long long)run_begin, (unsigned long long)last_begin, (unsigned long long)run_end);
+        clReleaseEvent(begin);
+        clReleaseEvent(end);
+    }
+    clReleaseCommandQueue(queue);
+    free_job(&j);
+}
+
+/* ---- Threads ------------------------------------------------------------------------------- */
+
+enum { THREADS = 4, RUNS = 400, OUTPUT_SETS = 3 };
+
+/* All that one thread's runs touch; the plan is everybody's. */
+typedef struct worker {
+    pthread_t thread;
+    clxent_plan *plan;
+    cl_command_queue queue;
+    problem p;
+    clxent_args args;
+    float want[1 + ROWS * CLASSES]; /* loss, gradient */
+    const char *fault;              /* NULL: none */
+} worker;
+
+/* Each asks for other needs of the plan and takes other launches. */
+static const uint32_t output_sets[OUTPUT_SETS] = { CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT,
+                                                   CLXENT_OUTPUT_GRADIENT, CLXENT_OUTPUT_LOSS };
+
+/* One run with results that nothing but it can have written; NULL or what failed. */
+static const char *run_worker(worker *w, uint32_t outputs, float *got)
+{
+    static const unsigned char poison[ROWS * CLASSES * sizeof(float)] = { 0xFF, 0xFF, 0xFF, 0xFF };
+    const size_t gradient_bytes = ROWS * CLASSES * sizeof(float);
+    clxent_args args = w->args;
+    cl_event done = NULL;
+
+    args.outputs = outputs;
+    if (clEnqueueWriteBuffer(w->queue, args.loss.mem, CL_FALSE, 0, sizeof(float), poison, 0, NULL, NULL) !=
+            0 ||
+        clEnqueueWriteBuffer(w->queue, args.gradient.mem, CL_FALSE, 0, gradient_bytes, poison, 0, NULL,
+                             NULL) != 0)
+        return "clEnqueueWriteBuffer failed";
+    if (clxent_enqueue(w->plan, w->queue, &args, 0, NULL, &done) != CLXENT_OK) return "clxent_enqueue failed";
+    const cl_int code =
+        clEnqueueReadBuffer(w->queue, args.loss.mem, CL_TRUE, 0, sizeof(float), got, 1, &done, NULL) |
+        clEnqueueReadBuffer(w->queue, args.gradient.mem, CL_TRUE, 0, gradient_bytes, got + 1, 1, &done, NULL);
+    clReleaseEvent(done);
+    return code == CL_SUCCESS ? NULL : "clEnqueueReadBuffer failed";
+}
+
+static void *work(void *argument)
+{
+    worker *w = argument;
+    for (int i = 0; i < RUNS && w->fault == NULL; i++) {
+        const uint32_t outputs = output_sets[i % OUTPUT_SETS];
+        float got[1 + ROWS * CLASSES];
+        w->fault = run_worker(w, outputs, got);
+        if (w->fault != NULL) break;
+        if ((outputs & CLXENT_OUTPUT_LOSS) != 0 && memcmp(got, w->want, sizeof *got) != 0)
+            w->fault = "the loss has other bits";
+        if ((outputs & CLXENT_OUTPUT_GRADIENT) != 0 &&
+            memcmp(got + 1, w->want + 1, sizeof got - sizeof *got) != 0)
+            w->fault = "the gradient has other bits";
+    }
+    return NULL;
+}
+
+/* Two threads on one queue, two on queues of their own; each with its own buffers and workspace. */
+Test(async, threads_enqueue_one_plan_at_once)
+{
+    clxent_desc desc = CLXENT_DESC_INIT;
+    clxent_plan *plan;
+    worker workers[THREADS];
+    cl_int code;
+
+    if (small_run()) cr_skip("Oclgrind takes no calls of several threads at once");
+    desc.outputs = CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT;
+    desc.batch = ROWS;
+    desc.seq = 1;
+    desc.classes = CLASSES;
+    desc.target_type = CLXENT_TARGET_I32;
+    desc.has_row_weights = 1; /* a pass over the targets too */
+    cr_assert(clxent_plan_create(&plan, device.ctx, &desc) == CLXENT_OK, "%s", last_error());
+    memset(workers, 0, sizeof workers);
+    for (int t = 0; t < THREADS; t++) {
+        worker *w = &workers[t];
+        make_problem(&w->p, &desc, FILL_PLAIN, 100 + (uint64_t)t);
+        w->plan = plan;
+        w->queue = t < 2 ? device.queue : clCreateCommandQueue(device.cl, device.id, 0, &code);
+        clxent_args_init(&w->args);
+        w->args.logits.mem = make_buffer(w->p.args.logits.size, w->p.args.logits.data);
+        w->args.targets.mem = make_buffer(w->p.args.targets.size, w->p.args.targets.data);
+        w->args.row_weights.mem = make_buffer(w->p.args.row_weights.size, w->p.args.row_weights.data);
+        w->args.loss.mem = make_buffer(sizeof(float), NULL);
+        w->args.gradient.mem = make_buffer(ROWS * CLASSES * sizeof(float), NULL);
+        w->args.workspace.mem = make_buffer(clxent_plan_workspace_size(plan), NULL);
+        w->fault = run_worker(w, output_sets[0], w->want);
+        cr_assert(w->fault == NULL, "alone: %s: %s", w->fault, last_error());
+        cr_assert(t == 0 || memcmp(w->want, workers[0].want, sizeof w->want) != 0, "two problems are one");
+    }
+    for (int t = 0; t < THREADS; t++)
+        cr_assert(pthread_create(&workers[t].thread, NULL, work, &workers[t]) == 0);
+    for (int t = 0; t < THREADS; t++) pthread_join(workers[t].thread, NULL);
+    for (int t = 0; t < THREADS; t++) {
+        worker *w = &workers[t];
+        cr_assert(w->fault == NULL, "thread %d: %s: %s", t, w->fault, last_error());
+        cl_mem mems[] = { w->args.logits.mem, w->args.targets.mem,  w->args.row_weights.mem,
+                          w->args.loss.mem,   w->args.gradient.mem, w->args.workspace.mem };
+        for (size_t i = 0; i < sizeof mems / sizeof *mems; i++) clReleaseMemObject(mems[i]);
+        if (t >= 2) clReleaseCommandQueue(w->queue);
+        free_problem(&w->p);
+    }
+    clxent_plan_destroy(plan);
 }

@@ -21,8 +21,10 @@
  * Errors     Every function that can fail returns a clxent_status. The text that names the
  *            argument, what it got and what it takes goes to the context's log callback and is
  *            kept for clxent_context_last_error(). A call that fails has no effect, except where noted.
- * Threads    A context may be shared by threads. A plan may not be enqueued by two threads at
- *            once (clSetKernelArg); create one plan for each thread: programs are shared.
+ * Threads    Threads may share a context and a plan: every function may run in several threads at once,
+ *            *_destroy() excepted. clxent_enqueue() holds a mutex of the plan while it sets arguments and
+ *            launches, never while the device works. Runs that may overlap in time need a workspace
+ *            each: one for each run in flight, in one thread or many.
  *
  * The formulas, for one row x of logits with target y (sums over the classes j):
  *
@@ -281,7 +283,8 @@ typedef struct clxent_plan clxent_plan;
 CLXENT_API clxent_status clxent_plan_create(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc);
 CLXENT_API void clxent_plan_destroy(clxent_plan *plan);
 
-/* Bytes of args.workspace that any run of the plan needs; may be 0. */
+/* Bytes of args.workspace that any run of the plan needs; may be 0. Runs that may overlap in time need that much
+ * each: one workspace for each run in flight. */
 CLXENT_API size_t clxent_plan_workspace_size(const clxent_plan *plan);
 
 /* One line naming the strategy and its parameters, for people. Lives as long as the plan. */
@@ -347,7 +350,8 @@ typedef struct clxent_args {
     clxent_buffer bad_targets; /* out; optional even when asked for */
     clxent_buffer one_hot;     /* out */
     clxent_buffer workspace;   /* in and out: scratch, clxent_plan_workspace_size() bytes, offset a multiple
-                                  of 64; not shared by runs that may overlap in time */
+                                  of 64; one for each run in flight: runs that share it must not overlap
+                                  in time */
 } clxent_args;
 #define CLXENT_ARGS_INIT                                                                               \
     {                                                                                                  \
@@ -363,14 +367,19 @@ CLXENT_API void clxent_args_init(clxent_args *args);
 
 /* Enqueues one run on queue (in-order or out-of-order, of the plan's context and device).
  *
- * wait, event  as in clEnqueue*: starts after the num_wait events of wait, all of the plan's cl_context; event (optional)
- *              completes when all outputs are written, also with 0 rows. Returns at once, also when
- *              wait has not completed.
+ * wait, event  as in clEnqueue*: starts after the num_wait events of wait, all of the plan's cl_context; event
+ *              (optional) completes when all outputs are written, also with 0 rows. Returns at once, also
+ *              when wait has not completed.
  * Returns      CLXENT_ERROR_NULL_ARGUMENT, _INVALID_ARGUMENT, _BUFFER_TOO_SMALL before anything is enqueued,
  *              or the cl_int of a launch that the driver refused: outputs are undefined then. On any
  *              failure *event is untouched.
  * Numerics     Deterministic: the same inputs give the same bits on one device, whatever the queue, the
- *              timing, and which others of the plan's outputs are asked for beside one. */
+ *              timing, and which others of the plan's outputs are asked for beside one.
+ * Threads      Any, also several at once on one plan, each run in flight with a workspace of its own. The
+ *              launches of one run are not mixed with those of another of the same plan.
+ * Timing       A run is one launch or several; the profiling times of event are those of the last. To time a
+ *              whole run on a queue with CL_QUEUE_PROFILING_ENABLE, enqueue a marker, let the run wait for its
+ *              event, and take the time from CL_PROFILING_COMMAND_END of the marker to that of event. */
 CLXENT_API clxent_status clxent_enqueue(clxent_plan *plan, cl_command_queue queue, const clxent_args *args,
                                         cl_uint num_wait, const cl_event *wait, cl_event *event);
 
