@@ -21,10 +21,14 @@
  * Errors     Every function that can fail returns a clxent_status. The text that names the
  *            argument, what it got and what it takes goes to the context's log callback and is
  *            kept for clxent_context_last_error(). A call that fails has no effect, except where noted.
- * Threads    Threads may share a context and a plan: every function may run in several threads at once,
- *            *_destroy() excepted. clxent_enqueue() holds a mutex of the plan while it sets arguments and
- *            launches, never while the device works. Runs that may overlap in time need a workspace
- *            each: one for each run in flight, in one thread or many.
+ * Threads    Threads may share a context and a plan: every function may run in several threads at once.
+ *            No other call may use an object while its *_destroy() runs. clxent_enqueue() holds a mutex of
+ *            the plan while it sets arguments and launches; it does not wait for the device. Runs that may
+ *            overlap in time need a workspace each: one for each run in flight, in one thread or many.
+ * Processes  After fork() the child must not use contexts, plans, queues or buffers of its parent, nor
+ *            destroy them: drivers lose their threads there (PoCL hangs). It creates OpenCL objects of its
+ *            own, or calls exec(). On PoCL its own hang too where the parent called OpenCL before fork():
+ *            fork first, or exec. clxent_desc_check() and reference.h work in every child.
  *
  * The formulas, for one row x of logits with target y (sums over the classes j):
  *
