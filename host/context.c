@@ -116,6 +116,23 @@ static clxent_status device_value(clxent_context *ctx, cl_device_info info, cons
 #define DEVICE_VALUE(info, value) \
     CLXENT_TRY(device_value(ctx, info, "clGetDeviceInfo(" #info ")", &(value), sizeof(value)))
 
+/* A work-group lies along the first dimension, which may have a limit of its own. */
+static clxent_status limit_work_group(clxent_context *ctx)
+{
+    enum { MOST_DIMENSIONS = 16 };
+    clxent_device *device = &ctx->device;
+    size_t items[MOST_DIMENSIONS] = { 0 };
+    cl_uint dimensions = 0;
+
+    DEVICE_VALUE(CL_DEVICE_MAX_WORK_ITEM_DIMENSIONS, dimensions);
+    if (dimensions < 1 || dimensions > MOST_DIMENSIONS) return CLXENT_OK;
+    CLXENT_TRY(device_value(ctx, CL_DEVICE_MAX_WORK_ITEM_SIZES,
+                            "clGetDeviceInfo(CL_DEVICE_MAX_WORK_ITEM_SIZES)", items,
+                            dimensions * sizeof *items));
+    if (items[0] > 0 && items[0] < device->max_work_group) device->max_work_group = items[0];
+    return CLXENT_OK;
+}
+
 static clxent_status query_device(clxent_context *ctx)
 {
     clxent_device *device = &ctx->device;
@@ -139,6 +156,7 @@ static clxent_status query_device(clxent_context *ctx)
     DEVICE_VALUE(CL_DEVICE_TYPE, device->type);
     DEVICE_VALUE(CL_DEVICE_MAX_COMPUTE_UNITS, device->compute_units);
     DEVICE_VALUE(CL_DEVICE_MAX_WORK_GROUP_SIZE, device->max_work_group);
+    CLXENT_TRY(limit_work_group(ctx));
     DEVICE_VALUE(CL_DEVICE_LOCAL_MEM_SIZE, device->local_memory);
     DEVICE_VALUE(CL_DEVICE_GLOBAL_MEM_SIZE, device->global_memory);
     DEVICE_VALUE(CL_DEVICE_MAX_MEM_ALLOC_SIZE, device->max_allocation);

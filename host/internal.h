@@ -112,7 +112,7 @@ typedef struct clxent_device {
     char name[128], vendor[128], driver[128], version[64];
     cl_device_type type;
     cl_uint compute_units;
-    size_t max_work_group;
+    size_t max_work_group;                                /* along the first dimension */
     cl_ulong local_memory, global_memory, max_allocation; /* bytes */
     cl_uint address_bits;
     bool has_f64;

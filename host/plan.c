@@ -158,6 +158,9 @@ static void choose_strategy(clxent_plan *plan)
     const size_t vectors = (desc->classes - 1) / t->vector + 1;
     const size_t block = (size_t)t->block * t->group; /* in vectors */
 
+    plan->shares = CLXENT_STRATEGY_ROWS;
+    plan->along = false;
+    plan->flags = 0;
     plan->second_pass =
         may_be_dense(desc) || (desc->outputs & (CLXENT_OUTPUT_LOG_SOFTMAX | CLXENT_OUTPUT_ENTROPY)) != 0;
     plan->group = t->group;
@@ -254,10 +257,84 @@ static clxent_status make_reductions(clxent_plan *plan, cl_program program)
     return CLXENT_OK;
 }
 
-static clxent_status build_kernels(clxent_plan *plan)
+/* Whether the device takes the kernel's work-group. Registers may set the kernel's own limit, *takes, below that of the
+ * device. */
+static clxent_status fits_group(const clxent_plan *plan, cl_kernel kernel, bool *fits, size_t *takes)
+{
+    const cl_device_id id = plan->ctx->id;
+    size_t required[3] = { 0, 0, 0 };
+
+    CLXENT_TRY(clxent_check_cl(
+        plan->ctx,
+        clGetKernelWorkGroupInfo(kernel, id, CL_KERNEL_WORK_GROUP_SIZE, sizeof *takes, takes, NULL),
+        "clGetKernelWorkGroupInfo(CL_KERNEL_WORK_GROUP_SIZE)"));
+    CLXENT_TRY(clxent_check_cl(plan->ctx,
+                               clGetKernelWorkGroupInfo(kernel, id, CL_KERNEL_COMPILE_WORK_GROUP_SIZE,
+                                                        sizeof required, required, NULL),
+                               "clGetKernelWorkGroupInfo(CL_KERNEL_COMPILE_WORK_GROUP_SIZE)"));
+    /* Kernels are written for one work-item, or for the plan's group. */
+    *fits = *takes >= (required[0] == 1 ? 1 : plan->group);
+    return CLXENT_OK;
+}
+
+/* The smallest limit of the program's kernels that do not fit; SIZE_MAX where all do. Kernels that this plan does not
+ * launch count too: a plan of the same program for another number of rows may launch them, and must have the same bits. */
+static clxent_status find_group_limit(const clxent_plan *plan, cl_program program, size_t *limit)
+{
+    enum { MOST_KERNELS = 16 };
+    cl_kernel kernels[MOST_KERNELS];
+    cl_uint count = 0;
+
+    *limit = SIZE_MAX;
+    clxent_status status =
+        clxent_check_cl(plan->ctx, clCreateKernelsInProgram(program, MOST_KERNELS, kernels, &count),
+                        "clCreateKernelsInProgram");
+    if (status != CLXENT_OK) return status;
+    for (cl_uint i = 0; i < count; i++) {
+        bool fits = true;
+        size_t takes = 0;
+        if (status == CLXENT_OK) status = fits_group(plan, kernels[i], &fits, &takes);
+        if (!fits && takes < *limit) *limit = takes;
+        (void)clReleaseKernel(kernels[i]);
+    }
+    return status;
+}
+
+/* Parameters, strategy and program. What the device takes of each kernel is known once a program is built. Where that is
+ * less than the parameters' groups, the plan becomes that of a device with this limit. Groups decide bits; the limit
+ * follows from device, driver and program alone, so that all plans of one program have the same. */
+static clxent_status choose_program(clxent_plan *plan, const clxent_tuning *tuning, cl_program *out)
+{
+    clxent_context *ctx = plan->ctx;
+    clxent_device limited = ctx->device;
+
+    for (;;) {
+        size_t limit;
+        plan->tuning = tuning != NULL ? clxent_tuning_clamp(tuning, &limited, &plan->desc)
+                                      : clxent_tuning_choose(ctx->tuning, &limited, &plan->desc);
+        choose_strategy(plan);
+        CLXENT_TRY(get_program(plan, out));
+        clxent_status status = find_group_limit(plan, *out, &limit);
+        if (status == CLXENT_OK && limit == SIZE_MAX) return CLXENT_OK;
+        (void)clReleaseProgram(*out);
+        CLXENT_TRY(status);
+        if (plan->group == 1) {
+            return clxent_fail(
+                ctx, CLXENT_ERROR_UNSUPPORTED,
+                "device \"%s\" has work-groups of at most %zu for a kernel of this plan: takes one "
+                "with work-groups of at least 1",
+                ctx->device.name, limit);
+        }
+        clxent_log(ctx, "plan: a kernel takes work-groups of at most %zu, not %u: smaller ones are built",
+                   limit, (unsigned)plan->group);
+        limited.max_work_group = limit;
+    }
+}
+
+static clxent_status build_kernels(clxent_plan *plan, const clxent_tuning *tuning)
 {
     cl_program program;
-    CLXENT_TRY(get_program(plan, &program));
+    CLXENT_TRY(choose_program(plan, tuning, &program));
     clxent_status status = make_main(plan, program);
     if (status == CLXENT_OK) status = make_reductions(plan, program);
     (void)clReleaseProgram(program);
@@ -357,10 +434,7 @@ clxent_status clxent_plan_create_tuned(clxent_plan **out, clxent_context *ctx, c
     plan->desc = complete;
     plan->desc.gradient_dtype = clxent_gradient_dtype(&complete);
     plan->rows = complete.batch * complete.seq;
-    plan->tuning = tuning != NULL ? clxent_tuning_clamp(tuning, &ctx->device, &complete)
-                                  : clxent_tuning_choose(ctx->tuning, &ctx->device, &complete);
-    choose_strategy(plan);
-    CLXENT_TRY_OR_FAIL(build_kernels(plan));
+    CLXENT_TRY_OR_FAIL(build_kernels(plan, tuning));
     CLXENT_TRY_OR_FAIL(lay_out_workspace(plan));
     describe(plan);
     clxent_log(ctx, "plan: %s", plan->strategy);

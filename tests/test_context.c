@@ -33,6 +33,7 @@ const clxent_source clxent_sources[] = {
  * take it out of the context. */
 static const char *device_version;
 static bool device_has_no_compiler, context_has_another_device;
+static size_t device_work_items[3]; /* CL_DEVICE_MAX_WORK_ITEM_SIZES; 0: the device's own */
 
 cl_int clGetContextInfo(cl_context cl, cl_context_info info, size_t size, void *value, size_t *size_ret)
 {
@@ -63,6 +64,8 @@ cl_int clGetDeviceInfo(cl_device_id id, cl_device_info info, size_t size, void *
     if (info == CL_DEVICE_COMPILER_AVAILABLE && device_has_no_compiler && value != NULL) {
         memset(value, 0, sizeof(cl_bool));
     }
+    if (info == CL_DEVICE_MAX_WORK_ITEM_SIZES && device_work_items[0] != 0 && value != NULL)
+        memcpy(value, device_work_items, sizeof device_work_items);
     return code;
 }
 
@@ -151,6 +154,22 @@ Test(context, device_facts_are_those_of_the_device)
     cr_assert(facts->compute_units > 0 && facts->max_work_group > 0 && facts->local_memory > 0);
     cr_assert(strncmp(facts->version, "OpenCL ", 7) == 0 && facts->vendor[0] != '\0' &&
               facts->driver[0] != '\0');
+}
+
+/* Groups lie along the first dimension, which may be shorter than a group. */
+Test(context, work_groups_are_no_longer_than_their_dimension)
+{
+    const size_t longest = device.ctx->device.max_work_group;
+    clxent_context *ctx;
+
+    device_work_items[0] = device_work_items[1] = device_work_items[2] = 2 * longest;
+    cr_assert(clxent_context_create(&ctx, device.cl, device.id, NULL) == CLXENT_OK);
+    cr_assert(ctx->device.max_work_group == longest);
+    clxent_context_destroy(ctx);
+    device_work_items[0] = 16;
+    cr_assert(clxent_context_create(&ctx, device.cl, device.id, NULL) == CLXENT_OK);
+    cr_assert(ctx->device.max_work_group == 16);
+    clxent_context_destroy(ctx);
 }
 
 Test(context, versions_below_1_2_are_refused_by_name)

@@ -120,7 +120,7 @@ typedef struct clxent_context_options {
      * CL_DEVICE_NAME or CL_DEVICE_VENDOR, or *; dtype F32, F16, BF16, F64 or ANY_DTYPE, of the logits; the others
      * are whole numbers, told of in host/tuning.def. group and lane_group take a power of two up to 4096, vector and
      * lane_vector 1, 4, 8 or 16, block a multiple of 4 up to 4096. What is more than the device has, or
-     * 1024 work-items, is cut down to it. Results keep their error bounds under any row; only elements, stream
+     * takes for a kernel, or 1024 work-items, is cut down to it. Results keep their error bounds under any row; only elements, stream
      * and split never change a bit of them. */
     const char *tuning;
 } clxent_context_options;
@@ -282,8 +282,13 @@ CLXENT_API clxent_status clxent_desc_check(const clxent_desc *desc, char *text, 
 typedef struct clxent_plan clxent_plan;
 
 /* Validates desc, picks a strategy for the device, builds the kernels. Slow: reuse plans.
- * Returns CLXENT_ERROR_NULL_ARGUMENT, _INVALID_DESC, _UNSUPPORTED (e.g. f64 without device support),
- * _OUT_OF_HOST_MEMORY, _BUILD_FAILED or a cl_int; *out is NULL then. */
+ *
+ * Where the device takes a kernel only in smaller work-groups than the parameters ask for, the plan has smaller ones.
+ * Their size decides bits. It follows from device, driver, parameters and the desc's op, dtypes, options and
+ * outputs, not from rows or strides: a batch and its chunks have the same.
+ *
+ * Returns CLXENT_ERROR_NULL_ARGUMENT, _INVALID_DESC, _UNSUPPORTED (f64 without device support, a kernel that the device
+ * takes in no work-group at all), _OUT_OF_HOST_MEMORY, _BUILD_FAILED or a cl_int; *out is NULL then. */
 CLXENT_API clxent_status clxent_plan_create(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc);
 CLXENT_API void clxent_plan_destroy(clxent_plan *plan);
 

@@ -1,0 +1,248 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * test_limits.c - devices that take less than the parameters ask for, or say less of themselves than PoCL does. Plans on
+ * them run with what the device takes, or are refused with a reason: never a plan whose runs fail.
+ *
+ * This program defines the OpenCL queries of such limits in front of the loader's. Includes internal.h to force
+ * parameters that a GPU would have.
+ */
+#include "internal.h"
+#include "strategies.h"
+#include "support.h"
+
+#include <criterion/criterion.h>
+
+#include <dlfcn.h>
+#include <stdio.h>
+#include <string.h>
+
+/* What the driver says of kernels. */
+static struct {
+    bool limited;
+    size_t group;         /* CL_KERNEL_WORK_GROUP_SIZE */
+    const char *kernel;   /* of this one alone; NULL: of all */
+    bool no_requirement;  /* CL_KERNEL_COMPILE_WORK_GROUP_SIZE is {0, 0, 0} */
+    bool no_access_flags; /* CL_MEM_FLAGS of a sub-buffer are those of clCreateSubBuffer alone */
+} driver;
+
+cl_int clGetKernelWorkGroupInfo(cl_kernel kernel, cl_device_id id, cl_kernel_work_group_info info,
+                                size_t size, void *value, size_t *size_ret)
+{
+    __typeof__(&clGetKernelWorkGroupInfo) real;
+    char name[64] = "";
+    *(void **)&real = dlsym(RTLD_NEXT, "clGetKernelWorkGroupInfo");
+
+    const cl_int code = real(kernel, id, info, size, value, size_ret);
+    if (code != CL_SUCCESS || value == NULL) return code;
+    clGetKernelInfo(kernel, CL_KERNEL_FUNCTION_NAME, sizeof name, name, NULL);
+    const bool meant = driver.kernel == NULL || strcmp(driver.kernel, name) == 0;
+    if (info == CL_KERNEL_WORK_GROUP_SIZE && driver.limited && meant)
+        memcpy(value, &driver.group, sizeof driver.group);
+    if (info == CL_KERNEL_COMPILE_WORK_GROUP_SIZE && driver.no_requirement)
+        memset(value, 0, 3 * sizeof(size_t));
+    return code;
+}
+
+cl_int clGetMemObjectInfo(cl_mem mem, cl_mem_info info, size_t size, void *value, size_t *size_ret)
+{
+    __typeof__(&clGetMemObjectInfo) real;
+    cl_mem parent = NULL;
+    *(void **)&real = dlsym(RTLD_NEXT, "clGetMemObjectInfo");
+
+    const cl_int code = real(mem, info, size, value, size_ret);
+    if (code != CL_SUCCESS || value == NULL || info != CL_MEM_FLAGS || !driver.no_access_flags) return code;
+    (void)real(mem, CL_MEM_ASSOCIATED_MEMOBJECT, sizeof parent, &parent, NULL);
+    if (parent != NULL) memset(value, 0, sizeof(cl_mem_flags));
+    return code;
+}
+
+static clxent_tuning tuning; /* that forced_plan() takes */
+
+static clxent_status forced_plan(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc)
+{
+    return clxent_plan_create_tuned(out, ctx, desc, &tuning);
+}
+
+static void open_fixture(void)
+{
+    memset(&driver, 0, sizeof driver);
+    open_device();
+    plan_maker = forced_plan;
+}
+
+static void close_fixture(void)
+{
+    memset(&driver, 0, sizeof driver);
+    close_device();
+}
+
+TestSuite(limits, .init = open_fixture, .fini = close_fixture);
+
+static clxent_desc make_desc(void)
+{
+    clxent_desc desc = CLXENT_DESC_INIT;
+    desc.outputs = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT;
+    desc.batch = 5;
+    desc.seq = 1;
+    desc.classes = 300;
+    return desc;
+}
+
+/* As strategy_for() each, but for the groups of a large GPU. */
+static clxent_tuning large_groups(void)
+{
+    clxent_tuning large = strategy_for(CLXENT_F32, EACH_GROUPS);
+    large.group = 256;
+    return large;
+}
+
+/* The group of a plan made of desc and `tuning`. */
+static uint32_t group_of(const clxent_desc *desc)
+{
+    clxent_plan *plan;
+    cr_assert(forced_plan(&plan, device.ctx, desc) == CLXENT_OK, "%s", last_error());
+    const uint32_t group = plan->group;
+    clxent_plan_destroy(plan);
+    return group;
+}
+
+/* Half of the group that was asked for fits less often than a quarter of it. */
+Test(limits, smaller_groups_where_a_kernel_takes_no_larger)
+{
+    const clxent_desc desc = make_desc();
+    char groups[32];
+
+    tuning = large_groups();
+    if (device.ctx->device.max_work_group < 256) cr_skip("the device has no groups of 256");
+    cr_assert(group_of(&desc) == 256);
+    driver.limited = true;
+    driver.group = 128 - 1;
+    clxent_plan *plan;
+    cr_assert(forced_plan(&plan, device.ctx, &desc) == CLXENT_OK, "%s", last_error());
+    cr_assert(plan->group == 64 && plan->tuning.group == 64);
+    snprintf(groups, sizeof groups, "work-group of %u,", 64u);
+    cr_assert(strstr(clxent_plan_strategy(plan), groups) != NULL, "%s", clxent_plan_strategy(plan));
+    clxent_plan_destroy(plan);
+    run_filled_case("groups of 64", &desc, FILL_DESIGNED | FILL_MASKED | FILL_IGNORED, 3, CASE_SUBSETS);
+}
+
+/* Rows that are split and rows that are not have the same bits, so the same groups, also where only the kernels of one
+ * of them are limited. */
+Test(limits, one_kernel_limits_its_program)
+{
+    static const char *const kernels[] = { "clxent_scan_pieces", "clxent_emit_pieces", "clxent_cross_entropy",
+                                           "clxent_losses_partials", "clxent_targets_partials" };
+    const clxent_desc desc = make_desc();
+
+    if (device.ctx->device.max_work_group < 256) cr_skip("the device has no groups of 256");
+    driver.limited = true;
+    driver.group = 64;
+    for (size_t i = 0; i < sizeof kernels / sizeof *kernels; i++) {
+        driver.kernel = kernels[i];
+        tuning = large_groups();
+        cr_assert(group_of(&desc) == 64, "rows, limited %s", kernels[i]);
+        tuning.piece = 1;
+        tuning.split = UINT32_MAX;
+        cr_assert(group_of(&desc) == 64, "split rows, limited %s", kernels[i]);
+    }
+}
+
+/* Kernels of one work-item take any limit but 0. */
+Test(limits, a_limit_of_one_work_item)
+{
+    const clxent_desc desc = make_desc();
+
+    tuning = large_groups();
+    tuning.vector = 1;
+    driver.limited = true;
+    driver.group = 1;
+    cr_assert(group_of(&desc) == 1);
+    run_filled_case("groups of 1", &desc, FILL_DESIGNED | FILL_IGNORED, 3, 0);
+
+    const clxent_tuning alone = strategy_for(CLXENT_F32, EACH_ROWS);
+    tuning = alone;
+    cr_assert(group_of(&desc) == 1);
+}
+
+Test(limits, no_work_item_at_all_is_unsupported)
+{
+    const clxent_desc desc = make_desc();
+    clxent_plan *plan = (clxent_plan *)&driver;
+
+    tuning = large_groups();
+    tuning.vector = 1;
+    driver.limited = true;
+    driver.group = 0;
+    cr_assert(forced_plan(&plan, device.ctx, &desc) == CLXENT_ERROR_UNSUPPORTED, "%s", last_error());
+    cr_assert(plan == NULL);
+    cr_assert(strstr(last_error(), "device \"") != NULL && strstr(last_error(), "at most 0") != NULL &&
+                  strstr(last_error(), "takes one with work-groups of at least 1") != NULL,
+              "%s", last_error());
+}
+
+/* rusticl says 32 of kernels that run in groups of 1024: they then run in groups of 32. Of a driver that does not say
+ * what a kernel requires, every kernel counts as one of the plan's group. */
+Test(limits, a_driver_that_does_not_say_what_a_kernel_requires)
+{
+    const clxent_desc desc = make_desc();
+
+    if (device.ctx->device.max_work_group < 256) cr_skip("the device has no groups of 256");
+    tuning = large_groups();
+    driver.no_requirement = true;
+    cr_assert(group_of(&desc) == 256);
+    driver.limited = true;
+    driver.group = 64;
+    cr_assert(group_of(&desc) == 64);
+}
+
+Test(limits, lanes_and_building_blocks_too)
+{
+    const clxent_tuning lanes = LANES(64, 1, 1 << 19, 0);
+    clxent_desc desc = make_desc();
+
+    if (device.ctx->device.max_work_group < 256) cr_skip("the device has no groups of 256");
+    desc.classes = 10;
+    tuning = lanes;
+    cr_assert(group_of(&desc) == 64);
+    driver.limited = true;
+    driver.group = 32;
+    cr_assert(group_of(&desc) == 32);
+    run_filled_case("lanes in groups of 32", &desc, FILL_DESIGNED, 3, 0);
+
+    desc.op = CLXENT_OP_SOFTMAX_BACKWARD;
+    desc.outputs = CLXENT_OUTPUT_GRADIENT;
+    tuning = large_groups();
+    cr_assert(group_of(&desc) == 32);
+}
+
+/* ---- Memory -------------------------------------------------------------------------------- */
+
+Test(limits, access_of_a_sub_buffer_whose_driver_does_not_say_it)
+{
+    const cl_buffer_region region = { 0, 4 * 300 * 5 };
+    const cl_mem_flags parents[] = { CL_MEM_READ_WRITE, CL_MEM_READ_ONLY };
+    clxent_desc desc = make_desc();
+    clxent_args args = CLXENT_ARGS_INIT;
+    clxent_plan *plan;
+    cl_int code;
+
+    desc.outputs = CLXENT_OUTPUT_SOFTMAX;
+    const clxent_tuning alone = strategy_for(CLXENT_F32, EACH_ROWS);
+    tuning = alone;
+    cr_assert(forced_plan(&plan, device.ctx, &desc) == CLXENT_OK, "%s", last_error());
+    driver.no_access_flags = true;
+    args.logits.mem = clCreateBuffer(device.cl, CL_MEM_READ_WRITE, region.size, NULL, &code);
+    for (int i = 0; i < 2; i++) {
+        cl_mem parent = clCreateBuffer(device.cl, parents[i], region.size, NULL, &code);
+        args.softmax.mem = clCreateSubBuffer(parent, 0, CL_BUFFER_CREATE_TYPE_REGION, &region, &code);
+        cr_assert(code == CL_SUCCESS, "clCreateSubBuffer: %d", code);
+        code = clxent_enqueue(plan, device.queue, &args, 0, NULL, NULL);
+        cr_assert(code == (i == 0 ? CLXENT_OK : CLXENT_ERROR_INVALID_ARGUMENT), "%d: %s", code, last_error());
+        clFinish(device.queue);
+        clReleaseMemObject(args.softmax.mem);
+        clReleaseMemObject(parent);
+    }
+    cr_assert(strstr(last_error(), "softmax.mem is CL_MEM_READ_ONLY") != NULL, "%s", last_error());
+    clReleaseMemObject(args.logits.mem);
+    clxent_plan_destroy(plan);
+}
