@@ -145,13 +145,16 @@ static clxent_status query_device(clxent_context *ctx)
     DEVICE_TEXT(CL_DEVICE_VERSION, device->version);
     if (sscanf(device->version, "OpenCL %u.%u", &major, &minor) != 2 || major < 1 ||
         (major == 1 && minor < 2)) {
-        return clxent_fail(ctx, CLXENT_ERROR_UNSUPPORTED, "device %s: has \"%s\", needs OpenCL 1.2 or later",
-                           device->name, device->version);
+        return clxent_fail(ctx, CLXENT_ERROR_UNSUPPORTED,
+                           "device \"%s\" has \"%s\": takes one with OpenCL 1.2 or later", device->name,
+                           device->version);
     }
     DEVICE_VALUE(CL_DEVICE_COMPILER_AVAILABLE, compiler);
     if (!compiler) {
-        return clxent_fail(ctx, CLXENT_ERROR_UNSUPPORTED, "device %s: has no OpenCL C compiler",
-                           device->name);
+        return clxent_fail(
+            ctx, CLXENT_ERROR_UNSUPPORTED,
+            "device \"%s\" has no OpenCL C compiler: takes one with CL_DEVICE_COMPILER_AVAILABLE",
+            device->name);
     }
     DEVICE_VALUE(CL_DEVICE_TYPE, device->type);
     DEVICE_VALUE(CL_DEVICE_MAX_COMPUTE_UNITS, device->compute_units);
@@ -201,9 +204,10 @@ static clxent_status check_device_of_context(clxent_context *ctx, cl_context cl,
                                  "clGetDeviceInfo(CL_DEVICE_PARENT_DEVICE)");
     }
     if (status == CLXENT_OK && !found)
-        status = clxent_fail(ctx, CLXENT_ERROR_UNSUPPORTED,
-                             "device: takes one of the %zu devices of the cl_context, got another",
-                             bytes / sizeof *ids);
+        status =
+            clxent_fail(ctx, CLXENT_ERROR_UNSUPPORTED,
+                        "device is not of the cl_context: takes one of its %zu devices, or a part of one",
+                        bytes / sizeof *ids);
     free(ids);
     return status;
 }

@@ -307,11 +307,11 @@ clxent_status clxent_tensor_need(const clxent_desc *desc, uint32_t outputs, bool
     }
     if (!fits || !clxent_size_mul(elements, need->element_size, &need->bytes) ||
         !clxent_size_mul(step, need->element_size, &need->row_bytes))
-        return clxent_fail_text(
-            text, size, CLXENT_ERROR_INVALID_DESC,
-            "%s would take more than %zu bytes: batch is %zu, seq is %zu, classes is %zu, "
-            "inner is %zu",
-            tensor.name, SIZE_MAX, desc->batch, desc->seq, desc->classes, desc->inner);
+        return clxent_fail_text(text, size, CLXENT_ERROR_INVALID_DESC,
+                                "batch is %zu, seq is %zu, classes is %zu, inner is %zu, row stride %zu: "
+                                "takes at most %zu bytes for %s",
+                                desc->batch, desc->seq, desc->classes, desc->inner, step, SIZE_MAX,
+                                tensor.name);
     return CLXENT_OK;
 }
 
@@ -392,9 +392,9 @@ static clxent_status check_outputs(const clxent_desc *desc, struct message say)
                       desc->outputs, desc->outputs & ~(uint32_t)ALL_OUTPUTS);
     if ((desc->outputs & ~op->outputs) != 0) {
         char extra[256];
-        return REJECT("outputs is 0x%" PRIx32 " with %s: op %s gives %s", desc->outputs,
-                      list_outputs(desc->outputs & ~op->outputs, extra, sizeof extra), op->name,
-                      list_outputs(op->outputs, list, sizeof list));
+        return REJECT("outputs is 0x%" PRIx32 " with %s: takes %s with op %s", desc->outputs,
+                      list_outputs(desc->outputs & ~op->outputs, extra, sizeof extra),
+                      list_outputs(op->outputs, list, sizeof list), op->name);
     }
     if ((desc->outputs & CLXENT_OUTPUT_LOSS) != 0 && desc->reduction == CLXENT_REDUCTION_NONE)
         return REJECT("outputs is 0x%" PRIx32 " with loss and reduction is CLXENT_REDUCTION_NONE: "

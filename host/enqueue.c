@@ -137,9 +137,9 @@ static clxent_status find_needs(run *r)
 }
 
 /* What the device does with a buffer: bits. */
-typedef enum access { READS = 1, WRITES = 2 } access;
+typedef enum device_access { READS = 1, WRITES = 2 } device_access;
 
-static access access_of(const run *r, clxent_tensor tensor)
+static device_access access_of(const run *r, clxent_tensor tensor)
 {
     const bool accumulates = r->plan->desc.gradient_mode == CLXENT_GRADIENT_ACCUMULATE;
 
@@ -157,7 +157,7 @@ typedef struct wanted {
     const char *name, *shape;
     const clxent_buffer *buffer;
     size_t bytes;
-    access access;
+    device_access access;
 } wanted;
 
 static clxent_status mem_info(clxent_context *ctx, const char *name, cl_mem mem, cl_mem_info info,
@@ -260,8 +260,10 @@ static clxent_status check_buffers(run *r)
     if (r->plan->workspace_size > 0) {
         const clxent_buffer *workspace = &r->args.workspace;
         if (workspace->mem == NULL) {
-            return clxent_fail(ctx, CLXENT_ERROR_NULL_ARGUMENT,
-                               "workspace.mem is NULL: takes a buffer of %zu bytes", r->plan->workspace_size);
+            return clxent_fail(
+                ctx, CLXENT_ERROR_NULL_ARGUMENT,
+                "workspace.mem is NULL: takes a buffer of clxent_plan_workspace_size() = %zu bytes",
+                r->plan->workspace_size);
         }
         if (workspace->offset % WORKSPACE_ALIGNMENT != 0) {
             return clxent_fail(ctx, CLXENT_ERROR_INVALID_ARGUMENT,
@@ -320,9 +322,9 @@ static clxent_status check_overlap(run *r)
             if (j == CLXENT_TENSOR_LOGITS && may_be_in_place(r, (clxent_tensor)i)) continue;
             return clxent_fail(
                 r->plan->ctx, CLXENT_ERROR_INVALID_ARGUMENT,
-                "%s overlaps %s in one buffer: only gradient may stand in the place of logits (or softmax or "
-                "log_softmax, as the only [rows, classes] output), with equal offset, stride and dtype, not "
-                "accumulated",
+                "%s overlaps %s in one buffer: takes memory of its own; only gradient may stand "
+                "in the place of logits (or softmax or log_softmax, as the only "
+                "[rows, classes] output), with equal offset, stride and dtype, not accumulated",
                 clxent_tensor_name((clxent_tensor)i),
                 j < CLXENT_TENSORS ? clxent_tensor_name((clxent_tensor)j) : "workspace");
         }

@@ -114,8 +114,8 @@ static clxent_status read_tensor(run *r, clxent_tensor t, const clxent_host_args
     if (need.use == CLXENT_UNUSED) return CLXENT_OK;
     if (field.data == NULL && need.bytes > 0) {
         if (need.use == CLXENT_OPTIONAL) return CLXENT_OK;
-        return clxent_fail(r->ctx, CLXENT_ERROR_NULL_ARGUMENT, "%s is NULL: needs %s = %zu bytes", name,
-                           need.shape, need.bytes);
+        return clxent_fail(r->ctx, CLXENT_ERROR_NULL_ARGUMENT, "%s is NULL: takes an array of %s = %zu bytes",
+                           name, need.shape, need.bytes);
     }
     if (field.size < need.bytes) {
         return clxent_fail(r->ctx, CLXENT_ERROR_BUFFER_TOO_SMALL, "%s: needs %s = %zu bytes, got %zu", name,
@@ -163,21 +163,24 @@ static clxent_status check_overlaps(run *r)
                 r->in_place = true;
                 continue;
             }
-            return clxent_fail(r->ctx, CLXENT_ERROR_INVALID_ARGUMENT, "%s: overlaps %s",
+            return clxent_fail(r->ctx, CLXENT_ERROR_INVALID_ARGUMENT,
+                               "%s overlaps %s: takes memory of its own; only gradient may be logits itself",
                                clxent_tensor_name((clxent_tensor)i), clxent_tensor_name((clxent_tensor)j));
         }
     }
     if (!r->in_place) return CLXENT_OK;
     if (r->desc.gradient_mode == CLXENT_GRADIENT_ACCUMULATE) {
-        return clxent_fail(r->ctx, CLXENT_ERROR_INVALID_ARGUMENT,
-                           "gradient: is logits itself, which CLXENT_GRADIENT_ACCUMULATE cannot work on");
+        return clxent_fail(
+            r->ctx, CLXENT_ERROR_INVALID_ARGUMENT,
+            "gradient is logits itself: takes memory of its own under CLXENT_GRADIENT_ACCUMULATE");
     }
     if (clxent_gradient_dtype(&r->desc) != r->desc.dtype || logits->pitch != gradient->pitch) {
-        return clxent_fail(r->ctx, CLXENT_ERROR_INVALID_ARGUMENT,
-                           "gradient: is logits itself, but is %s with %zu bytes from row to row, logits %s "
-                           "with %zu",
-                           clxent_dtype_name(clxent_gradient_dtype(&r->desc)), gradient->pitch,
-                           clxent_dtype_name(r->desc.dtype), logits->pitch);
+        return clxent_fail(
+            r->ctx, CLXENT_ERROR_INVALID_ARGUMENT,
+            "gradient is logits itself, as %s with %zu bytes from row to row: takes %s with %zu, as "
+            "logits has, or memory of its own",
+            clxent_dtype_name(clxent_gradient_dtype(&r->desc)), gradient->pitch,
+            clxent_dtype_name(r->desc.dtype), logits->pitch);
     }
     return CLXENT_OK;
 }
@@ -585,7 +588,9 @@ clxent_status clxent_run_host(clxent_context *ctx, const clxent_desc *desc, cons
 
     if (ctx == NULL) return CLXENT_ERROR_NULL_ARGUMENT;
     if (desc == NULL || args == NULL) {
-        return clxent_fail(ctx, CLXENT_ERROR_NULL_ARGUMENT, "%s is NULL", desc == NULL ? "desc" : "args");
+        return clxent_fail(ctx, CLXENT_ERROR_NULL_ARGUMENT, "%s",
+                           desc == NULL ? "desc is NULL: takes a clxent_desc"
+                                        : "args is NULL: takes a clxent_host_args");
     }
     r.copy = !ctx->device.host_memory;
     CLXENT_TRY_OR_FAIL(read_arguments(&r, desc, args));

@@ -370,7 +370,8 @@ static clxent_status lay_out_workspace(clxent_plan *plan)
         !reserve(plan, split ? pieces : 0, RECORD_BYTES, &plan->pieces_at) ||
         !reserve(plan, split ? plan->rows : 0, RECORD_BYTES, &plan->records_at)) {
         return clxent_fail(plan->ctx, CLXENT_ERROR_INVALID_DESC,
-                           "rows is %zu: the workspace overflows size_t", plan->rows);
+                           "rows is %zu: takes so many that the workspace has at most %zu bytes", plan->rows,
+                           SIZE_MAX);
     }
     return CLXENT_OK;
 }

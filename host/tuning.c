@@ -161,7 +161,7 @@ static clxent_status next_token(reader *r)
             const char *end = strstr(p + 2, "*/");
             if (end == NULL) {
                 return clxent_fail_text(r->fault, r->size, CLXENT_ERROR_INVALID_ARGUMENT,
-                                        "tuning, line %zu: a comment has no end", r->line);
+                                        "tuning, line %zu: a comment has no end: takes */", r->line);
             }
             for (; p <= end; p++) r->line += *p == '\n';
         } else if (*p != ' ' && *p != '\t' && *p != '\r') {

@@ -334,11 +334,12 @@ Test(desc, each_operation_gives_its_own_outputs)
         }
     reset();
     use_op(CLXENT_OP_PROBABILITY_LOSS, CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_LSE);
-    check_refused("outputs is 0x26 with lse, gradient: op PROBABILITY_LOSS gives losses, loss, bad_targets");
+    check_refused(
+        "outputs is 0x26 with lse, gradient: takes losses, loss, bad_targets with op PROBABILITY_LOSS");
     desc.outputs = CLXENT_OUTPUT_ONE_HOT;
     check_refused(
-        "outputs is 0x800 with one_hot: op CROSS_ENTROPY gives losses, loss, lse, softmax, log_softmax, "
-        "gradient, argmax, correct, entropy, statistics, bad_targets");
+        "outputs is 0x800 with one_hot: takes losses, loss, lse, softmax, log_softmax, gradient, argmax, "
+        "correct, entropy, statistics, bad_targets with op CROSS_ENTROPY");
     use_op(CLXENT_OP_ONE_HOT, 0);
     check_refused("outputs is 0: takes at least one of bad_targets, one_hot with op ONE_HOT");
 }
@@ -436,14 +437,16 @@ Test(desc, sizes_that_overflow_are_refused)
     check_refused(want);
     desc.seq = 1;
     desc.batch = SIZE_MAX / 8; /* rows fit, rows * classes * 4 bytes do not */
-    snprintf(want, sizeof want,
-             "logits would take more than %zu bytes: batch is %zu, seq is 1, classes is 4, inner is 1",
-             SIZE_MAX, SIZE_MAX / 8);
+    snprintf(
+        want, sizeof want,
+        "batch is %zu, seq is 1, classes is 4, inner is 1, row stride 4: takes at most %zu bytes for logits",
+        SIZE_MAX / 8, SIZE_MAX);
     check_refused(want);
     desc.gradient_row_stride = SIZE_MAX / 2;
     snprintf(want, sizeof want,
-             "gradient would take more than %zu bytes: batch is 2, seq is 3, classes is 4, inner is 1",
-             SIZE_MAX);
+             "batch is 2, seq is 3, classes is 4, inner is 1, row stride %zu: takes at most %zu bytes for "
+             "gradient",
+             SIZE_MAX / 2, SIZE_MAX);
     check_refused(want);
     desc.probabilities_row_stride = SIZE_MAX / 2; /* nothing here has this stride */
     check_accepted();
@@ -457,9 +460,10 @@ Test(desc, sizes_that_overflow_are_refused)
     desc.classes = 3;
     desc.batch = SIZE_MAX / 3 + 1;
     desc.seq = 1;
-    snprintf(want, sizeof want,
-             "logits would take more than %zu bytes: batch is %zu, seq is 1, classes is 3, inner is 1",
-             SIZE_MAX, SIZE_MAX / 3 + 1);
+    snprintf(
+        want, sizeof want,
+        "batch is %zu, seq is 1, classes is 3, inner is 1, row stride 3: takes at most %zu bytes for logits",
+        SIZE_MAX / 3 + 1, SIZE_MAX);
     check_refused(want);
     /* The last row ends without its padding: 2^60 - 1 rows of 4 elements and one of 3, 4 bytes each. */
     desc.classes = 3;

@@ -460,14 +460,16 @@ Test(host_arrays, wrong_descriptions_and_arguments)
     r.args.struct_size = sizeof r.args;
 
     r.args.losses.data = (char *)r.args.gradient.data + 4;
-    expect_error("overlap", &p, &r, CLXENT_ERROR_INVALID_ARGUMENT, WORDS("losses", "gradient"));
+    expect_error("overlap", &p, &r, CLXENT_ERROR_INVALID_ARGUMENT,
+                 WORDS("losses", "gradient", "takes memory of its own"));
     r.args.losses.data = r.memory[CLXENT_TENSOR_LOSSES] + CANARY;
     const clxent_input logits = r.args.logits;
     r.args.logits.data = (char *)r.args.gradient.data + 16;
     expect_error("half in place", &p, &r, CLXENT_ERROR_INVALID_ARGUMENT, WORDS("gradient", "logits"));
     r.args.logits.data = r.args.gradient.data;
     p.desc.gradient_mode = CLXENT_GRADIENT_ACCUMULATE;
-    expect_error("in place", &p, &r, CLXENT_ERROR_INVALID_ARGUMENT, WORDS("gradient", "ACCUMULATE"));
+    expect_error("in place", &p, &r, CLXENT_ERROR_INVALID_ARGUMENT,
+                 WORDS("gradient is logits itself", "takes", "ACCUMULATE"));
     p.desc = desc;
     p.desc.gradient_dtype = CLXENT_F16;
     expect_error("in place", &p, &r, CLXENT_ERROR_INVALID_ARGUMENT, WORDS("gradient", "f16", "f32"));
