@@ -27,16 +27,19 @@ static struct fixture {
     size_t workspace;
 } f;
 
-static cl_mem make_buffer(size_t bytes)
+/* Of zeros. */
+static cl_mem make_buffer_with(cl_context cl, cl_mem_flags flags, size_t bytes)
 {
     cl_int code;
     unsigned char *data = take_memory(bytes);
     memset(data, 0, bytes);
-    cl_mem mem = clCreateBuffer(device.cl, CL_MEM_READ_WRITE | CL_MEM_COPY_HOST_PTR, bytes, data, &code);
+    cl_mem mem = clCreateBuffer(cl, flags | CL_MEM_COPY_HOST_PTR, bytes, data, &code);
     cr_assert(code == CL_SUCCESS, "clCreateBuffer: %d", code);
     free(data);
     return mem;
 }
+
+static cl_mem make_buffer(size_t bytes) { return make_buffer_with(device.cl, CL_MEM_READ_WRITE, bytes); }
 
 static clxent_buffer *field(clxent_args *args, int tensor) { return &args->logits + tensor; }
 
@@ -354,14 +357,6 @@ static size_t size_of(int tensor) { return tensor == CLXENT_TENSORS ? f.workspac
 static bool is_used(int tensor)
 {
     return tensor == CLXENT_TENSORS ? f.workspace > 0 : f.mems[tensor] != NULL;
-}
-
-static cl_mem make_buffer_with(cl_context cl, cl_mem_flags flags, size_t bytes)
-{
-    cl_int code;
-    cl_mem mem = clCreateBuffer(cl, flags, bytes, NULL, &code);
-    cr_assert(code == CL_SUCCESS, "clCreateBuffer: %d", code);
-    return mem;
 }
 
 static void expect_accepted(const char *name, const clxent_args *args)
