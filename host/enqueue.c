@@ -89,7 +89,7 @@ static clxent_status check_rows(run *r)
         return clxent_fail(plan->ctx, CLXENT_ERROR_INVALID_ARGUMENT,
                            "args.rows is %zu: takes a multiple of inner = %zu", r->rows, desc->inner);
     }
-    if (desc->shift > 0 && r->rows % desc->seq != 0) {
+    if (desc->shift > 0 && r->rows > 0 && r->rows % desc->seq != 0) { /* without rows seq may be 0 */
         return clxent_fail(plan->ctx, CLXENT_ERROR_INVALID_ARGUMENT,
                            "args.rows is %zu: takes a multiple of seq = %zu, as targets are shifted", r->rows,
                            desc->seq);

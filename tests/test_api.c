@@ -562,6 +562,40 @@ Test(api, rows_come_in_whole_sequences_and_slabs)
     f.plan = own;
 }
 
+/* No size of a batch without rows divides, overflows or is allocated. */
+Test(api, plans_without_rows_run_whatever_their_sizes)
+{
+    static const struct {
+        size_t seq, shift, inner, stride;
+    } shapes[] = { { 0, 1, 1, 0 },
+                   { 0, SIZE_MAX, 3, 0 },
+                   { SIZE_MAX, SIZE_MAX, 1, 0 },
+                   { 5, 6, SIZE_MAX / CLASSES / 8, 0 },
+                   { 1, 0, 1, SIZE_MAX / 8 } };
+
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        clxent_desc desc = f.desc;
+        clxent_plan *plan;
+        cl_event done;
+        uint64_t correct = 9;
+        desc.batch = 0;
+        desc.seq = shapes[i].seq;
+        desc.shift = shapes[i].shift;
+        desc.inner = shapes[i].inner;
+        desc.row_stride = desc.gradient_row_stride = desc.probabilities_row_stride = shapes[i].stride;
+        cr_assert(clxent_plan_create(&plan, device.ctx, &desc) == CLXENT_OK, "%zu: %s", i, last_error());
+        cr_assert(clxent_plan_workspace_size(plan) <= f.workspace);
+        cr_assert(clxent_enqueue(plan, device.queue, &f.args, 0, NULL, &done) == CLXENT_OK, "%zu: %s", i,
+                  last_error());
+        cr_assert(clWaitForEvents(1, &done) == CL_SUCCESS);
+        clReleaseEvent(done);
+        cr_assert(clEnqueueReadBuffer(device.queue, f.args.correct.mem, CL_TRUE, 0, sizeof correct, &correct,
+                                      0, NULL, NULL) == CL_SUCCESS);
+        cr_assert(correct == 0, "%zu: correct is %llu", i, (unsigned long long)correct);
+        clxent_plan_destroy(plan);
+    }
+}
+
 Test(api, a_queue_of_another_context_is_refused)
 {
     cl_int code;
