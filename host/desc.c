@@ -268,6 +268,7 @@ clxent_status clxent_tensor_need(const clxent_desc *desc, uint32_t outputs, bool
     need->use = use_of(desc, outputs, statistics_in, which);
     if (need->use == CLXENT_UNUSED) return CLXENT_OK;
     need->element_size = element_of(desc, tensor.element, &type);
+    need->is_matrix = tensor.shape == SHAPE_MATRIX;
     switch (tensor.shape) {
     case SHAPE_ONE: snprintf(need->shape, sizeof need->shape, "[1] %s", type); break;
     case SHAPE_CLASSES:
@@ -313,6 +314,18 @@ clxent_status clxent_tensor_need(const clxent_desc *desc, uint32_t outputs, bool
                                 desc->batch, desc->seq, desc->classes, desc->inner, step, SIZE_MAX,
                                 tensor.name);
     return CLXENT_OK;
+}
+
+size_t clxent_part_unit(const clxent_desc *desc)
+{
+    if (desc->batch == 0 || desc->seq == 0 || desc->shift == 0) return desc->inner;
+    size_t a = desc->inner, b = desc->seq;
+    while (b != 0) { /* Euclid: a becomes the greatest common divisor */
+        const size_t remainder = a % b;
+        a = b;
+        b = remainder;
+    }
+    return desc->inner / a * desc->seq; /* divides batch * seq, as both do */
 }
 
 /* ---- Validity ------------------------------------------------------------------------------ */

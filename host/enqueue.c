@@ -23,8 +23,9 @@ typedef struct run {
     uint32_t outputs;
     size_t rows;
     bool statistics_in;
-    clxent_need *needs; /* [CLXENT_TENSORS] */
-    clxent_parameters p;
+    clxent_need *needs;    /* [CLXENT_TENSORS] */
+    clxent_parameters p;   /* of the reductions: all rows of the [rows] buffers */
+    clxent_parameters own; /* of the kernels between them: the rows of this part */
     /* the chain */
     cl_command_queue queue;
     bool out_of_order;
@@ -101,7 +102,9 @@ static clxent_status check_rows(run *r)
 static bool part_uses(const run *r, clxent_tensor tensor)
 {
     switch (tensor) {
+    /* the sum of weights of probability targets comes from the row weights alone */
     case CLXENT_TENSOR_TARGETS:
+        return r->part.pass != CLXENT_PASS_TARGETS || clxent_targets_are_indices(&r->plan->desc);
     case CLXENT_TENSOR_CLASS_WEIGHTS:
     case CLXENT_TENSOR_ROW_WEIGHTS: return true;
     case CLXENT_TENSOR_BAD_TARGETS: return r->part.pass != CLXENT_PASS_LOGITS;
@@ -116,19 +119,27 @@ static clxent_status find_needs(run *r)
 
     mutex_lock(&plan->lock);
     const bool alike = plan->latest.valid && plan->latest.outputs == r->outputs &&
-                       plan->latest.rows == r->rows && plan->latest.statistics_in == r->statistics_in;
+                       plan->latest.rows == r->rows && plan->latest.span_rows == r->part.span_rows &&
+                       plan->latest.statistics_in == r->statistics_in;
     if (alike) memcpy(r->needs, plan->latest.needs, sizeof plan->latest.needs);
     mutex_unlock(&plan->lock);
     if (alike) return CLXENT_OK;
 
     for (int i = 0; i < CLXENT_TENSORS; i++) {
-        const clxent_status status = clxent_tensor_need(&plan->desc, r->outputs, r->statistics_in, r->rows,
-                                                        (clxent_tensor)i, &r->needs[i], text, sizeof text);
+        clxent_need *need = &r->needs[i];
+        clxent_status status =
+            clxent_tensor_need(&plan->desc, r->outputs, r->statistics_in, r->part.span_rows, (clxent_tensor)i,
+                               need, text, sizeof text);
+        if (status == CLXENT_OK && need->is_matrix) {
+            status = clxent_tensor_need(&plan->desc, r->outputs, r->statistics_in, r->rows, (clxent_tensor)i,
+                                        need, text, sizeof text);
+        }
         if (status != CLXENT_OK) return clxent_fail(plan->ctx, status, "%s", text);
     }
     mutex_lock(&plan->lock);
     plan->latest.outputs = r->outputs;
     plan->latest.rows = r->rows;
+    plan->latest.span_rows = r->part.span_rows;
     plan->latest.statistics_in = r->statistics_in;
     plan->latest.valid = true;
     memcpy(plan->latest.needs, r->needs, sizeof plan->latest.needs);
@@ -416,6 +427,24 @@ static bool finds_own_d(const run *r)
            r->args.row_weights.mem == NULL;
 }
 
+/* The part's rows in the [rows] buffers and in the workspace's row values; its [rows, classes] buffers hold no
+ * others. */
+static void fill_own_parameters(run *r)
+{
+    const clxent_plan *plan = r->plan;
+    const size_t skip = r->part.first_row - r->part.span_first;
+
+    r->own = r->p;
+    r->own.rows = r->rows;
+    r->own.row_losses_at += skip * clxent_real_size(&plan->desc);
+    r->own.correct_at += skip;
+    for (int i = 0; i < CLXENT_TENSORS; i++) {
+        const clxent_need *need = &r->needs[i];
+        if (need->use == CLXENT_UNUSED || need->is_matrix) continue;
+        *offset_of(&r->own, (clxent_tensor)i) += skip * (need->row_bytes / need->element_size);
+    }
+}
+
 static void fill_parameters(run *r)
 {
     const clxent_plan *plan = r->plan;
@@ -424,8 +453,8 @@ static void fill_parameters(run *r)
     const size_t bytes = r->rows * desc->classes * clxent_dtype_size(desc->dtype);
     clxent_parameters *p = &r->p; /* zero, but for the offsets */
 
-    p->rows = r->rows;
-    p->first_row = r->part.first_row;
+    p->rows = r->part.span_rows;
+    p->first_row = r->part.span_first;
     p->seq = desc->seq;
     p->shift = desc->shift;
     p->inner = desc->inner;
@@ -433,15 +462,19 @@ static void fill_parameters(run *r)
     p->gradient_row_stride = or_dense(desc, desc->gradient_row_stride);
     p->probabilities_row_stride = or_dense(desc, desc->probabilities_row_stride);
     p->target_row_stride = or_dense(desc, desc->target_row_stride);
-    p->totals_at = workspace + plan->totals_at;
+    p->denominator_at = workspace + plan->denominator_at;
     p->partials_at = workspace + plan->partials_at;
     p->row_losses_at = workspace + plan->row_losses_at;
     p->correct_at = workspace + plan->correct_at;
     p->pieces_at = workspace + plan->pieces_at;
     p->records_at = workspace + plan->records_at;
+    p->reduce_unit = plan->reduce_unit;
+    p->partials_per_unit = plan->partials_per_unit;
+    p->partials = clxent_partials(plan, r->part.total_rows);
     p->ignore_index = desc->ignore_index;
     p->classes = (cl_uint)desc->classes;
     p->outputs = r->outputs;
+    if (r->args.bad_targets.mem == NULL) p->outputs &= ~(cl_uint)CLXENT_OUTPUT_BAD_TARGETS;
     p->target_type = clxent_needs_targets(desc, desc->outputs) ? desc->target_type : TARGET_NONE;
     p->bad_target = desc->bad_target;
     p->cache_elements = plan->cache_elements;
@@ -449,8 +482,9 @@ static void fill_parameters(run *r)
     p->piece_vectors = (cl_uint)plan->piece_vectors;
     p->pieces = (cl_uint)plan->pieces;
     if (plan->shares == CLXENT_STRATEGY_LANES) {
-        const size_t slab = desc->inner > 1 ? desc->inner : r->rows;
-        p->tiles = (cl_uint)((slab + plan->tile - 1) / plan->tile);
+        const size_t slab =
+            desc->inner > 1 ? desc->inner : r->rows; /* the part's, which no reduction looks at */
+        p->tiles = slab > 0 ? (slab - 1) / plan->tile + 1 : 0;
         p->tiles_per_group = (cl_uint)plan->tiles_per_group;
     }
     p->flags = plan->flags | (desc->use_ignore_index ? FLAG_IGNORE_INDEX : 0u) |
@@ -465,8 +499,8 @@ static void fill_parameters(run *r)
                (r->statistics_in ? FLAG_FROM_STATISTICS : 0u) |
                (plan->tuning.stream != 0 && bytes >= plan->tuning.stream ? FLAG_NONTEMPORAL : 0u) |
                (plan->second_pass ? FLAG_LOG_D : 0u) | (finds_own_d(r) ? FLAG_OWN_D : 0u) |
-               (desc->all_ignored == CLXENT_ALL_IGNORED_ZERO ? FLAG_ALL_IGNORED_ZERO : 0u) |
-               (r->part.first ? FLAG_FIRST_PART : 0u) | (r->part.last ? FLAG_LAST_PART : 0u);
+               (desc->all_ignored == CLXENT_ALL_IGNORED_ZERO ? FLAG_ALL_IGNORED_ZERO : 0u);
+    fill_own_parameters(r);
 }
 
 /* Sets arguments one after the other; the first failure stays. */
@@ -498,10 +532,10 @@ static void set_real(setter *s, double value)
     }
 }
 
-static setter set_begin(const run *r, cl_kernel kernel)
+static setter set_begin(const run *r, cl_kernel kernel, const clxent_parameters *p)
 {
     setter s = { kernel, 0, CL_SUCCESS, r->plan->desc.dtype == CLXENT_F64 };
-    set_bytes(&s, sizeof r->p, &r->p);
+    set_bytes(&s, sizeof *p, p);
     return s;
 }
 
@@ -536,44 +570,64 @@ static clxent_status launch(run *r, const setter *s, size_t groups, size_t group
     return CLXENT_OK;
 }
 
+/* Whether this part ends the batch, or the rows that the [rows] buffers hold. */
+static bool ends_batch(const run *r) { return r->part.span_first + r->part.span_rows == r->part.total_rows; }
+
+static bool ends_span(const run *r)
+{
+    return r->part.first_row + r->rows == r->part.span_first + r->part.span_rows;
+}
+
+/* Partials of the rows that the [rows] buffers hold stand behind those of the rows before. */
+static clxent_parameters partials_parameters(const run *r)
+{
+    const clxent_plan *plan = r->plan;
+    clxent_parameters p = r->p;
+    p.partials_at +=
+        r->part.span_first / plan->reduce_unit * plan->partials_per_unit * (cl_ulong)PARTIAL_BYTES;
+    return p;
+}
+
 static clxent_status launch_targets(run *r, bool last, cl_event *event)
 {
     const clxent_plan *plan = r->plan;
-    const size_t groups = r->rows == 0 ? 1 : (r->rows - 1) / REDUCE_ROWS + 1;
-    setter s = set_begin(r, plan->targets_partials);
+    const clxent_parameters p = partials_parameters(r);
+    const bool folds = p.partials > 1 && ends_batch(r);
+    setter s = set_begin(r, plan->targets_partials, &p);
 
     set_buffer(&s, &r->args.targets);
     set_buffer(&s, &r->args.class_weights);
     set_buffer(&s, &r->args.row_weights);
     set_buffer(&s, &r->args.bad_targets);
     set_buffer(&s, &r->args.workspace);
-    CLXENT_TRY(launch(r, &s, groups, plan->group, last && groups == 1, event));
-    if (groups == 1) return CLXENT_OK;
-    s = set_begin(r, plan->targets_fold);
+    CLXENT_TRY(launch(r, &s, clxent_partials(plan, r->part.span_rows), plan->group, last && !folds, event));
+    if (!folds) return CLXENT_OK;
+    s = set_begin(r, plan->targets_fold, &r->p);
     set_buffer(&s, &r->args.bad_targets);
     set_buffer(&s, &r->args.workspace);
     return launch(r, &s, 1, 1, last, event);
 }
 
-static clxent_status launch_losses(run *r, bool last, cl_event *event)
+static clxent_status launch_losses(run *r, cl_event *event)
 {
     const clxent_plan *plan = r->plan;
-    const size_t groups = r->rows == 0 ? 1 : (r->rows - 1) / REDUCE_ROWS + 1;
-    setter s = set_begin(r, plan->losses_partials);
+    const clxent_parameters p = partials_parameters(r);
+    const bool folds = p.partials > 1 && ends_batch(r);
+    setter s = set_begin(r, plan->losses_partials, &p);
 
     set_buffer(&s, &r->args.losses);
     set_buffer(&s, &r->args.denominator);
     set_buffer(&s, &r->args.loss);
     set_buffer(&s, &r->args.correct);
     set_buffer(&s, &r->args.workspace);
-    CLXENT_TRY(launch(r, &s, groups, plan->group, last && groups == 1, event));
-    if (groups == 1) return CLXENT_OK;
-    s = set_begin(r, plan->losses_fold);
+    CLXENT_TRY(launch(r, &s, clxent_partials(plan, r->part.span_rows), plan->group, !folds, event));
+    if (!folds) return CLXENT_OK;
+    s = set_begin(r, plan->losses_fold, &r->p);
     set_buffer(&s, &r->args.denominator);
     set_buffer(&s, &r->args.loss);
     set_buffer(&s, &r->args.correct);
     set_buffer(&s, &r->args.workspace);
-    return launch(r, &s, 1, 1, last, event);
+    return launch(r, &s, 1, 1, true, event);
 }
 
 static void set_cross_entropy(run *r, setter *s)
@@ -600,11 +654,10 @@ static void set_cross_entropy(run *r, setter *s)
 static clxent_status launch_rows(run *r, cl_kernel kernel, cl_uint flags, size_t groups, size_t group,
                                  bool last, cl_event *event)
 {
-    const cl_uint own = r->p.flags;
-    r->p.flags |= flags;
-    setter s = set_begin(r, kernel);
+    clxent_parameters p = r->own;
+    p.flags |= flags;
+    setter s = set_begin(r, kernel, &p);
     set_cross_entropy(r, &s);
-    r->p.flags = own;
     return launch(r, &s, groups, group, last, event);
 }
 
@@ -634,7 +687,7 @@ static clxent_status launch_main(run *r, bool last, cl_event *event)
 {
     const clxent_plan *plan = r->plan;
     const clxent_args *a = &r->args;
-    setter s = set_begin(r, plan->main);
+    setter s = set_begin(r, plan->main, &r->own);
     size_t groups = r->rows;
 
     switch (plan->desc.op) {
@@ -673,11 +726,12 @@ static clxent_status launch_all(run *r, cl_event *event)
     const bool targets = r->part.pass != CLXENT_PASS_LOGITS && (needs_d || r->args.bad_targets.mem != NULL);
     const bool logits = r->part.pass != CLXENT_PASS_TARGETS;
     const bool main = logits && r->rows > 0 && (r->outputs & ~(uint32_t)CLXENT_OUTPUT_BAD_TARGETS) != 0;
-    const bool losses = logits && (r->outputs & (CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_CORRECT)) != 0;
+    const bool losses =
+        logits && ends_span(r) && (r->outputs & (CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_CORRECT)) != 0;
 
     if (targets) CLXENT_TRY(launch_targets(r, !main && !losses, event));
     if (main) CLXENT_TRY(launch_main(r, !losses, event));
-    if (losses) CLXENT_TRY(launch_losses(r, true, event));
+    if (losses) CLXENT_TRY(launch_losses(r, event));
     if (!targets && !main && !losses) {
         r->failed = "clEnqueueMarkerWithWaitList";
         return clEnqueueMarkerWithWaitList(r->queue, r->num_wait, r->wait, event);
@@ -691,20 +745,18 @@ clxent_status clxent_enqueue_part(clxent_plan *plan, cl_command_queue queue, con
 {
     if (plan == NULL) return CLXENT_ERROR_NULL_ARGUMENT;
     clxent_need needs[CLXENT_TENSORS];
-    run r = {
-        .plan = plan, .part = *part, .needs = needs, .queue = queue, .num_wait = num_wait, .wait = wait
-    };
+    run r = { .plan = plan, .needs = needs, .queue = queue, .num_wait = num_wait, .wait = wait };
 
     CLXENT_TRY(copy_args(&r, args));
     CLXENT_TRY(check_queue(&r));
     CLXENT_TRY(check_wait_list(&r));
     CLXENT_TRY(check_outputs(&r));
     CLXENT_TRY(check_rows(&r));
+    r.part = part != NULL ? *part : (clxent_part){ CLXENT_PASS_ALL, r.rows, 0, r.rows, 0 };
     CLXENT_TRY(find_needs(&r));
     CLXENT_TRY(check_buffers(&r));
     CLXENT_TRY(check_overlap(&r));
     fill_parameters(&r);
-    if (r.args.bad_targets.mem == NULL) r.p.outputs &= ~(cl_uint)CLXENT_OUTPUT_BAD_TARGETS;
     mutex_lock(&plan->lock);
     const clxent_status status = launch_all(&r, event);
     mutex_unlock(&plan->lock);
@@ -715,25 +767,5 @@ clxent_status clxent_enqueue_part(clxent_plan *plan, cl_command_queue queue, con
 clxent_status clxent_enqueue(clxent_plan *plan, cl_command_queue queue, const clxent_args *args,
                              cl_uint num_wait, const cl_event *wait, cl_event *event)
 {
-    const clxent_part whole = { CLXENT_PASS_ALL, 0, true, true };
-    return clxent_enqueue_part(plan, queue, args, &whole, num_wait, wait, event);
-}
-
-/* Parts must be cut where sums are: at a multiple of REDUCE_ROWS, between slabs, between sequences. */
-size_t clxent_part_rows(const clxent_desc *desc)
-{
-    const size_t factors[] = { desc->inner, desc->shift > 0 ? desc->seq : 1 };
-    size_t rows = REDUCE_ROWS;
-
-    for (size_t i = 0; i < sizeof factors / sizeof *factors; i++) {
-        size_t a = rows;
-        size_t b = factors[i];
-        while (b != 0) { /* Euclid: a becomes the greatest common divisor */
-            const size_t remainder = a % b;
-            a = b;
-            b = remainder;
-        }
-        if (a == 0 || !clxent_size_mul(rows / a, factors[i], &rows)) return SIZE_MAX;
-    }
-    return rows;
+    return clxent_enqueue_part(plan, queue, args, NULL, num_wait, wait, event);
 }

@@ -1,67 +1,69 @@
 /* SPDX-License-Identifier: MIT
  *
- * host_arrays.c - the blocking call for arrays in host memory: cuts the rows into chunks that fit the device,
+ * host_arrays.c - the blocking call for arrays in host memory: cuts the rows into parts that fit the device,
  * moves them there and back, and gives the bits of one run over all rows.
  *
- * Every tensor is taken as `rows / inner` slabs of `width` bytes, `pitch` bytes apart, or as one that all
- * chunks share. A chunk occupies one of a few slots, each with a buffer for every tensor that has
- * rows. On a device that shares the host's memory the buffers are windows over the caller's arrays; on
- * others three queues upload, compute and download different slots at the same time.
+ * Every array has one of three scopes, which say what a device buffer holds of it. Call: all of it ([1] and
+ * [classes]). Span: the rows of a span ([rows] arrays), which is the whole batch unless the device has no buffers
+ * that large. Part: the rows of a part ([rows, classes] arrays). A part occupies one of a few slots, each with a
+ * buffer for every array of its scope. On a device that shares the host's memory the buffers are windows over the
+ * caller's arrays; on others three queues upload, compute and download different slots at the same time.
  */
 #include "internal.h"
 
 #include <stdio.h>
 #include <string.h>
 
-/* One chunk in each of the three stages at a time: with two, a chunk's upload would wait for the download
+/* One part in each of the three stages at a time: with two, a part's upload would wait for the download
  * of the one before last, and each stage would idle a third of the time. */
 enum { SLOTS = 3 };
 
-/* Copied chunks are no larger than this unless one part needs it: the first upload and the last download
+/* Copied parts are no larger than this unless one row needs it: the first upload and the last download
  * overlap with nothing, so the fewer bytes in them the better, while 64 MiB still take milliseconds
  * on the fastest links, a hundred times a launch. */
-#define COPIED_CHUNK_BYTES ((size_t)64 << 20)
+#define COPIED_PART_BYTES ((size_t)64 << 20)
 
 /* A row count of 0 still needs buffers to name. */
-enum { EMPTY_BUFFER_BYTES = 64 };
+enum { EMPTY_BUFFER_BYTES = 64, TEXT_SIZE = 256 };
+
+typedef enum scope { SCOPE_CALL, SCOPE_SPAN, SCOPE_PART } scope;
 
 typedef struct tensor {
     bool used;
-    bool has_rows;       /* else one buffer serves the whole run */
-    bool input, output;  /* gradient is both when accumulating */
+    bool input, output; /* gradient is both when accumulating */
+    scope scope;
     char *data;          /* the caller's; written only where output */
-    size_t width, pitch; /* bytes of a slab, from slab to slab; pitch 0 without rows */
+    size_t bytes;        /* from its first to its last element */
+    size_t width, pitch; /* bytes of an item, from item to item: of a row, or in SCOPE_PART of a slab */
 } tensor;
 
 typedef struct device_buffer {
     cl_mem mem;
     bool wrapped; /* a window over the caller's memory, nothing to copy */
+    bool filled;  /* an input in SCOPE_CALL or SCOPE_SPAN: is there, or on its way */
 } device_buffer;
 
 typedef struct slot {
     device_buffer buffers[CLXENT_TENSORS];
-    cl_event done; /* of the chunk that used the slot last; NULL: free */
+    cl_event done; /* of the part that used the slot last; NULL: free */
 } slot;
 
 typedef struct run {
     clxent_context *ctx;
-    clxent_desc desc; /* the whole run's; plan has a chunk's */
-    size_t rows, chunk_rows;
+    clxent_desc desc;
+    size_t rows, span_rows, part_rows; /* of the batch; most of a span, of a part */
+    size_t slot_count;
     bool copy, in_place;
     tensor tensors[CLXENT_TENSORS];
     clxent_plan *plan;
     cl_command_queue upload, compute, download; /* in-order; one and the same unless copying */
     cl_mem workspace;
-    device_buffer shared[CLXENT_TENSORS];
+    size_t span_first;                  /* of the span that `held` has */
+    device_buffer held[CLXENT_TENSORS]; /* SCOPE_CALL, SCOPE_SPAN */
     slot slots[SLOTS];
     clxent_bad_targets bad;          /* what the first pass found */
     clxent_bad_targets *bad_targets; /* the caller's; optional */
 } run;
-
-typedef struct chunk {
-    clxent_part part;
-    size_t rows;
-} chunk;
 
 static const struct {
     size_t device, host;
@@ -95,22 +97,17 @@ static void set_field(clxent_args *args, clxent_tensor t, cl_mem mem)
 
 /* ---- What the caller gave ------------------------------------------------------------------ */
 
-static clxent_status tensor_bytes(run *r, clxent_tensor t, size_t rows, clxent_need *need)
-{
-    char text[256] = "";
-    const clxent_status status =
-        clxent_tensor_need(&r->desc, r->desc.outputs, false, rows, t, need, text, sizeof text);
-    return status == CLXENT_OK ? CLXENT_OK : clxent_fail(r->ctx, status, "%s", text);
-}
-
 static clxent_status read_tensor(run *r, clxent_tensor t, const clxent_host_args *args)
 {
     tensor *own = &r->tensors[t];
     const char *name = clxent_tensor_name(t);
     const clxent_input field = host_field(args, t);
-    clxent_need need, one, two;
+    char text[TEXT_SIZE] = "";
+    clxent_need need;
 
-    CLXENT_TRY(tensor_bytes(r, t, r->rows, &need));
+    const clxent_status status =
+        clxent_tensor_need(&r->desc, r->desc.outputs, false, r->rows, t, &need, text, sizeof text);
+    if (status != CLXENT_OK) return clxent_fail(r->ctx, status, "%s", text);
     if (need.use == CLXENT_UNUSED) return CLXENT_OK;
     if (field.data == NULL && need.bytes > 0) {
         if (need.use == CLXENT_OPTIONAL) return CLXENT_OK;
@@ -121,28 +118,30 @@ static clxent_status read_tensor(run *r, clxent_tensor t, const clxent_host_args
         return clxent_fail(r->ctx, CLXENT_ERROR_BUFFER_TOO_SMALL, "%s: needs %s = %zu bytes, got %zu", name,
                            need.shape, need.bytes, field.size);
     }
-
-    /* What a second slab adds is the pitch; the last slab of an array ends without its padding. */
-    CLXENT_TRY(tensor_bytes(r, t, r->desc.inner, &one));
-    CLXENT_TRY(tensor_bytes(r, t, 2 * r->desc.inner, &two));
     own->used = true;
-    own->has_rows = two.bytes > one.bytes;
     own->input =
         is_input(t) || (t == CLXENT_TENSOR_GRADIENT && r->desc.gradient_mode == CLXENT_GRADIENT_ACCUMULATE);
     own->output = !is_input(t);
+    own->scope = need.is_matrix ? SCOPE_PART : need.row_bytes > 0 ? SCOPE_SPAN : SCOPE_CALL;
     memcpy(&own->data, &field.data, sizeof own->data); /* drops const, which inputs keep by own->output */
-    own->width = one.bytes;
-    own->pitch = two.bytes - one.bytes;
+    own->bytes = need.bytes;
+    own->pitch = need.row_bytes;
+    own->width = need.is_matrix       ? r->desc.classes * r->desc.inner * need.element_size
+                 : need.row_bytes > 0 ? need.row_bytes
+                                      : need.bytes;
     return CLXENT_OK;
 }
 
-static size_t slabs(const run *r, size_t rows) { return rows / r->desc.inner; }
-
-/* Bytes of the caller's array from its first to its last element. */
-static size_t extent(const run *r, const tensor *t, size_t rows)
+static size_t items(const run *r, const tensor *t, size_t rows)
 {
-    if (!t->has_rows) return t->width;
-    return rows == 0 ? 0 : (slabs(r, rows) - 1) * t->pitch + t->width;
+    return t->scope == SCOPE_PART ? rows / r->desc.inner : rows;
+}
+
+/* From the first to the last element of so many rows. */
+static size_t bytes_of(const run *r, const tensor *t, size_t rows)
+{
+    if (t->scope == SCOPE_CALL) return t->width;
+    return rows == 0 ? 0 : (items(r, t, rows) - 1) * t->pitch + t->width;
 }
 
 static clxent_status check_overlaps(run *r)
@@ -152,11 +151,10 @@ static clxent_status check_overlaps(run *r)
 
     for (int i = 0; i < CLXENT_TENSORS; i++) {
         const tensor *a = &r->tensors[i];
-        const uintptr_t a_first = (uintptr_t)a->data, a_end = a_first + (a->used ? extent(r, a, r->rows) : 0);
+        const uintptr_t a_first = (uintptr_t)a->data, a_end = a_first + a->bytes;
         for (int j = 0; j < i; j++) {
             const tensor *b = &r->tensors[j];
-            const uintptr_t b_first = (uintptr_t)b->data,
-                            b_end = b_first + (b->used ? extent(r, b, r->rows) : 0);
+            const uintptr_t b_first = (uintptr_t)b->data, b_end = b_first + b->bytes;
             if (a_first == a_end || b_first == b_end || a_end <= b_first || b_end <= a_first) continue;
             if (!a->output && !b->output) continue;
             if (a == gradient && b == logits && a_first == b_first) {
@@ -185,74 +183,170 @@ static clxent_status check_overlaps(run *r)
     return CLXENT_OK;
 }
 
-/* ---- Chunks -------------------------------------------------------------------------------- */
-
-/* How many parts of part_rows rows fit: each buffer in limit, all of a slot in share. */
-static size_t parts_that_fit(const run *r, size_t part_rows, size_t limit, size_t share)
-{
-    size_t all = 0, parts = SIZE_MAX;
-    for (int i = 0; i < CLXENT_TENSORS; i++) {
-        const tensor *t = &r->tensors[i];
-        if (!t->used || !t->has_rows || (r->in_place && i == CLXENT_TENSOR_GRADIENT)) continue;
-        const size_t bytes = slabs(r, part_rows) * t->pitch;
-        if (limit / bytes < parts) parts = limit / bytes;
-        all = all > SIZE_MAX - bytes ? SIZE_MAX : all + bytes;
-    }
-    if (all > 0 && share / all < parts) parts = share / all;
-    return parts;
-}
-
-static size_t clamp_size(cl_ulong value) { return value < SIZE_MAX ? (size_t)value : SIZE_MAX; }
-
-static clxent_status choose_chunk(run *r, size_t max_chunk_bytes)
-{
-    /* The last part of a run may be shorter than the others, and a short run is one such part. */
-    const size_t least = clxent_part_rows(&r->desc);
-    const size_t part_rows = r->rows > 0 && r->rows < least ? r->rows : least;
-    const size_t device_limit = clamp_size(r->ctx->device.max_allocation);
-    /* Half of the device for all slots: the rest is for the workspace, the driver and other programs. */
-    const size_t share = clamp_size(r->ctx->device.global_memory) / 2 / SLOTS;
-    const bool limited = max_chunk_bytes > 0 && max_chunk_bytes < device_limit;
-    const size_t limit = limited ? max_chunk_bytes : device_limit;
-    size_t parts = parts_that_fit(r, part_rows, limit, share);
-
-    r->chunk_rows = r->rows;
-    if (r->rows == 0) return CLXENT_OK;
-    if (parts == 0) {
-        size_t largest = 0;
-        for (int i = 0; i < CLXENT_TENSORS; i++) {
-            const tensor *t = &r->tensors[i];
-            if (t->used && t->has_rows && slabs(r, part_rows) * t->pitch > largest) {
-                largest = slabs(r, part_rows) * t->pitch;
-            }
-        }
-        if (limited && parts_that_fit(r, part_rows, device_limit, share) > 0) {
-            return clxent_fail(r->ctx, CLXENT_ERROR_INVALID_ARGUMENT,
-                               "max_chunk_bytes is %zu: the smallest chunk of %zu rows needs %zu",
-                               max_chunk_bytes, part_rows, largest);
-        }
-        return clxent_fail(r->ctx, CLXENT_ERROR_UNSUPPORTED,
-                           "rows: the smallest chunk of %zu rows has a buffer of %zu bytes, the device takes "
-                           "%zu for one buffer and %zu for all of a chunk",
-                           part_rows, largest, device_limit, share);
-    }
-    if (r->copy && limit > COPIED_CHUNK_BYTES) {
-        const size_t small = parts_that_fit(r, part_rows, COPIED_CHUNK_BYTES, share);
-        parts = small > 0 ? small : 1;
-    }
-    if (parts < r->rows / part_rows + (r->rows % part_rows != 0)) r->chunk_rows = parts * part_rows;
-    return CLXENT_OK;
-}
-
 static bool reports_bad_targets(const clxent_desc *desc)
 {
     return desc->bad_target == CLXENT_BAD_TARGET_REPORT && clxent_targets_are_indices(desc) &&
            clxent_needs_targets(desc, desc->outputs);
 }
 
+/* ---- Spans and parts ----------------------------------------------------------------------- */
+
+static size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
+
+static size_t clamp_size(cl_ulong value) { return value < SIZE_MAX ? (size_t)value : SIZE_MAX; }
+
+static size_t saturating_add(size_t a, size_t b) { return a > SIZE_MAX - b ? SIZE_MAX : a + b; }
+
+static size_t items_that_fit(size_t width, size_t pitch, size_t limit)
+{
+    return limit < width ? 0 : (limit - width) / pitch + 1;
+}
+
+/* Bytes of a row in all buffers of a span, and the loss and prediction that the workspace keeps of it. */
+static size_t span_bytes_per_row(const run *r)
+{
+    size_t bytes = clxent_real_size(&r->desc) + 1;
+    for (int i = 0; i < CLXENT_TENSORS; i++) {
+        if (r->tensors[i].used && r->tensors[i].scope == SCOPE_SPAN) bytes += r->tensors[i].pitch;
+    }
+    return bytes;
+}
+
+/* All rows, if their buffers fit into the largest allocation and a quarter of memory together. */
+static clxent_status choose_span(run *r, size_t limit, size_t memory)
+{
+    const size_t unit = smaller(clxent_span_unit(&r->desc), r->rows);
+    /* An eighth of the workspace is for what else it holds: partial sums, pieces of rows. */
+    size_t most = (limit - limit / 8) / (clxent_real_size(&r->desc) + 1);
+    const char *largest = "workspace";
+
+    for (int i = 0; i < CLXENT_TENSORS; i++) {
+        const tensor *t = &r->tensors[i];
+        if (!t->used || t->scope != SCOPE_SPAN || limit / t->pitch >= most) continue;
+        most = limit / t->pitch;
+        largest = clxent_tensor_name((clxent_tensor)i);
+    }
+    if (most < unit) {
+        return clxent_fail(
+            r->ctx, CLXENT_ERROR_UNSUPPORTED,
+            "%s: the device takes %zu bytes for one buffer, those of %zu rows; the smallest span "
+            "of a batch has %zu",
+            largest, limit, most, unit);
+    }
+    const size_t fit = smaller(most, memory / 4 / span_bytes_per_row(r));
+    r->span_rows = fit >= r->rows ? r->rows : fit < unit ? unit : fit / unit * unit;
+    return CLXENT_OK;
+}
+
+/* clxent_part_unit()s that fit: each buffer in limit, all buffers of a slot in share. */
+static size_t units_that_fit(const run *r, size_t limit, size_t share)
+{
+    size_t slabs = SIZE_MAX, width = 0, pitch = 0;
+    for (int i = 0; i < CLXENT_TENSORS; i++) {
+        const tensor *t = &r->tensors[i];
+        if (!t->used || t->scope != SCOPE_PART || (r->in_place && i == CLXENT_TENSOR_GRADIENT)) continue;
+        slabs = smaller(slabs, items_that_fit(t->width, t->pitch, limit));
+        width = saturating_add(width, t->width);
+        pitch = saturating_add(pitch, t->pitch);
+    }
+    if (pitch > 0) slabs = smaller(slabs, items_that_fit(width, pitch, share));
+    return slabs / (clxent_part_unit(&r->desc) / r->desc.inner);
+}
+
+static const char *describe_unit(const run *r, char *text, size_t size)
+{
+    const clxent_desc *desc = &r->desc;
+    if (desc->shift == 0 && desc->inner == 1) {
+        (void)snprintf(text, size, "one row");
+    } else if (desc->shift == 0) {
+        (void)snprintf(text, size, "one slab of %zu rows, as inner is %zu,", desc->inner, desc->inner);
+    } else if (desc->inner == 1) {
+        (void)snprintf(text, size, "one sequence of %zu rows, as targets are shifted,", desc->seq);
+    } else {
+        (void)snprintf(text, size, "%zu rows, whole slabs (inner is %zu) and shifted sequences (seq is %zu),",
+                       clxent_part_unit(desc), desc->inner, desc->seq);
+    }
+    return text;
+}
+
+/* Says why not even one unit fits: max_chunk_bytes, the largest buffer, or all of them. */
+static clxent_status refuse_part(const run *r, size_t max_chunk_bytes, size_t limit, size_t memory)
+{
+    const size_t unit = clxent_part_unit(&r->desc);
+    size_t all = 0, largest = 0;
+    const char *name = "";
+    char text[128];
+
+    for (int i = 0; i < CLXENT_TENSORS; i++) {
+        const tensor *t = &r->tensors[i];
+        if (!t->used || t->scope != SCOPE_PART || (r->in_place && i == CLXENT_TENSOR_GRADIENT)) continue;
+        const size_t bytes = bytes_of(r, t, unit);
+        all = saturating_add(all, bytes);
+        if (bytes <= largest) continue;
+        largest = bytes;
+        name = clxent_tensor_name((clxent_tensor)i);
+    }
+    (void)describe_unit(r, text, sizeof text);
+    if (max_chunk_bytes < largest && max_chunk_bytes < limit) {
+        return clxent_fail(r->ctx, CLXENT_ERROR_INVALID_ARGUMENT,
+                           "max_chunk_bytes is %zu: takes 0 or at least %zu, what %s of %s takes",
+                           max_chunk_bytes, largest, text, name);
+    }
+    if (limit < largest) {
+        return clxent_fail(
+            r->ctx, CLXENT_ERROR_UNSUPPORTED,
+            "%s: %s takes %zu bytes, the device takes %zu for one buffer, and rows are not cut", name, text,
+            largest, limit);
+    }
+    return clxent_fail(r->ctx, CLXENT_ERROR_UNSUPPORTED,
+                       "%s: %s takes %zu bytes in all arrays of [rows, classes], the device has %zu for them",
+                       name, text, all, memory);
+}
+
+/* Whole pages, or cache lines, lie between the beginnings of large parts: a window then shares none with the next. */
+static size_t round_units(size_t units)
+{
+    static const size_t multiples[] = { 4096, 64 };
+    for (size_t i = 0; i < sizeof multiples / sizeof *multiples; i++) {
+        if (units >= multiples[i]) return units - units % multiples[i];
+    }
+    return units;
+}
+
+static clxent_status choose_part(run *r, size_t max_chunk_bytes, size_t limit, size_t memory)
+{
+    const size_t unit = clxent_part_unit(&r->desc);
+    const size_t held = r->span_rows * span_bytes_per_row(r); /* a quarter of memory, or one unit */
+    /* Half of the device: the rest is for the driver and other programs. */
+    const size_t room = memory / 2 > held ? memory / 2 - held : 0;
+    const size_t most = max_chunk_bytes > 0 ? smaller(max_chunk_bytes, limit) : limit;
+    size_t units = units_that_fit(r, most, room / SLOTS);
+
+    r->slot_count = SLOTS;
+    while (units == 0 && r->slot_count > 1) {
+        r->slot_count--;
+        units = units_that_fit(r, most, room / r->slot_count);
+    }
+    if (units == 0) { /* beyond half of the device, one by one; windows are not the device's memory */
+        const size_t rest = !r->copy ? SIZE_MAX : memory > held ? memory - held : 0;
+        if (units_that_fit(r, most, rest) == 0)
+            return refuse_part(r, max_chunk_bytes > 0 ? max_chunk_bytes : SIZE_MAX, limit, rest);
+        units = 1;
+    }
+    if (r->copy && most > COPIED_PART_BYTES) {
+        const size_t few = units_that_fit(r, COPIED_PART_BYTES, room / r->slot_count);
+        units = few > 0 ? few : 1;
+    }
+    units = round_units(units);
+    r->part_rows = units < r->span_rows / unit ? units * unit : r->span_rows;
+    return CLXENT_OK;
+}
+
 static clxent_status read_arguments(run *r, const clxent_desc *desc, const clxent_host_args *args)
 {
-    char text[256] = "";
+    const clxent_device *device = &r->ctx->device;
+    const size_t limit = clamp_size(device->max_allocation), memory = clamp_size(device->global_memory);
+    char text[TEXT_SIZE] = "";
     clxent_host_args own;
     clxent_status status = clxent_struct_copy(CLXENT_STRUCT_DESC, &r->desc, desc, text, sizeof text);
 
@@ -268,12 +362,17 @@ static clxent_status read_arguments(run *r, const clxent_desc *desc, const clxen
     if (reports_bad_targets(&r->desc)) {
         /* The record is needed whether the caller wants it or not. */
         tensor *record = &r->tensors[CLXENT_TENSOR_BAD_TARGETS];
-        const tensor own_record = { .used = true, .output = true, .width = sizeof r->bad };
+        const tensor own_record = {
+            .used = true, .output = true, .scope = SCOPE_CALL, .bytes = sizeof r->bad, .width = sizeof r->bad
+        };
         r->bad_targets = (clxent_bad_targets *)(void *)record->data;
         *record = own_record;
         record->data = (char *)&r->bad;
     }
-    return choose_chunk(r, own.max_chunk_bytes);
+    r->slot_count = 1;
+    if (r->rows == 0) return CLXENT_OK;
+    CLXENT_TRY(choose_span(r, limit, memory));
+    return choose_part(r, own.max_chunk_bytes, limit, memory);
 }
 
 /* ---- Device objects ------------------------------------------------------------------------ */
@@ -295,14 +394,14 @@ static clxent_status make_buffer(run *r, cl_mem_flags flags, size_t bytes, cl_me
 }
 
 /* A buffer for rows rows of tensor t beginning at data: a window over them where memory is shared (unless
- * the driver refuses that pointer), else one that holds any chunk. */
+ * the driver refuses that pointer), else one that holds the rows of any part or span. */
 static clxent_status make_tensor_buffer(run *r, clxent_tensor index, char *data, size_t rows,
                                         device_buffer *buffer)
 {
     const tensor *t = &r->tensors[index];
     const bool written = t->output || (r->in_place && index == CLXENT_TENSOR_LOGITS);
     const cl_mem_flags flags = written ? CL_MEM_READ_WRITE : CL_MEM_READ_ONLY;
-    const size_t bytes = extent(r, t, rows);
+    const size_t bytes = bytes_of(r, t, rows);
 
     if (buffer->mem != NULL) return CLXENT_OK;
     if (!r->copy && bytes > 0) {
@@ -311,14 +410,14 @@ static clxent_status make_tensor_buffer(run *r, clxent_tensor index, char *data,
         buffer->wrapped = code == CL_SUCCESS;
         if (buffer->wrapped) return CLXENT_OK;
     }
-    return make_buffer(r, flags, t->has_rows ? slabs(r, r->chunk_rows) * t->pitch : t->width, &buffer->mem);
+    return make_buffer(r, flags, bytes_of(r, t, t->scope == SCOPE_PART ? r->part_rows : r->span_rows),
+                       &buffer->mem);
 }
 
 static void release_buffer(device_buffer *buffer)
 {
     if (buffer->mem != NULL) (void)clReleaseMemObject(buffer->mem);
-    buffer->mem = NULL;
-    buffer->wrapped = false;
+    *buffer = (device_buffer){ 0 };
 }
 
 static void release_event(cl_event *event)
@@ -329,11 +428,7 @@ static void release_event(cl_event *event)
 
 static clxent_status open_run(run *r)
 {
-    clxent_desc part = r->desc;
-    /* Where sequences matter a chunk is a whole number of them; elsewhere rows are rows. */
-    if (r->desc.shift == 0) part.seq = 1;
-    part.batch = r->chunk_rows / (part.seq > 0 ? part.seq : 1);
-    CLXENT_TRY(clxent_plan_create(&r->plan, r->ctx, &part));
+    CLXENT_TRY(clxent_plan_create_for_parts(&r->plan, r->ctx, &r->desc, r->span_rows, r->part_rows));
     CLXENT_TRY(make_queue(r, &r->compute));
     if (r->copy) {
         CLXENT_TRY(make_queue(r, &r->upload));
@@ -350,31 +445,31 @@ static clxent_status open_run(run *r)
 /* Waits for whatever is under way first: the caller's arrays may be gone after the return. */
 static void close_run(run *r)
 {
-    cl_command_queue queues[] = { r->upload, r->compute, r->download };
+    const cl_command_queue queues[] = { r->upload, r->compute, r->download };
     for (size_t i = 0; i < sizeof queues / sizeof *queues; i++) {
         if (queues[i] == NULL) continue;
         (void)clFinish(queues[i]);
         (void)clReleaseCommandQueue(queues[i]);
     }
-    for (int s = 0; s < SLOTS; s++) {
+    for (size_t s = 0; s < SLOTS; s++) {
         if (r->slots[s].done != NULL) (void)clWaitForEvents(1, &r->slots[s].done);
         release_event(&r->slots[s].done);
         for (int t = 0; t < CLXENT_TENSORS; t++) release_buffer(&r->slots[s].buffers[t]);
     }
-    for (int t = 0; t < CLXENT_TENSORS; t++) release_buffer(&r->shared[t]);
+    for (int t = 0; t < CLXENT_TENSORS; t++) release_buffer(&r->held[t]);
     if (r->workspace != NULL) (void)clReleaseMemObject(r->workspace);
     clxent_plan_destroy(r->plan);
 }
 
 /* ---- Transfers ----------------------------------------------------------------------------- */
 
-static bool is_dense(const tensor *t) { return !t->has_rows || t->width == t->pitch; }
+static bool is_dense(const tensor *t) { return t->scope == SCOPE_CALL || t->width == t->pitch; }
 
 /* Rows of t to the device. Padding stays behind: what the device has there is never read. */
 static clxent_status send(run *r, const tensor *t, const char *data, size_t rows, const device_buffer *to)
 {
-    const size_t bytes = extent(r, t, rows);
-    const size_t origin[3] = { 0, 0, 0 }, region[3] = { t->width, slabs(r, rows), 1 };
+    const size_t bytes = bytes_of(r, t, rows);
+    const size_t origin[3] = { 0, 0, 0 }, region[3] = { t->width, items(r, t, rows), 1 };
 
     if (to->wrapped || bytes == 0) return CLXENT_OK;
     if (is_dense(t)) {
@@ -392,8 +487,8 @@ static clxent_status send(run *r, const tensor *t, const char *data, size_t rows
  * then does the standard promise its contents to the host. */
 static clxent_status receive(run *r, const tensor *t, char *data, size_t rows, const device_buffer *from)
 {
-    const size_t bytes = extent(r, t, rows);
-    const size_t origin[3] = { 0, 0, 0 }, region[3] = { t->width, slabs(r, rows), 1 };
+    const size_t bytes = bytes_of(r, t, rows);
+    const size_t origin[3] = { 0, 0, 0 }, region[3] = { t->width, items(r, t, rows), 1 };
 
     if (bytes == 0) return CLXENT_OK;
     if (from->wrapped) {
@@ -429,24 +524,30 @@ static clxent_status mark(run *r, cl_command_queue queue, cl_event *event)
                            "clEnqueueMarkerWithWaitList");
 }
 
+/* Waits for everything. The queue is in-order: all downloads precede the marker, and all else precedes a download or
+ * the barrier before it. */
+static clxent_status wait_for_all(run *r)
+{
+    cl_event end = NULL;
+    CLXENT_TRY(mark(r, r->download, &end));
+    const clxent_status status = clxent_check_cl(r->ctx, clWaitForEvents(1, &end), "clWaitForEvents");
+    release_event(&end);
+    return status;
+}
+
 /* ---- The two passes ------------------------------------------------------------------------ */
 
-static bool in_pass(clxent_pass pass, clxent_tensor t)
+/* D of probability targets comes from the row weights alone. */
+static bool in_pass(const run *r, clxent_pass pass, clxent_tensor t)
 {
+    if (!r->tensors[t].used) return false;
     if (pass == CLXENT_PASS_LOGITS) return t != CLXENT_TENSOR_BAD_TARGETS;
-    return t == CLXENT_TENSOR_TARGETS || t == CLXENT_TENSOR_CLASS_WEIGHTS || t == CLXENT_TENSOR_ROW_WEIGHTS ||
+    return (t == CLXENT_TENSOR_TARGETS && clxent_targets_are_indices(&r->desc)) ||
+           t == CLXENT_TENSOR_CLASS_WEIGHTS || t == CLXENT_TENSOR_ROW_WEIGHTS ||
            t == CLXENT_TENSOR_BAD_TARGETS;
 }
 
-/* The denominator of probability targets comes from the row weights alone: the first pass names the
- * targets, but does not look at them. */
-static bool is_sent(const run *r, clxent_pass pass, clxent_tensor t)
-{
-    if (!r->tensors[t].input) return false;
-    return pass == CLXENT_PASS_LOGITS || t != CLXENT_TENSOR_TARGETS || clxent_targets_are_indices(&r->desc);
-}
-
-/* Windows belong to one chunk; buffers that are copied to stay with the slot. */
+/* Windows belong to one part; buffers that are copied to stay with the slot. */
 static clxent_status free_slot(run *r, slot *own)
 {
     if (own->done == NULL) return CLXENT_OK;
@@ -460,61 +561,87 @@ static clxent_status free_slot(run *r, slot *own)
     return CLXENT_OK;
 }
 
-static char *chunk_data(const run *r, const tensor *t, const chunk *c)
+/* What t has for the span or the part that begins at first_row. */
+static char *data_at(const run *r, const tensor *t, size_t first_row)
 {
-    if (t->data == NULL || !t->has_rows) return t->data;
-    return t->data + slabs(r, c->part.first_row) * t->pitch;
+    if (t->data == NULL || t->scope == SCOPE_CALL) return t->data;
+    return t->data + items(r, t, first_row) * t->pitch;
 }
 
-/* Buffers of the chunk named in args and, where they are copies, on their way to the device. */
-static clxent_status send_chunk(run *r, const chunk *c, slot *own, clxent_args *args)
+/* Makes room for another span. Nothing is under way. */
+static void drop_span(run *r, size_t first_row)
+{
+    if (r->span_first == first_row) return;
+    r->span_first = first_row;
+    for (int t = 0; t < CLXENT_TENSORS; t++) {
+        if (r->tensors[t].scope != SCOPE_SPAN) continue;
+        r->held[t].filled = false;
+        if (!r->copy) release_buffer(&r->held[t]);
+    }
+}
+
+/* Buffers of the part named in args and, where they are copies, on their way to the device. */
+static clxent_status send_part(run *r, const clxent_part *part, slot *own, clxent_args *args)
 {
     for (int i = 0; i < CLXENT_TENSORS; i++) {
         const clxent_tensor index = (clxent_tensor)i;
         const tensor *t = &r->tensors[i];
-        if (!t->used || !in_pass(c->part.pass, index)) continue;
+        if (!in_pass(r, part->pass, index)) continue;
         if (r->in_place && index == CLXENT_TENSOR_GRADIENT) {
             set_field(args, index, own->buffers[CLXENT_TENSOR_LOGITS].mem);
             continue;
         }
 
-        device_buffer *buffer = t->has_rows ? &own->buffers[i] : &r->shared[i];
-        const bool there = !t->has_rows && buffer->mem != NULL;
-        char *data = chunk_data(r, t, c);
-        CLXENT_TRY(make_tensor_buffer(r, index, data, c->rows, buffer));
+        const bool is_held = t->scope != SCOPE_PART;
+        device_buffer *buffer = is_held ? &r->held[i] : &own->buffers[i];
+        const size_t rows = is_held ? part->span_rows : args->rows;
+        char *data = data_at(r, t, is_held ? part->span_first : part->first_row);
+        CLXENT_TRY(make_tensor_buffer(r, index, data, rows, buffer));
         set_field(args, index, buffer->mem);
-        if (is_sent(r, c->part.pass, index) && !there) CLXENT_TRY(send(r, t, data, c->rows, buffer));
+        if (t->input && !buffer->filled) CLXENT_TRY(send(r, t, data, rows, buffer));
+        buffer->filled = is_held;
     }
     return CLXENT_OK;
 }
 
-static clxent_status receive_chunk(run *r, const chunk *c, slot *own)
+static clxent_status receive_part(run *r, const clxent_part *part, size_t rows, slot *own)
 {
-    if (c->part.pass != CLXENT_PASS_LOGITS) return CLXENT_OK;
+    if (part->pass != CLXENT_PASS_LOGITS) return CLXENT_OK;
     for (int i = 0; i < CLXENT_TENSORS; i++) {
         const tensor *t = &r->tensors[i];
         const bool in_logits = r->in_place && i == CLXENT_TENSOR_GRADIENT;
-        if (!t->used || !t->output || !t->has_rows) continue;
-        CLXENT_TRY(
-            receive(r, t, chunk_data(r, t, c), c->rows, &own->buffers[in_logits ? CLXENT_TENSOR_LOGITS : i]));
+        if (!t->used || !t->output || t->scope != SCOPE_PART) continue;
+        CLXENT_TRY(receive(r, t, data_at(r, t, part->first_row), rows,
+                           &own->buffers[in_logits ? CLXENT_TENSOR_LOGITS : i]));
     }
     return CLXENT_OK;
 }
 
-static clxent_status run_chunk(run *r, const chunk *c, slot *own)
+/* Outputs of the pass that are one for the span, or for the call. */
+static clxent_status receive_held(run *r, const clxent_part *part, scope which)
+{
+    for (int i = 0; i < CLXENT_TENSORS; i++) {
+        const tensor *t = &r->tensors[i];
+        if (!t->output || t->scope != which || !in_pass(r, part->pass, (clxent_tensor)i)) continue;
+        CLXENT_TRY(receive(r, t, data_at(r, t, part->span_first), part->span_rows, &r->held[i]));
+    }
+    return CLXENT_OK;
+}
+
+static clxent_status run_part(run *r, const clxent_part *part, size_t rows, slot *own)
 {
     clxent_args args = CLXENT_ARGS_INIT;
     clxent_status status;
     cl_event sent = NULL, computed = NULL;
 
-    CLXENT_TRY(free_slot(r, own));
-    CLXENT_TRY(send_chunk(r, c, own, &args));
-    args.rows = c->rows;
+    args.rows = rows;
     args.workspace.mem = r->workspace;
+    CLXENT_TRY(free_slot(r, own));
+    CLXENT_TRY(send_part(r, part, own, &args));
     CLXENT_TRY_OR_FAIL(mark(r, r->upload, &sent));
-    CLXENT_TRY_OR_FAIL(clxent_enqueue_part(r->plan, r->compute, &args, &c->part, 1, &sent, &computed));
+    CLXENT_TRY_OR_FAIL(clxent_enqueue_part(r->plan, r->compute, &args, part, 1, &sent, &computed));
     CLXENT_TRY_OR_FAIL(hold_for(r, r->download, &computed));
-    CLXENT_TRY_OR_FAIL(receive_chunk(r, c, own));
+    CLXENT_TRY_OR_FAIL(receive_part(r, part, rows, own));
     CLXENT_TRY_OR_FAIL(mark(r, r->download, &own->done));
 
     /* Without a flush a driver may hold back what another queue waits for. */
@@ -528,29 +655,35 @@ fail:
     return status;
 }
 
-/* Runs the pass over all chunks, receives what they share, and waits for it all. */
+/* All rows of the span that part names, whose first part it is: in one where no [rows, classes] array is read. */
+static clxent_status run_span(run *r, clxent_part part)
+{
+    const size_t end = part.span_first + part.span_rows;
+    const size_t most = part.pass == CLXENT_PASS_LOGITS ? r->part_rows : part.span_rows;
+
+    drop_span(r, part.span_first);
+    for (size_t i = 0; i == 0 || part.first_row < end; i++) {
+        const size_t rows = smaller(most, end - part.first_row);
+        CLXENT_TRY(run_part(r, &part, rows, &r->slots[i % r->slot_count]));
+        part.first_row += rows;
+    }
+    return receive_held(r, &part, SCOPE_SPAN);
+}
+
 static clxent_status run_pass(run *r, clxent_pass pass)
 {
-    cl_event end = NULL;
-    size_t first = 0;
+    clxent_part part = { pass, r->rows, 0, 0, 0 };
 
-    for (size_t i = 0; i == 0 || first < r->rows; i++) {
-        const size_t left = r->rows - first;
-        chunk c = { { pass, first, first == 0, left <= r->chunk_rows }, r->chunk_rows };
-        if (c.part.last) c.rows = left;
-        CLXENT_TRY(run_chunk(r, &c, &r->slots[i % SLOTS]));
-        first += c.rows;
+    for (;;) {
+        part.span_rows = smaller(r->span_rows, r->rows - part.span_first);
+        part.first_row = part.span_first;
+        CLXENT_TRY(run_span(r, part));
+        if (part.span_first + part.span_rows == r->rows) break;
+        CLXENT_TRY(wait_for_all(r));
+        part.span_first += part.span_rows;
     }
-    for (int i = 0; i < CLXENT_TENSORS; i++) {
-        const tensor *t = &r->tensors[i];
-        if (!t->used || !t->output || t->has_rows || !in_pass(pass, (clxent_tensor)i)) continue;
-        CLXENT_TRY(receive(r, t, t->data, r->rows, &r->shared[i]));
-    }
-    /* The queue is in-order: all downloads precede the marker, and all else precedes a download. */
-    CLXENT_TRY(mark(r, r->download, &end));
-    const clxent_status status = clxent_check_cl(r->ctx, clWaitForEvents(1, &end), "clWaitForEvents");
-    release_event(&end);
-    return status;
+    CLXENT_TRY(receive_held(r, &part, SCOPE_CALL));
+    return wait_for_all(r);
 }
 
 /* D and the record of bad targets, before any output is touched. */
@@ -581,24 +714,24 @@ static clxent_status run_targets(run *r)
         (long long)r->bad.value, desc->classes, ignored, count, r->rows);
 }
 
+static clxent_status run_all(run *r, const clxent_desc *desc, const clxent_host_args *args)
+{
+    CLXENT_TRY(read_arguments(r, desc, args));
+    CLXENT_TRY(open_run(r));
+    CLXENT_TRY(run_targets(r));
+    return run_pass(r, CLXENT_PASS_LOGITS);
+}
+
 clxent_status clxent_run_host(clxent_context *ctx, const clxent_desc *desc, const clxent_host_args *args)
 {
-    clxent_status status;
-    run r = { .ctx = ctx };
-
     if (ctx == NULL) return CLXENT_ERROR_NULL_ARGUMENT;
     if (desc == NULL || args == NULL) {
         return clxent_fail(ctx, CLXENT_ERROR_NULL_ARGUMENT, "%s",
                            desc == NULL ? "desc is NULL: takes a clxent_desc"
                                         : "args is NULL: takes a clxent_host_args");
     }
-    r.copy = !ctx->device.host_memory;
-    CLXENT_TRY_OR_FAIL(read_arguments(&r, desc, args));
-    CLXENT_TRY_OR_FAIL(open_run(&r));
-    CLXENT_TRY_OR_FAIL(run_targets(&r));
-    CLXENT_TRY_OR_FAIL(run_pass(&r, CLXENT_PASS_LOGITS));
-
-fail:
+    run r = { .ctx = ctx, .copy = !ctx->device.host_memory };
+    const clxent_status status = run_all(&r, desc, args);
     close_run(&r);
     return status;
 }

@@ -66,6 +66,7 @@ typedef struct clxent_need {
     size_t bytes;        /* up to the last element touched: the last row ends without its padding */
     size_t row_bytes;    /* bytes from one row to the next, 0 where the tensor does not grow with the
                             rows; with inner > 1: from one slab to the next for [rows, classes] tensors */
+    bool is_matrix;      /* [rows, classes]: in a batch in parts, the part's own rows only */
     char shape[128];     /* "[rows 6, classes 4] f32, row stride 4", for messages */
 } clxent_need;
 
@@ -75,6 +76,10 @@ const char *clxent_tensor_name(clxent_tensor tensor); /* the field's name: "logi
  * outputs is a subset of desc->outputs; statistics_in: the run reads statistics (gradient run). */
 clxent_status clxent_tensor_need(const clxent_desc *desc, uint32_t outputs, bool statistics_in, size_t rows,
                                  clxent_tensor tensor, clxent_need *need, char *text, size_t size);
+
+/* Rows that no part of a batch divides: 1, or with inner > 1 a slab, or with shift > 0 a sequence; the least common
+ * multiple with both. At least 1; divides batch * seq. */
+size_t clxent_part_unit(const clxent_desc *desc);
 
 size_t clxent_dtype_size(uint32_t dtype);                /* 4, 2, 2, 8 bytes; 0 for an unknown one */
 const char *clxent_dtype_name(uint32_t dtype);           /* "f32"; "unknown" */
@@ -189,7 +194,10 @@ struct clxent_plan {
     clxent_desc desc;    /* complete: no field of it means "default" any more */
     clxent_tuning tuning;
     clxent_strategy shares;
-    size_t rows; /* batch * seq */
+    size_t rows;      /* batch * seq */
+    size_t span_rows; /* rows that the workspace has room for: all, but see clxent_part */
+    size_t part_rows; /* most rows of a run; likewise */
+    size_t reduce_unit, partials_per_unit; /* clxent_parameters has both */
     size_t rows_per_group, tiles_per_group;
     size_t piece_vectors, pieces;
     uint32_t group;          /* work-items in a group, of every kernel but the folds */
@@ -201,7 +209,7 @@ struct clxent_plan {
     cl_kernel main;          /* of the op; of pieces the scan */
     cl_kernel merge, emit;   /* NULL unless rows are split */
     cl_kernel targets_partials, targets_fold, losses_partials, losses_fold; /* NULL where no run needs them */
-    size_t totals_at, partials_at, row_losses_at, correct_at;               /* bytes into the workspace */
+    size_t denominator_at, partials_at, row_losses_at, correct_at;          /* bytes into the workspace */
     size_t pieces_at, records_at;
     size_t workspace_size;
     char strategy[192];
@@ -210,7 +218,7 @@ struct clxent_plan {
     struct {  /* what clxent_tensor_need() said for the latest run: the next is usually alike */
         bool valid, statistics_in;
         uint32_t outputs;
-        size_t rows;
+        size_t rows, span_rows;
         clxent_need needs[CLXENT_TENSORS];
     } latest;
 };
@@ -220,24 +228,37 @@ struct clxent_plan {
 clxent_status clxent_plan_create_tuned(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc,
                                        const clxent_tuning *tuning);
 
-/* A run in parts, for host_arrays.c: the rows come in chunks, one enqueue each, on one in-order queue, and all
- * share one workspace that carries D, the running loss and the counts from part to part.
- * Concatenated they give the bits of one clxent_enqueue() over all rows; every part but the last has a
- * multiple of clxent_part_rows() rows. First the passes over the targets of all parts, then over the logits. */
+/* A batch in parts, for host_arrays.c: the [rows, classes] tensors come part by part, one enqueue each, in order,
+ * on one in-order queue. All parts share one workspace, which keeps D and what is reduced over the rows. Outputs of
+ * all parts have the bits of one clxent_enqueue() over the batch.
+ *
+ * A part is a multiple of clxent_part_unit() rows. [rows] buffers hold the whole batch, or, where that does not fit
+ * the device, one span of it after the other: each a multiple of clxent_span_unit() rows, but for the last. A pass
+ * goes over all spans. */
 typedef enum clxent_pass {
-    CLXENT_PASS_ALL = 0,     /* what clxent_enqueue() does */
-    CLXENT_PASS_TARGETS = 1, /* D and bad_targets; needs targets, class_weights, row_weights */
-    CLXENT_PASS_LOGITS = 2   /* everything else; takes D as PASS_TARGETS left it */
+    CLXENT_PASS_ALL = 0, /* what clxent_enqueue() does; for a batch in one part */
+    CLXENT_PASS_TARGETS =
+        1, /* D and bad_targets, over the whole span: needs index targets, class_weights, row_weights */
+    CLXENT_PASS_LOGITS =
+        2 /* everything else; takes D as PASS_TARGETS left it. A span's last part reduces its rows,
+                                the batch's last writes loss and correct */
 } clxent_pass;
 
 typedef struct clxent_part {
     clxent_pass pass;
-    size_t first_row; /* of this part in the whole run; args hold this part's rows only */
-    bool first, last; /* of its pass */
+    size_t total_rows;            /* of the batch */
+    size_t span_first, span_rows; /* of the batch, in the [rows] buffers */
+    size_t first_row;             /* of the batch; args.rows from there on are this part, all in the span */
 } clxent_part;
 
-size_t clxent_part_rows(const clxent_desc *desc); /* a multiple of inner, and of seq when desc shifts */
+size_t clxent_span_unit(const clxent_desc *desc);             /* a multiple of clxent_part_unit() */
+size_t clxent_partials(const clxent_plan *plan, size_t rows); /* that reduce.cl makes of rows; at least 1 */
 
+/* A plan for parts of a batch: most rows of a span, most rows of a part. */
+clxent_status clxent_plan_create_for_parts(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc,
+                                           size_t span_rows, size_t part_rows);
+
+/* part: NULL: the batch in one, as clxent_enqueue(). */
 clxent_status clxent_enqueue_part(clxent_plan *plan, cl_command_queue queue, const clxent_args *args,
                                   const clxent_part *part, cl_uint num_wait, const cl_event *wait,
                                   cl_event *event);

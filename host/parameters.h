@@ -13,7 +13,7 @@ typedef cl_long i64;
 typedef cl_uint u32;
 #include "../kernels/parameters.cl"
 
-_Static_assert(sizeof(clxent_parameters) == (16 + 19 + 6) * sizeof(u64),
+_Static_assert(sizeof(clxent_parameters) == (20 + 19 + 5) * sizeof(u64),
                "no padding: kernels see the same layout");
 _Static_assert(sizeof(clxent_offsets) == 19 * sizeof(u64), "one offset for every tensor of clxent_args");
 

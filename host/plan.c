@@ -123,7 +123,7 @@ static size_t units_per_group(const clxent_plan *plan, uint32_t unit)
     enum { GROUPS_EACH = 8 };
     const size_t groups = GROUPS_EACH * (size_t)plan->ctx->device.compute_units;
     const size_t unit_elements = plan->desc.classes * unit;
-    const size_t spread = unit > 0 ? plan->rows / unit / groups : 0;
+    const size_t spread = unit > 0 ? plan->part_rows / unit / groups : 0;
     const size_t wanted = unit_elements > 0 ? plan->tuning.elements / unit_elements : 0;
     const size_t each = wanted < spread ? wanted : spread;
     return each > 0 ? each : 1;
@@ -150,7 +150,7 @@ static size_t cache_bytes(const clxent_plan *plan)
 }
 
 /* Strategy and everything that follows from it. Between rows and lanes the choice decides bits: it looks at options,
- * outputs, classes and inner, which a chunk of a run has in common with the whole, and not at strides, which it has not. */
+ * outputs, classes and inner, and not at rows, which the parts of a batch have fewer of. */
 static void choose_strategy(clxent_plan *plan)
 {
     const clxent_desc *desc = &plan->desc;
@@ -192,7 +192,7 @@ static void choose_strategy(clxent_plan *plan)
         plan->cache_elements = fits ? (uint32_t)elements : 0;
         plan->tiles_per_group = units_per_group(plan, plan->tile);
         plan->flags = keeps || !fits ? FLAG_KEEPS_LOGITS : 0u;
-    } else if (plan->pieces > 1 && plan->rows / plan->ctx->device.compute_units < t->split) {
+    } else if (plan->pieces > 1 && plan->part_rows / plan->ctx->device.compute_units < t->split) {
         plan->shares = CLXENT_STRATEGY_SPLIT;
     }
 }
@@ -352,9 +352,23 @@ static bool reserve(clxent_plan *plan, size_t count, size_t size, size_t *at)
     return true;
 }
 
+size_t clxent_span_unit(const clxent_desc *desc)
+{
+    const size_t unit = clxent_part_unit(desc);
+    return unit <= REDUCE_ROWS ? REDUCE_ROWS / unit * unit : unit;
+}
+
+size_t clxent_partials(const clxent_plan *plan, size_t rows)
+{
+    const size_t rest = rows % plan->reduce_unit;
+    const size_t partials =
+        rows / plan->reduce_unit * plan->partials_per_unit + (rest > 0 ? (rest - 1) / REDUCE_ROWS + 1 : 0);
+    return partials > 0 ? partials : 1;
+}
+
 static clxent_status lay_out_workspace(clxent_plan *plan)
 {
-    const size_t partials = plan->rows / REDUCE_ROWS + 1;
+    const size_t partials = clxent_partials(plan, plan->rows);
     const bool needs_losses = (plan->desc.outputs & CLXENT_OUTPUT_LOSS) != 0;
     const bool needs_correct = (plan->desc.outputs & CLXENT_OUTPUT_CORRECT) != 0;
 
@@ -362,13 +376,14 @@ static clxent_status lay_out_workspace(clxent_plan *plan)
     size_t pieces;
 
     if (plan->targets_partials == NULL && plan->losses_partials == NULL && !split) return CLXENT_OK;
-    if (!clxent_size_mul(plan->rows, plan->pieces, &pieces) ||
-        !reserve(plan, 1, TOTALS_BYTES, &plan->totals_at) ||
+    if (!clxent_size_mul(plan->part_rows, plan->pieces, &pieces) ||
+        !reserve(plan, 1, clxent_real_size(&plan->desc), &plan->denominator_at) ||
         !reserve(plan, partials, PARTIAL_BYTES, &plan->partials_at) ||
-        !reserve(plan, needs_losses ? plan->rows : 0, clxent_real_size(&plan->desc), &plan->row_losses_at) ||
-        !reserve(plan, needs_correct ? plan->rows : 0, 1, &plan->correct_at) ||
+        !reserve(plan, needs_losses ? plan->span_rows : 0, clxent_real_size(&plan->desc),
+                 &plan->row_losses_at) ||
+        !reserve(plan, needs_correct ? plan->span_rows : 0, 1, &plan->correct_at) ||
         !reserve(plan, split ? pieces : 0, RECORD_BYTES, &plan->pieces_at) ||
-        !reserve(plan, split ? plan->rows : 0, RECORD_BYTES, &plan->records_at)) {
+        !reserve(plan, split ? plan->part_rows : 0, RECORD_BYTES, &plan->records_at)) {
         return clxent_fail(plan->ctx, CLXENT_ERROR_INVALID_DESC,
                            "rows is %zu: takes so many that the workspace has at most %zu bytes", plan->rows,
                            SIZE_MAX);
@@ -406,8 +421,9 @@ static void describe(clxent_plan *plan)
     }
 }
 
-clxent_status clxent_plan_create_tuned(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc,
-                                       const clxent_tuning *tuning)
+/* tuning: NULL: the table's. span_rows, part_rows: at most the desc's rows. */
+static clxent_status create(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc,
+                            const clxent_tuning *tuning, size_t span_rows, size_t part_rows)
 {
     clxent_status status;
     clxent_desc complete;
@@ -435,6 +451,10 @@ clxent_status clxent_plan_create_tuned(clxent_plan **out, clxent_context *ctx, c
     plan->desc = complete;
     plan->desc.gradient_dtype = clxent_gradient_dtype(&complete);
     plan->rows = complete.batch * complete.seq;
+    plan->span_rows = span_rows < plan->rows ? span_rows : plan->rows;
+    plan->part_rows = part_rows < plan->rows ? part_rows : plan->rows;
+    plan->reduce_unit = clxent_span_unit(&complete);
+    plan->partials_per_unit = (plan->reduce_unit - 1) / REDUCE_ROWS + 1;
     CLXENT_TRY_OR_FAIL(build_kernels(plan, tuning));
     CLXENT_TRY_OR_FAIL(lay_out_workspace(plan));
     describe(plan);
@@ -447,9 +467,21 @@ fail:
     return status;
 }
 
+clxent_status clxent_plan_create_tuned(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc,
+                                       const clxent_tuning *tuning)
+{
+    return create(out, ctx, desc, tuning, CLXENT_ALL_ROWS, CLXENT_ALL_ROWS);
+}
+
+clxent_status clxent_plan_create_for_parts(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc,
+                                           size_t span_rows, size_t part_rows)
+{
+    return create(out, ctx, desc, NULL, span_rows, part_rows);
+}
+
 clxent_status clxent_plan_create(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc)
 {
-    return clxent_plan_create_tuned(out, ctx, desc, NULL);
+    return create(out, ctx, desc, NULL, CLXENT_ALL_ROWS, CLXENT_ALL_ROWS);
 }
 
 void clxent_plan_destroy(clxent_plan *plan)

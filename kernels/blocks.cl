@@ -109,7 +109,7 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_softma
     const row_target t = get_target(&p, row, targets, 0);
     const bool has_own_d = divides_by_own_d(&p);
     const real d = (p.flags & FLAG_DENOMINATOR) ? denominator[p.offset.denominator]
-                   : has_own_d                  ? *(__global const real *)(workspace + p.totals_at)
+                   : has_own_d                  ? *(__global const real *)(workspace + p.denominator_at)
                                                 : REAL(1.0);
     const real up = (p.flags & FLAG_UPSTREAM_ROWS) ? upstream[p.offset.upstream + row]
                     : (p.flags & FLAG_UPSTREAM)    ? upstream[p.offset.upstream]

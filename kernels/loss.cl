@@ -267,7 +267,7 @@ static inline real get_d(const clxent_parameters *p, __global const void *target
 {
     if (p->flags & FLAG_DENOMINATOR) return denominator[p->offset.denominator];
     if (!(p->flags & FLAG_MEAN)) return 1;
-    __global real *shared = (__global real *)(workspace + p->totals_at);
+    __global real *shared = (__global real *)(workspace + p->denominator_at);
     if (!(p->flags & FLAG_OWN_D)) return *shared;
     real d = 0;
     for (ulong row = 0; row < p->rows; row++) {

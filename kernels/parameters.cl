@@ -19,12 +19,16 @@ typedef struct clxent_offsets {
 } clxent_offsets;
 
 typedef struct clxent_parameters {
-    u64 rows;      /* of this launch */
-    u64 first_row; /* of this launch in the whole run: what messages and records count from */
+    u64 rows; /* of this launch */
+    u64 first_row; /* of the batch, that the [rows] buffers begin with: bad_targets counts from the batch's first */
     u64 seq, shift, inner;
     u64 row_stride, gradient_row_stride, probabilities_row_stride, target_row_stride;
-    u64 totals_at, partials_at, row_losses_at, correct_at, pieces_at,
+    u64 denominator_at, partials_at, row_losses_at, correct_at, pieces_at,
         records_at; /* bytes into the workspace */
+    /* reduce.cl: every reduce_unit rows are partials_per_unit partials, of REDUCE_ROWS rows each but for the last */
+    u64 reduce_unit, partials_per_unit;
+    u64 partials; /* of the batch; 1: no fold is launched */
+    u64 tiles;    /* lanes.cl: of a slab */
     i64 ignore_index;
     clxent_offsets offset;
     u32 classes;
@@ -36,9 +40,7 @@ typedef struct clxent_parameters {
     u32 rows_per_group;
     u32 piece_vectors; /* of a row that make a piece; part of what decides bits */
     u32 pieces;        /* of a row */
-    u32 tiles;         /* lanes.cl: of a slab */
     u32 tiles_per_group;
-    u32 padding;
 } clxent_parameters;
 
 #define OUTPUT_LOSSES (1u << 0)
@@ -76,19 +78,16 @@ typedef struct clxent_parameters {
 #define FLAG_FROM_STATISTICS (1u << 8) /* statistics are an input */
 #define FLAG_NONTEMPORAL (1u << 9)     /* large results bypass the cache; changes no bit */
 #define FLAG_ALL_IGNORED_ZERO (1u << 10)
-#define FLAG_FIRST_PART (1u << 11) /* totals start at zero */
-#define FLAG_LAST_PART (1u << 12)  /* the loss may be divided and written */
-#define FLAG_LOG_D (1u << 13)      /* some run of the plan needs log d to full relative precision */
-#define FLAG_OWN_D (1u << 14)      /* FLAG_MEAN, but D is summed where it is needed */
-#define FLAG_SECOND_PASS (1u << 15)
-#define FLAG_KEEPS_LOGITS (1u << 17) /* lanes.cl: with room for the exponentials beside them */
+#define FLAG_LOG_D (1u << 11) /* some run of the plan needs log d to full relative precision */
+#define FLAG_OWN_D (1u << 12) /* FLAG_MEAN, but D is summed where it is needed */
+#define FLAG_SECOND_PASS (1u << 13)
+#define FLAG_KEEPS_LOGITS (1u << 14) /* lanes.cl: with room for the exponentials beside them */
 
-/* Rows that one partial sum of reduce.cl covers. Part of what decides the bits of a mean: never derived
+/* Rows that one partial sum of reduce.cl covers, at most. Part of what decides the bits of a mean: never derived
  * from the device. */
 #define REDUCE_ROWS 4096u
 
-/* Bytes of the totals and of one partial in the workspace; what is in them is reduce.cl's business. */
-#define TOTALS_BYTES 128u
+/* Bytes of one partial in the workspace; reduce.cl has its members. */
 #define PARTIAL_BYTES 64u
 
 /* Of the sums of a row or a piece, of cross_entropy.cl. */

@@ -3,25 +3,15 @@
  * reduce.cl - from rows to one number: D and the record of bad targets before the main kernel, the loss and the
  * count of correct predictions after it.
  *
- * Each work-group sums REDUCE_ROWS rows into a partial; one work-item folds the partials in order
- * into the totals. Every addition keeps what it loses (long_sum), so 10^7 rows cost no digits, and
- * none of it depends on the device or on how the rows were cut into parts. Grid of the *_partials kernels: one
- * work-group for REDUCE_ROWS rows; with a single one it folds as well, and *_fold is not launched.
+ * Each work-group sums up to REDUCE_ROWS rows into a partial; one work-item folds the batch's partials in order.
+ * Every addition keeps what it loses (long_sum), so 10^7 rows cost no digits. The rows of a partial follow from
+ * the desc alone: parts of a batch write the values of their rows, and nothing is summed before all rows of a span
+ * are there. Grid of the *_partials kernels: one work-group for each partial of the [rows] buffers; where it is the
+ * batch's only one it folds as well, and *_fold is not launched.
  *
  * A part of every program, for its DTYPE and WG_SIZE: a program of its own takes PoCL 25 ms, however short it is
  * and though it is cached.
  */
-typedef struct {
-    real d; /* first: cross_entropy.cl reads it there */
-    real padding;
-    long_sum_one weight;
-    long_sum_one loss;
-    ulong correct;
-    ulong bad;
-    ulong first_bad;
-    long bad_value;
-} totals;
-
 typedef struct {
     long_sum_one sum; /* of row weights, or of losses */
     ulong count;      /* of bad targets, or of correct predictions */
@@ -43,6 +33,31 @@ static inline partial merge_partials(const partial a, const partial b)
 #define REDUCE_AHEAD 1024u
 
 static inline partial empty_partial(void) { return (partial){ { 0, 0 }, 0, 0xffffffffffffffffUL, 0 }; }
+
+/* Of one partial: [begin, end). */
+typedef struct {
+    ulong begin, end;
+} row_range;
+
+static inline row_range rows_of_partial(const clxent_parameters *p, const ulong index)
+{
+    const ulong unit = index / p->partials_per_unit * p->reduce_unit;
+    const ulong begin = unit + index % p->partials_per_unit * REDUCE_ROWS;
+    return (row_range){ begin, min(min(begin + REDUCE_ROWS, unit + p->reduce_unit), p->rows) };
+}
+
+static inline __global partial *partial_at(const clxent_parameters *p, __global uchar *workspace,
+                                           const ulong index)
+{
+    return (__global partial *)(workspace + p->partials_at + index * PARTIAL_BYTES);
+}
+
+static inline partial merge_all_partials(const clxent_parameters *p, __global uchar *workspace)
+{
+    partial all = empty_partial();
+    for (ulong i = 0; i < p->partials; i++) all = merge_partials(all, *partial_at(p, workspace, i));
+    return all;
+}
 
 /* Work-item 0 returns the group's sum, in the order of the work-items. */
 static inline partial merge_partials_of_group(const partial own, __local partial *scratch)
@@ -73,23 +88,15 @@ static inline long_sum_one fold_lanes(const long_sum s)
     return all;
 }
 
-static inline void fold_targets(const clxent_parameters *p, __global totals *t, const partial all,
-                                __global ulong *bad_targets)
+static inline void fold_targets(const clxent_parameters *p, const partial all, __global ulong *bad_targets,
+                                __global uchar *workspace)
 {
-    partial sum = all;
-    if (!(p->flags & FLAG_FIRST_PART)) {
-        sum = merge_partials((partial){ t->weight, t->bad, t->first_bad, t->bad_value }, all);
-    }
-    t->weight = sum.sum;
-    t->d = long_value_one(sum.sum);
-    t->bad = sum.count;
-    t->first_bad = sum.first_bad;
-    t->bad_value = sum.bad_value;
-    if ((p->flags & FLAG_LAST_PART) && (p->outputs & OUTPUT_BAD_TARGETS)) {
+    *(__global real *)(workspace + p->denominator_at) = long_value_one(all.sum);
+    if (p->outputs & OUTPUT_BAD_TARGETS) {
         __global ulong *record = bad_targets + 3 * p->offset.bad_targets; /* counted in records */
-        record[0] = sum.count;
-        record[1] = sum.count > 0 ? sum.first_bad : 0;
-        record[2] = as_ulong(sum.count > 0 ? sum.bad_value : 0L);
+        record[0] = all.count;
+        record[1] = all.count > 0 ? all.first_bad : 0;
+        record[2] = as_ulong(all.count > 0 ? all.bad_value : 0L);
     }
 }
 
@@ -101,14 +108,13 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_target
     __global uchar *restrict workspace)
 {
     __local partial scratch[WG_SIZE];
-    const ulong begin = get_group_id(0) * (ulong)REDUCE_ROWS;
-    const ulong end = min(begin + REDUCE_ROWS, p.rows);
+    const row_range range = rows_of_partial(&p, get_group_id(0));
     /* of i64 a step is two lines, of which one is asked for */
     const uint target_bytes = p.target_type == TARGET_I32 ? 4 : p.target_type == TARGET_I64 ? 8 : 1;
     partial own = empty_partial();
     long_sum weights = long_zero();
-    for (ulong row = begin + get_local_id(0) * LANE_ROWS; row < end; row += WG_SIZE * LANE_ROWS) {
-        const uint n = (uint)min((ulong)LANE_ROWS, end - row);
+    for (ulong row = range.begin + get_local_id(0) * LANE_ROWS; row < range.end; row += WG_SIZE * LANE_ROWS) {
+        const uint n = (uint)min((ulong)LANE_ROWS, range.end - row);
         PREFETCH((__global const uchar *)targets + (p.offset.targets + row + REDUCE_AHEAD) * target_bytes);
         const lane_targets t = get_targets(&p, row, n, targets, row_weights);
         lane weight = t.weight;
@@ -128,48 +134,40 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_target
     own.sum = fold_lanes(weights);
     const partial all = merge_partials_of_group(own, scratch);
     if (get_local_id(0) != 0) return;
-    if (get_num_groups(0) == 1) {
-        fold_targets(&p, (__global totals *)(workspace + p.totals_at), all, bad_targets);
+    if (p.partials == 1) {
+        fold_targets(&p, all, bad_targets, workspace);
     } else {
-        *(__global partial *)(workspace + p.partials_at + get_group_id(0) * PARTIAL_BYTES) = all;
+        *partial_at(&p, workspace, get_group_id(0)) = all;
     }
 }
 
-/* Work-group 1, one of them. */
+/* Grid: one work-group of one work-item. */
 __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void clxent_targets_fold(
     const clxent_parameters p, __global ulong *restrict bad_targets, __global uchar *restrict workspace)
 {
-    const ulong groups = (p.rows + REDUCE_ROWS - 1) / REDUCE_ROWS;
-    partial all = empty_partial();
-    for (ulong i = 0; i < groups; i++) {
-        all = merge_partials(all, *(__global const partial *)(workspace + p.partials_at + i * PARTIAL_BYTES));
-    }
-    fold_targets(&p, (__global totals *)(workspace + p.totals_at), all, bad_targets);
+    fold_targets(&p, merge_all_partials(&p, workspace), bad_targets, workspace);
 }
 
-static inline void fold_losses(const clxent_parameters *p, __global totals *t, const partial all,
-                               __global const real *denominator, __global real *loss, __global ulong *correct)
+static inline void fold_losses(const clxent_parameters *p, const partial all,
+                               __global const real *denominator, __global real *loss, __global ulong *correct,
+                               __global const uchar *workspace)
 {
-    partial sum = all;
-    if (!(p->flags & FLAG_FIRST_PART)) sum = merge_partials((partial){ t->loss, t->correct, 0, 0 }, all);
-    t->loss = sum.sum;
-    t->correct = sum.count;
-    if (!(p->flags & FLAG_LAST_PART)) return;
-    if (p->outputs & OUTPUT_CORRECT) correct[p->offset.correct] = sum.count;
-    if (p->outputs & OUTPUT_LOSS) {
-        const real value = long_value_one(sum.sum);
-        if (p->flags & FLAG_DENOMINATOR) {
-            loss[p->offset.loss] = value / denominator[p->offset.denominator];
-        } else if (!(p->flags & FLAG_MEAN)) {
-            loss[p->offset.loss] = value;
-        } else if (t->d == 0) {
+    if (p->outputs & OUTPUT_CORRECT) correct[p->offset.correct] = all.count;
+    if (!(p->outputs & OUTPUT_LOSS)) return;
+    const real value = long_value_one(all.sum);
+    real result = value;
+    if (p->flags & FLAG_DENOMINATOR) {
+        result = value / denominator[p->offset.denominator];
+    } else if (p->flags & FLAG_MEAN) {
+        const real sum_of_weights = *(__global const real *)(workspace + p->denominator_at);
+        result = value / sum_of_weights;
+        if (sum_of_weights == 0) {
             /* a bad row's NaN is not hidden */
             const bool zero = (p->flags & FLAG_ALL_IGNORED_ZERO) != 0 && value == value;
-            loss[p->offset.loss] = zero ? REAL(0.0) : REAL_NAN;
-        } else {
-            loss[p->offset.loss] = value / t->d;
+            result = zero ? REAL(0.0) : REAL_NAN;
         }
     }
+    loss[p->offset.loss] = result;
 }
 
 __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_losses_partials(
@@ -185,13 +183,12 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_losses
     __global const real *row_losses = (p.outputs & OUTPUT_LOSSES)
                                           ? losses + p.offset.losses
                                           : (__global const real *)(workspace + p.row_losses_at);
-    const ulong begin = get_group_id(0) * (ulong)REDUCE_ROWS;
-    const ulong end = min(begin + REDUCE_ROWS, p.rows);
+    const row_range range = rows_of_partial(&p, get_group_id(0));
     partial own = empty_partial();
     long_sum total = long_zero();
     ilane hits = (ilane)(0); /* at most REDUCE_ROWS */
-    for (ulong row = begin + get_local_id(0) * LANE_ROWS; row < end; row += WG_SIZE * LANE_ROWS) {
-        const uint n = (uint)min((ulong)LANE_ROWS, end - row);
+    for (ulong row = range.begin + get_local_id(0) * LANE_ROWS; row < range.end; row += WG_SIZE * LANE_ROWS) {
+        const uint n = (uint)min((ulong)LANE_ROWS, range.end - row);
         PREFETCH(row_losses + row + REDUCE_AHEAD);
         if (sums) total = long_add(total, keep_first(load_lanes(row_losses + row, n), n));
         if (counts && n == LANE_ROWS) {
@@ -206,22 +203,17 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_losses
     for (uint i = 0; i < LANE_ROWS; i++) own.count += (ulong)of_lane[i];
     const partial all = merge_partials_of_group(own, scratch);
     if (get_local_id(0) != 0) return;
-    if (get_num_groups(0) == 1) {
-        fold_losses(&p, (__global totals *)(workspace + p.totals_at), all, denominator, loss, correct);
+    if (p.partials == 1) {
+        fold_losses(&p, all, denominator, loss, correct, workspace);
     } else {
-        *(__global partial *)(workspace + p.partials_at + get_group_id(0) * PARTIAL_BYTES) = all;
+        *partial_at(&p, workspace, get_group_id(0)) = all;
     }
 }
 
-/* Work-group 1, one of them. */
+/* Grid: one work-group of one work-item. */
 __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void clxent_losses_fold(
     const clxent_parameters p, __global const real *restrict denominator, __global real *restrict loss,
     __global ulong *restrict correct, __global uchar *restrict workspace)
 {
-    const ulong groups = (p.rows + REDUCE_ROWS - 1) / REDUCE_ROWS;
-    partial all = empty_partial();
-    for (ulong i = 0; i < groups; i++) {
-        all = merge_partials(all, *(__global const partial *)(workspace + p.partials_at + i * PARTIAL_BYTES));
-    }
-    fold_losses(&p, (__global totals *)(workspace + p.totals_at), all, denominator, loss, correct);
+    fold_losses(&p, merge_all_partials(&p, workspace), denominator, loss, correct, workspace);
 }

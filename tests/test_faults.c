@@ -215,8 +215,8 @@ static void open_fixture(void)
     }
     desc = defaults;
     desc.outputs = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_CORRECT;
-    /* Three chunks, more than one group of each reduction. */
-    desc.batch = small_run() ? 5 : 2 * clxent_part_rows(&desc) + 1;
+    /* More than one partial sum of each reduction. */
+    desc.batch = small_run() ? 5 : clxent_span_unit(&desc) + 5;
     desc.seq = 1;
     desc.classes = 3;
     desc.gradient_row_stride = 4;
@@ -395,7 +395,7 @@ static void host_arrays(bool copy)
     device.ctx->device.host_memory = !copy;
     whole.max_chunk_bytes = 0;
     cr_assert(run_host() == CLXENT_OK, "%s", last_error()); /* programs are in the cache from here on */
-    host_args.max_chunk_bytes = clxent_part_rows(&desc) * 4 * sizeof(float);
+    host_args.max_chunk_bytes = (desc.batch / 3 + 1) * 4 * sizeof(float); /* three parts */
     fail_every_call(&op, 60);
 
     /* The last attempt had no fault: its results are those of a run that never had one. */

@@ -81,23 +81,22 @@ static void check_unwritten(const char *name, const results *r)
     }
 }
 
-/* max_chunk_bytes of which the largest tensor with rows makes `chunks` chunks or more; 0 for one. */
+/* max_chunk_bytes of which the largest [rows, classes] tensor makes `chunks` chunks or more, as far as rows can be cut
+ * so often; 0 for one. */
 static size_t limit_for(const problem *p, size_t chunks)
 {
     const clxent_desc *desc = &p->desc;
-    const size_t rows = desc->batch * desc->seq, part = clxent_part_rows(desc);
+    const size_t rows = desc->batch * desc->seq, unit = clxent_part_unit(desc);
     size_t largest = 0;
 
     if (chunks <= 1) return 0;
-    size_t chunk_rows = rows / chunks / part * part;
-    if (chunk_rows == 0) chunk_rows = part;
+    size_t chunk_rows = rows / chunks / unit * unit;
+    if (chunk_rows == 0) chunk_rows = unit;
     for (int t = 0; t < CLXENT_TENSORS; t++) {
-        clxent_need one, two;
-        cr_assert(
-            clxent_tensor_need(desc, desc->outputs, false, chunk_rows, (clxent_tensor)t, &one, NULL, 0) == 0);
-        cr_assert(clxent_tensor_need(desc, desc->outputs, false, 2 * chunk_rows, (clxent_tensor)t, &two, NULL,
+        clxent_need need;
+        cr_assert(clxent_tensor_need(desc, desc->outputs, false, chunk_rows, (clxent_tensor)t, &need, NULL,
                                      0) == 0);
-        if (two.bytes - one.bytes > largest) largest = two.bytes - one.bytes;
+        if (need.use != CLXENT_UNUSED && need.is_matrix && need.bytes > largest) largest = need.bytes;
     }
     return largest;
 }
@@ -162,10 +161,22 @@ static void check_against_reference(const char *name, const problem *p, const re
     free(values);
 }
 
+static void check_same(const char *name, const results *whole, const results *cut)
+{
+    for (int t = 0; t < CLXENT_TENSORS; t++) {
+        if (whole->memory[t] == NULL) continue;
+        const size_t n = whole->size[t] + 2 * CANARY;
+        size_t first = 0;
+        while (first < n && whole->memory[t][first] == cut->memory[t][first]) first++;
+        cr_assert(first == n, "%s: %s: byte %zu of %zu differs from the run in one chunk", name,
+                  clxent_tensor_name((clxent_tensor)t), first - CANARY, whole->size[t]);
+    }
+}
+
 /* Every output array as one chunk without copies gives it, whatever the chunks and with copies. */
 static void check_all_ways(const char *name, const clxent_desc *desc, uint32_t fill, bool in_place)
 {
-    static const size_t chunks[] = { 1, 1000, 2 };
+    static const size_t chunks[] = { 1, 100, 3 };
     results whole, cut;
     problem p;
     char way[128];
@@ -179,14 +190,7 @@ static void check_all_ways(const char *name, const clxent_desc *desc, uint32_t f
             snprintf(way, sizeof way, "%s, %zu chunks%s", name, chunks[i], copy ? ", copied" : "");
             make_results(&cut, &p, in_place);
             run(way, &p, &cut, copy, limit_for(&p, chunks[i]));
-            for (int t = 0; t < CLXENT_TENSORS; t++) {
-                if (whole.memory[t] == NULL) continue;
-                const size_t n = whole.size[t] + 2 * CANARY;
-                size_t first = 0;
-                while (first < n && whole.memory[t][first] == cut.memory[t][first]) first++;
-                cr_assert(first == n, "%s: %s: byte %zu of %zu differs from the run in one chunk", way,
-                          clxent_tensor_name((clxent_tensor)t), first - CANARY, whole.size[t]);
-            }
+            check_same(way, &whole, &cut);
             free_results(&cut);
         }
     }
@@ -206,17 +210,27 @@ static clxent_desc make_desc(size_t rows, size_t classes)
     return desc;
 }
 
-/* More parts than slots that they take turns in, and a last one that is short. */
+/* More than one partial sum of the loss; parts of 41 rows, which divide nothing. */
 static size_t many_rows(void)
 {
     const clxent_desc desc = make_desc(1, 3);
-    return (small_run() ? 1 : 5) * clxent_part_rows(&desc) + 5;
+    return (small_run() ? 0 : 1) * clxent_span_unit(&desc) + 37;
 }
 
 Test(host_arrays, chunks_give_the_bits_of_one_run)
 {
     const clxent_desc desc = make_desc(many_rows(), 19);
     check_all_ways("plain", &desc, FILL_DESIGNED | FILL_IGNORED | FILL_HIT, false);
+}
+
+/* 37 rows one by one: rows, a row split over groups, lanes. */
+Test(host_arrays, chunks_of_one_row)
+{
+    static const size_t classes[] = { 3, 19, 1100 };
+    for (size_t i = 0; i < (small_run() ? 2 : 3); i++) {
+        clxent_desc desc = make_desc(37, classes[i]);
+        check_all_ways("one row", &desc, FILL_DESIGNED | FILL_IGNORED | FILL_HIT, false);
+    }
 }
 
 Test(host_arrays, chunks_of_weighted_rows)
@@ -274,6 +288,9 @@ Test(host_arrays, chunks_are_whole_sequences_when_targets_shift)
     desc.seq = 7;
     desc.shift = 3;
     check_all_ways("shift over 3", &desc, FILL_IGNORED, false);
+    desc.batch = small_run() ? 2 : 3;
+    desc.seq = small_run() ? 41 : 5003; /* more rows than a partial sum has */
+    check_all_ways("shift of long sequences", &desc, FILL_IGNORED, false);
 }
 
 Test(host_arrays, chunks_are_whole_slabs_when_classes_are_not_last)
@@ -286,6 +303,13 @@ Test(host_arrays, chunks_are_whole_slabs_when_classes_are_not_last)
     desc.row_stride = 4 * 24 + 5;
     desc.gradient_row_stride = 4 * 24 + 1;
     check_all_ways("inner, padded", &desc, FILL_DESIGNED, false);
+    desc.shift = 2;
+    check_all_ways("inner, shifted", &desc, FILL_IGNORED, false);
+    desc.shift = 0;
+    desc.row_stride = desc.gradient_row_stride = 0;
+    desc.batch = 3;
+    desc.seq = desc.inner = small_run() ? 43 : 5003; /* more rows than a partial sum has */
+    check_all_ways("large inner", &desc, FILL_DESIGNED, false);
 }
 
 Test(host_arrays, chunks_of_probabilities)
@@ -297,6 +321,10 @@ Test(host_arrays, chunks_of_probabilities)
     desc.target_row_stride = 7;
     desc.outputs &= ~(uint32_t)CLXENT_OUTPUT_CORRECT;
     check_all_ways("probabilities", &desc, FILL_PLAIN, false);
+    desc.seq = 11;
+    desc.batch /= 11;
+    desc.shift = 1;
+    check_all_ways("probabilities, shifted", &desc, FILL_PLAIN, false);
 }
 
 Test(host_arrays, chunks_of_other_storage)
@@ -351,6 +379,81 @@ Test(host_arrays, no_rows_need_no_arrays)
         desc.reduction = CLXENT_REDUCTION_SUM;
         cr_assert(clxent_run_host(device.ctx, &desc, &args) == CLXENT_OK, "%s", last_error());
         cr_assert(loss == 0, "the sum of no rows is %g", loss);
+    }
+}
+
+/* No size of a batch without rows divides, overflows or is allocated; nor does a stride from one row to none. */
+Test(host_arrays, sizes_without_rows_mean_nothing)
+{
+    static const struct {
+        size_t batch, seq, shift, inner, stride;
+    } shapes[] = { { 0, 0, 1, 1, 0 },
+                   { 0, 0, SIZE_MAX, 3, 0 },
+                   { 0, SIZE_MAX, SIZE_MAX, 1, 0 },
+                   { 0, 5, 6, SIZE_MAX / 4 / 8, 0 },
+                   { 0, 1, 0, 1, SIZE_MAX / 8 },
+                   { 0, 1, 0, 1, (size_t)1 << 50 },
+                   { 1, 1, 0, 1, (size_t)1 << 50 },
+                   { 1, 1, 0, 1, SIZE_MAX / 8 },
+                   { 1, 2, 0, 2, SIZE_MAX / 8 },
+                   { 1, 2, 1, 2, SIZE_MAX / 8 } };
+
+    for (size_t i = 0; i < 2 * (sizeof shapes / sizeof *shapes); i++) {
+        const float logits[8] = { 0, 0, 0, 0, 0, 0, 0, 0 };
+        const int32_t targets[2] = { 1, 1 };
+        clxent_desc desc = make_desc(shapes[i / 2].batch, 4);
+        clxent_host_args args = CLXENT_HOST_ARGS_INIT;
+        float loss = -1, losses[2] = { -1, -1 };
+
+        desc.outputs = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS;
+        desc.seq = shapes[i / 2].seq;
+        desc.shift = shapes[i / 2].shift;
+        desc.inner = shapes[i / 2].inner;
+        desc.row_stride = shapes[i / 2].stride;
+        args.logits = (clxent_input){ logits, sizeof logits };
+        args.targets = (clxent_input){ targets, sizeof targets };
+        args.losses = (clxent_output){ losses, sizeof losses };
+        args.loss = (clxent_output){ &loss, sizeof loss };
+        device.ctx->device.host_memory = i % 2 == 0;
+        cr_assert(clxent_run_host(device.ctx, &desc, &args) == CLXENT_OK, "%zu: %s", i / 2, last_error());
+        cr_assert(desc.batch == 0 ? isnan(loss) : fabsf(loss - logf(4)) < 1e-6f, "%zu: %g", i / 2, loss);
+        cr_assert(desc.batch == 0 ? losses[0] == -1 : losses[0] == loss, "%zu: %g", i / 2, losses[0]);
+    }
+}
+
+/* What a device with a largest buffer of 256 MiB must cut. All logits are 0, in pages that nobody wrote. */
+Test(host_arrays, large_arrays_on_a_device_with_small_buffers)
+{
+    static const struct {
+        size_t batch, seq, classes, inner, shift;
+    } shapes[] = { { 2048, 1, 50257, 1, 0 },
+                   { 600, 1, 131072, 1, 0 },
+                   { 16 * 513, 513, 21, 513 * 513, 0 },
+                   { 16, 1023, 5000, 1, 1 } };
+
+    if (small_run()) cr_skip("an interpreter takes too long for 10^8 logits");
+    device.ctx->device.max_allocation = (cl_ulong)256 << 20;
+    device.ctx->device.global_memory = (cl_ulong)1 << 30;
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        const size_t rows = shapes[i].batch * shapes[i].seq;
+        clxent_desc desc = make_desc(shapes[i].batch, shapes[i].classes);
+        clxent_host_args args = CLXENT_HOST_ARGS_INIT;
+        float loss = -1;
+
+        desc.outputs = CLXENT_OUTPUT_LOSS;
+        desc.seq = shapes[i].seq;
+        desc.inner = shapes[i].inner;
+        desc.shift = shapes[i].shift;
+        args.logits.size = rows * desc.classes * sizeof(float);
+        args.targets.size = rows * sizeof(int32_t);
+        args.logits.data = calloc(args.logits.size, 1);
+        args.targets.data = calloc(args.targets.size, 1);
+        args.loss = (clxent_output){ &loss, sizeof loss };
+        if (args.logits.data == NULL || args.targets.data == NULL) cr_skip("no memory");
+        cr_assert(clxent_run_host(device.ctx, &desc, &args) == CLXENT_OK, "%zu: %s", i, last_error());
+        cr_assert(fabs(loss - log((double)desc.classes)) <= 2e-6, "%zu: %.9g", i, loss);
+        free((void *)args.logits.data);
+        free((void *)args.targets.data);
     }
 }
 
@@ -486,41 +589,96 @@ Test(host_arrays, a_chunk_that_cannot_be_small_enough)
 
     make_problem(&p, &desc, FILL_PLAIN, 3);
     make_results(&r, &p, false);
-    r.args.max_chunk_bytes = 100;
-    expect_error("limit", &p, &r, CLXENT_ERROR_INVALID_ARGUMENT, WORDS("max_chunk_bytes is 100"));
+    r.args.max_chunk_bytes = 15;
+    expect_error("limit", &p, &r, CLXENT_ERROR_INVALID_ARGUMENT,
+                 WORDS("max_chunk_bytes is 15", "at least 16", "one row", "logits"));
+    p.desc.inner = many_rows();
+    r.args.max_chunk_bytes = 16 * many_rows() - 1;
+    expect_error("a slab", &p, &r, CLXENT_ERROR_INVALID_ARGUMENT, WORDS("max_chunk_bytes", "one slab"));
+    p.desc.inner = 1;
+    p.desc.seq = many_rows();
+    p.desc.batch = p.desc.shift = 1;
+    expect_error("a sequence", &p, &r, CLXENT_ERROR_INVALID_ARGUMENT,
+                 WORDS("max_chunk_bytes", "one sequence"));
+    p.desc = desc;
     r.args.max_chunk_bytes = 0;
-    device.ctx->device.max_allocation = 100;
-    expect_error("device", &p, &r, CLXENT_ERROR_UNSUPPORTED, WORDS("the device takes 100"));
     free_results(&r);
     free_problem(&p);
 }
 
-/* The device's own limits cut as max_chunk_bytes does. */
-Test(host_arrays, chunks_follow_from_the_device)
+Test(host_arrays, a_device_that_has_no_room_for_one_row)
 {
-    const clxent_desc desc = make_desc(many_rows(), 4);
+    clxent_desc desc = make_desc(5, 1000);
+    const clxent_device real = device.ctx->device;
+    results r;
+    problem p;
+
+    desc.outputs |= CLXENT_OUTPUT_SOFTMAX;
+    make_problem(&p, &desc, FILL_PLAIN, 3);
+    make_results(&r, &p, false);
+    device.ctx->device.max_allocation = 3999;
+    expect_error("buffer", &p, &r, CLXENT_ERROR_UNSUPPORTED,
+                 WORDS("logits: one row takes 4000 bytes", "the device takes 3999"));
+    device.ctx->device.max_allocation = 30;
+    expect_error("rows", &p, &r, CLXENT_ERROR_UNSUPPORTED, WORDS("the device takes 30"));
+    device.ctx->device = real;
+    device.ctx->device.host_memory = false;
+    device.ctx->device.global_memory = 11999;
+    expect_error("memory", &p, &r, CLXENT_ERROR_UNSUPPORTED,
+                 WORDS("one row takes 12000 bytes in all arrays", "the device has"));
+    free_results(&r);
+    free_problem(&p);
+}
+
+/* The bits of a run in one chunk on a device with these limits (0: its own), with and without copies. */
+static void check_limits(const char *name, const clxent_desc *desc, size_t max_allocation,
+                         size_t global_memory)
+{
     const clxent_device real = device.ctx->device;
     results whole, cut;
     problem p;
 
-    make_problem(&p, &desc, FILL_IGNORED, 3);
+    make_problem(&p, desc, FILL_IGNORED, 3);
     make_results(&whole, &p, false);
     run("whole", &p, &whole, false, 0);
-    for (int i = 0; i < 2; i++) {
-        if (i == 0) device.ctx->device.max_allocation = limit_for(&p, 4);
-        if (i == 1) device.ctx->device.global_memory = 30 * limit_for(&p, 4);
+    for (int copy = 0; copy < 2; copy++) {
+        if (max_allocation > 0) device.ctx->device.max_allocation = max_allocation;
+        if (global_memory > 0) device.ctx->device.global_memory = global_memory;
         make_results(&cut, &p, false);
-        run("cut", &p, &cut, true, 0);
-        for (int t = 0; t < CLXENT_TENSORS; t++) {
-            cr_assert(whole.memory[t] == NULL ||
-                          memcmp(whole.memory[t], cut.memory[t], whole.size[t] + CANARY) == 0,
-                      "%s differs", clxent_tensor_name((clxent_tensor)t));
-        }
+        run(name, &p, &cut, copy, 0);
+        check_same(name, &whole, &cut);
         free_results(&cut);
         device.ctx->device = real;
     }
     free_results(&whole);
     free_problem(&p);
+}
+
+/* The device's own limits cut as max_chunk_bytes does, down to one row in one slot, and [rows] arrays too. */
+Test(host_arrays, chunks_and_spans_follow_from_the_device)
+{
+    enum { ROW = 16, KEPT = 4 + 4 + 4 + 8 + 8 + 4 + 1 }; /* bytes: logits; targets to statistics, workspace */
+    const size_t rows = (small_run() ? 0 : 2 * 4096) + 100;
+    clxent_desc desc = make_desc(rows, 4);
+
+    check_limits("two parts", &desc, rows / 2 * ROW, 0);
+    check_limits("spans of 4096 rows in the largest buffer", &desc, 8 * 4100, 0);
+    check_limits("spans of 4096 rows in memory", &desc, 0, 4 * 4100 * KEPT);
+    desc.batch = 100;
+    check_limits("one slot of one row", &desc, 0, 2 * (100 * KEPT + 2 * ROW));
+    check_limits("more than half of memory", &desc, 0, 100 * KEPT + 2 * ROW);
+    desc = make_desc(3 * 5003, 4);
+    desc.inner = 5003;
+    if (!small_run()) check_limits("spans of two slabs", &desc, 5003 * ROW, 0);
+    desc.inner = 1;
+    desc.seq = 5003;
+    desc.batch = 3;
+    desc.shift = 1;
+    if (!small_run()) check_limits("spans of two sequences", &desc, 5003 * ROW, 0);
+    desc.reduction = CLXENT_REDUCTION_NONE;
+    desc.outputs = CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_GRADIENT;
+    desc.target_type = CLXENT_TARGET_PROBABILITIES_F32;
+    if (!small_run()) check_limits("spans without a loss", &desc, 5003 * ROW, 0);
 }
 
 Test(host_arrays, a_device_without_f64_says_so)

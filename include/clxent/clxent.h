@@ -346,10 +346,10 @@ typedef struct clxent_args {
                                     CLXENT_REDUCTION_NONE; SOFTMAX_BACKWARD: [rows, classes] dtype, required */
     clxent_buffer denominator;   /* in  optional: [1] real, replaces D */
 
-    clxent_buffer losses;      /* out, shapes at CLXENT_OUTPUT_*; in and out of a run that computes loss too */
-    clxent_buffer loss;        /* out */
-    clxent_buffer lse;         /* out */
-    clxent_buffer softmax;     /* out */
+    clxent_buffer losses;  /* out, shapes at CLXENT_OUTPUT_*; in and out of a run that computes loss too */
+    clxent_buffer loss;    /* out */
+    clxent_buffer lse;     /* out */
+    clxent_buffer softmax; /* out */
     clxent_buffer log_softmax; /* out */
     clxent_buffer gradient;    /* out; in and out when accumulating */
     clxent_buffer argmax;      /* out */
@@ -408,7 +408,8 @@ typedef struct clxent_output {
  * but bad_targets. Of the inputs only what desc needs is read. */
 typedef struct clxent_host_args {
     size_t struct_size;
-    size_t max_chunk_bytes; /* 0, or an upper limit to the device memory that one buffer takes */
+    size_t max_chunk_bytes; /* 0, or an upper limit to the device memory that one buffer of a [rows, classes]
+                               array takes; at least what one row (below) needs */
     clxent_input logits;
     clxent_input probabilities;
     clxent_input targets;
@@ -440,15 +441,19 @@ typedef struct clxent_host_args {
     }
 CLXENT_API void clxent_host_args_init(clxent_host_args *args);
 
-/* Computes desc on arrays in host memory and returns when they are written. Rows are cut into
- * chunks that fit the device; the result has the same bits however they are cut. Arrays may not overlap, except
- * that gradient may be logits itself.
+/* Computes desc on arrays in host memory and returns when they are written. Rows are cut into chunks that
+ * fit the device's largest buffer (CL_DEVICE_MAX_MEM_ALLOC_SIZE) and its memory, down to one row; the result has
+ * the same bits however they are cut. With inner > 1 the smallest chunk is one [classes, inner] slab, with shift > 0
+ * one sequence of seq rows, with both a whole number of either. Arrays may not overlap, except that gradient may be
+ * logits itself.
  *
  * Under CLXENT_BAD_TARGET_REPORT all targets are looked at first: one out of range gives
  * CLXENT_ERROR_BAD_TARGET with a text that names its row, its value and the valid range; bad_targets is
  * written where given, and no other output is.
- * Returns also what clxent_plan_create() and clxent_enqueue() return; outputs are undefined where the
- * driver failed (status < 0). Any thread; each call creates and destroys its own plan, queue and buffers. */
+ * Returns also what clxent_plan_create() and clxent_enqueue() return; CLXENT_ERROR_UNSUPPORTED where the smallest chunk
+ * does not fit the device, CLXENT_ERROR_INVALID_ARGUMENT where it does not fit max_chunk_bytes, with a text that has the
+ * bytes; CLXENT_ERROR_OUT_OF_HOST_MEMORY. Outputs are undefined where the driver failed (status < 0). Any thread;
+ * each call creates and destroys its own plan, queue and buffers. */
 CLXENT_API clxent_status clxent_run_host(clxent_context *ctx, const clxent_desc *desc,
                                          const clxent_host_args *args);
 
