@@ -12,6 +12,7 @@
 #include "internal.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* One part in each of the three stages at a time: with two, a part's upload would wait for the download
@@ -54,6 +55,7 @@ typedef struct run {
     size_t rows, span_rows, part_rows; /* of the batch; most of a span, of a part */
     size_t slot_count;
     bool copy, in_place;
+    bool busy; /* something was enqueued that nobody has waited for */
     tensor tensors[CLXENT_TENSORS];
     clxent_plan *plan;
     cl_command_queue upload, compute, download; /* in-order; one and the same unless copying */
@@ -442,26 +444,56 @@ static clxent_status open_run(run *r)
     return make_buffer(r, CL_MEM_READ_WRITE, clxent_plan_workspace_size(r->plan), &r->workspace);
 }
 
-/* Waits for whatever is under way first: the caller's arrays may be gone after the return. */
-static void close_run(run *r)
+/* Waits for whatever is under way: the caller's arrays may be gone after the return. */
+static cl_int drain(run *r)
 {
     const cl_command_queue queues[] = { r->upload, r->compute, r->download };
+    cl_int code = CL_SUCCESS;
     for (size_t i = 0; i < sizeof queues / sizeof *queues; i++) {
-        if (queues[i] == NULL) continue;
-        (void)clFinish(queues[i]);
-        (void)clReleaseCommandQueue(queues[i]);
+        const cl_int finished = queues[i] != NULL ? clFinish(queues[i]) : CL_SUCCESS;
+        if (finished != CL_SUCCESS) code = finished;
+    }
+    /* Not every clFinish() waits for what was flushed before (rusticl of Mesa 22.3). */
+    for (size_t s = 0; s < r->slot_count; s++) {
+        if (r->slots[s].done != NULL) (void)clWaitForEvents(1, &r->slots[s].done);
+    }
+    return code;
+}
+
+/* Leaves everything as it is where the device may still be at work on it, and says so behind the error's text. */
+static void close_run(run *r, clxent_status status)
+{
+    const cl_command_queue queues[] = { r->upload, r->compute, r->download };
+    const cl_int code = r->busy ? drain(r) : CL_SUCCESS;
+
+    if (code != CL_SUCCESS) {
+        char text[2 * TEXT_SIZE] = "";
+        (void)clxent_context_last_error(r->ctx, text, sizeof text);
+        (void)clxent_fail(r->ctx, status, "%s; clFinish: %s (%d): the device may still use the arrays", text,
+                          clxent_status_string(code), (int)code);
+        return;
     }
     for (size_t s = 0; s < SLOTS; s++) {
-        if (r->slots[s].done != NULL) (void)clWaitForEvents(1, &r->slots[s].done);
         release_event(&r->slots[s].done);
         for (int t = 0; t < CLXENT_TENSORS; t++) release_buffer(&r->slots[s].buffers[t]);
     }
     for (int t = 0; t < CLXENT_TENSORS; t++) release_buffer(&r->held[t]);
     if (r->workspace != NULL) (void)clReleaseMemObject(r->workspace);
+    for (size_t i = 0; i < sizeof queues / sizeof *queues; i++) {
+        if (queues[i] != NULL) (void)clReleaseCommandQueue(queues[i]);
+    }
     clxent_plan_destroy(r->plan);
+    free(r);
 }
 
 /* ---- Transfers ----------------------------------------------------------------------------- */
+
+/* Every command is enqueued through this: from the first on, the device is at work. */
+static clxent_status check_enqueued(run *r, cl_int code, const char *what)
+{
+    if (code == CL_SUCCESS) r->busy = true;
+    return clxent_check_cl(r->ctx, code, what);
+}
 
 static bool is_dense(const tensor *t) { return t->scope == SCOPE_CALL || t->width == t->pitch; }
 
@@ -473,14 +505,14 @@ static clxent_status send(run *r, const tensor *t, const char *data, size_t rows
 
     if (to->wrapped || bytes == 0) return CLXENT_OK;
     if (is_dense(t)) {
-        return clxent_check_cl(
-            r->ctx, clEnqueueWriteBuffer(r->upload, to->mem, CL_FALSE, 0, bytes, data, 0, NULL, NULL),
+        return check_enqueued(
+            r, clEnqueueWriteBuffer(r->upload, to->mem, CL_FALSE, 0, bytes, data, 0, NULL, NULL),
             "clEnqueueWriteBuffer");
     }
-    return clxent_check_cl(r->ctx,
-                           clEnqueueWriteBufferRect(r->upload, to->mem, CL_FALSE, origin, origin, region,
-                                                    t->pitch, 0, t->pitch, 0, data, 0, NULL, NULL),
-                           "clEnqueueWriteBufferRect");
+    return check_enqueued(r,
+                          clEnqueueWriteBufferRect(r->upload, to->mem, CL_FALSE, origin, origin, region,
+                                                   t->pitch, 0, t->pitch, 0, data, 0, NULL, NULL),
+                          "clEnqueueWriteBufferRect");
 }
 
 /* Rows of t to the caller's array, whose padding is not ours to write. A window is mapped and unmapped: only
@@ -495,33 +527,33 @@ static clxent_status receive(run *r, const tensor *t, char *data, size_t rows, c
         cl_int code;
         void *mapped =
             clEnqueueMapBuffer(r->download, from->mem, CL_FALSE, CL_MAP_READ, 0, bytes, 0, NULL, NULL, &code);
-        CLXENT_TRY(clxent_check_cl(r->ctx, code, "clEnqueueMapBuffer"));
-        return clxent_check_cl(r->ctx, clEnqueueUnmapMemObject(r->download, from->mem, mapped, 0, NULL, NULL),
-                               "clEnqueueUnmapMemObject");
+        CLXENT_TRY(check_enqueued(r, code, "clEnqueueMapBuffer"));
+        return check_enqueued(r, clEnqueueUnmapMemObject(r->download, from->mem, mapped, 0, NULL, NULL),
+                              "clEnqueueUnmapMemObject");
     }
     if (is_dense(t)) {
-        return clxent_check_cl(
-            r->ctx, clEnqueueReadBuffer(r->download, from->mem, CL_FALSE, 0, bytes, data, 0, NULL, NULL),
+        return check_enqueued(
+            r, clEnqueueReadBuffer(r->download, from->mem, CL_FALSE, 0, bytes, data, 0, NULL, NULL),
             "clEnqueueReadBuffer");
     }
-    return clxent_check_cl(r->ctx,
-                           clEnqueueReadBufferRect(r->download, from->mem, CL_FALSE, origin, origin, region,
-                                                   t->pitch, 0, t->pitch, 0, data, 0, NULL, NULL),
-                           "clEnqueueReadBufferRect");
+    return check_enqueued(r,
+                          clEnqueueReadBufferRect(r->download, from->mem, CL_FALSE, origin, origin, region,
+                                                  t->pitch, 0, t->pitch, 0, data, 0, NULL, NULL),
+                          "clEnqueueReadBufferRect");
 }
 
 /* Makes what queue is given next wait for event. */
 static clxent_status hold_for(run *r, cl_command_queue queue, const cl_event *event)
 {
-    return clxent_check_cl(r->ctx, clEnqueueBarrierWithWaitList(queue, 1, event, NULL),
-                           "clEnqueueBarrierWithWaitList");
+    return check_enqueued(r, clEnqueueBarrierWithWaitList(queue, 1, event, NULL),
+                          "clEnqueueBarrierWithWaitList");
 }
 
 /* An event that completes after all that queue was given so far. */
 static clxent_status mark(run *r, cl_command_queue queue, cl_event *event)
 {
-    return clxent_check_cl(r->ctx, clEnqueueMarkerWithWaitList(queue, 0, NULL, event),
-                           "clEnqueueMarkerWithWaitList");
+    return check_enqueued(r, clEnqueueMarkerWithWaitList(queue, 0, NULL, event),
+                          "clEnqueueMarkerWithWaitList");
 }
 
 /* Waits for everything. The queue is in-order: all downloads precede the marker, and all else precedes a download or
@@ -532,6 +564,7 @@ static clxent_status wait_for_all(run *r)
     CLXENT_TRY(mark(r, r->download, &end));
     const clxent_status status = clxent_check_cl(r->ctx, clWaitForEvents(1, &end), "clWaitForEvents");
     release_event(&end);
+    if (status == CLXENT_OK) r->busy = false;
     return status;
 }
 
@@ -730,8 +763,14 @@ clxent_status clxent_run_host(clxent_context *ctx, const clxent_desc *desc, cons
                            desc == NULL ? "desc is NULL: takes a clxent_desc"
                                         : "args is NULL: takes a clxent_host_args");
     }
-    run r = { .ctx = ctx, .copy = !ctx->device.host_memory };
-    const clxent_status status = run_all(&r, desc, args);
-    close_run(&r);
+    run *r = calloc(1, sizeof *r); /* not on the stack: see close_run() */
+    if (r == NULL) {
+        return clxent_fail(ctx, CLXENT_ERROR_OUT_OF_HOST_MEMORY, "run: malloc of %zu bytes failed",
+                           sizeof *r);
+    }
+    r->ctx = ctx;
+    r->copy = !ctx->device.host_memory;
+    const clxent_status status = run_all(r, desc, args);
+    close_run(r, status);
     return status;
 }

@@ -453,7 +453,12 @@ CLXENT_API void clxent_host_args_init(clxent_host_args *args);
  * Returns also what clxent_plan_create() and clxent_enqueue() return; CLXENT_ERROR_UNSUPPORTED where the smallest chunk
  * does not fit the device, CLXENT_ERROR_INVALID_ARGUMENT where it does not fit max_chunk_bytes, with a text that has the
  * bytes; CLXENT_ERROR_OUT_OF_HOST_MEMORY. Outputs are undefined where the driver failed (status < 0). Any thread;
- * each call creates and destroys its own plan, queue and buffers. */
+ * each call creates and destroys its own plan, queue and buffers.
+ *
+ * Where the driver fails so far that it cannot be waited for either (clFinish), the text of the error ends with
+ * "the device may still use the arrays". Then the device may read and write all of args' arrays after the return, and
+ * windows over them (CL_MEM_USE_HOST_PTR) stay open: do not free, unmap or use them before the process ends.
+ * What the call created (plan, queues, buffers) is never released, nor are ctx and its cl_context. */
 CLXENT_API clxent_status clxent_run_host(clxent_context *ctx, const clxent_desc *desc,
                                          const clxent_host_args *args);
 
