@@ -63,10 +63,19 @@
  *   softmax backward    |p_j| * (backward * (|g_j| + sum |p_k g_k|))
  *   softmax gradient    product * |gradient|: one subtraction, one division, one product
  *
- * Results below the smallest normal number of real may be flushed to 0 by the device, or lose digits: they
- * get that number more. Storage narrower than real adds half an ulp at the value, and where value and bound
- * together reach the storage's overflow threshold, so that infinity is a correct rounding, the bound is
- * infinite. */
+ * Underflow. Let t be the smallest normal number of real, 2^-126 or 2^-1022.
+ *   - The device may flush a result below t to 0, or lose digits of it: its bound has t more. So have p_j and the
+ *     slope as factors of the gradient, dz_j, and each a_j nll_j, times what multiplies them afterwards.
+ *   - A class with exp(z_j - m) < 2 t may count as 0. The device holds the exponentials at a scale where the largest is
+ *     2^-1/2 to 2^1/2, so those below sqrt(2) t may be 0 or lose digits. Where the others of a confident row add up to
+ *     less than 2 t, the quotient that log1p starts from, half of theirs by d, may be 0. A sum that is rescaled as the
+ *     maximum rises, and vanishes, consists of such classes only. Let V = sum p_k over these classes. Their loss moves
+ *     log d, and with it each nll_j, by V, and the gradient of a one-hot target by V |a_y|. V is at most 2 t for each
+ *     class: less than an ulp of any loss above classes * 2 t / u, 2e-27 for f32 and 4,099 classes. The floors in the
+ *     bounds of lse, log_softmax and entropy exceed V.
+ *
+ * Storage narrower than real adds half an ulp at the value, and where value and bound together reach the storage's
+ * overflow threshold, so that infinity is a correct rounding, the bound is infinite. */
 static const struct {
     double exponential, argument, lse, lse_floor, log_floor, log, loss, slope, slope_argument, sum, backward,
         product;
@@ -221,7 +230,7 @@ struct problem {
     bool reads_targets;
     bool moves_z;                         /* z is not x */
     double scale, cap, smoothing, z_loss; /* as real has them */
-    double u, largest;                    /* of real */
+    double u, largest, smallest;          /* of real: rounding unit, largest and smallest normal number */
     double span;                          /* beyond it exp(-span) is 0 in real */
     double divisor;                       /* D, as used */
     double divisor_error;                 /* relative */
@@ -422,7 +431,8 @@ struct row {
     int64_t argmax; /* the first NaN, else the first maximum; before the softcap, which is monotone */
     bool finite;    /* the maximum is: everything but lse is NaN otherwise */
     double max;
-    double rest; /* sum of exp(z_j - max) over the classes other than top: d = 1 + rest */
+    double rest;      /* sum of exp(z_j - max) over the classes other than top: d = 1 + rest */
+    double vanishing; /* V: the share of the classes that may count as 0, see `ulps` */
     double log_sum, lse, lse_bound;
     double z_size; /* Z */
 };
@@ -430,7 +440,6 @@ struct row {
 /* dz/dx at s under a softcap, with its bound. */
 static void load_slope(struct problem *p, size_t j, double s)
 {
-    const double tiny = p->real == CLXENT_F64 ? DBL_MIN : (double)FLT_MIN;
     const double size = fabs(p->scale), y = fabs(s / p->cap), grown = cosh(y);
     const double flat = 1 / grown / grown; /* 1 - tanh^2 = 1 / cosh^2, without cancellation */
     double bound = 0;
@@ -440,7 +449,8 @@ static void load_slope(struct problem *p, size_t j, double s)
     p->slope[j] = p->scale * flat;
     p->slope_bound[j] = size * bound;
     /* it may be flushed to 0 before it is scaled, and after that */
-    if (size > 0 && fmin(1, size) * (flat - bound) < tiny) p->slope_bound[j] += fmax(1, size) * tiny;
+    if (size > 0 && fmin(1, size) * (flat - bound) < p->smallest)
+        p->slope_bound[j] += fmax(1, size) * p->smallest;
 }
 
 static void load_row(struct problem *p, size_t index, struct row *row)
@@ -480,14 +490,16 @@ static void load_row(struct problem *p, size_t index, struct row *row)
     row->lse = row->max;
     if (!row->finite) return;
 
-    struct sum rest = { 0, 0 };
+    struct sum rest = { 0, 0 }, vanishing = { 0, 0 };
     row->z_size = fabs(row->max);
     for (size_t j = 0; j < p->classes; j++) {
         p->e[j] = exp_difference(p->z[j], row->max);
         if (j != row->top) sum_add(&rest, p->e[j]);
+        if (p->e[j] < 2 * p->smallest) sum_add(&vanishing, p->e[j]);
         if (row->max - p->z[j] < p->span && fabs(p->z[j]) > row->z_size) row->z_size = fabs(p->z[j]);
     }
     row->rest = sum_value(rest);
+    row->vanishing = sum_value(vanishing) / (1 + row->rest);
     row->log_sum = log1p(row->rest);
     row->lse = row->max + row->log_sum;
     row->lse_bound = p->u * ((p->real == CLXENT_F64 ? 2 : 1) * fabs(row->lse) + ulps.lse * row->log_sum +
@@ -521,9 +533,8 @@ static double probability_error(const struct problem *p, const struct row *row, 
 /* What p_j may lose by underflow: nothing, or all of it. */
 static double underflow(const struct problem *p, const struct row *row, size_t j)
 {
-    const double tiny = p->real == CLXENT_F64 ? DBL_MIN : (double)FLT_MIN;
     const double left = probability(p, row, j) - p->u * probability_error(p, row, j);
-    return p->z[j] != -INFINITY && left < tiny ? tiny : 0;
+    return p->z[j] != -INFINITY && left < p->smallest ? p->smallest : 0;
 }
 
 static void put_softmax(const struct problem *p, size_t index, const struct row *row)
@@ -589,6 +600,7 @@ static void load_targets(struct problem *p, const struct verdict *v)
 static void take_loss(struct problem *p, size_t index, const struct row *row, const struct verdict *v)
 {
     struct sum terms = { 0, 0 }, errors = { 0, 0 };
+    double lost = 0; /* by underflow */
 
     if (!row->finite) {
         put_loss(p, index, NAN, 0);
@@ -603,6 +615,8 @@ static void take_loss(struct problem *p, size_t index, const struct row *row, co
         error += 2 * others_share(p, row, j) * argument_error(p, row, j);
         if (nll > p->largest) error = INFINITY; /* overflows before a_j scales it down */
         sum_add(&errors, p->a_size[j] * error);
+        lost += p->a_size[j] * row->vanishing;
+        if (nll > 0 && p->a_size[j] * nll < p->smallest) lost += p->smallest;
     }
     if (p->z_loss > 0) {
         const double square = row->lse * row->lse;
@@ -612,7 +626,8 @@ static void take_loss(struct problem *p, size_t index, const struct row *row, co
                              : p->z_loss * (ulps.loss * square +
                                             (2 * fabs(row->lse) + row->lse_bound) * row->lse_bound / p->u));
     }
-    put_loss(p, index, v->row_weight * sum_value(terms), p->u * fabs(v->row_weight) * sum_value(errors));
+    put_loss(p, index, v->row_weight * sum_value(terms),
+             fabs(v->row_weight) * (p->u * sum_value(errors) + lost));
 }
 
 static void take_gradient(const struct problem *p, size_t index, const struct row *row,
@@ -651,6 +666,8 @@ static void take_gradient(const struct problem *p, size_t index, const struct ro
             probability_error(p, row, j) * fabs(z_pull) + 2 * p->z_loss * probable * row->lse_bound / p->u;
         error =
             (p->real == CLXENT_F64 ? 2 : 1) * p->u * error + underflow(p, row, j) * (a_size + fabs(z_pull));
+        if (one_hot && (int64_t)j == v->target) error += row->vanishing * p->a_size[j];
+        if ((dz != 0 || error != 0) && fabs(dz) - error < p->smallest) error += p->smallest;
 
         const double gradient = dz * p->slope[j] * factor;
         double bound = error * fabs(p->slope[j] * factor);
@@ -878,6 +895,7 @@ clxent_status clxent_reference_run(const clxent_desc *desc, const clxent_host_ar
     p.reads_targets = clxent_needs_targets(&own_desc, inputs);
     p.u = ldexp(1.0, -formats[p.real].digits);
     p.largest = p.real == CLXENT_F64 ? DBL_MAX : (double)FLT_MAX;
+    p.smallest = p.real == CLXENT_F64 ? DBL_MIN : (double)FLT_MIN;
     p.span = p.real == CLXENT_F64 ? 750 : 110;
     p.scale = as_real(&p, own_desc.logit_scale);
     p.cap = as_real(&p, own_desc.softcap);

@@ -230,3 +230,99 @@ Test(numerics, gradients_of_saturated_logits_keep_their_digits)
         }
     }
 }
+
+/* ---- Terms that underflow ------------------------------------------------------------------- */
+
+/* In every row one class exceeds N(0, 1) logits of n classes by 8 + log n + 3 k, k from 0 to 31, so that the sum without
+ * it falls from exp(-8) to far below the smallest normal number, the terms of single classes before it. */
+static void raise_one_class(problem *p, double shift)
+{
+    const clxent_desc *desc = &p->desc;
+    const size_t n = desc->classes, step = 32 / desc->batch;
+    random_state random = random_start(n);
+
+    for (size_t row = 0; row < desc->batch; row++) {
+        const size_t top = row * 131 % n;
+        for (size_t j = 0; j < n; j++) {
+            const double radius = sqrt(-2 * log(random_uniform(&random, 0x1p-32, 1)));
+            const double normal = radius * cos(random_uniform(&random, 0, 6.283185307179586));
+            const double raised =
+                8 + log((double)n) + 3 * (double)(row * step) + (row * step > 4 ? shift : 0);
+            const double x = j == top ? raised : normal;
+            put_element((void *)p->args.logits.data, desc->dtype, element_index(desc, 0, row, j), x);
+        }
+        if (has_index_targets(desc)) {
+            put_target((void *)p->args.targets.data, desc->target_type, row, (int64_t)top);
+            continue;
+        }
+        for (size_t j = 0; j < n; j++)
+            put_element((void *)p->args.targets.data, CLXENT_F32, element_index(desc, 0, row, j), j == top);
+    }
+}
+
+/* Shapes that the parameters of strategy_for() run as whole rows, split rows, rows of larger groups, tiles along the
+ * classes, a row for each lane, and that with the class axis not last. */
+enum { WHOLE_ROWS, SPLIT_ROWS, GROUPS, ALONG, ROW_PER_LANE, STRIDED, EVERY_SHAPE };
+static const struct {
+    size_t strategy, classes, inner;
+} underflow_shapes[EVERY_SHAPE] = {
+    [WHOLE_ROWS] = { EACH_ROWS, 4099, 1 },  [SPLIT_ROWS] = { EACH_SPLIT, 4099, 1 },
+    [GROUPS] = { EACH_GROUPS, 4099, 1 },    [ALONG] = { EACH_LANES, 4091, 1 },
+    [ROW_PER_LANE] = { EACH_LANES, 40, 1 }, [STRIDED] = { EACH_LANES, 40, 8 },
+};
+
+static void check_underflow(int shape, uint32_t dtype, uint32_t target_type)
+{
+    const size_t all_classes = underflow_shapes[shape].classes;
+    const size_t classes = small_run() ? all_classes % 300 : all_classes;
+    const double shift = dtype == CLXENT_F64 ? 621 : 0; /* 2^-1022 = exp(-621) 2^-126 */
+    clxent_desc desc = make_desc(CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT, dtype,
+                                 small_run() ? 8 : 32, classes);
+    char name[96];
+    problem p;
+
+    if (dtype == CLXENT_F64 && !device.has_f64) return;
+    desc.inner = underflow_shapes[shape].inner;
+    desc.target_type = target_type;
+    forced = strategy_for(dtype, underflow_shapes[shape].strategy);
+    plan_maker = make_forced;
+    (void)snprintf(name, sizeof name, "shape %d, dtype %u, target type %u", shape, (unsigned)dtype,
+                   (unsigned)target_type);
+    make_problem(&p, &desc, FILL_PLAIN, 1);
+    raise_one_class(&p, shift);
+    run_case(name, &p, 0);
+    free_problem(&p);
+}
+
+/* The programs, here and below, are those of other tests, also where not all of those run. */
+Test(numerics, losses_keep_their_bound_where_terms_underflow)
+{
+    for (int shape = 0; shape < EVERY_SHAPE; shape++) check_underflow(shape, CLXENT_F32, CLXENT_TARGET_I64);
+}
+
+Test(numerics, f64_losses_keep_their_bound_where_terms_underflow)
+{
+    check_underflow(WHOLE_ROWS, CLXENT_F64, CLXENT_TARGET_I64);
+    check_underflow(ROW_PER_LANE, CLXENT_F64, CLXENT_TARGET_I64);
+    if (!small_run() && !full_run()) return;
+    check_underflow(SPLIT_ROWS, CLXENT_F64, CLXENT_TARGET_I64);
+    check_underflow(ALONG, CLXENT_F64, CLXENT_TARGET_I64);
+    check_underflow(GROUPS, CLXENT_F64, CLXENT_TARGET_PROBABILITIES_F32);
+    check_underflow(STRIDED, CLXENT_F64, CLXENT_TARGET_PROBABILITIES_F32);
+}
+
+Test(numerics, losses_of_16_bit_logits_keep_their_bound_where_terms_underflow)
+{
+    for (uint32_t dtype = CLXENT_F16; dtype <= CLXENT_BF16; dtype++) {
+        check_underflow(WHOLE_ROWS, dtype, CLXENT_TARGET_I64);
+        if (full_run() || (!small_run() && dtype == CLXENT_BF16))
+            check_underflow(ALONG, dtype, CLXENT_TARGET_I64);
+    }
+}
+
+Test(numerics, losses_of_soft_targets_keep_their_bound_where_terms_underflow)
+{
+    for (int shape = 0; shape < EVERY_SHAPE; shape++)
+        if (shape != ALONG && (!small_run() || shape == WHOLE_ROWS))
+            check_underflow(shape, CLXENT_F32, CLXENT_TARGET_PROBABILITIES_F32);
+}

@@ -293,6 +293,51 @@ Test(reference, keeps_relative_precision_of_confident_rows)
     }
 }
 
+/* 4,098 classes from -4 to 4 below one that rises from row to row. A device that takes every class below sqrt(2) times
+ * the smallest normal number as 0 is within the bounds of loss and gradient; a loss that is larger than 1e-25, or as far
+ * from underflow in f64, has the bound without those classes but for an ulp. */
+Test(reference, bounds_admit_that_terms_underflow_and_stay_tight_elsewhere)
+{
+    enum { CLASSES = 4099, TOP = 7 };
+    static double logits[CLASSES];
+    static const int64_t targets[] = { TOP };
+
+    for (uint32_t dtype = CLXENT_F32; dtype <= CLXENT_F64; dtype += CLXENT_F64 - CLXENT_F32) {
+        const int digits = dtype == CLXENT_F64 ? 53 : 24;
+        const double smallest = dtype == CLXENT_F64 ? DBL_MIN : (double)FLT_MIN, u = ldexp(1, -digits);
+        const double ordinary = dtype == CLXENT_F64 ? ldexp(1e-25, -1022 + 126) : 1e-25;
+        bool lost_some = false, lost_all = false;
+        for (int k = 0; k < 36; k++) {
+            long double all = 0, kept = 0;
+            for (int j = 0; j < CLASSES; j++) logits[j] = (double)(j * 1024 % CLASSES) / 512 - 4;
+            logits[TOP] = 16 + 3 * k + (dtype == CLXENT_F64 && k > 4 ? 621 : 0);
+            reset();
+            shape(dtype, 1, 1, CLASSES);
+            for (int j = 0; j < CLASSES; j++) {
+                const long double e = j == TOP ? 0 : expl((long double)logits[j] - logits[TOP]);
+                all += e;
+                kept += e < sqrtl(2) * smallest ? 0 : e;
+            }
+            give_logits(logits);
+            give_targets(targets);
+            run();
+            const double loss = w.losses[0], bound = w.losses_bound[0];
+            const double careful = (16 + (dtype == CLXENT_F64)) * u * loss;
+            cr_assert(fabsl(log1pl(kept) - loss) <= bound, "dtype %u, %d: %g is off by more than %g",
+                      (unsigned)dtype, k, loss, bound);
+            cr_assert(fabsl(kept / (1 + kept) + w.gradient[TOP]) <= w.gradient_bound[TOP]);
+            /* no more than all that may vanish, and a result that underflows itself */
+            cr_assert(bound <= careful * (1 + 1e-9) + (CLASSES + 1) * 2 * smallest);
+            if (loss > ordinary)
+                cr_assert(bound <= careful + 2 * u * loss, "dtype %u, %d: loss %g, bound %g", (unsigned)dtype,
+                          k, loss, bound);
+            lost_some = lost_some || (kept > 0 && kept < all * (1 - 1e-3));
+            lost_all = lost_all || kept == 0;
+        }
+        cr_assert(lost_some && lost_all);
+    }
+}
+
 Test(reference, exponentials_are_not_hurt_by_the_rounding_of_z_minus_max)
 {
     /* 0.1 - 700.3 is off by up to 2^-44, which the exponential would turn into 500 ulps. */

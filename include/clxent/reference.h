@@ -24,8 +24,9 @@ extern "C" {
  * A bound is absolute, for results in desc's storage: |device - reference| <= bound. Where the reference is
  * NaN or infinite, the device must give exactly that, and where the bound is 0 exactly the value. The bounds
  * include the one rounding to dtype or gradient_dtype, and the smallest normal number of real where a result or a
- * factor of it may underflow; they are infinite where the result may overflow in its storage. Their derivation is
- * in host/reference.c. */
+ * factor of it may underflow. Row losses and gradients of one-hot targets include the share of the classes whose
+ * exponentials may underflow. Bounds are infinite where the result may overflow in its storage. Their derivation is in
+ * host/reference.c. */
 typedef struct clxent_reference_results {
     size_t struct_size;
     double *losses, *losses_bound;           /* [rows] */
