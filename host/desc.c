@@ -514,6 +514,12 @@ static clxent_status check_unused(const clxent_desc *desc, struct message say)
         if (options[i].value != options[i].neutral)
             return REJECT("%s is %g: takes %g with op %s, which does not use it", options[i].name,
                           options[i].value, options[i].neutral, op->name);
+    /* The default, -100, stays allowed, as in PyTorch. */
+    if (clxent_needs_targets(desc, desc->outputs) && !clxent_targets_are_indices(desc) &&
+        desc->use_ignore_index != 0 && desc->ignore_index >= 0)
+        return REJECT("ignore_index is %" PRId64 " and target_type is %s: takes a negative number, or "
+                      "use_ignore_index 0, as probability targets have no index (row weights of 0 mask rows)",
+                      desc->ignore_index, target_names.text[desc->target_type]);
     if (desc->gradient_mode != CLXENT_GRADIENT_WRITE && (op->outputs & CLXENT_OUTPUT_GRADIENT) == 0)
         return REJECT("gradient_mode is %s: takes CLXENT_GRADIENT_WRITE with op %s, which gives no gradient",
                       gradient_mode_names.text[desc->gradient_mode], op->name);

@@ -931,6 +931,8 @@ class Options(Case):
             grad = (None, "f32", "f64" if dtype == "f64" else "bf16")[random.randint(3)]
             kind = ("u1", "<i4", "<i8", "probabilities")[random.randint(4)]
             if kind == "probabilities":
+                if (chosen.get("ignore_index") or 0) > 0:
+                    del chosen["ignore_index"]
                 y = store(random.uniform(-0.2, 1, shape), dtype if random.uniform() < 0.5 else "f32")
             else:
                 y = random.randint(0, classes + 1, row_shape).astype(kind)  # some out of range

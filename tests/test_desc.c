@@ -590,6 +590,38 @@ Test(desc, gradient_fields_need_an_operation_with_a_gradient)
     check_accepted();
 }
 
+Test(desc, ignore_index_of_probability_targets_is_refused)
+{
+    static const struct {
+        uint32_t op, outputs;
+    } ops[] = { { CLXENT_OP_CROSS_ENTROPY, CLXENT_OUTPUT_GRADIENT },
+                { CLXENT_OP_PROBABILITY_LOSS, CLXENT_OUTPUT_LOSS },
+                { CLXENT_OP_SOFTMAX_GRADIENT, CLXENT_OUTPUT_GRADIENT } };
+    for (size_t i = 0; i < sizeof ops / sizeof *ops; i++) {
+        use_op(ops[i].op, ops[i].outputs);
+        desc.target_type = CLXENT_TARGET_PROBABILITIES_F32;
+        desc.ignore_index = 3;
+        check_refused(
+            "ignore_index is 3 and target_type is PROBABILITIES_F32: takes a negative number, or "
+            "use_ignore_index 0, as probability targets have no index (row weights of 0 mask rows)");
+    }
+    desc.target_type = CLXENT_TARGET_PROBABILITIES_LOGITS;
+    desc.ignore_index = 0;
+    check_refused("ignore_index is 0 and target_type is PROBABILITIES_LOGITS: takes a negative number, or "
+                  "use_ignore_index 0, as probability targets have no index (row weights of 0 mask rows)");
+    desc.target_type = CLXENT_TARGET_PROBABILITIES_F32;
+    check_accepted(); /* -100 */
+    desc.ignore_index = 3;
+    desc.use_ignore_index = 0;
+    check_accepted();
+    desc.use_ignore_index = 1;
+    desc.outputs = CLXENT_OUTPUT_SOFTMAX; /* nothing uses targets */
+    check_accepted();
+    reset();
+    desc.ignore_index = 3;
+    check_accepted();
+}
+
 /* ---- Sizes of tensors ---------------------------------------------------------------------- */
 
 static clxent_need need_of(clxent_tensor tensor, uint32_t outputs, size_t rows)

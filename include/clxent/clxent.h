@@ -247,7 +247,8 @@ typedef struct clxent_desc {
     size_t target_row_stride;        /* probability targets */
 
     int64_t ignore_index;       /* rows with this target have loss 0 and gradient 0, and do not count;
-                                   compared at full width, may be a valid class; default -100 */
+                                   compared at full width, may be a valid class; default -100. With
+                                   probability targets it must be negative, or not in use */
     uint32_t use_ignore_index;  /* 0: no target is ignored; default 1 */
     uint32_t bad_target;        /* CLXENT_BAD_TARGET_*; default REPORT */
     uint32_t all_ignored;       /* CLXENT_ALL_IGNORED_*; default NAN */

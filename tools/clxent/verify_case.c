@@ -415,6 +415,7 @@ static void draw_targets(verify_case *c, random_state *random)
     desc->target_type = desc->op == CLXENT_OP_ONE_HOT ? types[random_u32(random) % 5] : PICK(random, types);
     desc->use_ignore_index = !chance(random, 15);
     desc->ignore_index = chance(random, 40) ? PICK(random, ignored) : -100;
+    if (!has_index_targets(desc) && desc->ignore_index >= 0) desc->ignore_index = -100;
     desc->bad_target = chance(random, 40) ? random_u32(random) % 3 : CLXENT_BAD_TARGET_REPORT;
     desc->all_ignored = random_u32(random) % 2;
     if (chance(random, 40)) c->fill |= FILL_IGNORED;
