@@ -347,6 +347,7 @@ static clxent_status compile(clxent_context *ctx, const char *file, const char *
     cl_int code;
 
     const bool rows = strcmp(file, "cross_entropy.cl") == 0, lanes = strcmp(file, "lanes.cl") == 0;
+    if (strcmp(file, "padding.cl") == 0) parts = 1;
     if (rows || lanes) {
         names[parts++] = "exp.cl";
         names[parts++] = "loss.cl";

@@ -128,6 +128,10 @@ static const struct names gradient_mode_names = { "gradient_mode",
                                                   "CLXENT_GRADIENT_",
                                                   { "WRITE", "ACCUMULATE", NULL, NULL, NULL, NULL } };
 
+static const struct names gradient_padding_names = { "gradient_padding",
+                                                     "CLXENT_GRADIENT_PADDING_",
+                                                     { "KEEP", "ZERO", NULL, NULL, NULL, NULL } };
+
 /* ---- Small things ------------------------------------------------------------------------- */
 
 clxent_status clxent_fail_text(char *text, size_t size, clxent_status status, const char *format, ...)
@@ -286,6 +290,8 @@ clxent_status clxent_tensor_need(const clxent_desc *desc, uint32_t outputs, bool
         snprintf(need->shape, sizeof need->shape, "[rows %zu, 2] %s", rows, type);
         break;
     case SHAPE_MATRIX: {
+        const bool full =
+            which == CLXENT_TENSOR_GRADIENT && desc->gradient_padding == CLXENT_GRADIENT_PADDING_ZERO;
         const size_t slabs = rows / desc->inner;
         size_t slab;
         fits = clxent_size_mul(desc->classes, desc->inner, &slab);
@@ -294,15 +300,16 @@ clxent_status clxent_tensor_need(const clxent_desc *desc, uint32_t outputs, bool
         if (step == 0) step = slab;
         elements = 0;
         if (slabs > 0) {
-            fits = clxent_size_mul(slabs - 1, step, &elements) && elements <= SIZE_MAX - slab;
-            elements += slab;
+            const size_t last = full ? step : slab;
+            fits = clxent_size_mul(slabs - 1, step, &elements) && elements <= SIZE_MAX - last;
+            elements += last;
         }
         if (desc->inner == 1)
-            snprintf(need->shape, sizeof need->shape, "[rows %zu, classes %zu] %s, row stride %zu", rows,
-                     desc->classes, type, step);
+            snprintf(need->shape, sizeof need->shape, "[rows %zu, classes %zu] %s, row stride %zu%s", rows,
+                     desc->classes, type, step, full ? ", padding too" : "");
         else
-            snprintf(need->shape, sizeof need->shape, "[%zu, classes %zu, inner %zu] %s, row stride %zu",
-                     slabs, desc->classes, desc->inner, type, step);
+            snprintf(need->shape, sizeof need->shape, "[%zu, classes %zu, inner %zu] %s, row stride %zu%s",
+                     slabs, desc->classes, desc->inner, type, step, full ? ", padding too" : "");
         break;
     }
     }
@@ -386,6 +393,7 @@ static clxent_status check_types(const clxent_desc *desc, struct message say)
     CLXENT_TRY(check_name(say, &bad_target_names, desc->bad_target));
     CLXENT_TRY(check_name(say, &all_ignored_names, desc->all_ignored));
     CLXENT_TRY(check_name(say, &gradient_mode_names, desc->gradient_mode));
+    CLXENT_TRY(check_name(say, &gradient_padding_names, desc->gradient_padding));
     if (clxent_needs_targets(desc, desc->outputs))
         CLXENT_TRY(check_name(say, &target_names, desc->target_type));
     return CLXENT_OK;
@@ -523,6 +531,18 @@ static clxent_status check_unused(const clxent_desc *desc, struct message say)
     if (desc->gradient_mode != CLXENT_GRADIENT_WRITE && (op->outputs & CLXENT_OUTPUT_GRADIENT) == 0)
         return REJECT("gradient_mode is %s: takes CLXENT_GRADIENT_WRITE with op %s, which gives no gradient",
                       gradient_mode_names.text[desc->gradient_mode], op->name);
+    if (desc->gradient_padding != CLXENT_GRADIENT_PADDING_KEEP) {
+        const char *padding = gradient_padding_names.text[desc->gradient_padding];
+        if ((desc->outputs & CLXENT_OUTPUT_GRADIENT) == 0)
+            return REJECT("gradient_padding is %s: takes CLXENT_GRADIENT_PADDING_KEEP with outputs 0x%" PRIx32
+                          ", which have no gradient",
+                          padding, desc->outputs);
+        if (desc->gradient_mode == CLXENT_GRADIENT_ACCUMULATE)
+            return REJECT("gradient_padding is %s: takes CLXENT_GRADIENT_PADDING_KEEP with gradient_mode "
+                          "ACCUMULATE, which adds to what is there",
+                          padding);
+    }
+    if (desc->reserved != 0) return REJECT("reserved is %" PRIu32 ": takes 0", desc->reserved);
     return CLXENT_OK;
 }
 

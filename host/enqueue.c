@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * enqueue.c - one run of a plan: checks the caller's buffers, sets arguments, launches kernels in a chain:
- * targets -> D, logits -> rows, rows -> loss, at most nine of them (rows split and taken twice, many rows to
- * reduce). Nothing here compiles, allocates on the device or waits for it.
+ * targets -> D, logits -> rows, zeros -> padding, rows -> loss, at most ten of them (rows split and taken twice, many
+ * rows to reduce). Nothing here compiles, allocates on the device or waits for it.
  *
  * A kernel's arguments belong to the cl_kernel, not to the launch. The plan's lock is held from the first argument of a
  * run to its last launch, so that threads may share a plan. No callback is called while it is held.
@@ -719,6 +719,18 @@ static clxent_status launch_main(run *r, bool last, cl_event *event)
     return launch(r, &s, groups, plan->group, last, event);
 }
 
+static clxent_status launch_padding(run *r, bool last, cl_event *event)
+{
+    enum { GROUPS_EACH = 16 }; /* for each compute unit: enough that all of them are busy to the end */
+    const clxent_plan *plan = r->plan;
+    const size_t slabs = r->rows / plan->desc.inner;
+    const size_t most = GROUPS_EACH * (size_t)plan->ctx->device.compute_units;
+    setter s = set_begin(r, plan->padding, &r->own);
+
+    set_buffer(&s, &r->args.gradient);
+    return launch(r, &s, slabs < most ? slabs : most, plan->padding_group, last, event);
+}
+
 /* Needs the lock. Returns CLXENT_OK or the cl_int of r->failed, which the caller reports once the lock is free. */
 static clxent_status launch_all(run *r, cl_event *event)
 {
@@ -726,11 +738,13 @@ static clxent_status launch_all(run *r, cl_event *event)
     const bool targets = r->part.pass != CLXENT_PASS_LOGITS && (needs_d || r->args.bad_targets.mem != NULL);
     const bool logits = r->part.pass != CLXENT_PASS_TARGETS;
     const bool main = logits && r->rows > 0 && (r->outputs & ~(uint32_t)CLXENT_OUTPUT_BAD_TARGETS) != 0;
+    const bool padding = main && r->plan->padding != NULL && (r->outputs & CLXENT_OUTPUT_GRADIENT) != 0;
     const bool losses =
         logits && ends_span(r) && (r->outputs & (CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_CORRECT)) != 0;
 
     if (targets) CLXENT_TRY(launch_targets(r, !main && !losses, event));
-    if (main) CLXENT_TRY(launch_main(r, !losses, event));
+    if (main) CLXENT_TRY(launch_main(r, !padding && !losses, event));
+    if (padding) CLXENT_TRY(launch_padding(r, !losses, event));
     if (losses) CLXENT_TRY(launch_losses(r, event));
     if (!targets && !main && !losses) {
         r->failed = "clEnqueueMarkerWithWaitList";

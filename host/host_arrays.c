@@ -128,9 +128,10 @@ static clxent_status read_tensor(run *r, clxent_tensor t, const clxent_host_args
     memcpy(&own->data, &field.data, sizeof own->data); /* drops const, which inputs keep by own->output */
     own->bytes = need.bytes;
     own->pitch = need.row_bytes;
-    own->width = need.is_matrix       ? r->desc.classes * r->desc.inner * need.element_size
-                 : need.row_bytes > 0 ? need.row_bytes
-                                      : need.bytes;
+    const bool pads = t == CLXENT_TENSOR_GRADIENT && r->desc.gradient_padding == CLXENT_GRADIENT_PADDING_ZERO;
+    own->width = need.row_bytes == 0       ? need.bytes
+                 : need.is_matrix && !pads ? r->desc.classes * r->desc.inner * need.element_size
+                                           : need.row_bytes;
     return CLXENT_OK;
 }
 
@@ -182,6 +183,8 @@ static clxent_status check_overlaps(run *r)
             clxent_dtype_name(clxent_gradient_dtype(&r->desc)), gradient->pitch,
             clxent_dtype_name(r->desc.dtype), logits->pitch);
     }
+    /* One buffer for both holds the last slab's padding where the gradient's is written. */
+    r->tensors[CLXENT_TENSOR_LOGITS].width = gradient->width;
     return CLXENT_OK;
 }
 

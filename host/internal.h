@@ -63,7 +63,8 @@ typedef enum clxent_use { CLXENT_UNUSED, CLXENT_OPTIONAL, CLXENT_REQUIRED } clxe
 typedef struct clxent_need {
     clxent_use use;
     size_t element_size; /* bytes */
-    size_t bytes;        /* up to the last element touched: the last row ends without its padding */
+    size_t bytes;        /* up to the last element touched: the last row ends without its padding,
+                            unless that is written */
     size_t row_bytes;    /* bytes from one row to the next, 0 where the tensor does not grow with the
                             rows; with inner > 1: from one slab to the next for [rows, classes] tensors */
     bool is_matrix;      /* [rows, classes]: in a batch in parts, the part's own rows only */
@@ -144,9 +145,10 @@ void clxent_log(clxent_context *ctx, const char *format, ...) CLXENT_PRINTF(2, 3
 /* CLXENT_OK for CL_SUCCESS; else records "what: CL_..." and returns the cl_int. */
 clxent_status clxent_check_cl(clxent_context *ctx, cl_int code, const char *what);
 
-/* The program of the embedded sources parameters.cl, common.cl, reduce.cl, what file ("cross_entropy.cl", "lanes.cl")
- * stands behind, and file, built with options: from the context's cache, else compiled and kept there. The caller
- * releases it. Thread-safe; two threads asking for one program at once may both compile, one result is kept. */
+/* The program of the embedded sources parameters.cl, common.cl, reduce.cl (these two not for "padding.cl"), what file
+ * ("cross_entropy.cl", "lanes.cl") stands behind, and file, built with options: from the context's cache, else compiled
+ * and kept there. The caller releases it. Thread-safe; two threads asking for one program at once may both compile, one
+ * result is kept. */
 clxent_status clxent_program_get(clxent_context *ctx, const char *file, const char *options, cl_program *out);
 
 /* kernels.c, made by tools/cmake/embed.cmake: every kernels/ *.cl as bytes. */
@@ -200,7 +202,8 @@ struct clxent_plan {
     size_t reduce_unit, partials_per_unit; /* clxent_parameters has both */
     size_t rows_per_group, tiles_per_group;
     size_t piece_vectors, pieces;
-    uint32_t group;          /* work-items in a group, of every kernel but the folds */
+    uint32_t group; /* work-items in a group, of every kernel but the folds and `padding` */
+    uint32_t padding_group;
     uint32_t tile, columns;  /* of lanes: rows, vectors of a work-item */
     bool along;              /* of lanes: ALONG */
     uint32_t cache_elements; /* of local memory, of the main kernel */
@@ -208,6 +211,7 @@ struct clxent_plan {
     cl_uint flags;           /* FLAG_* that follow from the plan alone */
     cl_kernel main;          /* of the op; of pieces the scan */
     cl_kernel merge, emit;   /* NULL unless rows are split */
+    cl_kernel padding;       /* NULL unless the gradient's is to be zero, and it has some */
     cl_kernel targets_partials, targets_fold, losses_partials, losses_fold; /* NULL where no run needs them */
     size_t denominator_at, partials_at, row_losses_at, correct_at;          /* bytes into the workspace */
     size_t pieces_at, records_at;

@@ -331,12 +331,47 @@ static clxent_status choose_program(clxent_plan *plan, const clxent_tuning *tuni
     }
 }
 
+static clxent_status build_padding(clxent_plan *plan)
+{
+    cl_program program;
+    char options[OPTIONS_SIZE];
+
+    (void)snprintf(options, sizeof options, "-DELEMENT_BYTES=%zu -DWG_SIZE=%u",
+                   clxent_dtype_size(plan->desc.gradient_dtype), (unsigned)plan->padding_group);
+    CLXENT_TRY(clxent_program_get(plan->ctx, "padding.cl", options, &program));
+    const clxent_status status = make_kernel(plan->ctx, program, "clxent_zero_padding", &plan->padding);
+    (void)clReleaseProgram(program);
+    return status;
+}
+
+/* In a program of its own: a plan that zeroes padding compiles nothing else anew. Its groups decide no bits, so a limit
+ * of this kernel alone makes only them smaller. */
+static clxent_status make_padding(clxent_plan *plan)
+{
+    const clxent_desc *desc = &plan->desc;
+    bool fits;
+    size_t takes;
+
+    if (desc->gradient_padding != CLXENT_GRADIENT_PADDING_ZERO ||
+        desc->gradient_row_stride <= desc->classes * desc->inner)
+        return CLXENT_OK;
+    plan->padding_group = plan->group;
+    CLXENT_TRY(build_padding(plan));
+    CLXENT_TRY(fits_group(plan, plan->padding, &fits, &takes));
+    if (fits) return CLXENT_OK;
+    (void)clReleaseKernel(plan->padding);
+    plan->padding = NULL;
+    plan->padding_group = 1;
+    return build_padding(plan);
+}
+
 static clxent_status build_kernels(clxent_plan *plan, const clxent_tuning *tuning)
 {
     cl_program program;
     CLXENT_TRY(choose_program(plan, tuning, &program));
     clxent_status status = make_main(plan, program);
     if (status == CLXENT_OK) status = make_reductions(plan, program);
+    if (status == CLXENT_OK) status = make_padding(plan);
     (void)clReleaseProgram(program);
     return status;
 }
@@ -490,7 +525,7 @@ void clxent_plan_destroy(clxent_plan *plan)
     const cl_kernel kernels[] = { plan->main,         plan->merge,
                                   plan->emit,         plan->targets_partials,
                                   plan->targets_fold, plan->losses_partials,
-                                  plan->losses_fold };
+                                  plan->losses_fold,  plan->padding };
     for (size_t i = 0; i < sizeof kernels / sizeof *kernels; i++) {
         if (kernels[i] != NULL) (void)clReleaseKernel(kernels[i]);
     }

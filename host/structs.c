@@ -58,8 +58,10 @@ static const field desc_fields[] = {
     DESC(z_loss),
     DESC(logit_scale),
     DESC(softcap),
+    DESC(gradient_padding),
+    DESC(reserved),
 };
-ENDS_WITH(clxent_desc, softcap);
+ENDS_WITH(clxent_desc, reserved);
 
 /* clxent_args and clxent_host_args list the same tensors. */
 #define TENSORS(FIELD_OF)                                                                                   \

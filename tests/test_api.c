@@ -282,6 +282,26 @@ Test(api, every_buffer_must_be_large_enough)
     }
 }
 
+Test(api, a_gradient_with_zero_padding_must_hold_the_last_rows_too)
+{
+    clxent_args args = f.args;
+    clxent_plan *plan = f.plan;
+
+    f.desc.gradient_row_stride = CLASSES + 3;
+    f.desc.gradient_padding = CLXENT_GRADIENT_PADDING_ZERO;
+    cr_assert(clxent_plan_create(&f.plan, device.ctx, &f.desc) == CLXENT_OK, "%s", last_error());
+    args.gradient.mem = make_buffer((ROWS * (CLASSES + 3) - 1) * 4);
+    expect_enqueue("gradient", &args, CLXENT_ERROR_BUFFER_TOO_SMALL,
+                   WORDS("gradient", "row stride 7, padding too = 168 bytes", "holds 164"));
+    clReleaseMemObject(args.gradient.mem);
+    args.gradient.mem = make_buffer(ROWS * (CLASSES + 3) * 4);
+    cr_assert(clxent_enqueue(f.plan, device.queue, &args, 0, NULL, NULL) == CLXENT_OK, "%s", last_error());
+    clFinish(device.queue);
+    clReleaseMemObject(args.gradient.mem);
+    clxent_plan_destroy(f.plan);
+    f.plan = plan;
+}
+
 Test(api, arguments_out_of_range)
 {
     clxent_args args = f.args;

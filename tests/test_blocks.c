@@ -47,8 +47,13 @@ static void check_op(clxent_desc desc, uint32_t fill)
             desc.probabilities_row_stride = i < 2 ? 0 : slab + 1;
             desc.gradient_row_stride = i < 2 ? 0 : slab + 2;
             desc.target_row_stride = i < 2 ? 0 : slab + 3;
+            desc.gradient_padding = i > 2 && (desc.outputs & CLXENT_OUTPUT_GRADIENT) != 0 &&
+                                            desc.gradient_mode == CLXENT_GRADIENT_WRITE
+                                        ? CLXENT_GRADIENT_PADDING_ZERO
+                                        : CLXENT_GRADIENT_PADDING_KEEP;
             (void)snprintf(name, sizeof name, "op %u dtype %u classes %zu inner %zu", (unsigned)desc.op,
                            (unsigned)dtype, desc.classes, desc.inner);
+            /* the fourth with the class axis not last, in a plan for more rows */
             run_filled_case(name, &desc, fill, i, i == 3 ? CASE_SUBSETS | CASE_LARGER_PLAN : 0);
         }
     }

@@ -467,6 +467,75 @@ Test(cross_entropy, no_rows_and_one_class_work)
     }
 }
 
+Test(cross_entropy, padding_of_gradients_of_every_dtype_is_zero_where_asked)
+{
+    for (uint32_t dtype = CLXENT_F32; dtype <= CLXENT_F64; dtype++) {
+        clxent_desc desc = make_desc(PLAIN, dtype, 3, 5, small_run() ? 33 : 1000);
+        if (dtype == CLXENT_F64 && !device.has_f64) continue;
+        pad(&desc);
+        desc.gradient_padding = CLXENT_GRADIENT_PADDING_ZERO;
+        run_filled_case(name_of(&desc, "zero padding"), &desc, FILL_SPECIAL | FILL_IGNORED | FILL_BAD_TARGETS,
+                        9, 0);
+    }
+}
+
+/* What a trainer does: logits of a padded vocabulary, the gradient in their place, and the product of the gradient's
+ * whole rows with the weights. Whatever those hold for classes that do not exist, the product is that of the others. */
+Test(cross_entropy, a_gradient_in_a_padded_vocabulary_multiplies_as_a_dense_one)
+{
+    enum { ROWS = 6, CLASSES = 1001, STRIDE = 1024, FEATURES = 5 };
+    clxent_desc desc = make_desc(CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT, CLXENT_F32, ROWS, 1, CLASSES);
+    clxent_args args = CLXENT_ARGS_INIT;
+    static float weights[STRIDE][FEATURES], memory[ROWS][STRIDE];
+    clxent_host_args dense;
+    clxent_plan *plan;
+    problem p;
+    cl_int code;
+    random_state random = random_start(1);
+
+    make_problem(&p, &desc, FILL_IGNORED, 1);
+    cr_assert(clxent_plan_create(&plan, device.ctx, &desc) == CLXENT_OK, "%s", last_error());
+    run_once("dense", plan, &p, desc.outputs, 0, &dense);
+    clxent_plan_destroy(plan);
+
+    desc.row_stride = desc.gradient_row_stride = STRIDE;
+    desc.gradient_padding = CLXENT_GRADIENT_PADDING_ZERO;
+    cr_assert(clxent_plan_create(&plan, device.ctx, &desc) == CLXENT_OK, "%s", last_error());
+    for (size_t row = 0; row < ROWS; row++)
+        for (size_t j = 0; j < STRIDE; j++) /* the padding as a product of the weights leaves it */
+            memory[row][j] = j < CLASSES
+                                 ? (float)get_element(p.args.logits.data, CLXENT_F32, row * CLASSES + j)
+                                 : (float)random_uniform(&random, -8, 8);
+    for (size_t j = 0; j < STRIDE; j++)
+        for (size_t k = 0; k < FEATURES; k++) weights[j][k] = (float)random_uniform(&random, -1, 1);
+
+    const cl_mem_flags copied = CL_MEM_READ_WRITE | CL_MEM_COPY_HOST_PTR;
+    args.logits.mem = args.gradient.mem = clCreateBuffer(device.cl, copied, sizeof memory, memory, &code);
+    args.targets.mem =
+        clCreateBuffer(device.cl, copied, p.args.targets.size, (void *)p.args.targets.data, &code);
+    args.loss.mem = clCreateBuffer(device.cl, CL_MEM_READ_WRITE, sizeof(float), NULL, &code);
+    args.workspace.mem =
+        clCreateBuffer(device.cl, CL_MEM_READ_WRITE, clxent_plan_workspace_size(plan), NULL, &code);
+    cr_assert(clxent_enqueue(plan, device.queue, &args, 0, NULL, NULL) == CLXENT_OK, "%s", last_error());
+    cr_assert(clEnqueueReadBuffer(device.queue, args.gradient.mem, CL_TRUE, 0, sizeof memory, memory, 0, NULL,
+                                  NULL) == CL_SUCCESS);
+    for (size_t row = 0; row < ROWS; row++) {
+        for (size_t k = 0; k < FEATURES; k++) {
+            float padded = 0, want = 0;
+            for (size_t j = 0; j < STRIDE; j++) padded += memory[row][j] * weights[j][k];
+            for (size_t j = 0; j < CLASSES; j++)
+                want += ((float *)dense.gradient.data)[row * CLASSES + j] * weights[j][k];
+            cr_assert(padded == want, "row %zu, feature %zu: %g, not %g", row, k, (double)padded,
+                      (double)want);
+        }
+    }
+    const cl_mem mems[] = { args.logits.mem, args.targets.mem, args.loss.mem, args.workspace.mem };
+    for (size_t i = 0; i < COUNT(mems); i++) clReleaseMemObject(mems[i]);
+    clxent_plan_destroy(plan);
+    free_outputs(&dense);
+    free_problem(&p);
+}
+
 Test(cross_entropy, results_may_stand_in_the_place_of_the_logits)
 {
     const size_t classes[] = { 1, 17, 2048, 3001 };

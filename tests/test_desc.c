@@ -80,6 +80,7 @@ Test(desc, init_functions_give_what_the_macros_give)
     cr_assert(desc.ignore_index == -100 && desc.use_ignore_index == 1 && desc.logit_scale == 1 &&
               desc.softcap == 0);
     cr_assert(desc.ignore_index == desc_macro.ignore_index && desc.logit_scale == desc_macro.logit_scale);
+    cr_assert(desc.gradient_padding == CLXENT_GRADIENT_PADDING_KEEP && desc_macro.gradient_padding == 0);
     cr_assert(args.struct_size == sizeof args && args.rows == CLXENT_ALL_ROWS && args.workspace.mem == NULL);
     cr_assert(args_macro.rows == CLXENT_ALL_ROWS && args_macro.struct_size == sizeof args);
     cr_assert(host.struct_size == sizeof host && host.one_hot.data == NULL && host.max_chunk_bytes == 0);
@@ -151,6 +152,10 @@ Test(desc, struct_of_an_older_version_gets_our_defaults)
     cr_assert(copy.logit_scale == 1 && copy.softcap == 0, "fields beyond struct_size are not read");
     cr_assert_eq(copy.struct_size, sizeof copy);
     check_accepted();
+    desc.gradient_padding = CLXENT_GRADIENT_PADDING_ZERO;
+    desc.struct_size = offsetof(clxent_desc, gradient_padding);
+    cr_assert_eq(clxent_struct_copy(CLXENT_STRUCT_DESC, &copy, &desc, text, sizeof text), CLXENT_OK);
+    cr_assert(copy.softcap == 30 && copy.gradient_padding == CLXENT_GRADIENT_PADDING_KEEP);
 }
 
 Test(desc, struct_size_of_zero_or_beyond_ours_is_refused)
@@ -182,7 +187,7 @@ Test(desc, struct_size_within_a_field_is_refused)
           { offsetof(clxent_desc, op), offsetof(clxent_desc, gradient_dtype), offsetof(clxent_desc, batch),
             offsetof(clxent_desc, softcap) },
           { offsetof(clxent_desc, op) + 1, offsetof(clxent_desc, ignore_index) + 4,
-            offsetof(clxent_desc, classes) + 1, sizeof(clxent_desc) - 4 },
+            offsetof(clxent_desc, classes) + 1, offsetof(clxent_desc, softcap) + 4 },
           CLXENT_ERROR_INVALID_DESC },
         { CLXENT_STRUCT_ARGS,
           "args.struct_size is ",
@@ -275,6 +280,9 @@ Test(desc, unknown_enumerators_are_refused_with_the_list)
     check_refused("all_ignored is 2: takes CLXENT_ALL_IGNORED_NAN (0), CLXENT_ALL_IGNORED_ZERO (1)");
     desc.gradient_mode = 2;
     check_refused("gradient_mode is 2: takes CLXENT_GRADIENT_WRITE (0), CLXENT_GRADIENT_ACCUMULATE (1)");
+    desc.gradient_padding = 2;
+    check_refused(
+        "gradient_padding is 2: takes CLXENT_GRADIENT_PADDING_KEEP (0), CLXENT_GRADIENT_PADDING_ZERO (1)");
 }
 
 Test(desc, target_type_is_not_looked_at_where_nothing_uses_targets)
@@ -473,6 +481,13 @@ Test(desc, sizes_that_overflow_are_refused)
     check_accepted();
     desc.batch++;
     cr_assert_eq(clxent_desc_check(&desc, text, sizeof text), CLXENT_ERROR_INVALID_DESC);
+    desc.batch--;
+    desc.gradient_padding = CLXENT_GRADIENT_PADDING_ZERO; /* with it, it is 2^64 bytes */
+    snprintf(want, sizeof want,
+             "batch is %zu, seq is 1, classes is 3, inner is 1, row stride 4: takes at most %zu bytes for "
+             "gradient",
+             desc.batch, SIZE_MAX);
+    check_refused(want);
 }
 
 /* ---- Numbers ------------------------------------------------------------------------------- */
@@ -590,6 +605,33 @@ Test(desc, gradient_fields_need_an_operation_with_a_gradient)
     check_accepted();
 }
 
+Test(desc, zero_padding_needs_a_gradient_that_is_written)
+{
+    desc.gradient_padding = CLXENT_GRADIENT_PADDING_ZERO;
+    desc.gradient_mode = CLXENT_GRADIENT_ACCUMULATE;
+    check_refused(
+        "gradient_padding is ZERO: takes CLXENT_GRADIENT_PADDING_KEEP with gradient_mode ACCUMULATE, which "
+        "adds to what is there");
+    desc.gradient_padding = CLXENT_GRADIENT_PADDING_ZERO;
+    desc.outputs = CLXENT_OUTPUT_LOSS;
+    check_refused(
+        "gradient_padding is ZERO: takes CLXENT_GRADIENT_PADDING_KEEP with outputs 0x2, which have no "
+        "gradient");
+    use_op(CLXENT_OP_ONE_HOT, CLXENT_OUTPUT_ONE_HOT);
+    desc.gradient_padding = CLXENT_GRADIENT_PADDING_ZERO;
+    check_refused(
+        "gradient_padding is ZERO: takes CLXENT_GRADIENT_PADDING_KEEP with outputs 0x800, which have no "
+        "gradient");
+    desc.gradient_padding = CLXENT_GRADIENT_PADDING_ZERO;
+    check_accepted();
+    use_op(CLXENT_OP_SOFTMAX_BACKWARD, CLXENT_OUTPUT_GRADIENT);
+    check_accepted();
+    use_op(CLXENT_OP_SOFTMAX_GRADIENT, CLXENT_OUTPUT_GRADIENT);
+    check_accepted();
+    desc.reserved = 1;
+    check_refused("reserved is 1: takes 0");
+}
+
 Test(desc, ignore_index_of_probability_targets_is_refused)
 {
     static const struct {
@@ -686,6 +728,26 @@ Test(desc, last_row_ends_without_its_padding)
     check_need(CLXENT_TENSOR_GRADIENT, 1, CLXENT_REQUIRED, 4, 16, 36,
                "[rows 1, classes 4] f32, row stride 9");
     check_need(CLXENT_TENSOR_LOGITS, 0, CLXENT_REQUIRED, 4, 0, 28, "[rows 0, classes 4] f32, row stride 7");
+}
+
+Test(desc, a_gradient_with_zero_padding_ends_with_it)
+{
+    desc.row_stride = 7;
+    desc.gradient_row_stride = 9;
+    desc.gradient_padding = CLXENT_GRADIENT_PADDING_ZERO;
+    check_need(CLXENT_TENSOR_LOGITS, 6, CLXENT_REQUIRED, 4, (5 * 7 + 4) * 4, 28,
+               "[rows 6, classes 4] f32, row stride 7");
+    check_need(CLXENT_TENSOR_GRADIENT, 6, CLXENT_REQUIRED, 4, 6 * 9 * 4, 36,
+               "[rows 6, classes 4] f32, row stride 9, padding too");
+    check_need(CLXENT_TENSOR_GRADIENT, 0, CLXENT_REQUIRED, 4, 0, 36,
+               "[rows 0, classes 4] f32, row stride 9, padding too");
+    desc.inner = 3;
+    desc.gradient_row_stride = 20;
+    check_need(CLXENT_TENSOR_GRADIENT, 6, CLXENT_REQUIRED, 4, 2 * 20 * 4, 80,
+               "[2, classes 4, inner 3] f32, row stride 20, padding too");
+    desc.gradient_row_stride = 0;
+    check_need(CLXENT_TENSOR_GRADIENT, 6, CLXENT_REQUIRED, 4, 96, 48,
+               "[2, classes 4, inner 3] f32, row stride 12, padding too");
 }
 
 Test(desc, inner_makes_slabs)

@@ -264,6 +264,7 @@ static void open_fixture(void)
     desc.seq = 1;
     desc.classes = 3;
     desc.gradient_row_stride = 4;
+    desc.gradient_padding = CLXENT_GRADIENT_PADDING_ZERO;
     make_problem(&p, &desc, FILL_IGNORED, 5);
     host_args = p.args;
     args = no_args;

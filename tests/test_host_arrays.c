@@ -271,6 +271,42 @@ Test(host_arrays, padding_is_left_alone)
     check_all_ways("padded", &desc, FILL_DESIGNED, false);
 }
 
+/* Of every row, the last one of each chunk and of the array too. */
+static void check_zero_padding(const clxent_desc *desc, bool in_place, bool copy)
+{
+    const size_t used = desc->classes * desc->inner, stride = desc->gradient_row_stride;
+    results r;
+    problem p;
+
+    make_problem(&p, desc, FILL_IGNORED, 11);
+    make_results(&r, &p, in_place);
+    run("zero padding", &p, &r, copy, limit_for(&p, 1000));
+    cr_assert_eq(r.size[CLXENT_TENSOR_GRADIENT],
+                 desc->batch * desc->seq / desc->inner * stride * sizeof(float));
+    for (size_t i = 0; i < desc->batch * desc->seq / desc->inner * stride; i++) {
+        if (i % stride < used) continue;
+        const float value = ((const float *)r.args.gradient.data)[i];
+        cr_assert(value == 0, "slab %zu, element %zu: %g", i / stride, i % stride, (double)value);
+    }
+    free_results(&r);
+    free_problem(&p);
+}
+
+Test(host_arrays, padding_of_the_gradient_is_zero_where_asked)
+{
+    clxent_desc desc = make_desc(many_rows(), 6);
+    desc.row_stride = desc.gradient_row_stride = 9;
+    desc.gradient_padding = CLXENT_GRADIENT_PADDING_ZERO;
+    for (int way = 0; way < 4; way++) check_zero_padding(&desc, way % 2 == 1, way / 2 == 1);
+    check_all_ways("zero padding", &desc, FILL_IGNORED, false);
+    check_all_ways("zero padding in place", &desc, FILL_IGNORED, true);
+    desc = make_desc(many_rows() / 24 * 24, 4);
+    desc.inner = 24;
+    desc.gradient_row_stride = 4 * 24 + 1;
+    desc.gradient_padding = CLXENT_GRADIENT_PADDING_ZERO;
+    for (int copy = 0; copy < 2; copy++) check_zero_padding(&desc, false, copy == 1);
+}
+
 Test(host_arrays, chunks_that_accumulate)
 {
     clxent_desc desc = make_desc(many_rows(), 5);

@@ -216,6 +216,21 @@ Test(limits, lanes_and_building_blocks_too)
     cr_assert(group_of(&desc) == 32);
 }
 
+/* The kernel that zeroes padding is a program of its own, whose groups decide no bits. */
+Test(limits, the_kernel_that_zeroes_padding)
+{
+    clxent_desc desc = make_desc();
+
+    desc.gradient_row_stride = desc.classes + 7;
+    desc.gradient_padding = CLXENT_GRADIENT_PADDING_ZERO;
+    tuning = strategy_for(CLXENT_F32, EACH_GROUPS);
+    driver.limited = true;
+    driver.group = tuning.group / 2;
+    driver.kernel = "clxent_zero_padding";
+    cr_assert(group_of(&desc) == tuning.group);
+    run_filled_case("padding in smaller groups", &desc, FILL_DESIGNED, 3, 0);
+}
+
 /* ---- Memory -------------------------------------------------------------------------------- */
 
 Test(limits, access_of_a_sub_buffer_whose_driver_does_not_say_it)

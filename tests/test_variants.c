@@ -382,6 +382,74 @@ Test(variants, accumulating_a_gradient_of_0_leaves_the_sign_of_a_0)
     }
 }
 
+/* The padding of every row is 0, the last one's too, and nothing beside it is written: rows that begin at every element,
+ * ignored and bad rows, in the logits' place, and in a plan for more rows. */
+Test(variants, padding_of_the_gradient_is_zero_where_asked)
+{
+    const size_t classes[] = { 5, 100, 1100 }, paddings[] = { 1, 3, 47 };
+    const uint32_t flags[] = { CASE_IN_PLACE | CASE_OUT_OF_ORDER, CASE_LARGER_PLAN | CASE_SUBSETS,
+                               CASE_ALIGNED };
+    for (size_t t = 0; t <= EACH_STRATEGY; t++) {
+        const bool inner = t == EACH_STRATEGY;
+        const clxent_tuning tuning = strategy_for(CLXENT_F32, inner ? EACH_LANES : t);
+        for (size_t i = 0; i < COUNT(classes); i++) {
+            if (classes[i] > 100 && (inner || t == EACH_LANES)) continue;
+            for (size_t k = 0; k < (small_run() ? i == 0 : COUNT(flags)); k++) {
+                clxent_desc desc =
+                    variant_desc(CLXENT_F32, small_run() ? 5 : 20, classes[i], inner ? 5 : 1, false, 0);
+                desc.outputs = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT |
+                               CLXENT_OUTPUT_STATISTICS;
+                desc.gradient_row_stride = desc.row_stride = classes[i] * desc.inner + paddings[k];
+                desc.gradient_padding = CLXENT_GRADIENT_PADDING_ZERO;
+                check_desc(&tuning, &desc, flags[k]);
+            }
+        }
+    }
+}
+
+/* Counts the programs that are built, and those of padding.cl. */
+static void count_programs(const char *message, void *payload)
+{
+    int *counts = payload;
+    counts[0] += strncmp(message, "program: ", 9) == 0;
+    counts[1] += strncmp(message, "program: padding.cl ", 20) == 0;
+}
+
+Test(variants, zero_padding_is_a_program_of_its_own_that_only_padded_plans_build)
+{
+    clxent_context_options options = CLXENT_CONTEXT_OPTIONS_INIT;
+    clxent_desc desc = CLXENT_DESC_INIT;
+    clxent_context *ctx;
+    clxent_plan *plan;
+    int counts[2] = { 0, 0 };
+    const struct {
+        uint32_t padding;
+        size_t stride;
+        int programs, paddings;
+    } steps[] = { { CLXENT_GRADIENT_PADDING_KEEP, 40, 1, 0 },
+                  { CLXENT_GRADIENT_PADDING_ZERO, 0, 1, 0 },
+                  { CLXENT_GRADIENT_PADDING_ZERO, 33, 1, 0 },
+                  { CLXENT_GRADIENT_PADDING_ZERO, 40, 2, 1 },
+                  { CLXENT_GRADIENT_PADDING_ZERO, 50, 2, 1 } };
+
+    options.log = count_programs;
+    options.log_payload = counts;
+    cr_assert(clxent_context_create(&ctx, device.cl, device.id, &options) == CLXENT_OK);
+    desc.outputs = CLXENT_OUTPUT_GRADIENT;
+    desc.batch = 2;
+    desc.seq = 1;
+    desc.classes = 33;
+    for (size_t i = 0; i < COUNT(steps); i++) {
+        desc.gradient_padding = steps[i].padding;
+        desc.gradient_row_stride = steps[i].stride;
+        cr_assert(clxent_plan_create(&plan, ctx, &desc) == CLXENT_OK);
+        cr_assert(counts[0] == steps[i].programs && counts[1] == steps[i].paddings, "step %zu: %d, %d", i,
+                  counts[0], counts[1]);
+        clxent_plan_destroy(plan);
+    }
+    clxent_context_destroy(ctx);
+}
+
 /* Streaming stores need aligned vectors: results begin at every element of one, rows at all of them. */
 Test(variants, streaming_stores_at_every_alignment)
 {

@@ -139,6 +139,36 @@ Test(verify, a_write_beside_the_outputs_is_reported)
     free_problem(&p);
 }
 
+Test(verify, padding_that_is_not_zero_is_reported)
+{
+    clxent_desc desc = make_desc(CLXENT_OP_CROSS_ENTROPY, CLXENT_OUTPUT_GRADIENT);
+    const runner on = device_runner();
+    clxent_plan *plan;
+    execution e;
+    problem_fault f;
+    problem p;
+
+    desc.gradient_row_stride = desc.classes + 2;
+    desc.gradient_padding = CLXENT_GRADIENT_PADDING_ZERO;
+    make_problem(&p, &desc, 0, 1);
+    cr_assert(clxent_plan_create(&plan, device.ctx, &desc) == CLXENT_OK, "%s", last_error());
+    cr_assert(execute(&e, &on, plan, &p, desc.outputs, NULL, 0, &f), "%s", f.text);
+    const image *gradient = &e.images[TENSOR_GRADIENT];
+    cr_assert_eq(gradient->bytes, 14 * 21 * sizeof(float));
+    unsigned char *last = gradient->after + gradient->front + gradient->bytes - 1;
+    *last = 0x80;
+    cr_assert(!check_untouched(&p, &e, desc.outputs, &f));
+    cr_assert_str_eq(f.text, "gradient: byte 7 of the padding of slab 13 is not 0");
+    *last = 0;
+    last[1] ^= 1; /* behind it the canary */
+    cr_assert(!check_untouched(&p, &e, desc.outputs, &f));
+    last[1] ^= 1;
+    cr_assert(check_untouched(&p, &e, desc.outputs, &f), "%s", f.text);
+    free_execution(&e);
+    clxent_plan_destroy(plan);
+    free_problem(&p);
+}
+
 static clxent_status no_plan(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc)
 {
     (void)ctx;

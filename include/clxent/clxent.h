@@ -152,7 +152,8 @@ CLXENT_API size_t clxent_context_last_error(const clxent_context *ctx, char *tex
 
 /* What a plan computes from what. Unless another buffer is named, the input is args.logits. The operations
  * but CROSS_ENTROPY take neither label_smoothing, z_loss, logit_scale, softcap, class or row weights nor shift:
- * setting one is an error, as are gradient_dtype and gradient_mode where no gradient is given. */
+ * setting one is an error, as are gradient_dtype and gradient_mode where no gradient is given, and
+ * gradient_padding where none is among the outputs. */
 enum {
     CLXENT_OP_CROSS_ENTROPY = 0,    /* any outputs but ONE_HOT, from logits; targets only where an
                                        output depends on them */
@@ -194,6 +195,16 @@ enum {
 enum { CLXENT_ALL_IGNORED_NAN = 0, CLXENT_ALL_IGNORED_ZERO = 1 };
 
 enum { CLXENT_GRADIENT_WRITE = 0, CLXENT_GRADIENT_ACCUMULATE = 1 };
+
+/* What becomes of the gradient's padding, the elements from classes * inner to gradient_row_stride of each row or slab.
+ * A gradient written in the place of logits with a padded vocabulary (classes 50257, row_stride 50304) leaves logits in
+ * the padding under KEEP. The matrix product of the backward pass reads whole rows, so that training is wrong, and
+ * nothing reports it: ask for ZERO there. */
+enum {
+    CLXENT_GRADIENT_PADDING_KEEP = 0, /* as it was before the run */
+    CLXENT_GRADIENT_PADDING_ZERO = 1  /* 0, of the last row too: the buffer holds rows * gradient_row_stride
+                                         elements, with inner > 1 rows / inner * gradient_row_stride, in full */
+};
 
 /* Outputs: bits of clxent_desc.outputs and clxent_args.outputs, in the order of clxent_args.
  * Those marked * depend on the logits alone and are computed for every row, ignored or not. */
@@ -239,7 +250,7 @@ typedef struct clxent_desc {
 
     /* Elements from one row to the next, with inner > 1 from one [classes, inner] slab to the
      * next; at least classes * inner, or 0 for exactly that. Padding is never read into a result and
-     * never written. */
+     * never written, unless gradient_padding says so. */
     size_t row_stride;               /* logits */
     size_t gradient_row_stride;      /* gradient */
     size_t probabilities_row_stride; /* args.probabilities, softmax, log_softmax, one_hot, and the
@@ -264,12 +275,17 @@ typedef struct clxent_desc {
     double z_loss;              /* finite (as real: see CLXENT_F32), >= 0; default 0 */
     double logit_scale;         /* finite as real; default 1 */
     double softcap;             /* finite as real, >= 0, not subnormal; 0: off; default 0 */
+    uint32_t gradient_padding;  /* CLXENT_GRADIENT_PADDING_*; default KEEP. ZERO takes gradient among the
+                                   outputs, and gradient_mode WRITE: each run that writes the gradient
+                                   writes its padding too */
+    uint32_t reserved;          /* takes 0 */
 } clxent_desc;
 #define CLXENT_DESC_INIT                                                                      \
     {                                                                                         \
         sizeof(clxent_desc), CLXENT_OP_CROSS_ENTROPY, 0, CLXENT_F32, 0, CLXENT_TARGET_I64,    \
             CLXENT_REDUCTION_MEAN, 0, 0, 0, 1, 0, 0, 0, 0, -100, 1, CLXENT_BAD_TARGET_REPORT, \
-            CLXENT_ALL_IGNORED_NAN, CLXENT_GRADIENT_WRITE, 0, 0, 0, 0.0, 0.0, 1.0, 0.0        \
+            CLXENT_ALL_IGNORED_NAN, CLXENT_GRADIENT_WRITE, 0, 0, 0, 0.0, 0.0, 1.0, 0.0,       \
+            CLXENT_GRADIENT_PADDING_KEEP, 0                                                   \
     }
 CLXENT_API void clxent_desc_init(clxent_desc *desc);
 

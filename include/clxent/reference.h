@@ -19,7 +19,8 @@ extern "C" {
 #endif
 
 /* Results and error bounds; each optional (NULL: not computed). [rows, classes] here is dense and
- * row-major whatever desc's strides and inner: element r * classes + j is row r, class j.
+ * row-major whatever desc's strides and inner: element r * classes + j is row r, class j. There is no padding here, so
+ * that desc.gradient_padding has no effect.
  *
  * A bound is absolute, for results in desc's storage: |device - reference| <= bound. Where the reference is
  * NaN or infinite, the device must give exactly that, and where the bound is 0 exactly the value. The bounds

@@ -179,23 +179,27 @@ static bool takes(const clxent_desc *desc, uint32_t outputs, int tensor)
 typedef struct layout {
     size_t rows, columns, element_size, stride;
     bool matrix;    /* [rows, classes], see element_index() */
+    bool full;      /* ends with the padding of its last row */
     uint32_t dtype; /* 0: integers */
 } layout;
 
 static layout matrix_layout(const clxent_desc *desc, uint32_t dtype, size_t stride)
 {
-    return (layout){ rows_of(desc), desc->classes, dtype_size(dtype), stride, true, dtype };
+    return (layout){ rows_of(desc), desc->classes, dtype_size(dtype), stride, true, false, dtype };
 }
 
 static layout layout_of(const clxent_desc *desc, int tensor)
 {
     const uint32_t real = real_dtype(desc);
     const size_t rows = rows_of(desc);
-    const layout single = { 1, 1, dtype_size(real), 0, false, real };
-    layout l = { rows, 1, dtype_size(real), 0, false, real };
+    const layout single = { 1, 1, dtype_size(real), 0, false, false, real };
+    layout l = { rows, 1, dtype_size(real), 0, false, false, real };
 
     switch (tensor) {
-    case TENSOR_LOGITS: return matrix_layout(desc, desc->dtype, desc->row_stride);
+    case TENSOR_LOGITS:
+        l = matrix_layout(desc, desc->dtype, desc->row_stride);
+        l.full = desc->gradient_padding == CLXENT_GRADIENT_PADDING_ZERO; /* a gradient in place needs it */
+        return l;
     case TENSOR_PROBABILITIES: return matrix_layout(desc, desc->dtype, desc->probabilities_row_stride);
     case TENSOR_TARGETS:
         l.dtype = 0;
@@ -221,11 +225,14 @@ static layout layout_of(const clxent_desc *desc, int tensor)
     case CLXENT_OUTPUT_SOFTMAX:
     case CLXENT_OUTPUT_LOG_SOFTMAX:
     case CLXENT_OUTPUT_ONE_HOT: return matrix_layout(desc, desc->dtype, desc->probabilities_row_stride);
-    case CLXENT_OUTPUT_GRADIENT: return matrix_layout(desc, gradient_dtype(desc), desc->gradient_row_stride);
-    case CLXENT_OUTPUT_ARGMAX: return (layout){ rows, 1, 8, 0, false, 0 };
-    case CLXENT_OUTPUT_CORRECT: return (layout){ 1, 1, 8, 0, false, 0 };
+    case CLXENT_OUTPUT_GRADIENT:
+        l = matrix_layout(desc, gradient_dtype(desc), desc->gradient_row_stride);
+        l.full = desc->gradient_padding == CLXENT_GRADIENT_PADDING_ZERO;
+        return l;
+    case CLXENT_OUTPUT_ARGMAX: return (layout){ rows, 1, 8, 0, false, false, 0 };
+    case CLXENT_OUTPUT_CORRECT: return (layout){ 1, 1, 8, 0, false, false, 0 };
     case CLXENT_OUTPUT_STATISTICS: l.columns = 2; return l;
-    case CLXENT_OUTPUT_BAD_TARGETS: return (layout){ 1, 3, 8, 0, false, 0 };
+    case CLXENT_OUTPUT_BAD_TARGETS: return (layout){ 1, 3, 8, 0, false, false, 0 };
     default: return l; /* losses, lse, entropy */
     }
 }
@@ -236,10 +243,19 @@ static size_t index_of(const clxent_desc *desc, const layout *l, size_t row, siz
     return l->matrix ? element_index(desc, l->stride, row, column) : row * l->columns + column;
 }
 
-/* Up to the last element: the last row ends without its padding. */
+/* Elements of a row or slab without its padding, and with it. */
+static size_t slab_elements(const clxent_desc *desc) { return desc->classes * desc->inner; }
+
+static size_t slab_stride(const clxent_desc *desc, const layout *l)
+{
+    return l->stride != 0 ? l->stride : slab_elements(desc);
+}
+
+/* Up to the last element: the last row ends without its padding, unless that is written. */
 static size_t layout_bytes(const clxent_desc *desc, const layout *l)
 {
     if (l->rows == 0) return 0;
+    if (l->full) return l->rows / desc->inner * slab_stride(desc, l) * l->element_size;
     return (index_of(desc, l, l->rows - 1, l->columns - 1) + 1) * l->element_size;
 }
 
@@ -701,6 +717,24 @@ static bool execute_on_host(execution *e, const runner *on, const problem *p, ui
 
 /* ---- What must be true of it ---------------------------------------------------------------- */
 
+/* Of a gradient whose padding must be 0; puts back what it was, in after, the image's copy. */
+static bool check_zero_padding(const problem *p, const image *i, const layout *l, unsigned char *after,
+                               problem_fault *f)
+{
+    const size_t used = slab_elements(&p->desc), stride = slab_stride(&p->desc, l);
+
+    for (size_t slab = 0; slab < l->rows / p->desc.inner; slab++) {
+        const size_t first = i->front + (slab * stride + used) * l->element_size;
+        for (size_t k = first; k < first + (stride - used) * l->element_size; k++) {
+            if (after[k] != 0)
+                return say_fault(f, "gradient: byte %zu of the padding of slab %zu is not 0", k - first,
+                                 slab);
+            after[k] = i->before[k];
+        }
+    }
+    return true;
+}
+
 /* Puts back what the run was free to write; then nothing may differ. */
 static bool check_image_untouched(const problem *p, const image *i, int image_tensor, int written,
                                   problem_fault *f)
@@ -717,6 +751,10 @@ static bool check_image_untouched(const problem *p, const image *i, int image_te
                 const size_t offset = i->front + index_of(&p->desc, &l, row, column) * l.element_size;
                 memcpy(after + offset, i->before + offset, l.element_size);
             }
+        }
+        if (written == TENSOR_GRADIENT && l.full && !check_zero_padding(p, i, &l, after, f)) {
+            free(after);
+            return false;
         }
     }
     while (first < i->total && after[first] == i->before[first]) first++;

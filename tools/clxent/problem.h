@@ -85,8 +85,8 @@ enum {
     FILL_ZERO_DENOMINATOR = 1 << 10 /* gives denominator 0, which divides as any other */
 };
 
-/* Inputs of desc in host memory, exactly as large as desc needs, padding filled with NaN. gradient holds
- * numbers to add to where desc accumulates. Outputs are absent. */
+/* Inputs of desc in host memory, exactly as large as desc needs (logits as a gradient in their place needs), padding
+ * filled with NaN. gradient holds numbers to add to where desc accumulates. Outputs are absent. */
 typedef struct problem {
     clxent_desc desc;
     clxent_host_args args;
@@ -168,7 +168,8 @@ bool check_same_bits(const char *what, const problem *p, const execution *a, con
 
 /* Runs p on the device, every buffer with canaries on both sides and at an odd offset, and compares every
  * output of p->desc with the reference and its bounds. Also checks that
- *   - nothing but the outputs' own elements changed: canaries, padding and inputs are as before;
+ *   - nothing but the outputs' own elements changed: canaries, padding and inputs are as before, and the gradient's
+ *     padding is 0 where desc says so;
  *   - a second run gives the same bits;
  *   - with statistics and gradient among the outputs, the gradient from saved statistics has the same bits;
  *   - the flags' promises hold. */

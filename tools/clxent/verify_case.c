@@ -25,6 +25,7 @@ static const char *const reduction_names[] = { "mean", "sum", "none", NULL };
 static const char *const bad_target_names[] = { "report", "nan", "ignore", NULL };
 static const char *const all_ignored_names[] = { "nan", "zero", NULL };
 static const char *const gradient_mode_names[] = { "write", "accumulate", NULL };
+static const char *const gradient_padding_names[] = { "keep", "zero", NULL };
 /* Named by bit. */
 static const char *const fill_names[] = { "designed",    "masked",   "special",          "ignored",
                                           "bad-targets", "upstream", "denominator",      "hit",
@@ -72,6 +73,7 @@ static const struct field {
     DESC(bad_target, KIND_ENUM, bad_target_names),
     DESC(all_ignored, KIND_ENUM, all_ignored_names),
     DESC(gradient_mode, KIND_ENUM, gradient_mode_names),
+    DESC(gradient_padding, KIND_ENUM, gradient_padding_names),
     DESC(ignore_index, KIND_I64, NULL),
     DESC(use_ignore_index, KIND_FLAG, NULL),
     DESC(has_class_weights, KIND_FLAG, NULL),
@@ -529,6 +531,9 @@ void case_draw(verify_case *c, uint64_t seed, uint64_t number, size_t max_elemen
         desc->gradient_row_stride = desc->probabilities_row_stride = desc->row_stride;
         if (!case_check(c, &unused)) c->checks &= ~(uint32_t)CASE_IN_PLACE;
     }
+    if ((desc->outputs & CLXENT_OUTPUT_GRADIENT) != 0 && desc->gradient_mode == CLXENT_GRADIENT_WRITE &&
+        chance(&random, desc->gradient_row_stride != 0 ? 50 : 5))
+        desc->gradient_padding = CLXENT_GRADIENT_PADDING_ZERO;
 }
 
 /* ---- Shrinking ----------------------------------------------------------------------------- */
