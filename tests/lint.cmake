@@ -59,8 +59,22 @@ endforeach()
 # -cl-no-stdinc leaves out clang's own table of builtins, which lacks vload_half where the device lacks fp16;
 # opencl-c.h, which -finclude-default-header then brings, has it.
 set(flags -x cl -cl-std=CL1.2 -cl-no-stdinc -Xclang -finclude-default-header -target spir64
-  -Wall -Wextra -Wconversion -Wdouble-promotion -Werror -fsyntax-only
-  ${parts})
+  -Wall -Wextra -Wdouble-promotion -Werror -fsyntax-only)
+
+# clang 19's -Wconversion takes every vector condition of ?:, && and || for a conversion to bool. OpenCL C has such
+# conditions: they choose element by element. The groups below are all of -Wconversion but that diagnostic, which has
+# no group of its own.
+set(conversion -Wconversion)
+set(probe ${CMAKE_CURRENT_BINARY_DIR}/lint_${PROGRAM}_probe.cl)
+file(WRITE ${probe} "int4 f(int4 a, int4 b) { return a < b ? a : b; }\n")
+execute_process(COMMAND ${CLANG} ${flags} ${conversion} ${probe}
+  RESULT_VARIABLE status OUTPUT_QUIET ERROR_QUIET)
+if(NOT status EQUAL 0)
+  set(conversion -Wbitfield-enum-conversion -Wbool-conversion -Wconstant-conversion -Wenum-conversion
+    -Wfloat-conversion -Wimplicit-float-conversion -Wimplicit-int-conversion -Wint-conversion -Wliteral-conversion
+    -Wnon-literal-null-conversion -Wnull-conversion -Wshorten-64-to-32 -Wsign-conversion -Wstring-conversion)
+endif()
+list(APPEND flags ${conversion} ${parts})
 
 set(turn 0)
 list(LENGTH dtypes count)
