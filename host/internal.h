@@ -182,6 +182,9 @@ clxent_tuning clxent_tuning_choose(const clxent_tuning_rows *own, const clxent_d
 clxent_tuning clxent_tuning_clamp(const clxent_tuning *tuning, const clxent_device *device,
                                   const clxent_desc *desc);
 
+/* Why device's driver cannot be given groups of so many work-items, and the most that it takes; NULL where it can. */
+const char *clxent_tuning_driver_fault(const clxent_device *device, uint32_t group, uint32_t *most);
+
 /* ---- plan.c, enqueue.c --------------------------------------------------------------------- */
 
 /* How a plan's rows are shared out; cross_entropy.cl and lanes.cl say more. */

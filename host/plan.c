@@ -197,6 +197,17 @@ static void choose_strategy(clxent_plan *plan)
     }
 }
 
+static clxent_status check_driver(const clxent_plan *plan)
+{
+    uint32_t most;
+    const char *fault = clxent_tuning_driver_fault(&plan->ctx->device, plan->group, &most);
+
+    if (fault == NULL) return CLXENT_OK;
+    return clxent_fail(plan->ctx, CLXENT_ERROR_UNSUPPORTED,
+                       "tuning asks for a work-group of %u: takes at most %u; %s", (unsigned)plan->group,
+                       (unsigned)most, fault);
+}
+
 static clxent_status get_program(const clxent_plan *plan, cl_program *out)
 {
     const clxent_desc *desc = &plan->desc;
@@ -313,6 +324,7 @@ static clxent_status choose_program(clxent_plan *plan, const clxent_tuning *tuni
         plan->tuning = tuning != NULL ? clxent_tuning_clamp(tuning, &limited, &plan->desc)
                                       : clxent_tuning_choose(ctx->tuning, &limited, &plan->desc);
         choose_strategy(plan);
+        CLXENT_TRY(check_driver(plan));
         CLXENT_TRY(get_program(plan, out));
         clxent_status status = find_group_limit(plan, *out, &limit);
         if (status == CLXENT_OK && limit == SIZE_MAX) return CLXENT_OK;

@@ -99,6 +99,39 @@ clxent_tuning clxent_tuning_clamp(const clxent_tuning *tuning, const clxent_devi
     return t;
 }
 
+/* ---- Faults of drivers --------------------------------------------------------------------- */
+
+/* Work-groups that a driver's compiler does not survive. It ends the process, so that nothing can be tried: such a
+ * plan is refused. driver and version are the beginning of CL_DRIVER_VERSION and a part of CL_DEVICE_VERSION. */
+static const struct driver_fault {
+    const char *driver, *version;
+    int kind;
+    uint32_t most_group;
+    const char *text;
+} driver_faults[] = {
+    /* PoCL 6.0 with LLVM 18 (Debian 13), CPU devices: "LLVM ERROR: Instruction Combining did not reach a fixpoint after
+     * 1 iterations", then abort(), at the first launch of many kernels with barriers; which of them changes with any
+     * edit. https://github.com/pocl/pocl/issues/1608; 6.1 leaves that pass out. To repeat, without this entry:
+     * clxent_plan_create_tuned() with LANES(8, 1, 1 << 19, 0) of tests/strategies.h, then a run of 19 rows of 20 f32
+     * classes. */
+    { "6.0", "PoCL", KIND_CPU, 1,
+      "PoCL 6.0 may end the process when it compiles larger ones (pocl issue 1608)" },
+};
+
+const char *clxent_tuning_driver_fault(const clxent_device *device, uint32_t group, uint32_t *most)
+{
+    for (size_t i = 0; i < sizeof driver_faults / sizeof *driver_faults; i++) {
+        const struct driver_fault *f = &driver_faults[i];
+        const int kind = (device->type & CL_DEVICE_TYPE_CPU) != 0 ? KIND_CPU : KIND_GPU;
+        if (kind != f->kind || group <= f->most_group) continue;
+        if (strncmp(device->driver, f->driver, strlen(f->driver)) != 0) continue;
+        if (strstr(device->version, f->version) == NULL) continue;
+        *most = f->most_group;
+        return f->text;
+    }
+    return NULL;
+}
+
 /* ---- Rows as text -------------------------------------------------------------------------- */
 
 typedef enum limits { TAKES_GROUP, TAKES_VECTOR, TAKES_BLOCK, TAKES_NUMBER } limits;

@@ -50,8 +50,29 @@ static cl_device_id find_device(cl_device_type type)
     return NULL;
 }
 
+/* What CLXENT_TEST_TUNING names, NULL where it is not set. The caller frees it. */
+static char *read_tuning(void)
+{
+    enum { MOST = 65536 };
+    const char *path = getenv("CLXENT_TEST_TUNING");
+
+    if (path == NULL || path[0] == '\0') return NULL;
+    FILE *file = fopen(path, "r");
+    cr_assert(file != NULL, "CLXENT_TEST_TUNING: %s cannot be opened", path);
+    char *text = take_memory(MOST + 1);
+    const size_t length = fread(text, 1, MOST, file);
+    cr_assert(feof(file), "CLXENT_TEST_TUNING: %s has more than %d bytes", path, MOST);
+    text[length] = '\0';
+    (void)fclose(file);
+    return text;
+}
+
+/* Why driver_takes() last answered no; "" where it never did. */
+static char not_taken[256];
+
 void open_device(void)
 {
+    clxent_context_options options = CLXENT_CONTEXT_OPTIONS_INIT;
     cl_int code;
 
     device.id = find_device(CL_DEVICE_TYPE_GPU);
@@ -63,9 +84,32 @@ void open_device(void)
     cr_assert(code == CL_SUCCESS, "clCreateContext: %d", code);
     device.queue = clCreateCommandQueue(device.cl, device.id, 0, &code);
     cr_assert(code == CL_SUCCESS, "clCreateCommandQueue: %d", code);
-    code = clxent_context_create(&device.ctx, device.cl, device.id, NULL);
+    char *tuning = read_tuning();
+    options.tuning = tuning;
+    code = clxent_context_create(&device.ctx, device.cl, device.id, &options);
     cr_assert(code == CLXENT_OK, "clxent_context_create: %s", clxent_status_string(code));
+    free(tuning);
     device.has_f64 = device.ctx->device.has_f64;
+}
+
+bool driver_takes(const clxent_tuning *tuning)
+{
+    const uint32_t group = tuning->group > tuning->lane_group ? tuning->group : tuning->lane_group;
+    uint32_t most;
+    const char *fault = clxent_tuning_driver_fault(&device.ctx->device, group, &most);
+
+    if (fault != NULL)
+        (void)snprintf(not_taken, sizeof not_taken, "work-groups of %u: %s", (unsigned)group, fault);
+    return fault == NULL;
+}
+
+void skip_unless_driver_takes(const clxent_tuning *tuning)
+{
+    if (driver_takes(tuning)) return;
+    char reason[sizeof not_taken];
+    memcpy(reason, not_taken, sizeof reason);
+    not_taken[0] = '\0';
+    cr_skip("%s", reason);
 }
 
 /* Of this process, by dtype of the logits and output. */
@@ -97,6 +141,8 @@ static void print_worst_errors(void)
 void close_device(void)
 {
     if (wants_ratios()) print_worst_errors();
+    if (not_taken[0] != '\0') (void)fprintf(stderr, "[SKIP] a part of this test, %s\n", not_taken);
+    not_taken[0] = '\0';
     clxent_context_destroy(device.ctx);
     if (device.queue != NULL) clReleaseCommandQueue(device.queue);
     if (device.cl != NULL) clReleaseContext(device.cl);

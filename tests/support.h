@@ -26,8 +26,15 @@ extern struct test_device {
 } device;
 
 /* The first GPU, else the first device. None is a failure, or a skipped test where the environment
- * has CLXENT_TEST_ALLOW_NO_DEVICE=1. */
+ * has CLXENT_TEST_ALLOW_NO_DEVICE=1. Plans have the parameters of the file that CLXENT_TEST_TUNING names, in the form of
+ * clxent_context_options.tuning. */
 void open_device(void);
+
+/* Whether the driver can compile groups of the size that tuning has. Where it cannot, close_device() reports the reason
+ * in a line with [SKIP], which test.sh counts. */
+struct clxent_tuning;
+bool driver_takes(const struct clxent_tuning *tuning);
+void skip_unless_driver_takes(const struct clxent_tuning *tuning); /* the whole test */
 
 /* Where the environment has CLXENT_TEST_RATIOS=1, says on stderr how near run_case() came to the bounds. */
 void close_device(void);

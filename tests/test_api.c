@@ -181,6 +181,71 @@ Test(api, f64_without_device_support_is_unsupported)
     clxent_plan_destroy(plan);
 }
 
+/* PoCL 6.0's compiler ends the process: nothing but a refusal before it is asked can be told apart from a crash. */
+Test(api, groups_that_the_drivers_compiler_does_not_survive_are_refused)
+{
+    static const struct {
+        const char *driver, *version;
+        bool cpu, takes;
+    } drivers[] = {
+        { "6.0", "OpenCL 3.0 PoCL HSTR: cpu-x86_64-pc-linux-gnu-haswell", true, false },
+        { "6.0+debian", "OpenCL 3.0 PoCL HSTR: cpu-x86_64-pc-linux-gnu-haswell", true, false },
+        { "6.0", "OpenCL 3.0 PoCL HSTR: CUDA-sm_80", false, true },
+        { "6.1", "OpenCL 3.0 PoCL HSTR: cpu-x86_64-pc-linux-gnu-haswell", true, true },
+        { "3.1+debian", "OpenCL 3.0 PoCL HSTR: pthread-x86_64-pc-linux-gnu-haswell", true, true },
+        { "6.0", "OpenCL 3.0 (Build 0)", true, true },
+    };
+    const clxent_tuning groups[] = {
+        { .group = 8, .vector = 4, .block = 4, .elements = 1, .lane_group = 1, .lane_vector = 4 },
+        { .group = 1,
+          .vector = 4,
+          .block = 4,
+          .lane_classes = 32,
+          .lane_group = 2,
+          .lane_vector = 1,
+          .lane_cache = 4096 },
+    };
+    clxent_device *d = &device.ctx->device;
+    clxent_desc desc = CLXENT_DESC_INIT;
+    clxent_plan *plan;
+    uint32_t most;
+
+    desc.outputs = CLXENT_OUTPUT_LOSS;
+    desc.batch = 1;
+    desc.seq = 1;
+    desc.classes = 4;
+    for (size_t i = 0; i < sizeof drivers / sizeof *drivers; i++) {
+        (void)snprintf(d->driver, sizeof d->driver, "%s", drivers[i].driver);
+        (void)snprintf(d->version, sizeof d->version, "%s", drivers[i].version);
+        d->type = drivers[i].cpu ? CL_DEVICE_TYPE_CPU : CL_DEVICE_TYPE_GPU;
+        for (uint32_t group = 1; group <= 1024; group *= 2) {
+            const bool takes = group == 1 || drivers[i].takes;
+            cr_assert((clxent_tuning_driver_fault(d, group, &most) == NULL) == takes, "driver %s, group %u",
+                      drivers[i].driver, (unsigned)group);
+        }
+        for (size_t k = 0; !drivers[i].takes && k < 2; k++) {
+            cr_assert(clxent_plan_create_tuned(&plan, device.ctx, &desc, &groups[k]) ==
+                          CLXENT_ERROR_UNSUPPORTED,
+                      "driver %s, tuning %zu: %s", drivers[i].driver, k, last_error());
+            cr_assert(plan == NULL);
+            check_text("tuning",
+                       WORDS(k == 0 ? "work-group of 8" : "work-group of 2", "at most 1", "PoCL 6.0"));
+        }
+    }
+
+    /* What the library chooses by itself is never refused. */
+    (void)snprintf(d->driver, sizeof d->driver, "%s", drivers[0].driver);
+    (void)snprintf(d->version, sizeof d->version, "%s", drivers[0].version);
+    d->type = CL_DEVICE_TYPE_CPU;
+    for (uint32_t dtype = CLXENT_F32; dtype <= CLXENT_F64; dtype++) {
+        desc.dtype = dtype;
+        const clxent_tuning t = clxent_tuning_choose(NULL, d, &desc);
+        cr_assert(clxent_tuning_driver_fault(d, t.group, &most) == NULL &&
+                      clxent_tuning_driver_fault(d, t.lane_group, &most) == NULL,
+                  "dtype %u", (unsigned)dtype);
+    }
+}
+
 Test(api, a_plan_names_its_strategy)
 {
     const char *strategy = clxent_plan_strategy(f.plan);

@@ -63,6 +63,7 @@ static void check_desc(const clxent_tuning *tuning, const clxent_desc *desc, uin
 {
     char name[256];
 
+    if (!driver_takes(tuning)) return;
     (void)snprintf(
         name, sizeof name,
         "group %u vector %u block %u cache %u elements %u stream %u piece %u split %u, lanes of %u x %u in "
@@ -132,6 +133,7 @@ Test(variants, work_groups_of_every_size)
         ROWS(2, 1, 16, 8192, 1, 0),
         ROWS(256, 4, 4, 16384, 1024, 0),
     };
+    skip_unless_driver_takes(&tunings[0]);
     /* PoCL takes 10 s to compile each, Oclgrind as long to run the largest */
     for (size_t i = 0; i < (small_run() ? 2 : volume(COUNT(tunings), 1)); i++) {
         check_sizes(&tunings[i], CLXENT_F32, false);
@@ -149,6 +151,7 @@ Test(variants, work_groups_of_every_size)
 Test(variants, work_groups_serve_every_dtype)
 {
     const clxent_tuning fours = ROWS(8, 4, 4, 8192, 1024, 0), eights = ROWS(8, 8, 4, 8192, 1024, 0);
+    skip_unless_driver_takes(&fours);
     for (uint32_t dtype = CLXENT_F16; dtype <= CLXENT_F64; dtype++) {
         const clxent_tuning tuning = dtype == CLXENT_F64 ? fours : eights; /* as in tuning.def */
         if (!small_run() && !full_run() && dtype != CLXENT_BF16) continue;
@@ -296,6 +299,7 @@ Test(variants, split_rows_have_the_bits_of_whole_ones)
         { PIECES(4, 4, 4, 0, 128, 0), PIECES(4, 4, 4, 0, 128, UINT32_MAX), 517 },
     };
     for (size_t i = 0; i < (small_run() ? COUNT(cases) : volume(COUNT(cases), 1)); i++) {
+        if (!driver_takes(&cases[i].split)) continue;
         for (int general = 0; general < 2; general++) {
             for (int in_place = 0; in_place < 2; in_place++) {
                 const size_t classes = small_run() && i == 0 ? 1100 : cases[i].classes;
@@ -343,6 +347,7 @@ Test(variants, accumulating_a_gradient_of_0_leaves_the_sign_of_a_0)
     for (size_t t = 0; t <= EACH_STRATEGY; t++) {
         const bool inner = t == EACH_STRATEGY;
         const clxent_tuning tuning = strategy_for(CLXENT_F32, inner ? EACH_LANES : t);
+        if (!driver_takes(&tuning)) continue;
         for (size_t i = 0; i < COUNT(classes); i++) {
             clxent_desc desc = CLXENT_DESC_INIT;
             clxent_host_args out;

@@ -258,24 +258,37 @@ static void shape_text(const clxent_desc *desc, char *text, size_t size)
              desc->outputs == LOSS ? "loss" : "loss + gradient");
 }
 
-/* Seconds of desc under each of rows, in turn: an array [pairs][count] that the caller frees, or NULL. */
-static double *time_rows(tuner *t, const struct shape *s, parameters rows[][FAMILIES], size_t count)
+/* Seconds of desc under each of rows, in turn: an array [pairs][*timed_rows] that the caller frees, or NULL. column[i] is
+ * the place of row i in it, NO_COLUMN where the driver refuses the row; it never refuses the first. */
+enum { NO_COLUMN = -1 };
+static double *time_rows(tuner *t, const struct shape *s, parameters rows[][FAMILIES], size_t count,
+                         int column[], size_t *timed_rows)
 {
     const clxent_desc desc = desc_of(t, s);
     timed runs[VALUES + 1];
     const timed *list[VALUES + 1];
     double *seconds = NULL;
+    size_t n = 0;
     bool good = true;
 
     memset(runs, 0, sizeof runs);
     for (size_t i = 0; good && i < count; i++) {
-        list[i] = &runs[i];
-        good = use(t, rows[i]) && timed_plan(&t->m, &runs[i], &desc, false, NULL);
+        clxent_status status = CLXENT_OK;
+        column[i] = NO_COLUMN;
+        good = use(t, rows[i]);
+        if (good && timed_plan(&t->m, &runs[n], &desc, false, i > 0 ? &status : NULL)) {
+            column[i] = (int)n;
+            list[n] = &runs[n];
+            n++;
+        } else if (status != CLXENT_ERROR_UNSUPPORTED) {
+            good = false;
+        }
     }
     t->m.progress_from = (double)t->taken / (double)t->steps;
     t->m.progress_to = (double)++t->taken / (double)t->steps;
-    if (good && !measure_times(&t->m, list, count, t->pairs, &seconds)) seconds = NULL;
-    for (size_t i = 0; i < count; i++) timed_release(&runs[i]);
+    if (good && !measure_times(&t->m, list, n, t->pairs, &seconds)) seconds = NULL;
+    for (size_t i = 0; i < n; i++) timed_release(&runs[i]);
+    *timed_rows = n;
     return seconds;
 }
 
@@ -301,10 +314,14 @@ static bool search_one(tuner *t, int family, const struct search *search, bool *
             t->late = true;
             return true;
         }
-        double *seconds = time_rows(t, &shapes[s], rows, count);
+        int column[VALUES + 1];
+        size_t n;
+        double *seconds = time_rows(t, &shapes[s], rows, count, column, &n);
         if (seconds == NULL) return false;
         for (size_t i = 1; i < count; i++)
-            logs[i] += log(summarize_times(seconds, count, t->pairs, i, 0).median);
+            logs[i] += column[i] == NO_COLUMN
+                           ? INFINITY
+                           : log(summarize_times(seconds, n, t->pairs, (size_t)column[i], 0).median);
         free(seconds);
         bearing++;
     }
@@ -350,12 +367,14 @@ static bool compare(tuner *t, const parameters start[FAMILIES], outcome *o)
         const int family = shapes[s].dtype == CLXENT_F64 ? FAMILY_F64 : FAMILY_ANY;
         const bool same = memcmp(&start[family], &t->best[family], sizeof start[family]) == 0;
         if (!has_shape(t, &shapes[s], family) || (family == FAMILY_F64 && !t->has_f64)) continue;
-        double *seconds = time_rows(t, &shapes[s], rows, same ? 1 : 2);
+        int column[2];
+        size_t n;
+        double *seconds = time_rows(t, &shapes[s], rows, same ? 1 : 2, column, &n);
         if (seconds == NULL) return false;
         o->measured[s] = true;
-        o->before[s] = summarize_times(seconds, same ? 1 : 2, t->pairs, 0, 2).median;
-        o->after[s] = same ? o->before[s] : summarize_times(seconds, 2, t->pairs, 1, 2).median;
-        o->ratio[s] = same ? 1 : summarize_times(seconds, 2, t->pairs, 1, 0).median;
+        o->before[s] = summarize_times(seconds, n, t->pairs, 0, 2).median;
+        o->after[s] = n == 1 ? o->before[s] : summarize_times(seconds, n, t->pairs, 1, 2).median;
+        o->ratio[s] = n == 1 ? 1 : summarize_times(seconds, n, t->pairs, 1, 0).median;
         logs[family] += log(o->ratio[s]);
         free(seconds);
     }
