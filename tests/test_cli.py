@@ -1357,12 +1357,14 @@ class Verify(Case):
         self.assertRegex(text, r"130\s+after\s+SIGINT\s+and\s+143\s+after\s+SIGTERM")
 
     def test_the_command_that_repeats_a_case_has_the_flags_that_matter(self):
-        for flags in ([], ["--no-tuning"], ["--no-tuning", "--device", "0"]):
+        rows = self.raw("rows.def", b"")
+        for flags in ([], ["--no-tuning"], ["--no-tuning", "--device", "0"], ["--tuning", rows]):
             lines = self.signalled(signal.SIGABRT, *flags)
             self.assertIn("crashed; repeat with", lines[1])
             begins = "  clxent verify"
             begins += " --device '0'" if "--device" in flags else ""
             begins += " --no-tuning" if "--no-tuning" in flags else ""
+            begins += f" --tuning '{rows}'" if "--tuning" in flags else ""
             self.assertTrue(lines[2].startswith(begins + " --case '"), lines)
 
     def test_one_case_repeats_by_number_and_by_text(self):
@@ -1763,6 +1765,19 @@ class Tune(Case):
             self.succeed("info", "--no-tuning", env=self.env)
         os.remove(self.stored())
         self.assertIsNone(self.info()["tuning"])
+
+    def test_a_named_file_of_rows_is_used_and_its_faults_are_final(self):
+        own = self.path("own.def")
+        with open(own, "w") as stream:
+            stream.write(self.ROW)
+        mine = self.info("--tuning", own)
+        self.assertEqual(mine["tuning"], own)
+        self.assertIn("vectors of 4, blocks of 32", mine["strategies"][1]["strategy"])
+        for text, mentions in ((self.ROW.replace("1, 4, 8", "1, 3, 8"), ["line 1", "vector is '3'"]), ("a\0b", ["text"])):
+            with open(own, "w") as stream:
+                stream.write(text)
+            self.refuse("verify", "--cases", 1, "--tuning", own, env=self.env, mentions=[own, *mentions])
+        self.refuse("verify", "--cases", 1, "--tuning", self.path("none"), env=self.env, mentions=["No such file"])
 
     def test_what_cannot_be_stored_is_found_before_the_search(self):
         for folder in (self.raw("file", b""), "/proc/no"):

@@ -119,10 +119,10 @@ typedef struct clxent_context_options {
      * any number of them, with C comments between. device is CPU, GPU (accelerators included) or ANY; name a part of
      * CL_DEVICE_NAME or CL_DEVICE_VENDOR, or *; dtype F32, F16, BF16, F64 or ANY_DTYPE, of the logits; the others
      * are whole numbers, told of in host/tuning.def. group and lane_group take a power of two up to 4096, vector and
-     * lane_vector 1, 4, 8 or 16, block a multiple of 4 up to 4096. What is more than the device has, or
-     * takes for a kernel, or 1024 work-items, is cut down to it. Results keep their error bounds under any row; only elements, stream
-     * and split never change a bit of them. A plan whose row asks for groups that end the process in the driver's compiler fails with
-     * CLXENT_ERROR_UNSUPPORTED and names the driver's fault; the library's own rows ask for none. */
+     * lane_vector 1, 4, 8 or 16, block a multiple of 4 up to 4096. What is more than the device has, or takes
+     * for a kernel, or 1024 work-items, is cut down to it. Results keep their error bounds under any row; only elements,
+     * stream and split never change a bit of them. A plan whose row asks for groups that end the process in the driver's
+     * compiler fails with CLXENT_ERROR_UNSUPPORTED and names the driver's fault; the library's own rows ask for none. */
     const char *tuning;
 } clxent_context_options;
 #define CLXENT_CONTEXT_OPTIONS_INIT                      \
@@ -306,7 +306,8 @@ typedef struct clxent_plan clxent_plan;
  * outputs, not from rows or strides: a batch and its chunks have the same.
  *
  * Returns CLXENT_ERROR_NULL_ARGUMENT, _INVALID_DESC, _UNSUPPORTED (f64 without device support, a kernel that the device
- * takes in no work-group at all, options.tuning with groups that the driver cannot compile), _OUT_OF_HOST_MEMORY, _BUILD_FAILED or a cl_int; *out is NULL then. */
+ * takes in no work-group at all, options.tuning with groups that the driver cannot compile), _OUT_OF_HOST_MEMORY,
+ * _BUILD_FAILED or a cl_int; *out is NULL then. */
 CLXENT_API clxent_status clxent_plan_create(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc);
 CLXENT_API void clxent_plan_destroy(clxent_plan *plan);
 

@@ -357,9 +357,10 @@ int suite_first_plan(const cli_device *device)
 static bool first_plan_elsewhere(const cli_device *device, double *seconds)
 {
     static char self[] = "/proc/self/exe", bench[] = "bench", what[] = "--first-plan", flag[] = "--device",
-                plain[] = "--no-tuning";
+                plain[] = "--no-tuning", tuning[] = "--tuning";
     char index[32], text[64] = "";
-    char *const argv[] = { self, bench, what, flag, index, cli_no_tuning ? plain : NULL, NULL };
+    char *const how = cli_tuning_file != NULL ? tuning : cli_no_tuning ? plain : NULL;
+    char *const argv[] = { self, bench, what, flag, index, how, cli_tuning_file, NULL };
     int ends[2], status;
     ssize_t length;
 

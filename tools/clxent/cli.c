@@ -51,7 +51,7 @@ int cli_fail_status(const clxent_context *ctx, const char *subject, clxent_statu
 
 /* ---- Options -------------------------------------------------------------------------------- */
 
-enum { KEY_DEVICE = 0x1000, KEY_JSON, KEY_NO_TUNING };
+enum { KEY_DEVICE = 0x1000, KEY_JSON, KEY_NO_TUNING, KEY_TUNING };
 
 static error_t parse_common(int key, char *text, struct argp_state *state)
 {
@@ -59,6 +59,7 @@ static error_t parse_common(int key, char *text, struct argp_state *state)
     if (key == KEY_DEVICE) common->device = text;
     else if (key == KEY_JSON) common->json = true;
     else if (key == KEY_NO_TUNING) cli_no_tuning = true;
+    else if (key == KEY_TUNING) cli_tuning_file = text;
     else if (key == ARGP_KEY_ARG) argp_error(state, "unexpected argument '%s'", text);
     else return ARGP_ERR_UNKNOWN;
     return 0;
@@ -75,6 +76,11 @@ static const struct argp_option common_options[] = {
       "Use the built-in parameters of kernels, not those that clxent tune stored for the device (default: "
       "stored ones "
       "where there are any)",
+      0 },
+    { "tuning", KEY_TUNING, "FILE", 0,
+      "Use the parameters of kernels in FILE, written as clxent tune stores them (default: those stored for "
+      "the "
+      "device)",
       0 },
     { 0 },
 };
@@ -242,6 +248,7 @@ static void read_log(const char *message, void *payload)
 /* ---- Stored parameters ---------------------------------------------------------------------- */
 
 bool cli_no_tuning;
+char *cli_tuning_file;
 
 /* Device and driver, as far as file names can tell them, and a hash (FNV-1a) of both whole. */
 char *cli_tuning_path(const cli_device *device)
@@ -273,8 +280,8 @@ char *cli_tuning_path(const cli_device *device)
     return path;
 }
 
-/* The text of path, NULL where there is none. Says what is wrong with a file that is there. */
-static char *read_tuning(const char *path)
+/* The text of path, NULL where there is none. Says what is wrong with a file that is there, and adds what follows. */
+static char *read_tuning(const char *path, const char *follows)
 {
     enum { MOST = 65536 };
     FILE *file = fopen(path, "r");
@@ -284,10 +291,11 @@ static char *read_tuning(const char *path)
     errno = file == NULL ? errno : 0;
     if (file != NULL) text = malloc(MOST + 1);
     if (text != NULL) length = fread(text, 1, MOST + 1, file);
-    if ((file == NULL && errno != ENOENT && errno != ENOTDIR) || (file != NULL && ferror(file))) {
-        cli_fail(path, "cannot be read: %s; the built-in parameters are used", strerror(errno));
+    const bool absent = file == NULL && (errno == ENOENT || errno == ENOTDIR);
+    if ((file == NULL && !absent) || (absent && cli_tuning_file != NULL) || (file != NULL && ferror(file))) {
+        cli_fail(path, "cannot be read: %s%s", strerror(errno), follows);
     } else if (length > MOST || (text != NULL && memchr(text, '\0', length) != NULL)) {
-        cli_fail(path, "is no text of at most %d bytes; the built-in parameters are used", MOST);
+        cli_fail(path, "is no text of at most %d bytes%s", MOST, follows);
     } else if (text != NULL) {
         text[length] = '\0';
         fclose(file);
@@ -327,13 +335,16 @@ bool cli_open(cli_session *session, const cli_device *device)
 {
     const cl_context_properties properties[] = { CL_CONTEXT_PLATFORM, (cl_context_properties)device->platform,
                                                  0 };
-    char *path = cli_no_tuning ? NULL : cli_tuning_path(device);
-    char *text = path != NULL ? read_tuning(path) : NULL;
+    const bool asked = cli_tuning_file != NULL; /* then nothing else will do */
+    const char *follows = asked ? "" : "; the built-in parameters are used";
+    char *path = asked ? strdup(cli_tuning_file) : cli_no_tuning ? NULL : cli_tuning_path(device);
+    char *text = path != NULL ? read_tuning(path, follows) : NULL;
     clxent_status status = CLXENT_ERROR_INTERNAL;
     cl_int code;
 
     memset(session, 0, sizeof *session);
     session->device = *device;
+    if (asked && text == NULL) goto done;
     session->cl = clCreateContext(properties, 1, &device->id, NULL, NULL, &code);
     if (session->cl == NULL) {
         cli_fail(device->name, "clCreateContext: %s", clxent_status_string(code));
@@ -341,7 +352,11 @@ bool cli_open(cli_session *session, const cli_device *device)
     }
     status = create_context(session, text, &session->ctx);
     if (text != NULL && status == CLXENT_ERROR_INVALID_ARGUMENT) {
-        cli_fail(path, "%s; the built-in parameters are used", latest_line);
+        cli_fail(path, "%s%s", latest_line, follows);
+        if (asked) {
+            cli_close(session);
+            goto done;
+        }
         status = create_context(session, NULL, &session->ctx);
     } else if (text != NULL && status == CLXENT_OK) {
         session->tuning = path;

@@ -84,7 +84,8 @@ typedef struct cli_session {
 /* With the parameters that `clxent tune` stored for the device; where they cannot be read, warns and takes the library's
  * own. Says what failed. The session stays where it is until it is closed. */
 bool cli_open(cli_session *session, const cli_device *device);
-extern bool cli_no_tuning; /* --no-tuning: no stored parameters are looked for */
+extern bool cli_no_tuning;    /* --no-tuning: no stored parameters are looked for */
+extern char *cli_tuning_file; /* --tuning: these instead of the stored ones, and a fault of them is final */
 
 /* Where parameters for device are stored, whether or not they are; NULL where the environment names no folder. The
  * caller frees it. */

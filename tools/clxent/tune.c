@@ -627,6 +627,7 @@ int command_tune(int argc, char **argv)
     char *path = cli_tuning_path(&device);
     if (path == NULL)
         return cli_fail(NULL, "neither XDG_CACHE_HOME nor HOME names a folder to store the result in");
+    cli_tuning_file = NULL;
     cli_no_tuning = true; /* the search starts from the library's own */
     bool good = store(&t, path, NULL) && measure_open(&t.m, &device, t.logits);
     if (good) {

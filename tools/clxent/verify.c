@@ -162,13 +162,14 @@ static void catch_interrupts(void)
 static void write_command(const verification *v, const char *arguments, char command[COMMAND_SIZE])
 {
     const char *device = v->options->common.device;
-    char chosen[256] = "";
+    char chosen[256] = "", tuning[1024] = "";
 
     if (device != NULL && strchr(device, '\'') == NULL)
         snprintf(chosen, sizeof chosen, " --device '%s'", device);
     else if (device != NULL) snprintf(chosen, sizeof chosen, " --device %zu", v->session.device.index);
-    snprintf(command, COMMAND_SIZE, "clxent verify%s%s %s", chosen, cli_no_tuning ? " --no-tuning" : "",
-             arguments);
+    if (cli_tuning_file != NULL) snprintf(tuning, sizeof tuning, " --tuning '%s'", cli_tuning_file);
+    else if (cli_no_tuning) snprintf(tuning, sizeof tuning, " --no-tuning");
+    snprintf(command, COMMAND_SIZE, "clxent verify%s%s %s", chosen, tuning, arguments);
 }
 
 static void write_case_command(const verification *v, const verify_case *c, char command[COMMAND_SIZE])
