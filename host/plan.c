@@ -468,17 +468,15 @@ static void describe(clxent_plan *plan)
     }
 }
 
-/* tuning: NULL: the table's. span_rows, part_rows: at most the desc's rows. */
-static clxent_status create(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc,
-                            const clxent_tuning *tuning, size_t span_rows, size_t part_rows)
+/* A plan without parameters, kernels and workspace. span_rows, part_rows: at most the desc's rows. */
+static clxent_status prepare(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc,
+                             size_t span_rows, size_t part_rows)
 {
     clxent_status status;
     clxent_desc complete;
     clxent_plan *plan;
     char text[TEXT_SIZE];
 
-    if (out == NULL) return CLXENT_ERROR_NULL_ARGUMENT;
-    *out = NULL;
     if (ctx == NULL) return CLXENT_ERROR_NULL_ARGUMENT;
     if (desc == NULL)
         return clxent_fail(ctx, CLXENT_ERROR_NULL_ARGUMENT, "desc is NULL: takes a clxent_desc");
@@ -502,6 +500,20 @@ static clxent_status create(clxent_plan **out, clxent_context *ctx, const clxent
     plan->part_rows = part_rows < plan->rows ? part_rows : plan->rows;
     plan->reduce_unit = clxent_span_unit(&complete);
     plan->partials_per_unit = (plan->reduce_unit - 1) / REDUCE_ROWS + 1;
+    *out = plan;
+    return CLXENT_OK;
+}
+
+/* tuning: NULL: the table's. */
+static clxent_status create(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc,
+                            const clxent_tuning *tuning, size_t span_rows, size_t part_rows)
+{
+    clxent_status status;
+    clxent_plan *plan;
+
+    if (out == NULL) return CLXENT_ERROR_NULL_ARGUMENT;
+    *out = NULL;
+    CLXENT_TRY(prepare(&plan, ctx, desc, span_rows, part_rows));
     CLXENT_TRY_OR_FAIL(build_kernels(plan, tuning));
     CLXENT_TRY_OR_FAIL(lay_out_workspace(plan));
     describe(plan);
@@ -529,6 +541,20 @@ clxent_status clxent_plan_create_for_parts(clxent_plan **out, clxent_context *ct
 clxent_status clxent_plan_create(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc)
 {
     return create(out, ctx, desc, NULL, CLXENT_ALL_ROWS, CLXENT_ALL_ROWS);
+}
+
+clxent_status clxent_plan_describe(clxent_context *ctx, const clxent_desc *desc, char *text, size_t size)
+{
+    clxent_plan *plan;
+
+    if (text != NULL && size > 0) text[0] = '\0';
+    CLXENT_TRY(prepare(&plan, ctx, desc, CLXENT_ALL_ROWS, CLXENT_ALL_ROWS));
+    plan->tuning = clxent_tuning_choose(ctx->tuning, &ctx->device, &plan->desc);
+    choose_strategy(plan);
+    describe(plan);
+    if (text != NULL && size > 0) (void)snprintf(text, size, "%s", plan->strategy);
+    clxent_plan_destroy(plan);
+    return CLXENT_OK;
 }
 
 void clxent_plan_destroy(clxent_plan *plan)

@@ -252,6 +252,42 @@ Test(api, a_plan_names_its_strategy)
     cr_assert(strategy != NULL && strategy[0] != '\0' && strchr(strategy, '\n') == NULL);
 }
 
+static void count_programs(const char *message, void *payload)
+{
+    if (strncmp(message, "program: ", 9) == 0) ++*(size_t *)payload;
+}
+
+Test(api, a_strategy_is_told_before_anything_is_compiled)
+{
+    clxent_context_options options = CLXENT_CONTEXT_OPTIONS_INIT;
+    clxent_context *ctx;
+    clxent_plan *plan;
+    char text[512], start[9] = "........";
+    size_t programs = 0;
+
+    options.log = count_programs;
+    options.log_payload = &programs;
+    cr_assert(clxent_context_create(&ctx, device.cl, device.id, &options) == CLXENT_OK);
+    cr_assert(clxent_plan_describe(ctx, &f.desc, text, sizeof text) == CLXENT_OK);
+    cr_assert(clxent_plan_describe(ctx, &f.desc, start, sizeof start) == CLXENT_OK);
+    cr_assert(clxent_plan_describe(ctx, &f.desc, NULL, 0) == CLXENT_OK);
+    cr_assert_eq(programs, 0);
+    cr_assert(clxent_plan_create(&plan, ctx, &f.desc) == CLXENT_OK);
+    cr_assert_eq(programs, 1);
+    cr_assert_str_eq(text, clxent_plan_strategy(plan));
+    cr_assert(strlen(start) == 8 && strncmp(start, text, 8) == 0, "%s", start);
+    clxent_plan_destroy(plan);
+
+    cr_assert(clxent_plan_describe(NULL, &f.desc, text, sizeof text) == CLXENT_ERROR_NULL_ARGUMENT);
+    cr_assert_str_eq(text, "");
+    cr_assert(clxent_plan_describe(ctx, NULL, text, sizeof text) == CLXENT_ERROR_NULL_ARGUMENT);
+    f.desc.classes = 0;
+    strcpy(text, "before");
+    cr_assert(clxent_plan_describe(ctx, &f.desc, text, sizeof text) == CLXENT_ERROR_INVALID_DESC);
+    cr_assert_str_eq(text, "");
+    clxent_context_destroy(ctx);
+}
+
 Test(api, a_plan_outlives_its_context)
 {
     clxent_context *ctx;

@@ -318,6 +318,13 @@ CLXENT_API size_t clxent_plan_workspace_size(const clxent_plan *plan);
 /* One line naming the strategy and its parameters, for people. Lives as long as the plan. */
 CLXENT_API const char *clxent_plan_strategy(const clxent_plan *plan);
 
+/* Validates desc and writes the strategy that clxent_plan_create() would choose to text [size bytes, optional],
+ * NUL-terminated and cut to size; "" on failure. Compiles and launches nothing: it takes microseconds. Only a plan finds
+ * out where a device takes one of its kernels in smaller work-groups than others.
+ * Returns CLXENT_OK, CLXENT_ERROR_NULL_ARGUMENT, _INVALID_DESC, _UNSUPPORTED or _OUT_OF_HOST_MEMORY. Any thread. */
+CLXENT_API clxent_status clxent_plan_describe(clxent_context *ctx, const clxent_desc *desc, char *text,
+                                              size_t size);
+
 /* ---- Run --------------------------------------------------------------------------------- */
 
 /* What CLXENT_OUTPUT_BAD_TARGETS writes: 24 bytes, on the device as {ulong, ulong, long}.

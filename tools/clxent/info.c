@@ -68,17 +68,14 @@ static facts query(cl_device_id id)
 static void find_strategy(const cli_session *session, const struct shape *shape, char *text, size_t size)
 {
     clxent_desc desc = CLXENT_DESC_INIT;
-    clxent_plan *plan = NULL;
 
     desc.outputs = CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT;
     desc.batch = shape->batch;
     desc.seq = shape->seq;
     desc.classes = shape->classes;
     desc.inner = shape->inner;
-    if (clxent_plan_create(&plan, session->ctx, &desc) == CLXENT_OK)
-        snprintf(text, size, "%s", clxent_plan_strategy(plan));
-    else clxent_context_last_error(session->ctx, text, size);
-    clxent_plan_destroy(plan);
+    if (clxent_plan_describe(session->ctx, &desc, text, size) != CLXENT_OK)
+        clxent_context_last_error(session->ctx, text, size);
 }
 
 static void print_text(const cli_device *device, const facts *f, const char *tuning,
@@ -133,7 +130,8 @@ int command_info(int argc, char **argv)
 {
     static const char *const about = "Lists the OpenCL devices, all of them or the one that --device names: "
                                      "what they can do, and the strategy that "
-                                     "a plan would choose there for loss and gradient of some shapes.";
+                                     "a plan would choose there for loss and gradient of some shapes. "
+                                     "Compiles nothing.";
     const struct argp argp = { NULL, parse, NULL, about, cli_common_options, NULL, NULL };
     cli_common common = { NULL, false };
     cli_device *devices = NULL, chosen;
@@ -153,13 +151,10 @@ int command_info(int argc, char **argv)
 
         /* A device that the library cannot use is listed all the same. */
         if (!cli_open(&session, device)) status = CLI_FAILED;
-        cli_progress_start("building kernels");
         for (size_t i = 0; i < SHAPES; i++) {
             strcpy(strategies[i], "none");
             if (session.ctx != NULL) find_strategy(&session, &shapes[i], strategies[i], sizeof strategies[i]);
-            cli_progress_set((double)(i + 1) / SHAPES);
         }
-        cli_progress_stop();
         if (common.json) json_array_append_new(list, to_json(device, &f, session.tuning, strategies));
         else print_text(device, &f, session.tuning, strategies);
         cli_close(&session);
