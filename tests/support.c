@@ -5,6 +5,7 @@
 #include "support.h"
 
 #include "internal.h"
+#include "verify_case.h"
 
 #include <criterion/criterion.h>
 
@@ -177,12 +178,21 @@ void make_problem(problem *p, const clxent_desc *desc, uint32_t fill, uint64_t s
     cr_assert(fill_problem(p, desc, fill, seed, &f), "%s", f.text);
 }
 
+static clxent_tuning latest_tuning; /* of the plan that was made last */
+
+static clxent_status make_plan(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc)
+{
+    const clxent_status status = plan_maker(out, ctx, desc);
+    if (status == CLXENT_OK) latest_tuning = (*out)->tuning;
+    return status;
+}
+
 /* out_of_order: whether flags ask for such a queue; close_runner() releases it. */
 static runner open_runner(uint32_t flags)
 {
     const bool out_of_order = (flags & CASE_OUT_OF_ORDER) != 0;
     return (runner){ device.cl, device.queue, out_of_order ? make_out_of_order_queue() : NULL, device.ctx,
-                     plan_maker };
+                     make_plan };
 }
 
 static void close_runner(const runner *on)
@@ -242,12 +252,58 @@ void free_outputs(clxent_host_args *out)
     for (clxent_output *array = &out->losses; array <= &out->one_hot; array++) free(array->data);
 }
 
+/* Whether the test left the data as make_problem() made them. */
+static bool has_drawn_data(const problem *p)
+{
+    bool same = true;
+    problem drawn;
+    problem_fault f;
+
+    if (!fill_problem(&drawn, &p->desc, p->fill, p->seed, &f)) same = false;
+    const clxent_input *given = &p->args.logits, *want = &drawn.args.logits;
+    for (int i = 0; same && i < FIRST_OUTPUT; i++) {
+        same = given[i].size == want[i].size && (given[i].data == NULL) == (want[i].data == NULL) &&
+               (given[i].size == 0 || memcmp(given[i].data, want[i].data, given[i].size) == 0);
+    }
+    free_problem(&drawn);
+    return same;
+}
+
+const char *repeat_text(const problem *p, uint32_t flags)
+{
+    static char text[CASE_TEXT_SIZE + 1024];
+    const verify_case c = { p->desc, p->fill, flags, p->args.max_chunk_bytes, p->seed };
+    const clxent_tuning *t = &latest_tuning;
+    char fields[CASE_TEXT_SIZE];
+    problem_fault f;
+    int length;
+
+    case_write(&c, fields);
+    length = snprintf(text, sizeof text, "clxent verify --case '%s'", fields);
+    if (!case_check(&c, &f))
+        length += snprintf(text + length, sizeof text - (size_t)length, " (which takes no such case: %.300s)",
+                           f.text);
+    if (!has_drawn_data(p))
+        length += snprintf(text + length, sizeof text - (size_t)length, " (whose data the test has changed)");
+    if (plan_maker != clxent_plan_create)
+        (void)snprintf(
+            text + length, sizeof text - (size_t)length,
+            " (with forced parameters: TUNE(ANY, \"*\", ANY_DTYPE, %u, %u, %u, %u, %u, %u, %u, %u, %u, %u, "
+            "%u, %u))",
+            (unsigned)t->group, (unsigned)t->vector, (unsigned)t->block, (unsigned)t->cache,
+            (unsigned)t->elements, (unsigned)t->stream, (unsigned)t->piece, (unsigned)t->split,
+            (unsigned)t->lane_classes, (unsigned)t->lane_group, (unsigned)t->lane_vector,
+            (unsigned)t->lane_cache);
+    return text;
+}
+
 void run_case(const char *name, const problem *p, uint32_t flags)
 {
     const runner on = open_runner(flags);
     problem_fault f;
 
-    cr_assert(check_problem(&on, p, flags, worst_errors[p->desc.dtype], &f), "%s: %s", name, f.text);
+    if (!check_problem(&on, p, flags, worst_errors[p->desc.dtype], &f))
+        cr_assert_fail("%s: %s\n  repeat    %s", name, f.text, repeat_text(p, flags));
     close_runner(&on);
 }
 

@@ -60,8 +60,12 @@ void make_problem(problem *p, const clxent_desc *desc, uint32_t fill, uint64_t s
 /* Memory of n bytes, never NULL; fails the test where there is none. */
 void *take_memory(size_t n);
 
-/* check_problem() of problem.h on the device. name begins the text of a failure. */
+/* check_problem() of problem.h on the device. name begins the text of a failure, repeat_text() ends it. */
 void run_case(const char *name, const problem *p, uint32_t flags);
+
+/* The command `clxent verify --case '...'` that repeats a run_case(), and what the test has that the command has not:
+ * data of its own, forced parameters. Valid until the next call. */
+const char *repeat_text(const problem *p, uint32_t flags);
 
 /* make_problem(), run_case(), free_problem(). */
 void run_filled_case(const char *name, const clxent_desc *desc, uint32_t fill, uint64_t seed, uint32_t flags);

@@ -1,14 +1,18 @@
 /* SPDX-License-Identifier: MIT
  *
  * test_verify.c - that `clxent verify` notices: a right run with one element, canary or input changed is reported,
- * and a failing case is drawn, written, read and shrunk as promised.
+ * and a failing case is drawn, written, read and shrunk as promised. (Needs clxent_plan_create_tuned() of the static
+ * library, to force parameters.)
  */
 #include "support.h"
+
+#include "internal.h"
 #include "verify_case.h"
 
 #include <criterion/criterion.h>
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 TestSuite(verify, .init = open_device, .fini = close_device);
@@ -327,6 +331,64 @@ Test(verify, weights_and_denominators_have_both_signs_and_zero)
         free_problem(&p);
     }
     cr_assert(below && above);
+}
+
+/* ---- Failures of the device tests ----------------------------------------------------------- */
+
+static clxent_status make_forced(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc)
+{
+    const clxent_tuning tuning = {
+        .group = 1, .vector = 16, .block = 64, .elements = 4096, .lane_vector = 16
+    };
+    return clxent_plan_create_tuned(out, ctx, desc, &tuning);
+}
+
+/* The command in text repeats p with flags. */
+static void check_repeats(const char *text, const problem *p, uint32_t flags)
+{
+    static const char begin[] = "clxent verify --case '";
+    char fields[CASE_TEXT_SIZE];
+    verify_case c;
+    problem_fault f;
+    problem again;
+
+    cr_assert(strncmp(text, begin, sizeof begin - 1) == 0, "%s", text);
+    (void)snprintf(fields, sizeof fields, "%s", text + sizeof begin - 1);
+    fields[strcspn(fields, "'")] = '\0';
+    cr_assert(case_read(&c, fields, &f), "%s: %s", fields, f.text);
+    cr_assert(memcmp(&c.desc, &p->desc, sizeof c.desc) == 0 && c.checks == flags, "%s", fields);
+    make_problem(&again, &c.desc, c.fill, c.seed);
+    cr_assert(again.args.logits.size == p->args.logits.size);
+    cr_assert(memcmp(again.args.logits.data, p->args.logits.data, p->args.logits.size) == 0);
+    cr_assert(memcmp(again.args.targets.data, p->args.targets.data, p->args.targets.size) == 0);
+    free_problem(&again);
+}
+
+Test(verify, a_failing_test_prints_the_command_that_repeats_it)
+{
+    const uint32_t flags = CASE_SUBSETS | CASE_ALIGNED;
+    clxent_desc desc = make_desc(CLXENT_OP_CROSS_ENTROPY, CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT);
+    problem p;
+
+    desc.softcap = 30;
+    desc.shift = 1;
+    make_problem(&p, &desc, FILL_DESIGNED | FILL_IGNORED, 77);
+    check_repeats(repeat_text(&p, flags), &p, flags);
+    cr_assert(strchr(repeat_text(&p, flags), '(') == NULL, "%s", repeat_text(&p, flags));
+
+    put_element((void *)p.args.logits.data, CLXENT_F32, 5, 1e6);
+    cr_assert(strstr(repeat_text(&p, flags), "(whose data the test has changed)") != NULL);
+    free_problem(&p);
+
+    desc = make_desc(CLXENT_OP_CROSS_ENTROPY, CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT);
+    plan_maker = make_forced;
+    make_problem(&p, &desc, FILL_PLAIN, 1);
+    run_case("forced", &p, 0);
+    check_repeats(repeat_text(&p, 0), &p, 0);
+    cr_assert(strstr(repeat_text(&p, 0),
+                     "forced parameters: TUNE(ANY, \"*\", ANY_DTYPE, 1, 16, 64, 0, 4096, 0, ") != NULL,
+              "%s", repeat_text(&p, 0));
+    free_problem(&p);
 }
 
 /* ---- Shrinking ----------------------------------------------------------------------------- */

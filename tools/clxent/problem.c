@@ -504,6 +504,8 @@ bool fill_problem(problem *p, const clxent_desc *desc, uint32_t fill, uint64_t s
 
     p->desc = *desc;
     p->args = absent;
+    p->fill = fill;
+    p->seed = seed;
     if (clxent_desc_check(desc, f->text, sizeof f->text) != CLXENT_OK) return false;
 
     /* targets first: what a row's logits hold depends on where its target is */

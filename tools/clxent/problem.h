@@ -90,6 +90,8 @@ enum {
 typedef struct problem {
     clxent_desc desc;
     clxent_host_args args;
+    uint32_t fill; /* as fill_problem() got them */
+    uint64_t seed;
 } problem;
 
 bool fill_problem(problem *p, const clxent_desc *desc, uint32_t fill, uint64_t seed, problem_fault *f);
