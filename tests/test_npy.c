@@ -5,6 +5,7 @@
  * itself.
  */
 #include "npy.h"
+#include "signals.h"
 
 #include <criterion/criterion.h>
 #include <dirent.h>
@@ -12,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -101,6 +103,8 @@ Test(npy, reads_what_numpy_may_write)
         { "{'descr': 'i8', 'fortran_order': False, 'shape': (5L,), }", 'i', 8, 1, 5, false },
         { "{'descr': '=i4', 'fortran_order': False, 'shape': (4, 0, 7), }", 'i', 4, 3, 0, false },
         { "{'descr': '|V2', 'fortran_order': False, 'shape': (1,), }", 'V', 2, 1, 1, false },
+        { "{'descr': 'bfloat16', 'fortran_order': False, 'shape': (3,), }", 'V', 2, 1, 3, false },
+        { "{'descr': '<bfloat16', 'fortran_order': False, 'shape': (3,), }", 'V', 2, 1, 3, false },
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         npy_header h;
@@ -146,7 +150,9 @@ Test(npy, refuses_hostile_headers_with_the_reason)
         { "{'descr': '<f4', 'fortran_order': 0, 'shape': (1,), }", "expected True or False" },
         { "{'descr': '<f4', 'fortran_order': False, 'shape': 1, }", "expected a tuple" },
         { "{'descr': '<f4', 'fortran_order': False, 'shape': (1), }", "expected ','" },
-        { "{'descr': '<f4', 'fortran_order': False, 'shape': (-1,), }", "expected a length" },
+        { "{'descr': '<f4', 'fortran_order': False, 'shape': (-1,), }",
+          "shape has the length -1: takes 0 or more" },
+        { "{'descr': '<f4', 'fortran_order': False, 'shape': (2, -, ), }", "expected a length" },
         { "{'descr': '<f4', 'fortran_order': False, 'shape': (1.5,), }", "expected ','" },
         { "{'descr': '<f4', 'fortran_order': False, 'shape': (18446744073709551616,), }",
           "longer than memory" },
@@ -450,6 +456,35 @@ Test(npy, a_file_is_the_same_however_its_path_is_spelled, .init = make_directory
     rmdir(in_directory("sub"));
 }
 
+Test(npy, a_file_that_is_there_is_known_by_all_of_its_names, .init = make_directory, .fini = remove_directory)
+{
+    write_file(in_directory("a.npy"), "a", 1);
+    write_file(in_directory("other.npy"), "a", 1);
+    cr_assert(link(in_directory("a.npy"), in_directory("hard.npy")) == 0);
+    cr_assert(symlink("hard.npy", in_directory("link.npy")) == 0);
+    for (size_t i = 0; i < 4; i++) {
+        static const char *const names[] = { "a.npy", "./a.npy", "hard.npy", "link.npy" };
+        cr_expect(npy_one_file(in_directory(names[i]), in_directory("a.npy")), "%s", names[i]);
+        cr_expect(!npy_one_file(in_directory(names[i]), in_directory("other.npy")), "%s", names[i]);
+    }
+    cr_expect(!npy_one_file(in_directory("none.npy"), in_directory("none.npy")));
+}
+
+Test(npy, what_could_be_written_is_not, .init = make_directory, .fini = remove_directory)
+{
+    npy_fault fault = { "" };
+    char *resolved, *other;
+
+    cr_assert(npy_can_write(in_directory("a.npy"), &resolved, &fault), "%s", fault.text);
+    cr_assert(npy_can_write(in_directory("./a.npy"), &other, &fault), "%s", fault.text);
+    cr_expect(strcmp(resolved, other) == 0, "%s, %s", resolved, other);
+    free(resolved);
+    free(other);
+    cr_expect(!npy_can_write(in_directory("no/a.npy"), &resolved, &fault));
+    cr_expect(resolved == NULL && strstr(fault.text, "No such file") != NULL, "%s", fault.text);
+    cr_expect(files_in_directory() == 0);
+}
+
 Test(npy, links_to_nothing_are_written_through_and_circles_refused, .init = make_directory,
      .fini = remove_directory)
 {
@@ -505,26 +540,83 @@ Test(npy, refuses_to_replace_what_is_not_a_file, .init = make_directory, .fini =
     cr_expect(files_in_directory() == 0);
 }
 
-Test(npy, a_signal_removes_what_is_unfinished, .init = make_directory, .fini = remove_directory)
+/* Creates a file in a child that then sends itself the signal. Returns the child's status: that of the signal, or 0
+ * where the signal was ignored, as it should be with before. */
+static int end_child(int number, void (*before)(void), int (*send)(int))
 {
-    npy_fault fault;
+    const struct rlimit no_core = { 0, 0 };
     const pid_t child = fork();
     int status = 0;
 
     if (child == 0) {
         npy_output output;
-        if (npy_create(&output, in_directory("a.npy"), "f4", NULL, 0, &fault) && files_in_directory() == 1)
-            raise(SIGTERM);
-        _exit(1);
+        npy_fault fault;
+        setrlimit(RLIMIT_CORE, &no_core);
+        if (before != NULL) before();
+        signals_start();
+        if (!npy_create(&output, in_directory("a.npy"), "f4", NULL, 0, &fault) || files_in_directory() != 1)
+            _exit(99);
+        send(number);
+        while (before == NULL) pause(); /* a thread of its own looks after signals from outside */
+        nanosleep(&(struct timespec){ .tv_nsec = 50000000 }, NULL);
+        npy_discard(&output);
+        exit(0);
     }
-    cr_assert(waitpid(child, &status, 0) == child);
-    cr_expect(WIFSIGNALED(status) && WTERMSIG(status) == SIGTERM);
-    cr_expect(files_in_directory() == 0);
+    cr_assert(child > 0 && waitpid(child, &status, 0) == child);
+    cr_expect(files_in_directory() == 0, "signal %d left a file", number);
+    return status;
+}
+
+static int send_to_self(int number) { return kill(getpid(), number); }
+
+/* As a driver's compiler that gives up. */
+static int call_exit(int number) { exit(number); }
+
+Test(npy, a_signal_removes_what_is_unfinished, .init = make_directory, .fini = remove_directory)
+{
+    static const int outside[] = { SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGXCPU };
+    static const int faults[] = { SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT, SIGTRAP, SIGSYS, SIGPIPE };
+
+    for (size_t i = 0; i < sizeof outside / sizeof *outside; i++) {
+        const int status = end_child(outside[i], NULL, send_to_self);
+        cr_expect(WIFSIGNALED(status) && WTERMSIG(status) == outside[i], "signal %d", outside[i]);
+    }
+    for (size_t i = 0; i < sizeof faults / sizeof *faults; i++) {
+        const int status = end_child(faults[i], NULL, raise);
+        cr_expect(WIFSIGNALED(status) && WTERMSIG(status) == faults[i], "signal %d", faults[i]);
+    }
+    const int status = end_child(3, NULL, call_exit);
+    cr_expect(WIFEXITED(status) && WEXITSTATUS(status) == 3);
+}
+
+static void ignore_all(void)
+{
+    signal(SIGHUP, SIG_IGN);
+    signal(SIGINT, SIG_IGN);
+    signal(SIGTERM, SIG_IGN);
+}
+
+static int end_by_handler(int number)
+{
+    /* what LLVM does when it compiles, within a driver */
+    signal(number, _exit);
+    return kill(getpid(), number);
+}
+
+Test(npy, a_signal_that_the_caller_ignored_stays_ignored, .init = make_directory, .fini = remove_directory)
+{
+    static const int numbers[] = { SIGHUP, SIGINT, SIGTERM };
+
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+        const int status = end_child(numbers[i], ignore_all, end_by_handler);
+        cr_expect(WIFEXITED(status) && WEXITSTATUS(status) == 0, "signal %d: status %d", numbers[i], status);
+    }
 }
 
 /* Writes pairs of files of one number each, until a signal ends it. */
 static void write_pairs(int started)
 {
+    signals_start();
     for (float number = 1;; number++) {
         npy_output pair[2];
         npy_fault fault;

@@ -4,11 +4,14 @@
  */
 #define _XOPEN_SOURCE 700
 #include "cli.h"
+#include "signals.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static const struct subcommand {
     const char *name, *summary;
@@ -72,14 +75,32 @@ static void print_version(FILE *stream, struct argp_state *state)
     fprintf(stream, "clxent %s\n", clxent_version());
 }
 
+/* A closed standard stream would give its number to the next file that is opened, and receive what is printed. What
+ * stands there instead refuses to be read or written. */
+static void fill_streams(void)
+{
+    for (int stream = STDIN_FILENO; stream <= STDERR_FILENO; stream++)
+        if (fcntl(stream, F_GETFD) < 0) (void)open("/dev/null", stream == STDIN_FILENO ? O_WRONLY : O_RDONLY);
+}
+
+/* At exit, --help included: what could not be printed is a failure. */
+static void check_output(void)
+{
+    errno = 0;
+    if (fflush(stdout) == 0 && !ferror(stdout)) return;
+    _exit(cli_fail("standard output", "%s", errno != 0 ? strerror(errno) : "cannot be written"));
+}
+
 int main(int argc, char **argv)
 {
     static const struct argp argp = { NULL, parse, "SUBCOMMAND [OPTION...]", " ", NULL, help, NULL };
     choice chosen = { NULL, 0 };
     static char self[] = "clxent"; /* in messages, whatever path it was called by */
     char name[64];
-    int status;
 
+    signals_start();
+    fill_streams();
+    atexit(check_output);
     if (argc > 0) argv[0] = self;
     /* PoCL runs the linker, which it looks for in PATH; without one it aborts. */
     setenv("PATH", "/usr/local/bin:/usr/bin:/bin", 0);
@@ -90,7 +111,5 @@ int main(int argc, char **argv)
 
     snprintf(name, sizeof name, "clxent %s", chosen.subcommand->name);
     argv[chosen.first] = name;
-    status = chosen.subcommand->run(argc - chosen.first, argv + chosen.first);
-    if (fflush(stdout) != 0 || ferror(stdout)) return cli_fail("standard output", "%s", strerror(errno));
-    return status;
+    return chosen.subcommand->run(argc - chosen.first, argv + chosen.first);
 }

@@ -10,14 +10,11 @@
  */
 #define _XOPEN_SOURCE 700
 #include "npy.h"
+#include "signals.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
-#include <sched.h>
-#include <signal.h>
 #include <stdarg.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -97,6 +94,12 @@ static bool read_string(cursor *c, const char *what, const char **text, size_t *
 static bool read_size(cursor *c, size_t *value)
 {
     skip_space(c);
+    if (c->end - c->at > 1 && c->at[0] == '-' && c->at[1] >= '0' && c->at[1] <= '9') {
+        size_t length = 1;
+        while (length < (size_t)(c->end - c->at) && c->at[length] >= '0' && c->at[length] <= '9') length++;
+        return fail(c->fault, "shape has the length %.*s: takes 0 or more", (int)(length < 24 ? length : 24),
+                    c->at);
+    }
     if (c->at == c->end || *c->at < '0' || *c->at > '9') return expected(c, "a length");
     *value = 0;
     for (; c->at < c->end && *c->at >= '0' && *c->at <= '9'; c->at++) {
@@ -143,6 +146,12 @@ static bool read_descr(cursor *c, npy_header *header)
     shown[sizeof shown - 1] = '\0';
 
     if (length > 0 && strchr("<>|=", text[0]) != NULL && text[0] != '\0') order = text[i++];
+    /* As some libraries name what NumPy, which has no such type, calls V2. */
+    if (length - i == 8 && memcmp(text + i, "bfloat16", 8) == 0) {
+        text = "V2";
+        length = 2;
+        i = 0;
+    }
     if (length > i && text[i] == 'O') return fail(c->fault, "dtype '%s': Python objects are not read", shown);
     header->kind = length > i ? text[i++] : '\0';
     header->item_size = 0;
@@ -243,7 +252,9 @@ bool npy_parse(npy_header *header, const void *bytes, size_t size, npy_fault *fa
 npy_text npy_dtype_text(const npy_header *header)
 {
     npy_text t;
-    snprintf(t.text, sizeof t.text, "%c%zu", header->kind, header->item_size);
+    if (header->kind == 'f' && header->item_size > 8)
+        strcpy(t.text, "long double"); /* "f16" would be taken for half */
+    else snprintf(t.text, sizeof t.text, "%c%zu", header->kind, header->item_size);
     return t;
 }
 
@@ -432,93 +443,6 @@ void npy_scratch_free(void *data, size_t bytes)
     if (data != NULL) munmap(data, scratch_bytes(bytes));
 }
 
-/* The names that a signal handler removes. Enough for two of every output of one command. */
-static _Atomic(const char *) temporaries[32];
-
-static const int ending_signals[] = { SIGINT, SIGTERM, SIGHUP, SIGPIPE, SIGABRT, SIGBUS };
-enum { ENDING_SIGNALS = sizeof ending_signals / sizeof *ending_signals };
-static struct sigaction earlier[ENDING_SIGNALS];
-
-/* A signal waits, as its number here, while a file has a name that temporaries does not hold, and while outputs take
- * their places; once one removes files, no more are made. Those of a fault in the program cannot wait. */
-enum { IDLE = 0, BUSY = -1, ENDING = -2 };
-static atomic_int guard = IDLE;
-
-/* Whoever had the signal before, a driver's compiler with its own files to remove for one, gets it next. */
-static void remove_temporaries(int number)
-{
-    sigset_t set;
-    int state = atomic_load(&guard);
-
-    if (number == SIGABRT || number == SIGBUS) {
-        atomic_store(&guard, ENDING);
-    } else {
-        do {
-            if (state != IDLE && state != BUSY) return;
-        } while (!atomic_compare_exchange_weak(&guard, &state, state == BUSY ? number : ENDING));
-        if (state == BUSY) return;
-    }
-
-    for (size_t i = 0; i < sizeof temporaries / sizeof *temporaries; i++) {
-        const char *path = atomic_load(&temporaries[i]);
-        if (path != NULL) unlink(path);
-    }
-    for (size_t i = 0; i < ENDING_SIGNALS; i++)
-        if (ending_signals[i] == number) sigaction(number, &earlier[i], NULL);
-    sigemptyset(&set);
-    sigaddset(&set, number);
-    pthread_sigmask(SIG_UNBLOCK, &set, NULL);
-    raise(number);
-    atomic_store(&guard, IDLE); /* whoever had it goes on */
-}
-
-static void catch_signals(void)
-{
-    static bool caught;
-    if (caught) return;
-    caught = true;
-    for (size_t i = 0; i < ENDING_SIGNALS; i++) {
-        struct sigaction action;
-        memset(&action, 0, sizeof action);
-        action.sa_handler = remove_temporaries;
-        if (sigaction(ending_signals[i], NULL, &earlier[i]) == 0 && earlier[i].sa_handler != SIG_IGN)
-            sigaction(ending_signals[i], &action, NULL);
-    }
-}
-
-static void hold_signals(void)
-{
-    int state = IDLE;
-    catch_signals();
-    while (!atomic_compare_exchange_strong(&guard, &state, BUSY)) {
-        sched_yield(); /* the handler is at work in another thread, and ends the process */
-        state = IDLE;
-    }
-}
-
-static void release_signals(void)
-{
-    const int waiting = atomic_exchange(&guard, IDLE);
-    if (waiting > 0) raise(waiting);
-}
-
-static bool remember(const char *path)
-{
-    for (size_t i = 0; i < sizeof temporaries / sizeof *temporaries; i++) {
-        const char *none = NULL;
-        if (atomic_compare_exchange_strong(&temporaries[i], &none, path)) return true;
-    }
-    return false;
-}
-
-static void forget(const char *path)
-{
-    for (size_t i = 0; i < sizeof temporaries / sizeof *temporaries; i++) {
-        const char *same = path;
-        if (atomic_compare_exchange_strong(&temporaries[i], &same, NULL)) return;
-    }
-}
-
 /* The first length characters of folder, then name, in new memory. */
 static char *join(const char *folder, size_t length, const char *name)
 {
@@ -602,10 +526,11 @@ int npy_temporary(const char *path, char **resolved, char **temporary, npy_fault
         fail(fault, "out of memory");
         goto fail;
     }
-    hold_signals();
+    signals_lead_abort();
+    signals_hold();
     descriptor = mkstemp(*temporary);
-    remembered = descriptor >= 0 && remember(*temporary);
-    release_signals();
+    remembered = descriptor >= 0 && signals_remember(*temporary);
+    signals_release();
     if (descriptor < 0) {
         fail(fault, "cannot be written: %s", strerror(errno));
         goto fail;
@@ -628,14 +553,26 @@ fail:
 bool npy_temporary_keep(const char *temporary, const char *resolved, npy_fault *fault)
 {
     if (rename(temporary, resolved) != 0) return fail(fault, "cannot be written: %s", strerror(errno));
-    forget(temporary);
+    signals_forget(temporary);
     return true;
 }
 
 void npy_temporary_drop(const char *temporary)
 {
     unlink(temporary);
-    forget(temporary);
+    signals_forget(temporary);
+}
+
+bool npy_can_write(const char *path, char **resolved, npy_fault *fault)
+{
+    char *temporary;
+    const int descriptor = npy_temporary(path, resolved, &temporary, fault);
+
+    if (descriptor < 0) return false;
+    close(descriptor);
+    npy_temporary_drop(temporary);
+    free(temporary);
+    return true;
 }
 
 /* ---- Outputs -------------------------------------------------------------------------------- */
@@ -691,20 +628,30 @@ bool npy_create(npy_output *output, const char *path, const char *dtype, const s
     return true;
 }
 
-bool npy_same_file(const npy_output *a, const npy_output *b) { return strcmp(a->path, b->path) == 0; }
+bool npy_one_file(const char *a, const char *b)
+{
+    struct stat one, other;
+    return stat(a, &one) == 0 && stat(b, &other) == 0 && one.st_dev == other.st_dev &&
+           one.st_ino == other.st_ino;
+}
+
+bool npy_same_file(const npy_output *a, const npy_output *b)
+{
+    return strcmp(a->path, b->path) == 0 || npy_one_file(a->path, b->path);
+}
 
 /* Gives the file that output will replace a second name, by which it can come back. */
 static void keep_former(npy_output *output)
 {
     char *former = join(output->temporary, strlen(output->temporary), "~");
 
-    if (former != NULL && remember(former)) {
+    if (former != NULL && signals_remember(former)) {
         if (link(output->path, former) == 0) {
             output->former = former;
             return;
         }
         output->is_new = errno == ENOENT;
-        forget(former);
+        signals_forget(former);
     }
     free(former);
 }
@@ -716,7 +663,7 @@ static void put_back(npy_output *output)
     if (output->former == NULL) return;
     /* where even this fails, the second name is all that is left of the file, and stays */
     (void)rename(output->former, output->path);
-    forget(output->former);
+    signals_forget(output->former);
     free(output->former);
     output->former = NULL;
 }
@@ -725,7 +672,7 @@ bool npy_commit(npy_output *outputs, size_t count, size_t *failed, npy_fault *fa
 {
     bool good = true;
 
-    hold_signals(); /* a signal ends the process before or after, with all outputs or none */
+    signals_hold(); /* a signal ends the process before or after, with all outputs or none */
     for (size_t i = 0; i < count; i++) keep_former(&outputs[i]);
     for (size_t i = 0; i < count && good; i++) {
         *failed = i;
@@ -735,7 +682,7 @@ bool npy_commit(npy_output *outputs, size_t count, size_t *failed, npy_fault *fa
         if (!good && outputs[i].renamed) put_back(&outputs[i]);
         npy_discard(&outputs[i]);
     }
-    release_signals();
+    signals_release();
     return good;
 }
 

@@ -57,7 +57,7 @@ void npy_close(npy_array *array); /* accepts a zeroed array */
 void *npy_scratch(size_t bytes, npy_fault *fault);
 void npy_scratch_free(void *data, size_t bytes); /* accepts NULL */
 
-/* A dtype and a shape as NumPy prints them, without byte order: "f4", "(2, 3)", "(3,)", "()". */
+/* A dtype and a shape as NumPy prints them, without byte order: "f4", "long double", "(2, 3)", "(3,)", "()". */
 typedef struct npy_text {
     char text[NPY_MAX_AXES * 22 + 4]; /* 20 digits and ", " for each axis */
 } npy_text;
@@ -85,6 +85,9 @@ bool npy_create(npy_output *output, const char *path, const char *dtype, const s
 /* Whether two outputs would replace each other, however their paths were spelled. */
 bool npy_same_file(const npy_output *a, const npy_output *b);
 
+/* Whether two paths name one file that is there: through symbolic and hard links and any spelling. */
+bool npy_one_file(const char *a, const char *b);
+
 /* Gives every output its name, replacing files of that name, and frees it. Where one of them cannot have its name,
  * *failed is its index, all are discarded, and files of before that had been replaced are back.
  * Every name is at any time that of a whole file, the former or the new one. A signal that ends the process does so
@@ -94,10 +97,14 @@ bool npy_same_file(const npy_output *a, const npy_output *b);
 bool npy_commit(npy_output *outputs, size_t count, size_t *failed, npy_fault *fault);
 void npy_discard(npy_output *output); /* accepts a zeroed or committed output */
 
+/* Whether path could be written, which leaves nothing behind. *resolved is the one name that all of its spellings have,
+ * which the caller frees; NULL on failure. */
+bool npy_can_write(const char *path, char **resolved, npy_fault *fault);
+
 /* The same guarantees for files that are not arrays. Opens a new file beside path for writing and names
  * it in *temporary; *resolved is path with symbolic links followed. -1 on failure. Then keep (rename) or,
- * also where that fails, drop (remove), after which the caller frees both names. Until then a signal that
- * ends the program removes the file. */
+ * also where that fails, drop (remove), after which the caller frees both names. Until then a signal or a fault that
+ * ends the program removes the file (signals.h). */
 int npy_temporary(const char *path, char **resolved, char **temporary, npy_fault *fault);
 bool npy_temporary_keep(const char *temporary, const char *resolved, npy_fault *fault);
 void npy_temporary_drop(const char *temporary);

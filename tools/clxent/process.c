@@ -5,6 +5,7 @@
  */
 #define _XOPEN_SOURCE 700
 #include "cli.h"
+#include "signals.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -17,7 +18,10 @@ extern char **environ;
 
 int cli_run(char *const argv[], void (*input)(FILE *to, const void *data), const void *data, int descriptor)
 {
+    const struct sigaction ignore = { .sa_handler = SIG_IGN };
+    struct sigaction before;
     posix_spawn_file_actions_t actions;
+    posix_spawnattr_t attributes;
     int pipe_ends[2], error, status = 0;
     pid_t child;
     FILE *to;
@@ -29,7 +33,12 @@ int cli_run(char *const argv[], void (*input)(FILE *to, const void *data), const
     posix_spawn_file_actions_adddup2(&actions, descriptor, STDOUT_FILENO);
     posix_spawn_file_actions_addopen(&actions, STDERR_FILENO, "/dev/null", O_WRONLY, 0);
     posix_spawn_file_actions_addclose(&actions, pipe_ends[0]);
-    error = posix_spawnp(&child, argv[0], &actions, NULL, argv, environ);
+    /* Ctrl-C ends it too. */
+    posix_spawnattr_init(&attributes);
+    posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK);
+    posix_spawnattr_setsigmask(&attributes, signals_of_caller());
+    error = posix_spawnp(&child, argv[0], &actions, &attributes, argv, environ);
+    posix_spawnattr_destroy(&attributes);
     posix_spawn_file_actions_destroy(&actions);
     close(pipe_ends[0]);
     if (error != 0) {
@@ -38,7 +47,7 @@ int cli_run(char *const argv[], void (*input)(FILE *to, const void *data), const
     }
 
     /* A program that ends early is told by its exit status. */
-    void (*const old)(int) = signal(SIGPIPE, SIG_IGN);
+    sigaction(SIGPIPE, &ignore, &before);
     to = fdopen(pipe_ends[1], "w");
     if (to != NULL) {
         if (input != NULL) input(to, data);
@@ -46,7 +55,7 @@ int cli_run(char *const argv[], void (*input)(FILE *to, const void *data), const
     } else {
         close(pipe_ends[1]);
     }
-    signal(SIGPIPE, old);
+    sigaction(SIGPIPE, &before, NULL);
     while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
     }
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
