@@ -11,7 +11,6 @@
 #include <math.h>
 #include <pthread.h>
 #include <stdarg.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -53,10 +52,20 @@ int cli_fail_status(const clxent_context *ctx, const char *subject, clxent_statu
 
 enum { KEY_DEVICE = 0x1000, KEY_JSON, KEY_NO_TUNING, KEY_TUNING };
 
+/* A number or a part of a name; which of them there are is not known yet. */
+static const char *check_device(struct argp_state *state, const char *text)
+{
+    const bool negative =
+        text[0] == '-' && text[1] != '\0' && text[1 + strspn(text + 1, "0123456789")] == '\0';
+    if (text[0] == '\0' || negative)
+        argp_error(state, "--device is '%s': takes a number of at least 0, or part of a name", text);
+    return text;
+}
+
 static error_t parse_common(int key, char *text, struct argp_state *state)
 {
     cli_common *common = state->input;
-    if (key == KEY_DEVICE) common->device = text;
+    if (key == KEY_DEVICE) common->device = check_device(state, text);
     else if (key == KEY_JSON) common->json = true;
     else if (key == KEY_NO_TUNING) cli_no_tuning = true;
     else if (key == KEY_TUNING) cli_tuning_file = text;
@@ -140,6 +149,10 @@ double cli_number(struct argp_state *state, const char *option, const char *text
 const char *cli_path(struct argp_state *state, const char *option, const char *text)
 {
     if (text[0] == '\0') argp_error(state, "--%s is '': takes a path", option);
+    if (strcmp(text, "-") == 0)
+        argp_error(state,
+                   "--%s is '-': takes the path of a file, not standard input or output (./- for that name)",
+                   option);
     return text;
 }
 
@@ -207,7 +220,7 @@ bool cli_find_device(cli_device *device, const char *wanted)
 {
     cli_device *devices;
     const size_t count = cli_list_devices(&devices);
-    const bool number = wanted != NULL && wanted[0] != '\0' && wanted[strspn(wanted, "0123456789")] == '\0';
+    const bool number = wanted != NULL && wanted[strspn(wanted, "0123456789")] == '\0';
     size_t found = count;
 
     if (count == 0) {
@@ -226,10 +239,7 @@ bool cli_find_device(cli_device *device, const char *wanted)
     } else {
         for (found = 0; found < count && !contains(devices[found].name, wanted); found++) {
         }
-        if (found == count || wanted[0] == '\0') {
-            found = count;
-            cli_fail(NULL, "--device '%s': no device has that name, see clxent info", wanted);
-        }
+        if (found == count) cli_fail(NULL, "--device '%s': no device has that name, see clxent info", wanted);
     }
     if (found < count) *device = devices[found];
     free(devices);
@@ -242,7 +252,7 @@ static void read_log(const char *message, void *payload)
 {
     cli_session *session = payload;
     snprintf(latest_line, sizeof latest_line, "%s", message);
-    if (strncmp(message, "program: ", 9) == 0) session->programs++;
+    if (strncmp(message, "program: ", 9) == 0) atomic_fetch_add(&session->programs, 1);
 }
 
 /* ---- Stored parameters ---------------------------------------------------------------------- */
@@ -437,6 +447,7 @@ static struct {
     pthread_cond_t changed;
     bool stop; /* under lock */
     atomic_int fraction;
+    atomic_int compiling; /* calls that are at it */
     const char *what;
 } progress = { .lock = PTHREAD_MUTEX_INITIALIZER };
 
@@ -444,14 +455,16 @@ static void draw(double seconds)
 {
     enum { WIDTH = 40 };
     const int fraction = atomic_load(&progress.fraction);
+    const char *more = atomic_load(&progress.compiling) > 0 ? ": compiling kernels" : "";
 
     if (fraction < 0) {
-        fprintf(stderr, "\r\033[K%s %c %.0f s", progress.what, "|/-\\"[(int)(seconds * 5) % 4], seconds);
+        fprintf(stderr, "\r\033[K%s%s %c %.0f s", progress.what, more, "|/-\\"[(int)(seconds * 5) % 4],
+                seconds);
     } else {
         char bar[WIDTH + 1];
         for (int i = 0; i < WIDTH; i++) bar[i] = i * 1000 < fraction * WIDTH ? '#' : '.';
         bar[WIDTH] = '\0';
-        fprintf(stderr, "\r\033[K%s [%s] %3d %% %.0f s", progress.what, bar, fraction / 10, seconds);
+        fprintf(stderr, "\r\033[K%s [%s] %3d %% %.0f s%s", progress.what, bar, fraction / 10, seconds, more);
     }
     fflush(stderr);
 }
@@ -498,6 +511,8 @@ void cli_progress_start(const char *what)
     pthread_condattr_destroy(&attributes);
     progress.running = pthread_create(&progress.thread, NULL, draw_until_stopped, &began) == 0;
 }
+
+void cli_progress_compiling(bool begins) { atomic_fetch_add(&progress.compiling, begins ? 1 : -1); }
 
 void cli_progress_set(double fraction) { atomic_store(&progress.fraction, (int)(1000 * fraction)); }
 

@@ -10,6 +10,7 @@
 
 #include <argp.h>
 #include <jansson.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
 
@@ -53,7 +54,7 @@ size_t cli_size(struct argp_state *state, const char *option, const char *text, 
 int64_t cli_integer(struct argp_state *state, const char *option, const char *text, const char *takes);
 double cli_number(struct argp_state *state, const char *option, const char *text, double smallest,
                   double largest);
-const char *cli_path(struct argp_state *state, const char *option, const char *text); /* not empty */
+const char *cli_path(struct argp_state *state, const char *option, const char *text); /* not empty, not "-" */
 /* Index of text in names, which ends with NULL. */
 uint32_t cli_choice(struct argp_state *state, const char *option, const char *text, const char *const *names);
 
@@ -78,8 +79,8 @@ typedef struct cli_session {
     cli_device device;
     cl_context cl;
     clxent_context *ctx;
-    char *tuning;    /* the file whose parameters ctx uses; NULL: the library's own */
-    size_t programs; /* compiled so far */
+    char *tuning;           /* the file whose parameters ctx uses; NULL: the library's own */
+    atomic_size_t programs; /* compiled so far */
 } cli_session;
 /* With the parameters that `clxent tune` stored for the device; where they cannot be read, warns and takes the library's
  * own. Says what failed. The session stays where it is until it is closed. */
@@ -94,6 +95,12 @@ char *cli_tuning_path(const cli_device *device);
 /* Gives the session another context, whose parameters are the rows of text. Plans of the former live on. */
 bool cli_retune(cli_session *session, const char *text);
 void cli_close(cli_session *session); /* accepts a zeroed session */
+
+/* Compiles what clxent_run_host() of desc, a cross-entropy, will use, and adds the seconds that took to *seconds:
+ * builds the kernels, then launches them once on the fewest rows that a run takes, as a driver may compile only
+ * at that launch. Without the launch where that many rows have more than 2^23 logits. The status is that of the
+ * building. */
+clxent_status cli_compile(cli_session *session, const clxent_desc *desc, double *seconds);
 
 /* cli_fail() with the text of ctx's latest error. */
 int cli_fail_status(const clxent_context *ctx, const char *subject, clxent_status status);
@@ -114,6 +121,7 @@ double cli_seconds(void); /* monotonic */
  * does. */
 void cli_progress_start(const char *what);
 void cli_progress_set(double fraction);
+void cli_progress_compiling(bool begins); /* between true and false the line says that kernels are compiled */
 void cli_progress_stop(void);
 
 /* ---- Other programs ------------------------------------------------------------------------- */

@@ -24,7 +24,11 @@ static error_t parse(int key, char *text, struct argp_state *state)
     return 0;
 }
 
-static bool compute(example *e, const cli_session *session)
+typedef struct times {
+    double seconds, compile_seconds;
+} times;
+
+static bool compute(example *e, cli_session *session, times *t)
 {
     clxent_desc desc = CLXENT_DESC_INIT;
     clxent_host_args args = CLXENT_HOST_ARGS_INIT;
@@ -44,7 +48,12 @@ static bool compute(example *e, const cli_session *session)
     args.gradient = (clxent_output){ e->gradient, sizeof e->gradient };
 
     cli_progress_start("demo");
-    status = clxent_run_host(session->ctx, &desc, &args);
+    status = cli_compile(session, &desc, &t->compile_seconds);
+    if (status == CLXENT_OK) {
+        const double start = cli_seconds();
+        status = clxent_run_host(session->ctx, &desc, &args);
+        t->seconds = cli_seconds() - start;
+    }
     cli_progress_stop();
     if (status != CLXENT_OK) cli_fail_status(session->ctx, session->device.name, status);
     return status == CLXENT_OK;
@@ -83,7 +92,7 @@ static void print_signed_bar(double value, bool utf8)
     if (value >= 0 && partial) fputs("\u258c", stdout);
 }
 
-static void print_text(const example *e, const cli_device *device)
+static void print_text(const example *e, const cli_device *device, const times *t)
 {
     const bool utf8 = cli_terminal_is_utf8();
 
@@ -103,6 +112,7 @@ static void print_text(const example *e, const cli_device *device)
         }
     }
     printf("\nsum of the losses %.9f; gradient = softmax - onehot(target)\n", (double)e->loss);
+    printf("time %.3f s, after %.3f s of compiling kernels\n", t->seconds, t->compile_seconds);
 }
 
 static json_t *matrix(const float values[EXAMPLE_ROWS][EXAMPLE_CLASSES])
@@ -117,7 +127,7 @@ static json_t *matrix(const float values[EXAMPLE_ROWS][EXAMPLE_CLASSES])
     return rows;
 }
 
-static void print_json(const example *e, const cli_device *device)
+static void print_json(const example *e, const cli_device *device, const times *t)
 {
     json_t *object = json_object(), *targets = json_array(), *losses = json_array();
 
@@ -132,6 +142,8 @@ static void print_json(const example *e, const cli_device *device)
     json_object_set_new(object, "losses", losses);
     json_object_set_new(object, "loss", cli_json_number((double)e->loss));
     json_object_set_new(object, "gradient", matrix(e->gradient));
+    json_object_set_new(object, "seconds", cli_json_number(t->seconds));
+    json_object_set_new(object, "compile_seconds", cli_json_number(t->compile_seconds));
     cli_json_print(object);
 }
 
@@ -150,16 +162,17 @@ int command_demo(int argc, char **argv)
     const struct argp argp = { list, parse, NULL, about, cli_common_options, NULL, NULL };
     options o = { { NULL, false }, NULL };
     example e = { .logits = { { 1, 3, 5, 7 }, { 1, -9, 4, 8 } }, .targets = { 3, 1 } };
+    times t = { 0, 0 };
     cli_session session = { 0 };
     cli_device device;
     bool good;
 
     cli_parse(&argp, argc, argv, &o);
     if (!cli_find_device(&device, o.common.device)) return CLI_FAILED;
-    good = cli_open(&session, &device) && compute(&e, &session);
+    good = cli_open(&session, &device) && compute(&e, &session, &t);
     cli_close(&session);
     if (!good || (o.plot != NULL && !plot_example(&e, o.plot))) return CLI_FAILED;
-    if (o.common.json) print_json(&e, &device);
-    else print_text(&e, &device);
+    if (o.common.json) print_json(&e, &device, &t);
+    else print_text(&e, &device, &t);
     return CLI_DONE;
 }

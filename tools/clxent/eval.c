@@ -135,9 +135,26 @@ static const struct argp_option fixed_options[] = {
 };
 enum { FIXED_OPTIONS = sizeof fixed_options / sizeof *fixed_options };
 
+/* The files that eval reads, with their flags. */
+enum { INPUTS = 5 };
+typedef struct named_path {
+    const char *flag, *path; /* path NULL: not given */
+} named_path;
+
+static void list_inputs(const options *o, named_path list[INPUTS])
+{
+    const named_path inputs[INPUTS] = { { "logits", o->logits },
+                                        { "targets", o->targets },
+                                        { "class-weights", o->class_weights },
+                                        { "row-weights", o->row_weights },
+                                        { "grad-output", o->grad_output } };
+    memcpy(list, inputs, sizeof inputs);
+}
+
 /* What can be said of the flags without their files. */
 static void check_flags(const options *o, struct argp_state *state)
 {
+    named_path inputs[INPUTS];
     uint32_t outputs = 0;
 
     if (o->logits == NULL && o->targets == NULL) argp_error(state, "--logits and --targets are required");
@@ -147,7 +164,16 @@ static void check_flags(const options *o, struct argp_state *state)
         if (o->out[i] != NULL) outputs |= results[i].bit;
         for (size_t j = 0; j < i; j++) {
             if (o->out[i] != NULL && o->out[j] != NULL && strcmp(o->out[i], o->out[j]) == 0)
-                argp_error(state, "--%s and --%s name the same file", results[j].flag, results[i].flag);
+                argp_error(state, "--%s and --%s name the same file: each output takes its own",
+                           results[j].flag, results[i].flag);
+        }
+    }
+    list_inputs(o, inputs);
+    for (size_t i = 0; i < RESULTS; i++) {
+        for (size_t j = 0; j < INPUTS; j++) {
+            if (o->out[i] != NULL && inputs[j].path != NULL && strcmp(o->out[i], inputs[j].path) == 0)
+                argp_error(state, "--%s and --%s name the same file: each output takes its own",
+                           inputs[j].flag, results[i].flag);
         }
     }
     if ((outputs & CLXENT_OUTPUT_GRADIENT) != 0) return;
@@ -213,9 +239,16 @@ static void parse_options(options *o, int argc, char **argv)
         "classes, the "
         "loss, the perplexity (exp of the mean unweighted negative log-likelihood of the rows that count), "
         "the accuracy "
-        "over the same rows, the time of the run, the building of kernels included, and the bytes of inputs "
+        "over the same rows, the time of the run, the time of compiling its kernels, and the bytes of inputs "
         "and "
-        "outputs by that time. Accuracy and --argmax-out look for the largest of --logit-scale times the "
+        "outputs by the time of the run. Compiling is what precedes the run: kernels are built, then "
+        "launched once "
+        "on a few rows, as some drivers compile only at the first launch. That launch takes one row, but one "
+        "slab "
+        "where the class axis is not the last, and whole sequences with --shift; of more than 8388608 logits "
+        "it is "
+        "left out, and what the driver compiles then counts as the run. Accuracy and --argmax-out look for "
+        "the largest of --logit-scale times the "
         "logits, before --softcap, which would make equal what it saturates. A file that cannot be used, or "
         "a target that is no class, is exit status 1 "
         "and leaves "
@@ -258,7 +291,7 @@ typedef struct job {
     void *losses; /* row losses that no file takes; NULL: a file does */
     npy_output files[RESULTS];
     size_t file_result[RESULTS], num_files; /* files[i] is results[file_result[i]] */
-    double seconds, bytes_moved;
+    double seconds, compile_seconds, bytes_moved;
 } job;
 
 static size_t real_bytes(const job *j) { return j->f64 ? sizeof(double) : sizeof(float); }
@@ -295,8 +328,10 @@ static bool check_logits(job *j)
     } else if (!j->o.bf16 && h->kind == 'f' && h->item_size <= 8) {
         j->desc.dtype = h->item_size == 2 ? CLXENT_F16 : h->item_size == 4 ? CLXENT_F32 : CLXENT_F64;
     } else {
-        cli_fail(j->logits.path, "dtype %s: logits take %s", npy_dtype_text(h).text,
-                 j->o.bf16 ? "u2 with --bf16" : "f2, f4 or f8, or u2 with --bf16");
+        const char *takes = j->o.bf16      ? "u2, i2 or V2 with --bf16"
+                            : is_bits16(h) ? "f2, f4 or f8; if these are the bits of bf16, give --bf16"
+                                           : "f2, f4 or f8, or u2 with --bf16";
+        cli_fail(j->logits.path, "dtype %s: logits take %s", npy_dtype_text(h).text, takes);
         return false;
     }
     if (axis < 0 || axis >= axes) {
@@ -342,6 +377,22 @@ static bool check_shape(const input *in, const size_t *shape, size_t axes, const
     return false;
 }
 
+/* The class axis that targets of this shape belong to; the logits' number of axes where there is none. */
+static size_t fitting_axis(const npy_header *logits, const npy_header *targets)
+{
+    const size_t axes = logits->axes;
+
+    if (targets->axes + 1 != axes) return axes;
+    for (size_t i = 0; i < axes; i++) {
+        const size_t axis = axes > 1 && i < 2 ? 1 - i : i; /* 1 first: that of N,C,H,W */
+        const size_t behind = (axes - axis - 1) * sizeof *logits->shape;
+        if (memcmp(logits->shape, targets->shape, axis * sizeof *logits->shape) == 0 &&
+            memcmp(logits->shape + axis + 1, targets->shape + axis, behind) == 0)
+            return axis;
+    }
+    return axes;
+}
+
 static bool check_targets(job *j)
 {
     const npy_header *h = &j->targets.array.header, *logits = &j->logits.array.header;
@@ -361,11 +412,19 @@ static bool check_targets(job *j)
         return check_shape(&j->targets, logits->shape, logits->axes, "probabilities");
     } else {
         cli_fail(j->targets.path,
-                 "dtype %s: targets take u1, i4 or i8 (classes), f4 or the logits' dtype (probabilities)",
-                 npy_dtype_text(h).text);
+                 "dtype %s: targets take u1, i4 or i8 (classes), f4 or the logits' dtype (probabilities)%s",
+                 npy_dtype_text(h).text,
+                 h->kind == 'V' && is_bits16(h) ? "; bf16 needs --bf16, and logits of it" : "");
         return false;
     }
-    return check_shape(&j->targets, j->row_shape, j->row_axes, "targets");
+    const size_t axis = fitting_axis(logits, h);
+    if (same_shape(h, j->row_shape, j->row_axes) || axis == logits->axes)
+        return check_shape(&j->targets, j->row_shape, j->row_axes, "targets");
+    cli_fail(j->targets.path,
+             "shape %s: targets take %s with --class-axis %" PRId64 "; these fit --class-axis %zu",
+             npy_shape_text(h->shape, h->axes).text, npy_shape_text(j->row_shape, j->row_axes).text,
+             j->o.class_axis, axis);
+    return false;
 }
 
 static bool check_real(const input *in, const char *what)
@@ -428,11 +487,51 @@ static bool check_options(job *j)
                  smallest, largest, dtype);
     else if (!j->f64 && (isinf(j->denominator_f32) || (j->denominator_f32 == 0) != (divisor == 0)))
         cli_fail(path, "--denominator %g: takes an f32 number with %s logits", divisor, dtype);
+    else if (!j->indices && d->use_ignore_index && d->ignore_index >= 0)
+        cli_fail(j->targets.path,
+                 "--ignore-index %" PRId64 ": takes a negative index or 'none' where targets are "
+                 "probabilities, which have no index to ignore",
+                 d->ignore_index);
     else if (j->rows > 0 && d->shift > d->seq)
         cli_fail(path, "--shift %zu: takes 0 to %zu with logits of shape %s", d->shift, d->seq,
                  npy_shape_text(h->shape, h->axes).text);
     else return true;
     return false;
+}
+
+/* Each output can be written, to a file of its own: inputs are mapped, and one that an output replaced would be lost.
+ * The files are created after the kernels are compiled: what crashes in a driver's compiler leaves none. */
+static bool check_outputs(job *j)
+{
+    const options *o = &j->o;
+    named_path inputs[INPUTS];
+    char *resolved[RESULTS] = { NULL };
+    npy_fault fault;
+    bool good = true;
+
+    list_inputs(o, inputs);
+    for (size_t i = 0; i < RESULTS && good; i++) {
+        const char *path = o->out[i], *other = NULL;
+        if (path == NULL) continue;
+        for (size_t k = 0; k < INPUTS; k++)
+            if (inputs[k].path != NULL && npy_one_file(path, inputs[k].path)) other = inputs[k].flag;
+        if (other == NULL && !npy_can_write(path, &resolved[i], &fault)) {
+            cli_fail(path, "%s", fault.text);
+            good = false;
+            break;
+        }
+        for (size_t k = 0; k < i && other == NULL; k++) {
+            const bool same = resolved[k] != NULL && (strcmp(resolved[k], resolved[i]) == 0 ||
+                                                      npy_one_file(resolved[k], resolved[i]));
+            if (same) other = results[k].flag;
+        }
+        good = other == NULL;
+        if (!good)
+            cli_fail(path, "--%s and --%s name the same file: each output takes its own", other,
+                     results[i].flag);
+    }
+    for (size_t i = 0; i < RESULTS; i++) free(resolved[i]);
+    return good;
 }
 
 /* Headers only: nothing is read that a wrong shape would make useless. */
@@ -444,7 +543,8 @@ static bool open_inputs(job *j)
     if (!open_input(&j->logits, o->logits) || !check_logits(j)) return false;
     if (!open_input(&j->targets, o->targets) || !check_targets(j)) return false;
     if (!open_input(&j->class_weights, o->class_weights) || !open_input(&j->row_weights, o->row_weights) ||
-        !open_input(&j->grad_output, o->grad_output) || !check_weights(j) || !check_options(j))
+        !open_input(&j->grad_output, o->grad_output) || !check_weights(j) || !check_options(j) ||
+        !check_outputs(j))
         return false;
     if (clxent_desc_check(&j->desc, text, sizeof text) != CLXENT_OK) {
         cli_fail(o->logits, "%s", text);
@@ -577,6 +677,16 @@ static void set_output(clxent_host_args *args, size_t field, void *data, size_t 
     memcpy((char *)args + field, &output, sizeof output);
 }
 
+/* What the files and what is printed need: the row losses give the perplexity. */
+static void choose_outputs(job *j)
+{
+    j->desc.outputs = CLXENT_OUTPUT_LOSSES;
+    for (size_t i = 0; i < RESULTS; i++)
+        if (j->o.out[i] != NULL) j->desc.outputs |= results[i].bit;
+    if (j->desc.reduction != CLXENT_REDUCTION_NONE) j->desc.outputs |= CLXENT_OUTPUT_LOSS;
+    if (j->indices) j->desc.outputs |= CLXENT_OUTPUT_CORRECT;
+}
+
 static bool create_outputs(job *j)
 {
     const npy_header *h = &j->logits.array.header;
@@ -597,37 +707,37 @@ static bool create_outputs(job *j)
             return false;
         }
         j->file_result[j->num_files++] = i;
-        for (size_t k = 0; k + 1 < j->num_files; k++) {
-            if (!npy_same_file(&j->files[k], file)) continue;
-            cli_fail(j->o.out[i], "--%s and --%s name the same file", results[j->file_result[k]].flag,
-                     r->flag);
-            return false;
-        }
-        j->desc.outputs |= r->bit;
         set_output(&j->args, r->field, file->data, file->bytes);
         j->bytes_moved += (double)file->bytes;
     }
 
-    /* What is printed: the row losses give the perplexity. */
-    if ((j->desc.outputs & CLXENT_OUTPUT_LOSSES) == 0) {
+    if (j->args.losses.data == NULL) {
         j->losses = npy_scratch(j->rows * real_bytes(j), &fault);
         if (j->losses == NULL) {
             cli_fail(NULL, "%s", fault.text);
             return false;
         }
         j->args.losses = (clxent_output){ j->losses, j->rows * real_bytes(j) };
-        j->desc.outputs |= CLXENT_OUTPUT_LOSSES;
         j->bytes_moved += (double)(j->rows * real_bytes(j));
     }
-    if (j->desc.reduction != CLXENT_REDUCTION_NONE) {
+    if ((j->desc.outputs & CLXENT_OUTPUT_LOSS) != 0)
         j->args.loss = (clxent_output){ j->f64 ? (void *)&j->loss_f64 : (void *)&j->loss_f32, real_bytes(j) };
-        j->desc.outputs |= CLXENT_OUTPUT_LOSS;
-    }
-    if (j->indices) {
-        j->args.correct = (clxent_output){ &j->correct, sizeof j->correct };
-        j->desc.outputs |= CLXENT_OUTPUT_CORRECT;
-    }
+    if (j->indices) j->args.correct = (clxent_output){ &j->correct, sizeof j->correct };
     return true;
+}
+
+static bool fail_run(const job *j, const cli_session *session, clxent_status status)
+{
+    const bool of_input = status == CLXENT_ERROR_INVALID_DESC || status == CLXENT_ERROR_INVALID_ARGUMENT ||
+                          status == CLXENT_ERROR_BAD_TARGET;
+    cli_fail_status(session->ctx, of_input ? j->logits.path : session->device.name, status);
+    return false;
+}
+
+static bool compile(job *j, cli_session *session)
+{
+    const clxent_status status = cli_compile(session, &j->desc, &j->compile_seconds);
+    return status == CLXENT_OK || fail_run(j, session, status);
 }
 
 static bool run(job *j, cli_session *session)
@@ -652,13 +762,11 @@ static bool run(job *j, cli_session *session)
     status = clxent_run_host(session->ctx, &j->desc, &j->args);
     j->seconds = cli_seconds() - start;
     cli_progress_stop();
-    if (status == CLXENT_OK) return true;
-    cli_fail_status(session->ctx, status > 0 ? j->logits.path : session->device.name, status);
-    return false;
+    return status == CLXENT_OK || fail_run(j, session, status);
 }
 
 /* Mean of the plain negative log-likelihood over the rows that count; NaN where there is none. */
-static bool mean_nll(const job *j, cli_session *session, double *mean)
+static bool mean_nll(job *j, cli_session *session, double *mean)
 {
     const clxent_desc *d = &j->desc;
     const bool plain =
@@ -688,7 +796,8 @@ static bool mean_nll(const job *j, cli_session *session, double *mean)
         args.targets = j->args.targets;
         args.losses = (clxent_output){ own, bytes };
         cli_progress_start("perplexity");
-        status = clxent_run_host(session->ctx, &desc, &args);
+        status = cli_compile(session, &desc, &j->compile_seconds);
+        if (status == CLXENT_OK) status = clxent_run_host(session->ctx, &desc, &args);
         cli_progress_stop();
         if (status != CLXENT_OK) {
             cli_fail_status(session->ctx, session->device.name, status);
@@ -730,6 +839,7 @@ static void print_results(const job *j, const cli_session *session, double nll)
         json_object_set_new(object, "perplexity", has_mean ? cli_json_number(exp(nll)) : json_null());
         json_object_set_new(object, "accuracy", has_mean ? cli_json_number(accuracy) : json_null());
         json_object_set_new(object, "seconds", cli_json_number(j->seconds));
+        json_object_set_new(object, "compile_seconds", cli_json_number(j->compile_seconds));
         cli_json_print(object);
         return;
     }
@@ -745,6 +855,7 @@ static void print_results(const job *j, const cli_session *session, double nll)
         printf("accuracy    %.6f (%" PRIu64 " of %" PRIu64 ")\n", accuracy, j->correct, counted);
     }
     printf("time        %.3f s\n", j->seconds);
+    printf("compiling   %.3f s\n", j->compile_seconds);
     printf("bandwidth   %.3g GB/s\n", j->bytes_moved / j->seconds * 1e-9);
 }
 
@@ -775,8 +886,8 @@ int command_eval(int argc, char **argv)
     if (!load(&j.logits) || !load_real(&j, &j.class_weights, j.desc.classes)) goto done;
     if (!load_real(&j, &j.grad_output, j.desc.reduction == CLXENT_REDUCTION_NONE ? j.rows : 1)) goto done;
     if (!cli_find_device(&device, j.o.common.device) || !cli_open(&session, &device)) goto done;
-    j.desc.outputs = 0;
-    if (!create_outputs(&j) || !run(&j, &session)) goto done;
+    choose_outputs(&j);
+    if (!compile(&j, &session) || !create_outputs(&j) || !run(&j, &session)) goto done;
     if (j.indices && !mean_nll(&j, &session, &nll)) goto done;
     if (!npy_commit(j.files, j.num_files, &failed, &fault)) {
         cli_fail(j.o.out[j.file_result[failed]], "%s", fault.text);

@@ -42,7 +42,10 @@ CL_API_ENTRY cl_int CL_API_CALL clBuildProgram(cl_program program, cl_uint num_d
 
     if (loader == NULL) *(void **)&loader = dlsym(RTLD_NEXT, "clBuildProgram");
     atomic_fetch_add(&builds, 1);
-    return loader(program, num_devices, devices, options, notify, data);
+    cli_progress_compiling(true);
+    const cl_int code = loader(program, num_devices, devices, options, notify, data);
+    cli_progress_compiling(false);
+    return code;
 }
 
 /* ---- Kernels -------------------------------------------------------------------------------- */
@@ -475,7 +478,9 @@ bool measure_times(measure *m, const timed *const runs[], size_t count, size_t p
     /* The first turn compiles: drivers finish that at a kernel's first launch. */
     for (size_t turn = 0; turn < 2; turn++) {
         for (size_t i = 0; i < count; i++) {
+            if (turn == 0) cli_progress_compiling(true);
             const double once = sample(m, runs[i], 1);
+            if (turn == 0) cli_progress_compiling(false);
             if (once < 0) goto fail;
             if (turn == 1 && once < shortest) shortest = once;
         }

@@ -1,0 +1,110 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * compile.c - compiles what a run needs before the run, so that the two can be timed apart. A driver may leave part
+ * of its work to a kernel's first launch, as PoCL does: the kernels are also launched once, on a few rows of zeros.
+ */
+#define _XOPEN_SOURCE 700
+#include "measure.h"
+
+enum {
+    ALIGNMENT = 192, /* a workspace takes a multiple of 64, a record of bad targets one of its 24 bytes */
+    MOST_ELEMENTS = 1 << 23 /* a launch on more would be a run by itself */
+};
+
+/* Outputs of clxent_run_host(): it records bad targets whether or not its caller asks. */
+static uint32_t outputs_of(const clxent_desc *desc)
+{
+    const bool indices = desc->target_type == CLXENT_TARGET_I32 || desc->target_type == CLXENT_TARGET_I64 ||
+                         desc->target_type == CLXENT_TARGET_U8;
+    const uint32_t of_targets =
+        CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_CORRECT;
+    const bool records =
+        indices && desc->bad_target == CLXENT_BAD_TARGET_REPORT && (desc->outputs & of_targets) != 0;
+    return desc->outputs | (records ? CLXENT_OUTPUT_BAD_TARGETS : 0u);
+}
+
+/* The fewest rows that a run takes: a multiple of inner and, under a shift, of seq. 0: none, or too many. */
+static size_t fewest_rows(const clxent_desc *desc)
+{
+    const size_t seq = desc->shift > 0 ? desc->seq : 1, inner = desc->inner;
+    size_t a = inner, b = seq;
+
+    if (desc->batch == 0 || desc->seq == 0) return 0;
+    while (b > 0) {
+        const size_t rest = a % b;
+        a = b;
+        b = rest;
+    }
+    if (inner / a > MOST_ELEMENTS / seq) return 0;
+    return inner / a * seq <= MOST_ELEMENTS / desc->classes ? inner / a * seq : 0;
+}
+
+/* Names the next bytes of the one buffer that all arguments share. */
+static void place(clxent_buffer *buffer, size_t bytes, size_t *used)
+{
+    buffer->offset = *used;
+    *used += (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+}
+
+static void launch_once(cli_session *session, clxent_plan *plan, const clxent_desc *desc, size_t rows)
+{
+    enum { GIVEN = 11 }; /* outputs of cross-entropy */
+    const size_t element = dtype_bytes(desc->dtype), real = desc->dtype == CLXENT_F64 ? 8 : 4;
+    const size_t elements = rows * desc->classes;
+    const bool f32_labels = desc->target_type == CLXENT_TARGET_PROBABILITIES_F32;
+    const bool labels = f32_labels || desc->target_type == CLXENT_TARGET_PROBABILITIES_LOGITS;
+    const size_t gradient = dtype_bytes(desc->gradient_dtype != 0 ? desc->gradient_dtype : desc->dtype);
+    const size_t output_bytes[GIVEN] = {
+        rows * real, real, rows * real, elements * element, elements * element,        elements * gradient,
+        rows * 8,    8,    rows * real, rows * 2 * real,    sizeof(clxent_bad_targets)
+    };
+    clxent_args args = CLXENT_ARGS_INIT;
+    clxent_buffer *const outputs = &args.losses; /* in the order of their bits */
+    clxent_buffer *const inputs[] = { &args.logits, &args.targets, &args.class_weights, &args.row_weights,
+                                      &args.workspace };
+    const size_t input_bytes[] = { elements * element,
+                                   !labels ? rows * 8 : elements * (f32_labels ? 4 : element),
+                                   desc->classes * real, rows * real, clxent_plan_workspace_size(plan) };
+    const cl_uchar zero = 0;
+    cl_command_queue queue = NULL;
+    size_t used = 0;
+    cl_int code;
+
+    for (size_t i = 0; i < sizeof input_bytes / sizeof *input_bytes; i++)
+        place(inputs[i], input_bytes[i], &used);
+    for (size_t i = 0; i < GIVEN; i++)
+        if ((desc->outputs >> i & 1u) != 0) place(&outputs[i], output_bytes[i], &used);
+
+    cl_mem all = clCreateBuffer(session->cl, CL_MEM_READ_WRITE, used, NULL, &code);
+    if (all != NULL) queue = clCreateCommandQueue(session->cl, session->device.id, 0, &code);
+    if (queue != NULL && clEnqueueFillBuffer(queue, all, &zero, 1, 0, used, 0, NULL, NULL) == CL_SUCCESS) {
+        for (size_t i = 0; i < sizeof inputs / sizeof *inputs; i++) inputs[i]->mem = all;
+        for (size_t i = 0; i < GIVEN; i++)
+            if ((desc->outputs >> i & 1u) != 0) outputs[i].mem = all;
+        args.rows = rows;
+        (void)clxent_enqueue(plan, queue, &args, 0, NULL, NULL);
+    }
+    if (queue != NULL) {
+        (void)clFinish(queue);
+        clReleaseCommandQueue(queue);
+    }
+    if (all != NULL) clReleaseMemObject(all);
+}
+
+clxent_status cli_compile(cli_session *session, const clxent_desc *desc, double *seconds)
+{
+    const double start = cli_seconds();
+    const size_t rows = fewest_rows(desc);
+    clxent_desc complete = *desc;
+    clxent_plan *plan;
+
+    complete.outputs = outputs_of(desc);
+    cli_progress_compiling(true);
+    const clxent_status status = clxent_plan_create(&plan, session->ctx, &complete);
+    /* Where the launch cannot be, the run tells why, or it was only this that is too large. */
+    if (status == CLXENT_OK && rows > 0) launch_once(session, plan, &complete, rows);
+    clxent_plan_destroy(plan);
+    cli_progress_compiling(false);
+    *seconds += cli_seconds() - start;
+    return status;
+}
