@@ -77,6 +77,18 @@ static void write_script(FILE *to, const void *data)
     fputs("unset multiplot\n", to);
 }
 
+/* Whether the file ends as every whole PNG does: gnuplot does not say that it could not write. */
+static bool is_whole(int descriptor)
+{
+    static const unsigned char end[] = { 'I', 'E', 'N', 'D', 0xae, 0x42, 0x60, 0x82 };
+    unsigned char found[sizeof end];
+    const off_t size = lseek(descriptor, 0, SEEK_END);
+
+    return size >= (off_t)sizeof end &&
+           pread(descriptor, found, sizeof end, size - (off_t)sizeof end) == (ssize_t)sizeof end &&
+           memcmp(found, end, sizeof end) == 0;
+}
+
 bool plot_png(const char *path, void (*script)(FILE *to, const void *data), const void *data)
 {
     static char name[] = "gnuplot";
@@ -91,11 +103,14 @@ bool plot_png(const char *path, void (*script)(FILE *to, const void *data), cons
         return false;
     }
     status = cli_run(argv, script, data, descriptor);
+    const bool whole = is_whole(descriptor);
     close(descriptor);
     if (status == -ENOENT) cli_fail("gnuplot", "not found: --plot needs it (Debian: gnuplot-nox)");
     else if (status < 0) cli_fail("gnuplot", "%s", strerror(-status));
     else if (status > 0)
         cli_fail("gnuplot", "failed with status %d: --plot needs its pngcairo terminal", status);
+    if (status == 0 && !whole)
+        status = cli_fail(path, "gnuplot wrote no whole picture: is there room on the device?");
     if (status == 0 && !npy_temporary_keep(temporary, resolved, &fault))
         status = cli_fail(path, "%s", fault.text);
     if (status != 0) npy_temporary_drop(temporary);

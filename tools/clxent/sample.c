@@ -175,6 +175,10 @@ int command_sample(int argc, char **argv)
             goto done;
         }
         snprintf(paths[i], size, "%s/%s", o.out, names[i]);
+        if (npy_one_file(paths[i], o.text)) {
+            cli_fail(paths[i], "is the same file as --text %s: takes another --out", o.text);
+            goto done;
+        }
         if (!npy_create(&outputs[i], paths[i], i == 0 ? "f4" : "u1", logits_shape, 3 - i, &fault)) {
             cli_fail(paths[i], "%s", fault.text);
             goto done;
