@@ -5,6 +5,7 @@
  */
 #define _XOPEN_SOURCE 700
 #include "cli.h"
+#include "signals.h"
 #include "verify_case.h"
 
 #include <math.h>
@@ -104,93 +105,129 @@ typedef struct verification {
     bool has_f64;
     char driver[256], version[256];
     size_t done, skipped, failures;
-    int ended_by; /* the signal; 0: none */
-    double seconds, worst;
+    int ended_by;     /* the signal; 0: none */
+    bool out_of_time; /* --seconds passed */
+    double began, seconds, compile_seconds, worst;
     case_feature features[CASE_FEATURES];
     tally tallies[CASE_FEATURES];
     size_t num_features;
     json_t *reports; /* one object for each failure */
+
+    /* The failure that is being shrunk: what is known of it is reported even if the run ends meanwhile. */
+    struct {
+        bool open;
+        const size_t *number; /* NULL: a case that came as text */
+        verify_case c, smallest;
+        problem_fault fault, smallest_fault;
+    } failure;
 } verification;
 
-/* ---- Being interrupted ---------------------------------------------------------------------- */
+static verification v;
 
-/* SIGINT or SIGTERM ends the run after the case that is running, with a summary of what was done; a second one
- * ends the process, unless it comes so soon that it is the same: timeout(1) sends one to the process and one to its
- * group. Both are blocked in all threads, one of which waits for them, and so in the programs that a
- * driver runs: a linker that Ctrl-C had ended would look like a fault of the kernels. */
-static atomic_int interrupted; /* the signal; 0: none */
+/* ---- The end of the run ---------------------------------------------------------------------- */
 
-#define SAME_SIGNAL_SECONDS 0.5
+/* SIGINT, SIGTERM or the end of --seconds ends the run with the summary of the cases done until then: after the case
+ * that is running where that does not take long, else within it, as no driver's compiler can be interrupted. A
+ * thread of its own prints the summary then, and ends the process. */
+static struct {
+    pthread_mutex_t lock; /* held while a case is counted and while anything is printed */
+    pthread_cond_t changed;
+    atomic_int signal;  /* 0: none */
+    atomic_bool wanted; /* no further case */
+    bool over;          /* under lock: the thread that runs the cases prints the summary */
+    double first;       /* when the signal came */
+} ending = { .lock = PTHREAD_MUTEX_INITIALIZER };
 
-static void *wait_for_signals(void *set)
+/* The case that is running may end in so many seconds. timeout(1) sends a signal to the process and one to its group:
+ * what comes within them is the same signal. */
+#define GRACE_SECONDS 0.5
+
+static bool interrupt(int number)
 {
-    int number;
-
-    while (sigwait(set, &number) != 0) {
-    }
-    const double first = cli_seconds();
-    atomic_store(&interrupted, number);
-    while (sigwait(set, &number) != 0 || cli_seconds() - first < SAME_SIGNAL_SECONDS) {
-    }
-    pthread_sigmask(SIG_UNBLOCK, set, NULL);
-    raise(number);
-    _exit(128 + number); /* where a driver's handler returns */
+    if (atomic_load(&ending.signal) != 0) return cli_seconds() - ending.first < GRACE_SECONDS;
+    ending.first = cli_seconds();
+    atomic_store(&ending.signal, number);
+    atomic_store(&ending.wanted, true);
+    return true; /* without the lock: a reader of the summary may keep it for long */
 }
 
-/* Before the driver is loaded, whose threads begin with this one's mask. */
-static void catch_interrupts(void)
+/* Waits, with the lock, for the end of the cases: so many seconds at most. */
+static void wait_for_end(double seconds)
 {
-    static const int numbers[] = { SIGINT, SIGTERM };
-    static sigset_t set;
-    struct sigaction before;
-    pthread_t thread;
+    const double moment = cli_seconds() + seconds;
+    const time_t whole = (time_t)moment;
+    const struct timespec until = { whole, (long)((moment - (double)whole) * 1e9) };
+    pthread_cond_timedwait(&ending.changed, &ending.lock, &until);
+}
 
-    sigemptyset(&set);
-    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
-        /* what the caller had ignored, as a shell does for jobs in the background, stays ignored */
-        if (sigaction(numbers[i], NULL, &before) == 0 && before.sa_handler != SIG_IGN)
-            sigaddset(&set, numbers[i]);
+static int print_summary(void);
+
+/* *deadline: by the clock of cli_seconds(); 0: none. */
+static void *end_in_time(void *data)
+{
+    const double deadline = *(const double *)data, often = 0.1;
+
+    pthread_mutex_lock(&ending.lock);
+    while (!ending.over && !atomic_load(&ending.wanted) && (deadline == 0 || cli_seconds() < deadline))
+        wait_for_end(deadline == 0 ? often : fmin(often, deadline - cli_seconds()));
+    atomic_store(&ending.wanted, true);
+    const double latest = cli_seconds() + GRACE_SECONDS;
+    while (!ending.over && cli_seconds() < latest) wait_for_end(latest - cli_seconds());
+    if (!ending.over) {
+        const int status = print_summary();
+        if (fflush(stdout) != 0 || ferror(stdout)) cli_fail("standard output", "cannot be written");
+        _exit(ferror(stdout) ? CLI_FAILED : status);
     }
-    pthread_sigmask(SIG_BLOCK, &set, NULL);
-    if (pthread_create(&thread, NULL, wait_for_signals, &set) == 0) pthread_detach(thread);
-    else pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+    pthread_mutex_unlock(&ending.lock);
+    return NULL;
+}
+
+static bool start_end(pthread_t *thread, double *deadline)
+{
+    pthread_condattr_t attributes;
+
+    pthread_condattr_init(&attributes);
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    pthread_cond_init(&ending.changed, &attributes);
+    pthread_condattr_destroy(&attributes);
+    if (pthread_create(thread, NULL, end_in_time, deadline) != 0) {
+        cli_fail(NULL, "no thread could be started");
+        return false;
+    }
+    signals_on_interrupt(interrupt);
+    return true;
 }
 
 /* ---- Repeating a case ----------------------------------------------------------------------- */
 
 /* ' in it would end the shell's quotes; such a device is named by its number. */
-static void write_command(const verification *v, const char *arguments, char command[COMMAND_SIZE])
+static void write_command(const char *arguments, char command[COMMAND_SIZE])
 {
-    const char *device = v->options->common.device;
+    const char *device = v.options->common.device;
     char chosen[256] = "", tuning[1024] = "";
 
     if (device != NULL && strchr(device, '\'') == NULL)
         snprintf(chosen, sizeof chosen, " --device '%s'", device);
-    else if (device != NULL) snprintf(chosen, sizeof chosen, " --device %zu", v->session.device.index);
+    else if (device != NULL) snprintf(chosen, sizeof chosen, " --device %zu", v.session.device.index);
     if (cli_tuning_file != NULL) snprintf(tuning, sizeof tuning, " --tuning '%s'", cli_tuning_file);
     else if (cli_no_tuning) snprintf(tuning, sizeof tuning, " --no-tuning");
     snprintf(command, COMMAND_SIZE, "clxent verify%s%s %s", chosen, tuning, arguments);
 }
 
-static void write_case_command(const verification *v, const verify_case *c, char command[COMMAND_SIZE])
+static void write_case_command(const verify_case *c, char command[COMMAND_SIZE])
 {
     char text[CASE_TEXT_SIZE], arguments[CASE_TEXT_SIZE + 16];
 
     case_write(c, text);
     snprintf(arguments, sizeof arguments, "--case '%s'", text);
-    write_command(v, arguments, command);
+    write_command(arguments, command);
 }
 
 /* A kernel that writes where it should not, or a driver's own fault, ends the process: the case that is
  * running is said all the same. */
 static char running[COMMAND_SIZE]; /* its command, read by the signals' handler */
-static const int crashes[] = { SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT };
-enum { CRASHES = sizeof crashes / sizeof *crashes };
-static struct sigaction handled_before[CRASHES];
 
-/* Returns to where it crashed, which crashes again: into the handler of before, a sanitizer's perhaps, that
- * finds everything as it was. abort() ends the process when its handler returns. */
-static void say_crash(int number)
+static void say_crash(void)
 {
     static const char what[] = "\nclxent verify: a kernel or the driver crashed; repeat with\n  ";
     ssize_t written = write(STDERR_FILENO, what, sizeof what - 1);
@@ -198,40 +235,75 @@ static void say_crash(int number)
     written += write(STDERR_FILENO, running, strlen(running));
     written += write(STDERR_FILENO, "\n", 1);
     (void)written; /* nothing could be done about it */
-    for (size_t i = 0; i < CRASHES; i++)
-        if (crashes[i] == number) sigaction(number, &handled_before[i], NULL);
-}
-
-/* After the driver was loaded: PoCL's LLVM has handlers of its own. */
-static void catch_crashes(void)
-{
-    struct sigaction crash = { .sa_flags = SA_NODEFER };
-
-    crash.sa_handler = say_crash;
-    sigemptyset(&crash.sa_mask);
-    for (size_t i = 0; i < CRASHES; i++) sigaction(crashes[i], &crash, &handled_before[i]);
 }
 
 /* ---- Running cases -------------------------------------------------------------------------- */
 
+/* The case that is running, for the summary and the progress line. */
+static struct {
+    _Atomic(double) began;  /* 0: none */
+    atomic_size_t programs; /* compiled before it */
+    atomic_bool building;
+    bool compiled; /* a program, so that launches may compile too */
+} current;
+
+static clxent_status make_plan(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc)
+{
+    atomic_store(&current.building, true);
+    const clxent_status status = clxent_plan_create(out, ctx, desc);
+    atomic_store(&current.building, false);
+    if (!current.compiled && v.session.programs != atomic_load(&current.programs)) {
+        current.compiled = true;
+        cli_progress_compiling(true);
+    }
+    return status;
+}
+
+/* Seconds of the current case if it compiled: a driver may compile in its first launches too, so that what counts is
+ * all of a case that needed a new program. */
+static double compiling_seconds(void)
+{
+    const double began = atomic_load(&current.began);
+    const bool compiled =
+        atomic_load(&current.building) || v.session.programs != atomic_load(&current.programs);
+    return began > 0 && compiled ? cli_seconds() - began : 0;
+}
+
 /* Runs the case; worst as check_problem() has it. */
-static bool passes(const verification *v, const verify_case *c, worst_error worst[OUTPUTS], problem_fault *f)
+static bool passes(const verify_case *c, worst_error worst[OUTPUTS], problem_fault *f)
 {
     problem p;
 
-    write_case_command(v, c, running);
+    write_case_command(c, running);
+    signals_lead_abort();
+    atomic_store(&current.programs, v.session.programs);
+    atomic_store(&current.began, cli_seconds());
     bool good = fill_problem(&p, &c->desc, c->fill, c->seed, f);
     p.args.max_chunk_bytes = c->chunk_bytes;
-    good = good && check_problem(&v->on, &p, c->checks, worst, f);
+    good = good && check_problem(&v.on, &p, c->checks, worst, f);
     free_problem(&p);
+    if (current.compiled) cli_progress_compiling(false);
+    current.compiled = false;
+
+    pthread_mutex_lock(&ending.lock);
+    v.compile_seconds += compiling_seconds();
+    atomic_store(&current.began, 0);
+    pthread_mutex_unlock(&ending.lock);
     return good;
 }
 
-/* Once interrupted nothing is tried any more, and the smallest case so far stays. */
+/* Once the run is to end nothing is tried any more, and the smallest case so far stays. */
 static bool fails(const verify_case *c, void *payload, problem_fault *f)
 {
     worst_error worst[OUTPUTS] = { { 0, 0 } };
-    return atomic_load(&interrupted) == 0 && !passes(payload, c, worst, f);
+    (void)payload;
+
+    if (atomic_load(&ending.wanted) || passes(c, worst, f)) return false;
+    pthread_mutex_lock(&ending.lock);
+    v.failure.smallest = *c;
+    v.failure.smallest_fault = *f;
+    pthread_mutex_unlock(&ending.lock);
+    return true;
 }
 
 /* error / bound of an output of the case, or -1 where it says nothing: integers and one_hot are exact, and what is
@@ -261,7 +333,7 @@ static double telling_ratio(const verify_case *c, size_t output, const worst_err
     return tells || worst->ratio > 1 ? worst->ratio : -1;
 }
 
-static void count(verification *v, const verify_case *c, bool good, const worst_error worst[OUTPUTS])
+static void count(const verify_case *c, bool good, const worst_error worst[OUTPUTS])
 {
     double most = -1, ratios[OUTPUTS];
 
@@ -269,12 +341,12 @@ static void count(verification *v, const verify_case *c, bool good, const worst_
         ratios[i] = telling_ratio(c, i, &worst[i]);
         most = fmax(most, ratios[i]);
     }
-    v->worst = fmax(v->worst, most);
-    v->done++;
-    if (!good) v->failures++;
-    for (size_t i = 0; i < v->num_features; i++) {
-        const case_feature *feature = &v->features[i];
-        tally *t = &v->tallies[i];
+    v.worst = fmax(v.worst, most);
+    v.done++;
+    if (!good) v.failures++;
+    for (size_t i = 0; i < v.num_features; i++) {
+        const case_feature *feature = &v.features[i];
+        tally *t = &v.tallies[i];
         if (!case_has_feature(c, feature)) continue;
         t->cases++;
         if (!good) t->failures++;
@@ -282,89 +354,105 @@ static void count(verification *v, const verify_case *c, bool good, const worst_
     }
 }
 
-/* Shrinks and reports a case that failed as *f says. number: NULL for a case that came as text. */
-static void report(verification *v, const verify_case *c, const size_t *number, const problem_fault *f)
+/* Reports v.failure, with the lock. tried: how many cases the shrinking took; unfinished: it would have gone on. */
+static void report(size_t tried, bool unfinished)
 {
-    const options *o = v->options;
-    verify_case smallest = *c;
-    problem_fault how = *f;
+    const options *o = v.options;
+    const size_t *number = v.failure.number;
     char text[CASE_TEXT_SIZE], words[CASE_TEXT_SIZE], name[64] = "case", arguments[256];
     char repeat[COMMAND_SIZE], repeat_smallest[COMMAND_SIZE];
     json_t *object = json_object();
 
-    write_case_command(v, c, repeat);
+    write_case_command(&v.failure.c, repeat);
     if (number != NULL) {
         snprintf(name, sizeof name, "case %zu", *number);
         snprintf(arguments, sizeof arguments, "--seed %zu --case %zu --max-elements %zu%s", o->seed, *number,
                  o->max_elements, o->no_host_arrays ? " --no-host-arrays" : "");
-        write_command(v, arguments, repeat);
+        write_command(arguments, repeat);
     }
-    const size_t tried = case_shrink(&smallest, fails, v, &how);
-    case_write(&smallest, text);
-    case_describe(&smallest, words);
-    write_case_command(v, &smallest, repeat_smallest);
+    case_write(&v.failure.smallest, text);
+    case_describe(&v.failure.smallest, words);
+    write_case_command(&v.failure.smallest, repeat_smallest);
 
     cli_progress_stop();
     if (!o->common.json) {
-        printf("FAILED %s: %s\n", name, f->text);
+        printf("FAILED %s: %s\n", name, v.failure.fault.text);
         printf("  repeat    %s\n", repeat);
-        if (atomic_load(&interrupted) != 0) printf("  smallest  %s (interrupted)\n", words);
+        if (unfinished) printf("  smallest  %s (interrupted)\n", words);
         else printf("  smallest  %s (%zu tried)\n", words, tried);
-        printf("  it fails  %s\n", how.text);
+        printf("  it fails  %s\n", v.failure.smallest_fault.text);
         printf("  repeat    %s\n\n", repeat_smallest);
         fflush(stdout);
     }
     json_object_set_new(object, "case", number != NULL ? json_integer((json_int_t)*number) : json_null());
-    json_object_set_new(object, "fault", cli_json_text(f->text));
+    json_object_set_new(object, "fault", cli_json_text(v.failure.fault.text));
     json_object_set_new(object, "command", cli_json_text(repeat));
     json_object_set_new(object, "smallest", cli_json_text(text));
     json_object_set_new(object, "smallest_words", cli_json_text(words));
-    json_object_set_new(object, "smallest_fault", cli_json_text(how.text));
+    json_object_set_new(object, "smallest_fault", cli_json_text(v.failure.smallest_fault.text));
     json_object_set_new(object, "smallest_command", cli_json_text(repeat_smallest));
-    json_array_append_new(v->reports, object);
+    json_array_append_new(v.reports, object);
+    v.failure.open = false;
 }
 
-static void check_case(verification *v, verify_case *c, const size_t *number)
+static void check_case(verify_case *c, const size_t *number)
 {
     worst_error worst[OUTPUTS] = { { 0, 0 } };
-    problem_fault f;
+    problem_fault f = { "" };
 
-    if (c->desc.dtype == CLXENT_F64 && !v->has_f64) {
-        v->skipped++;
+    if (c->desc.dtype == CLXENT_F64 && !v.has_f64) {
+        v.skipped++;
         return;
     }
-    if (v->options->no_host_arrays) c->checks &= ~(uint32_t)CASE_HOST_ARRAYS;
-    const bool good = passes(v, c, worst, &f);
-    count(v, c, good, worst);
-    if (!good) report(v, c, number, &f);
+    if (v.options->no_host_arrays) c->checks &= ~(uint32_t)CASE_HOST_ARRAYS;
+    const bool good = passes(c, worst, &f);
+    pthread_mutex_lock(&ending.lock);
+    count(c, good, worst);
+    if (!good) {
+        v.failure.open = true;
+        v.failure.number = number;
+        v.failure.c = v.failure.smallest = *c;
+        v.failure.fault = v.failure.smallest_fault = f;
+    }
+    pthread_mutex_unlock(&ending.lock);
+    if (good) return;
+
+    verify_case smallest = *c;
+    const size_t tried = case_shrink(&smallest, fails, NULL, &f);
+    pthread_mutex_lock(&ending.lock);
+    report(tried, atomic_load(&ending.wanted));
+    pthread_mutex_unlock(&ending.lock);
 }
 
-static void check_cases(verification *v)
+static void show_progress(double fraction)
 {
-    const options *o = v->options;
-    const double began = cli_seconds();
+    pthread_mutex_lock(&ending.lock);
+    cli_progress_start("verifying");
+    cli_progress_set(fraction);
+    pthread_mutex_unlock(&ending.lock);
+}
+
+static void check_cases(void)
+{
+    const options *o = v.options;
     verify_case c = o->one;
 
     if (o->text != NULL) {
-        check_case(v, &c, NULL);
+        check_case(&c, NULL);
     } else if (o->has_number) {
         case_draw(&c, o->seed, o->number, o->max_elements);
-        check_case(v, &c, &o->number);
+        check_case(&c, &o->number);
     }
     for (size_t i = 0; o->text == NULL && !o->has_number; i++) {
-        const double passed = cli_seconds() - began;
+        const double passed = cli_seconds() - v.began;
         double fraction = o->has_seconds ? passed / o->seconds : 0;
 
         if (o->has_cases || !o->has_seconds) fraction = fmax(fraction, (double)i / (double)o->cases);
-        if (!(fraction < 1) || v->failures >= o->max_failures || atomic_load(&interrupted) != 0) break;
-        cli_progress_start("verifying");
-        cli_progress_set(fraction);
+        if (!(fraction < 1) || v.failures >= o->max_failures || atomic_load(&ending.wanted)) break;
+        show_progress(fraction);
         case_draw(&c, o->seed, i, o->max_elements);
-        check_case(v, &c, &i);
+        check_case(&c, &i);
     }
-    cli_progress_stop();
-    v->seconds = cli_seconds() - began;
-    v->ended_by = atomic_load(&interrupted);
 }
 
 /* ---- The summary --------------------------------------------------------------------------- */
@@ -376,89 +464,127 @@ static void print_tally(const char *name, const tally *t)
     else printf("%14s\n", "-");
 }
 
-static void print_text(const verification *v)
+static void print_text(void)
 {
-    const tally all = { v->done, v->failures, v->worst };
-    const cli_device *device = &v->session.device;
+    const tally all = { v.done, v.failures, v.worst };
+    const cli_device *device = &v.session.device;
     char words[CASE_TEXT_SIZE];
 
-    if (v->options->text != NULL || v->options->has_number) {
-        verify_case c = v->options->one;
-        if (v->options->has_number)
-            case_draw(&c, v->options->seed, v->options->number, v->options->max_elements);
+    if (v.options->text != NULL || v.options->has_number) {
+        verify_case c = v.options->one;
+        if (v.options->has_number) case_draw(&c, v.options->seed, v.options->number, v.options->max_elements);
         case_describe(&c, words);
         printf("case      %s\n", words);
     }
     printf("device    %zu: %s\n", device->index, device->name);
-    printf("driver    %s, %s\n", v->driver, v->version);
+    printf("driver    %s, %s\n", v.driver, v.version);
     printf("clxent    %s\n", clxent_version());
-    printf("cases     %zu", v->done);
-    if (v->options->text == NULL) printf(" of seed %zu", v->options->seed);
-    printf(": %zu passed, %zu failed", v->done - v->failures, v->failures);
-    if (v->skipped > 0) printf("; %zu more need f64, which the device has not", v->skipped);
-    if (v->ended_by != 0) printf("; interrupted by %s", v->ended_by == SIGINT ? "SIGINT" : "SIGTERM");
+    printf("cases     %zu", v.done);
+    if (v.options->text == NULL) printf(" of seed %zu", v.options->seed);
+    printf(": %zu passed, %zu failed", v.done - v.failures, v.failures);
+    if (v.skipped > 0) printf("; %zu more need f64, which the device has not", v.skipped);
+    if (v.ended_by != 0) printf("; interrupted by %s", v.ended_by == SIGINT ? "SIGINT" : "SIGTERM");
     putchar('\n');
-    printf("programs  %zu compiled\n", v->session.programs);
-    printf("time      %.1f s\n\n", v->seconds);
+    printf("programs  %zu compiled\n", v.session.programs);
+    printf("time      %.1f s\n", v.seconds);
+    if ((v.ended_by != 0 || v.out_of_time) && v.compile_seconds > 0.5 * v.seconds) {
+        printf(
+            "note      few cases ran: %.1f of the %.1f s went into cases whose programs had to be compiled\n",
+            v.compile_seconds, v.seconds);
+    }
+    putchar('\n');
     printf("%-34s %7s %9s %14s\n", "feature", "cases", "failures", "worst / bound");
-    for (size_t i = 0; i < v->num_features; i++) {
-        if (v->tallies[i].cases > 0) print_tally(v->features[i].name, &v->tallies[i]);
+    for (size_t i = 0; i < v.num_features; i++) {
+        if (v.tallies[i].cases > 0) print_tally(v.features[i].name, &v.tallies[i]);
     }
     print_tally("all", &all);
 }
 
-static void print_json(const verification *v)
+static void print_json(void)
 {
     json_t *object = json_object(), *features = json_array();
 
-    for (size_t i = 0; i < v->num_features; i++) {
-        const tally *t = &v->tallies[i];
+    for (size_t i = 0; i < v.num_features; i++) {
+        const tally *t = &v.tallies[i];
         if (t->cases == 0) continue;
         json_t *entry = json_object();
-        json_object_set_new(entry, "feature", json_string(v->features[i].name));
+        json_object_set_new(entry, "feature", json_string(v.features[i].name));
         json_object_set_new(entry, "cases", json_integer((json_int_t)t->cases));
         json_object_set_new(entry, "failures", json_integer((json_int_t)t->failures));
         json_object_set_new(entry, "worst", t->worst >= 0 ? cli_json_number(t->worst) : json_null());
         json_array_append_new(features, entry);
     }
-    json_object_set_new(object, "device", cli_json_text(v->session.device.name));
-    json_object_set_new(object, "driver", cli_json_text(v->driver));
-    json_object_set_new(object, "opencl", cli_json_text(v->version));
+    json_object_set_new(object, "device", cli_json_text(v.session.device.name));
+    json_object_set_new(object, "driver", cli_json_text(v.driver));
+    json_object_set_new(object, "opencl", cli_json_text(v.version));
     json_object_set_new(object, "version", json_string(clxent_version()));
-    json_object_set_new(object, "seed", json_integer((json_int_t)v->options->seed));
-    json_object_set_new(object, "cases", json_integer((json_int_t)v->done));
-    json_object_set_new(object, "failed", json_integer((json_int_t)v->failures));
-    json_object_set_new(object, "skipped", json_integer((json_int_t)v->skipped));
-    json_object_set_new(object, "programs", json_integer((json_int_t)v->session.programs));
-    json_object_set_new(object, "interrupted", json_boolean(v->ended_by != 0));
-    json_object_set_new(object, "worst", v->worst >= 0 ? cli_json_number(v->worst) : json_null());
-    json_object_set_new(object, "seconds", cli_json_number(v->seconds));
-    json_object_set(object, "failures", v->reports);
+    json_object_set_new(object, "seed", json_integer((json_int_t)v.options->seed));
+    json_object_set_new(object, "cases", json_integer((json_int_t)v.done));
+    json_object_set_new(object, "failed", json_integer((json_int_t)v.failures));
+    json_object_set_new(object, "skipped", json_integer((json_int_t)v.skipped));
+    json_object_set_new(object, "programs", json_integer((json_int_t)v.session.programs));
+    json_object_set_new(object, "interrupted", json_boolean(v.ended_by != 0));
+    json_object_set_new(object, "worst", v.worst >= 0 ? cli_json_number(v.worst) : json_null());
+    json_object_set_new(object, "seconds", cli_json_number(v.seconds));
+    json_object_set_new(object, "compile_seconds", cli_json_number(v.compile_seconds));
+    json_object_set(object, "failures", v.reports);
     json_object_set_new(object, "features", features);
     cli_json_print(object);
 }
 
+/* With the lock. Returns the exit status. */
+static int print_summary(void)
+{
+    const options *o = v.options;
+
+    cli_progress_stop();
+    v.seconds = cli_seconds() - v.began;
+    v.compile_seconds += compiling_seconds();
+    v.ended_by = atomic_load(&ending.signal);
+    v.out_of_time = o->has_seconds && v.seconds >= o->seconds;
+    if (v.failure.open) report(0, true);
+    if (o->common.json) print_json();
+    else print_text();
+    if (v.failures > 0) return CLI_FAILED;
+    return v.ended_by != 0 ? 128 + v.ended_by : CLI_DONE;
+}
+
 /* ---- The command --------------------------------------------------------------------------- */
 
-static bool open_runner(verification *v)
+/* Whether the device can hold the case that came as text. Those that are drawn are small. */
+static bool fits_device(const verify_case *c)
 {
-    const cli_session *session = &v->session;
+    const clxent_desc *d = &c->desc;
+    const size_t element = d->dtype == CLXENT_F64 ? 8 : d->dtype == CLXENT_F32 ? 4 : 2;
+    const double bytes = (double)d->batch * (double)d->seq * (double)d->classes * (double)element;
+    cl_ulong most = 0;
+
+    (void)clGetDeviceInfo(v.session.device.id, CL_DEVICE_MAX_MEM_ALLOC_SIZE, sizeof most, &most, NULL);
+    if (bytes <= (double)most) return true;
+    cli_fail("--case", "logits of %.0f bytes: the device takes at most %llu in one buffer", bytes,
+             (unsigned long long)most);
+    return false;
+}
+
+static bool open_runner(void)
+{
+    const cli_session *session = &v.session;
     cl_command_queue_properties can = 0;
     cl_device_fp_config f64 = 0;
     cl_int code;
 
-    (void)clGetDeviceInfo(session->device.id, CL_DRIVER_VERSION, sizeof v->driver - 1, v->driver, NULL);
-    (void)clGetDeviceInfo(session->device.id, CL_DEVICE_VERSION, sizeof v->version - 1, v->version, NULL);
+    (void)clGetDeviceInfo(session->device.id, CL_DRIVER_VERSION, sizeof v.driver - 1, v.driver, NULL);
+    (void)clGetDeviceInfo(session->device.id, CL_DEVICE_VERSION, sizeof v.version - 1, v.version, NULL);
     (void)clGetDeviceInfo(session->device.id, CL_DEVICE_DOUBLE_FP_CONFIG, sizeof f64, &f64, NULL);
     (void)clGetDeviceInfo(session->device.id, CL_DEVICE_QUEUE_PROPERTIES, sizeof can, &can, NULL);
-    v->has_f64 = f64 != 0;
-    v->on.cl = session->cl;
-    v->on.ctx = session->ctx;
-    v->on.make_plan = clxent_plan_create;
-    v->on.queue = clCreateCommandQueue(session->cl, session->device.id, 0, &code);
+    v.has_f64 = f64 != 0;
+    v.on.cl = session->cl;
+    v.on.ctx = session->ctx;
+    v.on.make_plan = make_plan;
+    v.on.queue = clCreateCommandQueue(session->cl, session->device.id, 0, &code);
     if (code == CL_SUCCESS && (can & CL_QUEUE_OUT_OF_ORDER_EXEC_MODE_ENABLE) != 0)
-        v->on.out_of_order = clCreateCommandQueue(session->cl, session->device.id,
-                                                  CL_QUEUE_OUT_OF_ORDER_EXEC_MODE_ENABLE, &code);
+        v.on.out_of_order = clCreateCommandQueue(session->cl, session->device.id,
+                                                 CL_QUEUE_OUT_OF_ORDER_EXEC_MODE_ENABLE, &code);
     if (code != CL_SUCCESS)
         cli_fail(session->device.name, "clCreateCommandQueue: %s", clxent_status_string(code));
     return code == CL_SUCCESS;
@@ -477,8 +603,9 @@ int command_verify(int argc, char **argv)
         "they "
         "are beyond it: those of f16 and bf16, f32 gradients of f64 logits, accumulated gradients. '-': no "
         "other ones.\n"
-        "Ctrl-C (SIGINT) or SIGTERM ends it after the case that is running, with the summary of those until "
-        "then; a second one ends it at once.\n"
+        "Ctrl-C (SIGINT), SIGTERM and the end of --seconds end it within a second with the summary of the "
+        "cases "
+        "done until then, even while a driver compiles; a second signal ends it at once.\n"
         "Exit status: 0 all cases passed, 1 some failed, 2 wrong flags, 130 after SIGINT and 143 after "
         "SIGTERM "
         "where none had failed.";
@@ -486,27 +613,33 @@ int command_verify(int argc, char **argv)
     options o = {
         .cases = DEFAULT_CASES, .seed = 1, .max_elements = (size_t)1 << 20, .max_failures = DEFAULT_FAILURES
     };
-    verification v = { .options = &o, .worst = -1 };
     cli_device device;
+    double deadline;
+    pthread_t thread;
+    int status = CLI_FAILED;
 
     cli_parse(&argp, argc, argv, &o);
-    catch_interrupts();
+    v.options = &o;
+    v.worst = -1;
     if (!cli_find_device(&device, o.common.device) || !cli_open(&v.session, &device)) return CLI_FAILED;
-    bool good = open_runner(&v);
-    if (good) {
-        v.reports = json_array();
-        v.num_features = case_list_features(v.features);
-        for (size_t i = 0; i < v.num_features; i++) v.tallies[i].worst = -1;
-        catch_crashes();
-        check_cases(&v);
-        if (o.common.json) print_json(&v);
-        else print_text(&v);
-        json_decref(v.reports);
-        good = v.failures == 0;
+    v.reports = json_array();
+    v.num_features = case_list_features(v.features);
+    for (size_t i = 0; i < v.num_features; i++) v.tallies[i].worst = -1;
+    v.began = cli_seconds();
+    deadline = o.has_seconds ? v.began + o.seconds : 0;
+    if ((o.text == NULL || fits_device(&o.one)) && open_runner() && start_end(&thread, &deadline)) {
+        signals_on_crash(say_crash);
+        check_cases();
+        pthread_mutex_lock(&ending.lock);
+        ending.over = true;
+        pthread_cond_signal(&ending.changed);
+        status = print_summary();
+        pthread_mutex_unlock(&ending.lock);
+        pthread_join(thread, NULL);
     }
+    json_decref(v.reports);
     if (v.on.out_of_order != NULL) clReleaseCommandQueue(v.on.out_of_order);
     if (v.on.queue != NULL) clReleaseCommandQueue(v.on.queue);
     cli_close(&v.session);
-    if (!good) return CLI_FAILED;
-    return v.ended_by != 0 ? 128 + v.ended_by : CLI_DONE;
+    return status;
 }
