@@ -8,7 +8,15 @@ cd "$root"
 # shellcheck source=tools/setup.sh disable=SC1091
 . tools/setup.sh
 
+number=0
+step() {
+    number=$((number + 1))
+    say "$number of 5: $*"
+}
+
+step 'installs what is missing'
 setup demo
+step 'builds build/clxent'
 configure release build -DCLXENT_BUILD_TESTS=OFF
 quietly cmake --build build --target clxent_tool
 clxent=$root/build/clxent
@@ -17,6 +25,7 @@ clxent=$root/build/clxent
 export POCL_CACHE_DIR="${POCL_CACHE_DIR:-$root/build/pocl}"
 mkdir -p "$POCL_CACHE_DIR"
 
+step 'runs the worked example; a driver without compiled kernels compiles them first, for some seconds'
 "$clxent" demo
 
 # The bigram model of a text, judged on the same text: the longest that every Debian has, else ours.
@@ -28,13 +37,15 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 trap 'exit 1' HUP INT TERM
 
+step "counts the byte bigrams of $text and evaluates the model on the same text"
 printf '\nA byte bigram model of %s, %s rows of 256 classes:\n' "$text" $((batch * seq))
 "$clxent" sample --text "$text" --batch "$batch" --seq "$seq" --out "$work"
 "$clxent" eval --logits "$work/logits.npy" --targets "$work/targets.npy"
 loss=$("$clxent" eval --json --logits "$work/logits.npy" --targets "$work/targets.npy" |
     sed -n 's/.*"loss": *\([-+.0-9eE]*\).*/\1/p')
 
-# The same figure without clxent: the mean of log(count of the first byte / count of the pair), in awk.
+step 'computes the same figure without clxent'
+# That is the mean of log(count of the first byte / count of the pair), in awk.
 od -An -v -tu1 "$text" | awk -v rows=$((batch * seq)) -v loss="$loss" '
     { for (i = 1; i <= NF; i++) byte[n++] = $i }
     END {

@@ -76,12 +76,12 @@ setup() {
         libjansson-dev'
     need_tests='libcriterion-dev python3 python3-numpy'
     case $1 in
-    demo) need=$need_build extra=$need_tests better=gnuplot-nox ;;
-    test) need="$need_build $need_tests" extra='' better='clang gnuplot-nox' ;;
-    *) need=$* extra='' better='' ;;
+    demo) need=$need_build better='' ;;
+    test) need="$need_build $need_tests" better='clang gnuplot-nox' ;;
+    *) need=$* better='' ;;
     esac
     # shellcheck disable=SC2086
-    install $need $extra $better
+    install $need $better
     if [ -n "${CLXENT_REQUIRE_ALL:-}" ]; then need="$need $better" better=''; fi
 
     # shellcheck disable=SC2086
