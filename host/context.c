@@ -339,32 +339,12 @@ static clxent_status compile(clxent_context *ctx, const char *file, const char *
     /* -w: PoCL reports each warning of its compiler as a line on the application's stderr; without AVX-512 that is one
      * for every function of 16 floats. The kernels' own lint compiles with warnings as errors. */
     static const char standard[] = "-cl-std=CL1.2 -w ";
-    enum { MAX_PARTS = 8 };
-    const char *names[MAX_PARTS] = { "parameters.cl", "common.cl", "reduce.cl" };
-    const char *texts[MAX_PARTS];
-    size_t lengths[MAX_PARTS];
-    cl_uint parts = 3;
+    const clxent_source *source = source_find(file);
     cl_int code;
 
-    const bool rows = strcmp(file, "cross_entropy.cl") == 0, lanes = strcmp(file, "lanes.cl") == 0;
-    if (strcmp(file, "padding.cl") == 0) parts = 1;
-    if (rows || lanes) {
-        names[parts++] = "exp.cl";
-        names[parts++] = "loss.cl";
+    if (source == NULL) {
+        return clxent_fail(ctx, CLXENT_ERROR_INTERNAL, "no program %s in the library", file);
     }
-    if (rows) names[parts++] = "row_sums.cl";
-    if (lanes) names[parts++] = "tiles.cl";
-    if (lanes) names[parts++] = "lane_sums.cl";
-    names[parts++] = file;
-    for (cl_uint i = 0; i < parts; i++) {
-        const clxent_source *source = source_find(names[i]);
-        if (source == NULL) {
-            return clxent_fail(ctx, CLXENT_ERROR_INTERNAL, "no kernel source %s in the library", names[i]);
-        }
-        texts[i] = (const char *)source->text;
-        lengths[i] = source->length;
-    }
-
     char *all = malloc(sizeof standard + strlen(options));
     if (all == NULL) {
         return clxent_fail(ctx, CLXENT_ERROR_OUT_OF_HOST_MEMORY, "build options of %s: malloc failed", file);
@@ -373,7 +353,8 @@ static clxent_status compile(clxent_context *ctx, const char *file, const char *
     strcat(all, options);
 
     clxent_status status;
-    cl_program program = clCreateProgramWithSource(ctx->cl, parts, texts, lengths, &code);
+    const char *text = (const char *)source->text;
+    cl_program program = clCreateProgramWithSource(ctx->cl, 1, &text, &source->length, &code);
     CLXENT_TRY_OR_FAIL(clxent_check_cl(ctx, code, "clCreateProgramWithSource"));
     code = clBuildProgram(program, 1, &ctx->id, all, NULL, NULL);
     if (code == CL_BUILD_PROGRAM_FAILURE || code == CL_INVALID_BUILD_OPTIONS ||

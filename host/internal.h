@@ -145,15 +145,14 @@ void clxent_log(clxent_context *ctx, const char *format, ...) CLXENT_PRINTF(2, 3
 /* CLXENT_OK for CL_SUCCESS; else records "what: CL_..." and returns the cl_int. */
 clxent_status clxent_check_cl(clxent_context *ctx, cl_int code, const char *what);
 
-/* The program of the embedded sources parameters.cl, common.cl, reduce.cl (these two not for "padding.cl"), what file
- * ("cross_entropy.cl", "lanes.cl") stands behind, and file, built with options: from the context's cache, else compiled
- * and kept there. The caller releases it. Thread-safe; two threads asking for one program at once may both compile, one
- * result is kept. */
+/* The embedded program kernels/programs/FILE, built with options: from the context's cache, else compiled and kept
+ * there. The caller releases it. Thread-safe; two threads asking for one program at once may both compile, one result
+ * is kept. */
 clxent_status clxent_program_get(clxent_context *ctx, const char *file, const char *options, cl_program *out);
 
-/* kernels.c, made by tools/cmake/embed.cmake: every kernels/ *.cl as bytes. */
+/* kernels.c, made by tools/cmake/embed.cmake: every file of kernels/programs as bytes, with what it includes. */
 typedef struct clxent_source {
-    const char *name; /* "common.cl" */
+    const char *name; /* "rows.cl" */
     const unsigned char *text;
     size_t length;
 } clxent_source;

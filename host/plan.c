@@ -213,7 +213,7 @@ static clxent_status get_program(const clxent_plan *plan, cl_program *out)
     const clxent_desc *desc = &plan->desc;
     const clxent_tuning *t = &plan->tuning;
     const bool lanes = plan->shares == CLXENT_STRATEGY_LANES;
-    const char *file = lanes ? "lanes.cl" : is_row_kernel(desc) ? "cross_entropy.cl" : "blocks.cl";
+    const char *file = lanes ? "lanes.cl" : is_row_kernel(desc) ? "rows.cl" : "blocks.cl";
     char options[OPTIONS_SIZE];
 
     if (lanes) {

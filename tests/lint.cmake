@@ -9,11 +9,8 @@ cmake_minimum_required(VERSION 3.21)
 set(dtypes 1:1 2:2 3:3 4:4 1:2 3:1 4:1)
 set(cpu -DWG_SIZE=1)
 set(gpu -DWG_SIZE=256)
-set(parts parameters common reduce exp loss)
 set(shapes "")
-set(pieces ${PROGRAM})
-if(PROGRAM STREQUAL "cross_entropy")
-  set(pieces row_sums cross_entropy)
+if(PROGRAM STREQUAL "rows")
   foreach(general 0 1)
     list(APPEND shapes
       "${cpu} -DLANES=0 -DVEC=16 -DBLOCK=64 -DGENERAL=${general}"
@@ -22,7 +19,6 @@ if(PROGRAM STREQUAL "cross_entropy")
       "${gpu} -DLANES=0 -DVEC=8 -DBLOCK=64 -DGENERAL=${general}")
   endforeach()
 elseif(PROGRAM STREQUAL "lanes")
-  set(pieces tiles lane_sums lanes)
   foreach(general 0 1)
     foreach(shape "${cpu} -DVEC=16 -DCOLUMNS=4" "${cpu} -DVEC=1 -DCOLUMNS=1" "${gpu} -DVEC=4 -DCOLUMNS=1")
       list(APPEND shapes
@@ -39,23 +35,11 @@ elseif(PROGRAM STREQUAL "lanes")
       "${cpu} -DVEC=${vector} -DCOLUMNS=1 -DLANES=1 -DALONG=1 -DINNER=0 -DCACHED=1 -DGENERAL=0")
   endforeach()
 elseif(PROGRAM STREQUAL "padding")
-  set(parts parameters)
   set(dtypes 1:1)
   set(shapes "${cpu} -DELEMENT_BYTES=2" "${gpu} -DELEMENT_BYTES=4" "${gpu} -DELEMENT_BYTES=8")
 else()
-  set(parts parameters common reduce)
   set(shapes "${cpu} -DLANES=0 -DVEC=1" "${gpu} -DLANES=0 -DVEC=1")
 endif()
-list(TRANSFORM parts REPLACE "(.+)" "-include;${KERNELS}/\\1.cl")
-
-# The program's own parts are one file to the compiler, which looks for what nobody uses in that alone.
-set(main ${CMAKE_CURRENT_BINARY_DIR}/lint_${PROGRAM}.cl)
-file(WRITE ${main} "")
-foreach(piece IN LISTS pieces)
-  file(READ ${KERNELS}/${piece}.cl text)
-  file(APPEND ${main} "#line 1 \"${KERNELS}/${piece}.cl\"\n${text}")
-endforeach()
-
 # -cl-no-stdinc leaves out clang's own table of builtins, which lacks vload_half where the device lacks fp16;
 # opencl-c.h, which -finclude-default-header then brings, has it.
 set(flags -x cl -cl-std=CL1.2 -cl-no-stdinc -Xclang -finclude-default-header -target spir64
@@ -74,7 +58,7 @@ if(NOT status EQUAL 0)
     -Wfloat-conversion -Wimplicit-float-conversion -Wimplicit-int-conversion -Wint-conversion -Wliteral-conversion
     -Wnon-literal-null-conversion -Wnull-conversion -Wshorten-64-to-32 -Wsign-conversion -Wstring-conversion)
 endif()
-list(APPEND flags ${conversion} ${parts})
+list(APPEND flags ${conversion})
 
 set(turn 0)
 list(LENGTH dtypes count)
@@ -92,10 +76,28 @@ foreach(shape IN LISTS shapes)
     string(REGEX REPLACE "(.*):(.*)" "${shape} -DDTYPE=\\1 -DGRADIENT_DTYPE=\\2" defines ${dtype})
     separate_arguments(arguments UNIX_COMMAND "${defines}")
     execute_process(
-      COMMAND ${CLANG} ${flags} -Xclang -cl-ext=${extensions} ${arguments} ${main}
+      COMMAND ${CLANG} ${flags} -Xclang -cl-ext=${extensions} ${arguments} ${KERNELS}/programs/${PROGRAM}.cl
       RESULT_VARIABLE status OUTPUT_VARIABLE output ERROR_VARIABLE output)
     if(NOT status EQUAL 0)
       message(FATAL_ERROR "${PROGRAM}.cl with ${defines}:\n${output}")
     endif()
   endforeach()
+endforeach()
+
+# The compiler looks for functions that nobody uses in the main file alone, and these stand in included ones. A name that
+# all kernels have once is one of those; macros that define functions name them by their arguments.
+file(GLOB files ${KERNELS}/*.cl)
+set(text "")
+foreach(file IN LISTS files)
+  file(READ ${file} part)
+  string(APPEND text "${part}")
+endforeach()
+string(REGEX MATCHALL "\n(static inline|INLINE|ALWAYS_INLINE) [A-Za-z_0-9 *]*[ *][a-z_0-9]+\\(" definitions "${text}")
+foreach(definition IN LISTS definitions)
+  string(REGEX REPLACE ".*[ *]([A-Za-z_0-9]+)\\($" "\\1" name "${definition}")
+  string(REGEX MATCHALL "[^A-Za-z_0-9]${name}[^A-Za-z_0-9]" uses "${text}")
+  list(LENGTH uses count)
+  if(count EQUAL 1)
+    message(FATAL_ERROR "${name}: no kernel uses it")
+  endif()
 endforeach()

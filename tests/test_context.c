@@ -15,15 +15,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define PARAMETERS "#define ELEMENT int\n"
-#define COMMON "#define OUT __global ELEMENT *out\n"
-#define GOOD "__kernel void good(OUT) { out[0] = VALUE; }\n"
+#define GOOD "__kernel void good(__global int *out) { out[0] = VALUE; }\n"
 #define BAD "__kernel void bad(OUT) {\n    out[0] = no_such_name;\n    out[1] = nor_this_one;\n}\n"
 
 const clxent_source clxent_sources[] = {
-    { "parameters.cl", (const unsigned char *)PARAMETERS, sizeof PARAMETERS - 1 },
-    { "common.cl", (const unsigned char *)COMMON, sizeof COMMON - 1 },
-    { "reduce.cl", (const unsigned char *)"", 0 },
     { "good.cl", (const unsigned char *)GOOD, sizeof GOOD - 1 },
     { "bad.cl", (const unsigned char *)BAD, sizeof BAD - 1 },
     { NULL, NULL, 0 },

@@ -48,24 +48,17 @@ parameter() {
         /^TUNE\(ANY/ && ($4 == dtype || $4 == "ANY_DTYPE") { print $(column[name]); exit }' host/tuning.def
 }
 
-# compile TARGET FILE OUT OPTION...: as context.c puts programs together.
+# compile TARGET PROGRAM OUT OPTION...
 compile() {
     target=$1 file=$2 out=$3
     shift 3
-    case $file in
-    cross_entropy.cl) parts="row_sums" ;;
-    lanes.cl) parts="tiles lane_sums" ;;
-    esac
-    for part in exp loss $parts; do set -- "$@" -include "kernels/$part.cl"; done
     case $target in
     sm_*) where="-target nvptx64-- -Xclang -target-cpu -Xclang $target" library=nvptx64--nvidiacl ;;
     *) where="-target amdgcn-amd-amdhsa -mcpu=$target -nogpulib" library=amdgcn--amdhsa ;;
     esac
     # shellcheck disable=SC2086
     "$clang" -x cl -cl-std=CL1.2 -O3 -Wno-linker-warnings -Wno-pass-failed $where -Xclang -finclude-default-header \
-        -Xclang -mlink-builtin-bitcode -Xclang "$libclc/$library.bc" -include kernels/parameters.cl \
-        -include kernels/common.cl -include kernels/reduce.cl "$@" -S -o "$out" \
-        "kernels/$file"
+        -Xclang -mlink-builtin-bitcode -Xclang "$libclc/$library.bc" "$@" -S -o "$out" "kernels/programs/$file"
 }
 
 # Of an assembly file, for each kernel: name, registers, private bytes, spills of vector registers, of scalar ones, loads
@@ -134,7 +127,7 @@ heading() {
     printf "$format" strategy dtype target '' bytes vector scalar loads stores loads stores
 }
 
-# program FILE DTYPE NAME OPTION... <<LINES: compiles for every target. Each line is a kernel, the 128-bit loads that one
+# program PROGRAM DTYPE NAME OPTION... <<LINES: compiles for every target. Each line is a kernel, the 128-bit loads that one
 # of its basic blocks must have, the stores that it must have, and the strategy.
 program() {
     file=$1 dtype=$2
@@ -142,7 +135,7 @@ program() {
     cat >"$work/kernels"
     for target in $targets; do
         if ! compile "$target" "$file" "$work/code" "$@"; then
-            say "$target: kernels/$file does not compile with $*"
+            say "$target: kernels/programs/$file does not compile with $*"
             status=1
             continue
         fi
@@ -159,7 +152,7 @@ program() {
             done
             shift
             if [ $# -lt 10 ] || [ "$1" != "$kernel" ]; then
-                say "$target: no $kernel in the code of kernels/$file"
+                say "$target: no $kernel in the code of kernels/programs/$file"
                 exit 1
             fi
             # shellcheck disable=SC2059
@@ -194,7 +187,7 @@ for type in F32:1 F16:2 BF16:3 F64:4; do
         [ "$general" = 0 ] || with=', all options'
         common="-DDTYPE=$number -DGRADIENT_DTYPE=$number -DGENERAL=$general"
         # shellcheck disable=SC2086
-        program cross_entropy.cl "$name" $common -DLANES=0 "-DVEC=$(parameter vector "$name")" \
+        program rows.cl "$name" $common -DLANES=0 "-DVEC=$(parameter vector "$name")" \
             "-DWG_SIZE=$(parameter group "$name")" "-DBLOCK=$block" <<-END
 		clxent_cross_entropy $((block * accesses)) $accesses rows$with
 		clxent_scan_pieces $((block * accesses)) 0 split rows, sums$with

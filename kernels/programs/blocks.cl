@@ -1,0 +1,9 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * blocks.cl - the building blocks: softmax backward, one-hot, loss and gradient of given probabilities. Its parts,
+ * in order.
+ */
+#include "../parameters.cl"
+#include "../common.cl"
+#include "../reduce.cl"
+#include "../blocks.cl"
