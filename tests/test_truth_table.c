@@ -18,15 +18,19 @@
 
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
-/* One work-item a row with exponentials kept and computed twice, and without vectors; rows in pieces, split; groups
- * with vectors and without; lanes in registers, and of a group. */
+/* One work-item a row with exponentials kept and computed twice; rows in pieces, split; groups with vectors; lanes in
+ * registers. In full and small runs also one work-item without vectors, groups without, and lanes of a group. */
 static const clxent_tuning tunings[] = {
-    ROWS(1, 16, 64, 8192, 4096, 0), ROWS(1, 16, 64, 0, 4096, 1),
-    ROWS(1, 1, 4, 8192, 4096, 0),   PIECES(1, 16, 64, 8192, 1024, UINT32_MAX),
-    ROWS(64, 4, 4, 16384, 1024, 0), PIECES(16, 1, 4, 0, 64, UINT32_MAX),
-    LANES(1, 16, 1 << 19, 0),       LANES(32, 1, 1 << 19, 0),
+    ROWS(1, 16, 64, 8192, 4096, 0),
+    ROWS(1, 16, 64, 0, 4096, 1),
+    PIECES(1, 16, 64, 8192, 1024, UINT32_MAX),
+    ROWS(64, 4, 4, 16384, 1024, 0),
+    LANES(1, 16, 1 << 19, 0),
+    ROWS(1, 1, 4, 8192, 4096, 0),
+    PIECES(16, 1, 4, 0, 64, UINT32_MAX),
+    LANES(32, 1, 1 << 19, 0),
 };
-static size_t strategies(void) { return COUNT(tunings); }
+static size_t strategies(void) { return small_run() ? COUNT(tunings) : volume(COUNT(tunings), 5); }
 
 static const size_t classes_of[] = { 4, 17, 1025, 3000 };
 enum { MOST_LANES = 1025 }; /* more classes do not fit into a tile, and are rows */

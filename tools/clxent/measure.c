@@ -148,8 +148,8 @@ static bool build(measure *m)
     m->each = cpu ? 1024 : 8;
     m->vector = cpu ? 64 : 16;
     (void)clGetDeviceInfo(m->session.device.id, CL_DEVICE_DOUBLE_FP_CONFIG, sizeof f64, &f64, NULL);
-    snprintf(options, sizeof options, "-cl-std=CL1.2 -DGROUP=%zu -DEACH=%zu -DVECTOR=%s%s", m->group, m->each,
-             cpu ? "uint16" : "uint4", f64 != 0 ? " -DHAS_F64" : "");
+    snprintf(options, sizeof options, "-cl-std=CL1.2 -w -DGROUP=%zu -DEACH=%zu -DVECTOR=%s%s", m->group,
+             m->each, cpu ? "uint16" : "uint4", f64 != 0 ? " -DHAS_F64" : "");
 
     program = clCreateProgramWithSource(m->session.cl, 1, &text, NULL, &code);
     if (!check(m, code, "clCreateProgramWithSource")) return false;
