@@ -53,7 +53,16 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include <CL/cl.h>
+/* The library calls OpenCL 1.2. A program that calls later versions defines its own before it includes this; one that
+ * defines none gets 1.2 instead of the OpenCL headers' message that none is defined. */
+#ifndef CL_TARGET_OPENCL_VERSION
+#    define CL_TARGET_OPENCL_VERSION 120
+#endif
+#ifdef __APPLE__
+#    include <OpenCL/opencl.h>
+#else
+#    include <CL/cl.h>
+#endif
 
 #define CLXENT_VERSION_MAJOR 0
 #define CLXENT_VERSION_MINOR 1

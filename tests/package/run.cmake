@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 #
 # Installs the library into WORK/prefix, then builds and runs a program against it, once through
-# find_package() and once through pkg-config. KIND is static or shared.
+# find_package() and once through pkg-config. KIND is static or shared. The program names no version of OpenCL, and
+# its compilation prints nothing of it; one that names a newer version has that.
 cmake_minimum_required(VERSION 3.21)
 
 function(run)
@@ -9,6 +10,10 @@ function(run)
   if(NOT status EQUAL 0)
     list(JOIN ARGN " " command)
     message(FATAL_ERROR "${command}\nfailed (${status}):\n${output}")
+  endif()
+  if(output MATCHES "CL_TARGET_OPENCL_VERSION")
+    list(JOIN ARGN " " command)
+    message(FATAL_ERROR "${command}\nprinted:\n${output}")
   endif()
 endfunction()
 
@@ -32,6 +37,7 @@ run(${configure} -S ${CMAKE_CURRENT_LIST_DIR} -B ${WORK}/consumer -DCMAKE_PREFIX
   -DSOURCE=${program})
 run(${CMAKE_COMMAND} --build ${WORK}/consumer)
 run(${WORK}/consumer/consumer)
+run(${WORK}/consumer/newer)
 
 find_program(pkg_config NAMES pkg-config pkgconf REQUIRED)
 set(ENV{PKG_CONFIG_PATH} ${prefix}/lib/pkgconfig)
@@ -40,3 +46,4 @@ execute_process(COMMAND ${pkg_config} --cflags --libs clxent
 separate_arguments(flags UNIX_COMMAND "${flags}")
 run(${COMPILER} -std=c11 -o ${WORK}/consumer/consumer-pkg-config ${program} ${flags} -Wl,-rpath,${prefix}/lib)
 run(${WORK}/consumer/consumer-pkg-config)
+run(${COMPILER} -std=c11 -Werror -fsyntax-only ${CMAKE_CURRENT_LIST_DIR}/newer.c ${flags})
