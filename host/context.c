@@ -8,6 +8,7 @@
  * while it is held.
  */
 #include "internal.h"
+#include "mutex.h"
 
 #include <stdarg.h>
 #include <stdio.h>

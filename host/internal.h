@@ -13,7 +13,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#if defined(__GNUC__)
+/* MinGW: in C11 its stdio is the standard's, but plain `printf` here means that of msvcrt.dll, without %zu. */
+#if defined(__MINGW32__)
+#    define CLXENT_PRINTF(fmt, args) __attribute__((format(gnu_printf, fmt, args)))
+#elif defined(__GNUC__)
 #    define CLXENT_PRINTF(fmt, args) __attribute__((format(printf, fmt, args)))
 #else
 #    define CLXENT_PRINTF(fmt, args)

@@ -29,6 +29,7 @@ has() {
         echo 'int LLVMFuzzerTestOneInput(void); int LLVMFuzzerTestOneInput(void) { return 0; }' |
             clang -x c -fsanitize=fuzzer,address -o /dev/null -
         ;;
+    gcc-mingw-w64-x86-64) x86_64-w64-mingw32-gcc --version ;;
     libclc-15) test -e /usr/lib/clc/nvptx64--nvidiacl.bc ;;
     clang | clang-15 | clang-format | clang-tidy | shellcheck) "$1" --version ;;
     *) false ;;

@@ -68,8 +68,16 @@
 #define CLXENT_VERSION_MINOR 1
 #define CLXENT_VERSION_PATCH 0
 
-#if defined(_WIN32) && defined(CLXENT_SHARED)
-#    define CLXENT_API __declspec(dllimport)
+/* Windows: a program that links the DLL defines CLXENT_SHARED, as the CMake target and pkg-config do for it; the
+ * library's own build also defines CLXENT_BUILDING. */
+#if defined(_WIN32)
+#    if !defined(CLXENT_SHARED)
+#        define CLXENT_API
+#    elif defined(CLXENT_BUILDING)
+#        define CLXENT_API __declspec(dllexport)
+#    else
+#        define CLXENT_API __declspec(dllimport)
+#    endif
 #elif defined(__GNUC__)
 #    define CLXENT_API __attribute__((visibility("default")))
 #else

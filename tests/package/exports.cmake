@@ -1,11 +1,19 @@
 # SPDX-License-Identifier: MIT
 #
-# The shared library installed under PREFIX exports exactly the functions that the HEADERS declare.
+# LIBRARY, a shared library or the import library of a DLL, exports exactly the functions that the headers of the
+# folder HEADERS declare. An import library also has symbols of data, which are its own.
 cmake_minimum_required(VERSION 3.21)
 
-execute_process(COMMAND ${NM} -D --defined-only --format=posix ${PREFIX}/lib/libclxent.so
+set(symbols_of -D)
+if(LIBRARY MATCHES "\\.dll\\.a$")
+  set(symbols_of -g)
+endif()
+execute_process(COMMAND ${NM} ${symbols_of} --defined-only --format=posix ${LIBRARY}
   OUTPUT_VARIABLE symbols COMMAND_ERROR_IS_FATAL ANY)
 string(REGEX MATCHALL "[^\n]+" symbols "${symbols}")
+if(LIBRARY MATCHES "\\.dll\\.a$")
+  list(FILTER symbols INCLUDE REGEX " T ")
+endif()
 list(TRANSFORM symbols REPLACE " .*" "")
 
 set(declared "")
