@@ -699,9 +699,8 @@ bool execute(execution *e, const runner *on, clxent_plan *plan, const problem *p
     return download(&e->workspace, on, f);
 }
 
-/* The same by clxent_run_host(), whose status is returned in *status. */
-static bool execute_on_host(execution *e, const runner *on, const problem *p, uint32_t flags,
-                            size_t max_chunk_bytes, clxent_status *status, problem_fault *f)
+bool execute_on_host(execution *e, const runner *on, const problem *p, uint32_t flags, size_t max_chunk_bytes,
+                     clxent_status *status, problem_fault *f)
 {
     clxent_host_args args = CLXENT_HOST_ARGS_INIT;
 

@@ -156,6 +156,9 @@ typedef struct execution {
  * one, a gradient run, begins from. */
 bool execute(execution *e, const runner *on, clxent_plan *plan, const problem *p, uint32_t outputs,
              const execution *saved, uint32_t flags, problem_fault *f);
+/* The same by clxent_run_host(), all outputs, whose status is returned in *status. */
+bool execute_on_host(execution *e, const runner *on, const problem *p, uint32_t flags, size_t max_chunk_bytes,
+                     clxent_status *status, problem_fault *f);
 void free_execution(execution *e); /* also after a failure */
 const image *image_of(const execution *e, int tensor);
 
