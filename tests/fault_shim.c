@@ -1,0 +1,325 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * fault_shim.c - makes OpenCL calls of a whole process fail. LD_PRELOAD puts it in front of the ICD loader;
+ * test_cli_faults.py runs the command line with it.
+ *
+ *     CLXENT_FAIL_AT=k         the k-th call fails, from 1; the driver does not see it
+ *     CLXENT_FAIL_FOREVER=1    and so do all later ones, as those of a device that was lost
+ *     CLXENT_FAIL_SLOWLY=1     kernels begin a while after the call that failed: whoever frees what they write, crashes
+ *     CLXENT_FAIL_REPORT=file  at the end of the process: a line for each call, then "live N", the objects that were
+ *                              created and retained, less those released
+ *
+ * A release that fails has released all the same: nobody could do more about it.
+ */
+#define _GNU_SOURCE
+#define CL_TARGET_OPENCL_VERSION 120
+#define CL_USE_DEPRECATED_OPENCL_1_1_APIS
+#include <CL/cl.h>
+
+#include <dlfcn.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+enum { FAILURE = CL_OUT_OF_RESOURCES, MOST_CALLS = 1 << 16, MOST_GATES = 64, SLOW_MILLISECONDS = 150 };
+
+static struct {
+    unsigned long at; /* 0: none */
+    bool forever, slowly;
+    const char *report;
+    atomic_ulong calls;
+    atomic_long live;
+    const char *names[MOST_CALLS];
+} fault;
+
+static bool is_set(const char *name)
+{
+    const char *value = getenv(name);
+    return value != NULL && strcmp(value, "1") == 0;
+}
+
+__attribute__((constructor)) static void begin(void)
+{
+    const char *at = getenv("CLXENT_FAIL_AT");
+    fault.at = at != NULL ? strtoul(at, NULL, 10) : 0;
+    fault.forever = is_set("CLXENT_FAIL_FOREVER");
+    fault.slowly = is_set("CLXENT_FAIL_SLOWLY");
+    fault.report = getenv("CLXENT_FAIL_REPORT");
+}
+
+__attribute__((destructor)) static void end(void)
+{
+    FILE *file = fault.report != NULL ? fopen(fault.report, "w") : NULL;
+    if (file == NULL) return;
+    for (unsigned long i = 0; i < atomic_load(&fault.calls) && i < MOST_CALLS; i++)
+        fprintf(file, "%s\n", fault.names[i]);
+    fprintf(file, "live %ld\n", atomic_load(&fault.live));
+    fclose(file);
+}
+
+static bool fails(const char *name)
+{
+    const unsigned long call = atomic_fetch_add(&fault.calls, 1) + 1;
+    if (call <= MOST_CALLS) fault.names[call - 1] = name;
+    return fault.at > 0 && (fault.forever ? call >= fault.at : call == fault.at);
+}
+
+/* ---- Slow kernels -------------------------------------------------------------------------- */
+
+/* A kernel waits for an event of ours, its gate, that a call which waits for the device opens, or else a thread after a
+ * while. */
+static struct {
+    pthread_mutex_t lock;
+    cl_event events[MOST_GATES];
+    size_t count;
+} gates = { .lock = PTHREAD_MUTEX_INITIALIZER };
+
+#define REAL(name)          \
+    __typeof__(&name) real; \
+    *(void **)&real = dlsym(RTLD_NEXT, #name)
+
+static void open_gates(void)
+{
+    __typeof__(&clSetUserEventStatus) set;
+    __typeof__(&clReleaseEvent) release;
+    *(void **)&set = dlsym(RTLD_NEXT, "clSetUserEventStatus");
+    *(void **)&release = dlsym(RTLD_NEXT, "clReleaseEvent");
+    pthread_mutex_lock(&gates.lock);
+    for (size_t i = 0; i < gates.count; i++) {
+        (void)set(gates.events[i], CL_COMPLETE);
+        (void)release(gates.events[i]);
+    }
+    gates.count = 0;
+    pthread_mutex_unlock(&gates.lock);
+}
+
+static void *open_gates_later(void *unused)
+{
+    const struct timespec pause = { 0, SLOW_MILLISECONDS * 1000000L };
+    (void)unused;
+    nanosleep(&pause, NULL);
+    open_gates();
+    return NULL;
+}
+
+/* NULL where kernels are not slow. Released by the caller too: it may be open before its kernel is enqueued. */
+static cl_event make_gate(cl_command_queue queue)
+{
+    __typeof__(&clGetCommandQueueInfo) ask;
+    __typeof__(&clCreateUserEvent) create;
+    __typeof__(&clRetainEvent) retain;
+    cl_context context = NULL;
+    cl_int code = CL_SUCCESS;
+    pthread_t thread;
+
+    if (!fault.slowly) return NULL;
+    *(void **)&ask = dlsym(RTLD_NEXT, "clGetCommandQueueInfo");
+    *(void **)&create = dlsym(RTLD_NEXT, "clCreateUserEvent");
+    *(void **)&retain = dlsym(RTLD_NEXT, "clRetainEvent");
+    if (ask(queue, CL_QUEUE_CONTEXT, sizeof context, &context, NULL) != CL_SUCCESS) return NULL;
+    cl_event gate = create(context, &code);
+    if (code != CL_SUCCESS || retain(gate) != CL_SUCCESS) return NULL;
+    pthread_mutex_lock(&gates.lock);
+    const bool room = gates.count < MOST_GATES;
+    if (room) gates.events[gates.count++] = gate;
+    pthread_mutex_unlock(&gates.lock);
+    if (!room || pthread_create(&thread, NULL, open_gates_later, NULL) != 0) abort();
+    pthread_detach(thread);
+    return gate;
+}
+
+static void release_gate(cl_event gate)
+{
+    __typeof__(&clReleaseEvent) release;
+    *(void **)&release = dlsym(RTLD_NEXT, "clReleaseEvent");
+    (void)release(gate);
+}
+
+/* ---- Calls --------------------------------------------------------------------------------- */
+
+/* Calls that return a code; made is what they leave behind. */
+#define CODE(name, parameters, arguments, made)                        \
+    cl_int name parameters                                             \
+    {                                                                  \
+        REAL(name);                                                    \
+        if (fails(#name)) return FAILURE;                              \
+        const cl_int result = real arguments;                          \
+        if (result == CL_SUCCESS) atomic_fetch_add(&fault.live, made); \
+        return result;                                                 \
+    }
+
+/* Calls that return an object, or a mapped pointer. */
+#define OBJECT(type, name, parameters, arguments, made)          \
+    type name parameters                                         \
+    {                                                            \
+        REAL(name);                                              \
+        if (fails(#name)) {                                      \
+            if (code != NULL) *code = FAILURE;                   \
+            return NULL;                                         \
+        }                                                        \
+        type object = real arguments;                            \
+        if (object != NULL) atomic_fetch_add(&fault.live, made); \
+        return object;                                           \
+    }
+
+#define RELEASE(name, type)                 \
+    cl_int name(type object)                \
+    {                                       \
+        REAL(name);                         \
+        const bool failing = fails(#name);  \
+        const cl_int result = real(object); \
+        atomic_fetch_sub(&fault.live, 1);   \
+        return failing ? FAILURE : result;  \
+    }
+
+/* Calls that wait for the device where blocks is not 0. */
+#define WAITING(name, parameters, arguments, blocks, made)             \
+    cl_int name parameters                                             \
+    {                                                                  \
+        REAL(name);                                                    \
+        if (fails(#name)) return FAILURE;                              \
+        if (blocks) open_gates();                                      \
+        const cl_int result = real arguments;                          \
+        if (result == CL_SUCCESS) atomic_fetch_add(&fault.live, made); \
+        return result;                                                 \
+    }
+
+#define EVENTS cl_uint num, const cl_event *wait, cl_event *event
+#define INFO(name, type, info) CODE(name, (type a, info b, size_t c, void *d, size_t *e), (a, b, c, d, e), 0)
+
+CODE(clGetPlatformIDs, (cl_uint a, cl_platform_id *b, cl_uint *c), (a, b, c), 0)
+CODE(clGetDeviceIDs, (cl_platform_id a, cl_device_type b, cl_uint c, cl_device_id *d, cl_uint *e),
+     (a, b, c, d, e), 0)
+INFO(clGetPlatformInfo, cl_platform_id, cl_platform_info)
+INFO(clGetDeviceInfo, cl_device_id, cl_device_info)
+INFO(clGetContextInfo, cl_context, cl_context_info)
+INFO(clGetCommandQueueInfo, cl_command_queue, cl_command_queue_info)
+INFO(clGetMemObjectInfo, cl_mem, cl_mem_info)
+INFO(clGetProgramInfo, cl_program, cl_program_info)
+INFO(clGetKernelInfo, cl_kernel, cl_kernel_info)
+INFO(clGetEventInfo, cl_event, cl_event_info)
+INFO(clGetEventProfilingInfo, cl_event, cl_profiling_info)
+CODE(clGetProgramBuildInfo,
+     (cl_program a, cl_device_id b, cl_program_build_info c, size_t d, void *e, size_t *f),
+     (a, b, c, d, e, f), 0)
+CODE(clGetKernelWorkGroupInfo,
+     (cl_kernel a, cl_device_id b, cl_kernel_work_group_info c, size_t d, void *e, size_t *f),
+     (a, b, c, d, e, f), 0)
+
+OBJECT(cl_context, clCreateContext,
+       (const cl_context_properties *a, cl_uint b, const cl_device_id *c,
+        void(CL_CALLBACK *d)(const char *, const void *, size_t, void *), void *e, cl_int *code),
+       (a, b, c, d, e, code), 1)
+OBJECT(cl_command_queue, clCreateCommandQueue,
+       (cl_context a, cl_device_id b, cl_command_queue_properties c, cl_int *code), (a, b, c, code), 1)
+OBJECT(cl_mem, clCreateBuffer, (cl_context a, cl_mem_flags b, size_t c, void *d, cl_int *code),
+       (a, b, c, d, code), 1)
+OBJECT(cl_mem, clCreateSubBuffer,
+       (cl_mem a, cl_mem_flags b, cl_buffer_create_type c, const void *d, cl_int *code), (a, b, c, d, code),
+       1)
+OBJECT(cl_event, clCreateUserEvent, (cl_context a, cl_int *code), (a, code), 1)
+OBJECT(cl_program, clCreateProgramWithSource,
+       (cl_context a, cl_uint b, const char **c, const size_t *d, cl_int *code), (a, b, c, d, code), 1)
+OBJECT(cl_program, clCreateProgramWithBinary,
+       (cl_context a, cl_uint b, const cl_device_id *c, const size_t *d, const unsigned char **e, cl_int *f,
+        cl_int *code),
+       (a, b, c, d, e, f, code), 1)
+OBJECT(cl_kernel, clCreateKernel, (cl_program a, const char *b, cl_int *code), (a, b, code), 1)
+CODE(clBuildProgram,
+     (cl_program a, cl_uint b, const cl_device_id *c, const char *d, void(CL_CALLBACK *e)(cl_program, void *),
+      void *f),
+     (a, b, c, d, e, f), 0)
+CODE(clSetKernelArg, (cl_kernel a, cl_uint b, size_t c, const void *d), (a, b, c, d), 0)
+CODE(clSetUserEventStatus, (cl_event a, cl_int b), (a, b), 0)
+
+/* Without an array it only counts. */
+CODE(clCreateKernelsInProgram, (cl_program a, cl_uint b, cl_kernel *c, cl_uint *d), (a, b, c, d),
+     c != NULL ? (long)(d != NULL ? *d : b) : 0)
+
+CODE(clRetainContext, (cl_context a), (a), 1)
+CODE(clRetainDevice, (cl_device_id a), (a), 1)
+CODE(clRetainCommandQueue, (cl_command_queue a), (a), 1)
+CODE(clRetainMemObject, (cl_mem a), (a), 1)
+CODE(clRetainProgram, (cl_program a), (a), 1)
+CODE(clRetainKernel, (cl_kernel a), (a), 1)
+CODE(clRetainEvent, (cl_event a), (a), 1)
+RELEASE(clReleaseContext, cl_context)
+RELEASE(clReleaseDevice, cl_device_id)
+RELEASE(clReleaseCommandQueue, cl_command_queue)
+RELEASE(clReleaseMemObject, cl_mem)
+RELEASE(clReleaseProgram, cl_program)
+RELEASE(clReleaseKernel, cl_kernel)
+RELEASE(clReleaseEvent, cl_event)
+
+CODE(clFlush, (cl_command_queue a), (a), 0)
+WAITING(clFinish, (cl_command_queue a), (a), 1, 0)
+WAITING(clWaitForEvents, (cl_uint a, const cl_event *b), (a, b), 1, 0)
+CODE(clEnqueueMarkerWithWaitList, (cl_command_queue a, EVENTS), (a, num, wait, event), event != NULL)
+CODE(clEnqueueBarrierWithWaitList, (cl_command_queue a, EVENTS), (a, num, wait, event), event != NULL)
+CODE(clEnqueueFillBuffer, (cl_command_queue a, cl_mem b, const void *c, size_t d, size_t e, size_t f, EVENTS),
+     (a, b, c, d, e, f, num, wait, event), event != NULL)
+CODE(clEnqueueCopyBuffer, (cl_command_queue a, cl_mem b, cl_mem c, size_t d, size_t e, size_t f, EVENTS),
+     (a, b, c, d, e, f, num, wait, event), event != NULL)
+WAITING(clEnqueueWriteBuffer,
+        (cl_command_queue a, cl_mem b, cl_bool c, size_t d, size_t e, const void *f, EVENTS),
+        (a, b, c, d, e, f, num, wait, event), c, event != NULL)
+WAITING(clEnqueueReadBuffer, (cl_command_queue a, cl_mem b, cl_bool c, size_t d, size_t e, void *f, EVENTS),
+        (a, b, c, d, e, f, num, wait, event), c, event != NULL)
+WAITING(clEnqueueWriteBufferRect,
+        (cl_command_queue a, cl_mem b, cl_bool c, const size_t *d, const size_t *e, const size_t *f, size_t g,
+         size_t h, size_t i, size_t j, const void *k, EVENTS),
+        (a, b, c, d, e, f, g, h, i, j, k, num, wait, event), c, event != NULL)
+WAITING(clEnqueueReadBufferRect,
+        (cl_command_queue a, cl_mem b, cl_bool c, const size_t *d, const size_t *e, const size_t *f, size_t g,
+         size_t h, size_t i, size_t j, void *k, EVENTS),
+        (a, b, c, d, e, f, g, h, i, j, k, num, wait, event), c, event != NULL)
+
+cl_int clEnqueueNDRangeKernel(cl_command_queue a, cl_kernel b, cl_uint c, const size_t *d, const size_t *e,
+                              const size_t *f, EVENTS)
+{
+    enum { MOST_WAITS = 64 };
+    cl_event all[MOST_WAITS + 1];
+    REAL(clEnqueueNDRangeKernel);
+
+    if (fails("clEnqueueNDRangeKernel")) return FAILURE;
+    cl_event gate = num <= MOST_WAITS ? make_gate(a) : NULL;
+    if (gate != NULL) {
+        if (num > 0) memcpy(all, wait, num * sizeof *all);
+        all[num++] = gate;
+        wait = all;
+    }
+    const cl_int result = real(a, b, c, d, e, f, num, wait, event);
+    if (gate != NULL) release_gate(gate);
+    if (result == CL_SUCCESS && event != NULL) atomic_fetch_add(&fault.live, 1);
+    return result;
+}
+
+/* A mapping counts as an object. It ends even where this fails. */
+void *clEnqueueMapBuffer(cl_command_queue a, cl_mem b, cl_bool c, cl_map_flags d, size_t e, size_t f, EVENTS,
+                         cl_int *code)
+{
+    REAL(clEnqueueMapBuffer);
+    if (fails("clEnqueueMapBuffer")) {
+        if (code != NULL) *code = FAILURE;
+        return NULL;
+    }
+    if (c) open_gates();
+    void *mapped = real(a, b, c, d, e, f, num, wait, event, code);
+    if (mapped != NULL) atomic_fetch_add(&fault.live, 1 + (event != NULL));
+    return mapped;
+}
+
+cl_int clEnqueueUnmapMemObject(cl_command_queue a, cl_mem b, void *c, EVENTS)
+{
+    REAL(clEnqueueUnmapMemObject);
+    const bool failing = fails("clEnqueueUnmapMemObject");
+    const cl_int result = real(a, b, c, num, wait, failing ? NULL : event);
+    atomic_fetch_sub(&fault.live, 1);
+    if (failing) return FAILURE;
+    if (result == CL_SUCCESS && event != NULL) atomic_fetch_add(&fault.live, 1);
+    return result;
+}

@@ -1,0 +1,127 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Whatever OpenCL call of the command line fails, alone or with all later ones, it ends with a message of one line.
+
+CLXENT_BIN names the executable, CLXENT_SHIM the library that fault_shim.c is, CLXENT_LIBRARY libclxent, CLXENT_NM the
+tool that lists symbols. By default the first, the middle and the last call of each function fail, with
+CLXENT_TEST_ALL_FAULTS=1 each call.
+"""
+import os
+import re
+import subprocess
+import tempfile
+import unittest
+
+import numpy as np
+
+BIN = os.path.abspath(os.environ.get("CLXENT_BIN", "clxent"))
+SHIM = os.path.abspath(os.environ.get("CLXENT_SHIM", "fault_shim.so"))
+LIBRARY = os.environ.get("CLXENT_LIBRARY", "")
+NM = os.environ.get("CLXENT_NM", "nm")
+ALL = os.environ.get("CLXENT_TEST_ALL_FAULTS") == "1"
+
+OUTPUTS = ("grad", "softmax", "losses", "lse")
+
+
+def symbols(path, *options):
+    listed = subprocess.run([NM, *options, path], stdout=subprocess.PIPE, universal_newlines=True, check=True)
+    return {name for name in re.findall(r" [TU] (cl[A-Z]\w*)", listed.stdout)}
+
+
+class Run:
+    """One process: what it printed, called and left."""
+
+    def __init__(self, folder, arguments, **fault):
+        report = os.path.join(folder, "report")
+        self.out = os.path.join(folder, "out")
+        environment = dict(os.environ, LD_PRELOAD=SHIM, CLXENT_FAIL_REPORT=report, TMPDIR=self.out)
+        environment.update({"CLXENT_FAIL_" + name.upper(): str(value) for name, value in fault.items()})
+        if os.path.exists(report):
+            os.remove(report)
+        process = subprocess.run(
+            [BIN, *arguments],
+            cwd=self.out,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            universal_newlines=True,
+            timeout=600,  # a guard against hangs only
+        )
+        self.status, self.stdout, self.stderr = process.returncode, process.stdout, process.stderr
+        self.calls, self.live = [], None
+        if os.path.exists(report):
+            with open(report) as file:
+                *self.calls, last = file.read().split("\n")[:-1]
+            self.live = int(last.split()[1])
+        self.files = {}
+        for name in sorted(os.listdir(self.out)):
+            with open(os.path.join(self.out, name), "rb") as file:
+                self.files[name] = file.read()
+            os.remove(os.path.join(self.out, name))
+
+
+class Faults(unittest.TestCase):
+    def setUp(self):
+        temporary = tempfile.TemporaryDirectory(prefix="clxent-faults-")
+        self.addCleanup(temporary.cleanup)
+        self.folder = temporary.name
+        os.mkdir(os.path.join(self.folder, "out"))
+        random = np.random.default_rng(7)
+        self.logits = os.path.join(self.folder, "x.npy")
+        self.targets = os.path.join(self.folder, "y.npy")
+        np.save(self.logits, random.normal(size=(3, 5)).astype(np.float32))
+        np.save(self.targets, np.array([4, 0, 2], np.int32))
+
+    def numbers(self, calls):
+        """Which calls fail, from 1."""
+        if ALL:
+            return range(1, len(calls) + 1)
+        chosen = set()
+        for name in set(calls):
+            at = [i for i, call in enumerate(calls, 1) if call == name]
+            chosen |= {at[0], at[len(at) // 2], at[-1]}
+        return sorted(chosen)
+
+    def sweep(self, arguments, expected_files=()):
+        good = Run(self.folder, arguments)
+        self.assertEqual((good.status, good.stderr, good.live), (0, "", 0))
+        self.assertEqual(sorted(good.files), sorted(expected_files))
+        command = "clxent " + arguments[0] + ": "
+        for fault in ({}, {"forever": 1}, {"forever": 1, "slowly": 1}):
+            failed = 0
+            for at in self.numbers(good.calls):
+                with self.subTest(command=arguments[0], call=at, name=good.calls[at - 1], **fault):
+                    run = Run(self.folder, arguments, at=at, **fault)
+                    self.assertIn(run.status, (0, 1), run.stderr)
+                    if run.status == 0:  # what can be done without is survived, results included
+                        self.assertEqual(run.files, good.files)
+                        self.assertEqual(run.stderr, "")
+                    else:
+                        failed += 1
+                        self.assertEqual(run.files, {})
+                        self.assertRegex(run.stderr, r"\A" + command + r"[^\n]+\n\Z")
+                    if "the device may still use the arrays" not in run.stderr:
+                        self.assertEqual(run.live, 0, run.stderr)
+            self.assertGreater(failed, 10)
+
+    def test_eval(self):
+        arguments = ["eval", "--logits", self.logits, "--targets", self.targets]
+        files = []
+        for output in OUTPUTS:
+            files.append(output + ".npy")
+            arguments += ["--%s-out" % output, files[-1]]
+        self.sweep(arguments, files)
+
+    def test_demo(self):
+        self.sweep(["demo"])
+
+    def test_shim_is_complete(self):
+        called = symbols(BIN, "-D", "-u")
+        if LIBRARY:
+            called |= symbols(LIBRARY, "-u", *(["-D"] if LIBRARY.endswith(".so") else []))
+        self.assertGreater(len(called), 20)
+        self.assertEqual(called - symbols(SHIM, "-D", "--defined-only"), set())
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
