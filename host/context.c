@@ -8,7 +8,6 @@
  * while it is held.
  */
 #include "internal.h"
-#include "mutex.h"
 
 #include <stdarg.h>
 #include <stdio.h>

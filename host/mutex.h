@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * mutex.h - a mutex: the only lines that know the threading library.
+ * mutex.h - a mutex: the only lines that know the threading library, but for mutex_windows.c.
  */
 #ifndef CLXENT_MUTEX_H
 #define CLXENT_MUTEX_H
@@ -9,20 +9,18 @@
 
 #ifdef _WIN32
 
-#    ifndef WIN32_LEAN_AND_MEAN
-#        define WIN32_LEAN_AND_MEAN
-#    endif
-#    include <windows.h>
-
-typedef SRWLOCK mutex; /* held for writing only */
-static inline bool mutex_init(mutex *m)
-{
-    InitializeSRWLock(m);
-    return true;
-}
-static inline void mutex_destroy(mutex *m) { (void)m; }
-static inline void mutex_lock(mutex *m) { AcquireSRWLockExclusive(m); }
-static inline void mutex_unlock(mutex *m) { ReleaseSRWLockExclusive(m); }
+/* An SRWLOCK. windows.h, which has its type, would define TEXT, near, small and the like in every file. */
+typedef struct mutex {
+    void *lock;
+} mutex;
+#    define mutex_init clxent_mutex_init
+#    define mutex_destroy clxent_mutex_destroy
+#    define mutex_lock clxent_mutex_lock
+#    define mutex_unlock clxent_mutex_unlock
+bool mutex_init(mutex *m);
+void mutex_destroy(mutex *m);
+void mutex_lock(mutex *m);
+void mutex_unlock(mutex *m);
 
 #else
 
