@@ -494,6 +494,8 @@ class Frame(Case):
             self.refuse("bench", "--plot", path, status=2, mentions=["--plot is '%s'" % path])
         for device in ("", "-1", "-99999999999999999999999"):
             for command in ("info", "demo", "verify", "bench", "tune"):
+                if device == "":
+                    self.refuse(command, "--tuning", device, status=2, mentions=["--tuning is ''"])
                 self.refuse(command, "--device", device, status=2, mentions=["--device is '%s'" % device])
         for flag, values in {
             "--class-axis": ["", "x", "1.5", "99999999999999999999"],
@@ -722,6 +724,13 @@ class Demo(Case):
             mentions=["demo.png", "no whole picture"],
         )
         self.refuse("demo", "--plot", self.path("no/demo.png"), mentions=["no/demo.png"])
+        # before any work is done
+        rows = self.raw("rows", b"not read yet")
+        os.symlink("rows", self.path("link"))
+        for command, plot in itertools.product(("demo", "bench"), (rows, self.path("link"))):
+            said = plot + ": --plot and --tuning name the same file"
+            self.refuse(command, "--plot", plot, "--tuning", rows, mentions=[said])
+        self.refuse("bench", "--plot", self.path("no/bench.png"), mentions=["no/bench.png"])
 
 
 class Sample(Case):
@@ -1361,6 +1370,7 @@ class Files(Case):
             "class-weights": np.ones(33, "<f4"),
             "row-weights": np.ones((2, 5)),
             "grad-output": np.array(1, "<f4"),
+            "tuning": np.zeros(1),  # refused before anybody reads it
         }
         base = ["eval", "--grad-out", self.path("g.npy")]
         for name, array in inputs.items():

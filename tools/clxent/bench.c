@@ -338,6 +338,7 @@ int command_bench(int argc, char **argv)
     const size_t logits = (size_t)1 << o.log2_logits;
     if (o.rows == 0) o.rows = o.classes == 0 ? logits / 1024 : logits > o.classes ? logits / o.classes : 1;
     if (o.classes == 0) o.classes = o.rows == logits / 1024 ? 1024 : logits > o.rows ? logits / o.rows : 1;
+    if (o.plot != NULL && !plot_check(o.plot)) return CLI_FAILED;
     if (!cli_find_device(&device, o.common.device)) return CLI_FAILED;
     if (o.first_plan) return suite_first_plan(&device);
     if (o.suite) {

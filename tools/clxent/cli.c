@@ -68,7 +68,7 @@ static error_t parse_common(int key, char *text, struct argp_state *state)
     if (key == KEY_DEVICE) common->device = check_device(state, text);
     else if (key == KEY_JSON) common->json = true;
     else if (key == KEY_NO_TUNING) cli_no_tuning = true;
-    else if (key == KEY_TUNING) cli_tuning_file = text;
+    else if (key == KEY_TUNING) (void)cli_path(state, "tuning", cli_tuning_file = text);
     else if (key == ARGP_KEY_ARG) argp_error(state, "unexpected argument '%s'", text);
     else return ARGP_ERR_UNKNOWN;
     return 0;

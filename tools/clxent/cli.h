@@ -133,6 +133,8 @@ int cli_run(char *const argv[], void (*input)(FILE *to, const void *data), const
 
 /* Draws path as a PNG from gnuplot's commands as script(to, data) writes them, the terminal included; on failure
  * says why, leaves no file and returns false. */
+bool plot_check(
+    const char *path); /* whether plot_png() could write there, and replaces no input; before the work */
 bool plot_png(const char *path, void (*script)(FILE *to, const void *data), const void *data);
 
 /* ---- The worked example --------------------------------------------------------------------- */

@@ -168,6 +168,7 @@ int command_demo(int argc, char **argv)
     bool good;
 
     cli_parse(&argp, argc, argv, &o);
+    if (o.plot != NULL && !plot_check(o.plot)) return CLI_FAILED;
     if (!cli_find_device(&device, o.common.device)) return CLI_FAILED;
     good = cli_open(&session, &device) && compute(&e, &session, &t);
     cli_close(&session);

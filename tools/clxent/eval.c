@@ -136,7 +136,7 @@ static const struct argp_option fixed_options[] = {
 enum { FIXED_OPTIONS = sizeof fixed_options / sizeof *fixed_options };
 
 /* The files that eval reads, with their flags. */
-enum { INPUTS = 5 };
+enum { INPUTS = 6 };
 typedef struct named_path {
     const char *flag, *path; /* path NULL: not given */
 } named_path;
@@ -147,7 +147,8 @@ static void list_inputs(const options *o, named_path list[INPUTS])
                                         { "targets", o->targets },
                                         { "class-weights", o->class_weights },
                                         { "row-weights", o->row_weights },
-                                        { "grad-output", o->grad_output } };
+                                        { "grad-output", o->grad_output },
+                                        { "tuning", cli_tuning_file } };
     memcpy(list, inputs, sizeof inputs);
 }
 

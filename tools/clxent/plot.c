@@ -89,6 +89,23 @@ static bool is_whole(int descriptor)
            memcmp(found, end, sizeof end) == 0;
 }
 
+bool plot_check(const char *path)
+{
+    npy_fault fault;
+    char *resolved;
+
+    if (cli_tuning_file != NULL && npy_one_file(path, cli_tuning_file)) {
+        cli_fail(path, "--plot and --tuning name the same file: each output takes its own");
+        return false;
+    }
+    if (!npy_can_write(path, &resolved, &fault)) {
+        cli_fail(path, "%s", fault.text);
+        return false;
+    }
+    free(resolved);
+    return true;
+}
+
 bool plot_png(const char *path, void (*script)(FILE *to, const void *data), const void *data)
 {
     static char name[] = "gnuplot";
