@@ -766,6 +766,17 @@ static bool run(job *j, cli_session *session)
     return status == CLXENT_OK || fail_run(j, session, status);
 }
 
+/* Whether a run left the device at work on the arrays, see clxent_run_host(): they stay mapped to the end then. */
+static bool arrays_are_in_use(const cli_session *session)
+{
+    static const char in_use[] = "the device may still use the arrays";
+    char text[2048];
+
+    clxent_context_last_error(session->ctx, text, sizeof text);
+    const size_t length = strlen(text);
+    return length >= sizeof in_use - 1 && strcmp(text + length - (sizeof in_use - 1), in_use) == 0;
+}
+
 /* Mean of the plain negative log-likelihood over the rows that count; NaN where there is none. */
 static bool mean_nll(job *j, cli_session *session, double *mean)
 {
@@ -802,7 +813,7 @@ static bool mean_nll(job *j, cli_session *session, double *mean)
         cli_progress_stop();
         if (status != CLXENT_OK) {
             cli_fail_status(session->ctx, session->device.name, status);
-            npy_scratch_free(own, bytes);
+            if (!arrays_are_in_use(session)) npy_scratch_free(own, bytes);
             return false;
         }
     }
@@ -900,7 +911,12 @@ int command_eval(int argc, char **argv)
 
 done:
     cli_progress_stop();
-    for (size_t i = 0; i < j.num_files; i++) npy_discard(&j.files[i]);
+    const bool in_use = status != CLI_DONE && arrays_are_in_use(&session);
+    for (size_t i = 0; i < j.num_files; i++) {
+        if (in_use) j.files[i].mapping = NULL; /* the temporary goes, its memory stays */
+        npy_discard(&j.files[i]);
+    }
+    if (in_use) return status;
     npy_scratch_free(j.losses, j.rows * real_bytes(&j));
     close_input(&j.logits);
     close_input(&j.targets);
