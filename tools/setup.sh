@@ -31,7 +31,7 @@ has() {
         ;;
     gcc-mingw-w64-x86-64) x86_64-w64-mingw32-gcc --version ;;
     libclc-15) test -e /usr/lib/clc/nvptx64--nvidiacl.bc ;;
-    clang | clang-15 | clang-format | clang-tidy | shellcheck) "$1" --version ;;
+    clang | clang-15 | clang-19 | clang-format | clang-tidy | shellcheck) "$1" --version ;;
     *) false ;;
     esac >/dev/null 2>&1
 }

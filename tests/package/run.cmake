@@ -44,6 +44,9 @@ set(ENV{PKG_CONFIG_PATH} ${prefix}/lib/pkgconfig)
 execute_process(COMMAND ${pkg_config} --cflags --libs clxent
   OUTPUT_VARIABLE flags OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
 separate_arguments(flags UNIX_COMMAND "${flags}")
+execute_process(COMMAND ${pkg_config} --cflags clxent
+  OUTPUT_VARIABLE cflags OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
+separate_arguments(cflags UNIX_COMMAND "${cflags}")
 run(${COMPILER} -std=c11 -o ${WORK}/consumer/consumer-pkg-config ${program} ${flags} -Wl,-rpath,${prefix}/lib)
 run(${WORK}/consumer/consumer-pkg-config)
-run(${COMPILER} -std=c11 -Werror -fsyntax-only ${CMAKE_CURRENT_LIST_DIR}/newer.c ${flags})
+run(${COMPILER} -std=c11 -Werror -c -o ${WORK}/consumer/newer.o ${CMAKE_CURRENT_LIST_DIR}/newer.c ${cflags})
