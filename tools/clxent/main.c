@@ -96,7 +96,7 @@ int main(int argc, char **argv)
     static const struct argp argp = { NULL, parse, "SUBCOMMAND [OPTION...]", " ", NULL, help, NULL };
     choice chosen = { NULL, 0 };
     static char self[] = "clxent"; /* in messages, whatever path it was called by */
-    char name[64];
+    static char name[64];          /* messages begin with it, those of check_output() after main() too */
 
     signals_start();
     fill_streams();
