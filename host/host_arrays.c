@@ -456,15 +456,23 @@ static cl_int drain(run *r)
         const cl_int finished = queues[i] != NULL ? clFinish(queues[i]) : CL_SUCCESS;
         if (finished != CL_SUCCESS) code = finished;
     }
-    /* Not every clFinish() waits for what was flushed before (rusticl of Mesa 22.3). */
+    /* Not every clFinish() waits for what was flushed before (rusticl of Mesa 22.3). An event that ended with an error
+     * fails the wait too, but has ended. */
     for (size_t s = 0; s < r->slot_count; s++) {
-        if (r->slots[s].done != NULL) (void)clWaitForEvents(1, &r->slots[s].done);
+        const cl_event *done = &r->slots[s].done;
+        cl_int ended = CL_QUEUED;
+        if (*done == NULL) continue;
+        const cl_int waited = clWaitForEvents(1, done);
+        if (waited == CL_SUCCESS) continue;
+        const cl_int asked =
+            clGetEventInfo(*done, CL_EVENT_COMMAND_EXECUTION_STATUS, sizeof ended, &ended, NULL);
+        if (asked != CL_SUCCESS || ended > CL_COMPLETE) code = waited;
     }
     return code;
 }
 
-/* Leaves everything as it is where the device may still be at work on it, and says so behind the error's text. */
-static void close_run(run *r, clxent_status status)
+/* Leaves everything as it is where the device may still be at work on it. Returns what the call returns. */
+static clxent_status close_run(run *r, clxent_status status)
 {
     const cl_command_queue queues[] = { r->upload, r->compute, r->download };
     const cl_int code = r->busy ? drain(r) : CL_SUCCESS;
@@ -472,9 +480,9 @@ static void close_run(run *r, clxent_status status)
     if (code != CL_SUCCESS) {
         char text[2 * TEXT_SIZE] = "";
         (void)clxent_context_last_error(r->ctx, text, sizeof text);
-        (void)clxent_fail(r->ctx, status, "%s; clFinish: %s (%d): the device may still use the arrays", text,
-                          clxent_status_string(code), (int)code);
-        return;
+        return clxent_fail(r->ctx, CLXENT_ERROR_ARRAYS_IN_USE,
+                           "%s; clFinish: %s (%d): the device may still use the arrays", text,
+                           clxent_status_string(code), (int)code);
     }
     for (size_t s = 0; s < SLOTS; s++) {
         release_event(&r->slots[s].done);
@@ -487,6 +495,7 @@ static void close_run(run *r, clxent_status status)
     }
     clxent_plan_destroy(r->plan);
     free(r);
+    return status;
 }
 
 /* ---- Transfers ----------------------------------------------------------------------------- */
@@ -774,6 +783,5 @@ clxent_status clxent_run_host(clxent_context *ctx, const clxent_desc *desc, cons
     r->ctx = ctx;
     r->copy = !ctx->device.host_memory;
     const clxent_status status = run_all(r, desc, args);
-    close_run(r, status);
-    return status;
+    return close_run(r, status);
 }

@@ -551,10 +551,11 @@ clxent_status clxent_plan_describe(clxent_context *ctx, const clxent_desc *desc,
     CLXENT_TRY(prepare(&plan, ctx, desc, CLXENT_ALL_ROWS, CLXENT_ALL_ROWS));
     plan->tuning = clxent_tuning_choose(ctx->tuning, &ctx->device, &plan->desc);
     choose_strategy(plan);
+    const clxent_status status = check_driver(plan);
     describe(plan);
-    if (text != NULL && size > 0) (void)snprintf(text, size, "%s", plan->strategy);
+    if (status == CLXENT_OK && text != NULL && size > 0) (void)snprintf(text, size, "%s", plan->strategy);
     clxent_plan_destroy(plan);
-    return CLXENT_OK;
+    return status;
 }
 
 void clxent_plan_destroy(clxent_plan *plan)

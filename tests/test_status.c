@@ -24,6 +24,7 @@ static const struct {
     { 7, "CLXENT_ERROR_OUT_OF_HOST_MEMORY" },
     { 8, "CLXENT_ERROR_BUILD_FAILED" },
     { 9, "CLXENT_ERROR_INTERNAL" },
+    { 10, "CLXENT_ERROR_ARRAYS_IN_USE" },
     { -1, "CL_DEVICE_NOT_FOUND" },
     { -2, "CL_DEVICE_NOT_AVAILABLE" },
     { -3, "CL_COMPILER_NOT_AVAILABLE" },
@@ -105,7 +106,7 @@ Test(status, unknown_codes_have_a_text_too)
 {
     cr_assert_str_eq(clxent_status_string(-9999), "unknown OpenCL error");
     cr_assert_str_eq(clxent_status_string(INT32_MIN), "unknown OpenCL error");
-    cr_assert_str_eq(clxent_status_string(10), "unknown clxent status");
+    cr_assert_str_eq(clxent_status_string(11), "unknown clxent status");
     cr_assert_str_eq(clxent_status_string(INT32_MAX), "unknown clxent status");
 }
 

@@ -103,7 +103,8 @@ enum {
     CLXENT_ERROR_BAD_TARGET = 6,         /* host-array calls: a target is out of range */
     CLXENT_ERROR_OUT_OF_HOST_MEMORY = 7, /* malloc failed */
     CLXENT_ERROR_BUILD_FAILED = 8,       /* the driver could not compile a kernel; the log has its words */
-    CLXENT_ERROR_INTERNAL = 9            /* a bug in clxent: please report it */
+    CLXENT_ERROR_INTERNAL = 9,           /* a bug in clxent: please report it */
+    CLXENT_ERROR_ARRAYS_IN_USE = 10      /* clxent_run_host(): the driver failed, and so did waiting for it */
 };
 
 /* The name of a status, e.g. "CLXENT_ERROR_BAD_TARGET" or "CL_OUT_OF_RESOURCES".
@@ -422,9 +423,9 @@ CLXENT_API void clxent_args_init(clxent_args *args);
  * wait, event  as in clEnqueue*: starts after the num_wait events of wait, all of the plan's cl_context; event
  *              (optional) completes when all outputs are written, also with 0 rows. Returns at once, also
  *              when wait has not completed.
- * Returns      CLXENT_ERROR_NULL_ARGUMENT, _INVALID_ARGUMENT, _BUFFER_TOO_SMALL before anything is enqueued,
- *              or the cl_int of a launch that the driver refused: outputs are undefined then. On any
- *              failure *event is untouched.
+ * Returns      CLXENT_ERROR_NULL_ARGUMENT, _INVALID_ARGUMENT, _BUFFER_TOO_SMALL, or the cl_int of a query of queue,
+ *              buffers or events, before anything is enqueued; or the cl_int of a launch that the driver
+ *              refused: outputs are undefined then. On any failure *event is untouched.
  * Numerics     Deterministic: the same inputs give the same bits on one device, whatever the queue, the
  *              timing, and which others of the plan's outputs are asked for beside one.
  * Threads      Any, also several at once on one plan, each run in flight with a workspace of its own. The
@@ -498,8 +499,8 @@ CLXENT_API void clxent_host_args_init(clxent_host_args *args);
  * bytes; CLXENT_ERROR_OUT_OF_HOST_MEMORY. Outputs are undefined where the driver failed (status < 0). Any thread;
  * each call creates and destroys its own plan, queue and buffers.
  *
- * Where the driver fails so far that it cannot be waited for either (clFinish), the text of the error ends with
- * "the device may still use the arrays". Then the device may read and write all of args' arrays after the return, and
+ * CLXENT_ERROR_ARRAYS_IN_USE means that the driver failed so far that it cannot be waited for either (clFinish); the text
+ * begins with the first failure. Then the device may read and write all of args' arrays after the return, and
  * windows over them (CL_MEM_USE_HOST_PTR) stay open: do not free, unmap or use them before the process ends.
  * What the call created (plan, queues, buffers) is never released, nor are ctx and its cl_context. */
 CLXENT_API clxent_status clxent_run_host(clxent_context *ctx, const clxent_desc *desc,

@@ -39,6 +39,19 @@ static size_t fewest_rows(const clxent_desc *desc)
     return inner / a * seq <= MOST_ELEMENTS / desc->classes ? inner / a * seq : 0;
 }
 
+/* The fewest, or as many as reach the kernels that fold partial sums where the run does, as long as that is no run by
+ * itself. */
+static size_t rows_to_launch(const clxent_desc *desc)
+{
+    enum { ROWS_OF_A_PARTIAL = 4096 };
+    const size_t fewest = fewest_rows(desc);
+    if (fewest == 0 || desc->batch * desc->seq <= ROWS_OF_A_PARTIAL) return fewest;
+    const size_t several =
+        fewest > ROWS_OF_A_PARTIAL ? 2 * fewest : (ROWS_OF_A_PARTIAL / fewest + 2) * fewest;
+    const bool fits = several <= desc->batch * desc->seq && several <= MOST_ELEMENTS / desc->classes;
+    return fits ? several : fewest;
+}
+
 /* Names the next bytes of the one buffer that all arguments share. */
 static void place(clxent_buffer *buffer, size_t bytes, size_t *used)
 {
@@ -94,7 +107,7 @@ static void launch_once(cli_session *session, clxent_plan *plan, const clxent_de
 clxent_status cli_compile(cli_session *session, const clxent_desc *desc, double *seconds)
 {
     const double start = cli_seconds();
-    const size_t rows = fewest_rows(desc);
+    const size_t rows = rows_to_launch(desc);
     clxent_desc complete = *desc;
     clxent_plan *plan;
 

@@ -244,10 +244,11 @@ static void parse_options(options *o, int argc, char **argv)
         "and "
         "outputs by the time of the run. Compiling is what precedes the run: kernels are built, then "
         "launched once "
-        "on a few rows, as some drivers compile only at the first launch. That launch takes one row, but one "
-        "slab "
-        "where the class axis is not the last, and whole sequences with --shift; of more than 8388608 logits "
-        "it is "
+        "on a few rows, as some drivers compile only at the first launch: one row, one slab where the class "
+        "axis is "
+        "not the last, whole sequences with --shift, and some 4100 rows where the run has more and they have "
+        "at most "
+        "8388608 logits. Where one row, slab or sequence has more logits than that it is "
         "left out, and what the driver compiles then counts as the run. Accuracy and --argmax-out look for "
         "the largest of --logit-scale times the "
         "logits, before --softcap, which would make equal what it saturates. A file that cannot be used, or "
@@ -293,6 +294,7 @@ typedef struct job {
     npy_output files[RESULTS];
     size_t file_result[RESULTS], num_files; /* files[i] is results[file_result[i]] */
     double seconds, compile_seconds, bytes_moved;
+    bool in_use; /* CLXENT_ERROR_ARRAYS_IN_USE: the arrays stay mapped until the process ends */
 } job;
 
 static size_t real_bytes(const job *j) { return j->f64 ? sizeof(double) : sizeof(float); }
@@ -763,18 +765,8 @@ static bool run(job *j, cli_session *session)
     status = clxent_run_host(session->ctx, &j->desc, &j->args);
     j->seconds = cli_seconds() - start;
     cli_progress_stop();
+    j->in_use = status == CLXENT_ERROR_ARRAYS_IN_USE;
     return status == CLXENT_OK || fail_run(j, session, status);
-}
-
-/* Whether a run left the device at work on the arrays, see clxent_run_host(): they stay mapped to the end then. */
-static bool arrays_are_in_use(const cli_session *session)
-{
-    static const char in_use[] = "the device may still use the arrays";
-    char text[2048];
-
-    clxent_context_last_error(session->ctx, text, sizeof text);
-    const size_t length = strlen(text);
-    return length >= sizeof in_use - 1 && strcmp(text + length - (sizeof in_use - 1), in_use) == 0;
 }
 
 /* Mean of the plain negative log-likelihood over the rows that count; NaN where there is none. */
@@ -813,7 +805,8 @@ static bool mean_nll(job *j, cli_session *session, double *mean)
         cli_progress_stop();
         if (status != CLXENT_OK) {
             cli_fail_status(session->ctx, session->device.name, status);
-            if (!arrays_are_in_use(session)) npy_scratch_free(own, bytes);
+            j->in_use = status == CLXENT_ERROR_ARRAYS_IN_USE;
+            if (!j->in_use) npy_scratch_free(own, bytes);
             return false;
         }
     }
@@ -911,12 +904,11 @@ int command_eval(int argc, char **argv)
 
 done:
     cli_progress_stop();
-    const bool in_use = status != CLI_DONE && arrays_are_in_use(&session);
     for (size_t i = 0; i < j.num_files; i++) {
-        if (in_use) j.files[i].mapping = NULL; /* the temporary goes, its memory stays */
+        if (j.in_use) j.files[i].mapping = NULL; /* the temporary goes, its memory stays */
         npy_discard(&j.files[i]);
     }
-    if (in_use) return status;
+    if (j.in_use) return status;
     npy_scratch_free(j.losses, j.rows * real_bytes(&j));
     close_input(&j.logits);
     close_input(&j.targets);

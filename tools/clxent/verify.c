@@ -140,7 +140,7 @@ static struct {
 
 /* The case that is running may end in so many seconds. timeout(1) sends a signal to the process and one to its group:
  * what comes within them is the same signal. */
-#define GRACE_SECONDS 0.5
+#define GRACE_SECONDS 0.25
 
 static bool interrupt(int number)
 {
@@ -401,7 +401,9 @@ static void check_case(verify_case *c, const size_t *number)
     problem_fault f = { "" };
 
     if (c->desc.dtype == CLXENT_F64 && !v.has_f64) {
+        pthread_mutex_lock(&ending.lock);
         v.skipped++;
+        pthread_mutex_unlock(&ending.lock);
         return;
     }
     if (v.options->no_host_arrays) c->checks &= ~(uint32_t)CASE_HOST_ARRAYS;
