@@ -202,7 +202,7 @@ static clxent_status mem_access(clxent_context *ctx, const char *name, cl_mem me
  * close to kernels. */
 static clxent_status check_buffer(clxent_context *ctx, const wanted *w)
 {
-    const cl_mem mem = w->buffer->mem;
+    cl_mem mem = w->buffer->mem;
     cl_mem_object_type type = 0;
     cl_context context = NULL;
     cl_mem_flags flags = 0;

@@ -272,7 +272,7 @@ static clxent_status make_reductions(clxent_plan *plan, cl_program program)
  * device. */
 static clxent_status fits_group(const clxent_plan *plan, cl_kernel kernel, bool *fits, size_t *takes)
 {
-    const cl_device_id id = plan->ctx->id;
+    cl_device_id id = plan->ctx->id;
     size_t required[3] = { 0, 0, 0 };
 
     CLXENT_TRY(clxent_check_cl(
@@ -474,7 +474,7 @@ static clxent_status prepare(clxent_plan **out, clxent_context *ctx, const clxen
 {
     clxent_status status;
     clxent_desc complete;
-    clxent_plan *plan;
+    clxent_plan *plan = NULL;
     char text[TEXT_SIZE];
 
     if (ctx == NULL) return CLXENT_ERROR_NULL_ARGUMENT;
@@ -509,7 +509,7 @@ static clxent_status create(clxent_plan **out, clxent_context *ctx, const clxent
                             const clxent_tuning *tuning, size_t span_rows, size_t part_rows)
 {
     clxent_status status;
-    clxent_plan *plan;
+    clxent_plan *plan = NULL;
 
     if (out == NULL) return CLXENT_ERROR_NULL_ARGUMENT;
     *out = NULL;
@@ -545,7 +545,7 @@ clxent_status clxent_plan_create(clxent_plan **out, clxent_context *ctx, const c
 
 clxent_status clxent_plan_describe(clxent_context *ctx, const clxent_desc *desc, char *text, size_t size)
 {
-    clxent_plan *plan;
+    clxent_plan *plan = NULL;
 
     if (text != NULL && size > 0) text[0] = '\0';
     CLXENT_TRY(prepare(&plan, ctx, desc, CLXENT_ALL_ROWS, CLXENT_ALL_ROWS));

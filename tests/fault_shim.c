@@ -5,7 +5,8 @@
  *
  *     CLXENT_FAIL_AT=k         the k-th call fails, from 1; the driver does not see it
  *     CLXENT_FAIL_FOREVER=1    and so do all later ones, as those of a device that was lost
- *     CLXENT_FAIL_SLOWLY=1     kernels begin a while after the call that failed: whoever frees what they write, crashes
+ *     CLXENT_FAIL_LATE=1       kernels begin when the device is waited for, else at the end of the process: one that
+ *                              writes what was freed crashes
  *     CLXENT_FAIL_REPORT=file  at the end of the process: a line for each call, then "live N", the objects that were
  *                              created and retained, less those released
  *
@@ -23,13 +24,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
-enum { FAILURE = CL_OUT_OF_RESOURCES, MOST_CALLS = 1 << 16, MOST_GATES = 64, SLOW_MILLISECONDS = 150 };
+enum { FAILURE = CL_OUT_OF_RESOURCES, MOST_CALLS = 1 << 16, MOST_GATES = 64 };
 
 static struct {
     unsigned long at; /* 0: none */
-    bool forever, slowly;
+    bool forever, late;
     const char *report;
     atomic_ulong calls;
     atomic_long live;
@@ -47,7 +47,7 @@ __attribute__((constructor)) static void begin(void)
     const char *at = getenv("CLXENT_FAIL_AT");
     fault.at = at != NULL ? strtoul(at, NULL, 10) : 0;
     fault.forever = is_set("CLXENT_FAIL_FOREVER");
-    fault.slowly = is_set("CLXENT_FAIL_SLOWLY");
+    fault.late = is_set("CLXENT_FAIL_LATE");
     fault.report = getenv("CLXENT_FAIL_REPORT");
 }
 
@@ -68,75 +68,79 @@ static bool fails(const char *name)
     return fault.at > 0 && (fault.forever ? call >= fault.at : call == fault.at);
 }
 
-/* ---- Slow kernels -------------------------------------------------------------------------- */
+/* ---- Late kernels -------------------------------------------------------------------------- */
 
-/* A kernel waits for an event of ours, its gate, that a call which waits for the device opens, or else a thread after a
- * while. */
+/* A kernel waits for an event of ours, its gate. Calls that wait for the device open all gates; else the end of the
+ * process does. */
 static struct {
     pthread_mutex_t lock;
     cl_event events[MOST_GATES];
+    cl_command_queue queues[MOST_GATES]; /* of the kernels */
     size_t count;
 } gates = { .lock = PTHREAD_MUTEX_INITIALIZER };
 
-#define REAL(name)          \
+#define REAL_AS(real, name) \
     __typeof__(&name) real; \
     *(void **)&real = dlsym(RTLD_NEXT, #name)
+#define REAL(name) REAL_AS(real, name)
 
 static void open_gates(void)
 {
-    __typeof__(&clSetUserEventStatus) set;
-    __typeof__(&clReleaseEvent) release;
-    *(void **)&set = dlsym(RTLD_NEXT, "clSetUserEventStatus");
-    *(void **)&release = dlsym(RTLD_NEXT, "clReleaseEvent");
+    REAL_AS(set, clSetUserEventStatus);
+    REAL_AS(release_event, clReleaseEvent);
+    REAL_AS(release_queue, clReleaseCommandQueue);
     pthread_mutex_lock(&gates.lock);
     for (size_t i = 0; i < gates.count; i++) {
         (void)set(gates.events[i], CL_COMPLETE);
-        (void)release(gates.events[i]);
+        (void)release_event(gates.events[i]);
+        (void)release_queue(gates.queues[i]);
     }
     gates.count = 0;
     pthread_mutex_unlock(&gates.lock);
 }
 
-static void *open_gates_later(void *unused)
+/* What still waits runs now, before the driver ends: into memory that is there, or that was taken from it. */
+static void run_late_kernels(void)
 {
-    const struct timespec pause = { 0, SLOW_MILLISECONDS * 1000000L };
-    (void)unused;
-    nanosleep(&pause, NULL);
+    REAL_AS(finish, clFinish);
+    REAL_AS(retain, clRetainCommandQueue);
+    cl_command_queue queues[MOST_GATES];
+    pthread_mutex_lock(&gates.lock);
+    const size_t count = gates.count;
+    for (size_t i = 0; i < count; i++) {
+        queues[i] = gates.queues[i];
+        (void)retain(queues[i]);
+    }
+    pthread_mutex_unlock(&gates.lock);
     open_gates();
-    return NULL;
+    for (size_t i = 0; i < count; i++) (void)finish(queues[i]);
 }
 
-/* NULL where kernels are not slow. Released by the caller too: it may be open before its kernel is enqueued. */
+/* After the driver was loaded, so that it runs before the driver's own handlers. */
+static void register_end(void) { (void)atexit(run_late_kernels); }
+
+/* NULL where kernels are not late. The caller releases it too: it may be open before its kernel is enqueued. */
 static cl_event make_gate(cl_command_queue queue)
 {
-    __typeof__(&clGetCommandQueueInfo) ask;
-    __typeof__(&clCreateUserEvent) create;
-    __typeof__(&clRetainEvent) retain;
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    REAL_AS(ask, clGetCommandQueueInfo);
+    REAL_AS(create, clCreateUserEvent);
+    REAL_AS(retain_event, clRetainEvent);
+    REAL_AS(retain_queue, clRetainCommandQueue);
     cl_context context = NULL;
     cl_int code = CL_SUCCESS;
-    pthread_t thread;
 
-    if (!fault.slowly) return NULL;
-    *(void **)&ask = dlsym(RTLD_NEXT, "clGetCommandQueueInfo");
-    *(void **)&create = dlsym(RTLD_NEXT, "clCreateUserEvent");
-    *(void **)&retain = dlsym(RTLD_NEXT, "clRetainEvent");
-    if (ask(queue, CL_QUEUE_CONTEXT, sizeof context, &context, NULL) != CL_SUCCESS) return NULL;
+    if (!fault.late) return NULL;
+    (void)pthread_once(&once, register_end);
+    if (ask(queue, CL_QUEUE_CONTEXT, sizeof context, &context, NULL) != CL_SUCCESS) abort();
     cl_event gate = create(context, &code);
-    if (code != CL_SUCCESS || retain(gate) != CL_SUCCESS) return NULL;
+    if (code != CL_SUCCESS || retain_event(gate) != CL_SUCCESS || retain_queue(queue) != CL_SUCCESS) abort();
     pthread_mutex_lock(&gates.lock);
-    const bool room = gates.count < MOST_GATES;
-    if (room) gates.events[gates.count++] = gate;
+    if (gates.count == MOST_GATES) abort();
+    gates.queues[gates.count] = queue;
+    gates.events[gates.count++] = gate;
     pthread_mutex_unlock(&gates.lock);
-    if (!room || pthread_create(&thread, NULL, open_gates_later, NULL) != 0) abort();
-    pthread_detach(thread);
     return gate;
-}
-
-static void release_gate(cl_event gate)
-{
-    __typeof__(&clReleaseEvent) release;
-    *(void **)&release = dlsym(RTLD_NEXT, "clReleaseEvent");
-    (void)release(gate);
 }
 
 /* ---- Calls --------------------------------------------------------------------------------- */
@@ -284,6 +288,7 @@ cl_int clEnqueueNDRangeKernel(cl_command_queue a, cl_kernel b, cl_uint c, const 
     enum { MOST_WAITS = 64 };
     cl_event all[MOST_WAITS + 1];
     REAL(clEnqueueNDRangeKernel);
+    REAL_AS(release_event, clReleaseEvent);
 
     if (fails("clEnqueueNDRangeKernel")) return FAILURE;
     cl_event gate = num <= MOST_WAITS ? make_gate(a) : NULL;
@@ -293,7 +298,7 @@ cl_int clEnqueueNDRangeKernel(cl_command_queue a, cl_kernel b, cl_uint c, const 
         wait = all;
     }
     const cl_int result = real(a, b, c, d, e, f, num, wait, event);
-    if (gate != NULL) release_gate(gate);
+    if (gate != NULL) (void)release_event(gate);
     if (result == CL_SUCCESS && event != NULL) atomic_fetch_add(&fault.live, 1);
     return result;
 }

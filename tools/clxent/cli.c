@@ -45,7 +45,9 @@ int cli_fail_status(const clxent_context *ctx, const char *subject, clxent_statu
 {
     char text[1024] = "";
     if (ctx != NULL) clxent_context_last_error(ctx, text, sizeof text);
-    return cli_fail(subject, "%s", text[0] != '\0' ? text : clxent_status_string(status));
+    (void)cli_fail(subject, "%s", text[0] != '\0' ? text : clxent_status_string(status));
+    if (status == CLXENT_ERROR_ARRAYS_IN_USE) exit(CLI_FAILED);
+    return CLI_FAILED;
 }
 
 /* ---- Options -------------------------------------------------------------------------------- */

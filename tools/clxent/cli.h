@@ -102,7 +102,8 @@ void cli_close(cli_session *session); /* accepts a zeroed session */
  * building. */
 clxent_status cli_compile(cli_session *session, const clxent_desc *desc, double *seconds);
 
-/* cli_fail() with the text of ctx's latest error. */
+/* cli_fail() with the text of ctx's latest error. Ends the command where the status is CLXENT_ERROR_ARRAYS_IN_USE: the
+ * caller would unmap or free what the device may still use. */
 int cli_fail_status(const clxent_context *ctx, const char *subject, clxent_status status);
 
 /* ---- Results -------------------------------------------------------------------------------- */

@@ -294,7 +294,6 @@ typedef struct job {
     npy_output files[RESULTS];
     size_t file_result[RESULTS], num_files; /* files[i] is results[file_result[i]] */
     double seconds, compile_seconds, bytes_moved;
-    bool in_use; /* CLXENT_ERROR_ARRAYS_IN_USE: the arrays stay mapped until the process ends */
 } job;
 
 static size_t real_bytes(const job *j) { return j->f64 ? sizeof(double) : sizeof(float); }
@@ -765,7 +764,6 @@ static bool run(job *j, cli_session *session)
     status = clxent_run_host(session->ctx, &j->desc, &j->args);
     j->seconds = cli_seconds() - start;
     cli_progress_stop();
-    j->in_use = status == CLXENT_ERROR_ARRAYS_IN_USE;
     return status == CLXENT_OK || fail_run(j, session, status);
 }
 
@@ -805,8 +803,7 @@ static bool mean_nll(job *j, cli_session *session, double *mean)
         cli_progress_stop();
         if (status != CLXENT_OK) {
             cli_fail_status(session->ctx, session->device.name, status);
-            j->in_use = status == CLXENT_ERROR_ARRAYS_IN_USE;
-            if (!j->in_use) npy_scratch_free(own, bytes);
+            npy_scratch_free(own, bytes);
             return false;
         }
     }
@@ -904,11 +901,7 @@ int command_eval(int argc, char **argv)
 
 done:
     cli_progress_stop();
-    for (size_t i = 0; i < j.num_files; i++) {
-        if (j.in_use) j.files[i].mapping = NULL; /* the temporary goes, its memory stays */
-        npy_discard(&j.files[i]);
-    }
-    if (j.in_use) return status;
+    for (size_t i = 0; i < j.num_files; i++) npy_discard(&j.files[i]);
     npy_scratch_free(j.losses, j.rows * real_bytes(&j));
     close_input(&j.logits);
     close_input(&j.targets);

@@ -713,7 +713,10 @@ bool execute_on_host(execution *e, const runner *on, const problem *p, uint32_t 
         else (&args.losses + (t - FIRST_OUTPUT))[0] = (clxent_output){ i->after + i->front, i->bytes };
     }
     *status = clxent_run_host(on->ctx, &p->desc, &args);
-    return true;
+    if (*status != CLXENT_ERROR_ARRAYS_IN_USE) return true;
+    (void)say_status(f, "clxent_run_host", *status, on->ctx);
+    memset(e, 0, sizeof *e); /* they stay until the process ends */
+    return false;
 }
 
 /* ---- What must be true of it ---------------------------------------------------------------- */
