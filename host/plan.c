@@ -468,28 +468,35 @@ static void describe(clxent_plan *plan)
     }
 }
 
-/* A plan without parameters, kernels and workspace. span_rows, part_rows: at most the desc's rows. */
-static clxent_status prepare(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc,
-                             size_t span_rows, size_t part_rows)
+/* A plan without parameters, kernels and workspace; NULL and *status where it cannot be. span_rows, part_rows: at most the
+ * desc's rows. */
+static clxent_plan *prepare(clxent_context *ctx, const clxent_desc *desc, size_t span_rows, size_t part_rows,
+                            clxent_status *status)
 {
-    clxent_status status;
     clxent_desc complete;
-    clxent_plan *plan = NULL;
     char text[TEXT_SIZE];
 
-    if (ctx == NULL) return CLXENT_ERROR_NULL_ARGUMENT;
-    if (desc == NULL)
-        return clxent_fail(ctx, CLXENT_ERROR_NULL_ARGUMENT, "desc is NULL: takes a clxent_desc");
-    status = clxent_struct_copy(CLXENT_STRUCT_DESC, &complete, desc, text, sizeof text);
-    if (status == CLXENT_OK) status = clxent_desc_check(&complete, text, sizeof text);
-    if (status != CLXENT_OK) return clxent_fail(ctx, status, "%s", text);
-    CLXENT_TRY(supported(ctx, &complete));
+    *status = CLXENT_ERROR_NULL_ARGUMENT;
+    if (ctx == NULL) return NULL;
+    if (desc == NULL) {
+        (void)clxent_fail(ctx, *status, "desc is NULL: takes a clxent_desc");
+        return NULL;
+    }
+    *status = clxent_struct_copy(CLXENT_STRUCT_DESC, &complete, desc, text, sizeof text);
+    if (*status == CLXENT_OK) *status = clxent_desc_check(&complete, text, sizeof text);
+    if (*status != CLXENT_OK) {
+        (void)clxent_fail(ctx, *status, "%s", text);
+        return NULL;
+    }
+    *status = supported(ctx, &complete);
+    if (*status != CLXENT_OK) return NULL;
 
-    plan = calloc(1, sizeof *plan);
+    clxent_plan *plan = calloc(1, sizeof *plan);
     if (plan == NULL || !mutex_init(&plan->lock)) {
         free(plan);
-        return clxent_fail(ctx, CLXENT_ERROR_OUT_OF_HOST_MEMORY,
-                           "plan: malloc of %zu bytes or its mutex failed", sizeof *plan);
+        *status = clxent_fail(ctx, CLXENT_ERROR_OUT_OF_HOST_MEMORY,
+                              "plan: malloc of %zu bytes or its mutex failed", sizeof *plan);
+        return NULL;
     }
     clxent_context_retain(ctx);
     plan->ctx = ctx;
@@ -500,8 +507,7 @@ static clxent_status prepare(clxent_plan **out, clxent_context *ctx, const clxen
     plan->part_rows = part_rows < plan->rows ? part_rows : plan->rows;
     plan->reduce_unit = clxent_span_unit(&complete);
     plan->partials_per_unit = (plan->reduce_unit - 1) / REDUCE_ROWS + 1;
-    *out = plan;
-    return CLXENT_OK;
+    return plan;
 }
 
 /* tuning: NULL: the table's. */
@@ -509,11 +515,11 @@ static clxent_status create(clxent_plan **out, clxent_context *ctx, const clxent
                             const clxent_tuning *tuning, size_t span_rows, size_t part_rows)
 {
     clxent_status status;
-    clxent_plan *plan = NULL;
 
     if (out == NULL) return CLXENT_ERROR_NULL_ARGUMENT;
     *out = NULL;
-    CLXENT_TRY(prepare(&plan, ctx, desc, span_rows, part_rows));
+    clxent_plan *plan = prepare(ctx, desc, span_rows, part_rows, &status);
+    if (plan == NULL) return status;
     CLXENT_TRY_OR_FAIL(build_kernels(plan, tuning));
     CLXENT_TRY_OR_FAIL(lay_out_workspace(plan));
     describe(plan);
@@ -545,13 +551,14 @@ clxent_status clxent_plan_create(clxent_plan **out, clxent_context *ctx, const c
 
 clxent_status clxent_plan_describe(clxent_context *ctx, const clxent_desc *desc, char *text, size_t size)
 {
-    clxent_plan *plan = NULL;
+    clxent_status status;
 
     if (text != NULL && size > 0) text[0] = '\0';
-    CLXENT_TRY(prepare(&plan, ctx, desc, CLXENT_ALL_ROWS, CLXENT_ALL_ROWS));
+    clxent_plan *plan = prepare(ctx, desc, CLXENT_ALL_ROWS, CLXENT_ALL_ROWS, &status);
+    if (plan == NULL) return status;
     plan->tuning = clxent_tuning_choose(ctx->tuning, &ctx->device, &plan->desc);
     choose_strategy(plan);
-    const clxent_status status = check_driver(plan);
+    status = check_driver(plan);
     describe(plan);
     if (status == CLXENT_OK && text != NULL && size > 0) (void)snprintf(text, size, "%s", plan->strategy);
     clxent_plan_destroy(plan);
