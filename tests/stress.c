@@ -405,8 +405,14 @@ static bool run_host_arrays(stress_case *c, const runner *on, random_state *rand
     pthread_mutex_unlock(&c->lock);
     if (!recorded) return run_own_plan(c, on, random, f);
 
+    /* In parts where one row fits the limit, else whole. */
+    const size_t limit = chance(random, 25) ? between(random, 100, 20000) : 0;
     atomic_fetch_add(&host_runs, 1);
-    bool good = execute_on_host(&e, on, &c->p, 0, 0, &status, f);
+    bool good = execute_on_host(&e, on, &c->p, 0, limit, &status, f);
+    if (good && limit > 0 && status == CLXENT_ERROR_INVALID_ARGUMENT) {
+        free_execution(&e);
+        good = execute_on_host(&e, on, &c->p, 0, 0, &status, f);
+    }
     if (good && status != CLXENT_OK) {
         char text[512];
         clxent_context_last_error(on->ctx, text, sizeof text);
