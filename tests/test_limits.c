@@ -63,10 +63,20 @@ static clxent_status forced_plan(clxent_plan **out, clxent_context *ctx, const c
     return clxent_plan_create_tuned(out, ctx, desc, &tuning);
 }
 
+/* As strategy_for() each, but for the groups of a large GPU. */
+static clxent_tuning large_groups(void)
+{
+    clxent_tuning large = strategy_for(CLXENT_F32, EACH_GROUPS);
+    large.group = 256;
+    return large;
+}
+
 static void open_fixture(void)
 {
     memset(&driver, 0, sizeof driver);
+    const clxent_tuning large = large_groups();
     open_device();
+    skip_unless_driver_takes(&large);
     plan_maker = forced_plan;
 }
 
@@ -86,14 +96,6 @@ static clxent_desc make_desc(void)
     desc.seq = 1;
     desc.classes = small_run() ? 70 : 300;
     return desc;
-}
-
-/* As strategy_for() each, but for the groups of a large GPU. */
-static clxent_tuning large_groups(void)
-{
-    clxent_tuning large = strategy_for(CLXENT_F32, EACH_GROUPS);
-    large.group = 256;
-    return large;
 }
 
 /* The group of a plan made of desc and `tuning`. */
