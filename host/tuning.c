@@ -111,11 +111,10 @@ static const struct driver_fault {
 } driver_faults[] = {
     /* PoCL 6.0 with LLVM 18 (Debian 13), CPU devices: "LLVM ERROR: Instruction Combining did not reach a fixpoint after
      * 1 iterations", then abort(), at the first launch of many kernels with barriers; which of them changes with any
-     * edit. https://github.com/pocl/pocl/issues/1608; 6.1 leaves that pass out. To repeat, without this entry:
+     * edit. https://github.com/pocl/pocl/issues/1608; later versions leave that pass out. To repeat, without this entry:
      * clxent_plan_create_tuned() with LANES(8, 1, 1 << 19, 0) of tests/strategies.h, then a run of 19 rows of 20 f32
      * classes. */
-    { "6.0", "PoCL", KIND_CPU, 1,
-      "PoCL 6.0 may end the process when it compiles larger ones (pocl issue 1608)" },
+    { "6.0", "PoCL", KIND_CPU, 1, "PoCL 6.0 may end the process when it compiles larger ones (pocl#1608)" },
 };
 
 const char *clxent_tuning_driver_fault(const clxent_device *device, uint32_t group, uint32_t *most)
