@@ -9,11 +9,14 @@
 #include "internal.h"
 #include "support.h"
 
+#include <clxent/reference.h>
 #include <criterion/criterion.h>
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 enum { ROWS = 6, CLASSES = 4 };
 
@@ -845,4 +848,33 @@ Test(api, older_structs_are_read_as_far_as_they_go)
     clxent_args args = f.args;
     args.struct_size = offsetof(clxent_args, logits);
     expect_enqueue("args", &args, CLXENT_ERROR_NULL_ARGUMENT, WORDS("logits"));
+}
+
+/* The parent has a context and a plan: no OpenCL call works in the child any more, but these make none. */
+Test(api, a_forked_child_may_check_descs_and_run_the_reference)
+{
+    const pid_t child = fork();
+    cr_assert(child >= 0);
+    if (child == 0) {
+        const float logits[4] = { 1, 3, 5, 7 };
+        const int64_t target = 3;
+        double loss = 0;
+        clxent_desc d = CLXENT_DESC_INIT;
+        clxent_host_args in = CLXENT_HOST_ARGS_INIT;
+        clxent_reference_results results = CLXENT_REFERENCE_RESULTS_INIT;
+
+        d.outputs = CLXENT_OUTPUT_LOSS;
+        d.batch = d.seq = 1;
+        d.classes = 4;
+        in.logits = (clxent_input){ logits, sizeof logits };
+        in.targets = (clxent_input){ &target, sizeof target };
+        results.loss = &loss;
+        const bool good = clxent_desc_check(&d, NULL, 0) == CLXENT_OK &&
+                          clxent_reference_run(&d, &in, &results, NULL, 0) == CLXENT_OK && loss > 0.145 &&
+                          loss < 0.1451;
+        _exit(good ? 0 : 1);
+    }
+    int status = -1;
+    cr_assert(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0,
+              "status 0x%x", (unsigned)status);
 }
