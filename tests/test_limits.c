@@ -74,10 +74,16 @@ static clxent_tuning large_groups(void)
 static void open_fixture(void)
 {
     memset(&driver, 0, sizeof driver);
-    const clxent_tuning large = large_groups();
     open_device();
-    skip_unless_driver_takes(&large);
     plan_maker = forced_plan;
+}
+
+/* For tests that ask for large groups. */
+static void open_groups(void)
+{
+    const clxent_tuning large = large_groups();
+    open_fixture();
+    skip_unless_driver_takes(&large);
 }
 
 static void close_fixture(void)
@@ -86,7 +92,8 @@ static void close_fixture(void)
     close_device();
 }
 
-TestSuite(limits, .init = open_fixture, .fini = close_fixture);
+TestSuite(limits, .init = open_groups, .fini = close_fixture);
+TestSuite(accesses, .init = open_fixture, .fini = close_fixture);
 
 static clxent_desc make_desc(void)
 {
@@ -235,7 +242,7 @@ Test(limits, the_kernel_that_zeroes_padding)
 
 /* ---- Memory -------------------------------------------------------------------------------- */
 
-Test(limits, access_of_a_sub_buffer_whose_driver_does_not_say_it)
+Test(accesses, of_a_sub_buffer_whose_driver_does_not_say_it)
 {
     float logits[5 * 300] = { 0 };
     const cl_buffer_region region = { 0, sizeof logits };
