@@ -16,10 +16,13 @@
 #include <string.h>
 
 #define GOOD "__kernel void good(__global int *out) { out[0] = VALUE; }\n"
+#define WARNS \
+    "#warning \"a warning of the compiler\"\n__kernel void warns(__global int *out) { out[0] = 1; }\n"
 #define BAD "__kernel void bad(OUT) {\n    out[0] = no_such_name;\n    out[1] = nor_this_one;\n}\n"
 
 const clxent_source clxent_sources[] = {
     { "good.cl", (const unsigned char *)GOOD, sizeof GOOD - 1 },
+    { "warns.cl", (const unsigned char *)WARNS, sizeof WARNS - 1 },
     { "bad.cl", (const unsigned char *)BAD, sizeof BAD - 1 },
     { NULL, NULL, 0 },
 };
@@ -531,6 +534,20 @@ Test(context, options_that_the_compiler_refuses_are_a_failed_build)
         clxent_program_get(device.ctx, "good.cl", "-DVALUE=1 -no-such-option", &program);
     cr_assert(status == CLXENT_ERROR_BUILD_FAILED, "%s", clxent_status_string(status));
     cr_assert(strstr(last_error(), "good.cl") != NULL, "%s", last_error());
+}
+
+/* Some drivers print a build log on the application's stderr. */
+Test(context, a_program_that_builds_leaves_no_warnings)
+{
+    char log[1024] = "";
+    cl_program program;
+
+    if (small_run()) cr_skip("Oclgrind logs #warning under -w too");
+    cr_assert(clxent_program_get(device.ctx, "warns.cl", "", &program) == CLXENT_OK, "%s", last_error());
+    cr_assert(clGetProgramBuildInfo(program, device.id, CL_PROGRAM_BUILD_LOG, sizeof log - 1, log, NULL) ==
+              CL_SUCCESS);
+    cr_assert(strstr(log, "warning") == NULL, "%s", log);
+    clReleaseProgram(program);
 }
 
 Test(context, a_source_that_is_not_there_is_our_own_bug)
