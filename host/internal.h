@@ -222,9 +222,9 @@ struct clxent_plan {
     size_t pieces_at, records_at;
     size_t workspace_size;
     char strategy[192];
-    mutex
-        lock; /* of `latest` and of the kernels' arguments: nothing else of a plan changes once it is made */
-    struct {  /* what clxent_tensor_need() said for the latest run: the next is usually alike */
+    /* Guards `latest` and the kernels' arguments: nothing else of a plan changes once it is made. */
+    mutex lock;
+    struct { /* what clxent_tensor_need() said for the latest run: the next is usually alike */
         bool valid, statistics_in;
         uint32_t outputs;
         size_t rows, span_rows;
@@ -245,12 +245,13 @@ clxent_status clxent_plan_create_tuned(clxent_plan **out, clxent_context *ctx, c
  * the device, one span of it after the other: each a multiple of clxent_span_unit() rows, but for the last. A pass
  * goes over all spans. */
 typedef enum clxent_pass {
-    CLXENT_PASS_ALL = 0, /* what clxent_enqueue() does; for a batch in one part */
-    CLXENT_PASS_TARGETS =
-        1, /* D and bad_targets, over the whole span: needs index targets, class_weights, row_weights */
-    CLXENT_PASS_LOGITS =
-        2 /* everything else; takes D as PASS_TARGETS left it. A span's last part reduces its rows,
-                                the batch's last writes loss and correct */
+    /* What clxent_enqueue() does, for a batch in one part. */
+    CLXENT_PASS_ALL = 0,
+    /* The denominator and bad_targets, over the whole span: needs index targets, class_weights, row_weights. */
+    CLXENT_PASS_TARGETS = 1,
+    /* Everything else, with the denominator of the pass over the targets. A span's last part reduces its rows, the
+     * batch's last part writes loss and correct. */
+    CLXENT_PASS_LOGITS = 2
 } clxent_pass;
 
 typedef struct clxent_part {

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 #
 # clang compiles PROGRAM in every shape that host/plan.c may ask for, with FULL for every dtype and else for one each in
-# turn, for a device that has nothing beyond OpenCL C 1.2. The compilers of drivers are more lenient: they let doubles and extensions of later versions pass.
+# turn, for a device that has nothing beyond OpenCL C 1.2. The compilers of drivers are more lenient: they accept
+# doubles and extensions of later versions.
 cmake_minimum_required(VERSION 3.21)
 
 # DTYPE:GRADIENT_DTYPE, as kernels/common.cl numbers them. The two meet nowhere but in a conversion: each type
@@ -84,8 +85,8 @@ foreach(shape IN LISTS shapes)
   endforeach()
 endforeach()
 
-# The compiler looks for functions that nobody uses in the main file alone, and these stand in included ones. A name that
-# all kernels have once is one of those; macros that define functions name them by their arguments.
+# The compiler reports unused functions of the main file alone; those of the kernels stand in included files. A function
+# whose name occurs once in all kernels is unused.
 file(GLOB files ${KERNELS}/*.cl)
 set(text "")
 foreach(file IN LISTS files)
