@@ -445,6 +445,18 @@ static void fill_own_parameters(run *r)
     }
 }
 
+/* A number as kernels take it, see REAL_OF() of common.cl: the bits of a double for f64 logits, else of a float. */
+static cl_ulong real_bits(const clxent_desc *desc, double value)
+{
+    const float narrow = (float)value;
+    cl_ulong wide;
+    cl_uint bits;
+
+    memcpy(&wide, &value, sizeof wide);
+    memcpy(&bits, &narrow, sizeof bits);
+    return desc->dtype == CLXENT_F64 ? wide : bits;
+}
+
 static void fill_parameters(run *r)
 {
     const clxent_plan *plan = r->plan;
@@ -472,11 +484,15 @@ static void fill_parameters(run *r)
     p->partials_per_unit = plan->partials_per_unit;
     p->partials = clxent_partials(plan, r->part.total_rows);
     p->ignore_index = desc->ignore_index;
+    p->keep = real_bits(desc, 1.0 - desc->label_smoothing);
+    p->share = real_bits(desc, desc->label_smoothing / (double)desc->classes);
+    p->smoothing = real_bits(desc, desc->label_smoothing);
+    p->z_loss = real_bits(desc, desc->z_loss);
+    p->logit_scale = real_bits(desc, desc->logit_scale);
+    p->softcap = real_bits(desc, desc->softcap);
     p->classes = (cl_uint)desc->classes;
     p->outputs = r->outputs;
     if (r->args.bad_targets.mem == NULL) p->outputs &= ~(cl_uint)CLXENT_OUTPUT_BAD_TARGETS;
-    p->target_type = clxent_needs_targets(desc, desc->outputs) ? desc->target_type : TARGET_NONE;
-    p->bad_target = desc->bad_target;
     p->cache_elements = plan->cache_elements;
     p->rows_per_group = (cl_uint)plan->rows_per_group;
     p->piece_vectors = (cl_uint)plan->piece_vectors;
@@ -488,17 +504,15 @@ static void fill_parameters(run *r)
         p->tiles_per_group = (cl_uint)plan->tiles_per_group;
     }
     p->flags = plan->flags | (desc->use_ignore_index ? FLAG_IGNORE_INDEX : 0u) |
-               (r->args.class_weights.mem != NULL ? FLAG_CLASS_WEIGHTS : 0u) |
                (r->args.row_weights.mem != NULL ? FLAG_ROW_WEIGHTS : 0u) |
                (r->args.upstream.mem == NULL               ? 0u
                 : desc->reduction == CLXENT_REDUCTION_NONE ? FLAG_UPSTREAM | FLAG_UPSTREAM_ROWS
                                                            : FLAG_UPSTREAM) |
                (r->args.denominator.mem != NULL ? FLAG_DENOMINATOR : 0u) |
-               (divides_by_d(r) ? FLAG_MEAN : 0u) |
-               (desc->gradient_mode == CLXENT_GRADIENT_ACCUMULATE ? FLAG_ACCUMULATE : 0u) |
-               (r->statistics_in ? FLAG_FROM_STATISTICS : 0u) |
+               (divides_by_d(r) ? FLAG_MEAN : 0u) | (r->statistics_in ? FLAG_FROM_STATISTICS : 0u) |
                (plan->tuning.stream != 0 && bytes >= plan->tuning.stream ? FLAG_NONTEMPORAL : 0u) |
-               (plan->second_pass ? FLAG_LOG_D : 0u) | (finds_own_d(r) ? FLAG_OWN_D : 0u) |
+               (finds_own_d(r) ? FLAG_OWN_D : 0u) |
+               (desc->bad_target == CLXENT_BAD_TARGET_IGNORE ? FLAG_BAD_IGNORED : 0u) |
                (desc->all_ignored == CLXENT_ALL_IGNORED_ZERO ? FLAG_ALL_IGNORED_ZERO : 0u);
     fill_own_parameters(r);
 }
@@ -508,7 +522,6 @@ typedef struct setter {
     cl_kernel kernel;
     cl_uint next;
     cl_int code;
-    bool is_double;
 } setter;
 
 static void set_bytes(setter *s, size_t size, const void *value)
@@ -522,19 +535,9 @@ static void set_buffer(setter *s, const clxent_buffer *buffer)
     set_bytes(s, sizeof buffer->mem, buffer->mem != NULL ? &buffer->mem : NULL);
 }
 
-static void set_real(setter *s, double value)
+static setter set_begin(cl_kernel kernel, const clxent_parameters *p)
 {
-    const float narrow = (float)value;
-    if (s->is_double) {
-        set_bytes(s, sizeof value, &value);
-    } else {
-        set_bytes(s, sizeof narrow, &narrow);
-    }
-}
-
-static setter set_begin(const run *r, cl_kernel kernel, const clxent_parameters *p)
-{
-    setter s = { kernel, 0, CL_SUCCESS, r->plan->desc.dtype == CLXENT_F64 };
+    setter s = { kernel, 0, CL_SUCCESS };
     set_bytes(&s, sizeof *p, p);
     return s;
 }
@@ -593,7 +596,7 @@ static clxent_status launch_targets(run *r, bool last, cl_event *event)
     const clxent_plan *plan = r->plan;
     const clxent_parameters p = partials_parameters(r);
     const bool folds = p.partials > 1 && ends_batch(r);
-    setter s = set_begin(r, plan->targets_partials, &p);
+    setter s = set_begin(plan->targets_partials, &p);
 
     set_buffer(&s, &r->args.targets);
     set_buffer(&s, &r->args.class_weights);
@@ -602,7 +605,7 @@ static clxent_status launch_targets(run *r, bool last, cl_event *event)
     set_buffer(&s, &r->args.workspace);
     CLXENT_TRY(launch(r, &s, clxent_partials(plan, r->part.span_rows), plan->group, last && !folds, event));
     if (!folds) return CLXENT_OK;
-    s = set_begin(r, plan->targets_fold, &r->p);
+    s = set_begin(plan->targets_fold, &r->p);
     set_buffer(&s, &r->args.bad_targets);
     set_buffer(&s, &r->args.workspace);
     return launch(r, &s, 1, 1, last, event);
@@ -613,7 +616,7 @@ static clxent_status launch_losses(run *r, cl_event *event)
     const clxent_plan *plan = r->plan;
     const clxent_parameters p = partials_parameters(r);
     const bool folds = p.partials > 1 && ends_batch(r);
-    setter s = set_begin(r, plan->losses_partials, &p);
+    setter s = set_begin(plan->losses_partials, &p);
 
     set_buffer(&s, &r->args.losses);
     set_buffer(&s, &r->args.denominator);
@@ -622,7 +625,7 @@ static clxent_status launch_losses(run *r, cl_event *event)
     set_buffer(&s, &r->args.workspace);
     CLXENT_TRY(launch(r, &s, clxent_partials(plan, r->part.span_rows), plan->group, !folds, event));
     if (!folds) return CLXENT_OK;
-    s = set_begin(r, plan->losses_fold, &r->p);
+    s = set_begin(plan->losses_fold, &r->p);
     set_buffer(&s, &r->args.denominator);
     set_buffer(&s, &r->args.loss);
     set_buffer(&s, &r->args.correct);
@@ -636,12 +639,6 @@ static void set_cross_entropy(run *r, setter *s)
     const clxent_args *a = &r->args;
     const size_t cache = r->plan->cache_elements * clxent_real_size(desc);
 
-    set_real(s, 1.0 - desc->label_smoothing);
-    set_real(s, desc->label_smoothing / (double)desc->classes);
-    set_real(s, desc->label_smoothing);
-    set_real(s, desc->z_loss);
-    set_real(s, desc->logit_scale);
-    set_real(s, desc->softcap);
     const clxent_buffer *buffers[] = { &a->logits,   &a->targets,     &a->class_weights, &a->row_weights,
                                        &a->upstream, &a->denominator, &a->losses,        &a->lse,
                                        &a->softmax,  &a->log_softmax, &a->gradient,      &a->argmax,
@@ -656,7 +653,7 @@ static clxent_status launch_rows(run *r, cl_kernel kernel, cl_uint flags, size_t
 {
     clxent_parameters p = r->own;
     p.flags |= flags;
-    setter s = set_begin(r, kernel, &p);
+    setter s = set_begin(kernel, &p);
     set_cross_entropy(r, &s);
     return launch(r, &s, groups, group, last, event);
 }
@@ -687,7 +684,7 @@ static clxent_status launch_main(run *r, bool last, cl_event *event)
 {
     const clxent_plan *plan = r->plan;
     const clxent_args *a = &r->args;
-    setter s = set_begin(r, plan->main, &r->own);
+    setter s = set_begin(plan->main, &r->own);
     size_t groups = r->rows;
 
     switch (plan->desc.op) {
@@ -725,7 +722,7 @@ static clxent_status launch_padding(run *r, bool last, cl_event *event)
     const clxent_plan *plan = r->plan;
     const size_t slabs = r->rows / plan->desc.inner;
     const size_t most = GROUPS_EACH * (size_t)plan->ctx->device.compute_units;
-    setter s = set_begin(r, plan->padding, &r->own);
+    setter s = set_begin(plan->padding, &r->own);
 
     set_buffer(&s, &r->args.gradient);
     return launch(r, &s, slabs < most ? slabs : most, plan->padding_group, last, event);

@@ -13,7 +13,7 @@ typedef cl_long i64;
 typedef cl_uint u32;
 #include "../kernels/parameters.cl"
 
-_Static_assert(sizeof(clxent_parameters) == (20 + 19 + 5) * sizeof(u64),
+_Static_assert(sizeof(clxent_parameters) == (26 + 19 + 4) * sizeof(u64),
                "no padding: kernels see the same layout");
 _Static_assert(sizeof(clxent_offsets) == 19 * sizeof(u64), "one offset for every tensor of clxent_args");
 
@@ -30,8 +30,5 @@ _Static_assert(TARGET_I32 == CLXENT_TARGET_I32 && TARGET_I64 == CLXENT_TARGET_I6
                    TARGET_PROBABILITIES_F32 == CLXENT_TARGET_PROBABILITIES_F32 &&
                    TARGET_PROBABILITIES_LOGITS == CLXENT_TARGET_PROBABILITIES_LOGITS,
                "parameters.cl and clxent.h name the same targets");
-_Static_assert(BAD_TARGET_REPORT == CLXENT_BAD_TARGET_REPORT && BAD_TARGET_NAN == CLXENT_BAD_TARGET_NAN &&
-                   BAD_TARGET_IGNORE == CLXENT_BAD_TARGET_IGNORE,
-               "parameters.cl and clxent.h name the same policies");
 
 #endif

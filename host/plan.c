@@ -13,7 +13,10 @@
 /* Outputs whose values come from the rows' losses or predictions by the second reduction. */
 #define REDUCED_OUTPUTS (CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_CORRECT)
 
-enum { ALIGNMENT = 64, OPTIONS_SIZE = 192, TEXT_SIZE = 512, MOST_COLUMNS = 8 };
+/* OUTPUTS of constants.cl. */
+#define COMPILED_OUTPUTS (OUTPUT_SOFTMAX | OUTPUT_LOG_SOFTMAX | OUTPUT_GRADIENT | OUTPUT_ENTROPY)
+
+enum { ALIGNMENT = 64, OPTIONS_SIZE = 512, TEXT_SIZE = 512, MOST_COLUMNS = 8 };
 enum { MOST_REGISTER_VECTORS = 8 }; /* IN_REGISTERS of cross_entropy.cl */
 
 static clxent_status supported(clxent_context *ctx, const clxent_desc *desc)
@@ -26,18 +29,16 @@ static clxent_status supported(clxent_context *ctx, const clxent_desc *desc)
     return CLXENT_OK;
 }
 
-/* Whether an option reaches into the inner loops. */
-static bool has_general_options(const clxent_desc *desc)
+static bool uses_targets(const clxent_desc *desc) { return clxent_needs_targets(desc, desc->outputs); }
+
+/* Whether every class has its own a_j: HAS_DENSE of constants.cl. */
+static bool has_dense(const clxent_desc *desc)
 {
-    return (clxent_needs_targets(desc, desc->outputs) && !clxent_targets_are_indices(desc)) ||
-           desc->label_smoothing != 0.0 || desc->logit_scale != 1.0 || desc->softcap != 0.0;
+    return uses_targets(desc) && (!clxent_targets_are_indices(desc) || desc->label_smoothing != 0.0);
 }
 
-/* Whether anything does: GENERAL of the kernels, but for ALONG, which has the entropy anyway. */
-static bool is_general(const clxent_desc *desc)
-{
-    return has_general_options(desc) || (desc->outputs & CLXENT_OUTPUT_ENTROPY) != 0;
-}
+/* Whether z is not x: HAS_Z of constants.cl. */
+static bool has_z(const clxent_desc *desc) { return desc->logit_scale != 1.0 || desc->softcap != 0.0; }
 
 static const char *kernel_name(uint32_t op)
 {
@@ -58,13 +59,6 @@ static clxent_status make_kernel(clxent_context *ctx, cl_program program, const 
 }
 
 static bool is_row_kernel(const clxent_desc *desc) { return desc->op == CLXENT_OP_CROSS_ENTROPY; }
-
-/* Whether every class has its own a_j (loss.cl): options of GENERAL only. */
-static bool may_be_dense(const clxent_desc *desc)
-{
-    return clxent_needs_targets(desc, desc->outputs) &&
-           (!clxent_targets_are_indices(desc) || desc->label_smoothing != 0.0);
-}
 
 /* Reals of local memory that a tile of lanes takes with so many vectors for each work-item; SIZE_MAX where that
  * overflows. As lanes.cl lays it out. */
@@ -90,16 +84,16 @@ static bool keeps_logits(const clxent_plan *plan)
     const uint32_t wide = plan->desc.outputs & (CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_GRADIENT);
     /* Where work-items share the storing of rows, results are gathered in the place of the exponentials. */
     const bool overwrites = plan->tuning.lane_group > 1;
-    return is_general(&plan->desc) || (overwrites && (wide & (wide - 1)) != 0) ||
+    return has_z(&plan->desc) || (overwrites && (wide & (wide - 1)) != 0) ||
            (plan->desc.outputs & (CLXENT_OUTPUT_LOG_SOFTMAX | CLXENT_OUTPUT_ARGMAX | CLXENT_OUTPUT_CORRECT |
                                   CLXENT_OUTPUT_LSE)) != 0;
 }
 
-/* Whether vectors of lanes.cl lie along the classes (ALONG), which serves all but general options, log-softmax, and softmax
- * and gradient together. PoCL 3.1, 2 hyperthreads of Emerald Rapids, loss + gradient over 2^26 f32 logits: next to lanes
- * that are transposed whole, 0.96 of the time at 48 classes, 0.87 at 64, 0.62 at 256; next to rows, 0.90 at 512, 1.03 at
- * 768, and 0.8 from 600 to 4,000 where rows lie side by side and begin at any element: a tile is streamed whole, short
- * rows one by one are not (LONG_ROW). Loss alone 0.76 at 512, 0.98 at 1,024, 1.04 at 2,048. */
+/* Whether vectors of lanes.cl lie along the classes (ALONG), which serves all but scale, softcap, smoothing, probabilities,
+ * log-softmax, and softmax and gradient together. PoCL 3.1, 2 hyperthreads of Emerald Rapids, loss + gradient over 2^26 f32
+ * logits: next to lanes that are transposed whole, 0.96 of the time at 48 classes, 0.87 at 64, 0.62 at 256; next to rows,
+ * 0.90 at 512, 1.03 at 768, and 0.8 from 600 to 4,000 where rows lie side by side and begin at any element: a tile is
+ * streamed whole, short rows one by one are not (LONG_ROW). Loss alone 0.76 at 512, 0.98 at 1,024, 1.04 at 2,048. */
 static bool lies_along(const clxent_plan *plan)
 {
     enum { LEAST_VECTORS = 4, MOST_CLASSES = 512, MOST_UNALIGNED = 4096, MOST_LOSS = 1024 };
@@ -111,7 +105,7 @@ static bool lies_along(const clxent_plan *plan)
                                                               : MOST_UNALIGNED;
 
     return t->lane_classes > 0 && t->lane_group == 1 && t->lane_vector > 1 && desc->inner == 1 &&
-           !has_general_options(desc) && (desc->outputs & CLXENT_OUTPUT_LOG_SOFTMAX) == 0 &&
+           !has_z(desc) && !has_dense(desc) && (desc->outputs & CLXENT_OUTPUT_LOG_SOFTMAX) == 0 &&
            (wide & (wide - 1)) == 0 && desc->classes >= LEAST_VECTORS * (size_t)t->lane_vector &&
            desc->classes <= most && desc->classes <= t->lane_cache / clxent_real_size(desc) / t->lane_vector;
 }
@@ -162,7 +156,7 @@ static void choose_strategy(clxent_plan *plan)
     plan->along = false;
     plan->flags = 0;
     plan->second_pass =
-        may_be_dense(desc) || (desc->outputs & (CLXENT_OUTPUT_LOG_SOFTMAX | CLXENT_OUTPUT_ENTROPY)) != 0;
+        has_dense(desc) || (desc->outputs & (CLXENT_OUTPUT_LOG_SOFTMAX | CLXENT_OUTPUT_ENTROPY)) != 0;
     plan->group = t->group;
     plan->cache_elements = (uint32_t)(cache_bytes(plan) / clxent_real_size(desc));
     plan->rows_per_group = units_per_group(plan, 1);
@@ -208,34 +202,93 @@ static clxent_status check_driver(const clxent_plan *plan)
                        (unsigned)most, fault);
 }
 
-static clxent_status get_program(const clxent_plan *plan, cl_program *out)
+/* Whether some run divides by the weights of the rows that count. */
+static bool may_sum_weights(const clxent_desc *desc)
+{
+    return desc->reduction == CLXENT_REDUCTION_MEAN && uses_targets(desc) &&
+           (desc->outputs & (CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT)) != 0;
+}
+
+static bool reduces_targets(const clxent_desc *desc)
+{
+    return may_sum_weights(desc) || (desc->outputs & CLXENT_OUTPUT_BAD_TARGETS) != 0;
+}
+
+static bool reduces_losses(const clxent_desc *desc) { return (desc->outputs & REDUCED_OUTPUTS) != 0; }
+
+/* KERNELS of cross_entropy.cl. In groups of one work-item no limit of the device can differ. */
+static unsigned row_kernels(const clxent_plan *plan)
+{
+    if (plan->pieces == 1) return 1;
+    return plan->group > 1 ? 3 : plan->shares == CLXENT_STRATEGY_SPLIT ? 2 : 1;
+}
+
+/* TARGETS of constants.cl. */
+static unsigned constant_targets(const clxent_desc *desc)
+{
+    if (!uses_targets(desc)) return TARGET_NONE;
+    if (desc->target_type == CLXENT_TARGET_PROBABILITIES_LOGITS && desc->dtype == CLXENT_F32)
+        return TARGET_PROBABILITIES_F32;
+    return desc->target_type;
+}
+
+/* Build options as they grow. */
+typedef struct definitions {
+    char text[OPTIONS_SIZE];
+    size_t length;
+} definitions;
+
+static void define(definitions *d, const char *name, unsigned value)
+{
+    const int n = snprintf(d->text + d->length, sizeof d->text - d->length, "%s-D%s=%u",
+                           d->length > 0 ? " " : "", name, value);
+    d->length += (size_t)n;
+}
+
+/* What constants.cl and the files behind it take; equal texts are one program. */
+static void define_all(const clxent_plan *plan, definitions *d)
 {
     const clxent_desc *desc = &plan->desc;
     const clxent_tuning *t = &plan->tuning;
-    const bool lanes = plan->shares == CLXENT_STRATEGY_LANES;
-    const char *file = lanes ? "lanes.cl" : is_row_kernel(desc) ? "rows.cl" : "blocks.cl";
-    char options[OPTIONS_SIZE];
+    const bool lanes = plan->shares == CLXENT_STRATEGY_LANES, rows = is_row_kernel(desc);
+    const bool targets = uses_targets(desc), gradient = (desc->outputs & CLXENT_OUTPUT_GRADIENT) != 0;
 
+    define(d, "DTYPE", desc->dtype);
+    define(d, "GRADIENT_DTYPE", gradient ? desc->gradient_dtype : desc->dtype);
+    define(d, "WG_SIZE", plan->group);
+    define(d, "LANES", lanes);
+    define(d, "OUTPUTS", rows ? desc->outputs & COMPILED_OUTPUTS : 0);
+    define(d, "TARGETS", constant_targets(desc));
+    define(d, "HAS_CLASS_WEIGHTS", targets && desc->has_class_weights != 0);
+    define(d, "HAS_SMOOTHING", targets && desc->label_smoothing != 0.0);
+    define(d, "HAS_LOGIT_SCALE", rows && desc->logit_scale != 1.0);
+    define(d, "HAS_SOFTCAP", rows && desc->softcap != 0.0);
+    define(d, "ACCUMULATE", gradient && desc->gradient_mode == CLXENT_GRADIENT_ACCUMULATE);
+    define(d, "REDUCES", !rows || reduces_targets(desc) || reduces_losses(desc));
     if (lanes) {
-        (void)snprintf(
-            options, sizeof options,
-            "-DDTYPE=%u -DGRADIENT_DTYPE=%u -DVEC=%u -DWG_SIZE=%u -DLANES=1 -DGENERAL=%d -DINNER=%d "
-            "-DCACHED=%d -DCOLUMNS=%u -DALONG=%d",
-            (unsigned)desc->dtype, (unsigned)desc->gradient_dtype, (unsigned)t->lane_vector,
-            (unsigned)t->lane_group, is_general(desc) && !plan->along, desc->inner > 1,
-            plan->cache_elements > 0, (unsigned)plan->columns, plan->along);
-    } else if (is_row_kernel(desc)) {
-        (void)snprintf(
-            options, sizeof options,
-            "-DDTYPE=%u -DGRADIENT_DTYPE=%u -DVEC=%u -DWG_SIZE=%u -DLANES=0 -DGENERAL=%d -DBLOCK=%u",
-            (unsigned)desc->dtype, (unsigned)desc->gradient_dtype, (unsigned)t->vector, (unsigned)t->group,
-            is_general(desc), (unsigned)t->block);
+        define(d, "VEC", t->lane_vector);
+        define(d, "INNER", desc->inner > 1);
+        define(d, "CACHED", plan->cache_elements > 0);
+        define(d, "COLUMNS", plan->columns);
+        define(d, "ALONG", plan->along);
+    } else if (rows) {
+        define(d, "VEC", t->vector);
+        define(d, "BLOCK", t->block);
+        define(d, "KERNELS", row_kernels(plan));
     } else {
-        (void)snprintf(options, sizeof options,
-                       "-DDTYPE=%u -DGRADIENT_DTYPE=%u -DVEC=1 -DWG_SIZE=%u -DLANES=0", (unsigned)desc->dtype,
-                       (unsigned)desc->gradient_dtype, (unsigned)t->group);
+        define(d, "VEC", 1);
     }
-    return clxent_program_get(plan->ctx, file, options, out);
+}
+
+static clxent_status get_program(const clxent_plan *plan, cl_program *out)
+{
+    const char *file = plan->shares == CLXENT_STRATEGY_LANES ? "lanes.cl"
+                       : is_row_kernel(&plan->desc)          ? "rows.cl"
+                                                             : "blocks.cl";
+    definitions d = { .length = 0 };
+
+    define_all(plan, &d);
+    return clxent_program_get(plan->ctx, file, d.text, out);
 }
 
 static clxent_status make_main(clxent_plan *plan, cl_program program)
@@ -252,16 +305,11 @@ static clxent_status make_main(clxent_plan *plan, cl_program program)
 
 static clxent_status make_reductions(clxent_plan *plan, cl_program program)
 {
-    const clxent_desc *desc = &plan->desc;
-    const bool mean = desc->reduction == CLXENT_REDUCTION_MEAN &&
-                      (desc->outputs & (CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT)) != 0 &&
-                      clxent_needs_targets(desc, desc->outputs);
-
-    if (mean || (desc->outputs & CLXENT_OUTPUT_BAD_TARGETS) != 0) {
+    if (reduces_targets(&plan->desc)) {
         CLXENT_TRY(make_kernel(plan->ctx, program, "clxent_targets_partials", &plan->targets_partials));
         CLXENT_TRY(make_kernel(plan->ctx, program, "clxent_targets_fold", &plan->targets_fold));
     }
-    if ((desc->outputs & REDUCED_OUTPUTS) != 0) {
+    if (reduces_losses(&plan->desc)) {
         CLXENT_TRY(make_kernel(plan->ctx, program, "clxent_losses_partials", &plan->losses_partials));
         CLXENT_TRY(make_kernel(plan->ctx, program, "clxent_losses_fold", &plan->losses_fold));
     }
@@ -345,12 +393,12 @@ static clxent_status choose_program(clxent_plan *plan, const clxent_tuning *tuni
 
 static clxent_status build_padding(clxent_plan *plan)
 {
+    definitions d = { .length = 0 };
     cl_program program;
-    char options[OPTIONS_SIZE];
 
-    (void)snprintf(options, sizeof options, "-DELEMENT_BYTES=%zu -DWG_SIZE=%u",
-                   clxent_dtype_size(plan->desc.gradient_dtype), (unsigned)plan->padding_group);
-    CLXENT_TRY(clxent_program_get(plan->ctx, "padding.cl", options, &program));
+    define(&d, "ELEMENT_BYTES", (unsigned)clxent_dtype_size(plan->desc.gradient_dtype));
+    define(&d, "WG_SIZE", plan->padding_group);
+    CLXENT_TRY(clxent_program_get(plan->ctx, "padding.cl", d.text, &program));
     const clxent_status status = make_kernel(plan->ctx, program, "clxent_zero_padding", &plan->padding);
     (void)clReleaseProgram(program);
     return status;
@@ -444,26 +492,24 @@ static void describe(clxent_plan *plan)
     const clxent_tuning *t = &plan->tuning;
     char *text = plan->strategy;
     const size_t size = sizeof plan->strategy;
-    const char *general = is_general(desc) && !plan->along ? " (general)" : "";
 
     if (!is_row_kernel(desc)) {
         (void)snprintf(text, size, "%s: a work-group of %u a row", kernel_name(desc->op), (unsigned)t->group);
     } else if (plan->shares == CLXENT_STRATEGY_LANES) {
-        (void)snprintf(text, size, "lanes%s: tiles of %u rows, work-groups of %u, vectors of %u%s, %s",
-                       general, (unsigned)plan->tile, (unsigned)t->lane_group, (unsigned)t->lane_vector,
+        (void)snprintf(text, size, "lanes: tiles of %u rows, work-groups of %u, vectors of %u%s, %s",
+                       (unsigned)plan->tile, (unsigned)t->lane_group, (unsigned)t->lane_vector,
                        plan->along ? " along the classes" : "",
                        plan->cache_elements > 0 ? "kept in local memory" : "read twice");
     } else if (plan->shares == CLXENT_STRATEGY_SPLIT) {
-        (void)snprintf(
-            text, size,
-            "split rows%s: %zu pieces of %zu a row, work-groups of %u, vectors of %u, blocks of %u", general,
-            plan->pieces, plan->piece_vectors * t->vector, (unsigned)t->group, (unsigned)t->vector,
-            (unsigned)(t->block * t->group * t->vector));
+        (void)snprintf(text, size,
+                       "split rows: %zu pieces of %zu a row, work-groups of %u, vectors of %u, blocks of %u",
+                       plan->pieces, plan->piece_vectors * t->vector, (unsigned)t->group, (unsigned)t->vector,
+                       (unsigned)(t->block * t->group * t->vector));
     } else {
         const bool fits = desc->classes + t->vector - 1 <= plan->cache_elements;
-        (void)snprintf(text, size, "rows%s: %zu row%s a work-group of %u, vectors of %u, blocks of %u, %s",
-                       general, plan->rows_per_group, plan->rows_per_group == 1 ? "" : "s",
-                       (unsigned)t->group, (unsigned)t->vector, (unsigned)(t->block * t->group * t->vector),
+        (void)snprintf(text, size, "rows: %zu row%s a work-group of %u, vectors of %u, blocks of %u, %s",
+                       plan->rows_per_group, plan->rows_per_group == 1 ? "" : "s", (unsigned)t->group,
+                       (unsigned)t->vector, (unsigned)(t->block * t->group * t->vector),
                        fits ? "kept in local memory" : "read twice");
     }
 }

@@ -3,15 +3,13 @@
  * blocks.cl - the building blocks that do not start from logits: one-hot encoding, softmax backward, the loss of
  * given probabilities, and the gradient softmax - onehot. Any class axis.
  *
- * Grid: one work-group a row. Set by the host: common.cl's, with VEC 1.
+ * Grid: one work-group a row. Set by the host: those of constants.cl and common.cl, with VEC 1.
  */
 
 /* Overwrites, or adds; adding 0 leaves even -0 as it is. */
-static inline void put_gradient_one(const clxent_parameters *p, __global gradient_storage *out,
-                                    const real value)
+static inline void put_gradient_one(__global gradient_storage *out, const real value)
 {
-    const bool accumulate = (p->flags & FLAG_ACCUMULATE) != 0;
-    if (!accumulate) {
+    if (!ACCUMULATE) {
         store_gradient_one(out, value);
     } else if (value != 0) {
         store_gradient_one(out, value + load_gradient_one(out));
@@ -22,11 +20,10 @@ static inline void put_gradient_one(const clxent_parameters *p, __global gradien
 static inline real label_at(const clxent_parameters *p, const row_target *t, __global const void *targets,
                             const ulong q_start, const uint class_index)
 {
-    if (!is_probabilities(p->target_type)) return t->class_index == class_index ? REAL(1.0) : REAL(0.0);
+    if (HAS_INDICES) return t->class_index == class_index ? REAL(1.0) : REAL(0.0);
     const ulong at = q_start + class_index * p->inner;
 #if DTYPE != F32
-    if (p->target_type == TARGET_PROBABILITIES_LOGITS)
-        return load_one((__global const storage *)targets + at);
+    if (TARGETS == TARGET_PROBABILITIES_LOGITS) return load_one((__global const storage *)targets + at);
 #endif
     return convert_real(((__global const float *)targets)[at]);
 }
@@ -63,7 +60,7 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_softma
     for (uint c = (uint)get_local_id(0); c < p.classes; c += WG_SIZE) {
         const real value = load_one(s + c * p.inner) * (load_one(g + c * p.inner) - mean);
         __global gradient_storage *out = gradient + start + c * p.inner;
-        put_gradient_one(&p, out, value);
+        put_gradient_one(out, value);
     }
 }
 
@@ -125,6 +122,6 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_softma
             value = (load_one(probabilities + start + c * p.inner) - q) * (up / d);
         }
         __global gradient_storage *out = gradient + to + c * p.inner;
-        put_gradient_one(&p, out, value);
+        put_gradient_one(out, value);
     }
 }

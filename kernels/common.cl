@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT
  *
- * common.cl - storage types, sums that keep what they lose, targets; stands behind parameters.cl at the head of
- * every program.
+ * common.cl - storage types, sums that keep what they lose, targets; stands behind parameters.cl and constants.cl at the
+ * head of every program.
  *
- * Set by the host with -D (host/plan.c, build_options()):
+ * Set by the host with -D (host/plan.c, define_all()):
  *   DTYPE           storage of logits, probabilities, softmax: 1 f32, 2 f16, 3 bf16, 4 f64
  *   GRADIENT_DTYPE  storage of the gradient, same values
  *   VEC             elements that one work-item handles at a time: 1, 4, 8 or 16
@@ -32,9 +32,11 @@
  * error-free sums below stay error-free. */
 #pragma OPENCL FP_CONTRACT OFF
 
-/* A loop that is not unrolled after all is no news to anybody; PoCL prints it. */
+/* A loop that is not unrolled after all is no news to anybody; PoCL prints it. Conditions on what a plan fixes are meant to
+ * be constants. */
 #if defined(__clang__)
 #    pragma clang diagnostic ignored "-Wpass-failed"
+#    pragma clang diagnostic ignored "-Wconstant-logical-operand"
 #endif
 
 #define F32 1
@@ -60,6 +62,11 @@ typedef int integer;
 #    define INTEGER_TYPE int
 #endif
 #define convert_real PASTE(convert_, REAL_TYPE)
+#if DTYPE == F64
+#    define REAL_OF(bits) as_double(bits)
+#else
+#    define REAL_OF(bits) as_float((uint)(bits))
+#endif
 #define REAL_INFINITY ((real)INFINITY)
 #define REAL_NAN ((real)NAN)
 
@@ -580,11 +587,6 @@ static inline ulong row_start(const clxent_parameters *p, const ulong row, const
     return p->inner == 1 ? row * stride : row / p->inner * stride + row % p->inner;
 }
 
-static inline bool is_probabilities(const uint target_type)
-{
-    return target_type >= TARGET_PROBABILITIES_F32;
-}
-
 /* What a row's target says: whether the row counts, and how much. */
 typedef struct {
     bool counts;    /* neither ignored nor masked nor out of range */
@@ -595,10 +597,10 @@ typedef struct {
     real weight; /* row_weight; 0 where the row does not count */
 } row_target;
 
-static inline long load_target(__global const void *targets, const uint type, const ulong at)
+static inline long load_target(__global const void *targets, const ulong at)
 {
-    if (type == TARGET_I32) return ((__global const int *)targets)[at];
-    if (type == TARGET_I64) return ((__global const long *)targets)[at];
+    if (TARGETS == TARGET_I32) return ((__global const int *)targets)[at];
+    if (TARGETS == TARGET_I64) return ((__global const long *)targets)[at];
     return ((__global const uchar *)targets)[at];
 }
 
@@ -608,17 +610,17 @@ static inline row_target get_target(const clxent_parameters *p, const ulong row,
 {
     row_target t = { false, false, false, 0, 0, 0 };
     const real weight = (p->flags & FLAG_ROW_WEIGHTS) ? row_weights[p->offset.row_weights + row] : REAL(1.0);
-    if (weight == 0 || p->target_type == TARGET_NONE) return t;
+    if (weight == 0 || TARGETS == TARGET_NONE) return t;
     if (p->shift > 0 && row % p->seq + p->shift >= p->seq) return t;
-    if (is_probabilities(p->target_type)) {
+    if (HAS_PROBABILITIES) {
         t.counts = true;
         t.weight = weight;
         return t;
     }
-    const long target = load_target(targets, p->target_type, p->offset.targets + row + p->shift);
+    const long target = load_target(targets, p->offset.targets + row + p->shift);
     if ((p->flags & FLAG_IGNORE_INDEX) && target == p->ignore_index) return t;
     if (target < 0 || target >= (long)p->classes) {
-        t.bad = p->bad_target != BAD_TARGET_IGNORE;
+        t.bad = (p->flags & FLAG_BAD_IGNORED) == 0;
         t.value = target;
         return t;
     }
@@ -663,7 +665,7 @@ static inline lane_targets get_targets(const clxent_parameters *p, const ulong r
                                        __global const void *targets, __global const real *row_weights)
 {
     lane_targets t;
-    if (n < LANE_ROWS || p->shift > 0 || p->target_type == TARGET_NONE || is_probabilities(p->target_type)) {
+    if (n < LANE_ROWS || p->shift > 0 || !HAS_INDICES) {
         integer counts[LANE_ROWS], bad[LANE_ROWS], has_class[LANE_ROWS], class_index[LANE_ROWS];
         real weight[LANE_ROWS];
         for (uint i = 0; i < LANE_ROWS; i++) {
@@ -684,13 +686,13 @@ static inline lane_targets get_targets(const clxent_parameters *p, const ulong r
     const ulong at = p->offset.targets + row;
     const bool ignores = (p->flags & FLAG_IGNORE_INDEX) != 0;
     ilane value, known, ignored;
-    if (p->target_type == TARGET_I64) {
+    if (TARGETS == TARGET_I64) {
         const LONGS wide = LOAD_LANE((__global const long *)targets + at);
         known = TO_INTEGERS(wide >= (LONGS)(0) && wide < (LONGS)((long)p->classes));
         ignored = TO_INTEGERS(wide == (LONGS)(p->ignore_index));
         value = TO_INTEGERS(wide);
     } else {
-        const LANE(int) narrow = p->target_type == TARGET_I32
+        const LANE(int) narrow = TARGETS == TARGET_I32
                                      ? LOAD_LANE((__global const int *)targets + at)
                                      : LANE_OF(int)(LOAD_LANE((__global const uchar *)targets + at));
         const int index = (int)p->ignore_index;
@@ -705,7 +707,7 @@ static inline lane_targets get_targets(const clxent_parameters *p, const ulong r
     const ilane judged = t.weight != (lane)(0);
     t.has_class = judged && known && !ignored;
     t.counts = t.has_class;
-    t.bad = (ilane)(p->bad_target != BAD_TARGET_IGNORE ? -1 : 0) && judged && !known && !ignored;
+    t.bad = (ilane)((p->flags & FLAG_BAD_IGNORED) == 0 ? -1 : 0) && judged && !known && !ignored;
     t.class_index = t.has_class ? value : (ilane)(-1);
     t.weight = t.counts ? t.weight : (lane)(0);
     return t;

@@ -1,22 +1,29 @@
 /* SPDX-License-Identifier: MIT
  *
  * cross_entropy.cl - everything that is computed from logits, where a row is a work-group's: results, the row from its
- * target to its results, and the kernels. Stands behind row_sums.cl, which says more and has the list of what the
- * host sets.
+ * target to its results, and the kernels. Stands behind row_sums.cl, which says more and has the rest of what the
+ * host sets:
+ *   KERNELS  1: for whole rows; 2: for rows split over groups; 3: both, as the limit of a device for the work-group of
+ *            either is one for both, so that their bits are the same
  */
+#if !defined(KERNELS) || KERNELS < 1 || KERNELS > 3
+#    error "KERNELS: 1, 2 or 3"
+#endif
+
 /* ---- [rows, classes] results --------------------------------------------------------------- */
 
-#define EMIT_GRADIENT 0
-#define EMIT_SOFTMAX 1
-#define EMIT_LOG_SOFTMAX 2
+/* Of a program with one of them the kind is known. */
+#define WIDE_OUTPUTS (OUTPUTS & (OUTPUT_SOFTMAX | OUTPUT_LOG_SOFTMAX | OUTPUT_GRADIENT))
+#define IS_KIND(g, output) \
+    (WIDE_OUTPUTS == (output) || ((WIDE_OUTPUTS & (output)) != 0 && (g)->kind == (output)))
 
 typedef struct {
-    uint kind;
+    uint kind;   /* OUTPUT_SOFTMAX, OUTPUT_LOG_SOFTMAX or OUTPUT_GRADIENT */
     bool filled; /* every element is fill. Rows of NaN are: computed NaNs differ in bits */
     real fill;
     real factor;      /* softmax: 1 / d; gradient: what multiplies the exponentials */
     bool folds;       /* the factor, a finite one, goes into the exponential: where those are never cached */
-    real outer;       /* gradient, GENERAL: what multiplies dz */
+    real outer;       /* gradient, unless HAS_ONE_FACTOR: what multiplies dz */
     uint class_index; /* NO_CLASS, or the class whose gradient is `target` */
     real target;
     bool accumulate;
@@ -27,7 +34,6 @@ ALWAYS_INLINE vec emit_value(const row_input *in, const row_result *r, const emi
                              const vec cached_e, const bool cached, const bool has_slope,
                              const vec kept_slope, const uint at, const uint n)
 {
-    if (g->filled) return (vec)(g->fill);
     vec slope = (vec)(1);
     vec z = x;
     if (has_slope) {
@@ -35,12 +41,12 @@ ALWAYS_INLINE vec emit_value(const row_input *in, const row_result *r, const emi
     } else {
         z = softcap_vector_z(x, in->o, &slope);
     }
-    if (g->kind == EMIT_LOG_SOFTMAX) return -(((vec)(r->maximum) - z) + (vec)(r->log_d));
-    if (!GENERAL && g->folds) return exp_vector_times(z, r->scale, true, g->factor);
+    if (IS_KIND(g, OUTPUT_LOG_SOFTMAX)) return -(((vec)(r->maximum) - z) + (vec)(r->log_d));
+    if (g->folds) return exp_vector_times(z, r->scale, true, g->factor);
     const vec e = cached && !IN_REGISTERS ? cached_e : exp_vector(z, r->scale, true);
-    if (g->kind == EMIT_SOFTMAX) return e * (vec)(g->factor);
-    if (GENERAL == 0) return e * (vec)(g->factor);
-    const vec dz = in->dense ? fma(e, (vec)(g->factor), -dense_vector(in, at, n)) : e * (vec)(g->factor);
+    if (IS_KIND(g, OUTPUT_SOFTMAX)) return e * (vec)(g->factor);
+    if (HAS_ONE_FACTOR) return e * (vec)(g->factor);
+    const vec dz = HAS_DENSE ? fma(e, (vec)(g->factor), -dense_vector(in, at, n)) : e * (vec)(g->factor);
     return dz * (vec)(g->outer) * slope;
 }
 
@@ -51,7 +57,7 @@ static inline void emit_part(const row_input *in, const row_result *r, const emi
 {
     const vec x = load_partial(in->x + at, n, -REAL_INFINITY);
     vec value = emit_value(in, r, g, x, x, false, false, x, at, n);
-    if (g->kind == EMIT_SOFTMAX || g->kind == EMIT_LOG_SOFTMAX) {
+    if (!IS_KIND(g, OUTPUT_GRADIENT)) {
         store_partial(out + at, value, n);
         return;
     }
@@ -69,25 +75,56 @@ ALWAYS_INLINE vec value_of_vector(const row_input *in, const row_result *r, cons
 {
     (void)aligned; /* see TELLS_ALIGNED */
     const vec kept = cached ? LOAD(cache + at) : (vec)(0);
-    const bool has_slope = cached && g->kind == EMIT_GRADIENT && in->slope_at > 0;
+    const bool has_slope = cached && HAS_SOFTCAP && IS_KIND(g, OUTPUT_GRADIENT) && in->slope_at > 0;
     const vec slope = has_slope ? LOAD(cache + in->slope_at + at) : kept;
-    const bool has_x = cached && (!NEEDS_X || has_slope || g->kind == EMIT_SOFTMAX);
-    const vec x = !g->filled && !has_x ? LOAD_VECTOR(in->x + at, aligned) : kept;
+    const bool has_x = cached && (!NEEDS_X || has_slope || IS_KIND(g, OUTPUT_SOFTMAX));
+    const vec x = !has_x ? LOAD_VECTOR(in->x + at, aligned) : kept;
     vec value = emit_value(in, r, g, x, kept, cached, has_slope, slope, at, VEC);
-    if (g->kind == EMIT_SOFTMAX || g->kind == EMIT_LOG_SOFTMAX) return value;
+    if (!IS_KIND(g, OUTPUT_GRADIENT)) return value;
     if (with_target) value = IOTA == (ivec)((integer)(g->class_index - at)) ? (vec)(g->target) : value;
     if (g->accumulate) value = accumulated(load_gradient_vector(gradient + at), value);
     return value;
 }
 
+/* The same, of a vector that the target's class may be in. */
+RARE vec value_with_target(const row_input *in, const row_result *r, const emission *g,
+                           const __global gradient_storage *gradient, const uint at, const bool cached,
+                           const __local real *cache)
+{
+    return value_of_vector(in, r, g, gradient, at, true, cached, false, cache);
+}
+
+static inline void put_element(const emission *g, __global storage *out, __global gradient_storage *gradient,
+                               const uint at, const real value)
+{
+    if (IS_KIND(g, OUTPUT_GRADIENT)) {
+        store_gradient_one(gradient + at, value);
+    } else {
+        store_one(out + at, value);
+    }
+}
+
 static inline void put_vector(const emission *g, __global storage *out, __global gradient_storage *gradient,
                               const uint at, const vec value, const bool aligned)
 {
-    if (g->kind == EMIT_SOFTMAX || g->kind == EMIT_LOG_SOFTMAX) {
-        store_vector(out + at, value, aligned);
-    } else {
+    if (IS_KIND(g, OUTPUT_GRADIENT)) {
         store_gradient_vector(gradient + at, value, aligned);
+    } else {
+        store_vector(out + at, value, aligned);
     }
+}
+
+/* emit_loop() for a row that is filled. */
+static inline void fill_loop(const emission *g, __global storage *out, __global gradient_storage *gradient,
+                             const uint begin, const uint head, const uint end, const bool aligned)
+{
+    const uint first = begin + head, lid = (uint)get_local_id(0);
+    const uint vectors = (end - first) / VEC, rest = first + vectors * VEC;
+    for (uint c = begin + lid; c < first; c += WG_SIZE) put_element(g, out, gradient, c, g->fill);
+    for (uint v = lid; v < vectors; v += WG_SIZE) {
+        put_vector(g, out, gradient, first + v * VEC, (vec)(g->fill), aligned);
+    }
+    for (uint c = rest + lid; c < end; c += WG_SIZE) put_element(g, out, gradient, c, g->fill);
 }
 
 /* The classes [begin, end), vectors beginning at `begin` + head. The elements before those and behind them are
@@ -108,8 +145,8 @@ ALWAYS_INLINE void emit_loop(const row_input *in, const row_result *r, const emi
     uint stop = special >= v && special < vectors ? special : vectors;
     vec head_value = (vec)(0), tail_value = (vec)(0);
     if (overlaps) {
-        if (head > 0) head_value = value_of_vector(in, r, g, gradient, begin, true, cached, false, cache);
-        if (tail > 0) tail_value = value_of_vector(in, r, g, gradient, end - VEC, true, cached, false, cache);
+        if (head > 0) head_value = value_with_target(in, r, g, gradient, begin, cached, cache);
+        if (tail > 0) tail_value = value_with_target(in, r, g, gradient, end - VEC, cached, cache);
     } else if (head > 0 && v == 0) {
         emit_part(in, r, g, out, gradient, begin, head);
     }
@@ -123,7 +160,7 @@ ALWAYS_INLINE void emit_loop(const row_input *in, const row_result *r, const emi
         if (stop == vectors) break;
         if (v == special) {
             const uint at = first + v * VEC;
-            const vec value = value_of_vector(in, r, g, gradient, at, true, cached, aligned, cache);
+            const vec value = value_with_target(in, r, g, gradient, at, cached, cache);
             put_vector(g, out, gradient, at, value, aligned);
             v += WG_SIZE;
         }
@@ -135,22 +172,6 @@ ALWAYS_INLINE void emit_loop(const row_input *in, const row_result *r, const emi
     } else if (tail > 0 && v == vectors) {
         emit_part(in, r, g, out, gradient, first + v * VEC, tail);
     }
-}
-
-/* emit_loop(), in two copies as scan_own() has. */
-INLINE void emit_known(const row_input *in, const row_result *r, const emission *g, __global storage *out,
-                       __global gradient_storage *gradient, const uint begin, const uint head, const uint end,
-                       const bool cached, const bool aligned, const __local real *cache)
-{
-#if GENERAL && !IN_REGISTERS
-    if (is_plain(in)) {
-        row_input plain = *in;
-        make_plain(&plain);
-        emit_loop(&plain, r, g, out, gradient, begin, head, end, cached, aligned, cache);
-        return;
-    }
-#endif
-    emit_loop(in, r, g, out, gradient, begin, head, end, cached, aligned, cache);
 }
 
 /* Rows of fewer classes than this are streamed only where all of them are aligned. */
@@ -165,7 +186,7 @@ INLINE void emit(const row_input *in, const row_result *r, const emission *g, __
                  __global gradient_storage *gradient, const ulong stride, const uint begin, const uint end,
                  const bool cached, const bool streaming, const __local real *cache)
 {
-    const bool is_gradient = g->kind == EMIT_GRADIENT;
+    const bool is_gradient = IS_KIND(g, OUTPUT_GRADIENT);
     const size_t address = is_gradient ? (size_t)(gradient + begin) : (size_t)(out + begin);
     const size_t size = is_gradient ? sizeof(gradient_storage) : sizeof(storage);
     const uint to_aligned = (uint)((0 - address) & (VEC * size - 1)) / (uint)size;
@@ -174,7 +195,20 @@ INLINE void emit(const row_input *in, const row_result *r, const emission *g, __
         ((to_aligned == 0 && stride % VEC == 0) || (in->classes >= LONG_ROW && to_aligned < end - begin));
     const bool aligned =
         streams || (TELLS_ALIGNED && address % (VEC * size) == 0 && IS_ALIGNED(in->x + begin, storage));
-    emit_known(in, r, g, out, gradient, begin, streams ? to_aligned : 0, end, cached, aligned, cache);
+    if (g->filled) {
+        fill_loop(g, out, gradient, begin, streams ? to_aligned : 0, end, aligned);
+        return;
+    }
+#if TELLS_ALIGNED
+    /* In one loop for both clang 15 makes single elements of all loads. */
+    if (aligned) {
+        emit_loop(in, r, g, out, gradient, begin, 0, end, cached, true, cache);
+        return;
+    }
+    emit_loop(in, r, g, out, gradient, begin, 0, end, cached, false, cache);
+#else
+    emit_loop(in, r, g, out, gradient, begin, streams ? to_aligned : 0, end, cached, aligned, cache);
+#endif
 }
 
 /* ---- The row ------------------------------------------------------------------------------- */
@@ -193,18 +227,15 @@ typedef struct {
     __global uchar *workspace;
     __local real *cache;
     real d; /* what gradients are divided by */
-    bool may_be_dense;
 } run;
 
-#define MAKE_RUN                                                                                            \
-    {                                                                                                       \
-        &p, logits, targets, row_weights, upstream, losses, lse, softmax, log_softmax, gradient, argmax,    \
-            entropy, statistics, workspace, cache, get_d(&p, targets, row_weights, denominator, workspace), \
-            GENERAL && (is_probabilities(p.target_type) || smoothing != 0)                                  \
+#define MAKE_RUN                                                                                           \
+    {                                                                                                      \
+        &p, logits, targets, row_weights, upstream, losses, lse, softmax, log_softmax, gradient, argmax,   \
+            entropy, statistics, workspace, cache, get_d(&p, targets, row_weights, denominator, workspace) \
     }
 
-static inline row_input make_input(const clxent_parameters *p, const options o,
-                                   __global const real *class_weights)
+static inline row_input make_input(const clxent_parameters *p, __global const real *class_weights)
 {
     row_input in;
     in.x = 0;
@@ -214,32 +245,25 @@ static inline row_input make_input(const clxent_parameters *p, const options o,
     in.cache_elements = p->cache_elements;
     in.slope_at = 0;
     in.shares_lines = false;
-    in.dense = in.sums_weight = false;
-    in.probabilities = GENERAL && is_probabilities(p->target_type);
-    in.q_is_f32 = p->target_type == TARGET_PROBABILITIES_F32;
     in.q = 0;
     in.class_weights = class_weights + p->offset.class_weights;
-    in.has_class_weights = (p->flags & FLAG_CLASS_WEIGHTS) != 0;
-    in.entropy = (p->outputs & OUTPUT_ENTROPY) != 0;
     in.best = (p->outputs & (OUTPUT_ARGMAX | OUTPUT_CORRECT)) != 0;
     in.nan = in.best || (p->outputs & OUTPUT_LSE) != 0;
-    in.o = o;
+    in.o = options_of(p);
     return in;
 }
 
-/* Points `in` at a row and finds the row's target. */
+/* Points `in` at a row and finds the row's target. A row that has no probabilities because targets are shifted is given
+ * the last row's, of which nothing reaches its results: behind those there may be no memory. */
 static inline row_target open_row(const run *u, row_input *in, const ulong row)
 {
     const clxent_parameters *p = u->p;
     const row_target t = get_target(p, row, u->targets, u->row_weights);
-    const ulong q_at = p->offset.targets + row_start(p, row + p->shift, p->target_row_stride);
+    const ulong q_row = min(row + p->shift, p->rows - 1);
+    const ulong q_at = p->offset.targets + row_start(p, q_row, p->target_row_stride);
     in->x = u->logits + p->offset.logits + row_start(p, row, p->row_stride);
-    in->dense = u->may_be_dense && t.counts;
-    in->sums_weight = in->dense && (in->probabilities || in->has_class_weights);
-    if (in->probabilities) {
-        in->q = in->q_is_f32 ? (__global const void *)((__global const float *)u->targets + q_at)
-                             : (__global const void *)((__global const storage *)u->targets + q_at);
-    }
+    if (TARGETS == TARGET_PROBABILITIES_F32) in->q = (__global const float *)u->targets + q_at;
+    if (TARGETS == TARGET_PROBABILITIES_LOGITS) in->q = (__global const storage *)u->targets + q_at;
     return t;
 }
 
@@ -250,10 +274,10 @@ static inline judgement judge(const row_input *in, const row_target *t, const re
     if (t->has_class) {
         j.z = softcap_one_z(x, in->o, &j.slope);
         j.one_hot = in->o.keep;
-        if (in->has_class_weights) j.one_hot = in->o.keep * in->class_weights[t->class_index];
-        if (in->dense) j.dense = dense_one(in, t->class_index);
+        if (HAS_CLASS_WEIGHTS) j.one_hot = in->o.keep * in->class_weights[t->class_index];
+        if (HAS_DENSE) j.dense = dense_one(in, t->class_index);
     }
-    if (in->dense && !in->sums_weight) j.dense_sum = in->o.smoothing;
+    if (HAS_DENSE && !SUMS_WEIGHT) j.dense_sum = in->o.smoothing;
     return j;
 }
 
@@ -274,8 +298,8 @@ static inline row_sums sum_piece(const run *u, const row_input *in, const row_ta
     if (!from_statistics && (of_logits || t->counts)) {
         return sum_own(in, t->has_class ? t->class_index : NO_CLASS, begin, end, whole, cached, u->cache);
     }
-#if GENERAL
-    if (from_statistics && in->sums_weight) return sum_own_weights(in, begin, end);
+#if SUMS_WEIGHT
+    if (from_statistics) return sum_own_weights(in, begin, end);
 #endif
     return empty_sums();
 }
@@ -289,20 +313,19 @@ static inline row_sums sum_piece_below_top(const run *u, const row_input *in, co
 }
 
 /* Of all pieces; what the sums say goes into j as well. */
-static inline row_result finish_row(const run *u, const row_input *in, const row_target *t, judgement *j,
-                                    row_sums *s, const ulong row)
+static inline row_result finish_row(const run *u, const row_target *t, judgement *j, row_sums *s,
+                                    const ulong row)
 {
     if ((u->p->flags & FLAG_FROM_STATISTICS) && t->counts) {
         s->maximum = u->statistics[u->p->offset.statistics + 2 * row];
         s->others.high = u->statistics[u->p->offset.statistics + 2 * row + 1] * (1 / STATISTICS_FACTOR);
     }
-#if GENERAL
-    if (in->sums_weight) j->dense_sum = long_value(s->dense_weight);
-    if (in->dense) j->dense_nll = long_value(s->dense_nll);
+#if HAS_DENSE
+    if (SUMS_WEIGHT) j->dense_sum = long_value(s->dense_weight);
+    j->dense_nll = long_value(s->dense_nll);
 #endif
     const exp_scale scale = exp_scale_of(s->maximum);
     const real target_exp = t->has_class ? exp_lane(j->z, scale, true) : REAL(0.0);
-    (void)in; /* where GENERAL is 0 */
     const bool has_nan = s->nan_at != NO_CLASS || j->z != j->z;
     return finish_sums(s->maximum, long_value(s->others), target_exp, has_nan);
 }
@@ -310,8 +333,7 @@ static inline row_result finish_row(const run *u, const row_input *in, const row
 /* A second pass is needed where log d must have its full precision: a confident row's comes from the others. */
 static inline uint count_passes(const run *u)
 {
-    const bool apart = (u->p->flags & FLAG_LOG_D) != 0 || u->may_be_dense;
-    return apart && !(u->p->flags & FLAG_FROM_STATISTICS) ? 2 : 1;
+    return NEEDS_LOG_D && !(u->p->flags & FLAG_FROM_STATISTICS) ? 2 : 1;
 }
 
 /* The results that a row has one of. */
@@ -323,16 +345,16 @@ static inline void write_row(const run *u, const row_input *in, const row_target
     uint best = s->best;
     if (s->nan_at != NO_CLASS) best = s->nan_at;
     if (t->has_class && j->z != j->z) best = min(t->class_index, s->nan_at);
-    if (outputs & (OUTPUT_LOSSES | OUTPUT_LOSS)) {
+    if (TARGETS != TARGET_NONE && (outputs & (OUTPUT_LOSSES | OUTPUT_LOSS)) != 0) {
         __global real *losses = (outputs & OUTPUT_LOSSES)
                                     ? u->losses + p->offset.losses
                                     : (__global real *)(u->workspace + p->row_losses_at);
-        losses[row] = loss_of(r, j, in->dense, in->o.z_loss);
+        losses[row] = loss_of(r, j, in->o.z_loss);
     }
     if (outputs & OUTPUT_LSE) u->lse[p->offset.lse + row] = r->lse;
     if (outputs & OUTPUT_ARGMAX) u->argmax[p->offset.argmax + row] = best;
     if (outputs & OUTPUT_CORRECT) u->workspace[p->correct_at + row] = t->has_class && best == t->class_index;
-#if GENERAL
+#if HAS_ENTROPY
     if (outputs & OUTPUT_ENTROPY) {
         u->entropy[p->offset.entropy + row] = entropy_of(r, j, long_value(s->entropy));
     }
@@ -354,64 +376,61 @@ INLINE void emit_row(const run *u, const row_input *in, const row_target *t, con
     const bool streaming = (p->flags & FLAG_NONTEMPORAL) != 0;
     const bool folds = IN_REGISTERS || !fits;
     const ulong at = row_start(p, row, p->probabilities_row_stride);
-    if (p->outputs & OUTPUT_SOFTMAX) {
-        const emission g = { EMIT_SOFTMAX, !r->valid, REAL_NAN, 1 / r->d, folds, 0, NO_CLASS, 0, false };
+    if (WANTS(p, OUTPUT_SOFTMAX)) {
+        const emission g = { OUTPUT_SOFTMAX, !r->valid, REAL_NAN, 1 / r->d, folds, 0, NO_CLASS, 0, false };
         emit(in, r, &g, u->softmax + p->offset.softmax + at, u->gradient, p->probabilities_row_stride, begin,
              end, cached, streaming, u->cache);
     }
-    if (p->outputs & OUTPUT_LOG_SOFTMAX) {
-        const emission g = { EMIT_LOG_SOFTMAX, !r->valid, REAL_NAN, 0, false, 0, NO_CLASS, 0, false };
+    if (WANTS(p, OUTPUT_LOG_SOFTMAX)) {
+        const emission g = { OUTPUT_LOG_SOFTMAX, !r->valid, REAL_NAN, 0, false, 0, NO_CLASS, 0, false };
         emit(in, r, &g, u->log_softmax + p->offset.log_softmax + at, u->gradient, p->probabilities_row_stride,
              begin, end, IN_REGISTERS && cached, streaming, u->cache);
     }
-    if (p->outputs & OUTPUT_GRADIENT) {
+    if (WANTS(p, OUTPUT_GRADIENT)) {
         __global gradient_storage *gradient =
             u->gradient + p->offset.gradient + row_start(p, row, p->gradient_row_stride);
-        const bool accumulate = (p->flags & FLAG_ACCUMULATE) != 0;
         const real up = get_upstream(p, u->upstream, row);
         const real outer = j->weight * up / u->d * in->o.logit_scale;
         const bool no_rows = divides_by_own_d(p) && u->d == 0;
-        const gradient_factors f = gradient_of(r, j, in->dense, in->o.z_loss, saved_lse, outer, no_rows);
+        const gradient_factors f = gradient_of(r, j, in->o.z_loss, saved_lse, outer, no_rows);
         if (f.filled) {
-            const emission g = { EMIT_GRADIENT, true, f.fill, 0, false, 0, NO_CLASS, 0, accumulate };
-            if (!accumulate || f.fill != 0) {
+            const emission g = { OUTPUT_GRADIENT, true, f.fill, 0, false, 0, NO_CLASS, 0, ACCUMULATE };
+            if (!ACCUMULATE || f.fill != 0) {
                 emit(in, r, &g, u->softmax, gradient, p->gradient_row_stride, begin, end, false, streaming,
                      u->cache);
             }
         } else {
-            const real factor = GENERAL ? f.factor : f.factor * f.outer;
-            const emission g = { EMIT_GRADIENT,
+            const real factor = HAS_ONE_FACTOR ? f.factor * f.outer : f.factor;
+            const emission g = { OUTPUT_GRADIENT,
                                  false,
                                  0,
                                  factor,
-                                 folds && fabs(factor) < REAL_INFINITY,
+                                 HAS_ONE_FACTOR && folds && fabs(factor) < REAL_INFINITY,
                                  f.outer,
                                  t->has_class ? t->class_index : NO_CLASS,
                                  f.target,
-                                 accumulate };
+                                 ACCUMULATE };
             emit(in, r, &g, u->softmax, gradient, p->gradient_row_stride, begin, end, cached, streaming,
                  u->cache);
         }
     }
 }
 
+#if KERNELS & 1
 /* Grid: a work-group for rows_per_group rows. */
 __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_cross_entropy(ARGUMENTS)
 {
     __local row_sums scratch[WG_SIZE];
     const run u = MAKE_RUN;
-    const options o = { keep, share, smoothing, z_loss, logit_scale, softcap };
-    row_input in = make_input(&p, o, class_weights);
-    const bool two_dimensional = (p.outputs & (OUTPUT_SOFTMAX | OUTPUT_LOG_SOFTMAX | OUTPUT_GRADIENT)) != 0;
+    row_input in = make_input(&p, class_weights);
+    const bool two_dimensional = WANTS(&p, OUTPUT_SOFTMAX | OUTPUT_LOG_SOFTMAX | OUTPUT_GRADIENT);
     const bool fits = p.classes + VEC - 1 <= p.cache_elements;
     in.shares_lines = two_dimensional && !fits && p.classes * sizeof(storage) <= MOST_KEPT_BYTES;
     const bool cached = two_dimensional && !(p.flags & FLAG_FROM_STATISTICS) && fits;
-#if GENERAL && !IN_REGISTERS
     const uint padded = (p.classes + VEC - 1) / VEC * VEC;
-    if (softcap > 0 && cached && (p.outputs & OUTPUT_GRADIENT) && p.cache_elements / 2 >= padded) {
+    if (NEEDS_X && cached && WANTS(&p, OUTPUT_GRADIENT) && p.cache_elements / 2 >= padded) {
         in.slope_at = padded;
     }
-#endif
     const uint pieces = p.pieces, steps = pieces * count_passes(&u);
 
     const ulong first = get_group_id(0) * (ulong)p.rows_per_group;
@@ -437,7 +456,7 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_cross_
             } else {
                 below_top = step == pieces ? sum : merge(below_top, sum);
             }
-            if (step + 1 == pieces) r = finish_row(&u, &in, &t, &j, &all, row);
+            if (step + 1 == pieces) r = finish_row(&u, &t, &j, &all, row);
         }
         const real saved_lse = r.lse;
         if (steps > pieces) keep_top_apart(&r, long_value(below_top.others));
@@ -453,7 +472,9 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_cross_
         if (WG_SIZE > 1) barrier(CLK_LOCAL_MEM_FENCE);
     }
 }
+#endif
 
+#if KERNELS & 2
 /* ---- Rows split over groups ---------------------------------------------------------------- */
 
 /* In the workspace, RECORD_BYTES each: of every piece its sums, of every row all that its pieces need to know. */
@@ -480,8 +501,7 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_scan_p
 {
     __local row_sums scratch[WG_SIZE];
     const run u = MAKE_RUN;
-    const options o = { keep, share, smoothing, z_loss, logit_scale, softcap };
-    row_input in = make_input(&p, o, class_weights);
+    row_input in = make_input(&p, class_weights);
     const ulong row = get_group_id(0) / p.pieces;
     const uint piece = (uint)(get_group_id(0) % p.pieces);
     const row_target t = open_row(&u, &in, row);
@@ -489,7 +509,7 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_scan_p
     if (p.flags & FLAG_SECOND_PASS) {
         row_record record = *record_of_row(&p, workspace, row);
         judgement j = judge(&in, &t, record.target_logit);
-        const row_result r = finish_row(&u, &in, &t, &j, &record.all, row);
+        const row_result r = finish_row(&u, &t, &j, &record.all, row);
         if (r.confident) own = sum_piece_below_top(&u, &in, r.maximum, piece);
     } else {
         own = sum_piece(&u, &in, &t, piece, false, false);
@@ -502,8 +522,7 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_scan_p
 __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void clxent_merge_pieces(ARGUMENTS)
 {
     const run u = MAKE_RUN;
-    const options o = { keep, share, smoothing, z_loss, logit_scale, softcap };
-    row_input in = make_input(&p, o, class_weights);
+    row_input in = make_input(&p, class_weights);
     const ulong row = get_group_id(0);
     const row_target t = open_row(&u, &in, row);
     __global row_record *record = record_of_row(&p, workspace, row);
@@ -524,17 +543,17 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void clxent_merge_pieces
 __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_emit_pieces(ARGUMENTS)
 {
     const run u = MAKE_RUN;
-    const options o = { keep, share, smoothing, z_loss, logit_scale, softcap };
-    row_input in = make_input(&p, o, class_weights);
+    row_input in = make_input(&p, class_weights);
     const ulong row = get_group_id(0) / p.pieces;
     const uint piece = (uint)(get_group_id(0) % p.pieces);
     const row_target t = open_row(&u, &in, row);
     row_record record = *record_of_row(&p, workspace, row);
     judgement j = judge(&in, &t, record.target_logit);
-    row_result r = finish_row(&u, &in, &t, &j, &record.all, row);
+    row_result r = finish_row(&u, &t, &j, &record.all, row);
     const real saved_lse = r.lse;
     if (count_passes(&u) > 1) keep_top_apart(&r, long_value(record.below_top.others));
     if (piece == 0 && get_local_id(0) == 0) write_row(&u, &in, &t, &j, &r, &record.all, row);
     const uint begin = piece * p.piece_vectors * VEC, end = min(begin + p.piece_vectors * VEC, p.classes);
     emit_row(&u, &in, &t, &j, &r, saved_lse, row, begin, end, false, false);
 }
+#endif

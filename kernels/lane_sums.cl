@@ -89,8 +89,8 @@ INLINE vec entropy_along(const tile_input *in, const uint row, const uint c, con
 }
 
 INLINE void sum_along(along_sums *sums, const tile_input *in, const uint row, const exp_scale scale,
-                      const uint apart, const real maximum, const bool keeps, const bool entropy,
-                      const bool far, __local real *values)
+                      const uint apart, const real maximum, const bool keeps, const bool far,
+                      __local real *values)
 {
     const uint whole = in->classes - tail_of(in);
     *sums = (along_sums){ long_zero(), long_zero() };
@@ -112,7 +112,7 @@ INLINE void sum_along(along_sums *sums, const tile_input *in, const uint row, co
                     e[k] = take_along(in, row, c + k * VEC, scale, NO_CLASS, keeps, far, values);
             }
             few += (e[0] + e[1]) + (e[2] + e[3]);
-            if (entropy) {
+            if (HAS_ENTROPY) {
 #    pragma unroll
                 for (uint k = 0; k < 4; k++) e[k] = entropy_along(in, row, c + k * VEC, maximum, e[k]);
                 few_entropy += (e[0] + e[1]) + (e[2] + e[3]);
@@ -122,18 +122,18 @@ INLINE void sum_along(along_sums *sums, const tile_input *in, const uint row, co
             PREFETCH(in->next + row * in->p->row_stride + c);
             const vec e = take_along(in, row, c, scale, apart, keeps, far, values);
             few += e;
-            if (entropy) few_entropy += entropy_along(in, row, c, maximum, e);
+            if (HAS_ENTROPY) few_entropy += entropy_along(in, row, c, maximum, e);
         }
         if (to == whole && tail_of(in) > 0) {
             const uint last = in->classes - VEC;
             vec e = take_along(in, row, last, scale, apart, keeps, far, values);
             e = IOTA < (ivec)((integer)(VEC - tail_of(in))) ? (vec)(0) : e;
             few += e;
-            if (entropy) few_entropy += entropy_along(in, row, last, maximum, e);
+            if (HAS_ENTROPY) few_entropy += entropy_along(in, row, last, maximum, e);
         }
         /* the first loses nothing, and of few classes there is no other */
         sums->others = from == 0 ? (long_sum){ few, (vec)(0) } : long_add(sums->others, few);
-        if (entropy) {
+        if (HAS_ENTROPY) {
             sums->entropy =
                 from == 0 ? (long_sum){ few_entropy, (vec)(0) } : long_add(sums->entropy, few_entropy);
         }
@@ -191,7 +191,7 @@ INLINE integer find_along(const tile_input *in, const uint row, const bool want_
 /* What a run wants of the rows of a tile, beside their exponentials' sums. */
 typedef struct {
     bool keeps; /* the exponentials */
-    bool entropy, best;
+    bool best;
     bool nan; /* which class is NaN, of rows whose sums are */
 } along_wishes;
 
@@ -221,10 +221,9 @@ static inline tile_sums sum_rows(const tile_input *in, const ilane target, const
         __local real *row = values + i * in->classes;
         along_sums sums;
         if (fabs(maximum[i]) > MAX_NEAR) {
-            sum_along(&sums, in, i, own, (uint)apart[i], maximum[i], wishes.keeps, wishes.entropy, true, row);
+            sum_along(&sums, in, i, own, (uint)apart[i], maximum[i], wishes.keeps, true, row);
         } else {
-            sum_along(&sums, in, i, own, (uint)apart[i], maximum[i], wishes.keeps, wishes.entropy, false,
-                      row);
+            sum_along(&sums, in, i, own, (uint)apart[i], maximum[i], wishes.keeps, false, row);
         }
         high[i] = sums.others.high;
         low[i] = sums.others.low;
@@ -235,7 +234,7 @@ static inline tile_sums sum_rows(const tile_input *in, const ilane target, const
     tile_sums s = empty_sums(LOAD(maximum));
     const bool has_low = in->classes >= (BLOCK_CLASSES + 1) * VEC; /* nothing is lost by the first addition */
     fold_along(&s.others, high, low, has_low);
-    if (wishes.entropy) fold_along(&s.entropy, entropy_high, entropy_low, has_low);
+    if (HAS_ENTROPY) fold_along(&s.entropy, entropy_high, entropy_low, has_low);
     if (wishes.best) s.best = LOAD(best);
     return s;
 }
@@ -296,7 +295,7 @@ static inline lane tile_maximum(const tile_input *in)
 
 /* The exponentials of class c, 0 where it is the target; they are left behind, and what else is summed goes to b. */
 INLINE vec add_class(const tile_input *in, tile_sums *b, const exp_scale scale, const ilane target,
-                     const uint c, const bool entropy, const bool far)
+                     const uint c, const bool far)
 {
     const vec z = get_z(in, c);
     const vec e = exp_vector(z, scale, far);
@@ -307,45 +306,43 @@ INLINE vec add_class(const tile_input *in, tile_sums *b, const exp_scale scale, 
     }
     if (CACHED) STORE(e, in->values + (size_t)c * PITCH);
     const vec other = target == (ilane)((integer)c) ? (vec)(0) : e;
-    if (GENERAL) {
-        const vec distance = (b->maximum > (lane)(-REAL_INFINITY) ? b->maximum : (lane)(0)) - z;
-        if (entropy) b->entropy = long_add(b->entropy, other == (vec)(0) ? (vec)(0) : other * distance);
-        if (in->dense) {
-            const vec a = dense_class(in, c);
-            b->dense_nll = long_add(b->dense_nll, a == (vec)(0) ? (vec)(0) : a * distance);
-            b->dense_weight = long_add(b->dense_weight, a);
-        }
+    const vec distance = (b->maximum > (lane)(-REAL_INFINITY) ? b->maximum : (lane)(0)) - z;
+    if (HAS_ENTROPY) b->entropy = long_add(b->entropy, other == (vec)(0) ? (vec)(0) : other * distance);
+    if (HAS_DENSE) {
+        const vec a = dense_class(in, c);
+        b->dense_nll = long_add(b->dense_nll, a == (vec)(0) ? (vec)(0) : a * distance);
+        b->dense_weight = long_add(b->dense_weight, a);
     }
     return other;
 }
 
 /* Of the classes [c, min(c + 4, end)), of which there may be none. */
 INLINE vec add_four(const tile_input *in, tile_sums *b, const exp_scale scale, const ilane target,
-                    const uint c, const uint end, const bool entropy, const bool far)
+                    const uint c, const uint end, const bool far)
 {
     vec sum = (vec)(0);
     if (c + 3 < end) {
-        const vec first = add_class(in, b, scale, target, c, entropy, far);
-        const vec second = add_class(in, b, scale, target, c + 1, entropy, far);
-        const vec third = add_class(in, b, scale, target, c + 2, entropy, far);
-        const vec fourth = add_class(in, b, scale, target, c + 3, entropy, far);
+        const vec first = add_class(in, b, scale, target, c, far);
+        const vec second = add_class(in, b, scale, target, c + 1, far);
+        const vec third = add_class(in, b, scale, target, c + 2, far);
+        const vec fourth = add_class(in, b, scale, target, c + 3, far);
         return (first + second) + (third + fourth);
     }
-    for (uint k = c; k < end; k++) sum += add_class(in, b, scale, target, k, entropy, far);
+    for (uint k = c; k < end; k++) sum += add_class(in, b, scale, target, k, far);
     return sum;
 }
 
 INLINE void sum_classes(const tile_input *in, tile_sums *s, const exp_scale scale, const ilane target,
-                        const uint begin, const uint end, const bool entropy, const bool far)
+                        const uint begin, const uint end, const bool far)
 {
     tile_sums b = empty_sums(s->maximum);
     UNROLL_ALONE
     for (uint i = 0; i < BLOCK_CLASSES; i += 4) {
-        b.others = long_add(b.others, add_four(in, &b, scale, target, begin + i, end, entropy, far));
+        b.others = long_add(b.others, add_four(in, &b, scale, target, begin + i, end, far));
     }
     s->others = long_merge(s->others, b.others);
-    if (GENERAL && entropy) s->entropy = long_merge(s->entropy, b.entropy);
-    if (GENERAL && in->dense) {
+    if (HAS_ENTROPY) s->entropy = long_merge(s->entropy, b.entropy);
+    if (HAS_DENSE) {
         s->dense_nll = long_merge(s->dense_nll, b.dense_nll);
         s->dense_weight = long_merge(s->dense_weight, b.dense_weight);
     }
@@ -358,18 +355,18 @@ static inline void raise_maximum(tile_sums *s, const lane maximum)
     const ilane same = s->maximum == maximum;
     const lane rescale = exp_rescale(exp_scale_of(s->maximum), exp_scale_of(maximum));
     const lane factor = first || same ? (lane)(1) : rescale;
-    if (GENERAL) {
-        const lane step = first || same ? (lane)(0) : maximum - s->maximum;
+    const lane step = first || same ? (lane)(0) : maximum - s->maximum;
+    if (HAS_ENTROPY) {
         s->entropy = long_times(long_add(s->entropy, long_value(s->others) * step), factor);
-        s->dense_nll = long_add(s->dense_nll, long_value(s->dense_weight) * step);
     }
+    if (HAS_DENSE) s->dense_nll = long_add(s->dense_nll, long_value(s->dense_weight) * step);
     s->others = long_times(s->others, factor);
     s->maximum = maximum;
 }
 
-/* maximum: saved, or as fill_tile() found it of x, which is z unless GENERAL. */
+/* maximum: saved, or as fill_tile() found it of x, which is z unless HAS_Z. */
 static inline tile_sums sum_tile(const tile_input *in, const ilane target, const bool from_statistics,
-                                 const lane maximum, const bool entropy)
+                                 const lane maximum)
 {
     tile_sums s = empty_sums((lane)(-REAL_INFINITY));
     if (from_statistics || FILL_FINDS_MAXIMUM) {
@@ -388,10 +385,10 @@ static inline tile_sums sum_tile(const tile_input *in, const ilane target, const
             scale = exp_scale_of(m);
             is_far = ANY_LANE(fabs(m) > (lane)(MAX_NEAR));
         }
-        if (GENERAL || is_far) {
-            sum_classes(in, &s, scale, target, begin, end, entropy, true);
+        if (!SUMS_PLAINLY || is_far) {
+            sum_classes(in, &s, scale, target, begin, end, true);
         } else {
-            sum_classes(in, &s, scale, target, begin, end, entropy, false);
+            sum_classes(in, &s, scale, target, begin, end, false);
         }
     }
     return s;
@@ -399,17 +396,14 @@ static inline tile_sums sum_tile(const tile_input *in, const ilane target, const
 #endif
 
 #if !ALONG
-/* The first NaN and the first maximum of s, see get_s() in cross_entropy.cl. */
+/* The first NaN and the first maximum of logit_scale * x. */
 static inline void find_best(const tile_input *in, tile_sums *s)
 {
-    options uncapped = in->o;
-    uncapped.softcap = 0;
-    vec unused;
     lane top = (lane)(-REAL_INFINITY);
     s->best = (ilane)(0);
     s->nan_at = (ilane)(-1);
     for (uint c = 0; c < in->classes; c++) {
-        const vec v = softcap_vector_z(get_x(in, c), uncapped, &unused);
+        const vec v = softcap_vector_s(get_x(in, c), in->o);
         const ilane here = (ilane)((integer)c);
         const ilane better = v > top;
         s->best = better ? here : s->best;

@@ -42,16 +42,14 @@ INLINE vec emit_value(const tile_input *in, const row_result *r, const emission 
     vec e;
     if (CACHED && !m->again) {
         e = LOAD(in->values + (size_t)c * PITCH);
-        if (GENERAL && m->kind == EMIT_GRADIENT) (void)softcap_vector_z(get_x(in, c), in->o, &slope);
+        if (HAS_SOFTCAP && m->kind == EMIT_GRADIENT) (void)softcap_vector_z(get_x(in, c), in->o, &slope);
     } else {
         e = exp_vector(softcap_vector_z(get_x(in, c), in->o, &slope), r->scale, true);
     }
     vec value = fma(e, m->factor, e * m->rest);
     if (m->kind == EMIT_SOFTMAX) return r->valid ? value : (vec)(REAL_NAN);
-    if (GENERAL) {
-        if (in->dense) value = value - dense_class(in, c);
-        value = value * m->g.outer * slope;
-    }
+    if (HAS_DENSE) value = value - dense_class(in, c);
+    if (!HAS_ONE_FACTOR) value = value * m->g.outer * slope;
     value = m->target == (ilane)((integer)c) ? m->g.target : value;
     return m->g.filled ? m->g.fill : value;
 }
@@ -184,7 +182,7 @@ INLINE void store_columns(const tile_input *each, const row_result *r, const emi
     const clxent_parameters *p = each[0].p;
     destination to = *at;
     to.aligned = is_aligned(&to, p->inner, streaming);
-#    if !GENERAL /* with its options so much code takes long to compile */
+#    if HAS_ONE_FACTOR && !HAS_Z /* else so much code takes long to compile */
     if (columns == COLUMNS && each[COLUMNS - 1].n == VEC) {
         for (uint c = 0; c < p->classes; c++) {
 #        pragma unroll
@@ -266,10 +264,10 @@ static inline void write_rows(const tile_input *in, const row_result *r, const j
     const clxent_parameters *p = in->p;
     const uint outputs = p->outputs;
     const ilane best = s->nan_at >= (ilane)(0) ? s->nan_at : s->best;
-    if (outputs & (OUTPUT_LOSSES | OUTPUT_LOSS)) {
+    if (TARGETS != TARGET_NONE && (outputs & (OUTPUT_LOSSES | OUTPUT_LOSS)) != 0) {
         __global real *to = (outputs & OUTPUT_LOSSES) ? losses + p->offset.losses
                                                       : (__global real *)(workspace + p->row_losses_at);
-        store_lanes(to + in->row, loss_of(r, j, in->dense, in->o.z_loss), in->n);
+        store_lanes(to + in->row, loss_of(r, j, in->o.z_loss), in->n);
     }
     if (outputs & OUTPUT_LSE) store_lanes(lse + p->offset.lse + in->row, r->lse, in->n);
     if (outputs & (OUTPUT_ARGMAX | OUTPUT_CORRECT)) {
@@ -277,18 +275,15 @@ static inline void write_rows(const tile_input *in, const row_result *r, const j
         const ilane is_hit = t->has_class && best == t->class_index;
         STORE(best, at);
         STORE(is_hit, hit);
+        UNROLL_NEVER
         for (uint i = 0; i < in->n; i++) {
             if (outputs & OUTPUT_ARGMAX) argmax[p->offset.argmax + in->row + i] = at[i];
             if (outputs & OUTPUT_CORRECT) workspace[p->correct_at + in->row + i] = hit[i] != 0;
         }
     }
-#if GENERAL || ALONG
-    if (outputs & OUTPUT_ENTROPY) {
+    if (WANTS(p, OUTPUT_ENTROPY)) {
         store_lanes(entropy + p->offset.entropy + in->row, entropy_of(r, j, long_value(s->entropy)), in->n);
     }
-#else
-    (void)entropy;
-#endif
     if ((outputs & OUTPUT_STATISTICS) && !(p->flags & FLAG_FROM_STATISTICS)) {
         real maximum[VEC], others[VEC];
         const lane zero = (lane)(0), m = t->counts ? r->maximum : zero,
@@ -311,10 +306,11 @@ static inline judgement judge(const tile_input *in, const lane_targets *t)
     j.weight = t->weight;
     j.slope = (lane)(1);
     j.z = softcap_vector_z(target_logits(in, t->class_index), in->o, &j.slope);
-    const lane class_weight = in->has_class_weights ? gather(in->class_weights, t->class_index) : (lane)(1);
+    const lane class_weight = HAS_CLASS_WEIGHTS ? gather(in->class_weights, t->class_index) : (lane)(1);
     j.one_hot = t->has_class ? (lane)(in->o.keep) * class_weight : zero;
-    j.dense = in->dense && !in->probabilities && t->has_class ? (lane)(in->o.share) * class_weight : zero;
-    j.dense_sum = (lane)(in->dense ? in->o.smoothing : 0);
+    const lane of_class = t->has_class ? (lane)(in->o.share) * class_weight : zero;
+    j.dense = HAS_DENSE && !HAS_PROBABILITIES ? of_class : zero;
+    j.dense_sum = (lane)(HAS_DENSE ? in->o.smoothing : 0);
     j.dense_nll = zero;
     return j;
 }
@@ -344,12 +340,11 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
     const bool from_statistics = (p.flags & FLAG_FROM_STATISTICS) != 0;
     const bool streaming = (p.flags & FLAG_NONTEMPORAL) != 0;
     const bool keeps_logits = (p.flags & FLAG_KEEPS_LOGITS) != 0;
-    const bool wants_entropy = (GENERAL || ALONG) && (outputs & OUTPUT_ENTROPY) != 0;
     const bool wants_best = (outputs & (OUTPUT_ARGMAX | OUTPUT_CORRECT)) != 0;
-    const bool second_pass = (p.flags & FLAG_LOG_D) != 0 && !from_statistics;
+    const bool second_pass = NEEDS_LOG_D && !from_statistics;
 #if ALONG
-    const along_wishes wishes = { (outputs & (OUTPUT_SOFTMAX | OUTPUT_GRADIENT)) != 0, wants_entropy,
-                                  wants_best, wants_best || (outputs & OUTPUT_LSE) != 0 };
+    const along_wishes wishes = { WANTS(&p, OUTPUT_SOFTMAX | OUTPUT_GRADIENT), wants_best,
+                                  wants_best || (outputs & OUTPUT_LSE) != 0 };
 #endif
     const real d = get_d(&p, targets, row_weights, denominator, workspace);
     const ulong slab_rows = INNER ? p.inner : p.rows;
@@ -361,15 +356,10 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
     in.p = &p;
     in.classes = p.classes;
     in.brings_next = tile_size * sizeof(real) <= MOST_BROUGHT;
-    in.probabilities = GENERAL && is_probabilities(p.target_type);
-    in.q_is_f32 = p.target_type == TARGET_PROBABILITIES_F32;
     in.q_at = 0;
     in.targets = targets;
     in.class_weights = class_weights + p.offset.class_weights;
-    in.has_class_weights = (p.flags & FLAG_CLASS_WEIGHTS) != 0;
-    in.dense = GENERAL && (in.probabilities || smoothing != 0);
-    in.o = (options){ keep, share, smoothing, z_loss, logit_scale, softcap };
-    const bool sums_weight = in.dense && (in.probabilities || in.has_class_weights);
+    in.o = options_of(&p);
 
     const ulong tiles = p.rows / slab_rows * p.tiles;
     const ulong first_tile = get_group_id(0) * (ulong)p.tiles_per_group;
@@ -434,10 +424,10 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
 #if ALONG
             tile_sums s = sum_rows(&in, t.class_index, from_statistics, maximum[w], wishes, own_rows);
 #else
-            tile_sums s = sum_tile(&in, t.class_index, from_statistics, maximum[w], wants_entropy);
+            tile_sums s = sum_tile(&in, t.class_index, from_statistics, maximum[w]);
 #endif
-            if (sums_weight) j.dense_sum = long_value(s.dense_weight);
-            if (GENERAL && in.dense) j.dense_nll = long_value(s.dense_nll);
+            if (SUMS_WEIGHT) j.dense_sum = long_value(s.dense_weight);
+            if (HAS_DENSE) j.dense_nll = long_value(s.dense_nll);
             const lane others = from_statistics ? saved_others : long_value(s.others);
             const lane target_exp = t.has_class ? exp_lane(j.z, exp_scale_of(s.maximum), true) : (lane)(0);
             const ilane sum_is_nan = others + target_exp != others + target_exp;
@@ -464,9 +454,8 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
                     outer = (lane)(up / d); /* of rows that do not count it is not used */
                 }
             }
-            if (GENERAL) outer = outer * (lane)(logit_scale);
-            m[w].g =
-                gradient_of(&r[w], &j, in.dense, z_loss, saved_lse, outer, divides_by_own_d(&p) && d == 0);
+            if (HAS_LOGIT_SCALE) outer = outer * (lane)(in.o.logit_scale);
+            m[w].g = gradient_of(&r[w], &j, in.o.z_loss, saved_lse, outer, divides_by_own_d(&p) && d == 0);
             m[w].target = t.class_index;
 #if COLUMNS > 1
             each[w] = in;
@@ -478,13 +467,13 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
 #    pragma unroll
 #endif
         for (uint kind = 0; kind < EMIT_KINDS; kind++) {
-            const bool is_wanted = (outputs & (kind == EMIT_LOG_SOFTMAX ? OUTPUT_LOG_SOFTMAX
-                                               : kind == EMIT_SOFTMAX   ? OUTPUT_SOFTMAX
-                                                                        : OUTPUT_GRADIENT)) != 0;
+            const uint output = kind == EMIT_LOG_SOFTMAX ? OUTPUT_LOG_SOFTMAX
+                                : kind == EMIT_SOFTMAX   ? OUTPUT_SOFTMAX
+                                                         : OUTPUT_GRADIENT;
+            const bool is_wanted = WANTS(&p, output);
             const ulong stride = kind == EMIT_GRADIENT ? p.gradient_row_stride : p.probabilities_row_stride;
             const ulong at = INNER ? slab * stride + within : within * stride;
-            const destination to = { kind == EMIT_GRADIENT,
-                                     kind == EMIT_GRADIENT && (p.flags & FLAG_ACCUMULATE) != 0, false,
+            const destination to = { kind == EMIT_GRADIENT, kind == EMIT_GRADIENT && ACCUMULATE, false,
                                      kind == EMIT_LOG_SOFTMAX ? log_softmax + p.offset.log_softmax + at
                                                               : softmax + p.offset.softmax + at,
                                      gradient + p.offset.gradient + at };
@@ -503,7 +492,7 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
                 if (kind == EMIT_SOFTMAX) {
                     m[w].factor = m[w].g.inverse;
                     m[w].rest = fma(-m[w].factor, r[w].d, (lane)(1)) * m[w].factor;
-                } else if (GENERAL) {
+                } else if (!HAS_ONE_FACTOR) {
                     m[w].factor = m[w].g.factor;
                     m[w].rest = m[w].g.rest;
                 } else {

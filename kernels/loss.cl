@@ -3,19 +3,10 @@
  * loss.cl - what the sums of a row come to: log d, lse, loss, entropy, and the factors of the gradient; with the
  * options that act on one logit. Stands behind exp.cl in every program that reads logits, for a lane
  * that is one row or many. Formulas: clxent.h.
- *
- * Set by the host with -D, beside those of common.cl:
- *   GENERAL  0: index targets or none, without smoothing, scale, softcap and (but for ALONG of lanes.cl) entropy:
- *               nothing but the exponential stands in the inner loops
- *            1: every option, as run-time values
  */
-#if !defined(GENERAL) || GENERAL < 0 || GENERAL > 1
-#    error "GENERAL: 0 or 1"
-#endif
-
 #define NO_CLASS 0xffffffffu
 
-/* The options of the plan that are numbers. */
+/* The options of the plan that are numbers. Those that are compiled in are constants where they are not in use. */
 typedef struct {
     real keep;  /* 1 - label_smoothing */
     real share; /* label_smoothing / classes */
@@ -25,25 +16,36 @@ typedef struct {
     real softcap;
 } options;
 
+static inline options options_of(const clxent_parameters *p)
+{
+    options o;
+    o.keep = HAS_SMOOTHING ? REAL_OF(p->keep) : REAL(1.0);
+    o.share = HAS_SMOOTHING ? REAL_OF(p->share) : REAL(0.0);
+    o.smoothing = HAS_SMOOTHING ? REAL_OF(p->smoothing) : REAL(0.0);
+    o.z_loss = REAL_OF(p->z_loss);
+    o.logit_scale = HAS_LOGIT_SCALE ? REAL_OF(p->logit_scale) : REAL(1.0);
+    o.softcap = HAS_SOFTCAP ? REAL_OF(p->softcap) : REAL(0.0);
+    return o;
+}
+
 /* What every kernel of a run gets; buffers that the run does not use are NULL. logits and gradient (or softmax,
  * log_softmax) may be one buffer, hence no restrict on them: an element is read before it is written, and by
  * others not after that. */
-#define ARGUMENTS                                                                                          \
-    const clxent_parameters p, const real keep, const real share, const real smoothing, const real z_loss, \
-        const real logit_scale, const real softcap, __global const storage *logits, /* [rows, classes] */  \
-        __global const void *restrict targets,                  /* [rows] or [rows, classes] */            \
-        __global const real *restrict class_weights,            /* [classes] */                            \
-        __global const real *restrict row_weights,              /* [rows] */                               \
-        __global const real *restrict upstream,                 /* [1] or [rows] */                        \
-        __global const real *restrict denominator,              /* [1] */                                  \
-        __global real *restrict losses,                         /* [rows] */                               \
-        __global real *restrict lse,                            /* [rows] */                               \
-        __global storage *softmax,                              /* [rows, classes] */                      \
-        __global storage *log_softmax,                          /* [rows, classes] */                      \
-        __global gradient_storage *gradient,                    /* [rows, classes] */                      \
-        __global long *restrict argmax,                         /* [rows] */                               \
-        __global real *restrict entropy,                        /* [rows] */                               \
-        __global real *restrict statistics,                     /* [rows, 2] */                            \
+#define ARGUMENTS                                                                               \
+    const clxent_parameters p, __global const storage *logits,  /* [rows, classes] */           \
+        __global const void *restrict targets,                  /* [rows] or [rows, classes] */ \
+        __global const real *restrict class_weights,            /* [classes] */                 \
+        __global const real *restrict row_weights,              /* [rows] */                    \
+        __global const real *restrict upstream,                 /* [1] or [rows] */             \
+        __global const real *restrict denominator,              /* [1] */                       \
+        __global real *restrict losses,                         /* [rows] */                    \
+        __global real *restrict lse,                            /* [rows] */                    \
+        __global storage *softmax,                              /* [rows, classes] */           \
+        __global storage *log_softmax,                          /* [rows, classes] */           \
+        __global gradient_storage *gradient,                    /* [rows, classes] */           \
+        __global long *restrict argmax,                         /* [rows] */                    \
+        __global real *restrict entropy,                        /* [rows] */                    \
+        __global real *restrict statistics,                     /* [rows, 2] */                 \
         __global uchar *restrict workspace, __local real *cache /* [cache_elements] */
 
 /* ---- z ------------------------------------------------------------------------------------ */
@@ -58,10 +60,7 @@ typedef struct {
  * slope, is 0 from there on, where the true slope is no normal number either. The slope is dz/ds: logit_scale is part of
  * what the whole row is multiplied by. */
 #define TANH_LIMIT (LN2_HIGH * (BIAS + 2))
-static inline real inverse_of(const real softcap)
-{
-    return softcap > 0 ? 1 / softcap : 0; /* finite, as a softcap is not subnormal */
-}
+static inline real inverse_of(const real softcap) { return 1 / softcap; } /* finite: it is not subnormal */
 
 /* 1 / d for d in [4, 8]. In f32 by Newton's method, two steps from the parabola of least relative error, 1 / 99 =
  * 1 / T3(3), which leave 99^-4 = 0.2 u and the rounding of the last: 6 instructions in place of a division, which holds
@@ -74,37 +73,44 @@ static inline real inverse_of(const real softcap)
 #    define INVERSE_STEP(T, d, r) fma(r, fma(-(d), r, (T)(1)), r)
 #endif
 
-#define DEFINE_SOFTCAP(NAME, T, I, AS_T, AS_I)                                   \
-    static inline T NAME(const T s, const real softcap, T *slope)                \
-    {                                                                            \
-        const T y2 = s * (T)(2 * inverse_of(softcap));                           \
-        const T x = -fabs(y2) < (T)(-TANH_LIMIT) ? (T)(-TANH_LIMIT) : -fabs(y2); \
-        const T shifted = fma(x, (T)(INV_LN2), (T)(ROUNDER + BIAS + 2));         \
-        const T k = shifted - (T)(ROUNDER + BIAS + 2);                           \
-        const T r = REDUCE(T, k, x);                                             \
-        /* exp(r) - 1: the polynomial without its last term */                   \
-        const T p = r * EXP_SLOPE(r, (T)AS_IT_IS);                               \
-        const T scale = AS_T(AS_I(shifted) << MANTISSA_BITS);                    \
-        const T t = fma(scale, p, scale);                                        \
-        const T rest = fma(-scale, p, (T)(4) - scale);                           \
-        const T d = t + (T)(4);                                                  \
-        const T near = INVERSE_START(T, d);                                      \
-        const T nearer = INVERSE_STEP(T, d, near);                               \
-        const T inverse = INVERSE_STEP(T, d, nearer);                            \
-        *slope = ((T)(16) * t) * (inverse * inverse);                            \
-        return copysign((T)(softcap) * (rest * inverse), y2);                    \
-    }                                                                            \
-    /* z of x, and the slope */                                                  \
-    static inline T NAME##_z(const T x, const options o, T *slope)               \
-    {                                                                            \
-        if (GENERAL == 0) return x;                                              \
-        T z = x * (T)(o.logit_scale);                                            \
-        *slope = (T)(1);                                                         \
-        if (o.softcap > 0) {                                                     \
-            z = NAME(z, o.softcap, slope); /* of NaN it is NaN */                \
-            *slope = x == (T)(-REAL_INFINITY) ? (T)(0) : *slope;                 \
-        }                                                                        \
-        return x == (T)(-REAL_INFINITY) ? x : z;                                 \
+#define DEFINE_SOFTCAP(NAME, T, I, AS_T, AS_I)                                     \
+    static inline T NAME(const T s, const real softcap, T *slope)                  \
+    {                                                                              \
+        const T y2 = s * (T)(2 * inverse_of(softcap));                             \
+        const T x = -fabs(y2) < (T)(-TANH_LIMIT) ? (T)(-TANH_LIMIT) : -fabs(y2);   \
+        const T shifted = fma(x, (T)(INV_LN2), (T)(ROUNDER + BIAS + 2));           \
+        const T k = shifted - (T)(ROUNDER + BIAS + 2);                             \
+        const T r = REDUCE(T, k, x);                                               \
+        /* exp(r) - 1: the polynomial without its last term */                     \
+        const T p = r * EXP_SLOPE(r, (T)AS_IT_IS);                                 \
+        const T scale = AS_T(AS_I(shifted) << MANTISSA_BITS);                      \
+        const T t = fma(scale, p, scale);                                          \
+        const T rest = fma(-scale, p, (T)(4) - scale);                             \
+        const T d = t + (T)(4);                                                    \
+        const T near = INVERSE_START(T, d);                                        \
+        const T nearer = INVERSE_STEP(T, d, near);                                 \
+        const T inverse = INVERSE_STEP(T, d, nearer);                              \
+        *slope = ((T)(16) * t) * (inverse * inverse);                              \
+        return copysign((T)(softcap) * (rest * inverse), y2);                      \
+    }                                                                              \
+    /* z of x, and the slope */                                                    \
+    static inline T NAME##_z(const T x, const options o, T *slope)                 \
+    {                                                                              \
+        if (!HAS_Z) return x;                                                      \
+        T z = HAS_LOGIT_SCALE ? x * (T)(o.logit_scale) : x;                        \
+        *slope = (T)(1);                                                           \
+        if (HAS_SOFTCAP) {                                                         \
+            z = NAME(z, o.softcap, slope); /* of NaN it is NaN */                  \
+            *slope = x == (T)(-REAL_INFINITY) ? (T)(0) : *slope;                   \
+        }                                                                          \
+        return x == (T)(-REAL_INFINITY) ? x : z;                                   \
+    }                                                                              \
+    /* s = logit_scale * x: what the argmax is taken of, as a softcap that       \
+     * saturates makes equal what is not. Without a softcap it is z. */ \
+    static inline T NAME##_s(const T x, const options o)                           \
+    {                                                                              \
+        if (!HAS_LOGIT_SCALE) return x;                                            \
+        return x == (T)(-REAL_INFINITY) ? x : x * (T)(o.logit_scale);              \
     }
 
 #if !LANES || VEC == 1
@@ -114,6 +120,7 @@ DEFINE_SOFTCAP(softcap_one, real, integer, PASTE(as_, REAL_TYPE), PASTE(as_, INT
 DEFINE_SOFTCAP(softcap_vector, vec, ivec, AS_VEC, AS_IVEC)
 #else
 #    define softcap_vector_z softcap_one_z
+#    define softcap_vector_s softcap_one_s
 #endif
 
 /* ---- What follows from the sums ----------------------------------------------------------- */
@@ -188,11 +195,11 @@ typedef struct {
     lane dense_nll; /* sum of that part times (maximum - z_j) */
 } judgement;
 
-static inline lane loss_of(const row_result *r, const judgement *t, const bool dense, const real z_loss)
+static inline lane loss_of(const row_result *r, const judgement *t, const real z_loss)
 {
     const lane zero = (lane)(0);
     lane loss = t->one_hot != zero ? t->one_hot * ((r->maximum - t->z) + r->log_d) : zero;
-    if (dense) loss = loss + (t->dense_nll + t->dense_sum * r->log_d);
+    if (HAS_DENSE) loss = loss + (t->dense_nll + t->dense_sum * r->log_d);
     if (z_loss != 0) loss = fma((lane)(z_loss), r->lse * r->lse, loss); /* 0 * inf would be NaN */
     loss = r->valid ? t->weight * loss : (lane)(REAL_NAN);
     return t->counts ? loss : t->bad ? (lane)(REAL_NAN) : zero;
@@ -217,9 +224,8 @@ typedef struct {
 
 /* outer: row_weight upstream logit_scale / d. no_rows: d is the sum of weights, and no row counts. lse: as the
  * statistics give it, as a gradient run from them has no better one. */
-static inline gradient_factors gradient_of(const row_result *r, const judgement *t, const bool dense,
-                                           const real z_loss, const lane lse, const lane outer,
-                                           const bool no_rows)
+static inline gradient_factors gradient_of(const row_result *r, const judgement *t, const real z_loss,
+                                           const lane lse, const lane outer, const bool no_rows)
 {
     const lane z_term = (lane)(2 * z_loss) * lse;
     /* the lesser of p and 1 - p, rounded as their quotient is; of the other the difference to 1 cancels nothing */
@@ -237,7 +243,7 @@ static inline gradient_factors gradient_of(const row_result *r, const judgement 
     g.rest = fma(-g.factor, r->d, sum) * inverse;
     g.inverse = inverse;
     g.outer = outer;
-    g.target = (dense ? at_target - t->dense : at_target) * g.outer * t->slope;
+    g.target = (HAS_DENSE ? at_target - t->dense : at_target) * g.outer * t->slope;
     g.filled = (ilane)(no_rows ? -1 : 0) || !t->counts || !r->valid;
     g.fill = t->bad || (t->counts && !r->valid) ? (lane)(REAL_NAN) : (lane)(0);
     return g;

@@ -30,12 +30,13 @@ typedef struct clxent_parameters {
     u64 partials; /* of the batch; 1: no fold is launched */
     u64 tiles;    /* lanes.cl: of a slab */
     i64 ignore_index;
+    /* Options that are numbers: the bits of a real, see REAL_OF(). share: label_smoothing / classes; keep: 1 -
+     * label_smoothing */
+    u64 keep, share, smoothing, z_loss, logit_scale, softcap;
     clxent_offsets offset;
     u32 classes;
     u32 outputs;        /* CLXENT_OUTPUT_* bits: the values below are the same */
     u32 flags;          /* FLAG_* */
-    u32 target_type;    /* TARGET_* */
-    u32 bad_target;     /* BAD_TARGET_* */
     u32 cache_elements; /* of local memory behind `cache`; 0: none */
     u32 rows_per_group;
     u32 piece_vectors; /* of a row that make a piece; part of what decides bits */
@@ -63,25 +64,19 @@ typedef struct clxent_parameters {
 #define TARGET_PROBABILITIES_F32 4u
 #define TARGET_PROBABILITIES_LOGITS 5u
 
-#define BAD_TARGET_REPORT 0u
-#define BAD_TARGET_NAN 1u
-#define BAD_TARGET_IGNORE 2u
-
 #define FLAG_IGNORE_INDEX (1u << 0) /* ignore_index is in use */
-#define FLAG_CLASS_WEIGHTS (1u << 1)
-#define FLAG_ROW_WEIGHTS (1u << 2)
-#define FLAG_UPSTREAM (1u << 3)
-#define FLAG_UPSTREAM_ROWS (1u << 4)   /* upstream is [rows] */
-#define FLAG_DENOMINATOR (1u << 5)     /* the caller gave one */
-#define FLAG_MEAN (1u << 6)            /* divides by D, unless the caller gave a denominator */
-#define FLAG_ACCUMULATE (1u << 7)      /* gradient += */
-#define FLAG_FROM_STATISTICS (1u << 8) /* statistics are an input */
-#define FLAG_NONTEMPORAL (1u << 9)     /* large results bypass the cache; changes no bit */
-#define FLAG_ALL_IGNORED_ZERO (1u << 10)
-#define FLAG_LOG_D (1u << 11) /* some run of the plan needs log d to full relative precision */
-#define FLAG_OWN_D (1u << 12) /* FLAG_MEAN, but D is summed where it is needed */
-#define FLAG_SECOND_PASS (1u << 13)
-#define FLAG_KEEPS_LOGITS (1u << 14) /* lanes.cl: with room for the exponentials beside them */
+#define FLAG_ROW_WEIGHTS (1u << 1)
+#define FLAG_UPSTREAM (1u << 2)
+#define FLAG_UPSTREAM_ROWS (1u << 3)   /* upstream is [rows] */
+#define FLAG_DENOMINATOR (1u << 4)     /* the caller gave one */
+#define FLAG_MEAN (1u << 5)            /* divides by D, unless the caller gave a denominator */
+#define FLAG_FROM_STATISTICS (1u << 6) /* statistics are an input */
+#define FLAG_NONTEMPORAL (1u << 7)     /* large results bypass the cache; changes no bit */
+#define FLAG_ALL_IGNORED_ZERO (1u << 8)
+#define FLAG_OWN_D (1u << 9) /* FLAG_MEAN, but D is summed where it is needed */
+#define FLAG_SECOND_PASS (1u << 10)
+#define FLAG_KEEPS_LOGITS (1u << 11) /* lanes.cl: with room for the exponentials beside them */
+#define FLAG_BAD_IGNORED (1u << 12)  /* a target out of range is ignored, not NaN */
 
 /* Rows that one partial sum of reduce.cl covers, at most. Part of what decides the bits of a mean: never derived
  * from the device. */

@@ -9,9 +9,10 @@
  * are there. Grid of the *_partials kernels: one work-group for each partial of the [rows] buffers; where it is the
  * batch's only one it folds as well, and *_fold is not launched.
  *
- * A part of every program, for its DTYPE and WG_SIZE: a program of its own takes PoCL 25 ms, however short it is
- * and though it is cached.
+ * A part of every program whose plan reduces, for its DTYPE and WG_SIZE: a program of its own takes PoCL 25 ms, however
+ * short it is and though it is cached.
  */
+#if REDUCES
 typedef struct {
     long_sum_one sum; /* of row weights, or of losses */
     ulong count;      /* of bad targets, or of correct predictions */
@@ -30,7 +31,7 @@ static inline partial merge_partials(const partial a, const partial b)
 }
 
 /* Rows between one that is summed and the one that is brought from memory meanwhile. */
-#define REDUCE_AHEAD 1024u
+#    define REDUCE_AHEAD 1024u
 
 static inline partial empty_partial(void) { return (partial){ { 0, 0 }, 0, 0xffffffffffffffffUL, 0 }; }
 
@@ -110,7 +111,7 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_target
     __local partial scratch[WG_SIZE];
     const row_range range = rows_of_partial(&p, get_group_id(0));
     /* of i64 a step is two lines, of which one is asked for */
-    const uint target_bytes = p.target_type == TARGET_I32 ? 4 : p.target_type == TARGET_I64 ? 8 : 1;
+    const uint target_bytes = TARGETS == TARGET_I32 ? 4 : TARGETS == TARGET_I64 ? 8 : 1;
     partial own = empty_partial();
     long_sum weights = long_zero();
     for (ulong row = range.begin + get_local_id(0) * LANE_ROWS; row < range.end; row += WG_SIZE * LANE_ROWS) {
@@ -118,7 +119,7 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_target
         PREFETCH((__global const uchar *)targets + (p.offset.targets + row + REDUCE_AHEAD) * target_bytes);
         const lane_targets t = get_targets(&p, row, n, targets, row_weights);
         lane weight = t.weight;
-        if (p.flags & FLAG_CLASS_WEIGHTS) {
+        if (HAS_CLASS_WEIGHTS) {
             const lane of_class = gather(class_weights + p.offset.class_weights, t.class_index);
             weight = t.has_class ? weight * of_class : weight;
         }
@@ -217,3 +218,4 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void clxent_losses_fold(
 {
     fold_losses(&p, merge_all_partials(&p, workspace), denominator, loss, correct, workspace);
 }
+#endif

@@ -13,7 +13,7 @@
  * same sums in the same order, so that the bits do not tell which it was, and the choice may look at the
  * device.
  *
- * Set by the host with -D, beside those of common.cl and loss.cl:
+ * Set by the host with -D, beside those of constants.cl and common.cl:
  *   BLOCK  vectors that one work-item takes in a block, a multiple of 4. Part of what decides the bits
  */
 #if !defined(BLOCK) || BLOCK < 4 || BLOCK % 4 != 0
@@ -27,12 +27,8 @@
 #    define IN_REGISTERS 0
 #endif
 
-/* Whether results need the logits although the cache has something of them. */
-#if !IN_REGISTERS && GENERAL
-#    define NEEDS_X true
-#else
-#    define NEEDS_X false
-#endif
+/* Whether gradients need the logits although the cache has the exponentials: for the softcap's slope. */
+#define NEEDS_X (!IN_REGISTERS && HAS_SOFTCAP)
 
 /* On GPUs a call would put the row's inputs into memory. Not for functions that return a struct: Oclgrind 21.10 knows
  * nothing of what clang makes of those. */
@@ -40,6 +36,16 @@
 #    define INLINE static inline __attribute__((always_inline))
 #else
 #    define INLINE static inline
+#endif
+
+/* What a row has a few vectors of is compiled once on CPUs, where copies cost more time to compile than calls to run
+ * (PoCL 3.1, first loss and gradient: 2.65 s of CPU, 3.05 without this). On GPUs it would put arrays into memory. */
+#if WG_SIZE > 1
+#    define RARE static inline __attribute__((always_inline))
+#    define UNROLL_OF_GROUPS _Pragma("unroll")
+#else
+#    define RARE static __attribute__((noinline))
+#    define UNROLL_OF_GROUPS _Pragma("unroll 1")
 #endif
 
 /* Left to itself, PoCL's compiler calls some of these for every vector. */
@@ -60,29 +66,25 @@ typedef struct {
     uint tail;
     uint cache_elements;
     bool shares_lines; /* see bring() */
-    uint slope_at;    /* where the cache has the slope of every class beside its exponential; 0: it has not */
-    bool dense;       /* sum a_j nll_j has terms for every class */
-    bool sums_weight; /* and sum a_j is not known beforehand */
-    bool probabilities; /* targets are q [classes] */
-    bool q_is_f32;
-    __global const void *q;
-    __global const real *class_weights; /* used where has_class_weights */
-    bool has_class_weights;
-    bool entropy;
-    bool best; /* the argmax is wanted */
-    bool nan;  /* so is which class is NaN */
+    uint slope_at; /* where the cache has the slope of every class beside its exponential; 0: it has not */
+    __global const void *q;             /* probabilities [classes] */
+    __global const real *class_weights; /* [classes] */
+    bool best;                          /* the argmax is wanted */
+    bool nan;                           /* so is which class is NaN */
     options o;
 } row_input;
 
 /* Sums over a part of a row: a work-item's, a piece's, in the end the row's. */
 typedef struct {
     real maximum;    /* of z; NaN is not seen */
-    real top;        /* of s, see get_s(); -inf where best is not wanted */
+    real top;        /* of logit_scale * x; -inf where best is not wanted */
     uint best;       /* the first class whose s is top, or NO_CLASS */
     uint nan_at;     /* the first class that is NaN, or NO_CLASS */
     long_sum others; /* exp(z) at the maximum's scale, over all classes but the target's */
-#if GENERAL
-    long_sum entropy;      /* exp(z) (maximum - z), over the same */
+#if HAS_ENTROPY
+    long_sum entropy; /* exp(z) (maximum - z), over the same */
+#endif
+#if HAS_DENSE
     long_sum dense_nll;    /* a_j (maximum - z_j) */
     long_sum dense_weight; /* a_j */
 #endif
@@ -146,12 +148,10 @@ ALWAYS_INLINE void bring(const row_input *in, const uint v, const bool second_pa
         in->shares_lines ? AHEAD + (second_pass ? in->vectors : in->vectors / 2) + v / 2 : AHEAD + v;
     const uint count = in->shares_lines ? 2 : 4;
     bring_vectors((__global const uchar *)in->x, lines_at, count, VEC * sizeof(storage));
-#    if GENERAL
-    if (in->probabilities) {
+    if (HAS_PROBABILITIES) {
         bring_vectors((__global const uchar *)in->q, lines_at, count,
-                      VEC * (in->q_is_f32 ? sizeof(float) : sizeof(storage)));
+                      VEC * (TARGETS == TARGET_PROBABILITIES_F32 ? sizeof(float) : sizeof(storage)));
     }
-#    endif
 #else
     (void)in;
     (void)v;
@@ -165,29 +165,12 @@ static inline vec get_z(const row_input *in, const uint v)
     return softcap_vector_z(get_x(in, v), in->o, &unused);
 }
 
-#if GENERAL && !IN_REGISTERS
-/* Without the options that stand in the way of the inner loops' speed. Where that is known, the loops exist a second
- * time without them: 0.75 of the time for the entropy, 0.93 for probability targets (PoCL, AVX-512). */
-static inline bool is_plain(const row_input *in)
-{
-    return !(in->o.softcap > 0) && in->o.logit_scale == 1 && !in->has_class_weights;
-}
-
-static inline void make_plain(row_input *in)
-{
-    in->o.softcap = 0;
-    in->o.logit_scale = 1;
-    in->has_class_weights = false;
-    in->slope_at = 0;
-}
-#endif
-
 /* ---- a ------------------------------------------------------------------------------------ */
 
 static inline real probability_one(const row_input *in, const uint at)
 {
 #if DTYPE != F32
-    if (!in->q_is_f32) return load_one((__global const storage *)in->q + at);
+    if (TARGETS == TARGET_PROBABILITIES_LOGITS) return load_one((__global const storage *)in->q + at);
 #endif
     return convert_real(((__global const float *)in->q)[at]);
 }
@@ -195,7 +178,7 @@ static inline real probability_one(const row_input *in, const uint at)
 static inline vec probability_vector(const row_input *in, const uint at)
 {
 #if DTYPE != F32
-    if (!in->q_is_f32) return load_vector((__global const storage *)in->q + at);
+    if (TARGETS == TARGET_PROBABILITIES_LOGITS) return load_vector((__global const storage *)in->q + at);
 #endif
     return CONVERT_VEC(LOAD((__global const float *)in->q + at));
 }
@@ -204,8 +187,8 @@ static inline vec probability_vector(const row_input *in, const uint at)
 static inline real dense_one(const row_input *in, const uint at)
 {
     real a = in->o.share;
-    if (in->probabilities) a = fma(in->o.keep, probability_one(in, at), a);
-    if (in->has_class_weights) a = a * in->class_weights[at];
+    if (HAS_PROBABILITIES) a = fma(in->o.keep, probability_one(in, at), a);
+    if (HAS_CLASS_WEIGHTS) a = a * in->class_weights[at];
     return a;
 }
 
@@ -218,8 +201,8 @@ static inline vec dense_vector(const row_input *in, const uint at, const uint n)
         return LOAD(element);
     }
     vec a = (vec)(in->o.share);
-    if (in->probabilities) a = fma((vec)(in->o.keep), probability_vector(in, at), a);
-    if (in->has_class_weights) a = a * LOAD(in->class_weights + at);
+    if (HAS_PROBABILITIES) a = fma((vec)(in->o.keep), probability_vector(in, at), a);
+    if (HAS_CLASS_WEIGHTS) a = a * LOAD(in->class_weights + at);
     return a;
 }
 
@@ -233,8 +216,10 @@ static inline row_sums empty_sums(void)
     s.best = NO_CLASS;
     s.nan_at = NO_CLASS;
     s.others = long_zero();
-#if GENERAL
+#if HAS_ENTROPY
     s.entropy = long_zero();
+#endif
+#if HAS_DENSE
     s.dense_nll = long_zero();
     s.dense_weight = long_zero();
 #endif
@@ -246,9 +231,12 @@ static inline void raise_maximum(row_sums *s, const real maximum)
 {
     if (s->maximum > -REAL_INFINITY && maximum > s->maximum) {
         const real factor = exp_rescale(exp_scale_of(s->maximum), exp_scale_of(maximum));
-#if GENERAL
+#if HAS_ENTROPY
+        const real raised = long_value(s->others) * (maximum - s->maximum);
+        s->entropy = long_times(long_add(s->entropy, raised), factor);
+#endif
+#if HAS_DENSE
         const real step = maximum - s->maximum;
-        s->entropy = long_times(long_add(s->entropy, long_value(s->others) * step), factor);
         s->dense_nll = long_add(s->dense_nll, long_value(s->dense_weight) * step);
 #endif
         s->others = long_times(s->others, factor);
@@ -268,8 +256,10 @@ static inline row_sums merge(row_sums a, row_sums b)
     }
     a.nan_at = min(a.nan_at, b.nan_at);
     a.others = long_merge(a.others, b.others);
-#if GENERAL
+#if HAS_ENTROPY
     a.entropy = long_merge(a.entropy, b.entropy);
+#endif
+#if HAS_DENSE
     a.dense_nll = long_merge(a.dense_nll, b.dense_nll);
     a.dense_weight = long_merge(a.dense_weight, b.dense_weight);
 #endif
@@ -294,12 +284,9 @@ static inline row_sums merge_group(const row_sums own, __local row_sums *scratch
     return all;
 }
 
-/* What one vector adds. */
+/* What one vector adds. What a program does not sum stays 0, and costs nothing. */
 typedef struct {
-    vec others;
-#if GENERAL
-    vec entropy, nll, weight;
-#endif
+    vec others, entropy, nll, weight;
 } terms;
 
 /* What one block adds: few terms are summed plainly, four by four, and flushed into sums that lose nothing before many
@@ -307,10 +294,7 @@ typedef struct {
  * the error grows with their number. */
 typedef struct {
     terms few;
-    long_vector others;
-#if GENERAL
-    long_vector entropy, nll, weight;
-#endif
+    long_vector others, entropy, nll, weight;
 } block_sums;
 
 /* Vectors of a work-item between two flushes, see above; a block has no fewer, or is one. */
@@ -319,47 +303,31 @@ typedef struct {
 static inline terms no_terms(void)
 {
     const vec zero = (vec)(0);
-#if GENERAL
     return (terms){ zero, zero, zero, zero };
-#else
-    return (terms){ zero };
-#endif
 }
 
 static inline block_sums empty_block(void)
 {
     const vec zero = (vec)(0);
     const long_vector none = { zero, zero };
-#if GENERAL
     return (block_sums){ no_terms(), none, none, none, none };
-#else
-    return (block_sums){ no_terms(), none };
-#endif
 }
 
 #define SUM_FOUR(f, member) ((f[0].member + f[1].member) + (f[2].member + f[3].member))
-ALWAYS_INLINE void add_four(const row_input *in, block_sums *b, const terms four[4])
+ALWAYS_INLINE void add_four(block_sums *b, const terms four[4])
 {
     b->few.others += SUM_FOUR(four, others);
-#if GENERAL
-    if (in->entropy) b->few.entropy += SUM_FOUR(four, entropy);
-    if (in->dense) b->few.nll += SUM_FOUR(four, nll);
-    if (in->dense) b->few.weight += SUM_FOUR(four, weight);
-#else
-    (void)in;
-#endif
+    if (HAS_ENTROPY) b->few.entropy += SUM_FOUR(four, entropy);
+    if (HAS_DENSE) b->few.nll += SUM_FOUR(four, nll);
+    if (HAS_DENSE) b->few.weight += SUM_FOUR(four, weight);
 }
 
-ALWAYS_INLINE void flush(const row_input *in, block_sums *b)
+ALWAYS_INLINE void flush(block_sums *b)
 {
     b->others = long_add_vector(b->others, b->few.others);
-#if GENERAL
-    if (in->entropy) b->entropy = long_add_vector(b->entropy, b->few.entropy);
-    if (in->dense) b->nll = long_add_vector(b->nll, b->few.nll);
-    if (in->dense) b->weight = long_add_vector(b->weight, b->few.weight);
-#else
-    (void)in;
-#endif
+    if (HAS_ENTROPY) b->entropy = long_add_vector(b->entropy, b->few.entropy);
+    if (HAS_DENSE) b->nll = long_add_vector(b->nll, b->few.nll);
+    if (HAS_DENSE) b->weight = long_add_vector(b->weight, b->few.weight);
     b->few = no_terms();
 }
 
@@ -368,19 +336,18 @@ static inline long_sum fold(const long_sum s, const long_vector v)
     return long_merge(s, (long_sum){ FOLD(v.high, real_sum), FOLD(v.low, real_sum) });
 }
 
-static inline void add_block(const row_input *in, row_sums *s, const block_sums *b)
+static inline void add_block(row_sums *s, const block_sums *b)
 {
     s->others = fold(s->others, b->others);
-#if GENERAL
-    if (in->entropy) s->entropy = fold(s->entropy, b->entropy);
-    if (in->dense) s->dense_nll = fold(s->dense_nll, b->nll);
-    if (in->dense) s->dense_weight = fold(s->dense_weight, b->weight);
-#else
-    (void)in;
+#if HAS_ENTROPY
+    s->entropy = fold(s->entropy, b->entropy);
+#endif
+#if HAS_DENSE
+    s->dense_nll = fold(s->dense_nll, b->nll);
+    s->dense_weight = fold(s->dense_weight, b->weight);
 #endif
 }
 
-#if GENERAL
 /* a of vector v, as it is summed. tail: v may be the last one. */
 static inline vec get_a(const row_input *in, const uint v, const bool tail)
 {
@@ -389,7 +356,6 @@ static inline vec get_a(const row_input *in, const uint v, const bool tail)
     const vec a = dense_vector(in, at, part ? in->tail : VEC);
     return skipped > 0 && IOTA < (ivec)((integer)skipped) ? (vec)(0) : a;
 }
-#endif
 
 /* To t, which is no_terms(), what vector v adds; the exponentials are 0 for the class kept apart (NO_CLASS: of another
  * vector). tail: v may be the last one. */
@@ -403,16 +369,12 @@ ALWAYS_INLINE void take_terms(terms *t, const row_input *in, const row_sums *s, 
     if (apart != NO_CLASS) e = IOTA == (ivec)((integer)(apart - at)) ? (vec)(0) : e;
     if (skipped > 0) e = IOTA < (ivec)((integer)skipped) ? (vec)(0) : e;
     t->others = e;
-#if GENERAL
     const vec distance = (vec)(s->maximum > -REAL_INFINITY ? s->maximum : 0) - z;
-    if (in->entropy) t->entropy = e == (vec)(0) ? (vec)(0) : e * distance;
-    if (in->dense) {
+    if (HAS_ENTROPY) t->entropy = e == (vec)(0) ? (vec)(0) : e * distance;
+    if (HAS_DENSE) {
         t->weight = get_a(in, v, tail);
         t->nll = t->weight == (vec)(0) ? (vec)(0) : t->weight * distance;
     }
-#else
-    (void)s;
-#endif
 }
 
 /* Where the maximum was met first: a range of this work-item's vectors. */
@@ -475,10 +437,10 @@ static inline row_sums scan_own(const row_input *in, const uint apart, const uin
                                v == apart_vector ? apart : NO_CLASS, true, cached, cache);
                 }
             }
-            add_four(in, &b, four);
+            add_four(&b, four);
         }
-        flush(in, &b);
-        add_block(in, &s, &b);
+        flush(&b);
+        add_block(&s, &b);
     }
     (void)whole;
     return s;
@@ -493,7 +455,7 @@ static inline vec get_full_z(const row_input *in, const uint v)
     return softcap_vector_z(load_vector(in->x + v * VEC), in->o, &unused);
 }
 
-/* Where z of vector v waits for its maximum, in GENERAL, as it takes longer than the exponential: in the place of
+/* Where z of vector v waits for its maximum under a softcap, as it takes longer than the exponential: in the place of
  * its exponentials, or of a block's where the cache has no room for the row. */
 static inline __local real *z_place(const row_input *in, __local real *cache, const uint first, const uint v,
                                     const bool whole)
@@ -528,7 +490,7 @@ ALWAYS_INLINE void sum_block(const row_input *in, row_sums *s, const uint from, 
                     for (uint k = 0; k < 4; k++) STORE(four[k].others, cache + (w + k * WG_SIZE) * VEC);
                 }
             } else {
-#    pragma unroll
+                UNROLL_OF_GROUPS
                 for (uint k = 0; k < 4; k++) {
                     const uint u = w + k * WG_SIZE;
                     four[k] = no_terms();
@@ -539,12 +501,12 @@ ALWAYS_INLINE void sum_block(const row_input *in, row_sums *s, const uint from, 
                     }
                 }
             }
-            add_four(in, &b, four);
+            add_four(&b, four);
         }
-        flush(in, &b);
+        flush(&b);
 #    undef Z
     }
-    add_block(in, s, &b);
+    add_block(s, &b);
 }
 
 /* z of vector v, left behind for sum_block(), and its slope for the gradient. */
@@ -590,12 +552,11 @@ static inline real block_maximum(const row_input *in, const uint from, const uin
 }
 
 /* This work-item's part of the vectors [begin, end). whole: the maximum of all of them is found first. */
-ALWAYS_INLINE void scan_vectors(row_sums *sums, const row_input *in, const uint apart, const uint begin,
-                                const uint end, const bool whole, const bool cached, __local real *cache,
-                                vector_range *range)
+static inline row_sums scan_own(const row_input *in, const uint apart, const uint begin, const uint end,
+                                const bool whole, const bool cached, __local real *cache, vector_range *range)
 {
     const uint block = BLOCK * WG_SIZE;
-    const bool keeps_z = GENERAL && in->o.softcap > 0 && (whole || in->cache_elements >= block * VEC);
+    const bool keeps_z = HAS_SOFTCAP && (whole || in->cache_elements >= block * VEC);
     const uint step = whole ? end - begin : block;
     row_sums s = empty_sums();
     for (uint first = begin; first < end; first += step) {
@@ -607,57 +568,22 @@ ALWAYS_INLINE void scan_vectors(row_sums *sums, const row_input *in, const uint 
         }
         for (uint from = first; from < last; from += block) {
             const uint to = min(from + block, last);
-            if (GENERAL || fabs(s.maximum) > MAX_NEAR) {
+            if (!SUMS_PLAINLY || fabs(s.maximum) > MAX_NEAR) {
                 sum_block(in, &s, from, to, apart, true, whole, keeps_z, cached, cache);
             } else {
                 sum_block(in, &s, from, to, apart, false, whole, keeps_z, cached, cache);
             }
         }
     }
-    *sums = s;
-}
-
-/* The options that most combinations leave alone are known to be off in a copy of these loops. */
-static inline row_sums scan_own(const row_input *in, const uint apart, const uint begin, const uint end,
-                                const bool whole, const bool cached, __local real *cache, vector_range *range)
-{
-    row_sums sums;
-#    if GENERAL
-    row_input plain = *in;
-    if (is_plain(in) && !in->dense) {
-        make_plain(&plain);
-        plain.dense = false;
-        scan_vectors(&sums, &plain, apart, begin, end, whole, cached, cache, range);
-        return sums;
-    }
-    if (is_plain(in) && !in->entropy) { /* dense, then */
-        make_plain(&plain);
-        plain.dense = true;
-        plain.entropy = false;
-        scan_vectors(&sums, &plain, apart, begin, end, whole, cached, cache, range);
-        return sums;
-    }
-#    endif
-    scan_vectors(&sums, in, apart, begin, end, whole, cached, cache, range);
-    return sums;
+    return s;
 }
 #endif
 
-/* s = logit_scale * x of vector v: what the argmax is taken of, as a softcap that saturates makes equal what
- * is not. Without a softcap it is z. */
-static inline vec get_s(const row_input *in, const uint v)
-{
-    row_input uncapped = *in;
-    uncapped.o.softcap = 0;
-    return get_z(&uncapped, v);
-}
-
 /* In `found`, where an element of vector v is the value, or NaN. */
 ALWAYS_INLINE ivec match_vector(const row_input *in, const uint v, const bool is_full, const bool want_nan,
-                                const real value, const bool scaled, const ivec found)
+                                const real value, const ivec found)
 {
-    vec s = is_full ? load_vector(in->x + v * VEC) : get_x(in, v);
-    if (scaled) s = s == (vec)(-REAL_INFINITY) ? s : s * (vec)(in->o.logit_scale); /* as get_s() */
+    const vec s = softcap_vector_s(is_full ? load_vector(in->x + v * VEC) : get_x(in, v), in->o);
     return (want_nan ? s != s : s == (vec)(value)) ? (ivec)((integer)vector_at(in, v)) : found;
 }
 
@@ -665,7 +591,7 @@ ALWAYS_INLINE ivec match_vector(const row_input *in, const uint v, const bool is
  * none. From the last vector to the first, so that each element is left with its first one; four by four, as each waits
  * for the one before. */
 ALWAYS_INLINE uint find_first(const row_input *in, const bool want_nan, const real value, const uint first,
-                              const uint last, const bool scaled)
+                              const uint last)
 {
     const ivec none = (ivec)(INT_MAX); /* classes are fewer */
     const uint begin = first + (uint)get_local_id(0);
@@ -673,18 +599,18 @@ ALWAYS_INLINE uint find_first(const row_input *in, const bool want_nan, const re
     ivec found[4] = { none, none, none, none };
     if (left > 0 && begin + (left - 1) * WG_SIZE >= in->vectors) {
         left--;
-        found[0] = match_vector(in, begin + left * WG_SIZE, false, want_nan, value, scaled, none);
+        found[0] = match_vector(in, begin + left * WG_SIZE, false, want_nan, value, none);
     }
     for (; left >= 4; left -= 4) {
 #pragma unroll
         for (uint k = 0; k < 4; k++) {
             const uint v = begin + (left - 1 - k) * WG_SIZE;
-            found[k] = match_vector(in, v, true, want_nan, value, scaled, found[k]);
+            found[k] = match_vector(in, v, true, want_nan, value, found[k]);
         }
     }
     for (; left > 0; left--) {
         const uint v = begin + (left - 1) * WG_SIZE;
-        found[0] = match_vector(in, v, true, want_nan, value, scaled, found[0]);
+        found[0] = match_vector(in, v, true, want_nan, value, found[0]);
     }
     const ivec first_at = min(min(found[0], found[1]), min(found[2], found[3]));
     const ivec at = first_at == none ? none : first_at + IOTA;
@@ -704,28 +630,25 @@ static inline row_sums sum_own(const row_input *in, const uint apart, const uint
     const bool has_nan = s.others.high != s.others.high;
     if (in->best) {
         s.top = s.maximum;
-        if (GENERAL && in->o.softcap > 0) {
+        if (HAS_SOFTCAP) {
             vec m = (vec)(-REAL_INFINITY);
-            for (uint v = begin + (uint)get_local_id(0); v < end; v += WG_SIZE) m = vec_max(m, get_s(in, v));
+            for (uint v = begin + (uint)get_local_id(0); v < end; v += WG_SIZE) {
+                m = vec_max(m, softcap_vector_s(get_x(in, v), in->o));
+            }
             s.top = FOLD(m, real_max);
             range = (vector_range){ begin, end };
         }
-        if (GENERAL && in->o.logit_scale != 1) {
-            s.best = find_first(in, false, s.top, range.first, range.last, true);
-        } else {
-            s.best = find_first(in, false, s.top, range.first, range.last, false);
-        }
+        s.best = find_first(in, false, s.top, range.first, range.last);
     }
     /* also true where +inf - inf made it, without a NaN among the logits */
     if (has_nan && in->nan) {
         /* of s, which is NaN too where a logit_scale of 0 meets an infinity */
-        s.nan_at =
-            GENERAL ? find_first(in, true, 0, begin, end, true) : find_first(in, true, 0, begin, end, false);
+        s.nan_at = find_first(in, true, 0, begin, end);
     }
     return s;
 }
 
-#if GENERAL
+#if SUMS_WEIGHT
 /* sum a_j alone, in the order of scan_own(): the same bits. */
 static inline row_sums sum_own_weights(const row_input *in, const uint begin, const uint end)
 {
@@ -741,9 +664,9 @@ static inline row_sums sum_own_weights(const row_input *in, const uint begin, co
                     four[k] = no_terms();
                     if (u < to) four[k].weight = get_a(in, u, true);
                 }
-                add_four(in, &b, four);
+                add_four(&b, four);
             }
-            flush(in, &b);
+            flush(&b);
         }
         s.dense_weight = fold(s.dense_weight, b.weight);
     }

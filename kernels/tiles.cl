@@ -9,7 +9,7 @@
  * transposed on their way in and out: by shuffles of registers in a group of one work-item, by local memory in
  * larger ones. With ALONG they are not: rows are read where they lie, and the tile has their exponentials, row by row.
  *
- * Set by the host with -D, beside those of common.cl and loss.cl:
+ * Set by the host with -D, beside those of constants.cl and common.cl:
  *   INNER    0: the class axis is last; a group of more than one work-item needs VEC 1
  *            1: rows are neighbours, classes are inner elements apart
  *   CACHED   1: a tile fits into local memory; 0: it does not
@@ -17,8 +17,8 @@
  *            with a group of one work-item: so many neighbours are read and written together
  *   ALONG    1: vectors lie along the classes of a row while sums are taken and results are made, and only what a row
  *            has one of is a lane, so that nothing but the rows' partial sums is transposed. For at least VEC
- *            classes (plan.c: lies_along()), a group of one work-item, no log-softmax, and not both softmax and gradient.
- *            GENERAL is 0 here also where the entropy is wanted
+ *            classes (plan.c: lies_along()), a group of one work-item, z that is x, no smoothing or probabilities, no
+ *            log-softmax, and not both softmax and gradient
  */
 #if !defined(INNER) || INNER < 0 || INNER > 1 || (!INNER && VEC > 1 && WG_SIZE > 1)
 #    error "INNER: 0, with VEC 1 or WG_SIZE 1, or 1"
@@ -31,9 +31,9 @@
 #endif
 
 #if !defined(ALONG) || ALONG < 0 || ALONG > 1 || \
-    (ALONG && (INNER || GENERAL || !CACHED || VEC == 1 || WG_SIZE > 1))
+    (ALONG && (INNER || HAS_Z || HAS_DENSE || !CACHED || VEC == 1 || WG_SIZE > 1))
 #    error \
-        "ALONG: 0, or 1 with CACHED, neither INNER nor GENERAL, VEC more than 1 and a group of one work-item"
+        "ALONG: 0, or 1 with CACHED, no INNER, HAS_Z, HAS_DENSE, VEC more than 1 and a group of one work-item"
 #endif
 
 #define TILE (WG_SIZE * VEC * COLUMNS)
@@ -76,7 +76,7 @@
 #    define OVERWRITES true
 #endif
 /* Whether a column's maximum is known once it is in the tile: a softcap is not taken on the way. */
-#if INNER && CACHED && !GENERAL
+#if INNER && CACHED && !HAS_Z
 #    define FILL_FINDS_MAXIMUM true
 #else
 #    define FILL_FINDS_MAXIMUM false
@@ -93,6 +93,9 @@
 
 /* Left to themselves, compilers call some of these for every vector. */
 #define INLINE static inline __attribute__((always_inline))
+
+/* Loops over the lanes of few rows are not worth the copies that compilers make of them. */
+#define UNROLL_NEVER _Pragma("unroll 1")
 
 /* Of a group of one work-item; in larger ones it takes registers that a GPU does not have. */
 #if WG_SIZE == 1
@@ -115,13 +118,9 @@ typedef struct {
     bool brings_next;             /* with INNER: see MOST_BROUGHT */
     __local real *logits;         /* this work-item's part of the tile */
     __local real *values;         /* exponentials; the same place where logits are not needed again */
-    bool dense;
-    bool probabilities;
-    bool q_is_f32;
     __global const void *targets;
     ulong q_at; /* of lane 0, class 0, in elements */
     __global const real *class_weights;
-    bool has_class_weights;
     options o;
 } tile_input;
 
@@ -195,25 +194,26 @@ INLINE ulong target_start(const tile_input *in, const uint i)
 INLINE vec dense_class(const tile_input *in, const uint c)
 {
     vec a = (vec)(in->o.share);
-    if (in->probabilities) {
+    if (HAS_PROBABILITIES) {
+        const bool is_f32 = TARGETS == TARGET_PROBABILITIES_F32;
         const ulong at = in->q_at + c * class_step(in->p), step = lane_step(in->p->target_row_stride);
         __global const float *f32 = (__global const float *)in->targets + at;
         __global const storage *stored = (__global const storage *)in->targets + at;
         vec q;
         if (INNER && in->n == VEC && in->p->shift == 0) {
-            q = in->q_is_f32 ? CONVERT_VEC(LOAD(f32)) : load_vector(stored);
+            q = is_f32 ? CONVERT_VEC(LOAD(f32)) : load_vector(stored);
         } else {
             real element[VEC];
             for (uint i = 0; i < VEC; i++) {
                 const uint k = min(i, in->n - 1);
                 const ulong skip = VEC == 1 || in->p->shift == 0 ? k * step : target_start(in, k) - in->q_at;
-                element[i] = in->q_is_f32 ? convert_real(f32[skip]) : load_one(stored + skip);
+                element[i] = is_f32 ? convert_real(f32[skip]) : load_one(stored + skip);
             }
             q = LOAD(element);
         }
         a = fma((vec)(in->o.keep), q, a);
     }
-    if (in->has_class_weights) a = a * (vec)(in->class_weights[c]);
+    if (HAS_CLASS_WEIGHTS) a = a * (vec)(in->class_weights[c]);
     return a;
 }
 #endif

@@ -10,37 +10,53 @@ cmake_minimum_required(VERSION 3.21)
 set(dtypes 1:1 2:2 3:3 4:4 1:2 3:1 4:1)
 set(cpu -DWG_SIZE=1)
 set(gpu -DWG_SIZE=256)
+# kernels/constants.cl: every output without options, everything at once, what training asks for, the loss alone, and
+# no targets.
+set(none "-DHAS_CLASS_WEIGHTS=0 -DHAS_SMOOTHING=0 -DHAS_LOGIT_SCALE=0 -DHAS_SOFTCAP=0 -DACCUMULATE=0")
+set(all "-DHAS_CLASS_WEIGHTS=1 -DHAS_SMOOTHING=1 -DHAS_LOGIT_SCALE=1 -DHAS_SOFTCAP=1 -DACCUMULATE=1")
+set(constants
+  "-DOUTPUTS=56u -DTARGETS=1 -DREDUCES=1 -DKERNELS=3 ${none}"
+  "-DOUTPUTS=312u -DTARGETS=5 -DREDUCES=1 -DKERNELS=3 ${all}"
+  "-DOUTPUTS=32u -DTARGETS=2 -DREDUCES=1 -DKERNELS=1 ${all}"
+  "-DOUTPUTS=0u -DTARGETS=3 -DREDUCES=0 -DKERNELS=2 ${none}"
+  "-DOUTPUTS=24u -DTARGETS=0 -DREDUCES=0 -DKERNELS=1 ${none}")
 set(shapes "")
 if(PROGRAM STREQUAL "rows")
-  foreach(general 0 1)
+  foreach(of_plan IN LISTS constants)
     list(APPEND shapes
-      "${cpu} -DLANES=0 -DVEC=16 -DBLOCK=64 -DGENERAL=${general}"
-      "${cpu} -DLANES=0 -DVEC=1 -DBLOCK=4 -DGENERAL=${general}"
-      "${gpu} -DLANES=0 -DVEC=4 -DBLOCK=4 -DGENERAL=${general}"
-      "${gpu} -DLANES=0 -DVEC=8 -DBLOCK=64 -DGENERAL=${general}")
+      "${cpu} -DLANES=0 -DVEC=16 -DBLOCK=64 ${of_plan}"
+      "${cpu} -DLANES=0 -DVEC=1 -DBLOCK=4 ${of_plan}"
+      "${gpu} -DLANES=0 -DVEC=4 -DBLOCK=4 ${of_plan}"
+      "${gpu} -DLANES=0 -DVEC=8 -DBLOCK=64 ${of_plan}")
   endforeach()
 elseif(PROGRAM STREQUAL "lanes")
-  foreach(general 0 1)
+  foreach(of_plan IN LISTS constants)
     foreach(shape "${cpu} -DVEC=16 -DCOLUMNS=4" "${cpu} -DVEC=1 -DCOLUMNS=1" "${gpu} -DVEC=4 -DCOLUMNS=1")
-      list(APPEND shapes
-        "${shape} -DLANES=1 -DALONG=0 -DINNER=1 -DCACHED=1 -DGENERAL=${general}")
+      list(APPEND shapes "${shape} -DLANES=1 -DALONG=0 -DINNER=1 -DCACHED=1 ${of_plan}")
     endforeach()
     list(APPEND shapes
-      "${cpu} -DVEC=16 -DCOLUMNS=1 -DLANES=1 -DALONG=0 -DINNER=1 -DCACHED=0 -DGENERAL=${general}"
-      "${cpu} -DVEC=16 -DCOLUMNS=1 -DLANES=1 -DALONG=0 -DINNER=0 -DCACHED=1 -DGENERAL=${general}"
-      "${cpu} -DVEC=4 -DCOLUMNS=1 -DLANES=1 -DALONG=0 -DINNER=0 -DCACHED=1 -DGENERAL=${general}"
-      "${gpu} -DVEC=1 -DCOLUMNS=1 -DLANES=1 -DALONG=0 -DINNER=0 -DCACHED=1 -DGENERAL=${general}")
+      "${cpu} -DVEC=16 -DCOLUMNS=1 -DLANES=1 -DALONG=0 -DINNER=1 -DCACHED=0 ${of_plan}"
+      "${cpu} -DVEC=16 -DCOLUMNS=1 -DLANES=1 -DALONG=0 -DINNER=0 -DCACHED=1 ${of_plan}"
+      "${cpu} -DVEC=4 -DCOLUMNS=1 -DLANES=1 -DALONG=0 -DINNER=0 -DCACHED=1 ${of_plan}"
+      "${gpu} -DVEC=1 -DCOLUMNS=1 -DLANES=1 -DALONG=0 -DINNER=0 -DCACHED=1 ${of_plan}")
   endforeach()
   foreach(vector 4 16)
-    list(APPEND shapes
-      "${cpu} -DVEC=${vector} -DCOLUMNS=1 -DLANES=1 -DALONG=1 -DINNER=0 -DCACHED=1 -DGENERAL=0")
+    foreach(outputs 0 288)
+      list(APPEND shapes
+        "${cpu} -DVEC=${vector} -DCOLUMNS=1 -DLANES=1 -DALONG=1 -DINNER=0 -DCACHED=1 -DOUTPUTS=${outputs}u -DTARGETS=1 -DREDUCES=1 ${none}")
+    endforeach()
   endforeach()
 elseif(PROGRAM STREQUAL "padding")
   set(dtypes 1:1)
   set(shapes "${cpu} -DELEMENT_BYTES=2" "${gpu} -DELEMENT_BYTES=4" "${gpu} -DELEMENT_BYTES=8")
 else()
-  set(shapes "${cpu} -DLANES=0 -DVEC=1" "${gpu} -DLANES=0 -DVEC=1")
+  foreach(targets 1 5)
+    list(APPEND shapes
+      "${cpu} -DLANES=0 -DVEC=1 -DOUTPUTS=0u -DTARGETS=${targets} -DREDUCES=1 ${none}"
+      "${gpu} -DLANES=0 -DVEC=1 -DOUTPUTS=0u -DTARGETS=${targets} -DREDUCES=1 ${none}")
+  endforeach()
 endif()
+# Conditions on what a plan fixes are meant to be constants:.
 # -cl-no-stdinc leaves out clang's own table of builtins, which lacks vload_half where the device lacks fp16;
 # opencl-c.h, which -finclude-default-header then brings, has it.
 set(flags -x cl -cl-std=CL1.2 -cl-no-stdinc -Xclang -finclude-default-header -target spir64

@@ -33,6 +33,8 @@ bool small_run(void) { return is_set("CLXENT_TEST_SMALL"); }
 
 bool full_run(void) { return is_set("CLXENT_TEST_FULL"); }
 
+bool runs_all(void) { return small_run() || full_run(); }
+
 size_t volume(size_t count, size_t few) { return full_run() || count < few ? count : few; }
 
 /* ---- Device -------------------------------------------------------------------------------- */

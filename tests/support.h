@@ -46,6 +46,20 @@ bool small_run(void); /* CLXENT_TEST_SMALL=1: sizes for an interpreter such as O
 /* CLXENT_TEST_FULL=1: every variant times every dtype. Else tests that compile programs of their own, seconds each, take
  * one of each kind: volume() is count in a full run and at most few elsewhere. */
 bool full_run(void);
+
+/* Whether every combination is run, rather than one of each kind: in a full run, and under Oclgrind, where small cases
+ * cost little. A combination of outputs, target type and options is a program that a driver compiles, and compiling
+ * takes longer than all cases of it: so the others share the outputs below, with int64 targets, as far as they can. */
+bool runs_all(void);
+
+enum {
+    /* what training asks for */
+    TRAINING_OUTPUTS =
+        CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_BAD_TARGETS,
+    /* served by vectors along the classes, see plan.c */
+    ALONG_OUTPUTS = TRAINING_OUTPUTS | CLXENT_OUTPUT_ENTROPY,
+    EVERY_OUTPUT = CLXENT_OUTPUT_ONE_HOT - 1
+};
 size_t volume(size_t count, size_t few);
 const char *last_error(void); /* of device.ctx; valid until the next call */
 

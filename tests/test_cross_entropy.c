@@ -19,11 +19,10 @@ TestSuite(cross_entropy, .init = open_device, .fini = close_device);
 
 enum {
     SUMS = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_ARGMAX |
-           CLXENT_OUTPUT_CORRECT,
-    /* all that the plain program serves, and all there is */
-    PLAIN = SUMS | CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_LOG_SOFTMAX | CLXENT_OUTPUT_GRADIENT |
-            CLXENT_OUTPUT_STATISTICS | CLXENT_OUTPUT_BAD_TARGETS,
-    GENERAL = PLAIN | CLXENT_OUTPUT_ENTROPY,
+           CLXENT_OUTPUT_CORRECT | CLXENT_OUTPUT_BAD_TARGETS,
+    /* all but the entropy, and all there is */
+    PLAIN = EVERY_OUTPUT & ~CLXENT_OUTPUT_ENTROPY,
+    GENERAL = EVERY_OUTPUT,
     /* without what only index targets have */
     OF_PROBABILITIES = GENERAL & ~(CLXENT_OUTPUT_CORRECT | CLXENT_OUTPUT_BAD_TARGETS)
 };
@@ -41,7 +40,6 @@ static clxent_desc make_desc(uint32_t outputs, uint32_t dtype, size_t batch, siz
     desc.batch = batch;
     desc.seq = seq;
     desc.classes = classes;
-    desc.target_type = CLXENT_TARGET_I32;
     return desc;
 }
 
@@ -85,7 +83,8 @@ static void check_sizes(uint32_t outputs, uint32_t dtype, uint32_t gradient_dtyp
         const size_t rows = small_run() ? 5 : all[i] > 5000 ? 13 : ALL_KINDS;
         clxent_desc desc = make_desc(outputs, dtype, rows, 1, all[i]);
         desc.gradient_dtype = gradient_dtype;
-        desc.target_type = i % 3 == 0 ? CLXENT_TARGET_I64 : i % 3 == 1 ? CLXENT_TARGET_I32 : CLXENT_TARGET_U8;
+        if (outputs == SUMS) desc.target_type = CLXENT_TARGET_U8;
+        if (outputs == PLAIN) desc.target_type = CLXENT_TARGET_I32;
         reduce_by(&desc, (uint32_t)(i % 3));
         if (i % 2 == 1) pad(&desc);
         run_filled_case(name_of(&desc, "sizes"), &desc,
@@ -119,8 +118,7 @@ Test(cross_entropy, rows_with_specials_and_bad_targets_match_the_reference)
             clxent_desc desc = make_desc(outputs, CLXENT_F32, small_run() ? 9 : 37, 1, classes[i]);
             desc.bad_target = policy;
             if (policy != CLXENT_BAD_TARGET_REPORT) desc.outputs &= ~(uint32_t)CLXENT_OUTPUT_BAD_TARGETS;
-            desc.target_type = policy == CLXENT_BAD_TARGET_NAN ? CLXENT_TARGET_I32 : CLXENT_TARGET_I64;
-            reduce_by(&desc, policy);
+            if (policy == CLXENT_BAD_TARGET_REPORT) reduce_by(&desc, CLXENT_REDUCTION_NONE);
             desc.ignore_index = 0;
             pad(&desc);
             run_filled_case(name_of(&desc, "specials"), &desc,
@@ -215,11 +213,11 @@ Test(cross_entropy, confident_rows_keep_full_relative_precision)
 {
     /* Losses from 1e-3 to 1e-30, target first, last and in the tail; f32 alone would round them to 0 at 6e-8. */
     enum { ROWS = 24 };
-    const uint32_t along = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_ENTROPY; /* plan.c */
     const size_t classes[] = { 2, 19, 100, 301, 1027, 4099 };
     for (size_t i = 0; i < (small_run() ? 3 : COUNT(classes)); i++) {
         const bool lies_along = classes[i] == 100 || classes[i] == 301;
-        const clxent_desc desc = make_desc(lies_along ? along : GENERAL, CLXENT_F32, ROWS, 1, classes[i]);
+        const clxent_desc desc =
+            make_desc(lies_along ? ALONG_OUTPUTS : GENERAL, CLXENT_F32, ROWS, 1, classes[i]);
         const size_t n = classes[i];
         problem p;
         make_problem(&p, &desc, FILL_PLAIN, 60 + i);
@@ -244,7 +242,7 @@ Test(cross_entropy, the_entropy_of_a_confident_row_keeps_its_digits)
     const size_t classes[] = { 19, 100, 1027 };
     for (size_t i = 0; i < COUNT(classes); i++) {
         const size_t n = classes[i];
-        const clxent_desc desc = make_desc(CLXENT_OUTPUT_ENTROPY, CLXENT_F32, ROWS, 1, n);
+        const clxent_desc desc = make_desc(n == 100 ? ALONG_OUTPUTS : GENERAL, CLXENT_F32, ROWS, 1, n);
         clxent_host_args out;
         clxent_plan *plan;
         problem p;
@@ -439,8 +437,9 @@ Test(cross_entropy, accumulating_leaves_rows_that_do_not_count_as_they_are)
 
 Test(cross_entropy, a_softcap_of_f64_may_be_less_than_any_f32)
 {
-    const size_t classes[] = { 7, 300 };
-    for (size_t i = 0; device.has_f64 && i < COUNT(classes); i++) {
+    const size_t classes[] = { 300, 7 };
+    for (size_t i = 0; device.has_f64 && i < (small_run() ? COUNT(classes) : volume(COUNT(classes), 1));
+         i++) {
         clxent_desc desc = make_desc(GENERAL, CLXENT_F64, 5, 1, classes[i]);
         problem p;
         desc.softcap = 1e-40;
@@ -470,7 +469,7 @@ Test(cross_entropy, no_rows_and_one_class_work)
 Test(cross_entropy, padding_of_gradients_of_every_dtype_is_zero_where_asked)
 {
     for (uint32_t dtype = CLXENT_F32; dtype <= CLXENT_F64; dtype++) {
-        clxent_desc desc = make_desc(PLAIN, dtype, 3, 5, small_run() ? 33 : 1000);
+        clxent_desc desc = make_desc(GENERAL, dtype, 3, 5, small_run() ? 33 : 1000);
         if (dtype == CLXENT_F64 && !device.has_f64) continue;
         pad(&desc);
         desc.gradient_padding = CLXENT_GRADIENT_PADDING_ZERO;
@@ -543,7 +542,9 @@ Test(cross_entropy, results_may_stand_in_the_place_of_the_logits)
                                  SUMS | CLXENT_OUTPUT_SOFTMAX, SUMS | CLXENT_OUTPUT_LOG_SOFTMAX };
     for (size_t i = 0; i < (small_run() ? 2 : COUNT(classes)); i++) {
         for (size_t k = 0; k < COUNT(outputs); k++) {
+            if (!runs_all() && k % 2 == i / 2) continue; /* lanes, rows */
             for (uint32_t entropy = 0; entropy <= CLXENT_OUTPUT_ENTROPY; entropy += CLXENT_OUTPUT_ENTROPY) {
+                if (entropy != 0 && !runs_all()) continue;
                 clxent_desc desc =
                     make_desc(outputs[k] | entropy, CLXENT_F32, small_run() ? 5 : 18, 1, classes[i]);
                 desc.row_stride = desc.gradient_row_stride = desc.probabilities_row_stride = classes[i] + i;
@@ -623,21 +624,43 @@ static void run_options(uint32_t outputs, uint32_t dtype, uint32_t gradient_dtyp
 
 static const size_t option_classes[] = { 3, 18, 1026, 2085 };
 
-Test(cross_entropy, each_option_alone_matches_the_reference)
+/* Options that are constants of a program, together where they touch the same sums. The others are values of a run. */
+static const unsigned option_sets[] = {
+    OPTION_SCALE | OPTION_SOFTCAP,
+    OPTION_CLASS_WEIGHTS | OPTION_SMOOTHING | OPTION_SCALE | OPTION_ACCUMULATE,
+    OPTION_PROBABILITIES | OPTION_CLASS_WEIGHTS | OPTION_SMOOTHING | OPTION_SOFTCAP,
+};
+
+Test(cross_entropy, options_that_share_a_program_match_the_reference)
 {
-    for (unsigned option = 1; option < OPTIONS; option <<= 1) {
+    const unsigned others[] = { 0, OPTION_ROW_WEIGHTS, OPTION_Z_LOSS, OPTION_SHIFT,
+                                OPTION_ROW_WEIGHTS | OPTION_Z_LOSS | OPTION_SHIFT };
+    for (size_t s = 0; s < COUNT(option_sets); s++) {
         for (size_t i = small_run() ? 1 : 0; i < (small_run() ? 2 : COUNT(option_classes)); i++) {
-            run_options(GENERAL, CLXENT_F32, 0, option, option_classes[i], i);
-            /* without entropy, so that the plain program serves those it can */
-            run_options(PLAIN, CLXENT_F32, 0, option, option_classes[i], i + 1);
+            for (size_t k = 0; k < COUNT(others); k++) {
+                run_options(GENERAL, CLXENT_F32, 0, option_sets[s] | others[k], option_classes[i], k + i);
+            }
         }
     }
 }
 
-Test(cross_entropy, each_option_serves_gradients_in_place_and_accumulated)
+Test(cross_entropy, each_option_alone_matches_the_reference)
+{
+    for (unsigned option = 1; option < OPTIONS; option <<= 1) {
+        const bool is_value = (option & (OPTION_ROW_WEIGHTS | OPTION_Z_LOSS | OPTION_SHIFT)) != 0;
+        for (size_t i = small_run() ? 1 : 0; i < (small_run() ? 2 : COUNT(option_classes)); i++) {
+            if (is_value || runs_all()) run_options(GENERAL, CLXENT_F32, 0, option, option_classes[i], i);
+            if (is_value || runs_all()) run_options(PLAIN, CLXENT_F32, 0, option, option_classes[i], i + 1);
+        }
+    }
+}
+
+Test(cross_entropy, options_serve_gradients_in_place_and_accumulated)
 {
     const size_t classes[] = { 18, 2085 }; /* kept between two passes, and not */
+    const bool all = runs_all();
     for (unsigned option = 1; option < OPTIONS; option <<= 1) {
+        if (!all && option != OPTION_SMOOTHING) continue;
         for (size_t i = 0; i < (small_run() ? 1 : COUNT(classes)); i++) {
             if (option != OPTION_ACCUMULATE) {
                 clxent_desc desc =
@@ -649,25 +672,28 @@ Test(cross_entropy, each_option_serves_gradients_in_place_and_accumulated)
                 run_filled_case(name_of(&desc, what), &desc, FILL_DESIGNED | FILL_MASKED | FILL_IGNORED,
                                 3 + i, CASE_IN_PLACE);
             }
-            run_options(GENERAL, CLXENT_F32, 0, option | OPTION_ACCUMULATE, classes[i], 4 + i);
+            if (all) run_options(GENERAL, CLXENT_F32, 0, option | OPTION_ACCUMULATE, classes[i], 4 + i);
         }
     }
 }
 
 Test(cross_entropy, random_combinations_of_options_match_the_reference)
 {
+    const unsigned values = OPTION_ROW_WEIGHTS | OPTION_Z_LOSS | OPTION_SHIFT;
     random_state random = { 20 };
     for (int i = 0; i < (small_run() ? 6 : 250); i++) {
-        const unsigned options = random_u32(&random) % OPTIONS & ~(unsigned)OPTION_PROBABILITIES_LOGITS;
-        run_options(GENERAL, CLXENT_F32, 0, options, 1 + random_u32(&random) % 40, (uint64_t)i);
+        const unsigned any = random_u32(&random) % OPTIONS & ~(unsigned)OPTION_PROBABILITIES_LOGITS;
+        const unsigned few = option_sets[(size_t)i % COUNT(option_sets)] | (any & values);
+        run_options(GENERAL, CLXENT_F32, 0, runs_all() ? any : few, 1 + random_u32(&random) % 40,
+                    (uint64_t)i);
     }
 }
 
 /* The rows that shift takes the targets of have none, and behind the last row's there is no memory. */
 Test(cross_entropy, shifted_probabilities_end_with_the_last_row)
 {
-    const size_t classes[] = { 9, 70, 1100 };
-    for (size_t i = 0; i < COUNT(classes); i++) {
+    const size_t classes[] = { 9, 1100, 70 };
+    for (size_t i = 0; i < (small_run() ? COUNT(classes) : volume(COUNT(classes), 2)); i++) {
         clxent_desc desc = make_desc(CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_SOFTMAX,
                                      CLXENT_F32, 2, 3, classes[i]);
         desc.target_type = CLXENT_TARGET_PROBABILITIES_F32;
@@ -686,9 +712,12 @@ Test(cross_entropy, extreme_values_of_options_match_the_reference)
         { 0, 0, 1e-30, 2 }, { 0, 0, 2, 1e-30 }, { 1e-7, 0, 1, 0 },
     };
     /* lanes, rows */
-    const size_t classes[] = { small_run() ? 5 : 130, small_run() ? 70 : 1100 };
+    const size_t classes[] = { small_run() ? 5 : 30, small_run() ? 70 : 1100 };
     for (size_t k = 0; k < 2 * COUNT(cases); k++) {
         const size_t i = k / 2;
+        /* else only what shares the programs of other tests */
+        const bool shared = cases[i].smoothing == 0 && (cases[i].scale == 1) == (cases[i].softcap == 0);
+        if (!shared && !runs_all()) continue;
         clxent_desc desc = make_desc(GENERAL, CLXENT_F32, ALL_KINDS, 1, classes[k % 2]);
         char what[128];
         desc.label_smoothing = cases[i].smoothing;
@@ -706,6 +735,7 @@ Test(cross_entropy, an_inner_class_axis_and_images_match_the_reference)
     const size_t inners[] = { 2, 7, 33, 16 }, classes[] = { 1, 5, 1025, 21 };
     for (size_t i = 0; i < (small_run() ? 2 : volume(COUNT(inners), 3)); i++) {
         for (int general = 0; general < 2; general++) {
+            if (!runs_all() && general != (int)i % 2) continue;
             /* N,C,H,W with W = seq */
             clxent_desc desc = make_desc(general ? GENERAL : PLAIN, CLXENT_F32, 2 * inners[i], 1, classes[i]);
             desc.inner = inners[i];
@@ -728,8 +758,10 @@ static void check_dtype(uint32_t dtype, uint32_t gradient_dtype)
 {
     const size_t classes[] = { 5, 34, 1026, 2085 };
 
+    const bool all = runs_all();
+
     if (dtype == CLXENT_F64 && !device.has_f64) cr_skip("the device has no f64");
-    check_sizes(PLAIN, dtype, gradient_dtype, small_run() ? 65 : 2049);
+    check_sizes(all ? PLAIN : GENERAL, dtype, gradient_dtype, small_run() ? 65 : 2049);
     for (size_t i = 0; i < (small_run() ? 1 : COUNT(classes)); i++) {
         clxent_desc desc = make_desc(GENERAL, dtype, small_run() ? 7 : 37, 1, classes[i]);
         desc.gradient_dtype = gradient_dtype;
@@ -739,8 +771,10 @@ static void check_dtype(uint32_t dtype, uint32_t gradient_dtype)
                         CASE_SUBSETS);
     }
     for (unsigned option = 1; option < OPTION_INNER; option <<= 1) {
+        if (!all && (option != OPTION_PROBABILITIES_LOGITS || dtype != CLXENT_BF16)) continue;
         run_options(GENERAL, dtype, gradient_dtype, option, small_run() ? 5 : 47, 1);
     }
+    if (!all && dtype != CLXENT_BF16) return;
     run_options(GENERAL, dtype, gradient_dtype,
                 OPTION_CLASS_WEIGHTS | OPTION_ROW_WEIGHTS | OPTION_SMOOTHING | OPTION_Z_LOSS | OPTION_SCALE |
                     OPTION_SOFTCAP | OPTION_ACCUMULATE,
@@ -762,8 +796,8 @@ Test(cross_entropy, f64_logits_match_the_reference) { check_dtype(CLXENT_F64, 0)
 /* One result's values must not take the place of what the other is made of. */
 Test(cross_entropy, softmax_and_gradient_alone_beside_each_other)
 {
-    const size_t inners[] = { 1, 2, 16, 75 }, classes[] = { 2, 21, 300 };
-    for (size_t i = 0; i < COUNT(inners); i++) {
+    const size_t inners[] = { 1, 16, 2, 75 }, classes[] = { 2, 21, 300 };
+    for (size_t i = 0; i < (small_run() ? COUNT(inners) : volume(COUNT(inners), 2)); i++) {
         for (size_t k = 0; k < (small_run() ? 2 : COUNT(classes)); k++) {
             clxent_desc desc = make_desc(CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_GRADIENT, CLXENT_F32, 3,
                                          inners[i], classes[k]);
@@ -780,7 +814,7 @@ Test(cross_entropy, an_inner_class_axis_serves_every_dtype)
 {
     for (uint32_t dtype = CLXENT_F16; dtype <= CLXENT_F64; dtype++) {
         if (dtype == CLXENT_F64 && !device.has_f64) continue;
-        if (!small_run() && !full_run() && dtype != CLXENT_F16) continue;
+        if (!runs_all() && dtype != CLXENT_F16) continue;
         run_options(GENERAL, dtype, 0, OPTION_INNER | OPTION_SMOOTHING, 21, 3);
         run_options(GENERAL, dtype, 0, OPTION_INNER | OPTION_PROBABILITIES_LOGITS, 21, 4);
     }
@@ -794,8 +828,10 @@ static void check_rounded_once(uint32_t dtype, uint32_t narrow)
 
     for (size_t i = 0; i < (small_run() ? 1 : COUNT(classes)); i++) {
         for (int general = 0; general < 2; general++) {
-            clxent_desc desc = make_desc((general ? GENERAL : PLAIN) & ~(uint32_t)CLXENT_OUTPUT_LOG_SOFTMAX,
-                                         dtype, 14, 1, classes[i]);
+            if (general && !runs_all()) continue;
+            clxent_desc desc =
+                make_desc(general ? GENERAL & ~(uint32_t)CLXENT_OUTPUT_LOG_SOFTMAX : CLXENT_OUTPUT_GRADIENT,
+                          dtype, 14, 1, classes[i]);
             clxent_host_args out[2];
             problem p;
             if (general) desc.label_smoothing = 0.1;
@@ -905,7 +941,7 @@ Test(cross_entropy, statistics_of_one_plan_serve_another)
     const size_t classes[] = { 40, 300, 768 };
 
     for (size_t c = 0; c < sizeof classes / sizeof *classes; c++) {
-        for (size_t i = 0; i < 2; i++) {
+        for (size_t i = 0; i < (small_run() ? 2 : volume(2, 1)); i++) {
             clxent_desc desc = CLXENT_DESC_INIT;
             char name[64];
             problem p;

@@ -18,11 +18,6 @@
 
 TestSuite(numerics, .init = open_device, .fini = close_device);
 
-enum {
-    PLAIN = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_SOFTMAX |
-            CLXENT_OUTPUT_LOG_SOFTMAX | CLXENT_OUTPUT_GRADIENT
-};
-
 static clxent_desc make_desc(uint32_t outputs, uint32_t dtype, size_t rows, size_t classes)
 {
     clxent_desc desc = CLXENT_DESC_INIT;
@@ -41,7 +36,7 @@ static const size_t class_counts[] = { 10, 1000, 32768, 262144 };
 static const size_t small_class_counts[] = { 10, 300 };
 
 /* Random rows and designed ones: of all signs and sizes, offset, masked, confident. Losses and gradients as most
- * ask for them, then everything beside entropy, by the program that serves all options. */
+ * ask for them, then beside the entropy. */
 static void measure(uint32_t dtype, size_t classes)
 {
     /* for the table more than a test needs */
@@ -50,11 +45,12 @@ static void measure(uint32_t dtype, size_t classes)
     const uint32_t fills[] = { FILL_PLAIN | FILL_HIT, FILL_DESIGNED | FILL_MASKED | FILL_HIT };
 
     for (size_t i = 0; i < COUNT(fills); i++) {
-        const clxent_desc plain = make_desc(PLAIN, dtype, rows, classes);
-        const clxent_desc general = make_desc(PLAIN | CLXENT_OUTPUT_ENTROPY, dtype, rows, classes);
+        const uint32_t without = EVERY_OUTPUT & ~(uint32_t)CLXENT_OUTPUT_ENTROPY;
+        const clxent_desc plain = make_desc(without, dtype, rows, classes);
+        const clxent_desc general = make_desc(EVERY_OUTPUT, dtype, rows, classes);
         char name[64];
         (void)snprintf(name, sizeof name, "dtype %u, %zu classes, fill %zu", (unsigned)dtype, classes, i);
-        run_filled_case(name, &plain, fills[i], 1 + i, CASE_ALIGNED);
+        if (runs_all() || wants_ratios()) run_filled_case(name, &plain, fills[i], 1 + i, CASE_ALIGNED);
         run_filled_case(name, &general, fills[i], 3 + i, CASE_ALIGNED);
     }
 }
@@ -80,6 +76,8 @@ Test(numerics, errors_stay_within_their_bounds_at_every_class_count)
     for (size_t c = 0; c < count; c++) {
         for (size_t d = 0; d < COUNT(dtypes); d++) {
             if (dtypes[d].dtype == CLXENT_F64 && !device.has_f64) continue;
+            /* split rows are programs of their own */
+            if (!runs_all() && !wants_ratios() && d > 0 && counts[c] > 1000) continue;
             forget_worst();
             measure(dtypes[d].dtype, counts[c]);
             for (size_t o = 0; o < COUNT(outputs); o++) {
@@ -113,9 +111,7 @@ static double error_of_equal_terms(uint32_t dtype, size_t classes)
 {
     enum { ROWS = 12 };
     const uint32_t real = dtype == CLXENT_F64 ? CLXENT_F64 : CLXENT_F32;
-    const clxent_desc desc =
-        make_desc(CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_GRADIENT,
-                  dtype, ROWS, classes);
+    const clxent_desc desc = make_desc(EVERY_OUTPUT, dtype, ROWS, classes);
     const double unit = real == CLXENT_F64 ? DBL_EPSILON : FLT_EPSILON;
     clxent_host_args out;
     clxent_plan *plan;
@@ -203,16 +199,17 @@ static void saturate(problem *p)
 /* What is left of the slope there is no difference between 1 and a number that rounds to it. */
 Test(numerics, gradients_of_saturated_logits_keep_their_digits)
 {
-    const double options[][2] = { { 4, 1 }, { 5, 0.7 }, { 0.3, -3 } }; /* softcap, logit_scale */
+    const double options[][2] = { { 4, 2 }, { 5, 0.7 }, { 0.3, -3 }, { 4, 1 } }; /* softcap, logit_scale */
 
     plan_maker = make_forced;
     for (uint32_t dtype = CLXENT_F32; dtype <= CLXENT_F64; dtype += CLXENT_F64 - CLXENT_F32) {
         if (dtype == CLXENT_F64 && !device.has_f64) continue;
-        for (size_t i = 0; i < COUNT(options); i++) {
+        for (size_t i = 0; i < (small_run() ? COUNT(options) : volume(COUNT(options), 3)); i++) {
             for (size_t t = 0; t <= EACH_STRATEGY; t++) {
-                if (dtype == CLXENT_F64 && !small_run() && !full_run() && t != EACH_ROWS) continue;
+                if (dtype == CLXENT_F64 && !runs_all() && t != EACH_ROWS) continue;
+                if (!runs_all() && (t == EACH_SPLIT || t == EACH_GROUPS)) continue;
                 const bool inner = t == EACH_STRATEGY; /* lanes again, with the class axis not last */
-                clxent_desc desc = make_desc(PLAIN, dtype, inner ? 20 : 6, small_run() ? 40 : 1100);
+                clxent_desc desc = make_desc(EVERY_OUTPUT, dtype, inner ? 20 : 6, small_run() ? 40 : 1100);
                 char name[96];
                 problem p;
                 if (t == EACH_LANES || inner) desc.classes = 40;
@@ -277,14 +274,14 @@ static void check_underflow(int shape, uint32_t dtype, uint32_t target_type)
     const size_t all_classes = underflow_shapes[shape].classes;
     const size_t classes = small_run() ? all_classes % 300 : all_classes;
     const double shift = dtype == CLXENT_F64 ? 621 : 0; /* 2^-1022 = exp(-621) 2^-126 */
-    clxent_desc desc = make_desc(CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT, dtype,
-                                 small_run() ? 8 : 32, classes);
+    clxent_desc desc = make_desc(TRAINING_OUTPUTS, dtype, small_run() ? 8 : 32, classes);
     char name[96];
     problem p;
 
     if (dtype == CLXENT_F64 && !device.has_f64) return;
     desc.inner = underflow_shapes[shape].inner;
     desc.target_type = target_type;
+    if (!has_index_targets(&desc)) desc.outputs &= ~(uint32_t)CLXENT_OUTPUT_BAD_TARGETS;
     forced = strategy_for(dtype, underflow_shapes[shape].strategy);
     if (!driver_takes(&forced)) return;
     plan_maker = make_forced;
@@ -299,14 +296,15 @@ static void check_underflow(int shape, uint32_t dtype, uint32_t target_type)
 /* The programs, here and below, are those of other tests, also where not all of those run. */
 Test(numerics, losses_keep_their_bound_where_terms_underflow)
 {
-    for (int shape = 0; shape < EVERY_SHAPE; shape++) check_underflow(shape, CLXENT_F32, CLXENT_TARGET_I64);
+    for (int shape = 0; shape < EVERY_SHAPE; shape++)
+        if (runs_all() || shape != STRIDED) check_underflow(shape, CLXENT_F32, CLXENT_TARGET_I64);
 }
 
 Test(numerics, f64_losses_keep_their_bound_where_terms_underflow)
 {
     check_underflow(WHOLE_ROWS, CLXENT_F64, CLXENT_TARGET_I64);
+    if (!runs_all()) return;
     check_underflow(ROW_PER_LANE, CLXENT_F64, CLXENT_TARGET_I64);
-    if (!small_run() && !full_run()) return;
     check_underflow(SPLIT_ROWS, CLXENT_F64, CLXENT_TARGET_I64);
     check_underflow(ALONG, CLXENT_F64, CLXENT_TARGET_I64);
     check_underflow(GROUPS, CLXENT_F64, CLXENT_TARGET_PROBABILITIES_F32);
@@ -316,7 +314,7 @@ Test(numerics, f64_losses_keep_their_bound_where_terms_underflow)
 Test(numerics, losses_of_16_bit_logits_keep_their_bound_where_terms_underflow)
 {
     for (uint32_t dtype = CLXENT_F16; dtype <= CLXENT_BF16; dtype++) {
-        check_underflow(WHOLE_ROWS, dtype, CLXENT_TARGET_I64);
+        if (runs_all() || dtype == CLXENT_BF16) check_underflow(WHOLE_ROWS, dtype, CLXENT_TARGET_I64);
         if (full_run() || (!small_run() && dtype == CLXENT_BF16))
             check_underflow(ALONG, dtype, CLXENT_TARGET_I64);
     }
@@ -325,6 +323,6 @@ Test(numerics, losses_of_16_bit_logits_keep_their_bound_where_terms_underflow)
 Test(numerics, losses_of_soft_targets_keep_their_bound_where_terms_underflow)
 {
     for (int shape = 0; shape < EVERY_SHAPE; shape++)
-        if (shape != ALONG && (!small_run() || shape == WHOLE_ROWS))
+        if (full_run() ? shape != ALONG : shape == WHOLE_ROWS || (!small_run() && shape == ROW_PER_LANE))
             check_underflow(shape, CLXENT_F32, CLXENT_TARGET_PROBABILITIES_F32);
 }

@@ -17,13 +17,6 @@ TestSuite(variants, .init = open_device, .fini = close_device);
 
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
-enum {
-    PLAIN = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_ARGMAX |
-            CLXENT_OUTPUT_CORRECT | CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_LOG_SOFTMAX |
-            CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_STATISTICS | CLXENT_OUTPUT_BAD_TARGETS,
-    GENERAL = PLAIN | CLXENT_OUTPUT_ENTROPY
-};
-
 static clxent_tuning forced;
 
 static clxent_status make_forced(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc)
@@ -37,7 +30,7 @@ static clxent_desc variant_desc(uint32_t dtype, size_t rows, size_t classes, siz
     const size_t slab = classes * inner;
     clxent_desc desc = CLXENT_DESC_INIT;
 
-    desc.outputs = general ? GENERAL : PLAIN;
+    desc.outputs = general || !runs_all() ? EVERY_OUTPUT : EVERY_OUTPUT & ~(uint32_t)CLXENT_OUTPUT_ENTROPY;
     desc.dtype = dtype;
     desc.batch = rows;
     desc.seq = 1;
@@ -50,7 +43,7 @@ static clxent_desc variant_desc(uint32_t dtype, size_t rows, size_t classes, siz
         desc.softcap = 40;
     }
     if ((flags & CASE_IN_PLACE) != 0) {
-        desc.outputs = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_STATISTICS;
+        desc.outputs = TRAINING_OUTPUTS | CLXENT_OUTPUT_STATISTICS;
     } else if ((flags & CASE_ALIGNED) == 0) {
         desc.row_stride = slab + 3;
         desc.gradient_row_stride = slab + 5;
@@ -119,7 +112,7 @@ Test(variants, vectors_blocks_and_caches_of_one_work_item)
     };
     for (size_t i = 0; i < (small_run() ? COUNT(tunings) : volume(COUNT(tunings), 4)); i++) {
         check_sizes(&tunings[i], CLXENT_F32, false);
-        if (i % 3 == 0) check_sizes(&tunings[i], CLXENT_F32, true);
+        if (runs_all() ? i % 3 == 0 : i == 3) check_sizes(&tunings[i], CLXENT_F32, true);
     }
     /* exponentials fit under a softcap, and the slopes beside them do not */
     const clxent_tuning tight = ROWS(1, 16, 64, 100, 4096, 0);
@@ -136,18 +129,22 @@ Test(variants, work_groups_of_every_size)
     };
     skip_unless_driver_takes(&tunings[0]);
     /* PoCL takes 10 s to compile each, but that of 64 for other tests too; Oclgrind takes as long to run the largest */
-    const size_t begin = small_run() || full_run() ? 0 : 2;
+    const size_t begin = runs_all() ? 0 : 2;
     const size_t end = small_run() ? 2 : full_run() ? COUNT(tunings) : 3;
     for (size_t i = begin; i < end; i++) {
-        check_sizes(&tunings[i], CLXENT_F32, false);
         /* what one work-item writes over the logits, another must have read */
         check(&tunings[i], CLXENT_F32, 9, 70, false, CASE_IN_PLACE);
-        /* rows that begin at multiples of the vector, which GPUs read and write otherwise */
-        check(&tunings[i], CLXENT_F32, 9, 192, false, CASE_ALIGNED);
-        if (tunings[i].vector == 1) continue;
+        check(&tunings[i], CLXENT_F32, 19, 3077, false, CASE_IN_PLACE);
+        if (runs_all()) {
+            check_sizes(&tunings[i], CLXENT_F32, false);
+            /* rows that begin at multiples of the vector, which GPUs read and write otherwise */
+            check(&tunings[i], CLXENT_F32, 9, 192, false, CASE_ALIGNED);
+        }
+        if (tunings[i].vector == 1 || !runs_all()) continue;
         check_sizes(&tunings[i], CLXENT_F32, true);
         check(&tunings[i], CLXENT_F32, 9, 70, true, CASE_IN_PLACE);
-        check(&tunings[i], CLXENT_F32, 9, small_run() ? 192 : 2048, true, CASE_ALIGNED);
+        check(&tunings[i], CLXENT_F32, 9, 192, true, CASE_ALIGNED);
+        if (!small_run()) check(&tunings[i], CLXENT_F32, 9, 2048, true, CASE_ALIGNED);
     }
 }
 
@@ -157,8 +154,14 @@ Test(variants, work_groups_serve_every_dtype)
     skip_unless_driver_takes(&fours);
     for (uint32_t dtype = CLXENT_F16; dtype <= CLXENT_F64; dtype++) {
         const clxent_tuning tuning = dtype == CLXENT_F64 ? fours : eights; /* as in tuning.def */
-        if (!small_run() && !full_run() && dtype != CLXENT_BF16) continue;
+        if (!runs_all() && dtype != CLXENT_BF16) continue;
         if (dtype == CLXENT_F64 && !device.has_f64) continue;
+        if (!runs_all()) { /* PoCL takes half a minute for vectors in larger groups, a few seconds for scalars */
+            const clxent_tuning scalars = ROWS(16, 1, 4, 8192, 1024, 0);
+            check(&scalars, dtype, 9, 320, false, CASE_IN_PLACE);
+            check(&scalars, dtype, 9, 1025, false, CASE_IN_PLACE);
+            continue;
+        }
         check_sizes(&tuning, dtype, dtype != CLXENT_F16);
         check(&tuning, dtype, 9, 192, dtype != CLXENT_F16, CASE_ALIGNED);
         check(&tuning, dtype, 9, small_run() ? 320 : 4096, dtype != CLXENT_F16, CASE_ALIGNED);
@@ -177,9 +180,11 @@ static void check_lanes(const clxent_tuning *t, uint32_t dtype, size_t inner, bo
         if (classes[i] == 0 || (small_run() && classes[i] > 20)) continue;
         for (size_t k = small_run() ? 2 : 0; k < COUNT(rows); k++) {
             const size_t n = small_run() ? tile + 3 : rows[k];
+            const bool in_place =
+                i % 4 == 0 && (runs_all() || (dtype == CLXENT_F32 && inner == 1 && !general));
             check_inner(t, dtype, inner > 1 ? (n + inner - 1) / inner * inner : n, classes[i], inner, general,
-                        i % 4 == 0   ? CASE_IN_PLACE
-                        : i % 4 == 1 ? CASE_ALIGNED
+                        in_place     ? CASE_IN_PLACE
+                        : i % 4 <= 1 ? CASE_ALIGNED
                                      : 0);
         }
     }
@@ -194,7 +199,7 @@ Test(variants, lanes_of_every_vector_with_the_class_axis_last)
     for (size_t i = 0; i < (small_run() ? 2 : volume(COUNT(tunings), 3)); i++) {
         const clxent_tuning *t = &tunings[i];
         check_lanes(t, CLXENT_F32, 1, false);
-        check_lanes(t, CLXENT_F32, 1, true);
+        if (runs_all() || i == 0) check_lanes(t, CLXENT_F32, 1, true);
     }
     /* several tiles one after the other in a group that shares them */
     const clxent_tuning shared = LANES(32, 1, 1 << 19, 0);
@@ -244,7 +249,9 @@ Test(variants, lanes_along_the_classes)
             for (size_t c = 0; c < COUNT(classes); c++) {
                 if (classes[c] * vector * 8 > most || (small_run() && c % 3 != 1)) continue;
                 for (size_t r = small_run() ? 2 : 0; r < COUNT(rows); r++) {
-                    const size_t k = classes[c] > 1024 ? 0 : (c + r) % COUNT(outputs); /* see lies_along() */
+                    /* see lies_along() */
+                    const size_t few = dtype == CLXENT_F32 || runs_all() ? COUNT(outputs) : 1;
+                    const size_t k = classes[c] > 1024 ? 0 : (c + r) % few;
                     const uint32_t flags = k > 0              ? (c % 2 == 0 ? CASE_ALIGNED : 0)
                                            : c % 3 == 0       ? CASE_IN_PLACE
                                            : (c + r) % 2 == 0 ? CASE_ALIGNED
@@ -269,8 +276,8 @@ Test(variants, lanes_of_every_vector_with_the_class_axis_not_last)
         LANES(1, 4, 1 << 19, 0),
     };
     const size_t inners[] = { 75, 5, 16, 64, 2, 200 };
-    for (size_t i = 0; i < (small_run() ? 2 : volume(COUNT(tunings), 2)); i++) {
-        for (size_t k = small_run() ? 2 : 0; k < (small_run() ? 3 : volume(COUNT(inners), 2)); k++) {
+    for (size_t i = 0; i < (small_run() ? 2 : volume(COUNT(tunings), 1)); i++) {
+        for (size_t k = small_run() ? 2 : 0; k < (small_run() ? 3 : volume(COUNT(inners), 1)); k++) {
             check_lanes(&tunings[i], CLXENT_F32, inners[k], (i + k) % 2 == 0);
         }
     }
@@ -281,8 +288,9 @@ Test(variants, lanes_serve_every_dtype)
     const clxent_tuning alone = LANES(1, 16, 1 << 19, 1), group = LANES(64, 4, 1 << 18, 0);
     for (uint32_t dtype = CLXENT_F16; dtype <= CLXENT_F64; dtype++) {
         if (dtype == CLXENT_F64 && !device.has_f64) continue;
-        if (!small_run() && !full_run() && dtype != CLXENT_F64) continue;
+        if (!runs_all() && dtype != CLXENT_F64) continue;
         check_lanes(&alone, dtype, 1, dtype != CLXENT_F16);
+        if (!runs_all()) continue;
         check_lanes(&alone, dtype, 80, dtype == CLXENT_F16);
         if (!full_run()) continue;
         check_lanes(&group, dtype, 1, dtype == CLXENT_BF16);
@@ -305,6 +313,7 @@ Test(variants, split_rows_have_the_bits_of_whole_ones)
         if (!driver_takes(&cases[i].split)) continue;
         for (int general = 0; general < 2; general++) {
             for (int in_place = 0; in_place < 2; in_place++) {
+                if (general && in_place && !runs_all()) continue;
                 const size_t classes = small_run() && i == 0 ? 1100 : cases[i].classes;
                 const uint32_t flags = in_place ? CASE_IN_PLACE : 0;
                 clxent_desc desc =
@@ -350,7 +359,7 @@ Test(variants, accumulating_a_gradient_of_0_leaves_the_sign_of_a_0)
     for (size_t t = 0; t <= EACH_STRATEGY; t++) {
         const bool inner = t == EACH_STRATEGY;
         const clxent_tuning tuning = strategy_for(CLXENT_F32, inner ? EACH_LANES : t);
-        if (!driver_takes(&tuning)) continue;
+        if (!driver_takes(&tuning) || (t == EACH_GROUPS && !runs_all())) continue;
         for (size_t i = 0; i < COUNT(classes); i++) {
             clxent_desc desc = CLXENT_DESC_INIT;
             clxent_host_args out;
@@ -405,8 +414,7 @@ Test(variants, padding_of_the_gradient_is_zero_where_asked)
             for (size_t k = 0; k < (small_run() ? i == 0 : COUNT(flags)); k++) {
                 clxent_desc desc =
                     variant_desc(CLXENT_F32, small_run() ? 5 : 20, classes[i], inner ? 5 : 1, false, 0);
-                desc.outputs = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT |
-                               CLXENT_OUTPUT_STATISTICS;
+                desc.outputs = TRAINING_OUTPUTS | CLXENT_OUTPUT_STATISTICS;
                 desc.gradient_row_stride = desc.row_stride = classes[i] * desc.inner + paddings[k];
                 desc.gradient_padding = CLXENT_GRADIENT_PADDING_ZERO;
                 check_desc(&tuning, &desc, flags[k]);
@@ -458,14 +466,80 @@ Test(variants, zero_padding_is_a_program_of_its_own_that_only_padded_plans_build
     clxent_context_destroy(ctx);
 }
 
+/* The programs that a plan of desc builds in ctx, which count_programs() counts. */
+static int built_for(clxent_context *ctx, const int counts[2], const clxent_desc *desc)
+{
+    const clxent_tuning tuning = { .group = 1,
+                                   .vector = 4,
+                                   .block = 4,
+                                   .elements = 64,
+                                   .lane_classes = 32,
+                                   .lane_group = 1,
+                                   .lane_vector = 1,
+                                   .lane_cache = 1 << 14 };
+    const int before = counts[0];
+    clxent_plan *plan;
+    cr_assert(clxent_plan_create_tuned(&plan, ctx, desc, &tuning) == CLXENT_OK);
+    clxent_plan_destroy(plan);
+    return counts[0] - before;
+}
+
+/* What a plan fixes is compiled in, values are not: on both sides of each boundary. */
+Test(variants, plans_that_differ_in_values_share_a_program)
+{
+    clxent_context_options options = CLXENT_CONTEXT_OPTIONS_INIT;
+    clxent_desc desc = CLXENT_DESC_INIT;
+    clxent_context *ctx;
+    int counts[2] = { 0, 0 };
+
+    options.log = count_programs;
+    options.log_payload = counts;
+    cr_assert(clxent_context_create(&ctx, device.cl, device.id, &options) == CLXENT_OK);
+    desc.outputs = CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT;
+    desc.batch = 3;
+    desc.seq = 4;
+    desc.classes = 33;
+    cr_assert(built_for(ctx, counts, &desc) == 1);
+    desc.classes = 50257;
+    desc.row_stride = 50304;
+    desc.batch = 100;
+    desc.outputs |= CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_STATISTICS;
+    desc.outputs |= CLXENT_OUTPUT_BAD_TARGETS;
+    desc.ignore_index = 5;
+    desc.all_ignored = CLXENT_ALL_IGNORED_ZERO;
+    desc.has_row_weights = 1;
+    desc.shift = 1;
+    desc.z_loss = 0.1;
+    desc.reduction = CLXENT_REDUCTION_SUM;
+    cr_assert(built_for(ctx, counts, &desc) == 0, "values and what a row stores");
+    desc.classes = 32;
+    desc.row_stride = 0;
+    cr_assert(built_for(ctx, counts, &desc) == 1, "rows of few classes are lanes");
+    desc.classes = 2;
+    cr_assert(built_for(ctx, counts, &desc) == 0, "fewer classes");
+    desc.label_smoothing = 0.1;
+    cr_assert(built_for(ctx, counts, &desc) == 1, "an option");
+    desc.label_smoothing = 0.2;
+    cr_assert(built_for(ctx, counts, &desc) == 0, "another value of it");
+    desc.label_smoothing = 0;
+    cr_assert(built_for(ctx, counts, &desc) == 0, "without it again");
+    desc.outputs |= CLXENT_OUTPUT_CORRECT | CLXENT_OUTPUT_ARGMAX;
+    cr_assert(built_for(ctx, counts, &desc) == 0, "outputs that a row has one of");
+    desc.outputs |= CLXENT_OUTPUT_SOFTMAX;
+    cr_assert(built_for(ctx, counts, &desc) == 1, "an output that every class has");
+    desc.outputs ^= CLXENT_OUTPUT_SOFTMAX;
+    cr_assert(built_for(ctx, counts, &desc) == 0, "without it again");
+    clxent_context_destroy(ctx);
+}
+
 /* Streaming stores need aligned vectors: results begin at every element of one, rows at all of them. */
 Test(variants, streaming_stores_at_every_alignment)
 {
     const uint32_t vectors[] = { 4, 16 };
     const uint32_t dtypes[] = { CLXENT_F32, CLXENT_BF16, CLXENT_F16, CLXENT_F64 };
-    for (size_t d = 0; d < (small_run() ? 2 : COUNT(dtypes)); d++) {
+    for (size_t d = 0; d < (small_run() ? 2 : volume(COUNT(dtypes), 3)); d++) {
         if (dtypes[d] == CLXENT_F64 && !device.has_f64) continue;
-        for (size_t v = d == 0 && (small_run() || full_run()) ? 0 : 1; v < COUNT(vectors); v++) {
+        for (size_t v = d == 0 && runs_all() ? 0 : 1; v < COUNT(vectors); v++) {
             const clxent_tuning tuning = ROWS(1, vectors[v], 64, 0, 1, 1);
             const clxent_tuning kept = ROWS(1, vectors[v], 64, 8192, 1, 1);
             /* with and without padding: all rows aligned, or each at the next element */
@@ -477,7 +551,7 @@ Test(variants, streaming_stores_at_every_alignment)
             }
             check(&tuning, dtypes[d], 19, small_run() ? 37 : 1500, false, 0);
             check(&kept, dtypes[d], 19, small_run() ? 37 : 1500, false, 0);
-            check(&tuning, dtypes[d], small_run() ? 5 : 19, 70, true, 0);
+            if (runs_all()) check(&tuning, dtypes[d], small_run() ? 5 : 19, 70, true, 0);
         }
     }
 }
@@ -495,7 +569,7 @@ Test(variants, streaming_and_rows_a_group_change_no_bit)
     clxent_host_args out[COUNT(tunings)];
     problem p;
 
-    desc.outputs = PLAIN;
+    desc.outputs = TRAINING_OUTPUTS | CLXENT_OUTPUT_SOFTMAX;
     desc.batch = 23;
     desc.seq = 1;
     desc.classes = 203;
@@ -528,7 +602,7 @@ Test(variants, reductions_of_many_rows)
     const uint32_t groups[] = { 1, 16 };
     const size_t rows[] = { 1, 4095, 4096, 4097, 20000 };
     for (size_t i = 0; i < (small_run() ? COUNT(groups) : volume(COUNT(groups), 1)); i++) {
-        const clxent_tuning tuning = ROWS(groups[i], 4, 4, 0, 4096, 0);
+        const clxent_tuning tuning = ROWS(groups[i], 1, 4, 0, 4096, 0); /* as the first of this file */
         for (size_t k = 0; k < COUNT(rows); k++) {
             check(&tuning, CLXENT_F32, small_run() ? 1 + rows[k] / 1000 : rows[k], 3, false, 0);
         }

@@ -183,11 +183,16 @@ for type in F32:1 F16:2 BF16:3 F64:4; do
     generals=0
     [ "$name" != F32 ] || generals='0 1'
     for general in $generals; do
-        with=''
-        [ "$general" = 0 ] || with=', all options'
-        common="-DDTYPE=$number -DGRADIENT_DTYPE=$number -DGENERAL=$general"
+        # kernels/constants.cl: losses and gradient of int64 targets; with the entropy and every option of the gradient
+        with='' outputs=32u
+        [ "$general" = 0 ] || with=', all options' outputs=288u
+        common="-DDTYPE=$number -DGRADIENT_DTYPE=$number -DOUTPUTS=$outputs -DTARGETS=2 -DREDUCES=1"
+        for option in CLASS_WEIGHTS SMOOTHING LOGIT_SCALE SOFTCAP; do
+            common="$common -DHAS_$option=$general"
+        done
+        common="$common -DACCUMULATE=$general"
         # shellcheck disable=SC2086
-        program rows.cl "$name" $common -DLANES=0 "-DVEC=$(parameter vector "$name")" \
+        program rows.cl "$name" $common -DLANES=0 -DKERNELS=3 "-DVEC=$(parameter vector "$name")" \
             "-DWG_SIZE=$(parameter group "$name")" "-DBLOCK=$block" <<-END
 		clxent_cross_entropy $((block * accesses)) $accesses rows$with
 		clxent_scan_pieces $((block * accesses)) 0 split rows, sums$with

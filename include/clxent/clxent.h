@@ -319,6 +319,12 @@ typedef struct clxent_plan clxent_plan;
 
 /* Validates desc, picks a strategy for the device, builds the kernels. Slow: reuse plans.
  *
+ * A program holds what its plan can be asked for, and the context keeps programs: plans share one where it holds the same.
+ * That is: the strategy with its parameters, dtypes, target type, gradient_mode; which of softmax, log-softmax, gradient
+ * and entropy the plan gives, and whether it gives anything that depends on targets or is summed over rows; which of class
+ * weights, smoothing, logit_scale and softcap are in use. Rows, strides, the numbers of options, and classes but for what
+ * they make of the strategy, build nothing.
+ *
  * Where the device takes a kernel only in smaller work-groups than the parameters ask for, the plan has smaller ones.
  * Their size decides bits. It follows from device, driver, parameters and the desc's op, dtypes, options and
  * outputs, not from rows or strides: a batch and its chunks have the same.

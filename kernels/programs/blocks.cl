@@ -4,6 +4,7 @@
  * in order.
  */
 #include "../parameters.cl"
+#include "../constants.cl"
 #include "../common.cl"
 #include "../reduce.cl"
 #include "../blocks.cl"

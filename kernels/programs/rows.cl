@@ -3,6 +3,7 @@
  * rows.cl - cross-entropy where a row is a work-group's, or is split over several. Its parts, in order.
  */
 #include "../parameters.cl"
+#include "../constants.cl"
 #include "../common.cl"
 #include "../reduce.cl"
 #include "../exp.cl"
