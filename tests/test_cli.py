@@ -12,6 +12,7 @@ import os
 import pty
 import re
 import resource
+import select
 import signal
 import subprocess
 import sys
@@ -855,7 +856,7 @@ class Batches(Case):
         for i in range(8 if SMALL else 64):
             with self.subTest(i=i):
                 shape = (random.randint(1, 4), random.randint(1, 9), classes[i % len(classes)])
-                targets = ("<i4", "<i8")[i % 2]
+                targets = ("<i8", "<i4")[i % 2 if FULL else 0]
                 x, y = batch(i, shape, targets=targets, scale=(0.1, 1.0, 3.0, 10.0)[i % 4])
                 self.evaluate(x, y)
 
@@ -863,7 +864,7 @@ class Batches(Case):
         for dtype, grad in (
             *((dtype, None) for dtype in ("f32", "f16", "bf16", "f64")),
             ("f32", "bf16"),
-            ("f64", "f32"),
+            *((("f64", "f32"),) if FULL else ()),
             *(itertools.product(("f32", "f16", "bf16"), ("f32", "f16", "bf16")) if FULL else ()),
             *((("f64", "f64"),) if FULL else ()),
         ):
@@ -873,7 +874,8 @@ class Batches(Case):
                 self.assertEqual(arrays["grad"].dtype, np.dtype(NUMPY[grad or dtype]))
 
     def test_a_16_bit_gradient_is_the_f32_one_rounded_once(self):
-        for dtype, stored in itertools.product(("f32", "f16", "bf16") if FULL else ("f32",), ("f16", "bf16")):
+        kinds = itertools.product(("f32", "f16", "bf16"), ("f16", "bf16")) if FULL else (("f32", "bf16"),)
+        for dtype, stored in kinds:
             with self.subTest(dtype=dtype, stored=stored):
                 x, y = batch(8, dtype=dtype)
                 _, wide, _ = self.evaluate(x, y, dtype=dtype, grad_dtype="f32", outputs=("grad",))
@@ -962,6 +964,8 @@ class Options(Case):
             self.succeed("eval", "--json", "--logits", self.path("x.npy"), "--targets", self.path("y.npy"))
         )["loss"]
         for name, value in self.alone().items():
+            if not FULL and name in ("class_weights", "label_smoothing", "logit_scale"):
+                continue  # programs of their own, which test_combinations() has
             with self.subTest(option=name):
                 extra = {"on_bad_target": "ignore"} if name == "ignore_index" else {}  # -100 is no class then
                 got, arrays, _ = self.evaluate(x, y, **{name: value}, **extra)
@@ -999,6 +1003,8 @@ class Options(Case):
         weights = np.linspace(-2, 1, 33).astype("<f4")  # their sum over the targets, D, is negative too
         q = np.random.RandomState(6).uniform(size=x.shape).astype("<f4")
         for targets, options in itertools.product((y, q), ({}, {"label_smoothing": 0.2}, {"z_loss": 0.01})):
+            if not FULL and "label_smoothing" in options:
+                continue
             with self.subTest(targets=targets.dtype, options=list(options)):
                 self.evaluate(x, targets, class_weights=weights, **options)
 
@@ -1015,7 +1021,7 @@ class Options(Case):
             "shift": (1, 4),
             "all_ignored": ("zero",),
         }
-        for i in range(24 if FULL else 4):
+        for i in range(24 if FULL else 2):
             axis = random.randint(-4, 4)
             shape = list(random.randint(1, 5, 4))
             shape[axis] = classes = random.randint(4, 40)
@@ -1053,6 +1059,8 @@ class Options(Case):
         x, y = self.data()
         _, together, _ = self.evaluate(x, y, label_smoothing=0.1)
         for name in OUTPUTS:
+            if not FULL and name in ("softmax", "log_softmax"):
+                continue  # programs of their own
             with self.subTest(output=name):
                 _, alone, _ = self.evaluate(x, y, label_smoothing=0.1, outputs=(name,))
                 if name != "argmax":  # evaluate() has compared it
@@ -1061,7 +1069,7 @@ class Options(Case):
     def test_combinations(self):
         options = self.alone()
         random = np.random.RandomState(9)
-        for i in range(24 if FULL else 4):
+        for i in range(24 if FULL else 2):
             chosen = {
                 name: value for name, value in options.items() if random.uniform() < (1.0 if i == 0 else 0.5)
             }
@@ -1119,13 +1127,14 @@ class Options(Case):
         for dtype, stored in (
             ("f32", "<f4"),
             ("bf16", "<u2"),
-            ("f64", "<f4"),
-            *((("f16", "<f2"), ("f16", "<f4"), ("bf16", "<f4"), ("f64", "<f8")) if FULL else ()),
+            *((("f64", "<f4"), ("f16", "<f2"), ("f16", "<f4"), ("bf16", "<f4"), ("f64", "<f8")) if FULL else ()),
         ):
             with self.subTest(dtype=dtype, stored=stored):
                 y = store(q, "bf16") if stored == "<u2" else q.astype(stored)
                 self.evaluate(store(x.astype("f8"), dtype), y, dtype=dtype)
         for name in ("class_weights", "row_weights", "label_smoothing", "z_loss", "shift", "reduction"):
+            if not FULL and name == "label_smoothing":
+                continue
             with self.subTest(option=name):
                 self.evaluate(x, q.astype("<f4"), **{name: options[name]})
         for index in (0, 7, 2**40):
@@ -1205,6 +1214,8 @@ class Files(Case):
 
     def test_byte_order_of_every_dtype(self):
         for dtype, swapped in (("f16", ">f2"), ("bf16", ">u2"), ("f64", ">f8")):
+            if not FULL and dtype == "f16":
+                continue
             x, y = batch(22, dtype=dtype)
             want = self.bits(x, y, dtype=dtype)
             got = self.bits(
@@ -1254,7 +1265,7 @@ class Files(Case):
                 with self.subTest(shape=shape, axis=axis, order=order):
                     random = np.random.RandomState(1)
                     x = random.normal(size=shape).astype("<f4")
-                    y = random.randint(0, 7, np.delete(shape, axis)).astype("<i4")
+                    y = random.randint(0, 7, np.delete(shape, axis)).astype("<i8")
                     self.evaluate(
                         x, y, axis=axis, save=lambda name, a: self.save(name, np.array(a, order=order))
                     )
@@ -1524,15 +1535,15 @@ class BadDrivers(Case):
         return run.returncode, out
 
     def test_verify_ends_while_a_driver_compiles(self):
-        status, out = self.verify_badly("build:hang:3", sends=signal.SIGINT)
+        status, out = self.verify_badly("build:hang:2", sends=signal.SIGINT)
         self.assertEqual(status, 130)
         done = re.search(r"(?m)^cases +(\d+) of seed 11: \1 passed, 0 failed; interrupted by SIGINT$", out)
         self.assertGreater(int(done.group(1)), 0)
-        self.assertRegex(out, r"(?m)^programs +2 compiled$")
+        self.assertRegex(out, r"(?m)^programs +1 compiled$")
         self.assertRegex(out, r"(?m)^all +%s +0 " % done.group(1))
         self.assertRegex(out, r"(?m)^note +few cases ran: [\d.]+ of the [\d.]+ s went into cases whose programs had")
 
-        status, out = self.verify_badly("build:hang:3", "--json", sends=signal.SIGTERM)
+        status, out = self.verify_badly("build:hang:2", "--json", sends=signal.SIGTERM)
         self.assertEqual(status, 143)
         result = json.loads(out)
         self.assertEqual((result["interrupted"], str(result["cases"])), (True, done.group(1)))
@@ -1562,10 +1573,10 @@ class Verify(Case):
         return result
 
     def test_a_few_dozen_cases_pass_and_repeat(self):
-        result = self.run_json("--cases", "40", "--seed", "7")
+        result = self.run_json("--cases", "40", "--seed", "1")
         self.assertEqual(result["cases"] + result["skipped"], 40)
-        self.assertEqual((result["failed"], result["failures"], result["seed"]), (0, [], 7))
-        self.assertGreater(result["programs"], 5)
+        self.assertEqual((result["failed"], result["failures"], result["seed"]), (0, [], 1))
+        self.assertGreater(result["programs"], 2)
         self.assertTrue(0.1 < result["worst"] < 0.999)
         self.assertFalse(result["interrupted"])
         for key in ("device", "driver", "opencl", "version"):
@@ -1579,8 +1590,8 @@ class Verify(Case):
             self.assertEqual(list(entry), ["feature", "cases", "failures", "worst"])
             if entry["worst"] is not None:
                 self.assertLessEqual(entry["worst"], result["worst"])
-        self.assertEqual(self.run_json("--cases", "40", "--seed", "7"), result)
-        other = self.run_json("--cases", "40", "--seed", "8")
+        self.assertEqual(self.run_json("--cases", "40", "--seed", "1"), result)
+        other = self.run_json("--cases", "5", "--seed", "8")
         self.assertNotEqual(other["features"], result["features"])
 
     def test_the_text_says_what_the_report_needs(self):
@@ -1604,8 +1615,9 @@ class Verify(Case):
             self.assertEqual(overall, ratios.pop("outputs lse"))
             self.assertEqual(set(ratios.values()), {None})
             self.assertIsNone(worst("outputs=gradient;gradient_dtype=%s" % dtype)[1])
-        self.assertIsNone(worst("outputs=gradient;gradient_mode=accumulate")[1])
-        self.assertIsNone(worst("outputs=gradient;dtype=f64;gradient_dtype=f32")[1])
+        if FULL:
+            self.assertIsNone(worst("outputs=gradient;gradient_mode=accumulate")[1])
+            self.assertIsNone(worst("outputs=gradient;dtype=f64;gradient_dtype=f32")[1])
         ratios, _ = worst("outputs=softmax+gradient;dtype=bf16;gradient_dtype=f32")
         self.assertIsNone(ratios["outputs softmax"])
         self.assertTrue(0 < ratios["outputs gradient"] < 1)
@@ -1616,7 +1628,7 @@ class Verify(Case):
 
     def signalled(self, number, *args):
         """A run that would not end by itself, sent the signal once it is prepared for it."""
-        for delay in (0.3, 1, 3, 10):
+        for delay in (0.3, 1, 3, 10, 60):
             run = subprocess.Popen(
                 [BIN, *self.SMALL_RUN, "--cases", "1000000", "--seed", "11", *args],
                 stdout=subprocess.PIPE,
@@ -1633,7 +1645,9 @@ class Verify(Case):
                 run.send_signal(number)  # as timeout(1) does: one to the process, one to its group
             if number == signal.SIGABRT:
                 # the handler says what was running; then this run, which has not really crashed, goes on
-                lines = [run.stderr.readline() for _ in range(3)]
+                # a signal that came before the handler knew what to say is answered by nothing
+                heard = select.select([run.stderr], [], [], 10)[0]
+                lines = [run.stderr.readline() for _ in range(3)] if heard else [""] * 3
                 run.kill()
                 run.wait()
                 if lines[2] not in ("", "  \n"):
@@ -1682,8 +1696,9 @@ class Verify(Case):
         self.assertEqual(again["features"], number["features"])
 
     def test_seconds_end_it(self):
+        self.run_json("--cases", "1", "--seed", "1")  # compiles
         began = time.monotonic()
-        result = self.run_json("--seconds", "0.5", "--seed", "3")
+        result = self.run_json("--seconds", "0.5", "--seed", "1")
         self.assertGreater(result["cases"], 0)
         self.assertLess(time.monotonic() - began, 60)
 
@@ -1789,6 +1804,8 @@ class Bench(Case):
     def test_json(self):
         for op, passes in (("loss", 1), ("fused", 2), ("softmax", 2)):
             for dtype, size in (("f32", 4), ("f16", 2), ("bf16", 2)):
+                if not FULL and op != "fused" and dtype != "f32":
+                    continue
                 args = ("--op", op, "--dtype", dtype, "--rows", 60, "--classes", 1003, "--json", "--pairs", 3)
                 got = json.loads(self.succeed("bench", *args))
                 self.assertEqual(
@@ -1826,9 +1843,10 @@ class Bench(Case):
             self.assertRegex(text, r"(?m)^/ %s +\d+\.\d\d " % what)
 
     def test_suite_has_every_case(self):
-        rows = self.suite(*(() if FULL else ("--case", "1,024 classes")))
+        some = "in place, 1,024 classes"
+        rows = self.suite(*(() if FULL else ("--case", some)))
         names = [row["case"] for row in rows]
-        want = [name for name in self.GOALS if FULL or "1,024 classes" in name]
+        want = [name for name in self.GOALS if FULL or some in name]
         self.assertEqual(sorted(names), sorted(want))
         for row in rows:
             self.check_row(row)

@@ -402,7 +402,7 @@ static size_t draw_stride(const clxent_desc *desc, random_state *random)
     return chance(random, 20) ? desc->classes * desc->inner + PICK(random, paddings) : 0;
 }
 
-static void draw_targets(verify_case *c, random_state *random)
+static void draw_targets(verify_case *c, random_state *program, random_state *random)
 {
     clxent_desc *desc = &c->desc;
     static const uint32_t types[] = { CLXENT_TARGET_I32,
@@ -414,11 +414,11 @@ static void draw_targets(verify_case *c, random_state *random)
                                       CLXENT_TARGET_PROBABILITIES_LOGITS };
     const int64_t ignored[] = { -100, -1, 0, (int64_t)desc->classes / 2, 255, (int64_t)1 << 32 };
 
-    desc->target_type = desc->op == CLXENT_OP_ONE_HOT ? types[random_u32(random) % 5] : PICK(random, types);
+    desc->target_type = desc->op == CLXENT_OP_ONE_HOT ? types[random_u32(program) % 5] : PICK(program, types);
     desc->use_ignore_index = !chance(random, 15);
     desc->ignore_index = chance(random, 40) ? PICK(random, ignored) : -100;
     if (!has_index_targets(desc) && desc->ignore_index >= 0) desc->ignore_index = -100;
-    desc->bad_target = chance(random, 40) ? random_u32(random) % 3 : CLXENT_BAD_TARGET_REPORT;
+    desc->bad_target = chance(program, 40) ? random_u32(program) % 3 : CLXENT_BAD_TARGET_REPORT;
     desc->all_ignored = random_u32(random) % 2;
     if (chance(random, 40)) c->fill |= FILL_IGNORED;
     if (chance(random, 20)) c->fill |= FILL_BAD_TARGETS;
@@ -426,18 +426,18 @@ static void draw_targets(verify_case *c, random_state *random)
     if (chance(random, 30)) c->fill |= FILL_HIT;
 }
 
-static void draw_options(clxent_desc *desc, random_state *random)
+static void draw_options(clxent_desc *desc, random_state *program, random_state *random)
 {
     static const double smoothings[] = { 0.1, 0.01, 0.5, 1 };
     static const double z_losses[] = { 1e-4, 0.01, 0.5 };
     static const double scales[] = { 0.5, 2, -1, 0.07, 0, 1e-3 };
     static const double softcaps[] = { 30, 50, 5, 1, 0.5 };
 
-    if (chance(random, 30)) desc->label_smoothing = PICK(random, smoothings);
+    if (chance(program, 30)) desc->label_smoothing = PICK(random, smoothings);
     if (chance(random, 25)) desc->z_loss = PICK(random, z_losses);
-    if (chance(random, 25)) desc->logit_scale = PICK(random, scales);
-    if (chance(random, 25)) desc->softcap = PICK(random, softcaps);
-    desc->has_class_weights = chance(random, 25);
+    if (chance(program, 25)) desc->logit_scale = PICK(random, scales);
+    if (chance(program, 25)) desc->softcap = PICK(random, softcaps);
+    desc->has_class_weights = chance(program, 25);
     desc->has_row_weights = chance(random, 25);
     if (chance(random, 15)) desc->shift = between(random, 0, desc->seq);
 }
@@ -479,20 +479,27 @@ static uint32_t draw_outputs(const clxent_desc *desc, random_state *random)
     return outputs != 0 ? outputs : possible;
 }
 
-static void draw_gradient(clxent_desc *desc, random_state *random)
+static void draw_gradient(clxent_desc *desc, random_state *program, random_state *random)
 {
     static const uint32_t narrow[] = { CLXENT_F32, CLXENT_F16, CLXENT_BF16 };
-    static const uint32_t wide[] = { CLXENT_F64, CLXENT_F32 };
 
-    if (chance(random, 30))
-        desc->gradient_dtype = desc->dtype == CLXENT_F64 ? PICK(random, wide) : PICK(random, narrow);
-    if (chance(random, 20)) desc->gradient_mode = CLXENT_GRADIENT_ACCUMULATE;
+    if (chance(program, 30)) {
+        desc->gradient_dtype = desc->dtype == CLXENT_F64 ? CLXENT_F32 : PICK(program, narrow);
+    } else if (chance(random, 20)) {
+        desc->gradient_dtype = desc->dtype; /* the default by its name */
+    }
+    if (chance(program, 20)) desc->gradient_mode = CLXENT_GRADIENT_ACCUMULATE;
 }
+
+/* What a driver compiles a program for is drawn once for 16 cases, and 64 times for each seed, as compiling takes longer than
+ * cases do. Option values, shapes, strides and data are drawn for each case. */
+enum { CASES_OF_A_DRAW = 16, DRAWS = 64 };
 
 void case_draw(verify_case *c, uint64_t seed, uint64_t number, size_t max_elements)
 {
     static const uint32_t dtypes[] = { CLXENT_F32, CLXENT_F32, CLXENT_F16, CLXENT_BF16, CLXENT_F64 };
     static const size_t chunks[] = { 1, 100, 1000, 4096, 20000, 0 };
+    random_state program = random_start(seed * 0x9E3779B97F4A7C15u + number / CASES_OF_A_DRAW % DRAWS);
     random_state random = random_start(seed * 0xD1342543DE82EF95u + number);
     clxent_desc *desc = &c->desc;
     problem_fault unused;
@@ -502,15 +509,16 @@ void case_draw(verify_case *c, uint64_t seed, uint64_t number, size_t max_elemen
     c->checks = random_u32(&random) & ((1u << count_names(check_names)) - 1);
     c->checks &= random_u32(&random); /* each in a quarter of the cases */
     if ((c->checks & CASE_HOST_ARRAYS) != 0) c->chunk_bytes = PICK(&random, chunks);
-    desc->op = chance(&random, 80) ? CLXENT_OP_CROSS_ENTROPY : (uint32_t)between(&random, 1, 4);
-    desc->dtype = PICK(&random, dtypes);
-    desc->reduction = random_u32(&random) % 3;
+    desc->op = chance(&program, 80) ? CLXENT_OP_CROSS_ENTROPY : (uint32_t)between(&program, 1, 4);
+    desc->dtype = PICK(&program, dtypes);
+    desc->reduction = random_u32(&program) % 3;
     draw_shape(desc, chance(&random, (c->checks & CASE_HOST_ARRAYS) != 0 ? 8 : 1),
                max_elements > 0 ? max_elements : 1, &random);
-    draw_targets(c, &random);
-    if (desc->op == CLXENT_OP_CROSS_ENTROPY) draw_options(desc, &random);
-    desc->outputs = draw_outputs(desc, &random);
-    if (desc->op != CLXENT_OP_ONE_HOT && desc->op != CLXENT_OP_PROBABILITY_LOSS) draw_gradient(desc, &random);
+    draw_targets(c, &program, &random);
+    if (desc->op == CLXENT_OP_CROSS_ENTROPY) draw_options(desc, &program, &random);
+    desc->outputs = draw_outputs(desc, &program);
+    if (desc->op != CLXENT_OP_ONE_HOT && desc->op != CLXENT_OP_PROBABILITY_LOSS)
+        draw_gradient(desc, &program, &random);
     desc->row_stride = draw_stride(desc, &random);
     desc->gradient_row_stride = draw_stride(desc, &random);
     desc->probabilities_row_stride = draw_stride(desc, &random);
