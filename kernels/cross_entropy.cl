@@ -114,17 +114,20 @@ static inline void put_vector(const emission *g, __global storage *out, __global
     }
 }
 
-/* emit_loop() for a row that is filled. */
+/* emit_loop() for a row that is filled. Each element is written by the work-item that emit_loop() gives it to, as that one
+ * has read the logit in its place for the results before. */
 static inline void fill_loop(const emission *g, __global storage *out, __global gradient_storage *gradient,
                              const uint begin, const uint head, const uint end, const bool aligned)
 {
     const uint first = begin + head, lid = (uint)get_local_id(0);
-    const uint vectors = (end - first) / VEC, rest = first + vectors * VEC;
-    for (uint c = begin + lid; c < first; c += WG_SIZE) put_element(g, out, gradient, c, g->fill);
+    const uint vectors = (end - first) / VEC;
+    for (uint c = begin; c < first && lid == 0; c++) put_element(g, out, gradient, c, g->fill);
     for (uint v = lid; v < vectors; v += WG_SIZE) {
         put_vector(g, out, gradient, first + v * VEC, (vec)(g->fill), aligned);
     }
-    for (uint c = rest + lid; c < end; c += WG_SIZE) put_element(g, out, gradient, c, g->fill);
+    for (uint c = first + vectors * VEC; c < end && lid == vectors % WG_SIZE; c++) {
+        put_element(g, out, gradient, c, g->fill);
+    }
 }
 
 /* The classes [begin, end), vectors beginning at `begin` + head. The elements before those and behind them are

@@ -139,6 +139,10 @@ Test(variants, work_groups_of_every_size)
             check_sizes(&tunings[i], CLXENT_F32, false);
             /* rows that begin at multiples of the vector, which GPUs read and write otherwise */
             check(&tunings[i], CLXENT_F32, 9, 192, false, CASE_ALIGNED);
+            /* of rows that do not count one result is constant, and the other needs the logits that it replaces */
+            clxent_desc both = variant_desc(CLXENT_F32, 19, 37, 1, false, CASE_IN_PLACE);
+            both.outputs |= CLXENT_OUTPUT_LOG_SOFTMAX;
+            check_desc(&tunings[i], &both, CASE_IN_PLACE);
         }
         if (tunings[i].vector == 1 || !runs_all()) continue;
         check_sizes(&tunings[i], CLXENT_F32, true);
