@@ -33,8 +33,9 @@
 #define HAS_ENTROPY ((OUTPUTS & OUTPUT_ENTROPY) != 0)
 /* z is not x. */
 #define HAS_Z (HAS_LOGIT_SCALE || HAS_SOFTCAP)
-/* Every class has its own a_j, and their sum is not known beforehand. */
+/* Every class has its own a_j. */
 #define HAS_DENSE (TARGETS != TARGET_NONE && (HAS_PROBABILITIES || HAS_SMOOTHING))
+/* And their sum is not known beforehand. */
 #define SUMS_WEIGHT (HAS_DENSE && (HAS_PROBABILITIES || HAS_CLASS_WEIGHTS))
 /* Nothing but the exponentials is summed over the logits as they are. */
 #define SUMS_PLAINLY (!HAS_Z && !HAS_DENSE && !HAS_ENTROPY)

@@ -26,7 +26,6 @@ typedef struct {
     real outer;       /* gradient, unless HAS_ONE_FACTOR: what multiplies dz */
     uint class_index; /* NO_CLASS, or the class whose gradient is `target` */
     real target;
-    bool accumulate;
 } emission;
 
 /* has_slope: kept_slope is as the cache has it, which with exponentials from there leaves no need of x. */
@@ -63,7 +62,7 @@ static inline void emit_part(const row_input *in, const row_result *r, const emi
     }
     const ivec hit = IOTA == (ivec)((integer)(g->class_index - at)) ? (ivec)(-1) : (ivec)(0);
     if (g->class_index >= at && g->class_index - at < n) value = hit ? (vec)(g->target) : value;
-    if (g->accumulate) value = accumulated(load_gradient_partial(gradient + at, n), value);
+    if (ACCUMULATE) value = accumulated(load_gradient_partial(gradient + at, n), value);
     store_gradient_partial(gradient + at, value, n);
 }
 
@@ -82,7 +81,7 @@ ALWAYS_INLINE vec value_of_vector(const row_input *in, const row_result *r, cons
     vec value = emit_value(in, r, g, x, kept, cached, has_slope, slope, at, VEC);
     if (!IS_KIND(g, OUTPUT_GRADIENT)) return value;
     if (with_target) value = IOTA == (ivec)((integer)(g->class_index - at)) ? (vec)(g->target) : value;
-    if (g->accumulate) value = accumulated(load_gradient_vector(gradient + at), value);
+    if (ACCUMULATE) value = accumulated(load_gradient_vector(gradient + at), value);
     return value;
 }
 
@@ -380,12 +379,12 @@ INLINE void emit_row(const run *u, const row_input *in, const row_target *t, con
     const bool folds = IN_REGISTERS || !fits;
     const ulong at = row_start(p, row, p->probabilities_row_stride);
     if (WANTS(p, OUTPUT_SOFTMAX)) {
-        const emission g = { OUTPUT_SOFTMAX, !r->valid, REAL_NAN, 1 / r->d, folds, 0, NO_CLASS, 0, false };
+        const emission g = { OUTPUT_SOFTMAX, !r->valid, REAL_NAN, 1 / r->d, folds, 0, NO_CLASS, 0 };
         emit(in, r, &g, u->softmax + p->offset.softmax + at, u->gradient, p->probabilities_row_stride, begin,
              end, cached, streaming, u->cache);
     }
     if (WANTS(p, OUTPUT_LOG_SOFTMAX)) {
-        const emission g = { OUTPUT_LOG_SOFTMAX, !r->valid, REAL_NAN, 0, false, 0, NO_CLASS, 0, false };
+        const emission g = { OUTPUT_LOG_SOFTMAX, !r->valid, REAL_NAN, 0, false, 0, NO_CLASS, 0 };
         emit(in, r, &g, u->log_softmax + p->offset.log_softmax + at, u->gradient, p->probabilities_row_stride,
              begin, end, IN_REGISTERS && cached, streaming, u->cache);
     }
@@ -397,7 +396,7 @@ INLINE void emit_row(const run *u, const row_input *in, const row_target *t, con
         const bool no_rows = divides_by_own_d(p) && u->d == 0;
         const gradient_factors f = gradient_of(r, j, in->o.z_loss, saved_lse, outer, no_rows);
         if (f.filled) {
-            const emission g = { OUTPUT_GRADIENT, true, f.fill, 0, false, 0, NO_CLASS, 0, ACCUMULATE };
+            const emission g = { OUTPUT_GRADIENT, true, f.fill, 0, false, 0, NO_CLASS, 0 };
             if (!ACCUMULATE || f.fill != 0) {
                 emit(in, r, &g, u->softmax, gradient, p->gradient_row_stride, begin, end, false, streaming,
                      u->cache);
@@ -411,8 +410,7 @@ INLINE void emit_row(const run *u, const row_input *in, const row_target *t, con
                                  HAS_ONE_FACTOR && folds && fabs(factor) < REAL_INFINITY,
                                  f.outer,
                                  t->has_class ? t->class_index : NO_CLASS,
-                                 f.target,
-                                 ACCUMULATE };
+                                 f.target };
             emit(in, r, &g, u->softmax, gradient, p->gradient_row_stride, begin, end, cached, streaming,
                  u->cache);
         }

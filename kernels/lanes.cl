@@ -24,7 +24,6 @@ typedef struct {
 /* Where they go. */
 typedef struct {
     bool is_gradient;
-    bool accumulate;
     bool aligned; /* whole vectors may bypass the cache */
     __global storage *out;
     __global gradient_storage *gradient;
@@ -67,10 +66,10 @@ INLINE void put(const destination *to, const ulong at, const vec value, const ui
             store_partial(to->out + at, value, n);
         }
     } else if (n == VEC) {
-        if (to->accumulate) sum = accumulated(load_gradient_vector(to->gradient + at), value);
+        if (ACCUMULATE) sum = accumulated(load_gradient_vector(to->gradient + at), value);
         store_gradient_vector(to->gradient + at, sum, to->aligned);
     } else {
-        if (to->accumulate) sum = accumulated(load_gradient_partial(to->gradient + at, n), value);
+        if (ACCUMULATE) sum = accumulated(load_gradient_partial(to->gradient + at, n), value);
         store_gradient_partial(to->gradient + at, sum, n);
     }
 }
@@ -81,7 +80,7 @@ INLINE void put_one(const destination *to, const ulong at, const real value)
 {
     if (!to->is_gradient) {
         store_one(to->out + at, value);
-    } else if (to->accumulate) {
+    } else if (ACCUMULATE) {
         if (value != 0) store_gradient_one(to->gradient + at, value + load_gradient_one(to->gradient + at));
     } else {
         store_gradient_one(to->gradient + at, value);
@@ -275,7 +274,6 @@ static inline void write_rows(const tile_input *in, const row_result *r, const j
         const ilane is_hit = t->has_class && best == t->class_index;
         STORE(best, at);
         STORE(is_hit, hit);
-        UNROLL_NEVER
         for (uint i = 0; i < in->n; i++) {
             if (outputs & OUTPUT_ARGMAX) argmax[p->offset.argmax + in->row + i] = at[i];
             if (outputs & OUTPUT_CORRECT) workspace[p->correct_at + in->row + i] = hit[i] != 0;
@@ -473,7 +471,7 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_lanes(
             const bool is_wanted = WANTS(&p, output);
             const ulong stride = kind == EMIT_GRADIENT ? p.gradient_row_stride : p.probabilities_row_stride;
             const ulong at = INNER ? slab * stride + within : within * stride;
-            const destination to = { kind == EMIT_GRADIENT, kind == EMIT_GRADIENT && ACCUMULATE, false,
+            const destination to = { kind == EMIT_GRADIENT, false,
                                      kind == EMIT_LOG_SOFTMAX ? log_softmax + p.offset.log_softmax + at
                                                               : softmax + p.offset.softmax + at,
                                      gradient + p.offset.gradient + at };

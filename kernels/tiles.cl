@@ -94,9 +94,6 @@
 /* Left to themselves, compilers call some of these for every vector. */
 #define INLINE static inline __attribute__((always_inline))
 
-/* Loops over the lanes of few rows are not worth the copies that compilers make of them. */
-#define UNROLL_NEVER _Pragma("unroll 1")
-
 /* Of a group of one work-item; in larger ones it takes registers that a GPU does not have. */
 #if WG_SIZE == 1
 #    define UNROLL_ALONE _Pragma("unroll")

@@ -15,11 +15,11 @@ set(gpu -DWG_SIZE=256)
 set(none "-DHAS_CLASS_WEIGHTS=0 -DHAS_SMOOTHING=0 -DHAS_LOGIT_SCALE=0 -DHAS_SOFTCAP=0 -DACCUMULATE=0")
 set(all "-DHAS_CLASS_WEIGHTS=1 -DHAS_SMOOTHING=1 -DHAS_LOGIT_SCALE=1 -DHAS_SOFTCAP=1 -DACCUMULATE=1")
 set(constants
-  "-DOUTPUTS=56u -DTARGETS=1 -DREDUCES=1 -DKERNELS=3 ${none}"
-  "-DOUTPUTS=312u -DTARGETS=5 -DREDUCES=1 -DKERNELS=3 ${all}"
-  "-DOUTPUTS=32u -DTARGETS=2 -DREDUCES=1 -DKERNELS=1 ${all}"
-  "-DOUTPUTS=0u -DTARGETS=3 -DREDUCES=0 -DKERNELS=2 ${none}"
-  "-DOUTPUTS=24u -DTARGETS=0 -DREDUCES=0 -DKERNELS=1 ${none}")
+  "-DOUTPUTS=56 -DTARGETS=1 -DREDUCES=1 -DKERNELS=3 ${none}"
+  "-DOUTPUTS=312 -DTARGETS=5 -DREDUCES=1 -DKERNELS=3 ${all}"
+  "-DOUTPUTS=32 -DTARGETS=2 -DREDUCES=1 -DKERNELS=1 ${all}"
+  "-DOUTPUTS=0 -DTARGETS=3 -DREDUCES=0 -DKERNELS=2 ${none}"
+  "-DOUTPUTS=24 -DTARGETS=0 -DREDUCES=0 -DKERNELS=1 ${none}")
 set(shapes "")
 if(PROGRAM STREQUAL "rows")
   foreach(of_plan IN LISTS constants)
@@ -43,7 +43,7 @@ elseif(PROGRAM STREQUAL "lanes")
   foreach(vector 4 16)
     foreach(outputs 0 288)
       list(APPEND shapes
-        "${cpu} -DVEC=${vector} -DCOLUMNS=1 -DLANES=1 -DALONG=1 -DINNER=0 -DCACHED=1 -DOUTPUTS=${outputs}u -DTARGETS=1 -DREDUCES=1 ${none}")
+        "${cpu} -DVEC=${vector} -DCOLUMNS=1 -DLANES=1 -DALONG=1 -DINNER=0 -DCACHED=1 -DOUTPUTS=${outputs} -DTARGETS=1 -DREDUCES=1 ${none}")
     endforeach()
   endforeach()
 elseif(PROGRAM STREQUAL "padding")
@@ -52,11 +52,10 @@ elseif(PROGRAM STREQUAL "padding")
 else()
   foreach(targets 1 5)
     list(APPEND shapes
-      "${cpu} -DLANES=0 -DVEC=1 -DOUTPUTS=0u -DTARGETS=${targets} -DREDUCES=1 ${none}"
-      "${gpu} -DLANES=0 -DVEC=1 -DOUTPUTS=0u -DTARGETS=${targets} -DREDUCES=1 ${none}")
+      "${cpu} -DLANES=0 -DVEC=1 -DOUTPUTS=0 -DTARGETS=${targets} -DREDUCES=1 ${none}"
+      "${gpu} -DLANES=0 -DVEC=1 -DOUTPUTS=0 -DTARGETS=${targets} -DREDUCES=1 ${none}")
   endforeach()
 endif()
-# Conditions on what a plan fixes are meant to be constants:.
 # -cl-no-stdinc leaves out clang's own table of builtins, which lacks vload_half where the device lacks fp16;
 # opencl-c.h, which -finclude-default-header then brings, has it.
 set(flags -x cl -cl-std=CL1.2 -cl-no-stdinc -Xclang -finclude-default-header -target spir64

@@ -184,8 +184,8 @@ for type in F32:1 F16:2 BF16:3 F64:4; do
     [ "$name" != F32 ] || generals='0 1'
     for general in $generals; do
         # kernels/constants.cl: losses and gradient of int64 targets; with the entropy and every option of the gradient
-        with='' outputs=32u
-        [ "$general" = 0 ] || with=', all options' outputs=288u
+        with='' outputs=32
+        [ "$general" = 0 ] || with=', all options' outputs=288
         common="-DDTYPE=$number -DGRADIENT_DTYPE=$number -DOUTPUTS=$outputs -DTARGETS=2 -DREDUCES=1"
         for option in CLASS_WEIGHTS SMOOTHING LOGIT_SCALE SOFTCAP; do
             common="$common -DHAS_$option=$general"
