@@ -46,6 +46,7 @@ bool small_run(void); /* CLXENT_TEST_SMALL=1: sizes for an interpreter such as O
 /* CLXENT_TEST_FULL=1: every variant times every dtype. Else tests that compile programs of their own, seconds each, take
  * one of each kind: volume() is count in a full run and at most few elsewhere. */
 bool full_run(void);
+size_t volume(size_t count, size_t few);
 
 /* Whether every combination is run, rather than one of each kind: in a full run, and under Oclgrind, where small cases
  * cost little. A combination of outputs, target type and options is a program that a driver compiles, and compiling
@@ -60,7 +61,7 @@ enum {
     ALONG_OUTPUTS = TRAINING_OUTPUTS | CLXENT_OUTPUT_ENTROPY,
     EVERY_OUTPUT = CLXENT_OUTPUT_ONE_HOT - 1
 };
-size_t volume(size_t count, size_t few);
+
 const char *last_error(void); /* of device.ctx; valid until the next call */
 
 /* An out-of-order queue, NULL where the device has none. The caller releases it. */

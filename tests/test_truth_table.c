@@ -70,14 +70,19 @@ static bool next_dtype(uint32_t *dtype)
     return ++*dtype <= CLXENT_F64 && (*dtype != CLXENT_F64 || device.has_f64);
 }
 
-/* What lanes along the classes serve. */
-enum { ALONG = ALONG_OUTPUTS | CLXENT_OUTPUT_LSE };
+/* Outputs without log-softmax and entropy, which take log d from a pass of its own; and what lanes along the classes
+ * serve. */
+enum {
+    ANY = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_SOFTMAX |
+          CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_ARGMAX,
+    ALONG = ALONG_OUTPUTS | CLXENT_OUTPUT_LSE
+};
 
-/* with_entropy: which needs sums of its own. PoCL takes 10 s for the program of a larger group with every output. */
+/* PoCL takes 10 s for the program of a larger group with two [rows, classes] outputs. */
 static uint32_t outputs_on(const clxent_tuning *tuning, bool with_entropy)
 {
     if (!runs_all() && tuning->group > 1) return TRAINING_OUTPUTS | CLXENT_OUTPUT_LSE;
-    return with_entropy || !runs_all() ? EVERY_OUTPUT : EVERY_OUTPUT & ~(uint32_t)CLXENT_OUTPUT_ENTROPY;
+    return with_entropy ? ANY | CLXENT_OUTPUT_ENTROPY : ANY;
 }
 
 /* A row's expectations; NAN means NaN, and FINITE any finite number. */
