@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * support.c - see support.h. The work is done in tools/clxent/problem.c; here its faults become assertions.
+ * support.c - see support.h. The work is done in tools/check/problem.c; here its faults become assertions.
  */
 #include "support.h"
 
