@@ -20,7 +20,8 @@ typedef struct options {
     cli_common common;
     uint32_t op, dtype;
     size_t rows, classes, pairs, log2_logits; /* rows, classes: 0 where not given */
-    bool suite, loop, first_plan;
+    bool suite, loop, has_child;
+    size_t child;
     const char *only, *plot;
     const char *single; /* an option given that a suite does not take */
 } options;
@@ -38,7 +39,8 @@ enum {
     KEY_SUITE,
     KEY_CASE,
     KEY_LOOP,
-    KEY_FIRST_PLAN
+    KEY_CHILD,
+    KEY_CACHES
 };
 
 static const struct argp_option option_list[] = {
@@ -52,21 +54,22 @@ static const struct argp_option option_list[] = {
       "2^N logits where rows and classes do not say otherwise, 16 to 36 (default: 26)", 0 },
     { "plot", KEY_PLOT, "FILE.png", 0,
       "Also runs class counts from 2 to 262144 and draws time per element and ratio to the copy over them, "
-      "with "
-      "gnuplot (default: no picture)",
+      "with gnuplot (default: no picture)",
       0 },
     { "suite", KEY_SUITE, NULL, 0,
-      "Every case that has a goal: figure, goal and verdict, the range over the pairs, and memory's own "
-      "speed "
-      "(default: one shape)",
+      "Runs every case that has a goal (default: one shape). Prints the figure, goal and verdict, the "
+      "range over the pairs, and the speed of the memory. Cases 'cold, ...' measure CPU time, of a plan "
+      "and its first run over that of a textbook softmax kernel, each in a process of its own without "
+      "cached kernels",
       0 },
-    { "case", KEY_CASE, "PART", 0, "With --suite only the cases whose name has PART (default: all)", 0 },
+    { "case", KEY_CASE, "PART", 0,
+      "With --suite, runs only the cases whose name contains PART, such as cold (default: all)", 0 },
     { "loop", KEY_LOOP, NULL, 0,
       "Prints a line once warm, then for each line of standard input the seconds of one run, so that "
-      "programs can "
-      "take turns (default: off)",
+      "programs can take turns (default: off)",
       0 },
-    { "first-plan", KEY_FIRST_PLAN, NULL, OPTION_HIDDEN, NULL, 0 },
+    { "child", KEY_CHILD, "N", OPTION_HIDDEN, NULL, 0 },
+    { "caches", KEY_CACHES, "FOLDER", OPTION_HIDDEN, NULL, 0 },
     { 0 },
 };
 
@@ -83,7 +86,8 @@ static error_t parse(int key, char *text, struct argp_state *state)
     case KEY_PLOT: o->plot = cli_path(state, o->single = "plot", text); return 0;
     case KEY_LOOP: o->loop = true, o->single = "loop"; return 0;
     case KEY_SUITE: o->suite = true; return 0;
-    case KEY_FIRST_PLAN: o->first_plan = true; return 0;
+    case KEY_CHILD: o->child = cli_size(state, "child", text, 0), o->has_child = true; return 0;
+    case KEY_CACHES: suite_set_caches(text); return 0;
     case KEY_PAIRS:
         o->pairs = cli_size(state, "pairs", text, 1);
         if (o->pairs > 100000) argp_error(state, "--pairs is '%s': takes at most 100000", text);
@@ -166,18 +170,13 @@ static void print_shape(const options *o, const measure *m, const figures *f)
     const summary *t = &f->seconds[RUN_PLAN];
 
     if (o->common.json) {
-        json_t *object = json_object();
-        json_object_set_new(object, "op", json_string(ops[o->op]));
-        json_object_set_new(object, "rows", json_integer((json_int_t)o->rows));
-        json_object_set_new(object, "classes", json_integer((json_int_t)o->classes));
-        json_object_set_new(object, "dtype", json_string(dtypes[o->dtype - CLXENT_F32]));
-        json_object_set_new(object, "device", cli_json_text(m->session.device.name));
-        json_object_set_new(object, "median_s", cli_json_number(t->median));
-        json_object_set_new(object, "min_s", cli_json_number(t->least));
-        json_object_set_new(object, "copy_median_s", cli_json_number(f->seconds[RUN_COPY].median));
-        json_object_set_new(object, "ratio_to_copy", cli_json_number(f->ratio[RUN_COPY].median));
-        json_object_set_new(object, "gb_per_s", cli_json_number(bytes / t->median * 1e-9));
-        cli_json_print(object);
+        cli_json_print(json_pack(
+            "{s:s, s:I, s:I, s:s, s:o, s:o, s:o, s:o, s:o, s:o}", "op", ops[o->op], "rows",
+            (json_int_t)o->rows, "classes", (json_int_t)o->classes, "dtype", dtypes[o->dtype - CLXENT_F32],
+            "device", cli_json_text(m->session.device.name), "median_s", cli_json_number(t->median), "min_s",
+            cli_json_number(t->least), "copy_median_s", cli_json_number(f->seconds[RUN_COPY].median),
+            "ratio_to_copy", cli_json_number(f->ratio[RUN_COPY].median), "gb_per_s",
+            cli_json_number(bytes / t->median * 1e-9)));
         return;
     }
     printf("device      %zu: %s\n", m->session.device.index, m->session.device.name);
@@ -237,8 +236,7 @@ static void write_sweep(FILE *to, const void *data)
           "set logscale x 2\n"
           "set xrange [1.6:330000]\n"
           "set xtics ('2' 2, '10' 10, '32' 32, '100' 100, '257' 257, '1,023' 1023, '4,096' 4096, '16,384' "
-          "16384, "
-          "'50,257' 50257, '262,144' 262144) rotate by -35\n"
+          "16384, '50,257' 50257, '262,144' 262144) rotate by -35\n"
           "set xlabel 'classes' textcolor rgb '#333333'\n",
           to);
     fprintf(
@@ -249,8 +247,8 @@ static void write_sweep(FILE *to, const void *data)
     fputs(worst < 20 ? "set yrange [0:*]\n" : "set logscale y\n", to);
     fputs("set title 'Time per element'\n"
           "set ylabel 'ns' offset 1,0 textcolor rgb '#333333'\n"
-          "plot $figures using 1:2 with linespoints pt 7 ps 0.8 lw 2 lc rgb '#2b6ca3' title 'clxent', "
-          "'' using 1:3 with linespoints pt 7 ps 0.5 lw 1.5 lc rgb '#999999' title 'copy'\n"
+          "plot $figures using 1:2 with linespoints pt 7 ps 0.8 lw 2 lc rgb '#2b6ca3' title 'clxent', '' "
+          "using 1:3 with linespoints pt 7 ps 0.5 lw 1.5 lc rgb '#999999' title 'copy'\n"
           "set title 'Ratio to the copy'\n"
           "set ylabel ''\n"
           "set arrow from graph 0,first 1 to graph 1,first 1 nohead lw 1.2 lc rgb '#999999'\n"
@@ -312,20 +310,15 @@ static bool run_loop(measure *m, const options *o)
 int command_bench(int argc, char **argv)
 {
     static const char *const about =
-        "Times the loss, the loss with its gradient, or the softmax against kernels that only move the same "
-        "bytes: a "
-        "plain copy of the logits, a copy with non-temporal stores, and a pass that only reads. All take "
-        "turns in one "
-        "process; a ratio is the median over the turns of time / time of the other run in the same turn.\v"
-        "With --suite, --json prints one object a line for each case: case, figure, unit, goal (null: none), "
-        "verdict "
-        "(met, missed, none, unsupported, failed), least and most (of the figure, over the pairs), nt_ratio "
-        "(the same "
-        "run against the copy with non-temporal stores), seconds, reference_seconds, reference_gb_per_s, "
-        "note, "
-        "device; null where a case has no such figure. The exit status tells whether the work was done, not "
-        "whether "
-        "goals were met.";
+        "Times the loss, the loss with its gradient, or the softmax against kernels that only move the "
+        "same bytes: a plain copy of the logits, a copy with non-temporal stores, and a pass that only "
+        "reads. All take turns in one process; a ratio is the median over the turns of time / time of the "
+        "other run in the same turn.\v"
+        "With --suite, --json prints one object a line for each case: case, figure, unit, goal (null: "
+        "none), verdict (met, missed, none, unsupported, failed), least and most (of the figure, over the "
+        "pairs), nt_ratio (the same run against the copy with non-temporal stores), seconds, "
+        "reference_seconds, reference_gb_per_s, note, device; null where a case has no such figure. The "
+        "exit status tells whether the work was done, not whether goals were met.";
     const struct argp argp = { option_list, parse, NULL, about, cli_common_options, NULL, NULL };
     options o = { .op = OP_FUSED, .dtype = CLXENT_F32, .pairs = 11, .log2_logits = 26 };
     sweep s;
@@ -340,7 +333,7 @@ int command_bench(int argc, char **argv)
     if (o.classes == 0) o.classes = o.rows == logits / 1024 ? 1024 : logits > o.rows ? logits / o.rows : 1;
     if (o.plot != NULL && !plot_check(o.plot)) return CLI_FAILED;
     if (!cli_find_device(&device, o.common.device)) return CLI_FAILED;
-    if (o.first_plan) return suite_first_plan(&device);
+    if (o.has_child) return suite_child(&device, o.child);
     if (o.suite) {
         const suite_options suite = { device, logits, o.pairs, o.only, o.common.json };
         return suite_run(&suite);

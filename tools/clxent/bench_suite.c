@@ -1,20 +1,24 @@
 /* SPDX-License-Identifier: MIT
  *
- * bench_suite.c - the cases that have a goal: which shapes and options, against what each is held, and how figures of
- * another kind than a ratio of times are taken.
- *
- * A figure meets its goal when it is no larger. Goals are for CPUs and GPUs alike; they were set on PoCL with two
- * cores. 2^26 f32 logits are 256 MiB, more than the caches of what this was tried on.
+ * bench_suite.c - runs the cases of tools/bench/suite.def. What is here alone: how each kind of figure is taken, and in
+ * which processes.
  */
 #define _XOPEN_SOURCE 700
 #include "measure.h"
+#include "signals.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <ftw.h>
 #include <math.h>
+#include <spawn.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
 #include <unistd.h>
+
+extern char **environ;
 
 /* ---- Cases ---------------------------------------------------------------------------------- */
 
@@ -28,44 +32,74 @@ typedef struct result {
     char note[96];
 } result;
 
-typedef struct suite_case {
-    char name[96];
-    const char *unit;
-    double goal; /* NAN: none */
-    bool (*run)(measure *m, const struct suite_case *c, const suite_options *o, result *r);
+enum { PLAIN, IN_PLACE, ALL_OPTIONS, SOFT_TARGETS };
 
-    /* what run makes of these is its own affair */
-    uint32_t outputs, dtype, moves;
-    size_t rows, classes, inner; /* rows 0: all that the logits give */
-    bool in_place, all_options, labels;
+typedef struct suite_case {
+    const char *name;
+    bool (*measure)(measure *m, const struct suite_case *c, const suite_options *o, result *r);
+    uint32_t moves, outputs, dtype;
+    int how;
+    size_t rows, classes, inner;
+    const char *unit;
+    double goal;
 } suite_case;
 
-typedef struct suite {
-    suite_case *cases;
-    size_t count, room;
-} suite;
+typedef bool take(measure *m, const suite_case *c, const suite_options *o, result *r);
+static take measure_memory, measure_ratio, measure_odd_even, measure_cliff, measure_host_arrays,
+    measure_launches, measure_enqueue_time, measure_new_classes, measure_first_plan, measure_cold,
+    measure_cold_builds, measure_cold_log;
+#define FUNCTION(name) bool name(measure *m, const suite_case *c, const suite_options *o, result *r)
 
-static suite_case *add(suite *s, bool (*run)(measure *, const suite_case *, const suite_options *, result *),
-                       const char *unit, double goal)
+/* The words of suite.def. */
+enum {
+    NONE = 0,
+    COPY = MOVE_COPY,
+    STREAM = MOVE_STREAM,
+    READ = MOVE_READ,
+    ITSELF = MOVE_IN_PLACE,
+    TWO = MOVE_TWO,
+
+    LOSS = CLXENT_OUTPUT_LOSS,
+    FUSED = CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT,
+    STATISTICS = CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_ARGMAX | CLXENT_OUTPUT_ENTROPY,
+    SOFTMAX = CLXENT_OUTPUT_SOFTMAX,
+    LOG_SOFTMAX = CLXENT_OUTPUT_LOG_SOFTMAX,
+
+    F32 = CLXENT_F32,
+    F16 = CLXENT_F16,
+    BF16 = CLXENT_BF16,
+    F64 = CLXENT_F64
+};
+
+static const suite_case cases[] = {
+#define CASE(name, measured, ...) { name, measure_##measured, __VA_ARGS__ },
+#include "../bench/suite.def"
+#undef CASE
+};
+enum { CASES = sizeof cases / sizeof *cases };
+
+static clxent_desc desc_of(const suite_case *c, const suite_options *o)
 {
-    suite_case *c;
+    clxent_desc desc = CLXENT_DESC_INIT;
+    size_t rows = c->rows, classes = c->classes, inner = c->inner;
 
-    if (s->count == s->room) {
-        const size_t room = 2 * s->room + 64;
-        suite_case *more = realloc(s->cases, room * sizeof *more);
-        if (more == NULL) return NULL;
-        s->cases = more;
-        s->room = room;
+    if (classes == 0) classes = o->logits / 2 / rows;
+    else if (rows == 0) rows = o->logits > classes ? o->logits / classes : 1;
+    while (inner > 1 && rows * classes * inner > o->logits) inner /= 4; /* half the height, half the width */
+    desc.outputs = c->outputs;
+    desc.batch = rows;
+    desc.seq = desc.inner = inner;
+    desc.classes = classes;
+    desc.dtype = c->dtype;
+    desc.target_type = c->how == SOFT_TARGETS ? CLXENT_TARGET_PROBABILITIES_F32 : CLXENT_TARGET_I32;
+    if (c->how == ALL_OPTIONS) {
+        desc.has_class_weights = desc.has_row_weights = 1;
+        desc.label_smoothing = 0.1;
+        desc.z_loss = 1e-4;
+        desc.logit_scale = 0.75;
+        desc.softcap = 30;
     }
-    c = &s->cases[s->count++];
-    memset(c, 0, sizeof *c);
-    c->run = run;
-    c->unit = unit;
-    c->goal = goal;
-    c->dtype = CLXENT_F32;
-    c->moves = MOVE_COPY;
-    c->inner = 1;
-    return c;
+    return desc;
 }
 
 /* 50257 as "50,257". */
@@ -83,83 +117,85 @@ static const char *grouped(size_t value, char text[32])
     return text;
 }
 
-static clxent_desc desc_of(const suite_case *c, const suite_options *o)
+static void set_figure(result *r, summary s)
 {
-    clxent_desc desc = CLXENT_DESC_INIT;
+    r->figure = s.median;
+    r->least = s.least;
+    r->most = s.most;
+}
 
-    desc.outputs = c->outputs;
-    desc.classes = c->classes;
-    desc.inner = c->inner;
-    desc.batch = c->rows != 0 ? c->rows : o->logits > c->classes ? o->logits / c->classes : 1;
-    desc.seq = 1;
-    desc.dtype = c->dtype;
-    desc.target_type = c->labels ? CLXENT_TARGET_PROBABILITIES_F32 : CLXENT_TARGET_I32;
-    if (c->all_options) {
-        desc.has_class_weights = desc.has_row_weights = 1;
-        desc.label_smoothing = 0.1;
-        desc.z_loss = 1e-4;
-        desc.logit_scale = 0.75;
-        desc.softcap = 30;
-    }
-    return desc;
+static bool set_count(result *r, size_t count)
+{
+    r->figure = r->least = r->most = (double)count;
+    return true;
 }
 
 /* ---- Figures that are ratios of times ------------------------------------------------------- */
 
 enum { RUN_REFERENCE, RUN_SUBJECT, RUN_STREAM, RUNS };
 
-/* The case's plan against moves of its bytes, or, where there are none, against the same plan in f32. */
-static bool run_ratio(measure *m, const suite_case *c, const suite_options *o, result *r)
+/* Times count runs in turn, and releases all of them. good: they could be made. The figure is that of the subject over
+ * the reference, times scale. */
+static bool compare(measure *m, timed runs[RUNS], size_t count, bool good, double scale,
+                    const suite_options *o, result *r)
 {
-    const clxent_desc desc = desc_of(c, o);
-    timed runs[RUNS];
-    const timed *list[RUNS] = { &runs[0], &runs[1], &runs[2] };
-    /* The copy with non-temporal stores says something only beside what is held against the plain one. */
-    const size_t count = c->moves == MOVE_COPY && m->has_stream ? 3 : 2;
-    clxent_status status = CLXENT_OK;
-    double *seconds = NULL, moved = 0;
-    bool good;
+    const timed *const list[RUNS] = { &runs[0], &runs[1], &runs[2] };
+    double *seconds = NULL;
 
-    memset(runs, 0, sizeof runs);
-    good = timed_plan(m, &runs[RUN_SUBJECT], &desc, c->in_place, &status);
-    if (status == CLXENT_ERROR_UNSUPPORTED) r->verdict = UNSUPPORTED;
-    if (good && c->moves != 0) {
-        good = timed_move(m, &runs[RUN_REFERENCE], c->moves, c->dtype, runs[RUN_SUBJECT].bytes);
-    } else if (good) {
-        clxent_desc f32 = desc;
-        f32.dtype = CLXENT_F32;
-        good = timed_plan(m, &runs[RUN_REFERENCE], &f32, false, NULL);
-    }
-    if (good && count > RUN_STREAM)
-        good = timed_move(m, &runs[RUN_STREAM], MOVE_STREAM, c->dtype, runs[RUN_SUBJECT].bytes);
     good = good && measure_times(m, list, count, o->pairs, &seconds);
     if (good) {
         const summary s = summarize_times(seconds, count, o->pairs, RUN_SUBJECT, RUN_REFERENCE);
-        r->figure = s.median;
-        r->least = s.least;
-        r->most = s.most;
+        set_figure(r, (summary){ s.median * scale, s.least * scale, s.most * scale });
         r->seconds = summarize_times(seconds, count, o->pairs, RUN_SUBJECT, count).median;
         r->reference_seconds = summarize_times(seconds, count, o->pairs, RUN_REFERENCE, count).median;
         if (count > RUN_STREAM)
             r->nt_ratio = summarize_times(seconds, count, o->pairs, RUN_SUBJECT, RUN_STREAM).median;
-        if ((c->moves & MOVE_READ) != 0) moved += 1;
-        if ((c->moves & (MOVE_COPY | MOVE_IN_PLACE)) != 0) moved += 2;
-        if ((c->moves & MOVE_TWO) != 0) moved += 3;
-        if (c->inner > 1)
-            snprintf(r->note, sizeof r->note, "%zu slabs of %zu x %zu", c->rows / c->inner, c->classes,
-                     c->inner);
-        else if (c->rows != 0) snprintf(r->note, sizeof r->note, "%zu x %zu", c->rows, c->classes);
-        r->reference_bytes = moved > 0 ? moved * (double)runs[RUN_SUBJECT].bytes : NAN;
     }
     free(seconds);
     for (size_t i = 0; i < RUNS; i++) timed_release(&runs[i]);
     return good;
 }
 
-static bool run_memory(measure *m, const suite_case *c, const suite_options *o, result *r)
+/* Bytes that moves read and write for each byte of the logits. */
+static double passes_of(uint32_t moves)
+{
+    return ((moves & READ) != 0 ? 1 : 0) + ((moves & (COPY | STREAM | ITSELF)) != 0 ? 2 : 0) +
+           ((moves & TWO) != 0 ? 3 : 0);
+}
+
+/* The case's plan against moves of its bytes, or, where there are none, against the same plan in f32. */
+static FUNCTION(measure_ratio)
+{
+    const clxent_desc desc = desc_of(c, o);
+    timed runs[RUNS];
+    /* The copy with non-temporal stores says something only beside what is compared with the plain one. */
+    const size_t count = c->moves == COPY && m->has_stream ? 3 : 2;
+    clxent_status status = CLXENT_OK;
+    bool good;
+
+    memset(runs, 0, sizeof runs);
+    good = timed_plan(m, &runs[RUN_SUBJECT], &desc, c->how == IN_PLACE, &status);
+    if (status == CLXENT_ERROR_UNSUPPORTED) r->verdict = UNSUPPORTED;
+    const size_t bytes = runs[RUN_SUBJECT].bytes;
+    if (good && c->moves != NONE) {
+        good = timed_move(m, &runs[RUN_REFERENCE], c->moves, c->dtype, bytes);
+        r->reference_bytes = passes_of(c->moves) * (double)bytes;
+    } else if (good) {
+        clxent_desc f32 = desc;
+        f32.dtype = CLXENT_F32;
+        good = timed_plan(m, &runs[RUN_REFERENCE], &f32, false, NULL);
+    }
+    if (good && count > RUN_STREAM) good = timed_move(m, &runs[RUN_STREAM], STREAM, c->dtype, bytes);
+    if (c->inner > 1)
+        snprintf(r->note, sizeof r->note, "%zu slabs of %zu x %zu", desc.batch, desc.classes, desc.inner);
+    else if (c->rows != 0) snprintf(r->note, sizeof r->note, "%zu x %zu", desc.batch, desc.classes);
+    return compare(m, runs, count, good, 1, o, r);
+}
+
+static FUNCTION(measure_memory)
 {
     const size_t bytes = o->logits * dtype_bytes(c->dtype);
-    const double moved = (c->moves == MOVE_READ ? 1.0 : c->moves == MOVE_TWO ? 3.0 : 2.0) * (double)bytes;
+    const double gb = 1e-9 * passes_of(c->moves) * (double)bytes;
     timed move;
     const timed *const list[] = { &move };
     double *seconds = NULL;
@@ -168,11 +204,9 @@ static bool run_memory(measure *m, const suite_case *c, const suite_options *o, 
 
     if (good) {
         const summary s = summarize_times(seconds, 1, o->pairs, 0, 1);
-        r->figure = 1e-9 * moved / s.median;
-        r->least = 1e-9 * moved / s.most;
-        r->most = 1e-9 * moved / s.least;
+        set_figure(r, (summary){ gb / s.median, gb / s.most, gb / s.least });
         r->seconds = s.median;
-        if (c->moves == MOVE_STREAM && !m->has_stream)
+        if (c->moves == STREAM && !m->has_stream)
             strcpy(r->note, "this compiler has no such stores: a plain copy");
         else if ((double)bytes < 4 * (double)m->cache_bytes)
             snprintf(r->note, sizeof r->note, "less than 4 times the largest cache, %zu MiB",
@@ -184,39 +218,22 @@ static bool run_memory(measure *m, const suite_case *c, const suite_options *o, 
 }
 
 /* Time per element with c->classes over that with a neighbour that divides into whole vectors. */
-static bool run_odd_even(measure *m, const suite_case *c, const suite_options *o, result *r)
+static FUNCTION(measure_odd_even)
 {
-    const size_t even = (c->classes + 63) / 64 * 64;
-    suite_case other = *c;
-    double *seconds = NULL;
-    clxent_desc desc[2];
-    timed runs[2];
-    const timed *const list[] = { &runs[0], &runs[1] };
-    bool good = true;
+    suite_case even = *c;
+    timed runs[RUNS];
+    bool good;
 
-    other.classes = even;
-    desc[0] = desc_of(&other, o);
-    desc[1] = desc_of(c, o);
+    even.classes = (c->classes + 63) / 64 * 64;
+    const clxent_desc desc[] = { desc_of(&even, o), desc_of(c, o) };
     memset(runs, 0, sizeof runs);
-    for (size_t i = 0; good && i < 2; i++) good = timed_plan(m, &runs[i], &desc[i], false, NULL);
-    good = good && measure_times(m, list, 2, o->pairs, &seconds);
-    if (good) {
-        const double elements = (double)runs[0].bytes / (double)runs[1].bytes;
-        const summary s = summarize_times(seconds, 2, o->pairs, 1, 0);
-        r->figure = s.median * elements;
-        r->least = s.least * elements;
-        r->most = s.most * elements;
-        r->seconds = summarize_times(seconds, 2, o->pairs, 1, 2).median;
-        r->reference_seconds = summarize_times(seconds, 2, o->pairs, 0, 2).median;
-    }
-    free(seconds);
-    for (size_t i = 0; i < 2; i++) timed_release(&runs[i]);
-    return good;
+    good = timed_plan(m, &runs[0], &desc[0], false, NULL) && timed_plan(m, &runs[1], &desc[1], false, NULL);
+    return compare(m, runs, 2, good, (double)runs[0].bytes / (double)runs[1].bytes, o, r);
 }
 
 /* The largest time per element over the smallest, among class counts where neither should matter. Each is taken as a
  * ratio to the copy in turn with it, so that a machine that changes its speed meanwhile makes no cliff. */
-static bool run_cliff(measure *m, const suite_case *c, const suite_options *o, result *r)
+static FUNCTION(measure_cliff)
 {
     static const size_t counts[] = { 256,  257,   400,   511,   1000,  1023,   1024,   2049,   4096,
                                      5003, 10007, 16384, 32767, 50257, 100003, 131071, 262143, 262144 };
@@ -234,50 +251,36 @@ static bool run_cliff(measure *m, const suite_case *c, const suite_options *o, r
         m->progress_from = from + part * (double)i;
         m->progress_to = from + part * (double)(i + 1);
         memset(&each, 0, sizeof each);
-        if (!run_ratio(m, &one, o, &each)) return false;
+        if (!measure_ratio(m, &one, o, &each)) return false;
         if (each.figure > worst) worst = each.figure, slow = i;
         if (each.figure < best) best = each.figure, fast = i;
     }
-    r->figure = worst / best;
-    r->least = best;
-    r->most = worst;
+    set_figure(r, (summary){ worst / best, best, worst });
     snprintf(r->note, sizeof r->note, "%s classes %.2f x copy, %s %.2f", grouped(counts[slow], a), worst,
              grouped(counts[fast], b), best);
     return true;
 }
 
 /* clxent_run_host() against the compute of it alone. */
-static bool run_host_arrays(measure *m, const suite_case *c, const suite_options *o, result *r)
+static FUNCTION(measure_host_arrays)
 {
     const clxent_desc desc = desc_of(c, o);
-    double *seconds = NULL;
-    timed runs[2];
-    const timed *const list[] = { &runs[0], &runs[1] };
+    timed runs[RUNS];
     bool good;
 
     memset(runs, 0, sizeof runs);
-    good = timed_plan(m, &runs[0], &desc, false, NULL) && timed_host(m, &runs[1], &runs[0], &desc) &&
-           measure_times(m, list, 2, o->pairs, &seconds);
-    if (good) {
-        const summary s = summarize_times(seconds, 2, o->pairs, 1, 0);
-        r->figure = s.median;
-        r->least = s.least;
-        r->most = s.most;
-        r->seconds = summarize_times(seconds, 2, o->pairs, 1, 2).median;
-        r->reference_seconds = summarize_times(seconds, 2, o->pairs, 0, 2).median;
-        if (!m->host_memory) {
-            r->verdict = NO_GOAL;
-            strcpy(r->note, "memory of its own: up- and download count");
-        }
+    good = timed_plan(m, &runs[0], &desc, false, NULL) && timed_host(m, &runs[1], &runs[0], &desc);
+    good = compare(m, runs, 2, good, 1, o, r);
+    if (good && !m->host_memory) {
+        r->verdict = NO_GOAL;
+        strcpy(r->note, "memory of its own: up- and download count");
     }
-    free(seconds);
-    for (size_t i = 0; i < 2; i++) timed_release(&runs[i]);
     return good;
 }
 
 /* ---- Figures of another kind ---------------------------------------------------------------- */
 
-static bool run_launches(measure *m, const suite_case *c, const suite_options *o, result *r)
+static FUNCTION(measure_launches)
 {
     const clxent_desc desc = desc_of(c, o);
     timed t;
@@ -286,7 +289,7 @@ static bool run_launches(measure *m, const suite_case *c, const suite_options *o
     if (good) {
         const size_t before = measure_calls().launches;
         good = measure_enqueue(m, &t) && clFinish(m->queue) == CL_SUCCESS;
-        r->figure = r->least = r->most = (double)(measure_calls().launches - before);
+        set_count(r, measure_calls().launches - before);
     }
     if (good && r->figure == 0) {
         r->verdict = UNSUPPORTED; /* a run launches something */
@@ -297,7 +300,7 @@ static bool run_launches(measure *m, const suite_case *c, const suite_options *o
 }
 
 /* Host time of clxent_enqueue() on an idle queue. */
-static bool run_enqueue(measure *m, const suite_case *c, const suite_options *o, result *r)
+static FUNCTION(measure_enqueue_time)
 {
     enum { TIMES = 1001 };
     const clxent_desc desc = desc_of(c, o);
@@ -312,98 +315,13 @@ static bool run_enqueue(measure *m, const suite_case *c, const suite_options *o,
         micros[i] = 1e6 * (cli_seconds() - start);
         good = good && clFinish(m->queue) == CL_SUCCESS;
     }
-    if (good) {
-        const summary s = summarize(micros, TIMES);
-        r->figure = s.median;
-        r->least = s.least;
-        r->most = s.most;
-    }
+    if (good) set_figure(r, summarize(micros, TIMES));
     timed_release(&t);
     return good;
 }
 
-static bool create_first_plan(clxent_context *ctx, double *seconds)
-{
-    clxent_desc desc = CLXENT_DESC_INIT;
-    clxent_plan *plan;
-    clxent_status status;
-    double start;
-
-    desc.outputs = CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT;
-    desc.batch = 1024;
-    desc.seq = 1;
-    desc.classes = 50257;
-    desc.target_type = CLXENT_TARGET_I32;
-    start = cli_seconds();
-    status = clxent_plan_create(&plan, ctx, &desc);
-    *seconds = cli_seconds() - start;
-    clxent_plan_destroy(plan);
-    if (status != CLXENT_OK) cli_fail_status(ctx, "the first plan", status);
-    return status == CLXENT_OK;
-}
-
-int suite_first_plan(const cli_device *device)
-{
-    cli_session session;
-    double seconds = 0;
-    bool good = cli_open(&session, device) && create_first_plan(session.ctx, &seconds);
-
-    if (good) printf("%.9f\n", seconds);
-    cli_close(&session);
-    return good ? CLI_DONE : CLI_FAILED;
-}
-
-/* suite_first_plan() in a process of its own. */
-static bool first_plan_elsewhere(const cli_device *device, double *seconds)
-{
-    static char self[] = "/proc/self/exe", bench[] = "bench", what[] = "--first-plan", flag[] = "--device",
-                plain[] = "--no-tuning", tuning[] = "--tuning";
-    char index[32], text[64] = "";
-    char *const how = cli_tuning_file != NULL ? tuning : cli_no_tuning ? plain : NULL;
-    char *const argv[] = { self, bench, what, flag, index, how, cli_tuning_file, NULL };
-    int ends[2], status;
-    ssize_t length;
-
-    *seconds = 0;
-    snprintf(index, sizeof index, "%zu", device->index);
-    if (pipe(ends) != 0) {
-        cli_fail("pipe", "%s", strerror(errno));
-        return false;
-    }
-    fcntl(ends[0], F_SETFD, FD_CLOEXEC);
-    status = cli_run(argv, NULL, NULL, ends[1]);
-    close(ends[1]);
-    length = status == 0 ? read(ends[0], text, sizeof text - 1) : 0;
-    close(ends[0]);
-    if (length > 0 && sscanf(text, "%lf", seconds) == 1) return true;
-    if (status < 0) cli_fail(self, "%s", strerror(-status));
-    else cli_fail("the first plan of a process", "status %d", status);
-    return false;
-}
-
-static bool run_first_plan(measure *m, const suite_case *c, const suite_options *o, result *r)
-{
-    enum { TIMES = 5 };
-    double millis[TIMES], fill_cache;
-    bool good = first_plan_elsewhere(&m->session.device, &fill_cache);
-    (void)c;
-    (void)o;
-
-    for (size_t i = 0; good && i < TIMES; i++) {
-        good = first_plan_elsewhere(&m->session.device, &millis[i]);
-        millis[i] *= 1e3;
-    }
-    if (good) {
-        const summary s = summarize(millis, TIMES);
-        r->figure = s.median;
-        r->least = s.least;
-        r->most = s.most;
-    }
-    return good;
-}
-
 /* Plans of other class counts than one that the context has seen: their time, or the programs built for them. */
-static bool run_new_classes(measure *m, const suite_case *c, const suite_options *o, result *r)
+static FUNCTION(measure_new_classes)
 {
     static const size_t counts[] = { 50304, 32000, 1024, 262144, 151936 };
     enum { COUNTS = sizeof counts / sizeof *counts };
@@ -428,143 +346,268 @@ static bool run_new_classes(measure *m, const suite_case *c, const suite_options
         cli_fail_status(m->session.ctx, m->session.device.name, status);
         return false;
     }
-    if (strcmp(c->unit, "ms") == 0) {
-        const summary s = summarize(millis, COUNTS);
-        r->figure = s.median;
-        r->least = s.least;
-        r->most = s.most;
-    } else {
-        r->figure = r->least = r->most = (double)(measure_calls().builds - builds);
-    }
+    if (strcmp(c->unit, "ms") == 0) set_figure(r, summarize(millis, COUNTS));
+    else set_count(r, measure_calls().builds - builds);
     return true;
 }
 
-/* ---- The list ------------------------------------------------------------------------------- */
+/* ---- In a process of its own ---------------------------------------------------------------- */
 
-enum {
-    LOSS = CLXENT_OUTPUT_LOSS,
-    FUSED = CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT,
-    STATISTICS = CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_ARGMAX | CLXENT_OUTPUT_ENTROPY
-};
+/* What a child process reports. */
+typedef struct child_report {
+    double plan_seconds; /* of creating the plan */
+    double cpu_seconds;  /* of creating it and of its first run, by all threads and finished children */
+    double process_cpu_seconds; /* of the process from start to end; known to its parent alone */
+    size_t builds, log_bytes;
+} child_report;
 
-enum { PLAIN, IN_PLACE, ALL_OPTIONS, LABELS };
-
-/* Class counts end with 0. */
-static const size_t all_counts[] = { 1024, 32768, 50257, 50304, 131072, 262144, 0 };
-static const size_t five[] = { 1024, 32768, 50257, 131072, 262144, 0 };
-static const size_t three[] = { 1024, 32768, 50257, 0 }, two[] = { 1024, 32768, 0 };
-static const size_t c2[] = { 2, 0 }, c10[] = { 10, 0 }, c32[] = { 32, 0 }, c100[] = { 100, 0 },
-                    c256[] = { 256, 0 };
-
-static const struct family {
-    const char *what, *unit;
-    uint32_t outputs, dtype, moves;
-    double goal;
-    int how;
-    const size_t *classes;
-} families[] = {
-    { "loss + gradient", "x copy", FUSED, CLXENT_F32, MOVE_COPY, 1.15, PLAIN, all_counts },
-    { "loss + gradient", "x copy", FUSED, CLXENT_F32, MOVE_COPY, 6, PLAIN, c2 },
-    { "loss + gradient", "x copy", FUSED, CLXENT_F32, MOVE_COPY, 3, PLAIN, c10 },
-    { "loss + gradient", "x copy", FUSED, CLXENT_F32, MOVE_COPY, 2, PLAIN, c32 },
-    { "loss + gradient", "x copy", FUSED, CLXENT_F32, MOVE_COPY, 1.5, PLAIN, c100 },
-    { "loss + gradient", "x copy", FUSED, CLXENT_F32, MOVE_COPY, 1.3, PLAIN, c256 },
-    { "in place", "x copy in place", FUSED, CLXENT_F32, MOVE_IN_PLACE, 1.15, IN_PLACE, five },
-    { "loss", "x read", LOSS, CLXENT_F32, MOVE_READ, 1.25, PLAIN, five },
-    { "loss, lse, argmax, entropy", "x read", STATISTICS, CLXENT_F32, MOVE_READ, 1.6, PLAIN, five },
-    { "softmax", "x copy", CLXENT_OUTPUT_SOFTMAX, CLXENT_F32, MOVE_COPY, 1.15, PLAIN, three },
-    { "log-softmax", "x copy", CLXENT_OUTPUT_LOG_SOFTMAX, CLXENT_F32, MOVE_COPY, 1.15, PLAIN, three },
-    { "bf16", "x f32", FUSED, CLXENT_BF16, 0, 0.75, PLAIN, three },
-    { "f16", "x f32", FUSED, CLXENT_F16, 0, 0.75, PLAIN, three },
-    { "f64", "x copy", FUSED, CLXENT_F64, MOVE_COPY, 1.5, PLAIN, two },
-    { "all options", "x copy", FUSED, CLXENT_F32, MOVE_COPY, 2.5, ALL_OPTIONS, three },
-    { "probability targets", "x two reads, a write", FUSED, CLXENT_F32, MOVE_TWO, 1.15, LABELS, three },
-};
-enum { FAMILIES = sizeof families / sizeof *families };
-
-/* Images of classes x height x width, shrunk where that is more than the logits wanted. */
-static const struct image {
-    size_t count, classes, height, width;
-} images[] = { { 8, 21, 512, 512 }, { 16, 1000, 64, 64 } };
-
-/* The cases for so many logits; their names are the same for any. False where memory is short. */
-static bool list_cases(suite *s, size_t logits)
+static double cpu_seconds(int of)
 {
-    static const struct {
-        const char *name;
-        uint32_t moves;
-    } memory[] = { { "memory: copy", MOVE_COPY },
-                   { "memory: copy, non-temporal", MOVE_STREAM },
-                   { "memory: read", MOVE_READ } };
-    suite_case *c = NULL;
-    char text[32];
+    struct rusage usage;
 
-    for (size_t i = 0; i < 3; i++) {
-        if ((c = add(s, run_memory, "GB/s", NAN)) == NULL) return false;
-        strcpy(c->name, memory[i].name);
-        c->moves = memory[i].moves;
-    }
-    for (size_t i = 0; i < FAMILIES; i++) {
-        const struct family *f = &families[i];
-        for (size_t k = 0; f->classes[k] != 0; k++) {
-            if ((c = add(s, run_ratio, f->unit, f->goal)) == NULL) return false;
-            snprintf(c->name, sizeof c->name, "%s, %s classes", f->what, grouped(f->classes[k], text));
-            c->outputs = f->outputs;
-            c->dtype = f->dtype;
-            c->moves = f->moves;
-            c->in_place = f->how == IN_PLACE;
-            c->all_options = f->how == ALL_OPTIONS;
-            c->labels = f->how == LABELS;
-            c->classes = f->classes[k];
-        }
-    }
-    if ((c = add(s, run_odd_even, "x 50,304, per element", 1.05)) == NULL) return false;
-    strcpy(c->name, "loss + gradient, 50,257 classes against 50,304");
-    c->classes = 50257;
-    for (size_t rows = 1; rows <= 8; rows += 7) {
-        if ((c = add(s, run_ratio, "x (read + copy)", 1.1)) == NULL) return false;
-        c->rows = rows;
-        c->classes = logits / 2 / rows;
-        c->moves = MOVE_READ | MOVE_COPY;
-        snprintf(c->name, sizeof c->name, "%s", rows == 1 ? "1 long row" : "8 long rows");
-    }
-    for (size_t i = 0; i < 2; i++) {
-        struct image at = images[i];
-        while (at.count * at.classes * at.height * at.width > logits && at.height > 1) {
-            at.height /= 2;
-            at.width /= 2;
-        }
-        if ((c = add(s, run_ratio, "x copy", 1.4)) == NULL) return false;
-        c->rows = at.count * at.height * at.width;
-        c->classes = at.classes;
-        c->inner = at.height * at.width;
-        snprintf(c->name, sizeof c->name, "class axis not last, %s classes", grouped(at.classes, text));
-    }
-    if ((c = add(s, run_cliff, "slowest / fastest", 1.5)) == NULL) return false;
-    strcpy(c->name, "no cliff, 256 to 262,144 classes");
-    if ((c = add(s, run_launches, "launches", 2)) == NULL) return false;
-    strcpy(c->name, "2 rows of 4 classes, launches");
-    c->rows = 2;
-    c->classes = 4;
-    if ((c = add(s, run_enqueue, "us", 30)) == NULL) return false;
-    strcpy(c->name, "2 rows of 4 classes, enqueue");
-    c->rows = 2;
-    c->classes = 4;
-    if ((c = add(s, run_first_plan, "ms", 50)) == NULL) return false;
-    strcpy(c->name, "plan, the first of a process");
-    for (size_t i = 0; i < 2; i++) {
-        if ((c = add(s, run_new_classes, i == 0 ? "ms" : "builds", i == 0 ? 50 : 0)) == NULL) return false;
-        strcpy(c->name, i == 0 ? "plan, another class count" : "plan, programs built for other class counts");
-        c->classes = 50257;
-    }
-    if ((c = add(s, run_host_arrays, "x compute alone", 1.15)) == NULL) return false;
-    strcpy(c->name, "host arrays, 32,768 classes");
-    c->classes = 32768;
+    if (getrusage(of, &usage) != 0) return NAN;
+    return (double)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) +
+           1e-6 * (double)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec);
+}
 
-    for (size_t i = 0; i < s->count; i++)
-        if (s->cases[i].outputs == 0) s->cases[i].outputs = FUSED;
+/* Builds the textbook kernel and runs it on rows of zeros. */
+static clxent_status run_textbook(const cli_session *session, const clxent_desc *desc)
+{
+    const size_t rows = desc->batch * desc->seq, one = 1, bytes = rows * desc->classes * sizeof(cl_float);
+    const cl_uint classes = (cl_uint)desc->classes;
+    const cl_float zero = 0;
+    cl_program program = measure_program(session, SOURCE_SOFTMAX, "-cl-std=CL1.2");
+    cl_kernel kernel = NULL;
+    cl_command_queue queue = NULL;
+    cl_mem logits = NULL, softmax = NULL;
+    cl_int code = program != NULL ? CL_SUCCESS : CL_BUILD_PROGRAM_FAILURE;
+
+    if (code == CL_SUCCESS) kernel = clCreateKernel(program, "softmax", &code);
+    if (code == CL_SUCCESS) queue = clCreateCommandQueue(session->cl, session->device.id, 0, &code);
+    if (code == CL_SUCCESS) logits = clCreateBuffer(session->cl, CL_MEM_READ_ONLY, bytes, NULL, &code);
+    if (code == CL_SUCCESS) softmax = clCreateBuffer(session->cl, CL_MEM_WRITE_ONLY, bytes, NULL, &code);
+    if (code == CL_SUCCESS)
+        code = clEnqueueFillBuffer(queue, logits, &zero, sizeof zero, 0, bytes, 0, NULL, NULL);
+    if (code == CL_SUCCESS) code = clSetKernelArg(kernel, 0, sizeof logits, &logits);
+    if (code == CL_SUCCESS) code = clSetKernelArg(kernel, 1, sizeof softmax, &softmax);
+    if (code == CL_SUCCESS) code = clSetKernelArg(kernel, 2, sizeof classes, &classes);
+    if (code == CL_SUCCESS) code = clEnqueueNDRangeKernel(queue, kernel, 1, NULL, &rows, &one, 0, NULL, NULL);
+    if (code == CL_SUCCESS) code = clFinish(queue);
+    if (softmax != NULL) clReleaseMemObject(softmax);
+    if (logits != NULL) clReleaseMemObject(logits);
+    if (queue != NULL) clReleaseCommandQueue(queue);
+    if (kernel != NULL) clReleaseKernel(kernel);
+    if (program != NULL) clReleaseProgram(program);
+    return code;
+}
+
+void suite_set_caches(const char *folder)
+{
+    static const char *const names[] = { "POCL_CACHE_DIR", "XDG_CACHE_HOME", "CUDA_CACHE_PATH", "HOME" };
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) setenv(names[i], folder, 1);
+}
+
+/* Numbers from CASES on are those of the textbook kernel at the shape of case number - CASES. */
+int suite_child(const cli_device *device, size_t number)
+{
+    const suite_options any = { .logits = (size_t)1 << 26 };
+    const suite_case *c = &cases[number % CASES];
+    const clxent_desc desc = desc_of(c, &any);
+    child_report report = { 0 };
+    clxent_plan *plan = NULL;
+    clxent_status status;
+    cli_session session;
+
+    if (number >= 2 * (size_t)CASES || !cli_open(&session, device)) return CLI_FAILED;
+    const double cpu = cpu_seconds(RUSAGE_SELF) + cpu_seconds(RUSAGE_CHILDREN), start = cli_seconds();
+    if (number >= CASES) {
+        status = run_textbook(&session, &desc);
+    } else {
+        status = clxent_plan_create(&plan, session.ctx, &desc);
+        report.plan_seconds = cli_seconds() - start;
+        if (status == CLXENT_OK && c->measure == measure_cold)
+            status = launch_zeros(&session, plan, &desc, desc.batch * desc.seq);
+    }
+    report.cpu_seconds = cpu_seconds(RUSAGE_SELF) + cpu_seconds(RUSAGE_CHILDREN) - cpu;
+    clxent_plan_destroy(plan);
+    cli_close(&session);
+    printf("%d %.9f %.9f %zu %zu\n", status, report.plan_seconds, report.cpu_seconds, measure_calls().builds,
+           measure_calls().log_bytes);
+    return CLI_DONE;
+}
+
+/* Runs suite_child(number) as a process, whose caches are in folder, where given. CLXENT_ERROR_INTERNAL, after a
+ * message, where there is no report; else the status of its plan or run. */
+static clxent_status run_child(const cli_device *device, size_t number, char *folder, child_report *report)
+{
+    static char self[] = "/proc/self/exe", bench[] = "bench", child_flag[] = "--child", flag[] = "--device",
+                caches[] = "--caches", plain[] = "--no-tuning", tuning[] = "--tuning";
+    char which[32], index[32], text[256] = "";
+    char *argv[16] = { self, bench, child_flag, which, flag, index }, **end = &argv[6];
+    const double before = cpu_seconds(RUSAGE_CHILDREN);
+    posix_spawn_file_actions_t actions;
+    posix_spawnattr_t attributes;
+    int ends[2], error, ended = -1, status = CLXENT_ERROR_INTERNAL;
+    FILE *from;
+    pid_t child;
+
+    if (cli_tuning_file != NULL) *end++ = tuning, *end++ = cli_tuning_file;
+    else if (cli_no_tuning) *end++ = plain;
+    if (folder != NULL) *end++ = caches, *end++ = folder;
+    snprintf(which, sizeof which, "%zu", number);
+    snprintf(index, sizeof index, "%zu", device->index);
+    if (pipe(ends) != 0) {
+        cli_fail("pipe", "%s", strerror(errno));
+        return CLXENT_ERROR_INTERNAL;
+    }
+    fcntl(ends[0], F_SETFD, FD_CLOEXEC);
+    posix_spawn_file_actions_init(&actions);
+    posix_spawn_file_actions_adddup2(&actions, ends[1], STDOUT_FILENO);
+    posix_spawn_file_actions_addopen(&actions, STDERR_FILENO, "/dev/null", O_WRONLY, 0);
+    posix_spawnattr_init(&attributes);
+    posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK);
+    posix_spawnattr_setsigmask(&attributes, signals_of_caller()); /* Ctrl-C ends it too */
+    error = posix_spawn(&child, self, &actions, &attributes, argv, environ);
+    posix_spawnattr_destroy(&attributes);
+    posix_spawn_file_actions_destroy(&actions);
+    close(ends[1]);
+    from = fdopen(ends[0], "r");
+    if (from != NULL) (void)!fgets(text, sizeof text, from);
+    if (from != NULL) fclose(from);
+    while (error == 0 && waitpid(child, &ended, 0) < 0 && errno == EINTR) {
+    }
+    report->process_cpu_seconds = cpu_seconds(RUSAGE_CHILDREN) - before;
+    if (error == 0 && ended == 0 &&
+        sscanf(text, "%d %lf %lf %zu %zu", &status, &report->plan_seconds, &report->cpu_seconds,
+               &report->builds, &report->log_bytes) == 5)
+        return status;
+    if (error != 0) cli_fail(self, "%s", strerror(error));
+    else cli_fail("a process of its own", "ended with status %d", ended);
+    return CLXENT_ERROR_INTERNAL;
+}
+
+static bool check_child(const measure *m, clxent_status status, result *r)
+{
+    if (status == CLXENT_ERROR_UNSUPPORTED) r->verdict = UNSUPPORTED;
+    else if (status != CLXENT_OK && status != CLXENT_ERROR_INTERNAL)
+        cli_fail(m->session.device.name, "%s", clxent_status_string(status));
+    return status == CLXENT_OK;
+}
+
+static FUNCTION(measure_first_plan)
+{
+    enum { TIMES = 5 };
+    double millis[TIMES];
+    (void)o;
+
+    for (size_t i = 0; i <= TIMES; i++) { /* the first fills the driver's cache */
+        child_report report;
+        if (!check_child(m, run_child(&m->session.device, (size_t)(c - cases), NULL, &report), r))
+            return false;
+        if (i > 0) millis[i - 1] = 1e3 * report.plan_seconds;
+    }
+    set_figure(r, summarize(millis, TIMES));
     return true;
 }
+
+/* ---- With an empty kernel cache ------------------------------------------------------------- */
+
+static child_report cold_reports[CASES]; /* the latest of each case */
+static bool has_cold_report[CASES];
+
+static int remove_entry(const char *path, const struct stat *info, int type, struct FTW *at)
+{
+    (void)info, (void)type, (void)at;
+    return remove(path);
+}
+
+/* suite_child(number) where drivers and clxent find no compiled kernel. Until its folder is gone no signal ends this
+ * process; those of a terminal end the child. */
+static clxent_status run_cold(const cli_device *device, size_t number, child_report *report)
+{
+    const char *parent = getenv("TMPDIR");
+    char folder[4096];
+    clxent_status status = CLXENT_ERROR_INTERNAL;
+
+    snprintf(folder, sizeof folder, "%s/clxent-cold.XXXXXX",
+             parent != NULL && parent[0] != '\0' ? parent : "/tmp");
+    signals_hold();
+    if (mkdtemp(folder) != NULL) {
+        status = run_child(device, number, folder, report);
+        nftw(folder, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
+    } else {
+        cli_fail(folder, "cannot be made (TMPDIR names another place): %s", strerror(errno));
+    }
+    signals_release();
+    return status;
+}
+
+static FUNCTION(measure_cold)
+{
+    enum { MOST = 5 };
+    const size_t number = (size_t)(c - cases), pairs = o->pairs < MOST ? o->pairs : MOST;
+    double plan[MOST], textbook[MOST], ratio[MOST], whole[2][MOST];
+
+    for (size_t i = 0; i < pairs; i++) {
+        child_report report, reference;
+        if (!check_child(m, run_cold(&m->session.device, CASES + number, &reference), r) ||
+            !check_child(m, run_cold(&m->session.device, number, &report), r))
+            return false;
+        textbook[i] = reference.cpu_seconds;
+        plan[i] = report.cpu_seconds;
+        ratio[i] = plan[i] / textbook[i];
+        whole[0][i] = reference.process_cpu_seconds;
+        whole[1][i] = report.process_cpu_seconds;
+        cold_reports[number] = report;
+        has_cold_report[number] = true;
+        cli_progress_set(m->progress_from +
+                         (m->progress_to - m->progress_from) * (double)(i + 1) / (double)pairs);
+    }
+    set_figure(r, summarize(ratio, pairs));
+    r->seconds = summarize(plan, pairs).median;
+    r->reference_seconds = summarize(textbook, pairs).median;
+    snprintf(r->note, sizeof r->note,
+             "CPU %.2f s over %.2f s; with start and end of the process %.2f over %.2f", r->seconds,
+             r->reference_seconds, summarize(whole[1], pairs).median, summarize(whole[0], pairs).median);
+    return true;
+}
+
+/* The most of a report's field among all cold cases, each of which runs once unless it has. */
+static bool find_most_cold(measure *m, result *r, size_t field)
+{
+    size_t most = 0;
+
+    for (size_t i = 0; i < CASES; i++) {
+        result one = { .verdict = MET };
+        if (cases[i].measure != measure_cold) continue;
+        if (!has_cold_report[i]) {
+            const clxent_status status = run_cold(&m->session.device, i, &cold_reports[i]);
+            has_cold_report[i] = check_child(m, status, &one);
+            if (one.verdict == UNSUPPORTED) continue;
+            if (!has_cold_report[i]) return false;
+        }
+        const size_t value = *(const size_t *)((const char *)&cold_reports[i] + field);
+        if (value > most) {
+            most = value;
+            snprintf(r->note, sizeof r->note, "%s", cases[i].name);
+        }
+    }
+    return set_count(r, most);
+}
+
+static FUNCTION(measure_cold_builds)
+{
+    (void)c, (void)o;
+    return find_most_cold(m, r, offsetof(child_report, builds));
+}
+
+static FUNCTION(measure_cold_log)
+{
+    (void)c, (void)o;
+    return find_most_cold(m, r, offsetof(child_report, log_bytes));
+}
+
+/* ---- Running and printing ------------------------------------------------------------------- */
 
 static bool selected(const suite_case *c, const char *only)
 {
@@ -573,38 +616,22 @@ static bool selected(const suite_case *c, const char *only)
 
 size_t suite_count(const char *only)
 {
-    suite s = { NULL, 0, 0 };
     size_t count = 0;
 
-    if (list_cases(&s, (size_t)1 << 26))
-        for (size_t i = 0; i < s.count; i++) count += selected(&s.cases[i], only);
-    free(s.cases);
+    for (size_t i = 0; i < CASES; i++) count += selected(&cases[i], only);
     return count;
 }
 
-/* ---- Running and printing ------------------------------------------------------------------- */
-
-static json_t *number_or_null(double value) { return isnan(value) ? json_null() : cli_json_number(value); }
-
 static void print_json(const suite_case *c, const result *r, const cli_device *device)
 {
-    json_t *object = json_object();
-
-    json_object_set_new(object, "case", json_string(c->name));
-    json_object_set_new(object, "figure", number_or_null(r->figure));
-    json_object_set_new(object, "unit", json_string(c->unit));
-    json_object_set_new(object, "goal", number_or_null(c->goal));
-    json_object_set_new(object, "verdict", json_string(verdicts[r->verdict]));
-    json_object_set_new(object, "least", number_or_null(r->least));
-    json_object_set_new(object, "most", number_or_null(r->most));
-    json_object_set_new(object, "nt_ratio", number_or_null(r->nt_ratio));
-    json_object_set_new(object, "seconds", number_or_null(r->seconds));
-    json_object_set_new(object, "reference_seconds", number_or_null(r->reference_seconds));
-    json_object_set_new(object, "reference_gb_per_s",
-                        number_or_null(1e-9 * r->reference_bytes / r->reference_seconds));
-    json_object_set_new(object, "note", r->note[0] != '\0' ? json_string(r->note) : json_null());
-    json_object_set_new(object, "device", cli_json_text(device->name));
-    cli_json_print(object);
+    cli_json_print(json_pack("{s:s, s:o, s:s, s:o, s:s, s:o, s:o, s:o, s:o, s:o, s:o, s:s?, s:o}", "case",
+                             c->name, "figure", cli_json_known(r->figure), "unit", c->unit, "goal",
+                             cli_json_known(c->goal), "verdict", verdicts[r->verdict], "least",
+                             cli_json_known(r->least), "most", cli_json_known(r->most), "nt_ratio",
+                             cli_json_known(r->nt_ratio), "seconds", cli_json_known(r->seconds),
+                             "reference_seconds", cli_json_known(r->reference_seconds), "reference_gb_per_s",
+                             cli_json_known(1e-9 * r->reference_bytes / r->reference_seconds), "note",
+                             r->note[0] != '\0' ? r->note : NULL, "device", cli_json_text(device->name)));
 }
 
 /* A number for a column, which stays empty where there is none. */
@@ -617,14 +644,16 @@ static const char *number(char text[32], int digits, double value)
 
 static void print_text(const suite_case *c, const result *r)
 {
-    const int digits = strcmp(c->unit, "launches") == 0 || strcmp(c->unit, "builds") == 0 ? 0 : 2;
+    const bool counts =
+        strcmp(c->unit, "launches") == 0 || strcmp(c->unit, "builds") == 0 || strcmp(c->unit, "bytes") == 0;
+    const int digits = counts ? 0 : 2;
     char a[7][32], line[512];
-    int length = snprintf(
-        line, sizeof line, "%-46s %7s %-21s %5s  %-11s %7s - %7s %6s %8s %8s  %s", c->name,
-        number(a[0], digits, r->figure), c->unit, number(a[1], digits == 0 ? 0 : 2, c->goal),
-        r->verdict == NO_GOAL ? "" : verdicts[r->verdict], number(a[2], digits, r->least),
-        number(a[3], digits, r->most), number(a[4], 2, r->nt_ratio), number(a[5], 2, 1e3 * r->seconds),
-        number(a[6], 1, 1e-9 * r->reference_bytes / r->reference_seconds), r->note);
+    int length = snprintf(line, sizeof line, "%-46s %7s %-21s %5s  %-11s %7s - %7s %6s %8s %8s  %s", c->name,
+                          number(a[0], digits, r->figure), c->unit, number(a[1], digits, c->goal),
+                          r->verdict == NO_GOAL ? "" : verdicts[r->verdict], number(a[2], digits, r->least),
+                          number(a[3], digits, r->most), number(a[4], 2, r->nt_ratio),
+                          number(a[5], 2, 1e3 * r->seconds),
+                          number(a[6], 1, 1e-9 * r->reference_bytes / r->reference_seconds), r->note);
 
     if (length >= (int)sizeof line) length = (int)sizeof line - 1;
     while (line[length - 1] == ' ') length--;
@@ -633,26 +662,18 @@ static void print_text(const suite_case *c, const result *r)
 
 int suite_run(const suite_options *o)
 {
-    suite s = { NULL, 0, 0 };
-    result *results = NULL;
+    static result results[CASES];
     measure m;
-    size_t wanted = suite_count(o->only), done = 0, met = 0, missed = 0, failed = 0;
+    size_t wanted = suite_count(o->only), done = 0, verdicts_of[FAILED + 1] = { 0 };
 
     memset(&m, 0, sizeof m);
-    if (!list_cases(&s, o->logits) || (results = calloc(s.count, sizeof *results)) == NULL) {
-        free(s.cases);
-        return cli_fail(NULL, "out of memory");
-    }
     cli_progress_start("bench");
-    if (!measure_open(&m, &o->device, o->logits)) {
-        free(results);
-        free(s.cases);
-        return CLI_FAILED;
-    }
-    for (size_t i = 0; i < s.count; i++) {
+    if (!measure_open(&m, &o->device, o->logits)) return CLI_FAILED;
+    for (size_t i = 0; i < CASES; i++) {
+        const suite_case *c = &cases[i];
         result *r = &results[i];
 
-        if (!selected(&s.cases[i], o->only)) continue;
+        if (!selected(c, o->only)) continue;
         cli_progress_start("bench"); /* goes on where a failure has stopped it */
         m.progress_from = (double)done / (double)wanted;
         m.progress_to = (double)++done / (double)wanted;
@@ -660,17 +681,15 @@ int suite_run(const suite_options *o)
         r->figure = r->least = r->most = r->nt_ratio = r->seconds = r->reference_seconds =
             r->reference_bytes = NAN;
         r->verdict = MET;
-        if (!s.cases[i].run(&m, &s.cases[i], o, r)) {
+        if (!c->measure(&m, c, o, r)) {
             if (r->verdict != UNSUPPORTED) r->verdict = FAILED;
-        } else if (isnan(s.cases[i].goal)) {
+        } else if (isnan(c->goal)) {
             r->verdict = NO_GOAL;
-        } else if (r->verdict == MET && !(r->figure <= s.cases[i].goal)) {
+        } else if (r->verdict == MET && !(r->figure <= c->goal)) {
             r->verdict = MISSED;
         }
         measure_trim(&m);
-        met += r->verdict == MET;
-        missed += r->verdict == MISSED;
-        failed += r->verdict == FAILED;
+        verdicts_of[r->verdict]++;
     }
     cli_progress_stop();
 
@@ -680,18 +699,16 @@ int suite_run(const suite_options *o)
         printf("%-46s %7s %-21s %5s  %-11s %17s %6s %8s %8s\n", "case", "figure", "", "goal", "", "range",
                "/ nt", "ms", "ref GB/s");
     }
-    for (size_t i = 0; i < s.count; i++) {
-        if (!selected(&s.cases[i], o->only)) continue;
-        if (o->json) print_json(&s.cases[i], &results[i], &o->device);
-        else print_text(&s.cases[i], &results[i]);
+    for (size_t i = 0; i < CASES; i++) {
+        if (!selected(&cases[i], o->only)) continue;
+        if (o->json) print_json(&cases[i], &results[i], &o->device);
+        else print_text(&cases[i], &results[i]);
     }
     if (!o->json) {
-        printf("\n%zu met, %zu missed", met, missed);
-        if (failed > 0) printf(", %zu failed", failed);
+        printf("\n%zu met, %zu missed", verdicts_of[MET], verdicts_of[MISSED]);
+        if (verdicts_of[FAILED] > 0) printf(", %zu failed", verdicts_of[FAILED]);
         putchar('\n');
     }
     measure_close(&m);
-    free(results);
-    free(s.cases);
-    return failed > 0 ? CLI_FAILED : CLI_DONE;
+    return verdicts_of[FAILED] > 0 ? CLI_FAILED : CLI_DONE;
 }

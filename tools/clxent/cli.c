@@ -402,6 +402,8 @@ json_t *cli_json_number(double value)
     return json_real(value);
 }
 
+json_t *cli_json_known(double value) { return isnan(value) ? json_null() : cli_json_number(value); }
+
 json_t *cli_json_text(const char *text)
 {
     json_t *string = json_string(text);

@@ -109,6 +109,7 @@ int cli_fail_status(const clxent_context *ctx, const char *subject, clxent_statu
 /* ---- Results -------------------------------------------------------------------------------- */
 
 json_t *cli_json_number(double value);   /* "NaN", "Infinity", "-Infinity" where JSON has no number */
+json_t *cli_json_known(double value);    /* null for NAN */
 json_t *cli_json_text(const char *text); /* any bytes */
 void cli_json_print(json_t *object);     /* one line on stdout, 17 digits; releases object */
 

@@ -59,7 +59,8 @@ static void place(clxent_buffer *buffer, size_t bytes, size_t *used)
     *used += (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
 }
 
-static void launch_once(cli_session *session, clxent_plan *plan, const clxent_desc *desc, size_t rows)
+clxent_status launch_zeros(const cli_session *session, clxent_plan *plan, const clxent_desc *desc,
+                           size_t rows)
 {
     enum { GIVEN = 11 }; /* outputs of cross-entropy */
     const size_t element = dtype_bytes(desc->dtype), real = desc->dtype == CLXENT_F64 ? 8 : 4;
@@ -88,20 +89,25 @@ static void launch_once(cli_session *session, clxent_plan *plan, const clxent_de
     for (size_t i = 0; i < GIVEN; i++)
         if ((desc->outputs >> i & 1u) != 0) place(&outputs[i], output_bytes[i], &used);
 
+    clxent_status status;
     cl_mem all = clCreateBuffer(session->cl, CL_MEM_READ_WRITE, used, NULL, &code);
     if (all != NULL) queue = clCreateCommandQueue(session->cl, session->device.id, 0, &code);
-    if (queue != NULL && clEnqueueFillBuffer(queue, all, &zero, 1, 0, used, 0, NULL, NULL) == CL_SUCCESS) {
+    if (queue != NULL) code = clEnqueueFillBuffer(queue, all, &zero, 1, 0, used, 0, NULL, NULL);
+    status = code;
+    if (status == CLXENT_OK) {
         for (size_t i = 0; i < sizeof inputs / sizeof *inputs; i++) inputs[i]->mem = all;
         for (size_t i = 0; i < GIVEN; i++)
             if ((desc->outputs >> i & 1u) != 0) outputs[i].mem = all;
         args.rows = rows;
-        (void)clxent_enqueue(plan, queue, &args, 0, NULL, NULL);
+        status = clxent_enqueue(plan, queue, &args, 0, NULL, NULL);
     }
     if (queue != NULL) {
-        (void)clFinish(queue);
+        code = clFinish(queue);
+        if (status == CLXENT_OK) status = code;
         clReleaseCommandQueue(queue);
     }
     if (all != NULL) clReleaseMemObject(all);
+    return status;
 }
 
 clxent_status cli_compile(cli_session *session, const clxent_desc *desc, double *seconds)
@@ -115,7 +121,7 @@ clxent_status cli_compile(cli_session *session, const clxent_desc *desc, double 
     cli_progress_compiling(true);
     const clxent_status status = clxent_plan_create(&plan, session->ctx, &complete);
     /* Where the launch cannot be, the run tells why, or it was only this that is too large. */
-    if (status == CLXENT_OK && rows > 0) launch_once(session, plan, &complete, rows);
+    if (status == CLXENT_OK && rows > 0) (void)launch_zeros(session, plan, &complete, rows);
     clxent_plan_destroy(plan);
     cli_progress_compiling(false);
     *seconds += cli_seconds() - start;

@@ -16,9 +16,12 @@
 /* ---- Calls that are counted ----------------------------------------------------------------- */
 
 /* A definition in the program comes before that of the OpenCL loader, for libclxent too, static or shared. */
-static atomic_size_t launches, builds;
+static atomic_size_t launches, builds, log_bytes;
 
-cl_calls measure_calls(void) { return (cl_calls){ atomic_load(&launches), atomic_load(&builds) }; }
+cl_calls measure_calls(void)
+{
+    return (cl_calls){ atomic_load(&launches), atomic_load(&builds), atomic_load(&log_bytes) };
+}
 
 CL_API_ENTRY cl_int CL_API_CALL clEnqueueNDRangeKernel(cl_command_queue queue, cl_kernel kernel, cl_uint dims,
                                                        const size_t *offset, const size_t *global,
@@ -45,63 +48,15 @@ CL_API_ENTRY cl_int CL_API_CALL clBuildProgram(cl_program program, cl_uint num_d
     cli_progress_compiling(true);
     const cl_int code = loader(program, num_devices, devices, options, notify, data);
     cli_progress_compiling(false);
+    for (cl_uint i = 0; devices != NULL && i < num_devices; i++) {
+        size_t size = 0;
+        (void)clGetProgramBuildInfo(program, devices[i], CL_PROGRAM_BUILD_LOG, 0, NULL, &size);
+        if (size > 1) atomic_fetch_add(&log_bytes, size - 1); /* an empty log is "" */
+    }
     return code;
 }
 
 /* ---- Kernels -------------------------------------------------------------------------------- */
-
-/* move: GROUP work-items of a group stand side by side on EACH * GROUP neighbouring vectors; all have the same
- * arguments. Integers, because the bits may be of any dtype. key is 0 at run time, which the compiler does not know:
- * it keeps read's maximum and in_place's store from being left out.
- * fill: from a hash of the index, so that no work-item waits for another. */
-static const char source[] =
-    "#define MOVE(name)                                                                                \\\n"
-    "    __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void name(                        \\\n"
-    "        __global const VECTOR *from, __global const VECTOR *also, __global VECTOR *to,            \\\n"
-    "        const ulong vectors, const uint key)\n"
-    "#define EVERY(count)                                                                              \\\n"
-    "    const size_t start = get_group_id(0) * (size_t)(EACH * GROUP) + get_local_id(0);              \\\n"
-    "    const size_t end = min((get_group_id(0) + 1) * (size_t)(EACH * GROUP), (size_t)(count));            "
-    "    \\\n"
-    "    for (size_t i = start; i < end; i += GROUP)\n"
-    "\n"
-    "MOVE(move_copy) { EVERY(vectors) to[i] = from[i]; }\n"
-    "\n"
-    "#ifdef __has_builtin\n"
-    "#if __has_builtin(__builtin_nontemporal_store)\n"
-    "MOVE(move_stream) { EVERY(vectors) __builtin_nontemporal_store(from[i], &to[i]); }\n"
-    "#endif\n"
-    "#endif\n"
-    "\n"
-    "MOVE(move_read) {\n"
-    "    VECTOR most = 0;\n"
-    "    EVERY(vectors) most = max(most, from[i]);\n"
-    "    if (most.s0 + most.s1 + most.s2 + most.s3 == key) to[0] = most;\n"
-    "}\n"
-    "\n"
-    "MOVE(move_in_place) { EVERY(vectors) to[i] = to[i] ^ key; }\n"
-    "\n"
-    "MOVE(move_two) { EVERY(vectors) to[i] = from[i] ^ also[i]; }\n"
-    "\n"
-    "uint hash(uint x) {\n"
-    "    x = (x ^ (x >> 16)) * 0x85ebca6bu;\n"
-    "    x = (x ^ (x >> 13)) * 0xc2b2ae35u;\n"
-    "    return x ^ (x >> 16);\n"
-    "}\n"
-    "#define FILL(name, type)                                                                          \\\n"
-    "    __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void name(                        \\\n"
-    "        __global type *to, const float lowest, const float range, const uint seed, const ulong count)\n"
-    "#define VALUE (lowest + range * 0x1p-24f * (float)(hash((uint)i + seed) >> 8))\n"
-    "FILL(fill_f32, float) { EVERY(count) to[i] = VALUE; }\n"
-    "FILL(fill_f16, half) { EVERY(count) vstore_half(VALUE, i, to); }\n"
-    "FILL(fill_bf16, ushort) { EVERY(count) to[i] = (ushort)(as_uint(VALUE) >> 16); }\n"
-    "#ifdef HAS_F64\n"
-    "FILL(fill_f64, double) { EVERY(count) to[i] = VALUE; }\n"
-    "#endif\n"
-    "__kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void fill_targets(\n"
-    "    __global int *to, const float lowest, const float range, const uint classes, const ulong count) {\n"
-    "    EVERY(count) to[i] = (int)(hash((uint)i + 77u) % classes);\n"
-    "}\n";
 
 enum { FILL_TARGETS = 4 }; /* the others: dtype - 1 */
 static const char *const move_names[MOVES] = { "move_copy", "move_stream", "move_read", "move_in_place",
@@ -132,10 +87,23 @@ static size_t cache_of(const cli_device *device)
     return (size_t)bytes;
 }
 
+cl_program measure_program(const cli_session *session, size_t source, const char *options)
+{
+    const char *text = (const char *)bench_sources[source].text;
+    cl_int code;
+    cl_program program =
+        clCreateProgramWithSource(session->cl, 1, &text, &bench_sources[source].length, &code);
+
+    if (code == CL_SUCCESS) code = clBuildProgram(program, 1, &session->device.id, options, NULL, NULL);
+    if (code == CL_SUCCESS) return program;
+    cli_fail(session->device.name, "%s: %s", bench_sources[source].name, clxent_status_string(code));
+    if (program != NULL) clReleaseProgram(program);
+    return NULL;
+}
+
 static bool build(measure *m)
 {
     const bool cpu = (m->session.device.type & CL_DEVICE_TYPE_CPU) != 0;
-    const char *text = source;
     cl_device_fp_config f64 = 0;
     cl_program program;
     char options[128];
@@ -151,9 +119,8 @@ static bool build(measure *m)
     snprintf(options, sizeof options, "-cl-std=CL1.2 -w -DGROUP=%zu -DEACH=%zu -DVECTOR=%s%s", m->group,
              m->each, cpu ? "uint16" : "uint4", f64 != 0 ? " -DHAS_F64" : "");
 
-    program = clCreateProgramWithSource(m->session.cl, 1, &text, NULL, &code);
-    if (!check(m, code, "clCreateProgramWithSource")) return false;
-    good = check(m, clBuildProgram(program, 1, &m->session.device.id, options, NULL, NULL), "clBuildProgram");
+    program = measure_program(&m->session, SOURCE_MOVES, options);
+    good = program != NULL;
     for (size_t i = 0; good && i < MOVES; i++) {
         m->move[i] = clCreateKernel(program, move_names[i], &code);
         if (i == 1 && code == CL_INVALID_KERNEL_NAME)
@@ -166,7 +133,7 @@ static bool build(measure *m)
         m->fill[i] = clCreateKernel(program, fill_names[i], &code);
         good = check(m, code, fill_names[i]);
     }
-    clReleaseProgram(program);
+    if (program != NULL) clReleaseProgram(program);
     return good;
 }
 

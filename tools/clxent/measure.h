@@ -92,10 +92,27 @@ summary summarize_times(const double *seconds, size_t count, size_t pairs, size_
 /* Kernel launches and program builds of this process, libclxent's included, until now. */
 typedef struct cl_calls {
     size_t launches, builds;
+    size_t log_bytes; /* of the builds' logs */
 } cl_calls;
 cl_calls measure_calls(void);
 
 size_t dtype_bytes(uint32_t dtype); /* of an element */
+
+/* tools/bench/<name>, embedded by tools/cmake/embed.cmake. */
+typedef struct bench_source {
+    const char *name;
+    const unsigned char *text;
+    size_t length;
+} bench_source;
+enum { SOURCE_MOVES, SOURCE_SOFTMAX };
+extern const bench_source bench_sources[];
+
+/* Builds one of them; the caller releases it. NULL on failure. */
+cl_program measure_program(const cli_session *session, size_t source, const char *options);
+
+/* One run of plan, made for desc, on rows of zeros (compile.c). Returns when it has ended. */
+clxent_status launch_zeros(const cli_session *session, clxent_plan *plan, const clxent_desc *desc,
+                           size_t rows);
 
 /* ---- bench_suite.c -------------------------------------------------------------------------- */
 
@@ -109,7 +126,9 @@ typedef struct suite_options {
 size_t suite_count(const char *only);  /* cases that only names */
 int suite_run(const suite_options *o); /* measures and prints them; the exit status */
 
-/* A figure of a process's start: prints the seconds of its first plan, for suite_run() in another process. */
-int suite_first_plan(const cli_device *device);
+/* Case number of suite_run(), in the process of its own that suite_run() starts. */
+int suite_child(const cli_device *device, size_t number);
+void suite_set_caches(
+    const char *folder); /* where drivers keep compiled kernels; before any call of OpenCL */
 
 #endif

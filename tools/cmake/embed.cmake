@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 #
-# cmake -DOUT=kernels.c "-DIN=/path/rows.cl;/path/lanes.cl" -P embed.cmake
-# Writes the table clxent_sources[] of host/internal.h: the text of every program of IN, its #include "..." lines
-# replaced by the files they name, each of them once. Texts are byte arrays, which need no quoting and know no limit on
-# the length of a string literal.
+# cmake -DOUT=kernels.c "-DIN=/path/rows.cl;/path/lanes.cl" -DHEADER=internal.h -DNAME=clxent_source -P embed.cmake
+# Writes the table NAMEs[] of the type NAME that HEADER declares: the text of every program of IN, its #include "..."
+# lines replaced by the files they name, each of them once. Texts are byte arrays, which need no quoting and know no
+# limit on the length of a string literal.
 cmake_minimum_required(VERSION 3.21)
 
 # Appends the bytes of path, in hex, to the caller's `hex`; a file that is in `seen` adds nothing.
@@ -49,5 +49,5 @@ foreach(path IN LISTS IN)
   string(APPEND rows "    { \"${file}\", ${identifier}, sizeof ${identifier} },\n")
 endforeach()
 file(WRITE ${OUT}
-  "/* Made by tools/cmake/embed.cmake. */\n#include \"internal.h\"\n\n${arrays}"
-  "const clxent_source clxent_sources[] = {\n${rows}    { NULL, NULL, 0 },\n};\n")
+  "/* Made by tools/cmake/embed.cmake. */\n#include \"${HEADER}\"\n\n${arrays}"
+  "const ${NAME} ${NAME}s[] = {\n${rows}    { NULL, NULL, 0 },\n};\n")
