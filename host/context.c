@@ -239,6 +239,7 @@ clxent_status clxent_context_create(clxent_context **out, cl_context context, cl
     ctx->cache->references = 1;
     ctx->log = own.log;
     ctx->log_payload = own.log_payload;
+    ctx->store = own.store;
 
     CLXENT_TRY_OR_FAIL(check_device_of_context(ctx, context, device));
     CLXENT_TRY_OR_FAIL(clxent_check_cl(ctx, clRetainContext(context), "clRetainContext"));
@@ -334,13 +335,40 @@ static clxent_status build_failure(clxent_context *ctx, cl_program program, cons
     return status;
 }
 
-static clxent_status compile(clxent_context *ctx, const char *file, const char *options, cl_program *out)
+static clxent_status compile(clxent_context *ctx, const clxent_source *source, const char *options,
+                             cl_program *out)
+{
+    const char *text = (const char *)source->text;
+    clxent_status status;
+    cl_int code;
+
+    cl_program program = clCreateProgramWithSource(ctx->cl, 1, &text, &source->length, &code);
+    CLXENT_TRY_OR_FAIL(clxent_check_cl(ctx, code, "clCreateProgramWithSource"));
+    code = clBuildProgram(program, 1, &ctx->id, options, NULL, NULL);
+    if (code == CL_BUILD_PROGRAM_FAILURE || code == CL_INVALID_BUILD_OPTIONS ||
+        code == CL_COMPILE_PROGRAM_FAILURE || code == CL_LINK_PROGRAM_FAILURE) {
+        status = build_failure(ctx, program, source->name, options, code);
+        goto fail;
+    }
+    CLXENT_TRY_OR_FAIL(clxent_check_cl(ctx, code, "clBuildProgram"));
+    *out = program;
+    return CLXENT_OK;
+
+fail:
+    if (program != NULL) (void)clReleaseProgram(program);
+    return status;
+}
+
+/* From the application's store, else from source. */
+static clxent_status build(clxent_context *ctx, const char *file, const char *options, cl_program *out)
 {
     /* -w: PoCL reports each warning of its compiler as a line on the application's stderr; without AVX-512 that is one
      * for every function of 16 floats. The kernels' own lint compiles with warnings as errors. */
     static const char standard[] = "-cl-std=CL1.2 -w ";
     const clxent_source *source = source_find(file);
-    cl_int code;
+    clxent_status status = CLXENT_OK;
+    cl_program program = NULL;
+    clxent_key key;
 
     if (source == NULL) {
         return clxent_fail(ctx, CLXENT_ERROR_INTERNAL, "no program %s in the library", file);
@@ -352,24 +380,15 @@ static clxent_status compile(clxent_context *ctx, const char *file, const char *
     memcpy(all, standard, sizeof standard);
     strcat(all, options);
 
-    clxent_status status;
-    const char *text = (const char *)source->text;
-    cl_program program = clCreateProgramWithSource(ctx->cl, 1, &text, &source->length, &code);
-    CLXENT_TRY_OR_FAIL(clxent_check_cl(ctx, code, "clCreateProgramWithSource"));
-    code = clBuildProgram(program, 1, &ctx->id, all, NULL, NULL);
-    if (code == CL_BUILD_PROGRAM_FAILURE || code == CL_INVALID_BUILD_OPTIONS ||
-        code == CL_COMPILE_PROGRAM_FAILURE || code == CL_LINK_PROGRAM_FAILURE) {
-        status = build_failure(ctx, program, file, all, code);
-        goto fail;
-    }
-    CLXENT_TRY_OR_FAIL(clxent_check_cl(ctx, code, "clBuildProgram"));
+    const bool kept = clxent_store_key(ctx, source, all, &key);
+    if (kept) program = clxent_store_load(ctx, &key, all);
+    const bool loaded = program != NULL;
+    if (!loaded) status = compile(ctx, source, all, &program);
+    if (!loaded && kept && status == CLXENT_OK) clxent_store_save(ctx, &key, program);
+    if (status == CLXENT_OK)
+        clxent_log(ctx, "program%s: %s %s", loaded ? ", from the store" : "", file, options);
     free(all);
     *out = program;
-    return CLXENT_OK;
-
-fail:
-    if (program != NULL) (void)clReleaseProgram(program);
-    free(all);
     return status;
 }
 
@@ -392,9 +411,8 @@ clxent_status clxent_program_get(clxent_context *ctx, const char *file, const ch
     }
 
     /* Another thread may be compiling the same: the first to come back here is kept. */
-    clxent_status status = compile(ctx, file, options, &program);
+    clxent_status status = build(ctx, file, options, &program);
     if (status == CLXENT_OK) {
-        clxent_log(ctx, "program: %s %s", file, options);
         status = clxent_check_cl(ctx, clRetainProgram(program), "clRetainProgram");
         if (status != CLXENT_OK) (void)clReleaseProgram(program);
     }

@@ -134,7 +134,8 @@ struct clxent_context {
     clxent_device device;
     clxent_log_fn log;
     void *log_payload;
-    struct clxent_tuning_rows *tuning; /* the application's; NULL: none */
+    clxent_store store;                /* the application's; no functions: none */
+    struct clxent_tuning_rows *tuning; /* likewise; NULL: none */
     struct clxent_cache *cache; /* programs, errors, their lock and the reference count: context.c only */
 };
 
@@ -148,8 +149,8 @@ void clxent_log(clxent_context *ctx, const char *format, ...) CLXENT_PRINTF(2, 3
 /* CLXENT_OK for CL_SUCCESS; else records "what: CL_..." and returns the cl_int. */
 clxent_status clxent_check_cl(clxent_context *ctx, cl_int code, const char *what);
 
-/* The embedded program kernels/programs/FILE, built with options: from the context's cache, else compiled and kept
- * there. The caller releases it. Thread-safe; two threads asking for one program at once may both compile, one result
+/* The embedded program kernels/programs/FILE, built with options: from the context's cache, else from the application's
+ * store, else compiled, and kept in both. The caller releases it. Thread-safe; two threads asking for one program at once may both compile, one result
  * is kept. */
 clxent_status clxent_program_get(clxent_context *ctx, const char *file, const char *options, cl_program *out);
 
@@ -160,6 +161,36 @@ typedef struct clxent_source {
     size_t length;
 } clxent_source;
 extern const clxent_source clxent_sources[]; /* ends with name == NULL */
+
+/* ---- sha256.c. No OpenCL call. -------------------------------------------------------------- */
+
+enum { CLXENT_SHA256_BYTES = 32 };
+
+typedef struct clxent_sha256 {
+    uint32_t state[8];
+    uint64_t bytes; /* added so far */
+    unsigned char block[64];
+} clxent_sha256;
+
+void clxent_sha256_begin(clxent_sha256 *hash);
+void clxent_sha256_add(clxent_sha256 *hash, const void *data, size_t size);
+void clxent_sha256_end(clxent_sha256 *hash, unsigned char digest[CLXENT_SHA256_BYTES]);
+
+/* ---- store.c: the application's store of compiled programs ---------------------------------- */
+
+typedef struct clxent_key {
+    char text[2 * CLXENT_SHA256_BYTES + 1];
+} clxent_key;
+
+/* False where the context has no store, or the device does not say what its programs depend on. */
+bool clxent_store_key(const clxent_context *ctx, const clxent_source *source, const char *options,
+                      clxent_key *key);
+
+/* A built program, the caller's; NULL where the store has none that the driver takes. */
+cl_program clxent_store_load(const clxent_context *ctx, const clxent_key *key, const char *options);
+
+/* program: built, from source. */
+void clxent_store_save(const clxent_context *ctx, const clxent_key *key, cl_program program);
 
 /* ---- tuning.c ------------------------------------------------------------------------------ */
 

@@ -82,8 +82,8 @@ ENDS_WITH(clxent_host_args, one_hot);
 
 #define OPTIONS(name) FIELD(clxent_context_options, name)
 static const field options_fields[] = { OPTIONS(struct_size), OPTIONS(log), OPTIONS(log_payload),
-                                        OPTIONS(tuning) };
-ENDS_WITH(clxent_context_options, tuning);
+                                        OPTIONS(tuning), OPTIONS(store) };
+ENDS_WITH(clxent_context_options, store);
 
 #define RESULTS(name) FIELD(clxent_reference_results, name)
 static const field results_fields[] = {

@@ -113,7 +113,7 @@ static void need(clxent_status status, const char *what)
     exit(EXIT_FAILURE);
 }
 
-static const clxent_context_options logged = { sizeof logged, count_programs, NULL, NULL };
+static const clxent_context_options logged = { .struct_size = sizeof logged, .log = count_programs };
 
 static void open_device(void)
 {

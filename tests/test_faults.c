@@ -99,6 +99,9 @@ static bool fails(const char *call)
 #define WAIT cl_uint num, const cl_event *wait, cl_event *event
 
 CODE(clGetDeviceInfo, (cl_device_id a, cl_device_info b, size_t c, void *d, size_t *e), (a, b, c, d, e), 0)
+CODE(clGetPlatformInfo, (cl_platform_id a, cl_platform_info b, size_t c, void *d, size_t *e), (a, b, c, d, e),
+     0)
+CODE(clGetProgramInfo, (cl_program a, cl_program_info b, size_t c, void *d, size_t *e), (a, b, c, d, e), 0)
 CODE(clGetContextInfo, (cl_context a, cl_context_info b, size_t c, void *d, size_t *e), (a, b, c, d, e), 0)
 CODE(clGetCommandQueueInfo, (cl_command_queue a, cl_command_queue_info b, size_t c, void *d, size_t *e),
      (a, b, c, d, e), 0)
@@ -140,6 +143,10 @@ OBJECT(cl_mem, clCreateBuffer, (cl_context a, cl_mem_flags b, size_t c, void *d,
        (a, b, c, d, code), 1)
 OBJECT(cl_program, clCreateProgramWithSource,
        (cl_context a, cl_uint b, const char **c, const size_t *d, cl_int *code), (a, b, c, d, code), 1)
+OBJECT(cl_program, clCreateProgramWithBinary,
+       (cl_context a, cl_uint b, const cl_device_id *c, const size_t *d, const unsigned char **e, cl_int *f,
+        cl_int *code),
+       (a, b, c, d, e, f, code), 1)
 OBJECT(cl_kernel, clCreateKernel, (cl_program a, const char *b, cl_int *code), (a, b, code), 1)
 OBJECT(void *, clEnqueueMapBuffer,
        (cl_command_queue a, cl_mem b, cl_bool c, cl_map_flags d, size_t e, size_t f, WAIT, cl_int *code),
@@ -326,12 +333,38 @@ static clxent_status create_context(void)
     return status;
 }
 
+/* A store for one program, whose allocations are not the library's. */
+static struct {
+    bool used;
+    unsigned char bytes[1 << 22];
+    size_t size;
+} kept;
+
+static size_t load(const char *key, void *binary, size_t size, void *payload)
+{
+    (void)key, (void)payload;
+    if (size > 0) memcpy(binary, kept.bytes, size < kept.size ? size : kept.size);
+    return kept.size;
+}
+
+static void save(const char *key, const void *binary, size_t size, void *payload)
+{
+    (void)key, (void)payload;
+    if (size > sizeof kept.bytes) return;
+    memcpy(kept.bytes, binary, size);
+    kept.size = size;
+}
+
+static void empty_store(void) { kept.size = 0; }
+
 /* With the context's death inside, so that programs it kept count as released. */
 static clxent_status create_plan(void)
 {
+    clxent_context_options options = CLXENT_CONTEXT_OPTIONS_INIT;
     clxent_context *own = NULL;
     clxent_plan *made = plan;
-    const clxent_status first = clxent_context_create(&own, device.cl, device.id, NULL);
+    if (kept.used) options.store = (clxent_store){ load, save, NULL };
+    const clxent_status first = clxent_context_create(&own, device.cl, device.id, &options);
     if (first != CLXENT_OK) return first;
     const clxent_status status = clxent_plan_create(&made, own, &desc);
     cr_assert((status == CLXENT_OK) == (made != NULL), "*out is not NULL after a failure");
@@ -435,6 +468,21 @@ Test(faults, plan_create)
     fail_every_call(&op, 40);
 }
 
+/* A store is no reason to fail: what it needs and cannot have leaves a plan as it is without one. */
+Test(faults, plan_create_with_a_store)
+{
+    const operation empty = { "clxent_plan_create, empty store", empty_store, create_plan, nothing };
+    const operation full = { "clxent_plan_create, full store", nothing, create_plan, nothing };
+
+    if (small_run()) cr_skip("an interpreter takes too long to compile so often");
+    desc.gradient_padding = CLXENT_GRADIENT_PADDING_KEEP; /* one program: the store has room for no more */
+    kept.used = true;
+    cr_assert(fail_each(&empty, &fault.until_failure, INJECTED, true) >= 50);
+    cr_assert(kept.size > 0);
+    cr_assert(fail_each(&full, &fault.until_failure, INJECTED, true) >= 45);
+    kept.used = false;
+}
+
 static void enqueue_on(cl_command_queue on)
 {
     const operation op = { "clxent_enqueue", make_plan, enqueue, nothing };
@@ -520,4 +568,10 @@ Test(faults, no_host_memory)
     clxent_plan_destroy(plan);
     plan = NULL;
     drop_context();
+
+    const operation stored[] = { { "clxent_plan_create, empty store", empty_store, create_plan, nothing },
+                                 { "clxent_plan_create, full store", nothing, create_plan, nothing } };
+    kept.used = true;
+    for (int i = 0; i < (small_run() ? 0 : 2); i++)
+        fail_each(&stored[i], &fault.until_no_memory, CLXENT_ERROR_OUT_OF_HOST_MEMORY, true);
 }

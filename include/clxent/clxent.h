@@ -122,6 +122,38 @@ typedef struct clxent_context clxent_context;
  * thread that is inside a clxent call. message is valid during the call only. */
 typedef void (*clxent_log_fn)(const char *message, void *payload);
 
+/* Compiled programs, kept by the application from one process or context to the next: for drivers that keep none
+ * themselves, where each process would wait seconds for the compiler. (By default PoCL, NVIDIA's, Mesa's and Intel's
+ * for GPUs do keep them.)
+ *
+ * key is 64 lower-case hex digits and a NUL: the SHA-256 of device, platform, driver and library, by name and version,
+ * and of the program's source and build options. What a driver's compiler takes from its environment is not in it.
+ * What is kept under a key has some kilobytes to several megabytes.
+ *
+ * load  optional; returns the number of bytes kept under key, 0 for none, and copies the first of them, at most size,
+ *       to binary. Called with a size of 0 and a binary of NULL first, then with the size that this returned.
+ * save  optional; keeps size bytes, more than 0, in place of what is under key. binary is valid during the call only.
+ *       Nothing depends on its success.
+ *
+ * Both are called inside clxent_plan_create() and clxent_run_host(), in the calling thread, for each program that the
+ * context has not built yet: load() before, save() after a build from source. Several threads may be in them at once, also
+ * with one key: threads that share the context, or contexts that share the functions. They may not call clxent.
+ * They and payload must outlive the context's last call of that kind; clxent_enqueue() and destruction call neither.
+ *
+ * The bytes are a digest and the driver's binary. By the digest damaged bytes, or those of another key, are found before
+ * the driver gets them. These, and what the driver refuses (clCreateProgramWithBinary, clBuildProgram, or a kernel is
+ * not there), are built from source and saved anew; no call fails for it and nothing is logged of it. Loaded programs
+ * give the bits of those built from source. The digest is no signature: a binary is code, and whoever can write into the
+ * store runs code in your process. Keep it where only those can write who can also change the program itself. */
+typedef size_t (*clxent_load_fn)(const char *key, void *binary, size_t size, void *payload);
+typedef void (*clxent_save_fn)(const char *key, const void *binary, size_t size, void *payload);
+
+typedef struct clxent_store {
+    clxent_load_fn load;
+    clxent_save_fn save;
+    void *payload; /* handed to both */
+} clxent_store;
+
 typedef struct clxent_context_options {
     size_t struct_size;
     clxent_log_fn log; /* optional; it and its payload must outlive the context and its plans */
@@ -142,10 +174,13 @@ typedef struct clxent_context_options {
      * stream and split never change a bit of them. A plan whose row asks for groups that end the process in the driver's
      * compiler fails with CLXENT_ERROR_UNSUPPORTED and names the driver's fault; the library's own rows ask for none. */
     const char *tuning;
+
+    /* optional: see above. With both functions NULL only the context keeps programs. */
+    clxent_store store;
 } clxent_context_options;
-#define CLXENT_CONTEXT_OPTIONS_INIT                      \
-    {                                                    \
-        sizeof(clxent_context_options), NULL, NULL, NULL \
+#define CLXENT_CONTEXT_OPTIONS_INIT                                            \
+    {                                                                          \
+        sizeof(clxent_context_options), NULL, NULL, NULL, { NULL, NULL, NULL } \
     }
 CLXENT_API void clxent_context_options_init(clxent_context_options *options);
 
