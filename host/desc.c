@@ -3,9 +3,8 @@
  * desc.c - what a desc means: what makes it valid, and the size and shape of every tensor that a run of it
  * touches.
  *
- * Two tables carry the file: `tensors` tells element type and shape of each tensor, `operations` what
- * each operation reads, gives and takes. Everything else reads them. No OpenCL call: the reference and the
- * host-array path judge arrays by the same rules as the device path judges buffers.
+ * Two tables carry the file, tensors.def and options.def. No OpenCL call: the reference and the host-array path judge
+ * arrays by the same rules as the device path judges buffers.
  */
 #include "internal.h"
 
@@ -41,96 +40,65 @@ struct tensor {
     enum element element;
     enum shape shape;
     size_t stride; /* offset in clxent_desc of the stride of a SHAPE_MATRIX, else 0 */
+    uint32_t operations;
+    enum { DEPENDS_LOGITS, DEPENDS_TARGETS, DEPENDS_INDICES } depends;
+    clxent_made made;
+    size_t buffer, array; /* offsets in clxent_args and clxent_host_args */
 };
 
 #define STRIDE(field) offsetof(clxent_desc, field)
+#define NO_STRIDE 0
+#define OP(name) (1u << CLXENT_OP_##name)
+#define TENSOR(name, element, shape, stride, operations, depends, made) \
+    { #name,                                                            \
+      ELEMENT_##element,                                                \
+      SHAPE_##shape,                                                    \
+      stride,                                                           \
+      operations,                                                       \
+      DEPENDS_##depends,                                                \
+      made,                                                             \
+      offsetof(clxent_args, name),                                      \
+      offsetof(clxent_host_args, name) },
 
 /* Index targets are SHAPE_ROWS and upstream differs by operation: tensor_of() knows. */
 static const struct tensor tensors[CLXENT_TENSORS] = {
-    [CLXENT_TENSOR_LOGITS] = { "logits", ELEMENT_DTYPE, SHAPE_MATRIX, STRIDE(row_stride) },
-    [CLXENT_TENSOR_PROBABILITIES] = { "probabilities", ELEMENT_DTYPE, SHAPE_MATRIX,
-                                      STRIDE(probabilities_row_stride) },
-    [CLXENT_TENSOR_TARGETS] = { "targets", ELEMENT_TARGET, SHAPE_MATRIX, STRIDE(target_row_stride) },
-    [CLXENT_TENSOR_CLASS_WEIGHTS] = { "class_weights", ELEMENT_REAL, SHAPE_CLASSES, 0 },
-    [CLXENT_TENSOR_ROW_WEIGHTS] = { "row_weights", ELEMENT_REAL, SHAPE_ROWS, 0 },
-    [CLXENT_TENSOR_UPSTREAM] = { "upstream", ELEMENT_REAL, SHAPE_ONE, 0 },
-    [CLXENT_TENSOR_DENOMINATOR] = { "denominator", ELEMENT_REAL, SHAPE_ONE, 0 },
-    [CLXENT_TENSOR_LOSSES] = { "losses", ELEMENT_REAL, SHAPE_ROWS, 0 },
-    [CLXENT_TENSOR_LOSS] = { "loss", ELEMENT_REAL, SHAPE_ONE, 0 },
-    [CLXENT_TENSOR_LSE] = { "lse", ELEMENT_REAL, SHAPE_ROWS, 0 },
-    [CLXENT_TENSOR_SOFTMAX] = { "softmax", ELEMENT_DTYPE, SHAPE_MATRIX, STRIDE(probabilities_row_stride) },
-    [CLXENT_TENSOR_LOG_SOFTMAX] = { "log_softmax", ELEMENT_DTYPE, SHAPE_MATRIX,
-                                    STRIDE(probabilities_row_stride) },
-    [CLXENT_TENSOR_GRADIENT] = { "gradient", ELEMENT_GRADIENT, SHAPE_MATRIX, STRIDE(gradient_row_stride) },
-    [CLXENT_TENSOR_ARGMAX] = { "argmax", ELEMENT_I64, SHAPE_ROWS, 0 },
-    [CLXENT_TENSOR_CORRECT] = { "correct", ELEMENT_U64, SHAPE_ONE, 0 },
-    [CLXENT_TENSOR_ENTROPY] = { "entropy", ELEMENT_REAL, SHAPE_ROWS, 0 },
-    [CLXENT_TENSOR_STATISTICS] = { "statistics", ELEMENT_REAL, SHAPE_PAIRS, 0 },
-    [CLXENT_TENSOR_BAD_TARGETS] = { "bad_targets", ELEMENT_RECORD, SHAPE_ONE, 0 },
-    [CLXENT_TENSOR_ONE_HOT] = { "one_hot", ELEMENT_DTYPE, SHAPE_MATRIX, STRIDE(probabilities_row_stride) },
+#define INPUT(name, NAME, element, shape, stride, operations, file) \
+    TENSOR(name, element, shape, stride, operations, LOGITS, CLXENT_MADE_INPUT)
+#define OUTPUT(name, NAME, element, shape, stride, operations, depends, made, reference, file) \
+    TENSOR(name, element, shape, stride, operations, depends, CLXENT_MADE_##made)
+#include "tensors.def"
 };
 
-/* Bit i of clxent_desc.outputs is the tensor CLXENT_TENSOR_LOSSES + i. */
+#define OUTPUT(name, NAME, ...)                                                                \
+    _Static_assert(CLXENT_OUTPUT_##NAME == 1u << (CLXENT_TENSOR_##NAME - CLXENT_FIRST_OUTPUT), \
+                   "clxent.h and tensors.def give " #name " the same bit");
+#include "tensors.def"
+
 enum {
-    OUTPUTS = CLXENT_TENSORS - CLXENT_TENSOR_LOSSES,
+    OUTPUTS = CLXENT_TENSORS - CLXENT_FIRST_OUTPUT,
     ALL_OUTPUTS = (1 << OUTPUTS) - 1,
-    TARGET_OUTPUTS = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT |
-                     CLXENT_OUTPUT_CORRECT | CLXENT_OUTPUT_STATISTICS | CLXENT_OUTPUT_BAD_TARGETS |
-                     CLXENT_OUTPUT_ONE_HOT
+    OUTPUTS_OF_INDICES = 0
+#define OUTPUT(name, NAME, element, shape, stride, operations, depends, made, reference, file) \
+    | (DEPENDS_##depends == DEPENDS_INDICES ? CLXENT_OUTPUT_##NAME : 0)
+#include "tensors.def"
+    ,
+    OUTPUTS_OF_TARGETS = OUTPUTS_OF_INDICES
+#define OUTPUT(name, NAME, element, shape, stride, operations, depends, made, reference, file) \
+    | (DEPENDS_##depends == DEPENDS_TARGETS ? CLXENT_OUTPUT_##NAME : 0)
+#include "tensors.def"
 };
 
-struct operation {
-    const char *name;
-    clxent_tensor input;
-    uint32_t outputs;
-    bool targets; /* reads targets, so ignore_index and the bad-target policy act; has a D */
-    bool options; /* takes the fields of `cross_entropy_options` */
-};
-
-static const struct operation operations[] = {
-    [CLXENT_OP_CROSS_ENTROPY] = { "CROSS_ENTROPY", CLXENT_TENSOR_LOGITS, ALL_OUTPUTS & ~CLXENT_OUTPUT_ONE_HOT,
-                                  true, true },
-    [CLXENT_OP_SOFTMAX_BACKWARD] = { "SOFTMAX_BACKWARD", CLXENT_TENSOR_PROBABILITIES, CLXENT_OUTPUT_GRADIENT,
-                                     false, false },
-    [CLXENT_OP_ONE_HOT] = { "ONE_HOT", CLXENT_TENSOR_TARGETS,
-                            CLXENT_OUTPUT_ONE_HOT | CLXENT_OUTPUT_BAD_TARGETS, true, false },
-    [CLXENT_OP_PROBABILITY_LOSS] = { "PROBABILITY_LOSS", CLXENT_TENSOR_PROBABILITIES,
-                                     CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_BAD_TARGETS,
-                                     true, false },
-    [CLXENT_OP_SOFTMAX_GRADIENT] = { "SOFTMAX_GRADIENT", CLXENT_TENSOR_PROBABILITIES,
-                                     CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_BAD_TARGETS, true, false },
-};
-
-/* Indexed by the enumerators of clxent.h; NULL where a number has no meaning. */
+/* An enumeration by value; NULL where a number has no meaning. */
 struct names {
-    const char *field, *prefix;
-    const char *text[6];
+    const char *prefix;
+    const char *text[8];
 };
 
-static const struct names op_names = { "op",
-                                       "CLXENT_OP_",
-                                       { "CROSS_ENTROPY", "SOFTMAX_BACKWARD", "ONE_HOT", "PROBABILITY_LOSS",
-                                         "SOFTMAX_GRADIENT", NULL } };
-static const struct names dtype_names = { "dtype", "CLXENT_", { NULL, "F32", "F16", "BF16", "F64", NULL } };
-static const struct names target_names = {
-    "target_type", "CLXENT_TARGET_", { NULL, "I32", "I64", "U8", "PROBABILITIES_F32", "PROBABILITIES_LOGITS" }
-};
-static const struct names reduction_names = { "reduction",
-                                              "CLXENT_REDUCTION_",
-                                              { "MEAN", "SUM", "NONE", NULL, NULL, NULL } };
-static const struct names bad_target_names = { "bad_target",
-                                               "CLXENT_BAD_TARGET_",
-                                               { "REPORT", "NAN", "IGNORE", NULL, NULL, NULL } };
-static const struct names all_ignored_names = { "all_ignored",
-                                                "CLXENT_ALL_IGNORED_",
-                                                { "NAN", "ZERO", NULL, NULL, NULL, NULL } };
-static const struct names gradient_mode_names = { "gradient_mode",
-                                                  "CLXENT_GRADIENT_",
-                                                  { "WRITE", "ACCUMULATE", NULL, NULL, NULL, NULL } };
-
-static const struct names gradient_padding_names = { "gradient_padding",
-                                                     "CLXENT_GRADIENT_PADDING_",
-                                                     { "KEEP", "ZERO", NULL, NULL, NULL, NULL } };
+#define VALUE(prefix, NAME, word) [CLXENT_##prefix##NAME] = #NAME,
+#define NO_VALUE(word)
+#define ENUMERATION(name, prefix, first, values) \
+    static const struct names name##_names = { "CLXENT_" #prefix, { values } };
+#include "options.def"
 
 /* ---- Small things ------------------------------------------------------------------------- */
 
@@ -155,6 +123,41 @@ bool clxent_size_mul(size_t a, size_t b, size_t *product)
 const char *clxent_tensor_name(clxent_tensor tensor)
 {
     return (unsigned)tensor < CLXENT_TENSORS ? tensors[tensor].name : "unknown";
+}
+
+clxent_buffer *clxent_tensor_buffer(clxent_args *args, clxent_tensor tensor)
+{
+    return (clxent_buffer *)(void *)((char *)args + tensors[tensor].buffer);
+}
+
+clxent_output *clxent_tensor_array(clxent_host_args *args, clxent_tensor tensor)
+{
+    return (clxent_output *)(void *)((char *)args + tensors[tensor].array);
+}
+
+uint32_t clxent_outputs_made(clxent_made made)
+{
+    uint32_t outputs = 0;
+    for (unsigned i = 0; i < OUTPUTS; i++)
+        if (tensors[CLXENT_FIRST_OUTPUT + i].made == made) outputs |= 1u << i;
+    return outputs;
+}
+
+static uint32_t outputs_of(uint32_t op)
+{
+    uint32_t outputs = 0;
+    for (unsigned i = 0; i < OUTPUTS; i++)
+        if ((tensors[CLXENT_FIRST_OUTPUT + i].operations >> op & 1u) != 0) outputs |= 1u << i;
+    return outputs;
+}
+
+bool clxent_op_reads(uint32_t op, clxent_tensor input) { return (tensors[input].operations >> op & 1u) != 0; }
+
+/* The loss of given probabilities is divided by its denominator in reduce.cl alone. */
+bool clxent_tensor_is_argument(uint32_t op, clxent_tensor tensor)
+{
+    if (tensor == CLXENT_TENSOR_DENOMINATOR && (outputs_of(op) & CLXENT_OUTPUT_GRADIENT) == 0) return false;
+    return (tensors[tensor].operations >> op & 1u) != 0 && tensors[tensor].made <= CLXENT_MADE_ROW;
 }
 
 size_t clxent_dtype_size(uint32_t dtype)
@@ -184,7 +187,7 @@ bool clxent_targets_are_indices(const clxent_desc *desc)
 
 bool clxent_needs_targets(const clxent_desc *desc, uint32_t outputs)
 {
-    return operations[desc->op].targets && (outputs & TARGET_OUTPUTS) != 0;
+    return clxent_op_reads(desc->op, CLXENT_TENSOR_TARGETS) && (outputs & OUTPUTS_OF_TARGETS) != 0;
 }
 
 /* ---- Shapes -------------------------------------------------------------------------------- */
@@ -230,14 +233,14 @@ static size_t element_of(const clxent_desc *desc, enum element kind, const char 
 
 static clxent_use use_of(const clxent_desc *desc, uint32_t outputs, bool statistics_in, clxent_tensor which)
 {
-    const struct operation *op = &operations[desc->op];
     const bool asked = which >= CLXENT_TENSOR_LOSSES && (outputs >> (which - CLXENT_TENSOR_LOSSES) & 1u) != 0;
 
     switch (which) {
     case CLXENT_TENSOR_LOGITS:
     case CLXENT_TENSOR_PROBABILITIES:
-        return which == op->input && (outputs & ~(uint32_t)CLXENT_OUTPUT_BAD_TARGETS) != 0 ? CLXENT_REQUIRED
-                                                                                           : CLXENT_UNUSED;
+        return clxent_op_reads(desc->op, which) && (outputs & ~(uint32_t)CLXENT_OUTPUT_BAD_TARGETS) != 0
+                   ? CLXENT_REQUIRED
+                   : CLXENT_UNUSED;
     /* By what the plan can be asked for, not by this run: the class that a row's sum keeps apart is its target's,
      * and each output of a plan has the same bits whichever others are asked for beside it. */
     case CLXENT_TENSOR_TARGETS:
@@ -252,8 +255,10 @@ static clxent_use use_of(const clxent_desc *desc, uint32_t outputs, bool statist
         if ((outputs & CLXENT_OUTPUT_GRADIENT) == 0) return CLXENT_UNUSED;
         return desc->op == CLXENT_OP_SOFTMAX_BACKWARD ? CLXENT_REQUIRED : CLXENT_OPTIONAL;
     case CLXENT_TENSOR_DENOMINATOR:
-        return op->targets && (outputs & (CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT)) != 0 ? CLXENT_OPTIONAL
-                                                                                             : CLXENT_UNUSED;
+        return clxent_op_reads(desc->op, which) &&
+                       (outputs & (CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT)) != 0
+                   ? CLXENT_OPTIONAL
+                   : CLXENT_UNUSED;
     case CLXENT_TENSOR_STATISTICS: return asked || statistics_in ? CLXENT_REQUIRED : CLXENT_UNUSED;
     case CLXENT_TENSOR_BAD_TARGETS: return asked ? CLXENT_OPTIONAL : CLXENT_UNUSED;
     default: return asked ? CLXENT_REQUIRED : CLXENT_UNUSED;
@@ -344,8 +349,9 @@ struct message {
 
 #define REJECT(...) clxent_fail_text(say.text, say.size, CLXENT_ERROR_INVALID_DESC, __VA_ARGS__)
 
-/* "mean is 7: takes CLXENT_REDUCTION_MEAN (0), CLXENT_REDUCTION_SUM (1), ..." */
-static clxent_status check_name(struct message say, const struct names *names, uint32_t value)
+/* "reduction is 7: takes CLXENT_REDUCTION_MEAN (0), CLXENT_REDUCTION_SUM (1), ..." */
+static clxent_status check_name(struct message say, const char *field, const struct names *names,
+                                uint32_t value)
 {
     const size_t count = sizeof names->text / sizeof *names->text;
     char list[256] = "";
@@ -356,7 +362,7 @@ static clxent_status check_name(struct message say, const struct names *names, u
         if (names->text[i] != NULL)
             used += (size_t)snprintf(list + used, sizeof list - used, "%s%s%s (%zu)", used > 0 ? ", " : "",
                                      names->prefix, names->text[i], i);
-    return REJECT("%s is %" PRIu32 ": takes %s", names->field, value, list);
+    return REJECT("%s is %" PRIu32 ": takes %s", field, value, list);
 }
 
 /* "losses, loss, bad_targets" */
@@ -371,51 +377,63 @@ static const char *list_outputs(uint32_t outputs, char *list, size_t size)
     return list;
 }
 
+static clxent_status check_gradient_dtype(const clxent_desc *desc, struct message say)
+{
+    const bool f64 = desc->dtype == CLXENT_F64;
+
+    if (desc->gradient_dtype == 0) return CLXENT_OK;
+    if ((outputs_of(desc->op) & CLXENT_OUTPUT_GRADIENT) == 0)
+        return REJECT("gradient_dtype is %" PRIu32 ": takes 0 with op %s, which gives no gradient",
+                      desc->gradient_dtype, op_names.text[desc->op]);
+    if (clxent_dtype_size(desc->gradient_dtype) == 0 ||
+        (f64 ? desc->gradient_dtype != CLXENT_F64 && desc->gradient_dtype != CLXENT_F32
+             : desc->gradient_dtype == CLXENT_F64))
+        return REJECT("gradient_dtype is %" PRIu32 " (%s): takes 0, %s with dtype %s", desc->gradient_dtype,
+                      clxent_dtype_name(desc->gradient_dtype),
+                      f64 ? "CLXENT_F64 (4) or CLXENT_F32 (1)"
+                          : "CLXENT_F32 (1), CLXENT_F16 (2) or CLXENT_BF16 (3)",
+                      clxent_dtype_name(desc->dtype));
+    return CLXENT_OK;
+}
+
+/* op first: what else is looked at depends on it. */
 static clxent_status check_types(const clxent_desc *desc, struct message say)
 {
-    CLXENT_TRY(check_name(say, &op_names, desc->op));
-    CLXENT_TRY(check_name(say, &dtype_names, desc->dtype));
-    if (desc->gradient_dtype != 0) {
-        const bool f64 = desc->dtype == CLXENT_F64;
-        if ((operations[desc->op].outputs & CLXENT_OUTPUT_GRADIENT) == 0)
-            return REJECT("gradient_dtype is %" PRIu32 ": takes 0 with op %s, which gives no gradient",
-                          desc->gradient_dtype, operations[desc->op].name);
-        if (clxent_dtype_size(desc->gradient_dtype) == 0 ||
-            (f64 ? desc->gradient_dtype != CLXENT_F64 && desc->gradient_dtype != CLXENT_F32
-                 : desc->gradient_dtype == CLXENT_F64))
-            return REJECT("gradient_dtype is %" PRIu32 " (%s): takes 0, %s with dtype %s",
-                          desc->gradient_dtype, clxent_dtype_name(desc->gradient_dtype),
-                          f64 ? "CLXENT_F64 (4) or CLXENT_F32 (1)"
-                              : "CLXENT_F32 (1), CLXENT_F16 (2) or CLXENT_BF16 (3)",
-                          clxent_dtype_name(desc->dtype));
+    const struct {
+        const char *field;
+        const struct names *names;
+        const uint32_t *value;
+    } choices[] = {
+#define CHOICE(name, enumeration, initial, flag) { #name, &enumeration##_names, &desc->name },
+#include "options.def"
+    };
+
+    for (size_t i = 0; i < sizeof choices / sizeof *choices; i++) {
+        const uint32_t *value = choices[i].value;
+        if (value == &desc->gradient_dtype) CLXENT_TRY(check_gradient_dtype(desc, say));
+        else if (value != &desc->target_type || clxent_needs_targets(desc, desc->outputs))
+            CLXENT_TRY(check_name(say, choices[i].field, choices[i].names, *value));
     }
-    CLXENT_TRY(check_name(say, &reduction_names, desc->reduction));
-    CLXENT_TRY(check_name(say, &bad_target_names, desc->bad_target));
-    CLXENT_TRY(check_name(say, &all_ignored_names, desc->all_ignored));
-    CLXENT_TRY(check_name(say, &gradient_mode_names, desc->gradient_mode));
-    CLXENT_TRY(check_name(say, &gradient_padding_names, desc->gradient_padding));
-    if (clxent_needs_targets(desc, desc->outputs))
-        CLXENT_TRY(check_name(say, &target_names, desc->target_type));
     return CLXENT_OK;
 }
 
 static clxent_status check_outputs(const clxent_desc *desc, struct message say)
 {
-    const struct operation *op = &operations[desc->op];
+    const uint32_t given = outputs_of(desc->op), of_indices = desc->outputs & OUTPUTS_OF_INDICES;
     const bool indices = clxent_targets_are_indices(desc);
     char list[256];
 
     if (desc->outputs == 0)
         return REJECT("outputs is 0: takes at least one of %s with op %s",
-                      list_outputs(op->outputs, list, sizeof list), op->name);
+                      list_outputs(given, list, sizeof list), op_names.text[desc->op]);
     if ((desc->outputs & ~(uint32_t)ALL_OUTPUTS) != 0)
         return REJECT("outputs is 0x%" PRIx32 ": takes CLXENT_OUTPUT_* bits, which 0x%" PRIx32 " are not",
                       desc->outputs, desc->outputs & ~(uint32_t)ALL_OUTPUTS);
-    if ((desc->outputs & ~op->outputs) != 0) {
+    if ((desc->outputs & ~given) != 0) {
         char extra[256];
         return REJECT("outputs is 0x%" PRIx32 " with %s: takes %s with op %s", desc->outputs,
-                      list_outputs(desc->outputs & ~op->outputs, extra, sizeof extra),
-                      list_outputs(op->outputs, list, sizeof list), op->name);
+                      list_outputs(desc->outputs & ~given, extra, sizeof extra),
+                      list_outputs(given, list, sizeof list), op_names.text[desc->op]);
     }
     if ((desc->outputs & CLXENT_OUTPUT_LOSS) != 0 && desc->reduction == CLXENT_REDUCTION_NONE)
         return REJECT("outputs is 0x%" PRIx32 " with loss and reduction is CLXENT_REDUCTION_NONE: "
@@ -423,14 +441,12 @@ static clxent_status check_outputs(const clxent_desc *desc, struct message say)
                       desc->outputs);
     if (desc->op == CLXENT_OP_ONE_HOT && !indices)
         return REJECT("target_type is %s: takes an index type (I32, I64, U8) with op ONE_HOT",
-                      target_names.text[desc->target_type]);
-    if ((desc->outputs & (CLXENT_OUTPUT_CORRECT | CLXENT_OUTPUT_BAD_TARGETS)) != 0 && !indices)
+                      target_type_names.text[desc->target_type]);
+    if (of_indices != 0 && !indices)
         return REJECT("outputs is 0x%" PRIx32
                       " with %s and target_type is %s: takes an index type (I32, I64, U8)",
-                      desc->outputs,
-                      list_outputs(desc->outputs & (CLXENT_OUTPUT_CORRECT | CLXENT_OUTPUT_BAD_TARGETS), list,
-                                   sizeof list),
-                      target_names.text[desc->target_type]);
+                      desc->outputs, list_outputs(of_indices, list, sizeof list),
+                      target_type_names.text[desc->target_type]);
     if ((desc->outputs & CLXENT_OUTPUT_BAD_TARGETS) != 0 && desc->bad_target != CLXENT_BAD_TARGET_REPORT)
         return REJECT("outputs is 0x%" PRIx32 " with bad_targets and bad_target is %s: takes "
                       "CLXENT_BAD_TARGET_REPORT",
@@ -440,15 +456,6 @@ static clxent_status check_outputs(const clxent_desc *desc, struct message say)
 
 static clxent_status check_shape(const clxent_desc *desc, struct message say)
 {
-    static const struct {
-        const char *name;
-        size_t offset;
-    } strides[] = {
-        { "row_stride", STRIDE(row_stride) },
-        { "gradient_row_stride", STRIDE(gradient_row_stride) },
-        { "probabilities_row_stride", STRIDE(probabilities_row_stride) },
-        { "target_row_stride", STRIDE(target_row_stride) },
-    };
     size_t rows, slab;
 
     if (desc->classes < 1 || desc->classes > INT32_MAX)
@@ -465,13 +472,17 @@ static clxent_status check_shape(const clxent_desc *desc, struct message say)
         return REJECT("shift is %zu: takes 0 to seq, which is %zu", desc->shift, desc->seq);
     if (!clxent_size_mul(desc->classes, desc->inner, &slab))
         return REJECT("inner is %zu: takes classes * inner of at most %zu", desc->inner, SIZE_MAX);
-    for (size_t i = 0; i < sizeof strides / sizeof *strides; i++) {
+    const struct {
+        const char *name;
         size_t stride;
-        memcpy(&stride, (const char *)desc + strides[i].offset, sizeof stride);
-        if (stride != 0 && stride < slab)
+    } strides[] = { { "row_stride", desc->row_stride },
+                    { "gradient_row_stride", desc->gradient_row_stride },
+                    { "probabilities_row_stride", desc->probabilities_row_stride },
+                    { "target_row_stride", desc->target_row_stride } };
+    for (size_t i = 0; i < sizeof strides / sizeof *strides; i++)
+        if (strides[i].stride != 0 && strides[i].stride < slab)
             return REJECT("%s is %zu: takes 0 or at least classes * inner, which is %zu", strides[i].name,
-                          stride, slab);
-    }
+                          strides[i].stride, slab);
     for (int t = 0; t < CLXENT_TENSORS; t++) {
         clxent_need need;
         CLXENT_TRY(clxent_tensor_need(desc, desc->outputs, false, rows, (clxent_tensor)t, &need, say.text,
@@ -488,49 +499,67 @@ static clxent_status check_numbers(const clxent_desc *desc, struct message say)
     const bool f64 = desc->dtype == CLXENT_F64;
     const double largest = f64 ? DBL_MAX : (double)FLT_MAX;
     const double smallest = f64 ? DBL_MIN : (double)FLT_MIN;
+    const struct {
+        const char *name;
+        double value;
+        enum { FRACTION, NOT_NEGATIVE, FINITE, NORMAL } takes;
+    } numbers[] = {
+#define NUMBER(name, initial, takes, acts, constant, parameter, flag) { #name, desc->name, takes },
+#include "options.def"
+    };
 
-    if (!(desc->label_smoothing >= 0 && desc->label_smoothing <= 1))
-        return REJECT("label_smoothing is %g: takes a number in [0, 1]", desc->label_smoothing);
-    if (!(desc->z_loss >= 0 && desc->z_loss <= largest))
-        return REJECT("z_loss is %g: takes a number in [0, %g]", desc->z_loss, largest);
-    if (!(fabs(desc->logit_scale) <= largest))
-        return REJECT("logit_scale is %g: takes a number in [-%g, %g]", desc->logit_scale, largest, largest);
-    if (!(desc->softcap == 0 || (desc->softcap >= smallest && desc->softcap <= largest)))
-        return REJECT("softcap is %g: takes 0 (off) or a number in [%g, %g]", desc->softcap, smallest,
-                      largest);
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+        const char *name = numbers[i].name;
+        const double value = numbers[i].value;
+        switch (numbers[i].takes) {
+        case FRACTION:
+            if (!(value >= 0 && value <= 1)) return REJECT("%s is %g: takes a number in [0, 1]", name, value);
+            break;
+        case NOT_NEGATIVE:
+            if (!(value >= 0 && value <= largest))
+                return REJECT("%s is %g: takes a number in [0, %g]", name, value, largest);
+            break;
+        case FINITE:
+            if (!(fabs(value) <= largest))
+                return REJECT("%s is %g: takes a number in [-%g, %g]", name, value, largest, largest);
+            break;
+        case NORMAL:
+            if (!(value == 0 || (value >= smallest && value <= largest)))
+                return REJECT("%s is %g: takes 0 (off) or a number in [%g, %g]", name, value, smallest,
+                              largest);
+            break;
+        }
+    }
     return CLXENT_OK;
 }
 
 /* An option that an operation would silently pass over is refused. */
 static clxent_status check_unused(const clxent_desc *desc, struct message say)
 {
-    const struct operation *op = &operations[desc->op];
+    enum { ANY, LOGITS, TARGETS };
+    const char *op = op_names.text[desc->op];
     const struct {
         const char *name;
-        double value, neutral;
+        double value, initial;
+        int acts;
     } options[] = {
-        { "label_smoothing", desc->label_smoothing, 0 },
-        { "z_loss", desc->z_loss, 0 },
-        { "logit_scale", desc->logit_scale, 1 },
-        { "softcap", desc->softcap, 0 },
-        { "has_class_weights", (double)desc->has_class_weights, 0 },
-        { "has_row_weights", (double)desc->has_row_weights, 0 },
-        { "shift", (double)desc->shift, 0 },
+#define OPTION(name, kind, initial, acts, constant, flag) { #name, (double)desc->name, initial, acts },
+#include "options.def"
     };
 
-    for (size_t i = 0; !op->options && i < sizeof options / sizeof *options; i++)
-        if (options[i].value != options[i].neutral)
+    for (size_t i = 0; desc->op != CLXENT_OP_CROSS_ENTROPY && i < sizeof options / sizeof *options; i++)
+        if (options[i].acts != ANY && options[i].value != options[i].initial)
             return REJECT("%s is %g: takes %g with op %s, which does not use it", options[i].name,
-                          options[i].value, options[i].neutral, op->name);
+                          options[i].value, options[i].initial, op);
     /* The default, -100, stays allowed, as in PyTorch. */
     if (clxent_needs_targets(desc, desc->outputs) && !clxent_targets_are_indices(desc) &&
         desc->use_ignore_index != 0 && desc->ignore_index >= 0)
         return REJECT("ignore_index is %" PRId64 " and target_type is %s: takes a negative number, or "
                       "use_ignore_index 0, as probability targets have no index (row weights of 0 mask rows)",
-                      desc->ignore_index, target_names.text[desc->target_type]);
-    if (desc->gradient_mode != CLXENT_GRADIENT_WRITE && (op->outputs & CLXENT_OUTPUT_GRADIENT) == 0)
+                      desc->ignore_index, target_type_names.text[desc->target_type]);
+    if (desc->gradient_mode != CLXENT_GRADIENT_WRITE && (outputs_of(desc->op) & CLXENT_OUTPUT_GRADIENT) == 0)
         return REJECT("gradient_mode is %s: takes CLXENT_GRADIENT_WRITE with op %s, which gives no gradient",
-                      gradient_mode_names.text[desc->gradient_mode], op->name);
+                      gradient_mode_names.text[desc->gradient_mode], op);
     if (desc->gradient_padding != CLXENT_GRADIENT_PADDING_KEEP) {
         const char *padding = gradient_padding_names.text[desc->gradient_padding];
         if ((desc->outputs & CLXENT_OUTPUT_GRADIENT) == 0)

@@ -36,15 +36,11 @@ typedef struct run {
     const char *failed; /* the OpenCL call that refused a launch */
 } run;
 
-static clxent_buffer *buffer_of(clxent_args *args, clxent_tensor tensor) { return &args->logits + tensor; }
-
-static cl_ulong *offset_of(clxent_parameters *p, clxent_tensor tensor) { return &p->offset.logits + tensor; }
-
-_Static_assert(offsetof(clxent_args, one_hot) - offsetof(clxent_args, logits) ==
-                   (CLXENT_TENSORS - 1) * sizeof(clxent_buffer),
-               "clxent_args lists its buffers in the order of clxent_tensor");
-_Static_assert(offsetof(clxent_offsets, one_hot) == (CLXENT_TENSORS - 1) * sizeof(cl_ulong),
-               "clxent_offsets likewise");
+static cl_ulong *offset_of(clxent_parameters *p, clxent_tensor tensor)
+{
+    return (cl_ulong *)(void *)((char *)&p->offset +
+                                tensor * sizeof(cl_ulong)); /* parameters.h sees to the order */
+}
 
 /* ---- Checks -------------------------------------------------------------------------------- */
 
@@ -249,7 +245,7 @@ static clxent_status check_buffers(run *r)
     for (int i = 0; i < CLXENT_TENSORS; i++) {
         const clxent_tensor tensor = (clxent_tensor)i;
         const clxent_need *need = &r->needs[i];
-        clxent_buffer *buffer = buffer_of(&r->args, tensor);
+        clxent_buffer *buffer = clxent_tensor_buffer(&r->args, tensor);
         const char *name = clxent_tensor_name(tensor);
 
         if (need->use == CLXENT_UNUSED || !part_uses(r, tensor)) buffer->mem = NULL;
@@ -292,7 +288,7 @@ static clxent_status check_buffers(run *r)
 
 /* gradient, softmax or log_softmax written over logits: each element after its last reader, if all else is
  * the same and no other [rows, classes] result still needs the logits. */
-static bool may_be_in_place(const run *r, clxent_tensor out)
+static bool may_be_in_place(run *r, clxent_tensor out)
 {
     const clxent_desc *desc = &r->plan->desc;
     const uint32_t wide =
@@ -301,7 +297,7 @@ static bool may_be_in_place(const run *r, clxent_tensor out)
     const size_t stride = desc->row_stride != 0 ? desc->row_stride : dense;
     size_t own;
 
-    if (r->args.logits.offset != buffer_of((clxent_args *)&r->args, out)->offset) return false;
+    if (r->args.logits.offset != clxent_tensor_buffer(&r->args, out)->offset) return false;
     if (out == CLXENT_TENSOR_GRADIENT) {
         own = desc->gradient_row_stride;
         if (desc->gradient_dtype != desc->dtype || desc->gradient_mode == CLXENT_GRADIENT_ACCUMULATE)
@@ -320,11 +316,11 @@ static clxent_status check_overlap(run *r)
     const clxent_need *needs = r->needs;
 
     for (int i = CLXENT_TENSOR_LOSSES; i < CLXENT_TENSORS; i++) {
-        const clxent_buffer *out = buffer_of(&r->args, (clxent_tensor)i);
+        const clxent_buffer *out = clxent_tensor_buffer(&r->args, (clxent_tensor)i);
         if (out->mem == NULL || needs[i].bytes == 0) continue;
         for (int j = 0; j < CLXENT_TENSORS + 1; j++) {
-            /* workspace stands behind the last tensor */
-            const clxent_buffer *other = &r->args.logits + j;
+            const clxent_buffer *other =
+                j < CLXENT_TENSORS ? clxent_tensor_buffer(&r->args, (clxent_tensor)j) : &r->args.workspace;
             const size_t bytes = j < CLXENT_TENSORS ? needs[j].bytes : r->plan->workspace_size;
             const bool both_outputs = j >= CLXENT_TENSOR_LOSSES && j < CLXENT_TENSORS;
             if (other->mem != out->mem || j == i || bytes == 0 || (both_outputs && j < i)) continue;
@@ -486,10 +482,9 @@ static void fill_parameters(run *r)
     p->ignore_index = desc->ignore_index;
     p->keep = real_bits(desc, 1.0 - desc->label_smoothing);
     p->share = real_bits(desc, desc->label_smoothing / (double)desc->classes);
-    p->smoothing = real_bits(desc, desc->label_smoothing);
-    p->z_loss = real_bits(desc, desc->z_loss);
-    p->logit_scale = real_bits(desc, desc->logit_scale);
-    p->softcap = real_bits(desc, desc->softcap);
+#define NUMBER(name, initial, takes, acts, constant, parameter, flag) \
+    p->parameter = real_bits(desc, desc->name);
+#include "options.def"
     p->classes = (cl_uint)desc->classes;
     p->outputs = r->outputs;
     if (r->args.bad_targets.mem == NULL) p->outputs &= ~(cl_uint)CLXENT_OUTPUT_BAD_TARGETS;
@@ -633,28 +628,29 @@ static clxent_status launch_losses(run *r, cl_event *event)
     return launch(r, &s, 1, 1, true, event);
 }
 
-static void set_cross_entropy(run *r, setter *s)
+/* The arguments of the operation's main kernel behind the parameters. */
+static void set_main(run *r, setter *s)
 {
     const clxent_desc *desc = &r->plan->desc;
-    const clxent_args *a = &r->args;
     const size_t cache = r->plan->cache_elements * clxent_real_size(desc);
 
-    const clxent_buffer *buffers[] = { &a->logits,   &a->targets,     &a->class_weights, &a->row_weights,
-                                       &a->upstream, &a->denominator, &a->losses,        &a->lse,
-                                       &a->softmax,  &a->log_softmax, &a->gradient,      &a->argmax,
-                                       &a->entropy,  &a->statistics,  &a->workspace };
-    for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) set_buffer(s, buffers[i]);
-    set_bytes(s, cache > 0 ? cache : clxent_real_size(desc), NULL);
+    for (int t = 0; t < CLXENT_TENSORS; t++) {
+        if (clxent_tensor_is_argument(desc->op, (clxent_tensor)t))
+            set_buffer(s, clxent_tensor_buffer(&r->args, (clxent_tensor)t));
+    }
+    if (clxent_op_reads(desc->op, CLXENT_TENSOR_DENOMINATOR))
+        set_buffer(s, &r->args.workspace); /* which has D */
+    if (desc->op == CLXENT_OP_CROSS_ENTROPY) set_bytes(s, cache > 0 ? cache : clxent_real_size(desc), NULL);
 }
 
-/* One kernel of the cross-entropy, with more flags than the run's. */
+/* One kernel over the rows, with more flags than the run's. */
 static clxent_status launch_rows(run *r, cl_kernel kernel, cl_uint flags, size_t groups, size_t group,
                                  bool last, cl_event *event)
 {
     clxent_parameters p = r->own;
     p.flags |= flags;
     setter s = set_begin(kernel, &p);
-    set_cross_entropy(r, &s);
+    set_main(r, &s);
     return launch(r, &s, groups, group, last, event);
 }
 
@@ -683,37 +679,9 @@ static clxent_status launch_cross_entropy(run *r, bool last, cl_event *event)
 static clxent_status launch_main(run *r, bool last, cl_event *event)
 {
     const clxent_plan *plan = r->plan;
-    const clxent_args *a = &r->args;
-    setter s = set_begin(plan->main, &r->own);
-    size_t groups = r->rows;
 
-    switch (plan->desc.op) {
-    case CLXENT_OP_ONE_HOT:
-        set_buffer(&s, &a->targets);
-        set_buffer(&s, &a->one_hot);
-        break;
-    case CLXENT_OP_SOFTMAX_BACKWARD:
-        set_buffer(&s, &a->probabilities);
-        set_buffer(&s, &a->upstream);
-        set_buffer(&s, &a->gradient);
-        break;
-    case CLXENT_OP_PROBABILITY_LOSS:
-        set_buffer(&s, &a->probabilities);
-        set_buffer(&s, &a->targets);
-        set_buffer(&s, &a->losses);
-        set_buffer(&s, &a->workspace);
-        break;
-    case CLXENT_OP_SOFTMAX_GRADIENT:
-        set_buffer(&s, &a->probabilities);
-        set_buffer(&s, &a->targets);
-        set_buffer(&s, &a->upstream);
-        set_buffer(&s, &a->denominator);
-        set_buffer(&s, &a->gradient);
-        set_buffer(&s, &a->workspace);
-        break;
-    default: return launch_cross_entropy(r, last, event);
-    }
-    return launch(r, &s, groups, plan->group, last, event);
+    if (plan->desc.op == CLXENT_OP_CROSS_ENTROPY) return launch_cross_entropy(r, last, event);
+    return launch_rows(r, plan->main, 0, r->rows, plan->group, last, event);
 }
 
 static clxent_status launch_padding(run *r, bool last, cl_event *event)
@@ -736,8 +704,7 @@ static clxent_status launch_all(run *r, cl_event *event)
     const bool logits = r->part.pass != CLXENT_PASS_TARGETS;
     const bool main = logits && r->rows > 0 && (r->outputs & ~(uint32_t)CLXENT_OUTPUT_BAD_TARGETS) != 0;
     const bool padding = main && r->plan->padding != NULL && (r->outputs & CLXENT_OUTPUT_GRADIENT) != 0;
-    const bool losses =
-        logits && ends_span(r) && (r->outputs & (CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_CORRECT)) != 0;
+    const bool losses = logits && ends_span(r) && (r->outputs & clxent_outputs_made(CLXENT_MADE_LOSSES)) != 0;
 
     if (targets) CLXENT_TRY(launch_targets(r, !main && !losses, event));
     if (main) CLXENT_TRY(launch_main(r, !padding && !losses, event));

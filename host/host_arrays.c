@@ -67,43 +67,20 @@ typedef struct run {
     clxent_bad_targets *bad_targets; /* the caller's; optional */
 } run;
 
-static const struct {
-    size_t device, host;
-} fields[CLXENT_TENSORS] = {
-#define FIELD(name)                                                   \
-    {                                                                 \
-        offsetof(clxent_args, name), offsetof(clxent_host_args, name) \
-    }
-    FIELD(logits),   FIELD(probabilities), FIELD(targets),     FIELD(class_weights), FIELD(row_weights),
-    FIELD(upstream), FIELD(denominator),   FIELD(losses),      FIELD(loss),          FIELD(lse),
-    FIELD(softmax),  FIELD(log_softmax),   FIELD(gradient),    FIELD(argmax),        FIELD(correct),
-    FIELD(entropy),  FIELD(statistics),    FIELD(bad_targets), FIELD(one_hot),
-#undef FIELD
-};
-
 static bool is_input(clxent_tensor t) { return t < CLXENT_TENSOR_LOSSES; }
-
-/* Data and size of one field of args; inputs and outputs have the same layout but for const. */
-static clxent_input host_field(const clxent_host_args *args, clxent_tensor t)
-{
-    clxent_input field;
-    memcpy(&field, (const char *)args + fields[t].host, sizeof field);
-    return field;
-}
 
 static void set_field(clxent_args *args, clxent_tensor t, cl_mem mem)
 {
-    const clxent_buffer buffer = { mem, 0 };
-    memcpy((char *)args + fields[t].device, &buffer, sizeof buffer);
+    *clxent_tensor_buffer(args, t) = (clxent_buffer){ mem, 0 };
 }
 
 /* ---- What the caller gave ------------------------------------------------------------------ */
 
-static clxent_status read_tensor(run *r, clxent_tensor t, const clxent_host_args *args)
+static clxent_status read_tensor(run *r, clxent_tensor t, clxent_host_args *args)
 {
     tensor *own = &r->tensors[t];
     const char *name = clxent_tensor_name(t);
-    const clxent_input field = host_field(args, t);
+    const clxent_output field = *clxent_tensor_array(args, t);
     char text[TEXT_SIZE] = "";
     clxent_need need;
 
@@ -125,7 +102,7 @@ static clxent_status read_tensor(run *r, clxent_tensor t, const clxent_host_args
         is_input(t) || (t == CLXENT_TENSOR_GRADIENT && r->desc.gradient_mode == CLXENT_GRADIENT_ACCUMULATE);
     own->output = !is_input(t);
     own->scope = need.is_matrix ? SCOPE_PART : need.row_bytes > 0 ? SCOPE_SPAN : SCOPE_CALL;
-    memcpy(&own->data, &field.data, sizeof own->data); /* drops const, which inputs keep by own->output */
+    own->data = field.data;
     own->bytes = need.bytes;
     own->pitch = need.row_bytes;
     const bool pads = t == CLXENT_TENSOR_GRADIENT && r->desc.gradient_padding == CLXENT_GRADIENT_PADDING_ZERO;

@@ -36,29 +36,14 @@
 
 /* ---- desc.c: the shapes. No OpenCL call. -------------------------------------------------- */
 
-/* Every tensor a run reads or writes, in the order of the fields of clxent_args and clxent_host_args. */
+/* Every tensor a run reads or writes: the inputs, then the outputs in the order of their bits. */
 typedef enum clxent_tensor {
-    CLXENT_TENSOR_LOGITS,
-    CLXENT_TENSOR_PROBABILITIES,
-    CLXENT_TENSOR_TARGETS,
-    CLXENT_TENSOR_CLASS_WEIGHTS,
-    CLXENT_TENSOR_ROW_WEIGHTS,
-    CLXENT_TENSOR_UPSTREAM,
-    CLXENT_TENSOR_DENOMINATOR,
-    CLXENT_TENSOR_LOSSES,
-    CLXENT_TENSOR_LOSS,
-    CLXENT_TENSOR_LSE,
-    CLXENT_TENSOR_SOFTMAX,
-    CLXENT_TENSOR_LOG_SOFTMAX,
-    CLXENT_TENSOR_GRADIENT,
-    CLXENT_TENSOR_ARGMAX,
-    CLXENT_TENSOR_CORRECT,
-    CLXENT_TENSOR_ENTROPY,
-    CLXENT_TENSOR_STATISTICS,
-    CLXENT_TENSOR_BAD_TARGETS,
-    CLXENT_TENSOR_ONE_HOT,
+#define INPUT(name, NAME, ...) CLXENT_TENSOR_##NAME,
+#define OUTPUT(name, NAME, ...) CLXENT_TENSOR_##NAME,
+#include "tensors.def"
     CLXENT_TENSORS
 } clxent_tensor;
+enum { CLXENT_FIRST_OUTPUT = CLXENT_TENSOR_LOSSES };
 
 typedef enum clxent_use { CLXENT_UNUSED, CLXENT_OPTIONAL, CLXENT_REQUIRED } clxent_use;
 
@@ -75,6 +60,23 @@ typedef struct clxent_need {
 } clxent_need;
 
 const char *clxent_tensor_name(clxent_tensor tensor); /* the field's name: "logits" */
+
+/* The fields of the tensor; const is dropped from inputs, which have the layout of outputs but for it. */
+clxent_buffer *clxent_tensor_buffer(clxent_args *args, clxent_tensor tensor);
+clxent_output *clxent_tensor_array(clxent_host_args *args, clxent_tensor tensor);
+
+/* Where a value comes from, see tensors.def. */
+typedef enum clxent_made {
+    CLXENT_MADE_INPUT,
+    CLXENT_MADE_CLASSES,
+    CLXENT_MADE_ROW,
+    CLXENT_MADE_LOSSES,
+    CLXENT_MADE_TARGETS_PASS
+} clxent_made;
+uint32_t clxent_outputs_made(clxent_made made); /* CLXENT_OUTPUT_* bits */
+/* The operation's main kernel has the tensor among its arguments, which are in the order of clxent_tensor. */
+bool clxent_tensor_is_argument(uint32_t op, clxent_tensor tensor);
+bool clxent_op_reads(uint32_t op, clxent_tensor input);
 
 /* Fails with CLXENT_ERROR_INVALID_DESC where the bytes overflow size_t, naming the tensor in text.
  * outputs is a subset of desc->outputs; statistics_in: the run reads statistics (gradient run). */

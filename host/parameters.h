@@ -1,30 +1,34 @@
 /* SPDX-License-Identifier: MIT
  *
  * parameters.h - the struct that kernels take, as host C: kernels/parameters.cl with OpenCL's type names, and
- * the promise that its constants are the public ones.
+ * the promise that its constants are those of clxent.h and tensors.def.
  */
 #ifndef CLXENT_PARAMETERS_H
 #define CLXENT_PARAMETERS_H
 
-#include <clxent/clxent.h>
+#include "internal.h"
 
 typedef cl_ulong u64;
 typedef cl_long i64;
 typedef cl_uint u32;
 #include "../kernels/parameters.cl"
 
-_Static_assert(sizeof(clxent_parameters) == (26 + 19 + 4) * sizeof(u64),
+_Static_assert(offsetof(clxent_parameters, classes) ==
+                       offsetof(clxent_parameters, offset) + sizeof(clxent_offsets) &&
+                   sizeof(clxent_parameters) == offsetof(clxent_parameters, tiles_per_group) + sizeof(u32),
                "no padding: kernels see the same layout");
-_Static_assert(sizeof(clxent_offsets) == 19 * sizeof(u64), "one offset for every tensor of clxent_args");
 
-_Static_assert(OUTPUT_LOSSES == CLXENT_OUTPUT_LOSSES && OUTPUT_LOSS == CLXENT_OUTPUT_LOSS &&
-                   OUTPUT_LSE == CLXENT_OUTPUT_LSE && OUTPUT_SOFTMAX == CLXENT_OUTPUT_SOFTMAX &&
-                   OUTPUT_LOG_SOFTMAX == CLXENT_OUTPUT_LOG_SOFTMAX &&
-                   OUTPUT_GRADIENT == CLXENT_OUTPUT_GRADIENT && OUTPUT_ARGMAX == CLXENT_OUTPUT_ARGMAX &&
-                   OUTPUT_CORRECT == CLXENT_OUTPUT_CORRECT && OUTPUT_ENTROPY == CLXENT_OUTPUT_ENTROPY &&
-                   OUTPUT_STATISTICS == CLXENT_OUTPUT_STATISTICS &&
-                   OUTPUT_BAD_TARGETS == CLXENT_OUTPUT_BAD_TARGETS && OUTPUT_ONE_HOT == CLXENT_OUTPUT_ONE_HOT,
-               "parameters.cl and clxent.h name the same bits");
+/* parameters.cl, clxent.h and tensors.def name the same bits, and the same offsets in the same order. */
+#define INPUT(name, NAME, ...)                                                                     \
+    _Static_assert(offsetof(clxent_offsets, name) == CLXENT_TENSOR_##NAME * sizeof(u64), "offset " \
+                                                                                         "of " #name);
+#define OUTPUT(name, NAME, ...)                                                          \
+    _Static_assert(offsetof(clxent_offsets, name) == CLXENT_TENSOR_##NAME * sizeof(u64), \
+                   "offset of " #name);                                                  \
+    _Static_assert(OUTPUT_##NAME == CLXENT_OUTPUT_##NAME, "bit of " #name);
+#include "tensors.def"
+_Static_assert(sizeof(clxent_offsets) == CLXENT_TENSORS * sizeof(u64), "one offset for every tensor");
+
 _Static_assert(TARGET_I32 == CLXENT_TARGET_I32 && TARGET_I64 == CLXENT_TARGET_I64 &&
                    TARGET_U8 == CLXENT_TARGET_U8 &&
                    TARGET_PROBABILITIES_F32 == CLXENT_TARGET_PROBABILITIES_F32 &&

@@ -10,12 +10,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Outputs whose values come from the rows' losses or predictions by the second reduction. */
-#define REDUCED_OUTPUTS (CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_CORRECT)
-
-/* OUTPUTS of constants.cl. */
-#define COMPILED_OUTPUTS (OUTPUT_SOFTMAX | OUTPUT_LOG_SOFTMAX | OUTPUT_GRADIENT | OUTPUT_ENTROPY)
-
 enum { ALIGNMENT = 64, OPTIONS_SIZE = 512, TEXT_SIZE = 512, MOST_COLUMNS = 8 };
 enum { MOST_REGISTER_VECTORS = 8 }; /* IN_REGISTERS of cross_entropy.cl */
 
@@ -214,7 +208,10 @@ static bool reduces_targets(const clxent_desc *desc)
     return may_sum_weights(desc) || (desc->outputs & CLXENT_OUTPUT_BAD_TARGETS) != 0;
 }
 
-static bool reduces_losses(const clxent_desc *desc) { return (desc->outputs & REDUCED_OUTPUTS) != 0; }
+static bool reduces_losses(const clxent_desc *desc)
+{
+    return (desc->outputs & clxent_outputs_made(CLXENT_MADE_LOSSES)) != 0;
+}
 
 /* KERNELS of cross_entropy.cl. In groups of one work-item no limit of the device can differ. */
 static unsigned row_kernels(const clxent_plan *plan)
@@ -245,24 +242,41 @@ static void define(definitions *d, const char *name, unsigned value)
     d->length += (size_t)n;
 }
 
+/* HAS_* of constants.cl: an option has another value than its initial one, and some run looks at it. */
+static void define_options(definitions *d, const clxent_desc *desc)
+{
+    const bool targets = uses_targets(desc), logits = is_row_kernel(desc);
+    const struct {
+        const char *constant;
+        bool used;
+    } options[] = {
+#define USED_ANY false
+#define USED_TARGETS targets
+#define USED_LOGITS logits
+#define OPTION(name, kind, initial, acts, constant, flag) \
+    { constant, USED_##acts && desc->name != (initial) },
+#include "options.def"
+    };
+
+    for (size_t i = 0; i < sizeof options / sizeof *options; i++)
+        if (options[i].constant != NULL) define(d, options[i].constant, options[i].used);
+}
+
 /* What constants.cl and the files behind it take; equal texts are one program. */
 static void define_all(const clxent_plan *plan, definitions *d)
 {
     const clxent_desc *desc = &plan->desc;
     const clxent_tuning *t = &plan->tuning;
     const bool lanes = plan->shares == CLXENT_STRATEGY_LANES, rows = is_row_kernel(desc);
-    const bool targets = uses_targets(desc), gradient = (desc->outputs & CLXENT_OUTPUT_GRADIENT) != 0;
+    const bool gradient = (desc->outputs & CLXENT_OUTPUT_GRADIENT) != 0;
 
     define(d, "DTYPE", desc->dtype);
     define(d, "GRADIENT_DTYPE", gradient ? desc->gradient_dtype : desc->dtype);
     define(d, "WG_SIZE", plan->group);
     define(d, "LANES", lanes);
-    define(d, "OUTPUTS", rows ? desc->outputs & COMPILED_OUTPUTS : 0);
+    define(d, "OUTPUTS", rows ? desc->outputs & clxent_outputs_made(CLXENT_MADE_CLASSES) : 0);
     define(d, "TARGETS", constant_targets(desc));
-    define(d, "HAS_CLASS_WEIGHTS", targets && desc->has_class_weights != 0);
-    define(d, "HAS_SMOOTHING", targets && desc->label_smoothing != 0.0);
-    define(d, "HAS_LOGIT_SCALE", rows && desc->logit_scale != 1.0);
-    define(d, "HAS_SOFTCAP", rows && desc->softcap != 0.0);
+    define_options(d, desc);
     define(d, "ACCUMULATE", gradient && desc->gradient_mode == CLXENT_GRADIENT_ACCUMULATE);
     define(d, "REDUCES", !rows || reduces_targets(desc) || reduces_losses(desc));
     if (lanes) {

@@ -779,20 +779,18 @@ static void softmax_gradient_row(const struct problem *p, size_t row, const stru
 
 /* ---- Entry ------------------------------------------------------------------------------------------- */
 
+/* bad_targets comes from the targets, which are counted whatever is asked for. */
 static uint32_t outputs_asked(const clxent_reference_results *out)
 {
     uint32_t asked = 0;
-    if (out->losses != NULL || out->losses_bound != NULL) asked |= CLXENT_OUTPUT_LOSSES;
-    if (out->loss != NULL || out->loss_bound != NULL) asked |= CLXENT_OUTPUT_LOSS;
-    if (out->lse != NULL || out->lse_bound != NULL) asked |= CLXENT_OUTPUT_LSE;
-    if (out->softmax != NULL || out->softmax_bound != NULL) asked |= CLXENT_OUTPUT_SOFTMAX;
-    if (out->log_softmax != NULL || out->log_softmax_bound != NULL) asked |= CLXENT_OUTPUT_LOG_SOFTMAX;
-    if (out->gradient != NULL || out->gradient_bound != NULL) asked |= CLXENT_OUTPUT_GRADIENT;
-    if (out->entropy != NULL || out->entropy_bound != NULL) asked |= CLXENT_OUTPUT_ENTROPY;
-    if (out->one_hot != NULL) asked |= CLXENT_OUTPUT_ONE_HOT;
-    if (out->argmax != NULL) asked |= CLXENT_OUTPUT_ARGMAX;
-    if (out->correct != NULL) asked |= CLXENT_OUTPUT_CORRECT;
-    return asked;
+#define ASKED_BOUNDED(name) (out->name != NULL || out->name##_bound != NULL)
+#define ASKED_EXACT(name) (out->name != NULL)
+#define ASKED_INTEGER(name) (out->name != NULL)
+#define ASKED_OPAQUE(name) false
+#define OUTPUT(name, NAME, element, shape, stride, operations, depends, made, reference, file) \
+    if (ASKED_##reference(name)) asked |= CLXENT_OUTPUT_##NAME;
+#include "tensors.def"
+    return asked & ~(uint32_t)CLXENT_OUTPUT_BAD_TARGETS;
 }
 
 /* Checks one array; one that the outputs do not use becomes NULL, so that nothing reads it unchecked. */
@@ -818,18 +816,9 @@ static clxent_status check_input(const struct problem *p, uint32_t outputs, clxe
 static clxent_status check_inputs(const struct problem *p, clxent_host_args *in, uint32_t outputs, char *text,
                                   size_t size)
 {
-    const struct {
-        clxent_tensor tensor;
-        clxent_input *array;
-    } inputs[] = {
-        { CLXENT_TENSOR_LOGITS, &in->logits },           { CLXENT_TENSOR_PROBABILITIES, &in->probabilities },
-        { CLXENT_TENSOR_TARGETS, &in->targets },         { CLXENT_TENSOR_CLASS_WEIGHTS, &in->class_weights },
-        { CLXENT_TENSOR_ROW_WEIGHTS, &in->row_weights }, { CLXENT_TENSOR_UPSTREAM, &in->upstream },
-        { CLXENT_TENSOR_DENOMINATOR, &in->denominator },
-    };
-    for (size_t i = 0; i < sizeof inputs / sizeof *inputs; i++)
-        CLXENT_TRY(check_input(p, outputs, inputs[i].tensor, &inputs[i].array->data, inputs[i].array->size,
-                               text, size));
+#define INPUT(name, NAME, ...) \
+    CLXENT_TRY(check_input(p, outputs, CLXENT_TENSOR_##NAME, &in->name.data, in->name.size, text, size));
+#include "tensors.def"
     if (p->desc->gradient_mode == CLXENT_GRADIENT_ACCUMULATE) {
         const void *gradient = in->gradient.data;
         CLXENT_TRY(

@@ -16,85 +16,69 @@ typedef struct field {
     size_t begin, end; /* bytes into its struct */
 } field;
 
-/* ---- Fields, in the order of the header ---------------------------------------------------- */
+/* ---- Fields -------------------------------------------------------------------------------- */
 
-#define END(type, name) (offsetof(type, name) + sizeof(((type *)0)->name))
-#define FIELD(type, name)                     \
-    {                                         \
-        offsetof(type, name), END(type, name) \
+#define FIELD_OF(type, name)                                             \
+    {                                                                    \
+        offsetof(type, name), offsetof(type, name) + SIZE_OF(type, name) \
     }
+#define SIZE_OF(type, name) sizeof(((type *)0)->name)
+/* Where sizes have 64 bits a field that a table lacks shows in the struct's size. */
+#define LISTS_ALL(type, bytes) \
+    _Static_assert(sizeof(size_t) != 8 || (bytes) == sizeof(type), "a field of " #type " is missing")
 
-/* Whoever appends a field to a struct appends it here, and here only. */
-#define ENDS_WITH(type, name)                                       \
-    _Static_assert(sizeof(type) - END(type, name) < _Alignof(type), \
-                   "the table of fields ends with the struct's last")
-
-#define DESC(name) FIELD(clxent_desc, name)
 static const field desc_fields[] = {
-    DESC(struct_size),
-    DESC(op),
-    DESC(outputs),
-    DESC(dtype),
-    DESC(gradient_dtype),
-    DESC(target_type),
-    DESC(reduction),
-    DESC(batch),
-    DESC(seq),
-    DESC(classes),
-    DESC(inner),
-    DESC(row_stride),
-    DESC(gradient_row_stride),
-    DESC(probabilities_row_stride),
-    DESC(target_row_stride),
-    DESC(ignore_index),
-    DESC(use_ignore_index),
-    DESC(bad_target),
-    DESC(all_ignored),
-    DESC(gradient_mode),
-    DESC(has_class_weights),
-    DESC(has_row_weights),
-    DESC(shift),
-    DESC(label_smoothing),
-    DESC(z_loss),
-    DESC(logit_scale),
-    DESC(softcap),
-    DESC(gradient_padding),
-    DESC(reserved),
+    FIELD_OF(clxent_desc, struct_size),
+#define FIELD(name, kind, initial) FIELD_OF(clxent_desc, name),
+#include "options.def"
 };
-ENDS_WITH(clxent_desc, reserved);
+enum {
+    DESC_BYTES = sizeof(size_t)
+#define FIELD(name, kind, initial) +SIZE_OF(clxent_desc, name)
+#include "options.def"
+};
+LISTS_ALL(clxent_desc, DESC_BYTES);
 
-/* clxent_args and clxent_host_args list the same tensors. */
-#define TENSORS(FIELD_OF)                                                                                   \
-    FIELD_OF(logits), FIELD_OF(probabilities), FIELD_OF(targets), FIELD_OF(class_weights),                  \
-        FIELD_OF(row_weights), FIELD_OF(upstream), FIELD_OF(denominator), FIELD_OF(losses), FIELD_OF(loss), \
-        FIELD_OF(lse), FIELD_OF(softmax), FIELD_OF(log_softmax), FIELD_OF(gradient), FIELD_OF(argmax),      \
-        FIELD_OF(correct), FIELD_OF(entropy), FIELD_OF(statistics), FIELD_OF(bad_targets), FIELD_OF(one_hot)
+static const field args_fields[] = {
+    FIELD_OF(clxent_args, struct_size),
+    FIELD_OF(clxent_args, outputs),
+    FIELD_OF(clxent_args, rows),
+    FIELD_OF(clxent_args, workspace),
+#define INPUT(name, ...) FIELD_OF(clxent_args, name),
+#define OUTPUT(name, ...) FIELD_OF(clxent_args, name),
+#include "tensors.def"
+};
+LISTS_ALL(clxent_args, 3 * sizeof(size_t) + (CLXENT_TENSORS + 1) * sizeof(clxent_buffer));
 
-#define ARGS(name) FIELD(clxent_args, name)
-static const field args_fields[] = { ARGS(struct_size), ARGS(outputs), ARGS(rows), TENSORS(ARGS),
-                                     ARGS(workspace) };
-ENDS_WITH(clxent_args, workspace);
+static const field host_args_fields[] = {
+    FIELD_OF(clxent_host_args, struct_size),
+    FIELD_OF(clxent_host_args, max_chunk_bytes),
+#define INPUT(name, ...) FIELD_OF(clxent_host_args, name),
+#define OUTPUT(name, ...) FIELD_OF(clxent_host_args, name),
+#include "tensors.def"
+};
+LISTS_ALL(clxent_host_args, 2 * sizeof(size_t) + CLXENT_TENSORS * sizeof(clxent_output));
 
-#define HOST_ARGS(name) FIELD(clxent_host_args, name)
-static const field host_args_fields[] = { HOST_ARGS(struct_size), HOST_ARGS(max_chunk_bytes),
-                                          TENSORS(HOST_ARGS) };
-ENDS_WITH(clxent_host_args, one_hot);
-
-#define OPTIONS(name) FIELD(clxent_context_options, name)
+#define OPTIONS(name) FIELD_OF(clxent_context_options, name)
 static const field options_fields[] = { OPTIONS(struct_size), OPTIONS(log), OPTIONS(log_payload),
                                         OPTIONS(tuning), OPTIONS(store) };
-ENDS_WITH(clxent_context_options, store);
+LISTS_ALL(clxent_context_options,
+          sizeof(size_t) + 3 * sizeof(void *) + SIZE_OF(clxent_context_options, store));
 
-#define RESULTS(name) FIELD(clxent_reference_results, name)
+#define RESULT(name) FIELD_OF(clxent_reference_results, name),
+#define RESULT_BOUNDED(name) RESULT(name) RESULT(name##_bound)
+#define RESULT_EXACT(name) RESULT(name)
+#define RESULT_INTEGER(name) RESULT(name)
+#define RESULT_OPAQUE(name)
+#define OUTPUT(name, NAME, element, shape, stride, operations, depends, made, reference, file) \
+    RESULT_##reference(name)
 static const field results_fields[] = {
-    RESULTS(struct_size),    RESULTS(losses),      RESULTS(losses_bound),      RESULTS(loss),
-    RESULTS(loss_bound),     RESULTS(lse),         RESULTS(lse_bound),         RESULTS(softmax),
-    RESULTS(softmax_bound),  RESULTS(log_softmax), RESULTS(log_softmax_bound), RESULTS(gradient),
-    RESULTS(gradient_bound), RESULTS(entropy),     RESULTS(entropy_bound),     RESULTS(one_hot),
-    RESULTS(argmax),         RESULTS(correct),     RESULTS(counted),           RESULTS(denominator),
-    RESULTS(bad_targets),
+    FIELD_OF(clxent_reference_results, struct_size),
+    FIELD_OF(clxent_reference_results, counted),
+    FIELD_OF(clxent_reference_results, denominator),
+#include "tensors.def"
 };
-ENDS_WITH(clxent_reference_results, bad_targets);
+LISTS_ALL(clxent_reference_results, sizeof(results_fields) / sizeof *results_fields * sizeof(void *));
 
 /* ---- Defaults ------------------------------------------------------------------------------ */
 
