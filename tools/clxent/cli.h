@@ -126,12 +126,7 @@ void cli_progress_set(double fraction);
 void cli_progress_compiling(bool begins); /* between true and false the line says that kernels are compiled */
 void cli_progress_stop(void);
 
-/* ---- Other programs ------------------------------------------------------------------------- */
-
-/* Runs argv[0], looked for in PATH: input(to, data), where given, writes its standard input, its standard output is
- * descriptor, its standard error is dropped. Returns its exit status, 128 + the signal that ended it, or -errno
- * where it could not be started. Prints nothing. */
-int cli_run(char *const argv[], void (*input)(FILE *to, const void *data), const void *data, int descriptor);
+/* ---- Pictures ------------------------------------------------------------------------------- */
 
 /* Draws path as a PNG from gnuplot's commands as script(to, data) writes them, the terminal included; on failure
  * says why, leaves no file and returns false. */

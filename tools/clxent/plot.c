@@ -2,16 +2,18 @@
  *
  * plot.c - pictures drawn by gnuplot, and that of the worked example.
  *
- * gnuplot's commands come through a pipe and the PNG leaves through its standard output into a temporary file
- * that is renamed when gnuplot has succeeded.
+ * gnuplot reads its commands from a pipe and writes the PNG into a temporary file, which is renamed when gnuplot has
+ * succeeded.
  */
 #define _XOPEN_SOURCE 700
 #include "cli.h"
 #include "npy.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 /* Two bars and a gap of one bar share a class's unit: each bar's middle is a sixth of it away. */
@@ -51,16 +53,18 @@ static void write_script(FILE *to, const void *data)
     fputs("set yrange [0:1.22]\nset ytics 0,0.2,1\n", to);
     for (int row = 0; row < EXAMPLE_ROWS; row++) {
         fprintf(to,
-                "set title '%s prediction: loss %.4f'\nset ylabel '%s' offset 1,0 textcolor rgb '#333333'\n"
-                "plot $row%d using 2:xtic(1) title 'prediction (softmax)' lc rgb '#2b6ca3', "
-                "'' using 3 title 'label' lc rgb '#f0a830', "
-                "'' using ($0-" BAR "):2:(sprintf('%%.2f',$2))" LABELS("0,0.6") "\n",
+                "set title '%s prediction: loss %.4f'\n"
+                "set ylabel '%s' offset 1,0 textcolor rgb '#333333'\n"
+                "plot $row%d using 2:xtic(1) title 'prediction (softmax)' lc rgb '#2b6ca3', '' using 3 "
+                "title 'label' lc rgb '#f0a830', '' using ($0-" BAR
+                "):2:(sprintf('%%.2f',$2))" LABELS("0,0.6") "\n",
                 row == 0 ? "Good" : "Bad", (double)e->losses[row], row == 0 ? "probability" : "", row);
     }
     fputs("set title 'Gradient: softmax - label'\nset ylabel ''\nset yrange [-1.2:1.5]\nset ytics -1,0.5,1\n"
-          "set border 2\nset arrow from graph 0,first 0 to graph 1,first 0 nohead lw 1.2 lc rgb '#555555'\n"
-          "plot $row0 using 4:xtic(1) title 'good prediction' lc rgb '#4a9d6f', "
-          "$row1 using 4 title 'bad prediction' lc rgb '#c8503c'",
+          "set border 2\n"
+          "set arrow from graph 0,first 0 to graph 1,first 0 nohead lw 1.2 lc rgb '#555555'\n"
+          "plot $row0 using 4:xtic(1) title 'good prediction' lc rgb '#4a9d6f', $row1 using 4 title 'bad "
+          "prediction' lc rgb '#c8503c'",
           to);
     /* Above positive bars, below negative ones, nothing at bars that cannot be seen. */
     for (int row = 0; row < EXAMPLE_ROWS; row++) {
@@ -108,28 +112,37 @@ bool plot_check(const char *path)
 
 bool plot_png(const char *path, void (*script)(FILE *to, const void *data), const void *data)
 {
-    static char name[] = "gnuplot";
-    char *const argv[] = { name, NULL };
-    char *resolved, *temporary;
-    npy_fault fault;
+    const struct sigaction ignore = { .sa_handler = SIG_IGN };
+    struct sigaction before;
+    char *resolved, *temporary, command[64];
+    npy_fault fault = { "" };
     const int descriptor = npy_temporary(path, &resolved, &temporary, &fault);
-    int status;
+    FILE *to;
+    int status = -1;
 
     if (descriptor < 0) {
         cli_fail(path, "%s", fault.text);
         return false;
     }
-    status = cli_run(argv, script, data, descriptor);
-    const bool whole = is_whole(descriptor);
-    close(descriptor);
-    if (status == -ENOENT) cli_fail("gnuplot", "not found: --plot needs it (Debian: gnuplot-nox)");
-    else if (status < 0) cli_fail("gnuplot", "%s", strerror(-status));
-    else if (status > 0)
-        cli_fail("gnuplot", "failed with status %d: --plot needs its pngcairo terminal", status);
-    if (status == 0 && !whole)
+    snprintf(command, sizeof command, "exec gnuplot >/dev/fd/%d 2>/dev/null", descriptor);
+    sigaction(SIGPIPE, &ignore, &before); /* the exit status of a gnuplot that ends early is reported below */
+    to = popen(command, "w");
+    if (to != NULL) {
+        setvbuf(to, NULL, _IONBF, 0); /* pclose() returns no exit status where its last write fails */
+        script(to, data);
+        status = pclose(to);
+    }
+    sigaction(SIGPIPE, &before, NULL);
+    if (status == -1) cli_fail("gnuplot", "cannot be run: %s", strerror(errno));
+    else if (WIFEXITED(status) && WEXITSTATUS(status) == 127)
+        cli_fail("gnuplot", "not found: --plot needs it (Debian: gnuplot-nox)");
+    else if (status != 0)
+        cli_fail("gnuplot", "failed with status %d: --plot needs its pngcairo terminal",
+                 WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status));
+    else if (!is_whole(descriptor))
         status = cli_fail(path, "gnuplot wrote no whole picture: is there room on the device?");
-    if (status == 0 && !npy_temporary_keep(temporary, resolved, &fault))
-        status = cli_fail(path, "%s", fault.text);
+    else if (!npy_temporary_keep(temporary, resolved, &fault)) status = cli_fail(path, "%s", fault.text);
+    close(descriptor);
     if (status != 0) npy_temporary_drop(temporary);
     free(resolved);
     free(temporary);
