@@ -78,20 +78,17 @@ static error_t parse_common(int key, char *text, struct argp_state *state)
 
 static const struct argp_option common_options[] = {
     { "device", KEY_DEVICE, "N|NAME", 0,
-      "OpenCL device: its number in `clxent info`, or part of its name in any case (default: the first GPU, "
-      "else "
-      "the first device)",
+      "OpenCL device: its number in `clxent info`, or part of its name in any case (default: the first "
+      "GPU, else the first device)",
       0 },
     { "json", KEY_JSON, NULL, 0, "Print one JSON object instead of text (default: text)", 0 },
     { "no-tuning", KEY_NO_TUNING, NULL, 0,
       "Use the built-in parameters of kernels, not those that clxent tune stored for the device (default: "
-      "stored ones "
-      "where there are any)",
+      "stored ones where there are any)",
       0 },
     { "tuning", KEY_TUNING, "FILE", 0,
-      "Use the parameters of kernels in FILE, written as clxent tune stores them (default: those stored for "
-      "the "
-      "device)",
+      "Use the parameters of kernels in FILE, written as clxent tune stores them (default: those stored "
+      "for the device)",
       0 },
     { 0 },
 };

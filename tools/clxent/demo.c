@@ -115,47 +115,37 @@ static void print_text(const example *e, const cli_device *device, const times *
     printf("time %.3f s, after %.3f s of compiling kernels\n", t->seconds, t->compile_seconds);
 }
 
-static json_t *matrix(const float values[EXAMPLE_ROWS][EXAMPLE_CLASSES])
+/* [count] of the values, or where columns > 1 [count][columns]. */
+static json_t *array(const float *values, size_t count, size_t columns)
 {
-    json_t *rows = json_array();
-    for (size_t row = 0; row < EXAMPLE_ROWS; row++) {
-        json_t *list = json_array();
-        for (size_t j = 0; j < EXAMPLE_CLASSES; j++)
-            json_array_append_new(list, cli_json_number((double)values[row][j]));
-        json_array_append_new(rows, list);
-    }
-    return rows;
+    json_t *list = json_array();
+
+    for (size_t i = 0; i < count; i++)
+        json_array_append_new(list, columns > 1 ? array(values + i * columns, columns, 1)
+                                                : cli_json_number((double)values[i]));
+    return list;
 }
 
 static void print_json(const example *e, const cli_device *device, const times *t)
 {
-    json_t *object = json_object(), *targets = json_array(), *losses = json_array();
-
-    for (size_t row = 0; row < EXAMPLE_ROWS; row++) {
-        json_array_append_new(targets, json_integer(e->targets[row]));
-        json_array_append_new(losses, cli_json_number((double)e->losses[row]));
-    }
-    json_object_set_new(object, "device", cli_json_text(device->name));
-    json_object_set_new(object, "logits", matrix(e->logits));
-    json_object_set_new(object, "targets", targets);
-    json_object_set_new(object, "softmax", matrix(e->softmax));
-    json_object_set_new(object, "losses", losses);
-    json_object_set_new(object, "loss", cli_json_number((double)e->loss));
-    json_object_set_new(object, "gradient", matrix(e->gradient));
-    json_object_set_new(object, "seconds", cli_json_number(t->seconds));
-    json_object_set_new(object, "compile_seconds", cli_json_number(t->compile_seconds));
-    cli_json_print(object);
+    cli_json_print(
+        json_pack("{s:o, s:o, s:[i, i], s:o, s:o, s:o, s:o, s:o, s:o}", "device", cli_json_text(device->name),
+                  "logits", array(e->logits[0], EXAMPLE_ROWS, EXAMPLE_CLASSES), "targets", e->targets[0],
+                  e->targets[1], "softmax", array(e->softmax[0], EXAMPLE_ROWS, EXAMPLE_CLASSES), "losses",
+                  array(e->losses, EXAMPLE_ROWS, 1), "loss", cli_json_number((double)e->loss), "gradient",
+                  array(e->gradient[0], EXAMPLE_ROWS, EXAMPLE_CLASSES), "seconds",
+                  cli_json_number(t->seconds), "compile_seconds", cli_json_number(t->compile_seconds)));
 }
 
 int command_demo(int argc, char **argv)
 {
     static const char *const about =
-        "Computes softmax, losses and gradient (of the losses' sum) of logits [[[1, 3, 5, 7], "
-        "[1, -9, 4, 8]]] against targets [[3, 1]] on the device.";
+        "Computes softmax, losses and gradient (of the losses' sum) of logits [[[1, 3, 5, 7], [1, -9, 4, "
+        "8]]] against targets [[3, 1]] on the device.";
     static const struct argp_option list[] = {
         { "plot", 'p', "FILE.png", 0,
-          "Also draws prediction against label for both rows, and the gradient, with gnuplot "
-          "(default: no picture)",
+          "Also draws prediction against label for both rows, and the gradient, with gnuplot (default: no "
+          "picture)",
           0 },
         { 0 },
     };

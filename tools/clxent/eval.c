@@ -830,19 +830,14 @@ static void print_results(const job *j, const cli_session *session, double nll)
     const double accuracy = (double)j->correct / (double)counted;
 
     if (j->o.common.json) {
-        json_t *object = json_object();
-        json_object_set_new(object, "rows", json_integer((json_int_t)j->rows));
-        json_object_set_new(object, "ignored", json_integer((json_int_t)j->ignored));
-        json_object_set_new(object, "bad_targets", json_integer((json_int_t)j->bad));
-        json_object_set_new(object, "classes", json_integer((json_int_t)j->desc.classes));
-        json_object_set_new(object, "dtype", json_string(dtypes[j->desc.dtype - CLXENT_F32]));
-        json_object_set_new(object, "device", cli_json_text(session->device.name));
-        json_object_set_new(object, "loss", has_loss ? cli_json_number(loss) : json_null());
-        json_object_set_new(object, "perplexity", has_mean ? cli_json_number(exp(nll)) : json_null());
-        json_object_set_new(object, "accuracy", has_mean ? cli_json_number(accuracy) : json_null());
-        json_object_set_new(object, "seconds", cli_json_number(j->seconds));
-        json_object_set_new(object, "compile_seconds", cli_json_number(j->compile_seconds));
-        cli_json_print(object);
+        cli_json_print(json_pack(
+            "{s:I, s:I, s:I, s:I, s:s, s:o, s:o, s:o, s:o, s:o, s:o}", "rows", (json_int_t)j->rows, "ignored",
+            (json_int_t)j->ignored, "bad_targets", (json_int_t)j->bad, "classes", (json_int_t)j->desc.classes,
+            "dtype", dtypes[j->desc.dtype - CLXENT_F32], "device", cli_json_text(session->device.name),
+            "loss", has_loss ? cli_json_number(loss) : json_null(), "perplexity",
+            has_mean ? cli_json_number(exp(nll)) : json_null(), "accuracy",
+            has_mean ? cli_json_number(accuracy) : json_null(), "seconds", cli_json_number(j->seconds),
+            "compile_seconds", cli_json_number(j->compile_seconds)));
         return;
     }
     printf("rows        %zu\n", j->rows);

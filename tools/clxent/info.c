@@ -100,38 +100,27 @@ static void print_text(const cli_device *device, const facts *f, const char *tun
 static json_t *to_json(const cli_device *device, const facts *f, const char *tuning,
                        char strategies[SHAPES][512])
 {
-    json_t *object = json_object(), *list = json_array();
+    json_t *list = json_array();
 
-    json_object_set_new(object, "index", json_integer((json_int_t)device->index));
-    json_object_set_new(object, "name", cli_json_text(device->name));
-    json_object_set_new(object, "type", json_string(type_name(device->type)));
-    json_object_set_new(object, "vendor", cli_json_text(f->vendor));
-    json_object_set_new(object, "driver", cli_json_text(f->driver));
-    json_object_set_new(object, "version", cli_json_text(f->version));
-    json_object_set_new(object, "compute_units", json_integer((json_int_t)f->compute_units));
-    json_object_set_new(object, "memory", json_integer((json_int_t)f->memory));
-    json_object_set_new(object, "max_allocation", json_integer((json_int_t)f->max_allocation));
-    json_object_set_new(object, "local_memory", json_integer((json_int_t)f->local_memory));
-    json_object_set_new(object, "max_work_group", json_integer((json_int_t)f->max_work_group));
-    json_object_set_new(object, "host_memory", json_boolean(f->host_memory));
-    json_object_set_new(object, "f64", json_boolean(f->f64 != 0));
-    json_object_set_new(object, "tuning", tuning != NULL ? cli_json_text(tuning) : json_null());
-    for (size_t i = 0; i < SHAPES; i++) {
-        json_t *entry = json_object();
-        json_object_set_new(entry, "logits", json_string(shapes[i].text));
-        json_object_set_new(entry, "strategy", cli_json_text(strategies[i]));
-        json_array_append_new(list, entry);
-    }
-    json_object_set_new(object, "strategies", list);
-    return object;
+    for (size_t i = 0; i < SHAPES; i++)
+        json_array_append_new(list, json_pack("{s:s, s:o}", "logits", shapes[i].text, "strategy",
+                                              cli_json_text(strategies[i])));
+    return json_pack("{s:I, s:o, s:s, s:o, s:o, s:o, s:I, s:I, s:I, s:I, s:I, s:b, s:b, s:o, s:o}", "index",
+                     (json_int_t)device->index, "name", cli_json_text(device->name), "type",
+                     type_name(device->type), "vendor", cli_json_text(f->vendor), "driver",
+                     cli_json_text(f->driver), "version", cli_json_text(f->version), "compute_units",
+                     (json_int_t)f->compute_units, "memory", (json_int_t)f->memory, "max_allocation",
+                     (json_int_t)f->max_allocation, "local_memory", (json_int_t)f->local_memory,
+                     "max_work_group", (json_int_t)f->max_work_group, "host_memory", (int)f->host_memory,
+                     "f64", (int)(f->f64 != 0), "tuning",
+                     tuning != NULL ? cli_json_text(tuning) : json_null(), "strategies", list);
 }
 
 int command_info(int argc, char **argv)
 {
     static const char *const about = "Lists the OpenCL devices, all of them or the one that --device names: "
-                                     "what they can do, and the strategy that "
-                                     "a plan would choose there for loss and gradient of some shapes. "
-                                     "Compiles nothing.";
+                                     "what they can do, and the strategy that a plan would choose there "
+                                     "for loss and gradient of some shapes. Compiles nothing.";
     const struct argp argp = { NULL, parse, NULL, about, cli_common_options, NULL, NULL };
     cli_common common = { NULL, false };
     cli_device *devices = NULL, chosen;
@@ -159,11 +148,7 @@ int command_info(int argc, char **argv)
         else print_text(device, &f, session.tuning, strategies);
         cli_close(&session);
     }
-    if (common.json) {
-        json_t *object = json_object();
-        json_object_set(object, "devices", list);
-        cli_json_print(object);
-    }
+    if (common.json) cli_json_print(json_pack("{s:O}", "devices", list));
     json_decref(list);
     free(devices);
     return status;

@@ -142,10 +142,9 @@ static double write_rows(const text *t, size_t rows, float *logits, unsigned cha
 int command_sample(int argc, char **argv)
 {
     static const char *const about =
-        "Makes input for `clxent eval` from a text: logits.npy, the log-probabilities of a "
-        "byte-level bigram model counted from all of FILE (-inf for pairs that do not "
-        "occur), and targets.npy, the bytes that follow. Prints the model's mean "
-        "cross-entropy on these rows, from the counts.";
+        "Makes input for `clxent eval` from a text: logits.npy, the log-probabilities of a byte-level "
+        "bigram model counted from all of FILE (-inf for pairs that do not occur), and targets.npy, the "
+        "bytes that follow. Prints the model's mean cross-entropy on these rows, from the counts.";
     const struct argp argp = { option_list, parse, NULL, about, cli_common_options, NULL, NULL };
     options o = { 0 };
     text t = { NULL, 0 };
@@ -198,13 +197,9 @@ int command_sample(int argc, char **argv)
     }
 
     if (o.common.json) {
-        json_t *object = json_object();
-        json_object_set_new(object, "logits", cli_json_text(paths[0]));
-        json_object_set_new(object, "targets", cli_json_text(paths[1]));
-        json_object_set_new(object, "rows", json_integer((json_int_t)rows));
-        json_object_set_new(object, "classes", json_integer(BYTES));
-        json_object_set_new(object, "cross_entropy", cli_json_number(loss));
-        cli_json_print(object);
+        cli_json_print(json_pack("{s:o, s:o, s:I, s:i, s:o}", "logits", cli_json_text(paths[0]), "targets",
+                                 cli_json_text(paths[1]), "rows", (json_int_t)rows, "classes", BYTES,
+                                 "cross_entropy", cli_json_number(loss)));
     } else {
         printf("logits         %s  [%zu, %zu, %d] f4\n", paths[0], o.batch, o.seq, BYTES);
         printf("targets        %s  [%zu, %zu] u1\n", paths[1], o.batch, o.seq);

@@ -473,25 +473,18 @@ static void print_outcome(const tuner *t, const outcome *o)
 
 static void print_json(const tuner *t, const outcome *o, const char *path)
 {
-    json_t *object = json_object(), *list = json_array(), *rows = json_array();
+    json_t *list = json_array(), *rows = json_array();
 
-    json_object_set_new(object, "device", cli_json_text(t->m.session.device.name));
-    json_object_set_new(object, "driver", cli_json_text(t->driver));
-    json_object_set_new(object, "path", cli_json_text(path));
-    json_object_set_new(object, "complete", json_boolean(!t->late));
     for (size_t s = 0; s < SHAPES; s++) {
         const clxent_desc desc = desc_of(t, &shapes[s]);
         char text[96];
         if (!o->measured[s]) continue;
-        json_t *entry = json_object();
         shape_text(&desc, text, sizeof text);
-        json_object_set_new(entry, "logits", json_string(text));
-        json_object_set_new(entry, "built_in_s", cli_json_number(o->before[s]));
-        json_object_set_new(entry, "tuned_s", cli_json_number(o->after[s]));
-        json_object_set_new(entry, "ratio", cli_json_number(o->ratio[s]));
-        json_array_append_new(list, entry);
+        json_array_append_new(list,
+                              json_pack("{s:s, s:o, s:o, s:o}", "logits", text, "built_in_s",
+                                        cli_json_number(o->before[s]), "tuned_s",
+                                        cli_json_number(o->after[s]), "ratio", cli_json_number(o->ratio[s])));
     }
-    json_object_set_new(object, "shapes", list);
     for (int family = FAMILIES; family-- > 0;) {
         char text[512] = "";
         FILE *to = fmemopen(text, sizeof text, "w");
@@ -501,8 +494,10 @@ static void print_json(const tuner *t, const outcome *o, const char *path)
         text[strcspn(text, "\n")] = '\0';
         json_array_append_new(rows, cli_json_text(text));
     }
-    json_object_set_new(object, "rows", rows);
-    cli_json_print(object);
+    cli_json_print(json_pack("{s:o, s:o, s:o, s:b, s:o, s:o}", "device",
+                             cli_json_text(t->m.session.device.name), "driver", cli_json_text(t->driver),
+                             "path", cli_json_text(path), "complete", (int)!t->late, "shapes", list, "rows",
+                             rows));
 }
 
 /* ---- The command ---------------------------------------------------------------------------- */
@@ -522,8 +517,7 @@ static const struct argp_option option_list[] = {
       0 },
     { "any-bits", KEY_ANY_BITS, NULL, 0,
       "Also searches what decides the last bits of results, such as work-group size and vector width "
-      "(default: "
-      "only what leaves every bit as it is)",
+      "(default: only what leaves every bit as it is)",
       0 },
     { 0 },
 };
@@ -599,15 +593,13 @@ static bool run(tuner *t, const options *o, outcome *result)
 int command_tune(int argc, char **argv)
 {
     static const char *const about =
-        "Searches the parameters of the kernels for one device, prints time with the built-in parameters and "
-        "with "
-        "those found for a list of shapes, and rows for host/tuning.def, and stores the rows in "
+        "Searches the parameters of the kernels for one device, prints time with the built-in parameters "
+        "and with those found for a list of shapes, and rows for host/tuning.def, and stores the rows in "
         "$XDG_CACHE_HOME/clxent (else ~/.cache/clxent) under the names of device and driver. The other "
         "subcommands use them from then on, unless told --no-tuning; programs hand the file's text to "
         "clxent_context_create(). Nothing else should run meanwhile.\v"
         "JSON keys: device, driver, path (of the stored file), complete (false: the time was up), shapes "
-        "(logits, "
-        "built_in_s, tuned_s, ratio), rows.";
+        "(logits, built_in_s, tuned_s, ratio), rows.";
     const struct argp argp = { option_list, parse, NULL, about, cli_common_options, NULL, NULL };
     options o = { .seconds = 300 };
     cli_device device;

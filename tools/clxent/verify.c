@@ -43,8 +43,7 @@ static const struct argp_option option_list[] = {
       "Logits of the largest case, for slow devices (default: 1048576, which limits none)", 0 },
     { "no-host-arrays", KEY_NO_HOST, NULL, 0,
       "Leave out clxent_run_host, for checkers that do not see the host write into shared memory (default: "
-      "it is "
-      "checked in some cases)",
+      "it is checked in some cases)",
       0 },
     { "max-failures", KEY_MAX_FAILURES, "N", 0, "Stop after N failures (default: 10)", 0 },
     { 0 },
@@ -361,7 +360,6 @@ static void report(size_t tried, bool unfinished)
     const size_t *number = v.failure.number;
     char text[CASE_TEXT_SIZE], words[CASE_TEXT_SIZE], name[64] = "case", arguments[256];
     char repeat[COMMAND_SIZE], repeat_smallest[COMMAND_SIZE];
-    json_t *object = json_object();
 
     write_case_command(&v.failure.c, repeat);
     if (number != NULL) {
@@ -384,14 +382,13 @@ static void report(size_t tried, bool unfinished)
         printf("  repeat    %s\n\n", repeat_smallest);
         fflush(stdout);
     }
-    json_object_set_new(object, "case", number != NULL ? json_integer((json_int_t)*number) : json_null());
-    json_object_set_new(object, "fault", cli_json_text(v.failure.fault.text));
-    json_object_set_new(object, "command", cli_json_text(repeat));
-    json_object_set_new(object, "smallest", cli_json_text(text));
-    json_object_set_new(object, "smallest_words", cli_json_text(words));
-    json_object_set_new(object, "smallest_fault", cli_json_text(v.failure.smallest_fault.text));
-    json_object_set_new(object, "smallest_command", cli_json_text(repeat_smallest));
-    json_array_append_new(v.reports, object);
+    json_array_append_new(v.reports,
+                          json_pack("{s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "case",
+                                    number != NULL ? json_integer((json_int_t)*number) : json_null(), "fault",
+                                    cli_json_text(v.failure.fault.text), "command", cli_json_text(repeat),
+                                    "smallest", cli_json_text(text), "smallest_words", cli_json_text(words),
+                                    "smallest_fault", cli_json_text(v.failure.smallest_fault.text),
+                                    "smallest_command", cli_json_text(repeat_smallest)));
     v.failure.open = false;
 }
 
@@ -502,36 +499,28 @@ static void print_text(void)
     print_tally("all", &all);
 }
 
+static json_t *worst_or_null(double worst) { return worst >= 0 ? cli_json_number(worst) : json_null(); }
+
 static void print_json(void)
 {
-    json_t *object = json_object(), *features = json_array();
+    json_t *features = json_array();
 
     for (size_t i = 0; i < v.num_features; i++) {
         const tally *t = &v.tallies[i];
-        if (t->cases == 0) continue;
-        json_t *entry = json_object();
-        json_object_set_new(entry, "feature", json_string(v.features[i].name));
-        json_object_set_new(entry, "cases", json_integer((json_int_t)t->cases));
-        json_object_set_new(entry, "failures", json_integer((json_int_t)t->failures));
-        json_object_set_new(entry, "worst", t->worst >= 0 ? cli_json_number(t->worst) : json_null());
-        json_array_append_new(features, entry);
+        if (t->cases > 0)
+            json_array_append_new(features,
+                                  json_pack("{s:s, s:I, s:I, s:o}", "feature", v.features[i].name, "cases",
+                                            (json_int_t)t->cases, "failures", (json_int_t)t->failures,
+                                            "worst", worst_or_null(t->worst)));
     }
-    json_object_set_new(object, "device", cli_json_text(v.session.device.name));
-    json_object_set_new(object, "driver", cli_json_text(v.driver));
-    json_object_set_new(object, "opencl", cli_json_text(v.version));
-    json_object_set_new(object, "version", json_string(clxent_version()));
-    json_object_set_new(object, "seed", json_integer((json_int_t)v.options->seed));
-    json_object_set_new(object, "cases", json_integer((json_int_t)v.done));
-    json_object_set_new(object, "failed", json_integer((json_int_t)v.failures));
-    json_object_set_new(object, "skipped", json_integer((json_int_t)v.skipped));
-    json_object_set_new(object, "programs", json_integer((json_int_t)v.session.programs));
-    json_object_set_new(object, "interrupted", json_boolean(v.ended_by != 0));
-    json_object_set_new(object, "worst", v.worst >= 0 ? cli_json_number(v.worst) : json_null());
-    json_object_set_new(object, "seconds", cli_json_number(v.seconds));
-    json_object_set_new(object, "compile_seconds", cli_json_number(v.compile_seconds));
-    json_object_set(object, "failures", v.reports);
-    json_object_set_new(object, "features", features);
-    cli_json_print(object);
+    cli_json_print(json_pack(
+        "{s:o, s:o, s:o, s:s, s:I, s:I, s:I, s:I, s:I, s:b, s:o, s:o, s:o, s:O, s:o}", "device",
+        cli_json_text(v.session.device.name), "driver", cli_json_text(v.driver), "opencl",
+        cli_json_text(v.version), "version", clxent_version(), "seed", (json_int_t)v.options->seed, "cases",
+        (json_int_t)v.done, "failed", (json_int_t)v.failures, "skipped", (json_int_t)v.skipped, "programs",
+        (json_int_t)v.session.programs, "interrupted", (int)(v.ended_by != 0), "worst",
+        worst_or_null(v.worst), "seconds", cli_json_number(v.seconds), "compile_seconds",
+        cli_json_number(v.compile_seconds), "failures", v.reports, "features", features));
 }
 
 /* With the lock. Returns the exit status. */
@@ -595,22 +584,18 @@ static bool open_runner(void)
 int command_verify(int argc, char **argv)
 {
     static const char *const about =
-        "Checks the device against the CPU reference over random cases: operations, options, dtypes, shapes, "
-        "layouts "
-        "and outputs, with data designed to find faults. Every result must lie within the library's error "
-        "bounds, a second run must have the same bits, and nothing but the outputs may change. A case that "
-        "fails is shrunk to the smallest one that does.\v"
-        "The summary counts cases by what they have, with the worst error of their results as a part of its "
-        "bound. Results that reach their bound by their last rounding alone are left out of that, unless "
-        "they "
-        "are beyond it: those of f16 and bf16, f32 gradients of f64 logits, accumulated gradients. '-': no "
-        "other ones.\n"
+        "Checks the device against the CPU reference over random cases: operations, options, dtypes, "
+        "shapes, layouts and outputs, with data designed to find faults. Every result must lie within the "
+        "library's error bounds, a second run must have the same bits, and nothing but the outputs may "
+        "change. A case that fails is shrunk to the smallest one that does.\v"
+        "The summary counts cases by what they have, with the worst error of their results as a part of "
+        "its bound. Results that reach their bound by their last rounding alone are left out of that, "
+        "unless they are beyond it: those of f16 and bf16, f32 gradients of f64 logits, accumulated "
+        "gradients. '-': no other ones.\n"
         "Ctrl-C (SIGINT), SIGTERM and the end of --seconds end it within a second with the summary of the "
-        "cases "
-        "done until then, even while a driver compiles; a second signal ends it at once.\n"
+        "cases done until then, even while a driver compiles; a second signal ends it at once.\n"
         "Exit status: 0 all cases passed, 1 some failed, 2 wrong flags, 130 after SIGINT and 143 after "
-        "SIGTERM "
-        "where none had failed.";
+        "SIGTERM where none had failed.";
     const struct argp argp = { option_list, parse, NULL, about, cli_common_options, NULL, NULL };
     options o = {
         .cases = DEFAULT_CASES, .seed = 1, .max_elements = (size_t)1 << 20, .max_failures = DEFAULT_FAILURES
