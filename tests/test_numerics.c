@@ -2,7 +2,7 @@
  *
  * test_numerics.c - how large errors are, and that they do not grow with the number of classes.
  *
- * CLXENT_TEST_RATIOS=1 test_numerics --filter 'numerics/errors*' prints the table of the README on stderr.
+ * CLXENT_TEST_RATIOS=1 test_numerics --filter 'numerics/errors*' prints the table of tools/bench/README.md on stderr.
  */
 #include "strategies.h"
 #include "support.h"

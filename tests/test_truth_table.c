@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * test_truth_table.c - rows that are not finite and rows that do not count: one test for each line of the table
- * in the README, on every strategy with every dtype, and several class counts.
+ * in clxent.h, on every strategy with every dtype, and several class counts.
  *
  * What a line promises is written out here, not taken from the reference.
  */

@@ -46,6 +46,24 @@
  * D is 1 for reductions "none" and "sum". For "mean" it is the sum of row_weight * class_weight[y]
  * over the rows that count (index targets) or of row_weight (probability targets), as in PyTorch. A
  * denominator buffer replaces D, whatever the reduction.
+ *
+ * Rows that are not finite or do not count, on every strategy and in every dtype. z decides: a softcap turns +inf into
+ * the cap, with gradient 0 there, while -inf stays a mask.
+ *
+ *     row                                                  loss                gradient       lse
+ *     a non-target logit is -inf                           finite              0 there        finite
+ *     the target's logit is -inf, others finite            +inf                p - onehot     finite
+ *     -inf logit and label smoothing > 0, all a_j >= 0     +inf, never NaN     finite         finite
+ *     all logits -inf                                      NaN                 NaN            -inf
+ *     any +inf, no NaN                                     NaN                 NaN            +inf
+ *     any NaN, also where a_j = 0                          NaN                 NaN            NaN
+ *     ignored, or row weight 0, whatever its logits are    exactly 0           exactly 0      of its logits
+ *     a long leading block of -inf                         as if not there     0 there        finite
+ *     logits + 1e6                                         of what is stored   likewise       likewise
+ *                                                          (full precision)
+ *     classes = 1, finite, no z-loss                       0                   0              z
+ *     rows = 0                                             none: empty,        untouched
+ *                                                          sum: 0, mean: as D = 0; the event completes
  */
 #ifndef CLXENT_H
 #define CLXENT_H
