@@ -404,7 +404,7 @@ static clxent_status check_types(const clxent_desc *desc, struct message say)
         const struct names *names;
         const uint32_t *value;
     } choices[] = {
-#define CHOICE(name, enumeration, initial, flag) { #name, &enumeration##_names, &desc->name },
+#define CHOICE(name, enumeration, initial, ...) { #name, &enumeration##_names, &desc->name },
 #include "options.def"
     };
 
@@ -504,7 +504,7 @@ static clxent_status check_numbers(const clxent_desc *desc, struct message say)
         double value;
         enum { FRACTION, NOT_NEGATIVE, FINITE, NORMAL } takes;
     } numbers[] = {
-#define NUMBER(name, initial, takes, acts, constant, parameter, flag) { #name, desc->name, takes },
+#define NUMBER(name, initial, takes, acts, constant, parameter, draws, ...) { #name, desc->name, takes },
 #include "options.def"
     };
 
@@ -536,14 +536,14 @@ static clxent_status check_numbers(const clxent_desc *desc, struct message say)
 /* An option that an operation would silently pass over is refused. */
 static clxent_status check_unused(const clxent_desc *desc, struct message say)
 {
-    enum { ANY, LOGITS, TARGETS };
+    enum { ANY, LOGITS, LOSS, ROWS };
     const char *op = op_names.text[desc->op];
     const struct {
         const char *name;
         double value, initial;
         int acts;
     } options[] = {
-#define OPTION(name, kind, initial, acts, constant, flag) { #name, (double)desc->name, initial, acts },
+#define OPTION(name, kind, initial, acts, constant, ...) { #name, (double)desc->name, initial, acts },
 #include "options.def"
     };
 

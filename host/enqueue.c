@@ -482,7 +482,7 @@ static void fill_parameters(run *r)
     p->ignore_index = desc->ignore_index;
     p->keep = real_bits(desc, 1.0 - desc->label_smoothing);
     p->share = real_bits(desc, desc->label_smoothing / (double)desc->classes);
-#define NUMBER(name, initial, takes, acts, constant, parameter, flag) \
+#define NUMBER(name, initial, takes, acts, constant, parameter, draws, ...) \
     p->parameter = real_bits(desc, desc->name);
 #include "options.def"
     p->classes = (cl_uint)desc->classes;

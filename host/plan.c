@@ -251,10 +251,10 @@ static void define_options(definitions *d, const clxent_desc *desc)
         bool used;
     } options[] = {
 #define USED_ANY false
-#define USED_TARGETS targets
+#define USED_LOSS targets
+#define USED_ROWS targets
 #define USED_LOGITS logits
-#define OPTION(name, kind, initial, acts, constant, flag) \
-    { constant, USED_##acts && desc->name != (initial) },
+#define OPTION(name, kind, initial, acts, constant, ...) { constant, USED_##acts && desc->name != (initial) },
 #include "options.def"
     };
 

@@ -214,7 +214,7 @@ void run_once(const char *name, clxent_plan *plan, const problem *p, uint32_t ou
     cr_assert(execute(&e, &on, plan, p, outputs, NULL, flags, &f), "%s: %s", name, f.text);
     for (int t = FIRST_OUTPUT; t < TENSORS; t++) {
         const image *i = image_of(&e, t);
-        clxent_output *array = &out->losses + (t - FIRST_OUTPUT);
+        clxent_output *array = array_of(out, t);
         if ((outputs >> (t - FIRST_OUTPUT) & 1u) == 0) continue;
         array->size = i->bytes;
         array->data = take_memory(i->bytes);
@@ -251,7 +251,7 @@ void run_from_statistics_of(const char *name, const problem *p, uint32_t saved_w
 
 void free_outputs(clxent_host_args *out)
 {
-    for (clxent_output *array = &out->losses; array <= &out->one_hot; array++) free(array->data);
+    for (int t = FIRST_OUTPUT; t < TENSORS; t++) free(array_of(out, t)->data);
 }
 
 /* Whether the test left the data as make_problem() made them. */
@@ -262,10 +262,10 @@ static bool has_drawn_data(const problem *p)
     problem_fault f;
 
     if (!fill_problem(&drawn, &p->desc, p->fill, p->seed, &f)) same = false;
-    const clxent_input *given = &p->args.logits, *want = &drawn.args.logits;
-    for (int i = 0; same && i < FIRST_OUTPUT; i++) {
-        same = given[i].size == want[i].size && (given[i].data == NULL) == (want[i].data == NULL) &&
-               (given[i].size == 0 || memcmp(given[i].data, want[i].data, given[i].size) == 0);
+    for (int t = 0; same && t < FIRST_OUTPUT; t++) {
+        const clxent_output *given = array_of(&p->args, t), *want = array_of(&drawn.args, t);
+        same = given->size == want->size && (given->data == NULL) == (want->data == NULL) &&
+               (given->size == 0 || memcmp(given->data, want->data, given->size) == 0);
     }
     free_problem(&drawn);
     return same;

@@ -59,7 +59,7 @@ enum {
         CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_BAD_TARGETS,
     /* served by vectors along the classes, see plan.c */
     ALONG_OUTPUTS = TRAINING_OUTPUTS | CLXENT_OUTPUT_ENTROPY,
-    EVERY_OUTPUT = CLXENT_OUTPUT_ONE_HOT - 1
+    EVERY_OUTPUT = CROSS_ENTROPY_OUTPUTS
 };
 
 const char *last_error(void); /* of device.ctx; valid until the next call */

@@ -120,13 +120,58 @@ size_t element_index(const clxent_desc *desc, size_t stride, size_t row, size_t 
 
 /* ---- Tensors ------------------------------------------------------------------------------- */
 
-const char *const tensor_names[TENSORS + 1] = {
-    "logits",  "probabilities", "targets",    "class_weights", "row_weights", "upstream", "denominator",
-    "losses",  "loss",          "lse",        "softmax",       "log_softmax", "gradient", "argmax",
-    "correct", "entropy",       "statistics", "bad_targets",   "one_hot",     NULL
+enum element {
+    ELEMENT_DTYPE,
+    ELEMENT_GRADIENT,
+    ELEMENT_REAL,
+    ELEMENT_TARGET,
+    ELEMENT_I64,
+    ELEMENT_U64,
+    ELEMENT_RECORD
+};
+enum shape { SHAPE_ONE, SHAPE_ROWS, SHAPE_PAIRS, SHAPE_CLASSES, SHAPE_MATRIX };
+
+static const struct tensor {
+    enum element element;
+    enum shape shape;
+    size_t stride; /* its offset in clxent_desc */
+    uint32_t operations;
+    enum { DEPENDS_LOGITS, DEPENDS_TARGETS, DEPENDS_INDICES } depends;
+    enum { REFERENCE_BOUNDED, REFERENCE_EXACT, REFERENCE_INTEGER, REFERENCE_OPAQUE } reference;
+    size_t buffer, array; /* offsets in clxent_args and clxent_host_args */
+} tensors[TENSORS] = {
+#define STRIDE(name) offsetof(clxent_desc, name)
+#define NO_STRIDE 0
+#define OP(name) (1u << CLXENT_OP_##name)
+#define OFFSETS(name) offsetof(clxent_args, name), offsetof(clxent_host_args, name)
+#define INPUT(name, NAME, element, shape, stride, operations, npy) \
+    { ELEMENT_##element, SHAPE_##shape, stride, operations, DEPENDS_LOGITS, REFERENCE_OPAQUE, OFFSETS(name) },
+#define OUTPUT(name, NAME, element, shape, stride, operations, depends, made, reference, npy) \
+    { ELEMENT_##element, SHAPE_##shape,         stride,       operations,                     \
+      DEPENDS_##depends, REFERENCE_##reference, OFFSETS(name) },
+#include "../../host/tensors.def"
 };
 
+const char *const tensor_names[TENSORS + 1] = {
+#define INPUT(name, ...) #name,
+#define OUTPUT(name, ...) #name,
+#include "../../host/tensors.def"
+};
+
+clxent_buffer *buffer_of(clxent_args *args, int tensor)
+{
+    return (clxent_buffer *)(void *)((char *)args + tensors[tensor].buffer);
+}
+
+clxent_output *array_of(const clxent_host_args *args, int tensor)
+{
+    return (clxent_output *)(void *)((char *)args + tensors[tensor].array);
+}
+
 static uint32_t output_bit(int tensor) { return tensor < FIRST_OUTPUT ? 0 : 1u << (tensor - FIRST_OUTPUT); }
+
+/* Whether the operation reads or gives the tensor. */
+static bool has_tensor(uint32_t op, int tensor) { return (tensors[tensor].operations >> op & 1u) != 0; }
 
 static size_t rows_of(const clxent_desc *desc) { return desc->batch * desc->seq; }
 
@@ -146,13 +191,25 @@ bool has_index_targets(const clxent_desc *desc)
            desc->target_type != CLXENT_TARGET_PROBABILITIES_LOGITS;
 }
 
-/* What the targets decide, of a desc that has this output, needs them, and the weights with them. */
+uint32_t possible_outputs(const clxent_desc *desc)
+{
+    uint32_t outputs = 0;
+
+    for (int t = FIRST_OUTPUT; t < TENSORS; t++) {
+        if (has_tensor(desc->op, t) && (tensors[t].depends != DEPENDS_INDICES || has_index_targets(desc)))
+            outputs |= output_bit(t);
+    }
+    if (desc->reduction == CLXENT_REDUCTION_NONE) outputs &= ~(uint32_t)CLXENT_OUTPUT_LOSS;
+    if (desc->bad_target != CLXENT_BAD_TARGET_REPORT) outputs &= ~(uint32_t)CLXENT_OUTPUT_BAD_TARGETS;
+    return outputs;
+}
+
+/* Outputs that the targets decide need them, and the weights with them. */
 static bool needs_targets(const clxent_desc *desc)
 {
-    return desc->op != CLXENT_OP_SOFTMAX_BACKWARD &&
-           (desc->outputs &
-            (CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_CORRECT |
-             CLXENT_OUTPUT_STATISTICS | CLXENT_OUTPUT_BAD_TARGETS | CLXENT_OUTPUT_ONE_HOT)) != 0;
+    for (int t = FIRST_OUTPUT; has_tensor(desc->op, TENSOR_TARGETS) && t < TENSORS; t++)
+        if ((desc->outputs & output_bit(t)) != 0 && tensors[t].depends != DEPENDS_LOGITS) return true;
+    return false;
 }
 
 /* Whether a run of outputs takes the tensor at all; upstream and denominator it need not be given. */
@@ -161,16 +218,14 @@ static bool takes(const clxent_desc *desc, uint32_t outputs, int tensor)
     const bool rows_are_read = (outputs & ~(uint32_t)CLXENT_OUTPUT_BAD_TARGETS) != 0;
 
     switch (tensor) {
-    case TENSOR_LOGITS: return desc->op == CLXENT_OP_CROSS_ENTROPY && rows_are_read;
-    case TENSOR_PROBABILITIES:
-        return desc->op != CLXENT_OP_CROSS_ENTROPY && desc->op != CLXENT_OP_ONE_HOT && rows_are_read;
+    case TENSOR_LOGITS:
+    case TENSOR_PROBABILITIES: return has_tensor(desc->op, tensor) && rows_are_read;
     case TENSOR_TARGETS: return needs_targets(desc);
     case TENSOR_CLASS_WEIGHTS: return desc->has_class_weights != 0 && needs_targets(desc);
     case TENSOR_ROW_WEIGHTS: return desc->has_row_weights != 0 && needs_targets(desc);
     case TENSOR_UPSTREAM: return (outputs & CLXENT_OUTPUT_GRADIENT) != 0;
     case TENSOR_DENOMINATOR:
-        return desc->op != CLXENT_OP_SOFTMAX_BACKWARD &&
-               (outputs & (CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT)) != 0;
+        return has_tensor(desc->op, tensor) && (outputs & (CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT)) != 0;
     default: return (outputs & output_bit(tensor)) != 0;
     }
 }
@@ -183,58 +238,64 @@ typedef struct layout {
     uint32_t dtype; /* 0: integers */
 } layout;
 
-static layout matrix_layout(const clxent_desc *desc, uint32_t dtype, size_t stride)
+static void set_element(layout *l, const clxent_desc *desc, enum element element)
 {
-    return (layout){ rows_of(desc), desc->classes, dtype_size(dtype), stride, true, false, dtype };
+    const bool indices = has_index_targets(desc);
+
+    l->dtype = desc->dtype;
+    switch (element) {
+    case ELEMENT_DTYPE: break;
+    case ELEMENT_GRADIENT: l->dtype = gradient_dtype(desc); break;
+    case ELEMENT_REAL: l->dtype = real_dtype(desc); break;
+    case ELEMENT_TARGET:
+        if (indices) l->dtype = 0;
+        else if (desc->target_type == CLXENT_TARGET_PROBABILITIES_F32) l->dtype = CLXENT_F32;
+        break;
+    default: l->dtype = 0; break;
+    }
+    l->element_size = l->dtype != 0 ? dtype_size(l->dtype) : 8;
+    if (element == ELEMENT_TARGET && desc->target_type == CLXENT_TARGET_U8) l->element_size = 1;
+    if (element == ELEMENT_TARGET && desc->target_type == CLXENT_TARGET_I32) l->element_size = 4;
 }
 
 static layout layout_of(const clxent_desc *desc, int tensor)
 {
-    const uint32_t real = real_dtype(desc);
-    const size_t rows = rows_of(desc);
-    const layout single = { 1, 1, dtype_size(real), 0, false, false, real };
-    layout l = { rows, 1, dtype_size(real), 0, false, false, real };
+    struct tensor own = tensors[tensor];
+    layout l = { .rows = rows_of(desc), .columns = 1 };
 
-    switch (tensor) {
-    case TENSOR_LOGITS:
-        l = matrix_layout(desc, desc->dtype, desc->row_stride);
-        l.full = desc->gradient_padding == CLXENT_GRADIENT_PADDING_ZERO; /* a gradient in place needs it */
-        return l;
-    case TENSOR_PROBABILITIES: return matrix_layout(desc, desc->dtype, desc->probabilities_row_stride);
-    case TENSOR_TARGETS:
-        l.dtype = 0;
-        switch (desc->target_type) {
-        case CLXENT_TARGET_U8: l.element_size = 1; break;
-        case CLXENT_TARGET_I32: l.element_size = 4; break;
-        case CLXENT_TARGET_I64: l.element_size = 8; break;
-        case CLXENT_TARGET_PROBABILITIES_F32: return matrix_layout(desc, CLXENT_F32, desc->target_row_stride);
-        default: return matrix_layout(desc, desc->dtype, desc->target_row_stride);
-        }
-        return l;
-    case TENSOR_CLASS_WEIGHTS: l.rows = desc->classes; return l;
-    case TENSOR_ROW_WEIGHTS: return l;
-    case TENSOR_UPSTREAM:
-        if (desc->op == CLXENT_OP_SOFTMAX_BACKWARD)
-            return matrix_layout(desc, desc->dtype, desc->probabilities_row_stride);
-        return desc->reduction == CLXENT_REDUCTION_NONE ? l : single;
-    case TENSOR_DENOMINATOR: return single;
-    default: break;
+    if (tensor == TENSOR_TARGETS && has_index_targets(desc)) {
+        own.shape = SHAPE_ROWS;
+    } else if (tensor == TENSOR_UPSTREAM && desc->op == CLXENT_OP_SOFTMAX_BACKWARD) {
+        own = tensors[TENSOR_PROBABILITIES];
+    } else if (tensor == TENSOR_UPSTREAM && desc->reduction == CLXENT_REDUCTION_NONE) {
+        own.shape = SHAPE_ROWS;
     }
-    switch (output_bit(tensor)) {
-    case CLXENT_OUTPUT_LOSS: return single;
-    case CLXENT_OUTPUT_SOFTMAX:
-    case CLXENT_OUTPUT_LOG_SOFTMAX:
-    case CLXENT_OUTPUT_ONE_HOT: return matrix_layout(desc, desc->dtype, desc->probabilities_row_stride);
-    case CLXENT_OUTPUT_GRADIENT:
-        l = matrix_layout(desc, gradient_dtype(desc), desc->gradient_row_stride);
-        l.full = desc->gradient_padding == CLXENT_GRADIENT_PADDING_ZERO;
-        return l;
-    case CLXENT_OUTPUT_ARGMAX: return (layout){ rows, 1, 8, 0, false, false, 0 };
-    case CLXENT_OUTPUT_CORRECT: return (layout){ 1, 1, 8, 0, false, false, 0 };
-    case CLXENT_OUTPUT_STATISTICS: l.columns = 2; return l;
-    case CLXENT_OUTPUT_BAD_TARGETS: return (layout){ 1, 3, 8, 0, false, false, 0 };
-    default: return l; /* losses, lse, entropy */
+    set_element(&l, desc, own.element);
+    switch (own.shape) {
+    case SHAPE_ONE:
+        l.rows = 1;
+        l.columns = own.element == ELEMENT_RECORD ? 3 : 1;
+        break;
+    case SHAPE_ROWS: break;
+    case SHAPE_PAIRS: l.columns = 2; break;
+    case SHAPE_CLASSES: l.rows = desc->classes; break;
+    case SHAPE_MATRIX:
+        l.columns = desc->classes;
+        l.matrix = true;
+        memcpy(&l.stride, (const char *)desc + own.stride, sizeof l.stride);
+        /* logits too: a gradient in their place needs it */
+        l.full = desc->gradient_padding == CLXENT_GRADIENT_PADDING_ZERO &&
+                 (tensor == TENSOR_LOGITS || tensor == TENSOR_GRADIENT);
+        break;
     }
+    return l;
+}
+
+bool shows_arithmetic(const clxent_desc *desc, int tensor)
+{
+    return tensors[tensor].reference == REFERENCE_BOUNDED &&
+           layout_of(desc, tensor).dtype == real_dtype(desc) &&
+           (tensor != TENSOR_GRADIENT || desc->gradient_mode != CLXENT_GRADIENT_ACCUMULATE);
 }
 
 /* Index of an element in the tensor's own memory. */
@@ -461,27 +522,18 @@ static void fill_weights(void *data, uint32_t dtype, size_t n, random_state *ran
     }
 }
 
-/* An array for the tensor, NULL where desc takes none; false where there is no memory. */
-static bool take_array(const clxent_desc *desc, int tensor, void **data, size_t *size, problem_fault *f)
+/* An array for the tensor, absent where desc takes none; false where there is no memory. */
+static bool take_array(problem *p, int tensor, problem_fault *f)
 {
-    const layout l = layout_of(desc, tensor);
+    const layout l = layout_of(&p->desc, tensor);
+    clxent_output *array = array_of(&p->args, tensor);
 
-    *data = NULL;
-    *size = 0;
-    if (!takes(desc, desc->outputs, tensor)) return true;
-    *size = layout_bytes(desc, &l);
-    *data = take(*size, f);
+    if (!takes(&p->desc, p->desc.outputs, tensor)) return true;
+    array->size = layout_bytes(&p->desc, &l);
+    array->data = take(array->size, f);
     /* All bits set is NaN in every storage type, and -1 as a target: what padding holds. */
-    if (*data != NULL) memset(*data, 0xFF, *size);
-    return *data != NULL;
-}
-
-static bool take_input(problem *p, int tensor, void **data, problem_fault *f)
-{
-    clxent_input *input = &p->args.logits + tensor;
-    const bool good = take_array(&p->desc, tensor, data, &input->size, f);
-    input->data = *data;
-    return good;
+    if (array->data != NULL) memset(array->data, 0xFF, array->size);
+    return array->data != NULL;
 }
 
 /* Every element of a tensor of real numbers; those of row or element number i % 5 == 3 are zero where zeros. */
@@ -489,62 +541,69 @@ static void fill_uniform(const clxent_desc *desc, int tensor, void *data, double
                          random_state *random)
 {
     const layout l = layout_of(desc, tensor);
-    for (size_t i = 0; data != NULL && i < l.rows * l.columns; i++) {
+    for (size_t i = 0; i < l.rows * l.columns; i++) {
         const size_t at = index_of(desc, &l, i / l.columns, i % l.columns);
         put_element(data, l.dtype, at, zeros && i % 5 == 3 ? 0 : random_uniform(random, -range, range));
+    }
+}
+
+static void fill_tensor(const problem *p, int tensor, void *data, random_state *random)
+{
+    const clxent_desc *desc = &p->desc;
+    const bool backward = desc->op == CLXENT_OP_SOFTMAX_BACKWARD;
+    const layout l = layout_of(desc, tensor);
+
+    switch (tensor) {
+    case TENSOR_TARGETS:
+        if (has_index_targets(desc)) fill_index_targets(desc, data, p->fill, random);
+        else fill_probability_targets(desc, data, l.dtype, random);
+        break;
+    case TENSOR_LOGITS: fill_logits(p, data, p->fill, random); break;
+    case TENSOR_PROBABILITIES: fill_probabilities(desc, data, p->fill, random); break;
+    case TENSOR_CLASS_WEIGHTS:
+    case TENSOR_ROW_WEIGHTS: fill_weights(data, l.dtype, l.rows, random); break;
+    case TENSOR_UPSTREAM: fill_uniform(desc, tensor, data, 2, !backward, random); break;
+    case TENSOR_DENOMINATOR: {
+        const double denominator = random_u32(random) % 2 == 0 ? 7.25 : -3.5;
+        put_element(data, l.dtype, 0, (p->fill & FILL_ZERO_DENOMINATOR) != 0 ? 0 : denominator);
+        break;
+    }
+    default: fill_uniform(desc, tensor, data, 1, false, random); break;
     }
 }
 
 bool fill_problem(problem *p, const clxent_desc *desc, uint32_t fill, uint64_t seed, problem_fault *f)
 {
     const bool backward = desc->op == CLXENT_OP_SOFTMAX_BACKWARD;
+    /* targets first: what a row's logits hold depends on where its target is */
+    const struct {
+        int tensor;
+        bool given;
+    } order[] = { { TENSOR_TARGETS, true },
+                  { TENSOR_LOGITS, true },
+                  { TENSOR_PROBABILITIES, true },
+                  { TENSOR_CLASS_WEIGHTS, true },
+                  { TENSOR_ROW_WEIGHTS, true },
+                  { TENSOR_UPSTREAM, backward || (fill & FILL_UPSTREAM) != 0 },
+                  { TENSOR_DENOMINATOR, (fill & (FILL_DENOMINATOR | FILL_ZERO_DENOMINATOR)) != 0 },
+                  { TENSOR_GRADIENT, desc->gradient_mode == CLXENT_GRADIENT_ACCUMULATE } };
     const clxent_host_args absent = CLXENT_HOST_ARGS_INIT;
     random_state random = random_start(seed);
-    void *data;
 
-    p->desc = *desc;
-    p->args = absent;
-    p->fill = fill;
-    p->seed = seed;
+    *p = (problem){ *desc, absent, fill, seed };
     if (clxent_desc_check(desc, f->text, sizeof f->text) != CLXENT_OK) return false;
-
-    /* targets first: what a row's logits hold depends on where its target is */
-    if (!take_input(p, TENSOR_TARGETS, &data, f)) return false;
-    if (data != NULL && has_index_targets(desc)) fill_index_targets(desc, data, fill, &random);
-    else if (data != NULL)
-        fill_probability_targets(desc, data, layout_of(desc, TENSOR_TARGETS).dtype, &random);
-    if (!take_input(p, TENSOR_LOGITS, &data, f)) return false;
-    if (data != NULL) fill_logits(p, data, fill, &random);
-    if (!take_input(p, TENSOR_PROBABILITIES, &data, f)) return false;
-    if (data != NULL) fill_probabilities(desc, data, fill, &random);
-    if (!take_input(p, TENSOR_CLASS_WEIGHTS, &data, f)) return false;
-    if (data != NULL) fill_weights(data, real_dtype(desc), desc->classes, &random);
-    if (!take_input(p, TENSOR_ROW_WEIGHTS, &data, f)) return false;
-    if (data != NULL) fill_weights(data, real_dtype(desc), rows_of(desc), &random);
-    if (backward || (fill & FILL_UPSTREAM) != 0) {
-        if (!take_input(p, TENSOR_UPSTREAM, &data, f)) return false;
-        fill_uniform(desc, TENSOR_UPSTREAM, data, 2, !backward, &random);
-    }
-    if ((fill & (FILL_DENOMINATOR | FILL_ZERO_DENOMINATOR)) != 0) {
-        const double denominator = random_u32(&random) % 2 == 0 ? 7.25 : -3.5;
-        if (!take_input(p, TENSOR_DENOMINATOR, &data, f)) return false;
-        if (data != NULL)
-            put_element(data, real_dtype(desc), 0, (fill & FILL_ZERO_DENOMINATOR) != 0 ? 0 : denominator);
-    }
-    if (desc->gradient_mode == CLXENT_GRADIENT_ACCUMULATE) {
-        if (!take_array(desc, TENSOR_GRADIENT, &p->args.gradient.data, &p->args.gradient.size, f))
-            return false;
-        fill_uniform(desc, TENSOR_GRADIENT, p->args.gradient.data, 1, false, &random);
+    for (size_t i = 0; i < sizeof order / sizeof *order; i++) {
+        if (!order[i].given) continue;
+        if (!take_array(p, order[i].tensor, f)) return false;
+        void *data = array_of(&p->args, order[i].tensor)->data;
+        if (data != NULL) fill_tensor(p, order[i].tensor, data, &random);
     }
     return true;
 }
 
 void free_problem(problem *p)
 {
-    const void *arrays[] = { p->args.logits.data,        p->args.probabilities.data, p->args.targets.data,
-                             p->args.class_weights.data, p->args.row_weights.data,   p->args.upstream.data,
-                             p->args.denominator.data,   p->args.gradient.data };
-    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free((void *)arrays[i]);
+    for (int t = 0; t < TENSORS; t++) free(array_of(&p->args, t)->data);
     memset(p, 0, sizeof *p);
 }
 
@@ -608,12 +667,6 @@ static int in_place_tensor(uint32_t outputs)
     return (outputs & CLXENT_OUTPUT_SOFTMAX) != 0 ? TENSOR_SOFTMAX : TENSOR_LOG_SOFTMAX;
 }
 
-static const void *data_before(const problem *p, int tensor)
-{
-    if (tensor < FIRST_OUTPUT) return (&p->args.logits + tensor)->data;
-    return tensor == TENSOR_GRADIENT ? p->args.gradient.data : NULL;
-}
-
 /* The images of a run in host memory. */
 static bool make_images(execution *e, const problem *p, uint32_t outputs, const execution *saved,
                         uint32_t flags, problem_fault *f)
@@ -624,10 +677,10 @@ static bool make_images(execution *e, const problem *p, uint32_t outputs, const 
     e->in_place = (flags & CASE_IN_PLACE) != 0 ? in_place_tensor(outputs) : -1;
     for (int t = 0; t < TENSORS; t++) {
         const layout l = layout_of(desc, t);
-        const bool record = output_bit(t) == CLXENT_OUTPUT_BAD_TARGETS;
-        const size_t element = record ? sizeof(clxent_bad_targets) : l.element_size;
+        const size_t element =
+            tensors[t].element == ELEMENT_RECORD ? sizeof(clxent_bad_targets) : l.element_size;
         const size_t front = (flags & CASE_ALIGNED) != 0 ? 0 : 37 * element;
-        const void *data = data_before(p, t);
+        const void *data = array_of(&p->args, t)->data; /* of outputs: what a gradient is added to */
         bool used = takes(desc, outputs, t) && (t >= FIRST_OUTPUT || data != NULL);
 
         if (saved != NULL && output_bit(t) == CLXENT_OUTPUT_STATISTICS) {
@@ -677,8 +730,7 @@ bool execute(execution *e, const runner *on, clxent_plan *plan, const problem *p
     if (!make_images(e, p, outputs, saved, flags, f)) return false;
     for (int t = 0; t < TENSORS; t++) {
         if (!upload(&e->images[t], on, f)) return false;
-        (&args.logits + t)->mem = image_of(e, t)->mem;
-        (&args.logits + t)->offset = image_of(e, t)->front;
+        *buffer_of(&args, t) = (clxent_buffer){ image_of(e, t)->mem, image_of(e, t)->front };
     }
     if (!make_image(&e->workspace, 64, clxent_plan_workspace_size(plan), 64, NULL, 0xFF, f) ||
         !upload(&e->workspace, on, f))
@@ -708,9 +760,7 @@ bool execute_on_host(execution *e, const runner *on, const problem *p, uint32_t 
     args.max_chunk_bytes = max_chunk_bytes;
     for (int t = 0; t < TENSORS; t++) {
         const image *i = image_of(e, t);
-        if (i->before == NULL) continue;
-        if (t < FIRST_OUTPUT) (&args.logits + t)[0] = (clxent_input){ i->after + i->front, i->bytes };
-        else (&args.losses + (t - FIRST_OUTPUT))[0] = (clxent_output){ i->after + i->front, i->bytes };
+        if (i->before != NULL) *array_of(&args, t) = (clxent_output){ i->after + i->front, i->bytes };
     }
     *status = clxent_run_host(on->ctx, &p->desc, &args);
     if (*status != CLXENT_ERROR_ARRAYS_IN_USE) return true;
@@ -876,66 +926,53 @@ static bool check_values(const problem *p, const image *i, int tensor, const dou
     return good;
 }
 
+/* Points the results that outputs ask for at memory: values, and bounds behind them. */
+static void point_results(clxent_reference_results *want, uint32_t outputs, double *const memory[OUTPUTS],
+                          const size_t counts[OUTPUTS])
+{
+#define POINT_BOUNDED(name, k) \
+    want->name = memory[k];    \
+    want->name##_bound = memory[k] + counts[k];
+#define POINT_EXACT(name, k) want->name = memory[k];
+#define POINT_INTEGER(name, k) want->name = (void *)memory[k];
+#define POINT_OPAQUE(name, k)
+#define OUTPUT(name, NAME, element, shape, stride, operations, depends, made, reference, npy) \
+    if ((outputs & CLXENT_OUTPUT_##NAME) != 0) {                                              \
+        POINT_##reference(name, TENSOR_##NAME - FIRST_OUTPUT)                                 \
+    }
+#include "../../host/tensors.def"
+}
+
 bool check_reference(const problem *p, const execution *e, worst_error worst[OUTPUTS], problem_fault *f)
 {
     const uint32_t outputs = p->desc.outputs;
-    const size_t rows = rows_of(&p->desc);
     clxent_reference_results want = CLXENT_REFERENCE_RESULTS_INIT;
-    uint64_t correct = 0;
-    clxent_bad_targets bad = { 0, 0, 0 };
-    double *memory[OUTPUTS] = { NULL }; /* values, then bounds; 0 where the results have none */
+    double *memory[OUTPUTS] = { NULL };
+    size_t counts[OUTPUTS] = { 0 };
     bool good = true;
-    /* in the order of the bits; NULL: integers, or nothing to compare with */
-    double **const fields[OUTPUTS][2] = {
-        { &want.losses, &want.losses_bound },
-        { &want.loss, &want.loss_bound },
-        { &want.lse, &want.lse_bound },
-        { &want.softmax, &want.softmax_bound },
-        { &want.log_softmax, &want.log_softmax_bound },
-        { &want.gradient, &want.gradient_bound },
-        { NULL, NULL }, /* argmax */
-        { NULL, NULL }, /* correct */
-        { &want.entropy, &want.entropy_bound },
-        { NULL, NULL }, /* statistics are opaque */
-        { NULL, NULL }, /* bad_targets */
-        { &want.one_hot, NULL },
-    };
 
-    int64_t *argmax = take(rows * sizeof *argmax, f);
-    if (argmax == NULL) good = false;
-    for (size_t k = 0; good && k < OUTPUTS; k++) {
-        const layout l = layout_of(&p->desc, FIRST_OUTPUT + (int)k);
-        const size_t n = l.rows * l.columns;
-        if (fields[k][0] == NULL || (outputs >> k & 1u) == 0) continue;
-        memory[k] = take(2 * n * sizeof(double), f);
+    for (int k = 0; good && k < OUTPUTS; k++) {
+        const layout l = layout_of(&p->desc, FIRST_OUTPUT + k);
+        counts[k] = l.rows * l.columns;
+        if ((outputs >> k & 1u) == 0) continue;
+        memory[k] = take(2 * counts[k] * sizeof(double), f);
         good = memory[k] != NULL;
-        if (!good) break;
-        memset(memory[k], 0, 2 * n * sizeof(double));
-        *fields[k][0] = memory[k];
-        if (fields[k][1] != NULL) *fields[k][1] = memory[k] + n;
+        if (good) memset(memory[k], 0, 2 * counts[k] * sizeof(double));
     }
-    if ((outputs & CLXENT_OUTPUT_ARGMAX) != 0) want.argmax = argmax;
-    if ((outputs & CLXENT_OUTPUT_CORRECT) != 0) want.correct = &correct;
-    if ((outputs & CLXENT_OUTPUT_BAD_TARGETS) != 0) want.bad_targets = &bad;
     if (good) {
         char text[512] = "";
+        point_results(&want, outputs, memory, counts);
         const clxent_status status = clxent_reference_run(&p->desc, &p->args, &want, text, sizeof text);
         if (status != CLXENT_OK) good = say_fault(f, "reference: %s: %s", clxent_status_string(status), text);
     }
-
-    for (int t = FIRST_OUTPUT; good && t < TENSORS; t++) {
-        const layout l = layout_of(&p->desc, t);
-        const double *values = memory[t - FIRST_OUTPUT];
-        const void *integers = output_bit(t) == CLXENT_OUTPUT_ARGMAX        ? (void *)want.argmax
-                               : output_bit(t) == CLXENT_OUTPUT_CORRECT     ? (void *)want.correct
-                               : output_bit(t) == CLXENT_OUTPUT_BAD_TARGETS ? (void *)want.bad_targets
-                                                                            : NULL;
-        if (values != NULL)
-            good = check_values(p, image_of(e, t), t, values, values + l.rows * l.columns, worst, f);
-        else if (integers != NULL) good = check_integers(t, image_of(e, t), integers, l.rows * l.columns, f);
+    for (int k = 0; good && k < OUTPUTS; k++) {
+        const int t = FIRST_OUTPUT + k;
+        if (memory[k] == NULL || tensors[t].reference == REFERENCE_OPAQUE) continue;
+        if (tensors[t].reference == REFERENCE_INTEGER)
+            good = check_integers(t, image_of(e, t), memory[k], counts[k], f);
+        else good = check_values(p, image_of(e, t), t, memory[k], memory[k] + counts[k], worst, f);
     }
-    for (size_t k = 0; k < OUTPUTS; k++) free(memory[k]);
-    free(argmax);
+    for (int k = 0; k < OUTPUTS; k++) free(memory[k]);
     return good;
 }
 

@@ -4,8 +4,8 @@
  * on a device and holds all it wrote against the reference. `clxent verify` and the device tests share it.
  *
  * A function that returns false has found a fault and says in one line which; it neither prints nor exits.
- * Knows the library by its public headers only: sizes of arrays are worked out here from their comments,
- * so that a library that counted them wrongly is found out.
+ * Knows the library by its public headers and host/tensors.def only: sizes of arrays are worked out here, so that a library
+ * that counted them wrongly is found out.
  */
 #ifndef CLXENT_TOOLS_PROBLEM_H
 #define CLXENT_TOOLS_PROBLEM_H
@@ -46,24 +46,35 @@ bool has_index_targets(const clxent_desc *desc); /* not probabilities */
 
 /* ---- Tensors ------------------------------------------------------------------------------- */
 
-/* Tensors are numbered in the order of the fields of clxent_args and clxent_host_args: first the inputs, then the
- * outputs in the order of their bits. */
+/* Those of tensors.def: TENSOR_LOGITS and the other inputs, then TENSOR_LOSSES and the other outputs in the order of their
+ * bits. */
 enum {
-    TENSOR_LOGITS,
-    TENSOR_PROBABILITIES,
-    TENSOR_TARGETS,
-    TENSOR_CLASS_WEIGHTS,
-    TENSOR_ROW_WEIGHTS,
-    TENSOR_UPSTREAM,
-    TENSOR_DENOMINATOR,
-    FIRST_OUTPUT,
-    TENSOR_SOFTMAX = FIRST_OUTPUT + 3,
-    TENSOR_LOG_SOFTMAX,
-    TENSOR_GRADIENT,
-    OUTPUTS = 12,
-    TENSORS = FIRST_OUTPUT + OUTPUTS
+#define INPUT(name, NAME, ...) TENSOR_##NAME,
+#define OUTPUT(name, NAME, ...) TENSOR_##NAME,
+#include "../../host/tensors.def"
+    TENSORS,
+    FIRST_OUTPUT = TENSOR_LOSSES,
+    OUTPUTS = TENSORS - FIRST_OUTPUT,
+    /* bits of all that CLXENT_OP_CROSS_ENTROPY gives */
+    CROSS_ENTROPY_OUTPUTS = 0
+#define OP(name) (1 << CLXENT_OP_##name)
+#define OUTPUT(name, NAME, element, shape, stride, operations, ...) \
+    | (((operations)&OP(CROSS_ENTROPY)) != 0 ? CLXENT_OUTPUT_##NAME : 0)
+#include "../../host/tensors.def"
+#undef OP
 };
 extern const char *const tensor_names[TENSORS + 1]; /* the fields' names; ends with NULL */
+
+/* The tensor's field. Inputs are alike, but for const. */
+clxent_buffer *buffer_of(clxent_args *args, int tensor);
+clxent_output *array_of(const clxent_host_args *args, int tensor);
+
+/* What a run of desc can give of its operation's outputs, desc.outputs aside. */
+uint32_t possible_outputs(const clxent_desc *desc);
+
+/* Whether the error of an output shows that of the arithmetic: integers and one_hot are exact, and the bound of what is
+ * stored narrower than computed, or added to what was there, is reached by that one rounding. */
+bool shows_arithmetic(const clxent_desc *desc, int tensor);
 
 /* ---- Problems ------------------------------------------------------------------------------ */
 

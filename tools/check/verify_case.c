@@ -16,16 +16,11 @@
 /* ---- Fields -------------------------------------------------------------------------------- */
 
 /* Named by value, from 0; each list ends with NULL. */
-static const char *const op_names[] = { "cross-entropy",    "softmax-backward", "one-hot",
-                                        "probability-loss", "softmax-gradient", NULL };
-static const char *const dtype_names[] = { "same", "f32", "f16", "bf16", "f64", NULL };
-static const char *const target_names[] = { "none",          "i32", "i64", "u8", "probabilities-f32",
-                                            "probabilities", NULL };
-static const char *const reduction_names[] = { "mean", "sum", "none", NULL };
-static const char *const bad_target_names[] = { "report", "nan", "ignore", NULL };
-static const char *const all_ignored_names[] = { "nan", "zero", NULL };
-static const char *const gradient_mode_names[] = { "write", "accumulate", NULL };
-static const char *const gradient_padding_names[] = { "keep", "zero", NULL };
+#define VALUE(prefix, NAME, word) word,
+#define NO_VALUE(word) word,
+#define ENUMERATION(name, prefix, first, values) static const char *const name##_names[] = { values NULL };
+#include "../../host/options.def"
+
 /* Named by bit. */
 static const char *const fill_names[] = { "designed",    "masked",   "special",          "ignored",
                                           "bad-targets", "upstream", "denominator",      "hit",
@@ -50,42 +45,21 @@ static const struct field {
     size_t offset;
     const char *const *names;
 } fields[] = {
-#define DESC(name, kind, names)                              \
-    {                                                        \
-#        name, kind, offsetof(verify_case, desc.name), names \
-    }
-    DESC(outputs, KIND_SET, tensor_names + FIRST_OUTPUT),
-    { "checks", KIND_SET, offsetof(verify_case, checks), check_names },
-    { "chunk_bytes", KIND_SIZE, offsetof(verify_case, chunk_bytes), NULL },
-    DESC(batch, KIND_SIZE, NULL),
-    DESC(seq, KIND_SIZE, NULL),
-    DESC(classes, KIND_SIZE, NULL),
-    DESC(inner, KIND_SIZE, NULL),
-    DESC(row_stride, KIND_SIZE, NULL),
-    DESC(gradient_row_stride, KIND_SIZE, NULL),
-    DESC(probabilities_row_stride, KIND_SIZE, NULL),
-    DESC(target_row_stride, KIND_SIZE, NULL),
-    DESC(op, KIND_ENUM, op_names),
-    DESC(dtype, KIND_ENUM, dtype_names),
-    DESC(gradient_dtype, KIND_ENUM, dtype_names),
-    DESC(target_type, KIND_ENUM, target_names),
-    DESC(reduction, KIND_ENUM, reduction_names),
-    DESC(bad_target, KIND_ENUM, bad_target_names),
-    DESC(all_ignored, KIND_ENUM, all_ignored_names),
-    DESC(gradient_mode, KIND_ENUM, gradient_mode_names),
-    DESC(gradient_padding, KIND_ENUM, gradient_padding_names),
-    DESC(ignore_index, KIND_I64, NULL),
-    DESC(use_ignore_index, KIND_FLAG, NULL),
-    DESC(has_class_weights, KIND_FLAG, NULL),
-    DESC(has_row_weights, KIND_FLAG, NULL),
-    DESC(shift, KIND_SIZE, NULL),
-    DESC(label_smoothing, KIND_REAL, NULL),
-    DESC(z_loss, KIND_REAL, NULL),
-    DESC(logit_scale, KIND_REAL, NULL),
-    DESC(softcap, KIND_REAL, NULL),
+#define DESC(name, kind, names) { #name, kind, offsetof(verify_case, desc.name), names },
+#define FIELD_SET(name)                                                                                   \
+    DESC(name, KIND_SET, tensor_names + FIRST_OUTPUT){ "checks", KIND_SET, offsetof(verify_case, checks), \
+                                                       check_names },                                     \
+        { "chunk_bytes", KIND_SIZE, offsetof(verify_case, chunk_bytes), NULL },
+#define FIELD_SIZE(name) DESC(name, KIND_SIZE, NULL)
+#define FIELD_FLAG(name) DESC(name, KIND_FLAG, NULL)
+#define FIELD_I64(name) DESC(name, KIND_I64, NULL)
+#define FIELD_REAL(name) DESC(name, KIND_REAL, NULL)
+#define FIELD_RESERVED(name)
+#define FIELD(name, kind, initial) FIELD_##kind(name)
+#define CHOICE(name, enumeration, initial, flag) DESC(name, KIND_ENUM, enumeration##_names)
+#include "../../host/options.def"
     { "fill", KIND_SET, offsetof(verify_case, fill), fill_names },
     { "seed", KIND_U64, offsetof(verify_case, seed), NULL },
-#undef DESC
 };
 enum { FIELDS = sizeof fields / sizeof *fields };
 
@@ -428,38 +402,17 @@ static void draw_targets(verify_case *c, random_state *program, random_state *ra
 
 static void draw_options(clxent_desc *desc, random_state *program, random_state *random)
 {
-    static const double smoothings[] = { 0.1, 0.01, 0.5, 1 };
-    static const double z_losses[] = { 1e-4, 0.01, 0.5 };
-    static const double scales[] = { 0.5, 2, -1, 0.07, 0, 1e-3 };
-    static const double softcaps[] = { 30, 50, 5, 1, 0.5 };
-
-    if (chance(program, 30)) desc->label_smoothing = PICK(random, smoothings);
-    if (chance(random, 25)) desc->z_loss = PICK(random, z_losses);
-    if (chance(program, 25)) desc->logit_scale = PICK(random, scales);
-    if (chance(program, 25)) desc->softcap = PICK(random, softcaps);
+#define DRAWS(...) { __VA_ARGS__ }
+#define NUMBER(name, initial, takes, acts, constant, parameter, draws, flag)                    \
+    {                                                                                           \
+        static const double values[] = draws;                                                   \
+        static const char *const compiled = constant;                                           \
+        if (chance(compiled != NULL ? program : random, 25)) desc->name = PICK(random, values); \
+    }
+#include "../../host/options.def"
     desc->has_class_weights = chance(program, 25);
     desc->has_row_weights = chance(random, 25);
     if (chance(random, 15)) desc->shift = between(random, 0, desc->seq);
-}
-
-/* What the operation can give of its outputs here: see the table of operations in clxent.h. */
-static uint32_t possible_outputs(const clxent_desc *desc)
-{
-    uint32_t outputs = 0;
-
-    switch (desc->op) {
-    case CLXENT_OP_CROSS_ENTROPY: outputs = CLXENT_OUTPUT_ONE_HOT - 1; break;
-    case CLXENT_OP_ONE_HOT: outputs = CLXENT_OUTPUT_ONE_HOT | CLXENT_OUTPUT_BAD_TARGETS; break;
-    case CLXENT_OP_PROBABILITY_LOSS:
-        outputs = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_BAD_TARGETS;
-        break;
-    case CLXENT_OP_SOFTMAX_GRADIENT: outputs = CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_BAD_TARGETS; break;
-    default: return CLXENT_OUTPUT_GRADIENT;
-    }
-    if (desc->reduction == CLXENT_REDUCTION_NONE) outputs &= ~(uint32_t)CLXENT_OUTPUT_LOSS;
-    if (!has_index_targets(desc)) outputs &= ~(uint32_t)(CLXENT_OUTPUT_CORRECT | CLXENT_OUTPUT_BAD_TARGETS);
-    if (desc->bad_target != CLXENT_BAD_TARGET_REPORT) outputs &= ~(uint32_t)CLXENT_OUTPUT_BAD_TARGETS;
-    return outputs;
 }
 
 static uint32_t draw_outputs(const clxent_desc *desc, random_state *random)

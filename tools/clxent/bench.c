@@ -79,10 +79,12 @@ static error_t parse(int key, char *text, struct argp_state *state)
 
     switch (key) {
     case ARGP_KEY_INIT: state->child_inputs[0] = &o->common; return 0;
-    case KEY_OP: o->op = cli_choice(state, o->single = "op", text, ops); return 0;
+    case KEY_OP: o->op = cli_choice(state, o->single = "op", text, "loss|fused|softmax"); return 0;
     case KEY_ROWS: o->rows = cli_size(state, o->single = "rows", text, 1); return 0;
     case KEY_CLASSES: o->classes = cli_size(state, o->single = "classes", text, 1); return 0;
-    case KEY_DTYPE: o->dtype = CLXENT_F32 + cli_choice(state, o->single = "dtype", text, dtypes); return 0;
+    case KEY_DTYPE:
+        o->dtype = CLXENT_F32 + cli_choice(state, o->single = "dtype", text, "f32|f16|bf16|f64");
+        return 0;
     case KEY_PLOT: o->plot = cli_path(state, o->single = "plot", text); return 0;
     case KEY_LOOP: o->loop = true, o->single = "loop"; return 0;
     case KEY_SUITE: o->suite = true; return 0;

@@ -155,17 +155,22 @@ const char *cli_path(struct argp_state *state, const char *option, const char *t
     return text;
 }
 
-uint32_t cli_choice(struct argp_state *state, const char *option, const char *text, const char *const *names)
+uint32_t cli_choice(struct argp_state *state, const char *option, const char *text, const char *words)
 {
+    const size_t length = strlen(text);
     char takes[256] = "";
-    uint32_t i = 0;
+    uint32_t index = 0;
 
-    for (; names[i] != NULL && strcmp(names[i], text) != 0; i++) {
-        if (i > 0) strncat(takes, ", ", sizeof takes - strlen(takes) - 1);
-        strncat(takes, names[i], sizeof takes - strlen(takes) - 1);
+    for (const char *word = words;; index++) {
+        const size_t n = strcspn(word, "|");
+        if (n == length && strncmp(word, text, n) == 0) return index;
+        snprintf(takes + strlen(takes), sizeof takes - strlen(takes), "%s%.*s", index > 0 ? ", " : "", (int)n,
+                 word);
+        if (word[n] == '\0') break;
+        word += n + 1;
     }
-    if (names[i] == NULL) argp_error(state, "--%s is '%s': takes %s", option, text, takes);
-    return i;
+    argp_error(state, "--%s is '%s': takes %s", option, text, takes);
+    return index;
 }
 
 /* ---- Device --------------------------------------------------------------------------------- */

@@ -55,8 +55,8 @@ int64_t cli_integer(struct argp_state *state, const char *option, const char *te
 double cli_number(struct argp_state *state, const char *option, const char *text, double smallest,
                   double largest);
 const char *cli_path(struct argp_state *state, const char *option, const char *text); /* not empty, not "-" */
-/* Index of text in names, which ends with NULL. */
-uint32_t cli_choice(struct argp_state *state, const char *option, const char *text, const char *const *names);
+/* Index of text among words, "mean|sum|none". */
+uint32_t cli_choice(struct argp_state *state, const char *option, const char *text, const char *words);
 
 /* ---- Device --------------------------------------------------------------------------------- */
 

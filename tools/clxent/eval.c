@@ -21,214 +21,179 @@
 
 /* ---- Options -------------------------------------------------------------------------------- */
 
-/* Files that eval can write: what they hold, and where run_host() finds their memory. */
-typedef enum item { ITEM_REAL, ITEM_LOGITS, ITEM_GRADIENT, ITEM_I8 } item;
-static const struct result {
-    const char *flag, *help;
-    uint32_t bit;
-    bool has_classes; /* the logits' shape, else that without the class axis */
-    item type;
-    size_t field;
-} results[] = {
-#define FIELD(name) offsetof(clxent_host_args, name)
-    { "losses-out", "Row losses, with weights and z-loss, before reduction", CLXENT_OUTPUT_LOSSES, false,
-      ITEM_REAL, FIELD(losses) },
-    { "lse-out", "log sum exp of every row", CLXENT_OUTPUT_LSE, false, ITEM_REAL, FIELD(lse) },
-    { "softmax-out", "Softmax, in the logits' dtype", CLXENT_OUTPUT_SOFTMAX, true, ITEM_LOGITS,
-      FIELD(softmax) },
-    { "log-softmax-out", "Log-softmax, in the logits' dtype", CLXENT_OUTPUT_LOG_SOFTMAX, true, ITEM_LOGITS,
-      FIELD(log_softmax) },
-    { "grad-out", "Gradient of the reduced loss with respect to the logits", CLXENT_OUTPUT_GRADIENT, true,
-      ITEM_GRADIENT, FIELD(gradient) },
-    { "argmax-out", "Class of the first maximum (of the first NaN) of every row, before the softcap, i8",
-      CLXENT_OUTPUT_ARGMAX, false, ITEM_I8, FIELD(argmax) },
-    { "entropy-out", "Entropy of the softmax of every row", CLXENT_OUTPUT_ENTROPY, false, ITEM_REAL,
-      FIELD(entropy) },
-#undef FIELD
-};
-enum { RESULTS = sizeof results / sizeof *results };
+/* The files that eval reads and writes, and the options of clxent_desc that have flags: flag is NULL where there is none. */
+#define NPY(flag, argument, help) flag, argument, help
+#define NO_NPY NULL, NULL, NULL
+#define EVAL(flag, argument, help) flag, argument, help
+#define NO_FLAG NULL, NULL, NULL
 
-typedef struct options {
+enum {
+#define INPUT(name, NAME, ...) IN_##NAME,
+#include "../../host/tensors.def"
+    INPUTS,
+    TUNING = INPUTS, /* the file of --tuning, among the paths */
+    FIRST_RESULT
+};
+enum element { ELEMENT_DTYPE, ELEMENT_GRADIENT, ELEMENT_REAL, ELEMENT_I64, ELEMENT_U64, ELEMENT_RECORD };
+enum shape { SHAPE_ONE, SHAPE_ROWS, SHAPE_PAIRS, SHAPE_MATRIX };
+
+static const struct npy_input {
+    const char *flag, *argument, *help;
+    size_t field; /* of clxent_host_args */
+} inputs[INPUTS] = {
+#define INPUT(name, NAME, element, shape, stride, operations, npy) { npy, offsetof(clxent_host_args, name) },
+#include "../../host/tensors.def"
+};
+
+static const struct result {
+    const char *flag, *argument, *help;
+    uint32_t bit;
+    enum element element;
+    enum shape shape;
+    size_t field; /* of clxent_host_args */
+} results[] = {
+#define OUTPUT(name, NAME, element, shape, stride, operations, depends, made, reference, npy) \
+    { npy, CLXENT_OUTPUT_##NAME, ELEMENT_##element, SHAPE_##shape, offsetof(clxent_host_args, name) },
+#include "../../host/tensors.def"
+};
+enum { RESULTS = sizeof results / sizeof *results, PATHS = FIRST_RESULT + RESULTS };
+
+#define ENUMERATION(name, prefix, first, values) enum { FIRST_##name = first };
+#include "../../host/options.def"
+
+static const struct desc_option {
+    const char *flag, *argument, *help;
+    enum { KIND_ENUM, KIND_FLAG, KIND_SIZE, KIND_I64, KIND_REAL } kind;
+    size_t field;                                               /* of clxent_desc */
+    uint32_t first;                                             /* value of an enumeration */
+    enum { ANY, FRACTION, NOT_NEGATIVE, FINITE, NORMAL } takes; /* a number */
+} desc_options[] = {
+#define CHOICE(name, enumeration, initial, eval) \
+    { eval, KIND_ENUM, offsetof(clxent_desc, name), FIRST_##enumeration, ANY },
+#define OPTION(name, kind, initial, acts, constant, ...) \
+    { __VA_ARGS__, KIND_##kind, offsetof(clxent_desc, name), 0, ANY },
+#define NUMBER(name, initial, takes, acts, constant, parameter, draws, eval) \
+    { eval, KIND_REAL, offsetof(clxent_desc, name), 0, takes },
+#include "../../host/options.def"
+};
+enum { OPTIONS = sizeof desc_options / sizeof *desc_options };
+
+typedef struct desc_options {
     cli_common common;
-    const char *logits, *targets, *class_weights, *row_weights, *grad_output;
     bool bf16;
     int64_t class_axis;
     bool has_denominator;
     double denominator;
-    clxent_desc desc; /* the options that are its fields */
-    const char *out[RESULTS];
+    clxent_desc desc;        /* the options that are its fields */
+    const char *path[PATHS]; /* inputs, --tuning, results; NULL: not given */
 } options;
 
 enum {
-    KEY_LOGITS = 0x100,
-    KEY_TARGETS,
-    KEY_BF16,
+    KEY_BF16 = 0x100,
     KEY_CLASS_AXIS,
-    KEY_IGNORE_INDEX,
-    KEY_CLASS_WEIGHTS,
-    KEY_ROW_WEIGHTS,
-    KEY_LABEL_SMOOTHING,
-    KEY_Z_LOSS,
-    KEY_LOGIT_SCALE,
-    KEY_SOFTCAP,
-    KEY_REDUCTION,
     KEY_DENOMINATOR,
-    KEY_SHIFT,
-    KEY_ON_BAD_TARGET,
-    KEY_ALL_IGNORED,
-    KEY_GRAD_OUTPUT,
-    KEY_GRAD_DTYPE,
-    KEY_OUT /* + index in results */
+    KEY_PATH,                     /* + index in options.path */
+    KEY_OPTION = KEY_PATH + PATHS /* + index in desc_options */
 };
 
-/* In the order of the library's constants; dtypes begin at 1. */
-static const char *const reductions[] = { "mean", "sum", "none", NULL };
-static const char *const bad_targets[] = { "error", "nan", "ignore", NULL };
-static const char *const all_ignored[] = { "nan", "zero", NULL };
-static const char *const dtypes[] = { "f32", "f16", "bf16", "f64", NULL };
+/* dtypes begin at 1 */
+static const char *const reductions[] = { "mean", "sum", "none" };
+static const char *const dtypes[] = { "f32", "f16", "bf16", "f64" };
 static const char *const npy_dtypes[] = { "f4", "f2", "u2", "f8" };
 
 static const struct argp_option fixed_options[] = {
     { NULL, 0, NULL, 0, "Inputs (.npy, versions 1 to 3, C or Fortran order, either byte order):", 1 },
-    { "logits", KEY_LOGITS, "X.npy", 0, "Logits: f2, f4, f8, or u2 with --bf16 (required)", 0 },
-    { "targets", KEY_TARGETS, "Y.npy", 0,
-      "Classes (u1, i4, i8) in the logits' shape without the class axis, or probabilities (f4 or the logits' "
-      "dtype) in "
-      "the logits' shape (required)",
-      0 },
     { "bf16", KEY_BF16, NULL, 0,
-      "The logits' 2-byte items are bf16 bits; so are 2-byte outputs (default: off)", 0 },
+      "The logits' 2-byte items are bf16 bits; so are 2-byte outputs (default: off)", 1 },
     { "class-axis", KEY_CLASS_AXIS, "N", 0,
-      "Axis of the logits that counts classes; negative: from the end (default: -1)", 0 },
-    { "class-weights", KEY_CLASS_WEIGHTS, "F.npy", 0, "Weight of each class, [classes] f4 or f8 (default: 1)",
-      0 },
-    { "row-weights", KEY_ROW_WEIGHTS, "F.npy", 0,
-      "Weight of each row, f4 or f8 in the shape of index targets; 0 masks the row (default: 1)", 0 },
+      "Axis of the logits that counts classes; negative: from the end (default: -1)", 1 },
     { NULL, 0, NULL, 0, "The loss:", 2 },
-    { "ignore-index", KEY_IGNORE_INDEX, "I|none", 0, "Rows with this target do not count (default: -100)",
-      0 },
-    { "label-smoothing", KEY_LABEL_SMOOTHING, "E", 0,
-      "Share of the target spread over all classes, 0 to 1 (default: 0)", 0 },
-    { "z-loss", KEY_Z_LOSS, "Z", 0, "Adds Z * lse^2 to the loss of each row (default: 0)", 0 },
-    { "logit-scale", KEY_LOGIT_SCALE, "S", 0, "Multiplies the logits (default: 1)", 0 },
-    { "softcap", KEY_SOFTCAP, "C", 0, "Scaled logits become C * tanh(logits / C); 0 is off (default: 0)", 0 },
-    { "reduction", KEY_REDUCTION, "mean|sum|none", 0, "What the row losses are reduced to (default: mean)",
-      0 },
     { "denominator", KEY_DENOMINATOR, "D", 0,
       "Divides the reduced loss and the gradient (default: with mean the weights of the rows that count, "
       "else 1)",
-      0 },
-    { "shift", KEY_SHIFT, "K", 0,
-      "Judges timestep t against the target of t + K, along the last axis that is not the class axis "
-      "(default: 0)",
-      0 },
-    { "on-bad-target", KEY_ON_BAD_TARGET, "error|nan|ignore", 0,
-      "A target that is no class: fail, make its row NaN, or ignore the row (default: error)", 0 },
-    { "all-ignored", KEY_ALL_IGNORED, "nan|zero", 0, "The mean over no rows (default: nan)", 0 },
-    { "grad-output", KEY_GRAD_OUTPUT, "F.npy", 0,
-      "Gradient of the loss, f4 or f8: one value or, with --reduction none, one for each row; multiplies "
-      "--grad-out "
-      "(default: 1)",
-      0 },
-    { "grad-dtype", KEY_GRAD_DTYPE, "f32|f16|bf16|f64", 0, "Dtype of --grad-out (default: the logits')", 0 },
+      2 },
     { NULL, 0, NULL, 0, "Outputs (.npy in C order; f4, f8 for f8 logits, where not said otherwise):", 3 },
 };
 enum { FIXED_OPTIONS = sizeof fixed_options / sizeof *fixed_options };
 
-/* The files that eval reads, with their flags. */
-enum { INPUTS = 6 };
-typedef struct named_path {
-    const char *flag, *path; /* path NULL: not given */
-} named_path;
-
-static void list_inputs(const options *o, named_path list[INPUTS])
+static const char *flag_of(int path)
 {
-    const named_path inputs[INPUTS] = { { "logits", o->logits },
-                                        { "targets", o->targets },
-                                        { "class-weights", o->class_weights },
-                                        { "row-weights", o->row_weights },
-                                        { "grad-output", o->grad_output },
-                                        { "tuning", cli_tuning_file } };
-    memcpy(list, inputs, sizeof inputs);
+    return path < INPUTS ? inputs[path].flag : path == TUNING ? "tuning" : results[path - FIRST_RESULT].flag;
 }
 
 /* What can be said of the flags without their files. */
-static void check_flags(const options *o, struct argp_state *state)
+static void check_flags(options *o, struct argp_state *state)
 {
-    named_path inputs[INPUTS];
-    uint32_t outputs = 0;
+    const char *logits = o->path[IN_LOGITS], *targets = o->path[IN_TARGETS];
 
-    if (o->logits == NULL && o->targets == NULL) argp_error(state, "--logits and --targets are required");
-    else if (o->logits == NULL) argp_error(state, "--logits is required");
-    else if (o->targets == NULL) argp_error(state, "--targets is required");
-    for (size_t i = 0; i < RESULTS; i++) {
-        if (o->out[i] != NULL) outputs |= results[i].bit;
-        for (size_t j = 0; j < i; j++) {
-            if (o->out[i] != NULL && o->out[j] != NULL && strcmp(o->out[i], o->out[j]) == 0)
-                argp_error(state, "--%s and --%s name the same file: each output takes its own",
-                           results[j].flag, results[i].flag);
+    o->path[TUNING] = cli_tuning_file;
+    if (logits == NULL || targets == NULL)
+        argp_error(state, "%s",
+                   logits != NULL    ? "--targets is required"
+                   : targets != NULL ? "--logits is required"
+                                     : "--logits and --targets are required");
+    for (int i = FIRST_RESULT; i < PATHS; i++) {
+        for (int k = 0; k < i; k++) {
+            if (o->path[i] != NULL && o->path[k] != NULL && strcmp(o->path[i], o->path[k]) == 0)
+                argp_error(state, "--%s and --%s name the same file: each output takes its own", flag_of(k),
+                           flag_of(i));
         }
+        if (o->path[i] != NULL) o->desc.outputs |= results[i - FIRST_RESULT].bit;
     }
-    list_inputs(o, inputs);
-    for (size_t i = 0; i < RESULTS; i++) {
-        for (size_t j = 0; j < INPUTS; j++) {
-            if (o->out[i] != NULL && inputs[j].path != NULL && strcmp(o->out[i], inputs[j].path) == 0)
-                argp_error(state, "--%s and --%s name the same file: each output takes its own",
-                           inputs[j].flag, results[i].flag);
-        }
-    }
-    if ((outputs & CLXENT_OUTPUT_GRADIENT) != 0) return;
-    if (o->grad_output != NULL)
+    if ((o->desc.outputs & CLXENT_OUTPUT_GRADIENT) != 0) return;
+    if (o->path[IN_UPSTREAM] != NULL)
         argp_error(state, "--grad-output without --grad-out, the only result that it changes");
     if (o->desc.gradient_dtype != 0)
         argp_error(state, "--grad-dtype without --grad-out, the file whose dtype it is");
 }
 
+static void parse_option(const struct desc_option *option, clxent_desc *desc, const char *text,
+                         struct argp_state *state)
+{
+    static const struct {
+        double least, most;
+    } limits[] = { [FRACTION] = { 0, 1 },
+                   [NOT_NEGATIVE] = { 0, DBL_MAX },
+                   [FINITE] = { -DBL_MAX, DBL_MAX },
+                   [NORMAL] = { 0, DBL_MAX } };
+    void *field = (char *)desc + option->field;
+
+    switch (option->kind) {
+    case KIND_ENUM:
+        *(uint32_t *)field = option->first + cli_choice(state, option->flag, text, option->argument);
+        break;
+    case KIND_SIZE: *(size_t *)field = cli_size(state, option->flag, text, 0); break;
+    case KIND_REAL:
+        *(double *)field =
+            cli_number(state, option->flag, text, limits[option->takes].least, limits[option->takes].most);
+        break;
+    case KIND_I64: /* ignore_index */
+        desc->use_ignore_index = strcmp(text, "none") != 0;
+        if (desc->use_ignore_index)
+            *(int64_t *)field = cli_integer(state, option->flag, text, "a 64-bit integer or 'none'");
+        break;
+    case KIND_FLAG: break; /* has no argument */
+    }
+}
+
 static error_t parse(int key, char *text, struct argp_state *state)
 {
     options *o = state->input;
-    clxent_desc *desc = &o->desc;
 
     switch (key) {
     case ARGP_KEY_INIT: state->child_inputs[0] = &o->common; return 0;
     case ARGP_KEY_END: check_flags(o, state); return 0;
-    case KEY_LOGITS: o->logits = cli_path(state, "logits", text); return 0;
-    case KEY_TARGETS: o->targets = cli_path(state, "targets", text); return 0;
-    case KEY_CLASS_WEIGHTS: o->class_weights = cli_path(state, "class-weights", text); return 0;
-    case KEY_ROW_WEIGHTS: o->row_weights = cli_path(state, "row-weights", text); return 0;
-    case KEY_GRAD_OUTPUT: o->grad_output = cli_path(state, "grad-output", text); return 0;
     case KEY_BF16: o->bf16 = true; return 0;
     case KEY_CLASS_AXIS: o->class_axis = cli_integer(state, "class-axis", text, "an axis"); return 0;
-    case KEY_IGNORE_INDEX:
-        desc->use_ignore_index = strcmp(text, "none") != 0;
-        if (desc->use_ignore_index)
-            desc->ignore_index = cli_integer(state, "ignore-index", text, "a 64-bit integer or 'none'");
-        return 0;
-    case KEY_LABEL_SMOOTHING:
-        desc->label_smoothing = cli_number(state, "label-smoothing", text, 0, 1);
-        return 0;
-    case KEY_Z_LOSS: desc->z_loss = cli_number(state, "z-loss", text, 0, DBL_MAX); return 0;
-    case KEY_LOGIT_SCALE:
-        desc->logit_scale = cli_number(state, "logit-scale", text, -DBL_MAX, DBL_MAX);
-        return 0;
-    case KEY_SOFTCAP: desc->softcap = cli_number(state, "softcap", text, 0, DBL_MAX); return 0;
-    case KEY_REDUCTION: desc->reduction = cli_choice(state, "reduction", text, reductions); return 0;
     case KEY_DENOMINATOR:
         o->denominator = cli_number(state, "denominator", text, -DBL_MAX, DBL_MAX);
         o->has_denominator = true;
         return 0;
-    case KEY_SHIFT: desc->shift = cli_size(state, "shift", text, 0); return 0;
-    case KEY_ON_BAD_TARGET:
-        desc->bad_target = cli_choice(state, "on-bad-target", text, bad_targets);
-        return 0;
-    case KEY_ALL_IGNORED: desc->all_ignored = cli_choice(state, "all-ignored", text, all_ignored); return 0;
-    case KEY_GRAD_DTYPE:
-        desc->gradient_dtype = CLXENT_F32 + cli_choice(state, "grad-dtype", text, dtypes);
-        return 0;
     default: break;
     }
-    if (key < KEY_OUT || key >= KEY_OUT + RESULTS) return ARGP_ERR_UNKNOWN;
-    o->out[key - KEY_OUT] = cli_path(state, results[key - KEY_OUT].flag, text);
+    if (key < KEY_PATH || key >= KEY_OPTION + OPTIONS) return ARGP_ERR_UNKNOWN;
+    if (key >= KEY_OPTION) parse_option(&desc_options[key - KEY_OPTION], &o->desc, text, state);
+    else o->path[key - KEY_PATH] = cli_path(state, flag_of(key - KEY_PATH), text);
     return 0;
 }
 
@@ -255,14 +220,18 @@ static void parse_options(options *o, int argc, char **argv)
         "a target that is no class, is exit status 1 "
         "and leaves "
         "no output; wrong flags are 2.";
-    struct argp_option list[FIXED_OPTIONS + RESULTS + 1] = { { 0 } };
+    struct argp_option list[FIXED_OPTIONS + PATHS + OPTIONS + 1] = { { 0 } }, *next = list + FIXED_OPTIONS;
     const struct argp argp = { list, parse, NULL, about, cli_common_options, NULL, NULL };
 
     memcpy(list, fixed_options, sizeof fixed_options);
-    for (int i = 0; i < RESULTS; i++) {
-        list[FIXED_OPTIONS + i] =
-            (struct argp_option){ results[i].flag, KEY_OUT + i, "F.npy", 0, results[i].help, 0 };
-    }
+#define ADD(table, i, key, group)                                                  \
+    if (table[i].flag != NULL) *next++ = (struct argp_option)                      \
+        {                                                                          \
+            table[i].flag, (key) + (i), table[i].argument, 0, table[i].help, group \
+        }
+    for (int i = 0; i < INPUTS; i++) ADD(inputs, i, KEY_PATH, 1);
+    for (int i = 0; i < OPTIONS; i++) ADD(desc_options, i, KEY_OPTION, 2);
+    for (int i = 0; i < RESULTS; i++) ADD(results, i, KEY_PATH + FIRST_RESULT, 3);
     memset(o, 0, sizeof *o);
     clxent_desc_init(&o->desc);
     o->class_axis = -1;
@@ -281,7 +250,7 @@ typedef struct input {
 typedef struct job {
     options o;
     clxent_desc desc;
-    input logits, targets, class_weights, row_weights, grad_output;
+    input in[INPUTS];
     size_t rows, row_axes, row_shape[NPY_MAX_AXES]; /* the logits' shape without the class axis */
     bool indices, f64;                              /* targets are classes; real is f8 */
     uint64_t ignored, bad;                          /* rows; the others count */
@@ -321,7 +290,7 @@ static bool is_bits16(const npy_header *h)
 
 static bool check_logits(job *j)
 {
-    const npy_header *h = &j->logits.array.header;
+    const npy_header *h = &j->in[IN_LOGITS].array.header;
     const int64_t axes = (int64_t)h->axes;
     const int64_t axis = j->o.class_axis < 0 ? j->o.class_axis + axes : j->o.class_axis;
 
@@ -333,19 +302,20 @@ static bool check_logits(job *j)
         const char *takes = j->o.bf16      ? "u2, i2 or V2 with --bf16"
                             : is_bits16(h) ? "f2, f4 or f8; if these are the bits of bf16, give --bf16"
                                            : "f2, f4 or f8, or u2 with --bf16";
-        cli_fail(j->logits.path, "dtype %s: logits take %s", npy_dtype_text(h).text, takes);
+        cli_fail(j->in[IN_LOGITS].path, "dtype %s: logits take %s", npy_dtype_text(h).text, takes);
         return false;
     }
     if (axis < 0 || axis >= axes) {
-        if (axes == 0) cli_fail(j->logits.path, "shape (): logits take a class axis");
+        if (axes == 0) cli_fail(j->in[IN_LOGITS].path, "shape (): logits take a class axis");
         else
-            cli_fail(j->logits.path, "--class-axis %" PRId64 ": shape %s takes %" PRId64 " to %" PRId64,
-                     j->o.class_axis, npy_shape_text(h->shape, h->axes).text, -axes, axes - 1);
+            cli_fail(j->in[IN_LOGITS].path,
+                     "--class-axis %" PRId64 ": shape %s takes %" PRId64 " to %" PRId64, j->o.class_axis,
+                     npy_shape_text(h->shape, h->axes).text, -axes, axes - 1);
         return false;
     }
     j->desc.classes = h->shape[axis];
     if (j->desc.classes == 0) {
-        cli_fail(j->logits.path, "shape %s has no classes: axis %" PRId64 " takes at least 1",
+        cli_fail(j->in[IN_LOGITS].path, "shape %s has no classes: axis %" PRId64 " takes at least 1",
                  npy_shape_text(h->shape, h->axes).text, axis);
         return false;
     }
@@ -397,7 +367,7 @@ static size_t fitting_axis(const npy_header *logits, const npy_header *targets)
 
 static bool check_targets(job *j)
 {
-    const npy_header *h = &j->targets.array.header, *logits = &j->logits.array.header;
+    const npy_header *h = &j->in[IN_TARGETS].array.header, *logits = &j->in[IN_LOGITS].array.header;
     const bool as_logits = j->o.bf16 ? is_bits16(h) : is(h, 'f', logits->item_size);
 
     j->indices = true;
@@ -411,9 +381,9 @@ static bool check_targets(job *j)
         j->desc.target_type =
             is(h, 'f', 4) ? CLXENT_TARGET_PROBABILITIES_F32 : CLXENT_TARGET_PROBABILITIES_LOGITS;
         j->indices = false;
-        return check_shape(&j->targets, logits->shape, logits->axes, "probabilities");
+        return check_shape(&j->in[IN_TARGETS], logits->shape, logits->axes, "probabilities");
     } else {
-        cli_fail(j->targets.path,
+        cli_fail(j->in[IN_TARGETS].path,
                  "dtype %s: targets take u1, i4 or i8 (classes), f4 or the logits' dtype (probabilities)%s",
                  npy_dtype_text(h).text,
                  h->kind == 'V' && is_bits16(h) ? "; bf16 needs --bf16, and logits of it" : "");
@@ -421,8 +391,8 @@ static bool check_targets(job *j)
     }
     const size_t axis = fitting_axis(logits, h);
     if (same_shape(h, j->row_shape, j->row_axes) || axis == logits->axes)
-        return check_shape(&j->targets, j->row_shape, j->row_axes, "targets");
-    cli_fail(j->targets.path,
+        return check_shape(&j->in[IN_TARGETS], j->row_shape, j->row_axes, "targets");
+    cli_fail(j->in[IN_TARGETS].path,
              "shape %s: targets take %s with --class-axis %" PRId64 "; these fit --class-axis %zu",
              npy_shape_text(h->shape, h->axes).text, npy_shape_text(j->row_shape, j->row_axes).text,
              j->o.class_axis, axis);
@@ -439,23 +409,23 @@ static bool check_real(const input *in, const char *what)
 
 static bool check_weights(job *j)
 {
-    const npy_header *g = &j->grad_output.array.header;
+    const npy_header *g = &j->in[IN_UPSTREAM].array.header;
 
-    if (j->class_weights.path != NULL) {
-        if (!check_real(&j->class_weights, "class weights")) return false;
-        if (!check_shape(&j->class_weights, &j->desc.classes, 1, "class weights")) return false;
+    if (j->in[IN_CLASS_WEIGHTS].path != NULL) {
+        if (!check_real(&j->in[IN_CLASS_WEIGHTS], "class weights")) return false;
+        if (!check_shape(&j->in[IN_CLASS_WEIGHTS], &j->desc.classes, 1, "class weights")) return false;
         j->desc.has_class_weights = 1;
     }
-    if (j->row_weights.path != NULL) {
-        if (!check_real(&j->row_weights, "row weights")) return false;
-        if (!check_shape(&j->row_weights, j->row_shape, j->row_axes, "row weights")) return false;
+    if (j->in[IN_ROW_WEIGHTS].path != NULL) {
+        if (!check_real(&j->in[IN_ROW_WEIGHTS], "row weights")) return false;
+        if (!check_shape(&j->in[IN_ROW_WEIGHTS], j->row_shape, j->row_axes, "row weights")) return false;
         j->desc.has_row_weights = 1;
     }
-    if (j->grad_output.path != NULL) {
+    if (j->in[IN_UPSTREAM].path != NULL) {
         const bool each = j->desc.reduction == CLXENT_REDUCTION_NONE;
-        if (!check_real(&j->grad_output, "values of --grad-output")) return false;
+        if (!check_real(&j->in[IN_UPSTREAM], "values of --grad-output")) return false;
         if (g->count != 1 && !(each && same_shape(g, j->row_shape, j->row_axes))) {
-            cli_fail(j->grad_output.path, "shape %s: --grad-output takes one value%s%s",
+            cli_fail(j->in[IN_UPSTREAM].path, "shape %s: --grad-output takes one value%s%s",
                      npy_shape_text(g->shape, g->axes).text, each ? " or " : " with this --reduction",
                      each ? npy_shape_text(j->row_shape, j->row_axes).text : "");
             return false;
@@ -464,14 +434,35 @@ static bool check_weights(job *j)
     return true;
 }
 
-/* The options that depend on the logits' dtype and shape. The library checks them too, by the names of its fields. */
+/* The numbers as `real` takes them. The library checks them too, by the names of its fields. */
+static bool check_numbers(const job *j, const char *path, const char *dtype)
+{
+    const double largest = j->f64 ? DBL_MAX : (double)FLT_MAX;
+    const double smallest = j->f64 ? DBL_MIN : (double)FLT_MIN; /* no subnormal: it has no reciprocal */
+
+    for (int i = 0; i < OPTIONS; i++) {
+        const struct desc_option *option = &desc_options[i];
+        double value;
+        if (option->kind != KIND_REAL) continue;
+        memcpy(&value, (const char *)&j->desc + option->field, sizeof value);
+        if (fabs(value) <= largest && (option->takes != NORMAL || value == 0 || value >= smallest)) continue;
+        cli_fail(path, "--%s %g: takes %sa number from %g to %g with %s logits", option->flag, value,
+                 option->takes == NORMAL ? "0 (off) or " : "",
+                 option->takes == NORMAL   ? smallest
+                 : option->takes == FINITE ? -largest
+                                           : 0,
+                 largest, dtype);
+        return false;
+    }
+    return true;
+}
+
+/* The options that depend on the logits' dtype and shape. */
 static bool check_options(job *j)
 {
     const clxent_desc *d = &j->desc;
-    const npy_header *h = &j->logits.array.header;
-    const char *path = j->logits.path, *dtype = dtypes[d->dtype - CLXENT_F32];
-    const double largest = j->f64 ? DBL_MAX : (double)FLT_MAX;
-    const double smallest = j->f64 ? DBL_MIN : (double)FLT_MIN; /* no subnormal: it has no reciprocal */
+    const npy_header *h = &j->in[IN_LOGITS].array.header;
+    const char *path = j->in[IN_LOGITS].path, *dtype = dtypes[d->dtype - CLXENT_F32];
     const double divisor = j->o.denominator;
 
     j->denominator_f32 = (float)divisor;
@@ -479,18 +470,11 @@ static bool check_options(job *j)
                : d->gradient_dtype == CLXENT_F64)
         cli_fail(path, "--grad-dtype %s: takes %s with %s logits", dtypes[d->gradient_dtype - CLXENT_F32],
                  j->f64 ? "f64 or f32" : "f32, f16 or bf16", dtype);
-    else if (d->z_loss > largest)
-        cli_fail(path, "--z-loss %g: takes a number from 0 to %g with %s logits", d->z_loss, largest, dtype);
-    else if (fabs(d->logit_scale) > largest)
-        cli_fail(path, "--logit-scale %g: takes a number from -%g to %g with %s logits", d->logit_scale,
-                 largest, largest, dtype);
-    else if (d->softcap != 0 && (d->softcap < smallest || d->softcap > largest))
-        cli_fail(path, "--softcap %g: takes 0 (off) or a number from %g to %g with %s logits", d->softcap,
-                 smallest, largest, dtype);
+    else if (!check_numbers(j, path, dtype)) return false;
     else if (!j->f64 && (isinf(j->denominator_f32) || (j->denominator_f32 == 0) != (divisor == 0)))
         cli_fail(path, "--denominator %g: takes an f32 number with %s logits", divisor, dtype);
     else if (!j->indices && d->use_ignore_index && d->ignore_index >= 0)
-        cli_fail(j->targets.path,
+        cli_fail(j->in[IN_TARGETS].path,
                  "--ignore-index %" PRId64 ": takes a negative index or 'none' where targets are "
                  "probabilities, which have no index to ignore",
                  d->ignore_index);
@@ -505,51 +489,47 @@ static bool check_options(job *j)
  * The files are created after the kernels are compiled: what crashes in a driver's compiler leaves none. */
 static bool check_outputs(job *j)
 {
-    const options *o = &j->o;
-    named_path inputs[INPUTS];
-    char *resolved[RESULTS] = { NULL };
+    const char *const *path = j->o.path;
+    char *resolved[PATHS] = { NULL };
     npy_fault fault;
     bool good = true;
 
-    list_inputs(o, inputs);
-    for (size_t i = 0; i < RESULTS && good; i++) {
-        const char *path = o->out[i], *other = NULL;
-        if (path == NULL) continue;
-        for (size_t k = 0; k < INPUTS; k++)
-            if (inputs[k].path != NULL && npy_one_file(path, inputs[k].path)) other = inputs[k].flag;
-        if (other == NULL && !npy_can_write(path, &resolved[i], &fault)) {
-            cli_fail(path, "%s", fault.text);
+    for (int i = FIRST_RESULT; i < PATHS && good; i++) {
+        int other = -1;
+        if (path[i] == NULL) continue;
+        for (int k = 0; k < FIRST_RESULT && other < 0; k++)
+            if (path[k] != NULL && npy_one_file(path[i], path[k])) other = k;
+        if (other < 0 && !npy_can_write(path[i], &resolved[i], &fault)) {
+            cli_fail(path[i], "%s", fault.text);
             good = false;
             break;
         }
-        for (size_t k = 0; k < i && other == NULL; k++) {
-            const bool same = resolved[k] != NULL && (strcmp(resolved[k], resolved[i]) == 0 ||
-                                                      npy_one_file(resolved[k], resolved[i]));
-            if (same) other = results[k].flag;
-        }
-        good = other == NULL;
+        for (int k = FIRST_RESULT; k < i && other < 0; k++)
+            if (resolved[k] != NULL &&
+                (strcmp(resolved[k], resolved[i]) == 0 || npy_one_file(resolved[k], resolved[i])))
+                other = k;
+        good = other < 0;
         if (!good)
-            cli_fail(path, "--%s and --%s name the same file: each output takes its own", other,
-                     results[i].flag);
+            cli_fail(path[i], "--%s and --%s name the same file: each output takes its own", flag_of(other),
+                     flag_of(i));
     }
-    for (size_t i = 0; i < RESULTS; i++) free(resolved[i]);
+    for (int i = 0; i < PATHS; i++) free(resolved[i]);
     return good;
 }
 
 /* Headers only: nothing is read that a wrong shape would make useless. */
 static bool open_inputs(job *j)
 {
-    const options *o = &j->o;
     char text[512];
 
-    if (!open_input(&j->logits, o->logits) || !check_logits(j)) return false;
-    if (!open_input(&j->targets, o->targets) || !check_targets(j)) return false;
-    if (!open_input(&j->class_weights, o->class_weights) || !open_input(&j->row_weights, o->row_weights) ||
-        !open_input(&j->grad_output, o->grad_output) || !check_weights(j) || !check_options(j) ||
-        !check_outputs(j))
-        return false;
+    for (int i = 0; i < INPUTS; i++) {
+        if (!open_input(&j->in[i], j->o.path[i])) return false;
+        if (i == IN_LOGITS && !check_logits(j)) return false;
+        if (i == IN_TARGETS && !check_targets(j)) return false;
+    }
+    if (!check_weights(j) || !check_options(j) || !check_outputs(j)) return false;
     if (clxent_desc_check(&j->desc, text, sizeof text) != CLXENT_OK) {
-        cli_fail(o->logits, "%s", text);
+        cli_fail(j->in[IN_LOGITS].path, "%s", text);
         return false;
     }
     return true;
@@ -577,10 +557,10 @@ static bool load(input *in)
  * rows or classes that were only meant to count little. (Row weights may be anything: see clxent.h.) */
 static bool check_real_value(const job *j, const input *in, size_t at, double value)
 {
-    const char *fault = in == &j->class_weights && !isfinite(value) ? "takes a finite number"
-                        : j->f64 || !isfinite(value)                ? NULL
-                        : fabs(value) > (double)FLT_MAX             ? "too large for f32"
-                        : in != &j->grad_output && value != 0 && (float)value == 0
+    const char *fault = in == &j->in[IN_CLASS_WEIGHTS] && !isfinite(value) ? "takes a finite number"
+                        : j->f64 || !isfinite(value)                       ? NULL
+                        : fabs(value) > (double)FLT_MAX                    ? "too large for f32"
+                        : in != &j->in[IN_UPSTREAM] && value != 0 && (float)value == 0
                             ? "too small for f32, where it would be 0"
                             : NULL;
 
@@ -619,7 +599,7 @@ static bool load_real(const job *j, input *in, size_t count)
 
 static int64_t target_at(const job *j, size_t i)
 {
-    const void *data = j->targets.use.data;
+    const void *data = j->in[IN_TARGETS].use.data;
     switch (j->desc.target_type) {
     case CLXENT_TARGET_U8: return ((const uint8_t *)data)[i];
     case CLXENT_TARGET_I32: return ((const int32_t *)data)[i];
@@ -633,7 +613,7 @@ typedef enum fate { ROW_COUNTS, ROW_IGNORED, ROW_BAD } fate;
 static fate fate_of(const job *j, size_t row)
 {
     const clxent_desc *d = &j->desc;
-    const void *weights = j->row_weights.use.data;
+    const void *weights = j->in[IN_ROW_WEIGHTS].use.data;
     int64_t target;
 
     if (row % d->seq + d->shift >= d->seq) return ROW_IGNORED;
@@ -664,7 +644,7 @@ static bool judge_rows(job *j)
         index[axis] = rest % j->row_shape[axis];
     if (j->desc.use_ignore_index)
         snprintf(ignored, sizeof ignored, ", or %" PRId64 " (ignored)", j->desc.ignore_index);
-    cli_fail(j->targets.path,
+    cli_fail(j->in[IN_TARGETS].path,
              "row %zu: target %" PRId64 " at %s is out of range: takes 0 to %zu%s (%" PRIu64 " bad row%s)",
              first, target_at(j, at), npy_shape_text(index, j->row_axes).text, j->desc.classes - 1, ignored,
              j->bad, j->bad == 1 ? "" : "s");
@@ -673,43 +653,42 @@ static bool judge_rows(job *j)
 
 /* ---- The run -------------------------------------------------------------------------------- */
 
-static void set_output(clxent_host_args *args, size_t field, void *data, size_t size)
+static void set_array(clxent_host_args *args, size_t field, const void *data, size_t size)
 {
-    const clxent_output output = { data, size };
-    memcpy((char *)args + field, &output, sizeof output);
+    const clxent_input array = { data, size }; /* outputs are alike, but for const */
+    memcpy((char *)args + field, &array, sizeof array);
 }
 
 /* What the files and what is printed need: the row losses give the perplexity. */
 static void choose_outputs(job *j)
 {
-    j->desc.outputs = CLXENT_OUTPUT_LOSSES;
-    for (size_t i = 0; i < RESULTS; i++)
-        if (j->o.out[i] != NULL) j->desc.outputs |= results[i].bit;
+    j->desc.outputs = j->o.desc.outputs | CLXENT_OUTPUT_LOSSES;
     if (j->desc.reduction != CLXENT_REDUCTION_NONE) j->desc.outputs |= CLXENT_OUTPUT_LOSS;
     if (j->indices) j->desc.outputs |= CLXENT_OUTPUT_CORRECT;
 }
 
 static bool create_outputs(job *j)
 {
-    const npy_header *h = &j->logits.array.header;
+    const npy_header *h = &j->in[IN_LOGITS].array.header;
     const uint32_t gradient = j->desc.gradient_dtype != 0 ? j->desc.gradient_dtype : j->desc.dtype;
     npy_fault fault;
 
     for (size_t i = 0; i < RESULTS; i++) {
         const struct result *r = &results[i];
         npy_output *file = &j->files[j->num_files];
-        const char *dtype = r->type == ITEM_I8         ? "i8"
-                            : r->type == ITEM_REAL     ? (j->f64 ? "f8" : "f4")
-                            : r->type == ITEM_GRADIENT ? npy_dtypes[gradient - CLXENT_F32]
-                                                       : npy_dtypes[j->desc.dtype - CLXENT_F32];
-        if (j->o.out[i] == NULL) continue;
-        if (!npy_create(file, j->o.out[i], dtype, r->has_classes ? h->shape : j->row_shape,
-                        r->has_classes ? h->axes : j->row_axes, &fault)) {
-            cli_fail(j->o.out[i], "%s", fault.text);
+        const char *dtype = r->element == ELEMENT_I64        ? "i8"
+                            : r->element == ELEMENT_REAL     ? (j->f64 ? "f8" : "f4")
+                            : r->element == ELEMENT_GRADIENT ? npy_dtypes[gradient - CLXENT_F32]
+                                                             : npy_dtypes[j->desc.dtype - CLXENT_F32];
+        const bool has_classes = r->shape == SHAPE_MATRIX; /* else the logits' shape without the class axis */
+        if (j->o.path[FIRST_RESULT + i] == NULL) continue;
+        if (!npy_create(file, j->o.path[FIRST_RESULT + i], dtype, has_classes ? h->shape : j->row_shape,
+                        has_classes ? h->axes : j->row_axes, &fault)) {
+            cli_fail(j->o.path[FIRST_RESULT + i], "%s", fault.text);
             return false;
         }
         j->file_result[j->num_files++] = i;
-        set_output(&j->args, r->field, file->data, file->bytes);
+        set_array(&j->args, r->field, file->data, file->bytes);
         j->bytes_moved += (double)file->bytes;
     }
 
@@ -732,7 +711,7 @@ static bool fail_run(const job *j, const cli_session *session, clxent_status sta
 {
     const bool of_input = status == CLXENT_ERROR_INVALID_DESC || status == CLXENT_ERROR_INVALID_ARGUMENT ||
                           status == CLXENT_ERROR_BAD_TARGET;
-    cli_fail_status(session->ctx, of_input ? j->logits.path : session->device.name, status);
+    cli_fail_status(session->ctx, of_input ? j->in[IN_LOGITS].path : session->device.name, status);
     return false;
 }
 
@@ -746,19 +725,15 @@ static bool run(job *j, cli_session *session)
 {
     clxent_status status;
 
-    j->args.logits = j->logits.use;
-    j->args.targets = j->targets.use;
-    j->args.class_weights = j->class_weights.use;
-    j->args.row_weights = j->row_weights.use;
-    if ((j->desc.outputs & CLXENT_OUTPUT_GRADIENT) != 0) j->args.upstream = j->grad_output.use;
+    for (int i = 0; i < INPUTS; i++) {
+        set_array(&j->args, inputs[i].field, j->in[i].use.data, j->in[i].use.size);
+        j->bytes_moved += (double)j->in[i].use.size;
+    }
     if (j->o.has_denominator) {
         j->args.denominator =
             (clxent_input){ j->f64 ? (const void *)&j->o.denominator : (const void *)&j->denominator_f32,
                             real_bytes(j) };
     }
-    j->bytes_moved += (double)j->logits.use.size + (double)j->targets.use.size +
-                      (double)j->class_weights.use.size + (double)j->row_weights.use.size +
-                      (double)j->args.upstream.size;
 
     const double start = cli_seconds();
     status = clxent_run_host(session->ctx, &j->desc, &j->args);
@@ -767,19 +742,32 @@ static bool run(job *j, cli_session *session)
     return status == CLXENT_OK || fail_run(j, session, status);
 }
 
+/* The options that make a row's loss something else than its negative log-likelihood become what they are initially;
+ * whether one was not. */
+static bool make_plain(clxent_desc *d)
+{
+    bool changed = false;
+#define PLAIN_ANY(name, initial)
+#define PLAIN_LOGITS(name, initial)
+#define PLAIN_ROWS(name, initial)
+#define PLAIN_LOSS(name, initial)              \
+    changed = changed || d->name != (initial); \
+    d->name = initial;
+#define OPTION(name, kind, initial, acts, constant, ...) PLAIN_##acts(name, initial)
+#include "../../host/options.def"
+    return changed;
+}
+
 /* Mean of the plain negative log-likelihood over the rows that count; NaN where there is none. */
 static bool mean_nll(job *j, cli_session *session, double *mean)
 {
-    const clxent_desc *d = &j->desc;
-    const bool plain =
-        d->label_smoothing == 0 && d->z_loss == 0 && d->has_class_weights == 0 && d->has_row_weights == 0;
+    clxent_desc desc = j->desc;
     const size_t bytes = j->rows * real_bytes(j);
     const void *losses = j->args.losses.data;
     void *own = NULL;
     double sum = 0, lost = 0;
 
-    if (!plain) {
-        clxent_desc desc = *d;
+    if (make_plain(&desc)) {
         clxent_host_args args = CLXENT_HOST_ARGS_INIT;
         clxent_status status;
         npy_fault fault;
@@ -791,8 +779,6 @@ static bool mean_nll(job *j, cli_session *session, double *mean)
         }
         desc.outputs = CLXENT_OUTPUT_LOSSES;
         desc.reduction = CLXENT_REDUCTION_NONE;
-        desc.label_smoothing = desc.z_loss = 0;
-        desc.has_class_weights = desc.has_row_weights = 0;
         desc.bad_target = CLXENT_BAD_TARGET_IGNORE; /* masked rows may hold bad targets */
         args.logits = j->args.logits;
         args.targets = j->args.targets;
@@ -874,20 +860,21 @@ int command_eval(int argc, char **argv)
 
     parse_options(&j.o, argc, argv);
     j.desc = j.o.desc;
-    j.desc.outputs = CLXENT_OUTPUT_LOSSES;
+    j.desc.outputs = CLXENT_OUTPUT_LOSSES; /* the others once the targets are known */
     clxent_host_args_init(&j.args);
 
     if (!open_inputs(&j)) goto done;
     cli_progress_start("eval");
-    if (!load(&j.targets) || !load_real(&j, &j.row_weights, j.rows) || !judge_rows(&j)) goto done;
-    if (!load(&j.logits) || !load_real(&j, &j.class_weights, j.desc.classes)) goto done;
-    if (!load_real(&j, &j.grad_output, j.desc.reduction == CLXENT_REDUCTION_NONE ? j.rows : 1)) goto done;
+    if (!load(&j.in[IN_TARGETS]) || !load_real(&j, &j.in[IN_ROW_WEIGHTS], j.rows) || !judge_rows(&j))
+        goto done;
+    if (!load(&j.in[IN_LOGITS]) || !load_real(&j, &j.in[IN_CLASS_WEIGHTS], j.desc.classes)) goto done;
+    if (!load_real(&j, &j.in[IN_UPSTREAM], j.desc.reduction == CLXENT_REDUCTION_NONE ? j.rows : 1)) goto done;
     if (!cli_find_device(&device, j.o.common.device) || !cli_open(&session, &device)) goto done;
     choose_outputs(&j);
     if (!compile(&j, &session) || !create_outputs(&j) || !run(&j, &session)) goto done;
     if (j.indices && !mean_nll(&j, &session, &nll)) goto done;
     if (!npy_commit(j.files, j.num_files, &failed, &fault)) {
-        cli_fail(j.o.out[j.file_result[failed]], "%s", fault.text);
+        cli_fail(j.o.path[FIRST_RESULT + j.file_result[failed]], "%s", fault.text);
         j.num_files = 0;
         goto done;
     }
@@ -898,11 +885,7 @@ done:
     cli_progress_stop();
     for (size_t i = 0; i < j.num_files; i++) npy_discard(&j.files[i]);
     npy_scratch_free(j.losses, j.rows * real_bytes(&j));
-    close_input(&j.logits);
-    close_input(&j.targets);
-    close_input(&j.class_weights);
-    close_input(&j.row_weights);
-    close_input(&j.grad_output);
+    for (int i = 0; i < INPUTS; i++) close_input(&j.in[i]);
     cli_close(&session);
     return status;
 }

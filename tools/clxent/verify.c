@@ -305,31 +305,11 @@ static bool fails(const verify_case *c, void *payload, problem_fault *f)
     return true;
 }
 
-/* error / bound of an output of the case, or -1 where it says nothing: integers and one_hot are exact, and what is
- * stored narrower than computed, or added to what was there, reaches its bound by that one rounding to half a unit of
- * the last place, which would hide all others. Beyond the bound an error counts in any of them. */
+/* error / bound of an output of the case, or -1 where it shows nothing. Beyond the bound an error counts in any case. */
 static double telling_ratio(const verify_case *c, size_t output, const worst_error *worst)
 {
-    const clxent_desc *d = &c->desc;
-    const uint32_t bit = (uint32_t)1 << output, real = d->dtype == CLXENT_F64 ? CLXENT_F64 : CLXENT_F32;
-    bool tells = true;
-
-    if ((d->outputs & bit) == 0) return -1;
-    switch (bit) {
-    case CLXENT_OUTPUT_GRADIENT:
-        tells = (d->gradient_dtype != 0 ? d->gradient_dtype : d->dtype) == real &&
-                d->gradient_mode != CLXENT_GRADIENT_ACCUMULATE;
-        break;
-    case CLXENT_OUTPUT_SOFTMAX:
-    case CLXENT_OUTPUT_LOG_SOFTMAX: tells = d->dtype == real; break;
-    case CLXENT_OUTPUT_ARGMAX:
-    case CLXENT_OUTPUT_CORRECT:
-    case CLXENT_OUTPUT_STATISTICS:
-    case CLXENT_OUTPUT_BAD_TARGETS:
-    case CLXENT_OUTPUT_ONE_HOT: tells = false; break;
-    default: break;
-    }
-    return tells || worst->ratio > 1 ? worst->ratio : -1;
+    if ((c->desc.outputs >> output & 1u) == 0) return -1;
+    return shows_arithmetic(&c->desc, FIRST_OUTPUT + (int)output) || worst->ratio > 1 ? worst->ratio : -1;
 }
 
 static void count(const verify_case *c, bool good, const worst_error worst[OUTPUTS])
