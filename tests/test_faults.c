@@ -276,7 +276,7 @@ static void open_fixture(void)
     host_args = p.args;
     args = no_args;
     for (int t = 0; t < CLXENT_TENSORS; t++) {
-        clxent_input *host = (clxent_input *)&host_args.logits + t;
+        clxent_output *host = array_of(&host_args, t);
         clxent_need need;
         cl_int code;
         cr_assert(clxent_tensor_need(&desc, desc.outputs, false, desc.batch, (clxent_tensor)t, &need, NULL,
@@ -290,7 +290,7 @@ static void open_fixture(void)
         mems[t] = clCreateBuffer(device.cl, CL_MEM_READ_WRITE | CL_MEM_COPY_HOST_PTR, need.bytes,
                                  (void *)host->data, &code);
         cr_assert(code == CL_SUCCESS);
-        (&args.logits + t)->mem = mems[t];
+        buffer_of(&args, t)->mem = mems[t];
     }
 }
 
@@ -519,14 +519,14 @@ static void host_arrays(bool copy)
     unsigned char *after[CLXENT_TENSORS] = { NULL };
     for (int t = 0; t < CLXENT_TENSORS; t++) {
         if (out[t] == NULL) continue;
-        const size_t size = ((clxent_input *)&host_args.logits + t)->size;
+        const size_t size = array_of(&host_args, t)->size;
         after[t] = take_memory(size);
         memcpy(after[t], out[t], size);
     }
     cr_assert(clxent_run_host(device.ctx, &desc, &whole) == CLXENT_OK);
     for (int t = 0; t < CLXENT_TENSORS; t++) {
         if (out[t] == NULL) continue;
-        cr_assert(memcmp(after[t], out[t], ((clxent_input *)&host_args.logits + t)->size) == 0, "%s differs",
+        cr_assert(memcmp(after[t], out[t], array_of(&host_args, t)->size) == 0, "%s differs",
                   clxent_tensor_name((clxent_tensor)t));
         free(after[t]);
     }

@@ -26,17 +26,12 @@ typedef struct results {
     clxent_host_args args;
 } results;
 
-static clxent_output *output_field(clxent_host_args *args, int tensor)
-{
-    return &args->losses + (tensor - CLXENT_TENSOR_LOSSES);
-}
-
 static void make_results(results *r, const problem *p, bool in_place)
 {
     memset(r, 0, sizeof *r);
     r->args = p->args;
     for (int t = CLXENT_TENSOR_LOSSES; t < CLXENT_TENSORS; t++) {
-        clxent_output *field = output_field(&r->args, t);
+        clxent_output *field = array_of(&r->args, t);
         clxent_need need;
         cr_assert(clxent_tensor_need(&p->desc, p->desc.outputs, false, p->desc.batch * p->desc.seq,
                                      (clxent_tensor)t, &need, NULL, 0) == CLXENT_OK);
@@ -555,9 +550,8 @@ Test(host_arrays, each_array_must_be_there_and_large_enough)
         const char *name = clxent_tensor_name((clxent_tensor)t);
         results r;
         make_results(&r, &p, false);
-        /* Inputs and outputs have one layout; the array of fields begins at logits. */
-        clxent_input *field = (clxent_input *)&r.args.logits + t;
-        const clxent_input whole = *field;
+        clxent_output *field = array_of(&r.args, t);
+        const clxent_output whole = *field;
         if (whole.data == NULL) {
             free_results(&r);
             continue;

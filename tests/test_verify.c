@@ -82,7 +82,7 @@ static void check_every_change_is_seen(const clxent_desc *desc)
 
 Test(verify, a_wrong_element_of_any_output_is_reported)
 {
-    clxent_desc desc = make_desc(CLXENT_OP_CROSS_ENTROPY, CLXENT_OUTPUT_ONE_HOT - 1);
+    clxent_desc desc = make_desc(CLXENT_OP_CROSS_ENTROPY, CROSS_ENTROPY_OUTPUTS);
     check_every_change_is_seen(&desc);
     desc = make_desc(CLXENT_OP_ONE_HOT, CLXENT_OUTPUT_ONE_HOT | CLXENT_OUTPUT_BAD_TARGETS);
     check_every_change_is_seen(&desc);
