@@ -11,7 +11,7 @@
  *          sleep                    takes 1.5 s longer
  *          skip                     launches nothing and says that it did
  *
- * With CLXENT_BAD_DRIVER_FOLDER calls count only while that folder holds a file.
+ * With CLXENT_BAD_DRIVER_FOLDER calls count only while the process has a file of that folder open, with a name or without.
  */
 #define _GNU_SOURCE /* RTLD_NEXT */
 #include <CL/cl.h>
@@ -74,16 +74,19 @@ static void fail(const char *what)
     }
 }
 
-static bool folder_is_empty(void)
+static bool folder_is_unused(void)
 {
     const char *path = getenv("CLXENT_BAD_DRIVER_FOLDER");
-    DIR *folder = path != NULL ? opendir(path) : NULL;
-    int entries = 0;
+    DIR *open_files = path != NULL ? opendir("/proc/self/fd") : NULL;
+    bool used = path == NULL;
 
-    if (folder == NULL) return false;
-    while (readdir(folder) != NULL) entries++;
-    closedir(folder);
-    return entries <= 2; /* . and .. */
+    for (struct dirent *entry; open_files != NULL && (entry = readdir(open_files)) != NULL;) {
+        char target[4096] = "";
+        (void)!readlinkat(dirfd(open_files), entry->d_name, target, sizeof target - 1);
+        used |= path != NULL && strncmp(target, path, strlen(path)) == 0;
+    }
+    if (open_files != NULL) closedir(open_files);
+    return !used;
 }
 
 /* Fails as the list has it for this call; true: the call itself is to be skipped. */
@@ -93,7 +96,7 @@ static bool misbehave(const char *call, int *calls)
     char copy[256], *rest = copy;
     bool skip = false;
 
-    if (folder_is_empty()) return false;
+    if (folder_is_unused()) return false;
     ++*calls;
     snprintf(copy, sizeof copy, "%s", list != NULL ? list : "");
     for (char *item; (item = strtok_r(rest, ",", &rest)) != NULL;) {

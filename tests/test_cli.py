@@ -1321,7 +1321,7 @@ class Files(Case):
             stderr=subprocess.DEVNULL,
             env={**os.environ, "POCL_CACHE_DIR": self.path("cache")},
         )
-        while not os.listdir(self.path("out")) and run.poll() is None:
+        while not os.listdir(self.path("cache")) and run.poll() is None:
             time.sleep(0.002)
         run.terminate()
         run.wait()

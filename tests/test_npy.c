@@ -362,7 +362,6 @@ Test(npy, discarded_outputs_leave_nothing, .init = make_directory, .fini = remov
 
     write_file(in_directory("old.npy"), "old", 3);
     cr_assert(npy_create(&output, in_directory("old.npy"), "i8", shape, 1, &fault));
-    cr_expect(files_in_directory() == 2);
     npy_discard(&output);
     npy_discard(&output);
     cr_expect(files_in_directory() == 1);
@@ -555,8 +554,7 @@ static int end_child(int number, void (*before)(void), int (*send)(int))
         signal(number, SIG_DFL); /* a sanitizer's handler would report the signal */
         if (before != NULL) before();
         signals_start();
-        if (!npy_create(&output, in_directory("a.npy"), "f4", NULL, 0, &fault) || files_in_directory() != 1)
-            _exit(99);
+        if (!npy_create(&output, in_directory("a.npy"), "f4", NULL, 0, &fault)) _exit(99);
         send(number);
         while (before == NULL) pause(); /* a thread of its own looks after signals from outside */
         nanosleep(&(struct timespec){ .tv_nsec = 50000000 }, NULL);
@@ -573,7 +571,7 @@ static int send_to_self(int number) { return kill(getpid(), number); }
 /* As a driver's compiler that gives up. */
 static int call_exit(int number) { exit(number); }
 
-Test(npy, a_signal_removes_what_is_unfinished, .init = make_directory, .fini = remove_directory)
+Test(npy, a_signal_leaves_nothing_unfinished, .init = make_directory, .fini = remove_directory)
 {
     static const int outside[] = { SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGXCPU };
     static const int faults[] = { SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT, SIGTRAP, SIGSYS, SIGPIPE };

@@ -8,7 +8,9 @@
  * literals that can stand there and nothing else of Python. All of a file is mapped before it is parsed,
  * so every read is checked against the mapping's end and every length against the file's.
  */
-#define _XOPEN_SOURCE 700
+#ifndef _GNU_SOURCE
+#    define _GNU_SOURCE /* O_TMPFILE */
+#endif
 #include "npy.h"
 #include "signals.h"
 
@@ -20,6 +22,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 static bool fail(npy_fault *fault, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -498,81 +501,97 @@ static char *resolve(const char *path)
     return name;
 }
 
-int npy_temporary(const char *path, char **resolved, char **temporary, npy_fault *fault)
+/* A name for descriptor's file beside path: of 7 characters more, which no other process takes. */
+static char *name_beside(const char *path, int descriptor)
 {
-    const mode_t mask = umask(0);
-    mode_t mode = 0666 & ~mask;
-    struct stat info;
-    bool remembered;
-    int descriptor;
+    struct timespec now;
+    char suffix[16];
 
-    umask(mask);
-    *temporary = NULL;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    snprintf(suffix, sizeof suffix, ".%06lx",
+             ((unsigned long)getpid() << 10 ^ (unsigned long)now.tv_nsec ^ (unsigned long)descriptor) &
+                 0xfffffful);
+    return join(path, strlen(path), suffix);
+}
+
+/* The name of a file that has one although it is temporary; NULL: it has none. */
+static char *name_of(int descriptor)
+{
+    char self[64];
+    struct stat info;
+
+    if (fstat(descriptor, &info) != 0 || info.st_nlink == 0) return NULL;
+    snprintf(self, sizeof self, "/proc/self/fd/%d", descriptor);
+    return realpath(self, NULL);
+}
+
+int npy_temporary(const char *path, char **resolved, npy_fault *fault)
+{
+    struct stat info;
+    char *name;
+    int descriptor = -1;
+
     /* Written through a symbolic link: rename() would replace the link. */
     *resolved = resolve(path);
-    if (*resolved == NULL) {
-        fail(fault, "cannot be written: %s", strerror(errno));
+    const bool exists = *resolved != NULL && stat(*resolved, &info) == 0;
+    if (exists && !S_ISREG(info.st_mode)) {
+        fail(fault, S_ISDIR(info.st_mode) ? "is a directory" : "exists and is not a regular file");
         goto fail;
     }
-    if (stat(*resolved, &info) == 0) {
-        mode = info.st_mode & 0777;
-        if (!S_ISREG(info.st_mode)) {
-            fail(fault, S_ISDIR(info.st_mode) ? "is a directory" : "exists and is not a regular file");
-            goto fail;
-        }
+    name = *resolved != NULL ? join(*resolved, folder_length(*resolved), "") : NULL;
+    if (name != NULL) descriptor = open(name[0] != '\0' ? name : ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0666);
+    if (name != NULL && descriptor < 0 && (errno == EOPNOTSUPP || errno == EISDIR)) {
+        free(name);
+        name = name_beside(*resolved, 0);
+        if (name != NULL) descriptor = open(name, O_CREAT | O_EXCL | O_RDWR | O_CLOEXEC, 0666);
     }
-    *temporary = join(*resolved, strlen(*resolved), ".XXXXXX");
-    if (*temporary == NULL) {
-        fail(fault, "out of memory");
-        goto fail;
-    }
-    signals_lead_abort();
-    signals_hold();
-    descriptor = mkstemp(*temporary);
-    remembered = descriptor >= 0 && signals_remember(*temporary);
-    signals_release();
-    if (descriptor < 0) {
-        fail(fault, "cannot be written: %s", strerror(errno));
-        goto fail;
-    }
-    if (!remembered || fchmod(descriptor, mode) != 0) {
-        fail(fault, "cannot be written: %s", strerror(errno));
-        close(descriptor);
-        npy_temporary_drop(*temporary);
-        goto fail;
-    }
-    return descriptor;
+    free(name);
+    if (descriptor >= 0 && (!exists || fchmod(descriptor, info.st_mode & 0777) == 0)) return descriptor;
+    fail(fault, "cannot be written: %s", strerror(errno));
+    if (descriptor >= 0) npy_temporary_drop(descriptor);
 
 fail:
     free(*resolved);
-    free(*temporary);
-    *resolved = *temporary = NULL;
+    *resolved = NULL;
     return -1;
 }
 
-bool npy_temporary_keep(const char *temporary, const char *resolved, npy_fault *fault)
+bool npy_temporary_keep(int descriptor, const char *resolved, npy_fault *fault)
 {
-    if (rename(temporary, resolved) != 0) return fail(fault, "cannot be written: %s", strerror(errno));
-    signals_forget(temporary);
-    return true;
+    char self[64], *name = name_of(descriptor);
+    bool good = name != NULL;
+
+    if (name == NULL) {
+        snprintf(self, sizeof self, "/proc/self/fd/%d", descriptor);
+        name = name_beside(resolved, descriptor);
+        good = name != NULL && linkat(AT_FDCWD, self, AT_FDCWD, name, AT_SYMLINK_FOLLOW) == 0;
+    }
+    good = good && rename(name, resolved) == 0;
+    if (good) {
+        close(descriptor);
+    } else {
+        fail(fault, "cannot be written: %s", strerror(errno));
+        if (name != NULL) unlink(name);
+    }
+    free(name);
+    return good;
 }
 
-void npy_temporary_drop(const char *temporary)
+void npy_temporary_drop(int descriptor)
 {
-    unlink(temporary);
-    signals_forget(temporary);
+    char *name = name_of(descriptor);
+
+    if (name != NULL) unlink(name);
+    free(name);
+    close(descriptor);
 }
 
 bool npy_can_write(const char *path, char **resolved, npy_fault *fault)
 {
-    char *temporary;
-    const int descriptor = npy_temporary(path, resolved, &temporary, fault);
+    const int descriptor = npy_temporary(path, resolved, fault);
 
-    if (descriptor < 0) return false;
-    close(descriptor);
-    npy_temporary_drop(temporary);
-    free(temporary);
-    return true;
+    if (descriptor >= 0) npy_temporary_drop(descriptor);
+    return descriptor >= 0;
 }
 
 /* ---- Outputs -------------------------------------------------------------------------------- */
@@ -605,20 +624,19 @@ bool npy_create(npy_output *output, const char *path, const char *dtype, const s
     char header[1024]; /* 32 axes of 20 digits, and 60 more, fit */
     const size_t header_bytes = format_header(header, sizeof header, dtype, shape, axes);
     size_t bytes = strtoul(dtype + 1, NULL, 10);
-    int descriptor;
 
     memset(output, 0, sizeof *output);
+    output->descriptor = -1;
     for (size_t axis = 0; axis < axes; axis++) {
         if (shape[axis] != 0 && bytes > (SIZE_MAX / 4) / shape[axis])
             return fail(fault, "too large for a file");
         bytes *= shape[axis];
     }
-    descriptor = npy_temporary(path, &output->path, &output->temporary, fault);
-    if (descriptor < 0) return false;
+    output->descriptor = npy_temporary(path, &output->path, fault);
+    if (output->descriptor < 0) return false;
     output->bytes = bytes;
     output->mapping_bytes = header_bytes + bytes;
-    output->mapping = map_new(descriptor, output->mapping_bytes, fault);
-    close(descriptor);
+    output->mapping = map_new(output->descriptor, output->mapping_bytes, fault);
     if (output->mapping == NULL) {
         npy_discard(output);
         return false;
@@ -640,47 +658,35 @@ bool npy_same_file(const npy_output *a, const npy_output *b)
     return strcmp(a->path, b->path) == 0 || npy_one_file(a->path, b->path);
 }
 
-/* Gives the file that output will replace a second name, by which it can come back. */
-static void keep_former(npy_output *output)
-{
-    char *former = join(output->temporary, strlen(output->temporary), "~");
-
-    if (former != NULL && signals_remember(former)) {
-        if (link(output->path, former) == 0) {
-            output->former = former;
-            return;
-        }
-        output->is_new = errno == ENOENT;
-        signals_forget(former);
-    }
-    free(former);
-}
-
-/* Undoes the rename. Without a second name of the former file the new one, which is complete, stays. */
-static void put_back(npy_output *output)
-{
-    if (output->is_new) unlink(output->path);
-    if (output->former == NULL) return;
-    /* where even this fails, the second name is all that is left of the file, and stays */
-    (void)rename(output->former, output->path);
-    signals_forget(output->former);
-    free(output->former);
-    output->former = NULL;
-}
-
 bool npy_commit(npy_output *outputs, size_t count, size_t *failed, npy_fault *fault)
 {
     bool good = true;
 
     signals_hold(); /* a signal ends the process before or after, with all outputs or none */
-    for (size_t i = 0; i < count; i++) keep_former(&outputs[i]);
     for (size_t i = 0; i < count && good; i++) {
+        npy_output *o = &outputs[i];
+        char *name = name_beside(o->path, o->descriptor);
         *failed = i;
-        good = outputs[i].renamed = npy_temporary_keep(outputs[i].temporary, outputs[i].path, fault);
+        /* the file that this one replaces keeps a second name, by which it can come back */
+        o->former = name != NULL ? join(name, strlen(name), "~") : NULL;
+        free(name);
+        const bool kept = o->former != NULL && link(o->path, o->former) == 0;
+        o->is_new = !kept && errno == ENOENT;
+        if (!kept) {
+            free(o->former);
+            o->former = NULL;
+        }
+        good = npy_temporary_keep(o->descriptor, o->path, fault);
+        if (good) o->descriptor = -1;
     }
     for (size_t i = 0; i < count; i++) {
-        if (!good && outputs[i].renamed) put_back(&outputs[i]);
-        npy_discard(&outputs[i]);
+        npy_output *o = &outputs[i];
+        const bool renamed = o->descriptor < 0;
+        if (!good && renamed && o->is_new) unlink(o->path);
+        /* where even rename() fails, the second name is all that is left of the file, and stays */
+        if (o->former != NULL && (good || !renamed)) unlink(o->former);
+        else if (o->former != NULL) (void)rename(o->former, o->path);
+        npy_discard(o);
     }
     signals_release();
     return good;
@@ -689,10 +695,8 @@ bool npy_commit(npy_output *outputs, size_t count, size_t *failed, npy_fault *fa
 void npy_discard(npy_output *output)
 {
     if (output->mapping != NULL) munmap(output->mapping, output->mapping_bytes);
-    if (output->temporary != NULL && !output->renamed) npy_temporary_drop(output->temporary);
-    if (output->former != NULL) npy_temporary_drop(output->former);
+    if (output->path != NULL && output->descriptor >= 0) npy_temporary_drop(output->descriptor);
     free(output->former);
     free(output->path);
-    free(output->temporary);
     memset(output, 0, sizeof *output);
 }

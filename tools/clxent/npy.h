@@ -66,16 +66,16 @@ npy_text npy_shape_text(const size_t *shape, size_t axes);
 
 /* ---- Outputs ------------------------------------------------------------------------------ */
 
-/* A file being written. It has no name that a reader could mistake for the result until npy_commit(). */
+/* A file being written. It has no name until npy_commit(). */
 typedef struct npy_output {
     void *data; /* to be filled: count items in C order, native byte order, at a multiple of 64 bytes */
     size_t bytes;
-    char *path, *temporary;
+    char *path;
+    int descriptor;
     void *mapping;
     size_t mapping_bytes;
     char *former; /* during npy_commit(): a second name of the file that path named before; NULL: none */
-    bool renamed;
-    bool is_new; /* path named no file before */
+    bool is_new;  /* path named no file before */
 } npy_output;
 
 /* dtype: "f4", "u2", ... The disk space is taken here, so that filling data cannot fail. */
@@ -101,12 +101,12 @@ void npy_discard(npy_output *output); /* accepts a zeroed or committed output */
  * which the caller frees; NULL on failure. */
 bool npy_can_write(const char *path, char **resolved, npy_fault *fault);
 
-/* The same guarantees for files that are not arrays. Opens a new file beside path for writing and names
- * it in *temporary; *resolved is path with symbolic links followed. -1 on failure. Then keep (rename) or,
- * also where that fails, drop (remove), after which the caller frees both names. Until then a signal or a fault that
- * ends the program removes the file (signals.h). */
-int npy_temporary(const char *path, char **resolved, char **temporary, npy_fault *fault);
-bool npy_temporary_keep(const char *temporary, const char *resolved, npy_fault *fault);
-void npy_temporary_drop(const char *temporary);
+/* The same guarantees for files that are not arrays. Opens a new file for writing in path's folder; *resolved, which the
+ * caller frees, is path with symbolic links followed. -1 on failure. Then keep, or, also where that fails, drop; both
+ * close it. The file has no name, so that nothing is left of it whatever ends the process. File systems without such
+ * files (NFS) give it one, which a signal leaves behind. */
+int npy_temporary(const char *path, char **resolved, npy_fault *fault);
+bool npy_temporary_keep(int descriptor, const char *resolved, npy_fault *fault);
+void npy_temporary_drop(int descriptor);
 
 #endif

@@ -114,9 +114,9 @@ bool plot_png(const char *path, void (*script)(FILE *to, const void *data), cons
 {
     const struct sigaction ignore = { .sa_handler = SIG_IGN };
     struct sigaction before;
-    char *resolved, *temporary, command[64];
+    char *resolved, command[64];
     npy_fault fault = { "" };
-    const int descriptor = npy_temporary(path, &resolved, &temporary, &fault);
+    const int descriptor = npy_temporary(path, &resolved, &fault);
     FILE *to;
     int status = -1;
 
@@ -124,7 +124,7 @@ bool plot_png(const char *path, void (*script)(FILE *to, const void *data), cons
         cli_fail(path, "%s", fault.text);
         return false;
     }
-    snprintf(command, sizeof command, "exec gnuplot >/dev/fd/%d 2>/dev/null", descriptor);
+    snprintf(command, sizeof command, "exec gnuplot >/proc/$PPID/fd/%d 2>/dev/null", descriptor);
     sigaction(SIGPIPE, &ignore, &before); /* the exit status of a gnuplot that ends early is reported below */
     to = popen(command, "w");
     if (to != NULL) {
@@ -141,11 +141,9 @@ bool plot_png(const char *path, void (*script)(FILE *to, const void *data), cons
                  WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status));
     else if (!is_whole(descriptor))
         status = cli_fail(path, "gnuplot wrote no whole picture: is there room on the device?");
-    else if (!npy_temporary_keep(temporary, resolved, &fault)) status = cli_fail(path, "%s", fault.text);
-    close(descriptor);
-    if (status != 0) npy_temporary_drop(temporary);
+    else if (!npy_temporary_keep(descriptor, resolved, &fault)) status = cli_fail(path, "%s", fault.text);
+    if (status != 0) npy_temporary_drop(descriptor);
     free(resolved);
-    free(temporary);
     return status == 0;
 }
 

@@ -6,8 +6,8 @@
  * handler for them never runs by surprise: LLVM installs some, which delete its files and end the process even where
  * the caller had ignored the signal.
  *
- * Signals of a fault come to the thread that made it. Our handlers for them are installed first, so that a driver's
- * run before: PoCL repairs integer divisions by zero in its own and calls the former one for the rest; LLVM restores
+ * Signals of a fault come to the thread that made it. A handler for them is installed first, so that a driver's run
+ * before: PoCL repairs integer divisions by zero in its own and calls the former one for the rest; LLVM restores
  * the former one and lets the fault happen again. abort() repeats nothing, so for SIGABRT our handler has to run
  * before the driver's.
  */
@@ -21,8 +21,8 @@
 
 /* From outside; by default they end the process. */
 static const int ending[] = { SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGXCPU };
-/* Of a fault, or of a call that the thread made. */
-static const int crashes[] = { SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGSEGV, SIGSYS, SIGPIPE };
+/* Of a fault. */
+static const int crashes[] = { SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGSEGV, SIGSYS };
 /* Those for which LLVM installs handlers besides. */
 static const int others[] = { SIGUSR1, SIGUSR2 };
 #define COUNT(array) (sizeof(array) / sizeof *(array))
@@ -30,59 +30,26 @@ static const int others[] = { SIGUSR1, SIGUSR2 };
 static sigset_t of_caller, waited;
 static struct sigaction at_start[COUNT(crashes)];
 
-/* ---- Files ---------------------------------------------------------------------------------- */
-
-/* Enough for two of every output of one command. */
-static _Atomic(const char *) files[32];
 static pthread_mutex_t busy = PTHREAD_MUTEX_INITIALIZER; /* what signals_hold() takes */
-
-bool signals_remember(const char *path)
-{
-    for (size_t i = 0; i < COUNT(files); i++) {
-        const char *none = NULL;
-        if (atomic_compare_exchange_strong(&files[i], &none, path)) return true;
-    }
-    return false;
-}
-
-void signals_forget(const char *path)
-{
-    for (size_t i = 0; i < COUNT(files); i++) {
-        const char *same = path;
-        if (atomic_compare_exchange_strong(&files[i], &same, NULL)) return;
-    }
-}
 
 void signals_hold(void) { pthread_mutex_lock(&busy); }
 void signals_release(void) { pthread_mutex_unlock(&busy); }
-
-/* Async-signal-safe. */
-static void remove_files(void)
-{
-    for (size_t i = 0; i < COUNT(files); i++) {
-        const char *path = atomic_exchange(&files[i], NULL);
-        if (path != NULL) unlink(path);
-    }
-}
 
 /* ---- Faults --------------------------------------------------------------------------------- */
 
 static _Atomic(void (*)(void)) on_crash;
 
-void signals_on_crash(void (*crashed)(void)) { atomic_store(&on_crash, crashed); }
-
-/* Removes the files, then lets the signal do what it would have done without us: exit status, core and the report of
- * a sanitizer stay as they were. */
+/* Lets the signal do what it would have done without us: exit status, core and the report of a sanitizer stay as they
+ * were. */
 static void crash(int number, siginfo_t *info, void *context)
 {
-    void (*const crashed)(void) = number != SIGPIPE ? atomic_exchange(&on_crash, NULL) : NULL;
+    void (*const crashed)(void) = atomic_exchange(&on_crash, NULL);
     /* These happen again when the handler returns. */
     const bool repeats =
         info->si_code > 0 && (number == SIGSEGV || number == SIGBUS || number == SIGILL || number == SIGFPE);
     (void)context;
 
     if (crashed != NULL) crashed();
-    remove_files();
     for (size_t i = 0; i < COUNT(crashes); i++)
         if (crashes[i] == number) sigaction(number, &at_start[i], NULL);
     if (!repeats) raise(number); /* it is blocked until the handler returns */
@@ -109,13 +76,19 @@ static void give_stack(void)
     if (sigaltstack(NULL, &before) == 0 && (before.ss_flags & SS_DISABLE) != 0) sigaltstack(&stack, NULL);
 }
 
-static atomic_bool started;
+void signals_on_crash(void (*crashed)(void))
+{
+    atomic_store(&on_crash, crashed);
+    give_stack();
+    for (size_t i = 0; i < COUNT(crashes); i++)
+        if (sigaction(crashes[i], NULL, &at_start[i]) == 0 && at_start[i].sa_handler != SIG_IGN)
+            catch_crash(i);
+}
 
 void signals_lead_abort(void)
 {
     for (size_t i = 0; i < COUNT(crashes); i++)
-        if (crashes[i] == SIGABRT && atomic_load(&started) && at_start[i].sa_handler != SIG_IGN)
-            catch_crash(i);
+        if (crashes[i] == SIGABRT && at_start[i].sa_handler != SIG_IGN) catch_crash(i);
 }
 
 /* ---- Signals from outside ------------------------------------------------------------------- */
@@ -133,7 +106,6 @@ static void end_by(int number)
     sigset_t set;
 
     pthread_mutex_lock(&busy);
-    remove_files();
     sigemptyset(&set);
     sigaddset(&set, number);
     pthread_sigmask(SIG_UNBLOCK, &set, NULL);
@@ -185,12 +157,6 @@ void signals_start(void)
         if (sigismember(&waited, ending[i])) sigaddset(&blocked, ending[i]);
     pthread_sigmask(SIG_BLOCK, &blocked, NULL);
 
-    give_stack();
-    for (size_t i = 0; i < COUNT(crashes); i++)
-        if (sigaction(crashes[i], NULL, &at_start[i]) == 0 && at_start[i].sa_handler != SIG_IGN)
-            catch_crash(i);
-    atomic_store(&started, true);
-    atexit(remove_files); /* a driver may call exit() */
     if (pthread_create(&thread, NULL, wait_for_signals, NULL) == 0) pthread_detach(thread);
     else pthread_sigmask(SIG_UNBLOCK, &waited, NULL);
 }

@@ -414,41 +414,37 @@ static bool make_folders(const char *path)
 /* Writes the file whole or not at all. Without rows only tries whether it could be: no search should be lost. */
 static bool store(const tuner *t, const char *path, const parameters *rows)
 {
-    char *resolved = NULL, *temporary = NULL;
+    char *resolved = NULL;
     npy_fault fault = { .text = "" };
     int descriptor;
     FILE *to;
     bool good;
 
     if (!make_folders(path)) return false;
-    descriptor = npy_temporary(path, &resolved, &temporary, &fault);
+    descriptor = npy_temporary(path, &resolved, &fault);
     if (descriptor < 0) {
         cli_fail(path, "%s", fault.text);
         return false;
     }
-    to = fdopen(descriptor, "w");
-    if (to == NULL) close(descriptor);
+    to = rows != NULL ? fdopen(dup(descriptor), "w") : NULL;
     good = to != NULL;
-    if (good && rows != NULL) {
+    if (good) {
         fputs("/* Parameters of clxent's kernels, found by `clxent tune`.\n", to);
         print_comment(to, "device  ", t->m.session.device.name);
         print_comment(to, "driver  ", t->driver);
         fputs(" * Without this file the built-in ones are used. */\n", to);
         print_rows(to, t, rows);
-    }
-    if (to != NULL) {
         good = fflush(to) == 0 && !ferror(to) && fsync(descriptor) == 0;
         if (fclose(to) != 0) good = false;
     }
-    if (!good) cli_fail(path, "cannot be written: %s", strerror(errno));
-    if (good && rows != NULL) {
-        good = npy_temporary_keep(temporary, resolved, &fault);
-        if (!good) cli_fail(path, "%s", fault.text);
+    if (!good && rows != NULL) cli_fail(path, "cannot be written: %s", strerror(errno));
+    if (good && !npy_temporary_keep(descriptor, resolved, &fault)) {
+        good = false;
+        cli_fail(path, "%s", fault.text);
     }
-    if (!good || rows == NULL) npy_temporary_drop(temporary);
+    if (!good) npy_temporary_drop(descriptor);
     free(resolved);
-    free(temporary);
-    return good;
+    return good || rows == NULL;
 }
 
 static void print_outcome(const tuner *t, const outcome *o)

@@ -229,8 +229,10 @@ static char running[COMMAND_SIZE]; /* its command, read by the signals' handler 
 static void say_crash(void)
 {
     static const char what[] = "\nclxent verify: a kernel or the driver crashed; repeat with\n  ";
-    ssize_t written = write(STDERR_FILENO, what, sizeof what - 1);
+    ssize_t written = 0;
 
+    if (running[0] == '\0') return;
+    written += write(STDERR_FILENO, what, sizeof what - 1);
     written += write(STDERR_FILENO, running, strlen(running));
     written += write(STDERR_FILENO, "\n", 1);
     (void)written; /* nothing could be done about it */
@@ -586,6 +588,7 @@ int command_verify(int argc, char **argv)
     int status = CLI_FAILED;
 
     cli_parse(&argp, argc, argv, &o);
+    signals_on_crash(say_crash);
     v.options = &o;
     v.worst = -1;
     if (!cli_find_device(&device, o.common.device) || !cli_open(&v.session, &device)) return CLI_FAILED;
@@ -595,7 +598,6 @@ int command_verify(int argc, char **argv)
     v.began = cli_seconds();
     deadline = o.has_seconds ? v.began + o.seconds : 0;
     if ((o.text == NULL || fits_device(&o.one)) && open_runner() && start_end(&thread, &deadline)) {
-        signals_on_crash(say_crash);
         check_cases();
         pthread_mutex_lock(&ending.lock);
         ending.over = true;
