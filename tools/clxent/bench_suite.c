@@ -695,7 +695,7 @@ int suite_run(const suite_options *o)
 
     if (!o->json) {
         printf("device %zu: %s; %s", o->device.index, o->device.name, "f32 unless a case says otherwise, ");
-        printf("%zu logits, median and range of %zu pairs\n\n", o->logits, o->pairs);
+        printf("%zu logits, median and range of %zu pairs, cold at most 5\n\n", o->logits, o->pairs);
         printf("%-46s %7s %-21s %5s  %-11s %17s %6s %8s %8s\n", "case", "figure", "", "goal", "", "range",
                "/ nt", "ms", "ref GB/s");
     }
