@@ -166,64 +166,42 @@ static const struct shape {
 };
 enum { SHAPES = sizeof shapes / sizeof *shapes };
 
-enum { VALUES = 6, NO_VALUE = -1 };
-#define NONE                                                       \
-    {                                                              \
-        NO_VALUE, NO_VALUE, NO_VALUE, NO_VALUE, NO_VALUE, NO_VALUE \
+enum { VALUES = 6 };
+typedef struct candidates {
+    size_t count;
+    uint32_t values[VALUES];
+} candidates;
+#define LIST(...)                                                               \
+    {                                                                           \
+        sizeof((uint32_t[]){ __VA_ARGS__ }) / sizeof(uint32_t), { __VA_ARGS__ } \
+    }
+#define NONE     \
+    {            \
+        0, { 0 } \
     }
 enum { KIB = 1024, MIB = 1024 * 1024 };
 
-/* A list ends at its first NO_VALUE. Groups of more than one work-item are not for CPUs, whose drivers take many times
- * as long to compile their barriers as the kernels ever win back. */
+/* Groups of more than one work-item are not for CPUs, whose drivers take many times as long to compile their barriers as
+ * the kernels ever win back. LANE_CLASSES changes nothing for the shapes above on CPUs: their rows lie along the classes. */
 static const struct search {
     size_t parameter;
     uint32_t bears_on;
     bool bits; /* decides bits of results */
-    int32_t cpu[VALUES], other[VALUES];
+    candidates cpu, other;
 } searches[] = {
-    { ELEMENTS,
-      IS_ROWS | IS_LANES,
-      false,
-      { 4 * KIB, 16 * KIB, 64 * KIB, 256 * KIB, NO_VALUE, NO_VALUE },
-      { 256, KIB, 4 * KIB, 16 * KIB, NO_VALUE, NO_VALUE } },
-    { STREAM,
-      IS_ROWS | IS_SPLIT | IS_LANES | IS_SMALL,
-      false,
-      { 0, MIB, 4 * MIB, 8 * MIB, 32 * MIB, 128 * MIB },
-      { 0, 32 * MIB, NO_VALUE, NO_VALUE, NO_VALUE, NO_VALUE } },
-    { SPLIT, IS_SPLIT, false, { 0, 2, 4, 8, 16, NO_VALUE }, { 0, 1, 2, 4, 8, NO_VALUE } },
-    { LANE_VECTOR,
-      IS_LANES,
-      true,
-      { 4, 8, 16, NO_VALUE, NO_VALUE, NO_VALUE },
-      { 1, 4, NO_VALUE, NO_VALUE, NO_VALUE, NO_VALUE } },
-    { GROUP, IS_ROWS | IS_SPLIT, true, NONE, { 64, 128, 256, 512, 1024, NO_VALUE } },
-    { VECTOR,
-      IS_ROWS | IS_SPLIT,
-      true,
-      { 4, 8, 16, NO_VALUE, NO_VALUE, NO_VALUE },
-      { 1, 4, 8, NO_VALUE, NO_VALUE, NO_VALUE } },
-    { BLOCK,
-      IS_ROWS | IS_SPLIT,
-      true,
-      { 16, 32, 64, 128, NO_VALUE, NO_VALUE },
-      { 4, 8, 16, NO_VALUE, NO_VALUE, NO_VALUE } },
-    { CACHE,
-      IS_ROWS,
-      true,
-      { 0, 8 * KIB, 32 * KIB, NO_VALUE, NO_VALUE, NO_VALUE },
-      { 0, 8 * KIB, 16 * KIB, 24 * KIB, NO_VALUE, NO_VALUE } },
-    { PIECE,
-      IS_SPLIT,
-      true,
-      { 16 * KIB, 64 * KIB, 256 * KIB, NO_VALUE, NO_VALUE, NO_VALUE },
-      { 8 * KIB, 32 * KIB, 128 * KIB, NO_VALUE, NO_VALUE, NO_VALUE } },
-    { LANE_GROUP, IS_LANES, true, NONE, { 32, 64, 128, 256, NO_VALUE, NO_VALUE } },
-    { LANE_CLASSES,
-      IS_LANES,
-      true,
-      NONE, /* of the shapes above it changes nothing: their rows lie along the classes */
-      { 16, 32, 64, 128, NO_VALUE, NO_VALUE } },
+    { ELEMENTS, IS_ROWS | IS_LANES, false, LIST(4 * KIB, 16 * KIB, 64 * KIB, 256 * KIB),
+      LIST(256, KIB, 4 * KIB, 16 * KIB) },
+    { STREAM, IS_ROWS | IS_SPLIT | IS_LANES | IS_SMALL, false,
+      LIST(0, MIB, 4 * MIB, 8 * MIB, 32 * MIB, 128 * MIB), LIST(0, 32 * MIB) },
+    { SPLIT, IS_SPLIT, false, LIST(0, 2, 4, 8, 16), LIST(0, 1, 2, 4, 8) },
+    { LANE_VECTOR, IS_LANES, true, LIST(4, 8, 16), LIST(1, 4) },
+    { GROUP, IS_ROWS | IS_SPLIT, true, NONE, LIST(64, 128, 256, 512, 1024) },
+    { VECTOR, IS_ROWS | IS_SPLIT, true, LIST(4, 8, 16), LIST(1, 4, 8) },
+    { BLOCK, IS_ROWS | IS_SPLIT, true, LIST(16, 32, 64, 128), LIST(4, 8, 16) },
+    { CACHE, IS_ROWS, true, LIST(0, 8 * KIB, 32 * KIB), LIST(0, 8 * KIB, 16 * KIB, 24 * KIB) },
+    { PIECE, IS_SPLIT, true, LIST(16 * KIB, 64 * KIB, 256 * KIB), LIST(8 * KIB, 32 * KIB, 128 * KIB) },
+    { LANE_GROUP, IS_LANES, true, NONE, LIST(32, 64, 128, 256) },
+    { LANE_CLASSES, IS_LANES, true, NONE, LIST(16, 32, 64, 128) },
 };
 enum { SEARCHES = sizeof searches / sizeof *searches, ROUNDS = 2 };
 
@@ -296,16 +274,16 @@ static double *time_rows(tuner *t, const struct shape *s, parameters rows[][FAMI
 static bool search_one(tuner *t, int family, const struct search *search, bool *moved)
 {
     const double enough = 0.97; /* what is nearer to 1 may be noise */
-    const int32_t *values = t->cpu ? search->cpu : search->other;
+    const candidates *tried = t->cpu ? &search->cpu : &search->other;
     parameters rows[VALUES + 1][FAMILIES];
     double logs[VALUES + 1] = { 0 };
     size_t count = 1, bearing = 0, best = 0;
 
     memcpy(rows[0], t->best, sizeof rows[0]);
-    for (size_t i = 0; i < VALUES && values[i] != NO_VALUE; i++) {
-        if ((uint32_t)values[i] == t->best[family].value[search->parameter]) continue;
+    for (size_t i = 0; i < tried->count; i++) {
+        if (tried->values[i] == t->best[family].value[search->parameter]) continue;
         memcpy(rows[count], t->best, sizeof rows[0]);
-        rows[count++][family].value[search->parameter] = (uint32_t)values[i];
+        rows[count++][family].value[search->parameter] = tried->values[i];
     }
     if (count == 1) return true;
     for (size_t s = 0; s < SHAPES; s++) {
