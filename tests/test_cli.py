@@ -26,6 +26,8 @@ BIN = os.path.abspath(os.environ.get("CLXENT_BIN", "clxent"))
 SMALL = "CLXENT_TEST_SMALL" in os.environ  # a simulator runs the kernels
 FULL = "CLXENT_TEST_FULL" in os.environ  # every variant times every dtype; else one of each kind, as each takes seconds to compile
 BAD_DRIVER = os.environ.get("CLXENT_BAD_DRIVER_LIB")  # tests/bad_driver.c
+SHIM = os.environ.get("CLXENT_SHIM")  # tests/fault_shim.c
+POCL = "pocl" in os.environ.get("OCL_ICD_VENDORS", "")
 
 OUTPUTS = ("losses", "lse", "softmax", "log-softmax", "grad", "argmax", "entropy")
 KEYS = [
@@ -2141,6 +2143,114 @@ class Tune(Case):
             self.refuse("tune", *args, status=2, env=self.env)
         self.refuse("info", "--no-tuning=1", status=2, env=self.env)
         self.assertFalse(os.path.exists(self.path("cache")))
+
+
+class Store(Case):
+    """Programs that the command line keeps where the driver keeps none: PoCL when it is told so, Oclgrind."""
+
+    MOST = 64 << 20
+
+    def setUp(self):
+        super().setUp()
+        self.env = {**os.environ, "XDG_CACHE_HOME": self.path("cache"), "POCL_KERNEL_CACHE": "0"}
+        self.folder = self.path("cache/clxent/programs")
+        # The smallest program that eval compiles: row losses of probabilities alone.
+        random = np.random.RandomState(3)
+        self.args = ["--logits", self.save("x.npy", random.normal(size=(3, 70)).astype("<f4"))]
+        self.args += ["--targets", self.save("y.npy", random.uniform(size=(3, 70)).astype("<f4"))]
+        self.args += ["--reduction", "none", "--losses-out"]
+
+    def eval(self, **environment):
+        """The bytes of the losses, and the calls that make programs where the shim tells of them."""
+        report = self.path("report")
+        if SHIM:
+            environment.update(LD_PRELOAD=SHIM, CLXENT_FAIL_REPORT=report)
+        self.succeed("eval", *self.args, self.path("losses.npy"), env={**self.env, **environment})
+        calls = ["not told"]
+        if SHIM:
+            with open(report) as stream:
+                *calls, live = stream.read().split("\n")[:-1]
+            self.assertEqual(live, "live 0")
+        with open(self.path("losses.npy"), "rb") as stream:
+            return stream.read(), {call for call in calls if call.startswith("clCreateProgram") or call == "not told"}
+
+    def expect(self, losses, call):
+        got, calls = self.eval()
+        self.assertEqual(got, losses)
+        self.assertEqual(calls, {call} if SHIM else {"not told"})
+
+    def stored(self):
+        return sorted(os.listdir(self.folder)) if os.path.exists(self.folder) else []
+
+    def fill(self):
+        """Files that are none of ours, the limit's worth of them, in the order in which they go."""
+        os.makedirs(self.folder, 0o700)
+        for age, (name, size) in enumerate((("oldest", self.MOST // 2), ("older", self.MOST // 2 - 100), ("newer", 100))):
+            path = self.raw(os.path.join(self.folder, name), b"")
+            os.truncate(path, size)
+            os.utime(path, (1000 + age, 1000 + age))
+        os.mkdir(os.path.join(self.folder, "folder"))
+        os.symlink("/dev/zero", os.path.join(self.folder, "link"))
+
+    def store_one(self):
+        """The losses, and the path of the one file that their program is in."""
+        before = self.stored()
+        losses, _ = self.eval()
+        new = [name for name in self.stored() if name not in before]
+        if not new and not POCL and not SMALL:
+            self.skipTest("the driver keeps programs itself")
+        self.assertEqual(len(new), 1)
+        self.assertRegex(new[0], r"\A[0-9a-f]{64}\Z")
+        return losses, os.path.join(self.folder, new[0])
+
+    def test_the_second_process_starts_from_what_the_first_stored(self):
+        self.fill()
+        losses, path = self.store_one()
+        self.assertEqual(self.stored(), sorted([os.path.basename(path), "older", "newer", "folder", "link"]))
+        sizes = [os.lstat(os.path.join(self.folder, name)).st_size for name in self.stored() if name != "folder"]
+        self.assertLessEqual(sum(sizes), self.MOST)
+        before = os.stat(path)
+        self.expect(losses, "clCreateProgramWithBinary")
+        after = os.stat(path)
+        self.assertEqual((after.st_ino, after.st_mtime_ns), (before.st_ino, before.st_mtime_ns))
+
+    # What follows depends on no driver, and on one that is told to keep nothing each step compiles for seconds.
+
+    @unittest.skipUnless(SMALL, "an interpreter runs it")
+    def test_only_what_this_user_has_stored_is_run(self):
+        losses, path = self.store_one()
+        self.assertEqual([os.stat(p).st_mode & 0o777 for p in (path, self.folder)], [0o600, 0o700])
+        with open(path, "rb") as stream:
+            whole = stream.read()
+        for data, mode in ((whole[:-1], 0o600), (whole[:-1] + b"?", 0o600), (b"", 0o600), (whole, 0o622), (whole, 0o660)):
+            self.raw(path, data)
+            os.chmod(path, mode)
+            losses_now, _ = self.eval()
+            self.assertEqual(losses_now, losses)
+            with open(path, "rb") as stream:
+                self.assertEqual(stream.read(), whole)
+            self.assertEqual(os.stat(path).st_mode & 0o777, 0o600, "it was not stored anew")
+
+    @unittest.skipUnless(SMALL, "an interpreter runs it")
+    def test_a_command_that_fails_stores_nothing(self):
+        self.refuse("eval", *self.args, self.path("no/losses.npy"), env=self.env)
+        self.assertEqual(self.stored(), [])
+
+    @unittest.skipUnless(SMALL, "an interpreter runs it")
+    def test_a_folder_that_cannot_be_written_is_silent(self):
+        self.raw("file", b"")
+        for folder in (self.path("file"), "relative", "/proc/no"):
+            self.eval(XDG_CACHE_HOME=folder, HOME="/proc/none")
+
+    @unittest.skipUnless(POCL or SMALL, "not known whether the driver keeps programs")
+    def test_nothing_is_stored_where_nothing_is_gained(self):
+        if POCL:
+            del self.env["POCL_KERNEL_CACHE"]
+            self.eval()
+        else:
+            self.succeed("info", env=self.env)
+            self.succeed("verify", "--cases", 1, "--max-elements", 50, "--no-host-arrays", env=self.env)
+        self.assertEqual(self.stored(), [])
 
 
 class Errors(Case):

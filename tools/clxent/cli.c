@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -259,6 +260,37 @@ static void read_log(const char *message, void *payload)
     if (strncmp(message, "program: ", 9) == 0) atomic_fetch_add(&session->programs, 1);
 }
 
+/* ---- The cache folder ------------------------------------------------------------------------ */
+
+char *cli_cache_path(const char *name)
+{
+    const char *folder = getenv("XDG_CACHE_HOME"), *below = "";
+
+    if (folder == NULL || folder[0] != '/') { /* the specification says to ignore relative ones */
+        folder = getenv("HOME");
+        below = "/.cache";
+    }
+    if (folder == NULL || folder[0] != '/') return NULL;
+    const size_t size = strlen(folder) + strlen(name) + 32;
+    char *path = malloc(size);
+    if (path != NULL) snprintf(path, size, "%s%s/clxent/%s", folder, below, name);
+    return path;
+}
+
+bool cli_make_folders(const char *path)
+{
+    char *copy = strdup(path);
+    bool good = copy != NULL;
+
+    for (char *at = copy; good && (at = strchr(at + 1, '/')) != NULL;) {
+        *at = '\0';
+        good = mkdir(copy, 0700) == 0 || errno == EEXIST;
+        *at = '/';
+    }
+    free(copy);
+    return good;
+}
+
 /* ---- Stored parameters ---------------------------------------------------------------------- */
 
 bool cli_no_tuning;
@@ -267,17 +299,9 @@ char *cli_tuning_file;
 /* Device and driver, as far as file names can tell them, and a hash (FNV-1a) of both whole. */
 char *cli_tuning_path(const cli_device *device)
 {
-    const char *folder = getenv("XDG_CACHE_HOME"), *below = "";
-    char names[2][256] = { "", "" };
+    char names[2][256] = { "", "" }, name[160];
     uint64_t hash = 0xcbf29ce484222325u;
-    char *path = NULL;
-    size_t size;
 
-    if (folder == NULL || folder[0] != '/') { /* the specification says to ignore relative ones */
-        folder = getenv("HOME");
-        below = "/.cache";
-    }
-    if (folder == NULL || folder[0] != '/') return NULL;
     snprintf(names[0], sizeof names[0], "%s", device->name);
     (void)clGetDeviceInfo(device->id, CL_DRIVER_VERSION, sizeof names[1] - 1, names[1], NULL);
     for (size_t n = 0; n < 2; n++) {
@@ -286,12 +310,8 @@ char *cli_tuning_path(const cli_device *device)
         for (char *at = names[n]; *at != '\0'; at++)
             if (!isalnum((unsigned char)*at) && *at != '.' && *at != '-') *at = '_';
     }
-    size = strlen(folder) + 256;
-    path = malloc(size);
-    if (path != NULL)
-        snprintf(path, size, "%s%s/clxent/%.80s-%.40s-%016" PRIx64 ".def", folder, below, names[0], names[1],
-                 hash);
-    return path;
+    snprintf(name, sizeof name, "%.80s-%.40s-%016" PRIx64 ".def", names[0], names[1], hash);
+    return cli_cache_path(name);
 }
 
 /* The text of path, NULL where there is none. Says what is wrong with a file that is there, and adds what follows. */
@@ -327,6 +347,7 @@ static clxent_status create_context(cli_session *session, const char *tuning, cl
     options.log = read_log;
     options.log_payload = session;
     options.tuning = tuning;
+    options.store = session->callbacks;
     return clxent_context_create(ctx, session->cl, session->device.id, &options);
 }
 
@@ -345,7 +366,7 @@ bool cli_retune(cli_session *session, const char *text)
     return true;
 }
 
-bool cli_open(cli_session *session, const cli_device *device)
+static bool open_session(cli_session *session, const cli_device *device, bool stored)
 {
     const cl_context_properties properties[] = { CL_CONTEXT_PLATFORM, (cl_context_properties)device->platform,
                                                  0 };
@@ -358,6 +379,7 @@ bool cli_open(cli_session *session, const cli_device *device)
 
     memset(session, 0, sizeof *session);
     session->device = *device;
+    if (stored) session->store = cli_store_open(device, &session->callbacks);
     if (asked && text == NULL) goto done;
     session->cl = clCreateContext(properties, 1, &device->id, NULL, NULL, &code);
     if (session->cl == NULL) {
@@ -387,9 +409,17 @@ done:
     return status == CLXENT_OK;
 }
 
+bool cli_open(cli_session *session, const cli_device *device) { return open_session(session, device, false); }
+
+bool cli_open_stored(cli_session *session, const cli_device *device)
+{
+    return open_session(session, device, true);
+}
+
 void cli_close(cli_session *session)
 {
     clxent_context_destroy(session->ctx);
+    cli_store_close(session->store);
     if (session->cl != NULL) clReleaseContext(session->cl);
     free(session->tuning);
     memset(session, 0, sizeof *session);

@@ -75,16 +75,24 @@ size_t cli_list_devices(cli_device **devices);
  * the first device. Says why there is none and returns false. */
 bool cli_find_device(cli_device *device, const char *wanted);
 
+typedef struct cli_store cli_store;
+
 typedef struct cli_session {
     cli_device device;
     cl_context cl;
     clxent_context *ctx;
     char *tuning;           /* the file whose parameters ctx uses; NULL: the library's own */
+    cli_store *store;       /* NULL: programs are compiled, or the driver keeps them */
+    clxent_store callbacks; /* its */
     atomic_size_t programs; /* compiled so far */
 } cli_session;
 /* With the parameters that `clxent tune` stored for the device; where they cannot be read, warns and takes the library's
  * own. Says what failed. The session stays where it is until it is closed. */
 bool cli_open(cli_session *session, const cli_device *device);
+
+/* The same for commands whose user waits for one result: with programs that such commands have stored, where the driver
+ * keeps none itself. Measurements and checks of a device compile theirs. One thread at a time may make plans. */
+bool cli_open_stored(cli_session *session, const cli_device *device);
 extern bool cli_no_tuning;    /* --no-tuning: no stored parameters are looked for */
 extern char *cli_tuning_file; /* --tuning: these instead of the stored ones, and a fault of them is final */
 
@@ -95,6 +103,18 @@ char *cli_tuning_path(const cli_device *device);
 /* Gives the session another context, whose parameters are the rows of text. Plans of the former live on. */
 bool cli_retune(cli_session *session, const char *text);
 void cli_close(cli_session *session); /* accepts a zeroed session */
+
+/* The path of name in $XDG_CACHE_HOME/clxent, else in ~/.cache/clxent; NULL where the environment names no folder. The
+ * caller frees it. */
+char *cli_cache_path(const char *name);
+
+/* Creates every folder above path, for this user alone; errno where it cannot. */
+bool cli_make_folders(const char *path);
+
+/* Of the session, store.c: NULL where device's driver keeps programs, or there is nowhere to put them. */
+cli_store *cli_store_open(const cli_device *device, clxent_store *callbacks);
+void cli_store_keep(cli_store *store);  /* writes new programs; once the results are out. Accepts NULL */
+void cli_store_close(cli_store *store); /* likewise */
 
 /* Compiles what clxent_run_host() of desc, a cross-entropy, will use, and adds the seconds that took to *seconds:
  * builds the kernels, then launches them once on the fewest rows that a run takes, as a driver may compile only

@@ -160,10 +160,13 @@ int command_demo(int argc, char **argv)
     cli_parse(&argp, argc, argv, &o);
     if (o.plot != NULL && !plot_check(o.plot)) return CLI_FAILED;
     if (!cli_find_device(&device, o.common.device)) return CLI_FAILED;
-    good = cli_open(&session, &device) && compute(&e, &session, &t);
+    good = cli_open_stored(&session, &device) && compute(&e, &session, &t);
+    good = good && (o.plot == NULL || plot_example(&e, o.plot));
+    if (good) {
+        if (o.common.json) print_json(&e, &device, &t);
+        else print_text(&e, &device, &t);
+        cli_store_keep(session.store);
+    }
     cli_close(&session);
-    if (!good || (o.plot != NULL && !plot_example(&e, o.plot))) return CLI_FAILED;
-    if (o.common.json) print_json(&e, &device, &t);
-    else print_text(&e, &device, &t);
-    return CLI_DONE;
+    return good ? CLI_DONE : CLI_FAILED;
 }

@@ -869,7 +869,7 @@ int command_eval(int argc, char **argv)
         goto done;
     if (!load(&j.in[IN_LOGITS]) || !load_real(&j, &j.in[IN_CLASS_WEIGHTS], j.desc.classes)) goto done;
     if (!load_real(&j, &j.in[IN_UPSTREAM], j.desc.reduction == CLXENT_REDUCTION_NONE ? j.rows : 1)) goto done;
-    if (!cli_find_device(&device, j.o.common.device) || !cli_open(&session, &device)) goto done;
+    if (!cli_find_device(&device, j.o.common.device) || !cli_open_stored(&session, &device)) goto done;
     choose_outputs(&j);
     if (!compile(&j, &session) || !create_outputs(&j) || !run(&j, &session)) goto done;
     if (j.indices && !mean_nll(&j, &session, &nll)) goto done;
@@ -879,6 +879,7 @@ int command_eval(int argc, char **argv)
         goto done;
     }
     print_results(&j, &session, nll);
+    cli_store_keep(session.store);
     status = CLI_DONE;
 
 done:

@@ -16,7 +16,6 @@
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 /* ---- Rows of parameters --------------------------------------------------------------------- */
@@ -371,24 +370,6 @@ static void print_comment(FILE *to, const char *what, const char *text)
     fputc('\n', to);
 }
 
-/* Creates every folder above path. */
-static bool make_folders(const char *path)
-{
-    char *copy = strdup(path);
-    bool good = copy != NULL;
-
-    for (char *at = copy; good && (at = strchr(at + 1, '/')) != NULL;) {
-        *at = '\0';
-        if (mkdir(copy, 0700) != 0 && errno != EEXIST) {
-            cli_fail(path, "the folder %s cannot be made: %s", copy, strerror(errno));
-            good = false;
-        }
-        *at = '/';
-    }
-    free(copy);
-    return good;
-}
-
 /* Writes the file whole or not at all. Without rows only tries whether it could be: no search should be lost. */
 static bool store(const tuner *t, const char *path, const parameters *rows)
 {
@@ -398,7 +379,10 @@ static bool store(const tuner *t, const char *path, const parameters *rows)
     FILE *to;
     bool good;
 
-    if (!make_folders(path)) return false;
+    if (!cli_make_folders(path)) {
+        cli_fail(path, "its folder cannot be made: %s", strerror(errno));
+        return false;
+    }
     descriptor = npy_temporary(path, &resolved, &fault);
     if (descriptor < 0) {
         cli_fail(path, "%s", fault.text);
