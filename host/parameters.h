@@ -19,12 +19,12 @@ _Static_assert(offsetof(clxent_parameters, classes) ==
                "no padding: kernels see the same layout");
 
 /* parameters.cl, clxent.h and tensors.def name the same bits, and the same offsets in the same order. */
-#define INPUT(name, NAME, ...)                                                                     \
+#define HAS_OFFSET(name, NAME)                                                                     \
     _Static_assert(offsetof(clxent_offsets, name) == CLXENT_TENSOR_##NAME * sizeof(u64), "offset " \
                                                                                          "of " #name);
-#define OUTPUT(name, NAME, ...)                                                          \
-    _Static_assert(offsetof(clxent_offsets, name) == CLXENT_TENSOR_##NAME * sizeof(u64), \
-                   "offset of " #name);                                                  \
+#define INPUT(name, NAME, ...) HAS_OFFSET(name, NAME)
+#define OUTPUT(name, NAME, ...) \
+    HAS_OFFSET(name, NAME)      \
     _Static_assert(OUTPUT_##NAME == CLXENT_OUTPUT_##NAME, "bit of " #name);
 #include "tensors.def"
 _Static_assert(sizeof(clxent_offsets) == CLXENT_TENSORS * sizeof(u64), "one offset for every tensor");
