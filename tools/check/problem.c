@@ -320,6 +320,12 @@ static size_t layout_bytes(const clxent_desc *desc, const layout *l)
     return (index_of(desc, l, l->rows - 1, l->columns - 1) + 1) * l->element_size;
 }
 
+size_t tensor_bytes(const clxent_desc *desc, int tensor)
+{
+    const layout l = layout_of(desc, tensor);
+    return takes(desc, desc->outputs, tensor) ? layout_bytes(desc, &l) : 0;
+}
+
 /* ---- Problems ------------------------------------------------------------------------------ */
 
 static bool target_fits(uint32_t target_type, int64_t value)

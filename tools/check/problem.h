@@ -69,6 +69,9 @@ extern const char *const tensor_names[TENSORS + 1]; /* the fields' names; ends w
 clxent_buffer *buffer_of(clxent_args *args, int tensor);
 clxent_output *array_of(const clxent_host_args *args, int tensor);
 
+/* Bytes of the tensor in a run of all that desc has; 0 where the run has none. An optional one counts. */
+size_t tensor_bytes(const clxent_desc *desc, int tensor);
+
 /* What a run of desc can give of its operation's outputs, desc.outputs aside. */
 uint32_t possible_outputs(const clxent_desc *desc);
 

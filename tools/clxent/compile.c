@@ -5,6 +5,7 @@
  */
 #define _XOPEN_SOURCE 700
 #include "measure.h"
+#include "problem.h"
 
 enum {
     ALIGNMENT = 192, /* a workspace takes a multiple of 64, a record of bad targets one of its 24 bytes */
@@ -14,8 +15,7 @@ enum {
 /* Outputs of clxent_run_host(): it records bad targets whether or not its caller asks. */
 static uint32_t outputs_of(const clxent_desc *desc)
 {
-    const bool indices = desc->target_type == CLXENT_TARGET_I32 || desc->target_type == CLXENT_TARGET_I64 ||
-                         desc->target_type == CLXENT_TARGET_U8;
+    const bool indices = has_index_targets(desc);
     const uint32_t of_targets =
         CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_CORRECT;
     const bool records =
@@ -52,52 +52,33 @@ static size_t rows_to_launch(const clxent_desc *desc)
     return fits ? several : fewest;
 }
 
-/* Names the next bytes of the one buffer that all arguments share. */
-static void place(clxent_buffer *buffer, size_t bytes, size_t *used)
-{
-    buffer->offset = *used;
-    *used += (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-}
-
 clxent_status launch_zeros(const cli_session *session, clxent_plan *plan, const clxent_desc *desc,
                            size_t rows)
 {
-    enum { GIVEN = 11 }; /* outputs of cross-entropy */
-    const size_t element = dtype_bytes(desc->dtype), real = desc->dtype == CLXENT_F64 ? 8 : 4;
-    const size_t elements = rows * desc->classes;
-    const bool f32_labels = desc->target_type == CLXENT_TARGET_PROBABILITIES_F32;
-    const bool labels = f32_labels || desc->target_type == CLXENT_TARGET_PROBABILITIES_LOGITS;
-    const size_t gradient = dtype_bytes(desc->gradient_dtype != 0 ? desc->gradient_dtype : desc->dtype);
-    const size_t output_bytes[GIVEN] = {
-        rows * real, real, rows * real, elements * element, elements * element,        elements * gradient,
-        rows * 8,    8,    rows * real, rows * 2 * real,    sizeof(clxent_bad_targets)
-    };
+    clxent_desc part = *desc;
     clxent_args args = CLXENT_ARGS_INIT;
-    clxent_buffer *const outputs = &args.losses; /* in the order of their bits */
-    clxent_buffer *const inputs[] = { &args.logits, &args.targets, &args.class_weights, &args.row_weights,
-                                      &args.workspace };
-    const size_t input_bytes[] = { elements * element,
-                                   !labels ? rows * 8 : elements * (f32_labels ? 4 : element),
-                                   desc->classes * real, rows * real, clxent_plan_workspace_size(plan) };
     const cl_uchar zero = 0;
     cl_command_queue queue = NULL;
-    size_t used = 0;
+    size_t used = clxent_plan_workspace_size(plan);
+    clxent_status status;
     cl_int code;
 
-    for (size_t i = 0; i < sizeof input_bytes / sizeof *input_bytes; i++)
-        place(inputs[i], input_bytes[i], &used);
-    for (size_t i = 0; i < GIVEN; i++)
-        if ((desc->outputs >> i & 1u) != 0) place(&outputs[i], output_bytes[i], &used);
-
-    clxent_status status;
+    part.batch = rows;
+    part.seq = 1;
+    used = (used + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT + ALIGNMENT; /* the workspace comes first */
+    for (int t = 0; t < TENSORS; t++) {
+        buffer_of(&args, t)->offset = used;
+        used += (tensor_bytes(&part, t) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    }
     cl_mem all = clCreateBuffer(session->cl, CL_MEM_READ_WRITE, used, NULL, &code);
     if (all != NULL) queue = clCreateCommandQueue(session->cl, session->device.id, 0, &code);
     if (queue != NULL) code = clEnqueueFillBuffer(queue, all, &zero, 1, 0, used, 0, NULL, NULL);
     status = code;
     if (status == CLXENT_OK) {
-        for (size_t i = 0; i < sizeof inputs / sizeof *inputs; i++) inputs[i]->mem = all;
-        for (size_t i = 0; i < GIVEN; i++)
-            if ((desc->outputs >> i & 1u) != 0) outputs[i].mem = all;
+        for (int t = 0; t < TENSORS; t++)
+            if (t != TENSOR_UPSTREAM && t != TENSOR_DENOMINATOR && tensor_bytes(&part, t) > 0)
+                buffer_of(&args, t)->mem = all;
+        args.workspace.mem = all;
         args.rows = rows;
         status = clxent_enqueue(plan, queue, &args, 0, NULL, NULL);
     }

@@ -5,6 +5,7 @@
  */
 #define _GNU_SOURCE /* RTLD_NEXT */
 #include "measure.h"
+#include "problem.h"
 
 #include <dlfcn.h>
 #include <math.h>
@@ -322,10 +323,9 @@ bool timed_plan(measure *m, timed *t, const clxent_desc *desc, bool in_place, cl
     if (good && desc->has_row_weights != 0)
         good = own(m, t, &a->row_weights, rows * real) &&
                fill(m, a->row_weights.mem, real_fill, rows, 0.5f, 1.0f, 79);
-    if (good && (desc->outputs & CLXENT_OUTPUT_LOSS) != 0) good = own(m, t, &a->loss, real);
-    if (good && (desc->outputs & CLXENT_OUTPUT_LSE) != 0) good = own(m, t, &a->lse, rows * real);
-    if (good && (desc->outputs & CLXENT_OUTPUT_ARGMAX) != 0) good = own(m, t, &a->argmax, rows * 8);
-    if (good && (desc->outputs & CLXENT_OUTPUT_ENTROPY) != 0) good = own(m, t, &a->entropy, rows * real);
+    for (int i = FIRST_OUTPUT; good && i < TENSORS; i++)
+        if (((desc->outputs & ~large) >> (i - FIRST_OUTPUT) & 1u) != 0)
+            good = own(m, t, buffer_of(a, i), tensor_bytes(desc, i));
     if (good) good = own(m, t, &a->workspace, clxent_plan_workspace_size(t->plan));
     if (good) return true;
 
