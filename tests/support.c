@@ -174,10 +174,34 @@ cl_command_queue make_out_of_order_queue(void)
 
 /* ---- Problems ------------------------------------------------------------------------------ */
 
+clxent_desc make_desc(uint32_t outputs, uint32_t dtype, size_t batch, size_t seq, size_t classes)
+{
+    clxent_desc desc = CLXENT_DESC_INIT;
+    desc.outputs = outputs;
+    desc.dtype = dtype;
+    desc.batch = batch;
+    desc.seq = seq;
+    desc.classes = classes;
+    return desc;
+}
+
 void make_problem(problem *p, const clxent_desc *desc, uint32_t fill, uint64_t seed)
 {
     problem_fault f;
     cr_assert(fill_problem(p, desc, fill, seed, &f), "%s", f.text);
+}
+
+static clxent_tuning forced;
+
+static clxent_status make_forced(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc)
+{
+    return clxent_plan_create_tuned(out, ctx, desc, &forced);
+}
+
+void force(const clxent_tuning *tuning)
+{
+    forced = *tuning;
+    plan_maker = make_forced;
 }
 
 static clxent_tuning latest_tuning; /* of the plan that was made last */

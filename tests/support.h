@@ -59,8 +59,13 @@ enum {
         CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_BAD_TARGETS,
     /* served by vectors along the classes, see plan.c */
     ALONG_OUTPUTS = TRAINING_OUTPUTS | CLXENT_OUTPUT_ENTROPY,
-    EVERY_OUTPUT = CROSS_ENTROPY_OUTPUTS
+    EVERY_OUTPUT = CROSS_ENTROPY_OUTPUTS,
+    /* without those for which log d is taken from a pass of its own */
+    ONE_PASS_OUTPUTS = EVERY_OUTPUT & ~(CLXENT_OUTPUT_LOG_SOFTMAX | CLXENT_OUTPUT_ENTROPY)
 };
+
+/* A softcap beside class weights and smoothing: together the program of dense options that tests share. */
+#define SHARED_SOFTCAP 40.0
 
 const char *last_error(void); /* of device.ctx; valid until the next call */
 
@@ -68,6 +73,11 @@ const char *last_error(void); /* of device.ctx; valid until the next call */
 cl_command_queue make_out_of_order_queue(void);
 
 /* ---- Problems ------------------------------------------------------------------------------ */
+
+#define COUNT(array) (sizeof(array) / sizeof *(array))
+
+/* batch x seq rows of that dtype; all else by default. */
+clxent_desc make_desc(uint32_t outputs, uint32_t dtype, size_t batch, size_t seq, size_t classes);
 
 /* fill_problem() of problem.h, whose fault fails the test. */
 void make_problem(problem *p, const clxent_desc *desc, uint32_t fill, uint64_t seed);
@@ -101,5 +111,8 @@ void run_from_statistics_of(const char *name, const problem *p, uint32_t saved_w
 
 /* What run_case() makes plans with; clxent_plan_create() unless a test forces a strategy. */
 extern clxent_status (*plan_maker)(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc);
+
+/* Makes them of that tuning from now on, in this test. */
+void force(const struct clxent_tuning *tuning);
 
 #endif

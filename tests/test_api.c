@@ -217,7 +217,7 @@ Test(api, groups_that_the_drivers_compiler_does_not_survive_are_refused)
     desc.batch = 1;
     desc.seq = 1;
     desc.classes = 4;
-    for (size_t i = 0; i < sizeof drivers / sizeof *drivers; i++) {
+    for (size_t i = 0; i < COUNT(drivers); i++) {
         (void)snprintf(d->driver, sizeof d->driver, "%s", drivers[i].driver);
         (void)snprintf(d->version, sizeof d->version, "%s", drivers[i].version);
         d->type = drivers[i].cpu ? CL_DEVICE_TYPE_CPU : CL_DEVICE_TYPE_GPU;
@@ -697,7 +697,7 @@ Test(api, plans_without_rows_run_whatever_their_sizes)
                    { 5, 6, SIZE_MAX / CLASSES / 8, 0 },
                    { 1, 0, 1, SIZE_MAX / 8 } };
 
-    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+    for (size_t i = 0; i < COUNT(shapes); i++) {
         clxent_desc desc = f.desc;
         clxent_plan *plan;
         cl_event done;

@@ -453,7 +453,7 @@ Test(async, threads_enqueue_one_plan_at_once)
         cr_assert(w->fault == NULL, "thread %d: %s: %s", t, w->fault, last_error());
         cl_mem mems[] = { w->args.logits.mem, w->args.targets.mem,  w->args.row_weights.mem,
                           w->args.loss.mem,   w->args.gradient.mem, w->args.workspace.mem };
-        for (size_t i = 0; i < sizeof mems / sizeof *mems; i++) clReleaseMemObject(mems[i]);
+        for (size_t i = 0; i < COUNT(mems); i++) clReleaseMemObject(mems[i]);
         if (t >= 2) clReleaseCommandQueue(w->queue);
         free_problem(&w->p);
     }

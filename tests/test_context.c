@@ -455,7 +455,7 @@ Test(context, what_is_no_tuning_row_is_refused_by_line_and_field)
 
     options.log = write_down;
     options.log_payload = &book;
-    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+    for (size_t i = 0; i < COUNT(bad); i++) {
         const cl_uint references = context_references();
         ctx = device.ctx;
         options.tuning = bad[i].text;

@@ -35,16 +35,11 @@ static const shape shapes[] = {
     { "lanes along the classes", EACH_LANES, 100, 1, CLXENT_STRATEGY_LANES, CLXENT_BF16, CLXENT_BF16 },
     { "inner lanes", EACH_LANES, 7, 80, CLXENT_STRATEGY_LANES, CLXENT_BF16, CLXENT_F16 },
 };
-enum { SHAPES = sizeof shapes / sizeof *shapes };
+enum { SHAPES = COUNT(shapes) };
 
-static clxent_desc make_desc(const shape *s, uint32_t outputs, uint32_t dtype)
+static clxent_desc large_desc(const shape *s, uint32_t outputs, uint32_t dtype)
 {
-    clxent_desc desc = CLXENT_DESC_INIT;
-    desc.outputs = outputs;
-    desc.dtype = dtype;
-    desc.batch = SLABS * s->inner;
-    desc.seq = 1;
-    desc.classes = s->classes;
+    clxent_desc desc = make_desc(outputs, dtype, SLABS * s->inner, 1, s->classes);
     desc.inner = s->inner;
     return desc;
 }
@@ -157,7 +152,7 @@ static void check_strided(const shape *s, uint32_t dtype, size_t stride, size_t 
     const size_t size = dtype == CLXENT_F32 ? 4 : 2;
     const size_t last = offset > 0 ? stride : s->classes * s->inner;
     const size_t bytes = (offset + (SLABS - 1) * stride + last) * size;
-    clxent_desc desc = make_desc(s, CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_LOSSES, dtype);
+    clxent_desc desc = large_desc(s, CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_LOSSES, dtype);
     clxent_args args = CLXENT_ARGS_INIT;
     clxent_host_args dense;
     problem p;
@@ -178,7 +173,7 @@ static void check_strided(const shape *s, uint32_t dtype, size_t stride, size_t 
     if (offset > 0) check_zero_padding(s, args.gradient.mem, size, stride, offset);
 
     const cl_mem mems[] = { args.logits.mem, args.targets.mem, args.losses.mem, args.workspace.mem };
-    for (size_t i = 0; i < sizeof mems / sizeof *mems; i++) clReleaseMemObject(mems[i]);
+    for (size_t i = 0; i < COUNT(mems); i++) clReleaseMemObject(mems[i]);
     clxent_plan_destroy(plan);
     free_outputs(&dense);
     free_problem(&p);
@@ -188,7 +183,7 @@ static void check_strided(const shape *s, uint32_t dtype, size_t stride, size_t 
 static void check_strided_targets_and_softmax(const shape *s, size_t stride)
 {
     const size_t bytes = ((SLABS - 1) * stride + s->classes * s->inner) * 2;
-    clxent_desc desc = make_desc(s, CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_LOSSES, s->narrow_general);
+    clxent_desc desc = large_desc(s, CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_LOSSES, s->narrow_general);
     clxent_args args = CLXENT_ARGS_INIT;
     clxent_host_args dense;
     problem p;
@@ -212,7 +207,7 @@ static void check_strided_targets_and_softmax(const shape *s, size_t stride)
 
     const cl_mem mems[] = { args.logits.mem, args.targets.mem, args.softmax.mem, args.losses.mem,
                             args.workspace.mem };
-    for (size_t i = 0; i < sizeof mems / sizeof *mems; i++) clReleaseMemObject(mems[i]);
+    for (size_t i = 0; i < COUNT(mems); i++) clReleaseMemObject(mems[i]);
     clxent_plan_destroy(plan);
     free_outputs(&dense);
     free_problem(&p);

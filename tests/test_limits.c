@@ -95,14 +95,10 @@ static void close_fixture(void)
 TestSuite(limits, .init = open_groups, .fini = close_fixture);
 TestSuite(accesses, .init = open_fixture, .fini = close_fixture);
 
-static clxent_desc make_desc(void)
+static clxent_desc group_desc(void)
 {
-    clxent_desc desc = CLXENT_DESC_INIT;
-    desc.outputs = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT;
-    desc.batch = 5;
-    desc.seq = 1;
-    desc.classes = small_run() ? 70 : 300;
-    return desc;
+    return make_desc(CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT, CLXENT_F32, 5, 1,
+                     small_run() ? 70 : 300);
 }
 
 /* The group of a plan made of desc and `tuning`. */
@@ -118,7 +114,7 @@ static uint32_t group_of(const clxent_desc *desc)
 /* Half of the group that was asked for fits less often than a quarter of it. */
 Test(limits, smaller_groups_where_a_kernel_takes_no_larger)
 {
-    const clxent_desc desc = make_desc();
+    const clxent_desc desc = group_desc();
     char groups[32];
 
     tuning = large_groups();
@@ -142,13 +138,13 @@ Test(limits, one_kernel_limits_its_program)
 {
     static const char *const kernels[] = { "clxent_scan_pieces", "clxent_emit_pieces", "clxent_cross_entropy",
                                            "clxent_losses_partials", "clxent_targets_partials" };
-    clxent_desc desc = make_desc();
+    clxent_desc desc = group_desc();
 
     if (device.ctx->device.max_work_group < 256) cr_skip("the device has no groups of 256");
     desc.classes = 20000; /* several pieces, which a plan of few rows splits */
     driver.limited = true;
     driver.group = 64;
-    for (size_t i = 0; i < sizeof kernels / sizeof *kernels; i++) {
+    for (size_t i = 0; i < COUNT(kernels); i++) {
         driver.kernel = kernels[i];
         tuning = large_groups();
         tuning.piece = 4096;
@@ -161,7 +157,7 @@ Test(limits, one_kernel_limits_its_program)
 /* Kernels of one work-item take any limit but 0. */
 Test(limits, a_limit_of_one_work_item)
 {
-    const clxent_desc desc = make_desc();
+    const clxent_desc desc = group_desc();
 
     tuning = large_groups();
     tuning.vector = 1;
@@ -177,7 +173,7 @@ Test(limits, a_limit_of_one_work_item)
 
 Test(limits, no_work_item_at_all_is_unsupported)
 {
-    const clxent_desc desc = make_desc();
+    const clxent_desc desc = group_desc();
     clxent_plan *plan = (clxent_plan *)&driver;
 
     tuning = large_groups();
@@ -195,7 +191,7 @@ Test(limits, no_work_item_at_all_is_unsupported)
  * what a kernel requires, every kernel counts as one of the plan's group. */
 Test(limits, a_driver_that_does_not_say_what_a_kernel_requires)
 {
-    const clxent_desc desc = make_desc();
+    const clxent_desc desc = group_desc();
 
     if (device.ctx->device.max_work_group < 256) cr_skip("the device has no groups of 256");
     tuning = large_groups();
@@ -209,7 +205,7 @@ Test(limits, a_driver_that_does_not_say_what_a_kernel_requires)
 Test(limits, lanes_and_building_blocks_too)
 {
     const clxent_tuning lanes = LANES(64, 1, 1 << 19, 0);
-    clxent_desc desc = make_desc();
+    clxent_desc desc = group_desc();
 
     if (device.ctx->device.max_work_group < 256) cr_skip("the device has no groups of 256");
     desc.classes = 10;
@@ -229,7 +225,7 @@ Test(limits, lanes_and_building_blocks_too)
 /* The kernel that zeroes padding is a program of its own, whose groups decide no bits. */
 Test(limits, the_kernel_that_zeroes_padding)
 {
-    clxent_desc desc = make_desc();
+    clxent_desc desc = group_desc();
 
     desc.gradient_row_stride = desc.classes + 7;
     desc.gradient_padding = CLXENT_GRADIENT_PADDING_ZERO;
@@ -248,7 +244,7 @@ Test(accesses, of_a_sub_buffer_whose_driver_does_not_say_it)
     float logits[5 * 300] = { 0 };
     const cl_buffer_region region = { 0, sizeof logits };
     const cl_mem_flags parents[] = { CL_MEM_READ_WRITE, CL_MEM_READ_ONLY };
-    clxent_desc desc = make_desc();
+    clxent_desc desc = group_desc();
     clxent_args args = CLXENT_ARGS_INIT;
     clxent_plan *plan;
     cl_int code;

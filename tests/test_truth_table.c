@@ -16,8 +16,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define COUNT(array) (sizeof(array) / sizeof *(array))
-
 /* One work-item a row with exponentials kept and computed twice; rows in pieces, split; groups with vectors; lanes in
  * registers. In full and small runs also one work-item without vectors, groups without, and lanes of a group. */
 static const clxent_tuning tunings[] = {
@@ -82,7 +80,8 @@ enum {
 static uint32_t outputs_on(const clxent_tuning *tuning, bool with_entropy)
 {
     if (!runs_all() && tuning->group > 1) return TRAINING_OUTPUTS | CLXENT_OUTPUT_LSE;
-    return with_entropy ? ANY | CLXENT_OUTPUT_ENTROPY : ANY;
+    if (!with_entropy) return ANY;
+    return runs_all() ? ANY | CLXENT_OUTPUT_ENTROPY : EVERY_OUTPUT; /* as test_cross_entropy.c has it */
 }
 
 /* A row's expectations; NAN means NaN, and FINITE any finite number. */
@@ -138,9 +137,11 @@ static void check_row(const char *name, const clxent_desc *desc, const line *l, 
 }
 
 /* Where the lines of an option run, too: rows and lanes of f32. */
-static bool is_typical(const clxent_tuning *tuning, uint32_t dtype, size_t inner)
+static bool is_typical(const clxent_tuning *tuning, uint32_t dtype, size_t classes, size_t inner)
 {
-    return dtype == CLXENT_F32 && inner == 1 && tuning->group == 1 && tuning->split == 0;
+    const bool lanes = tuning->lane_classes > 0;
+    return dtype == CLXENT_F32 && inner == 1 && tuning->group == 1 && tuning->split == 0 &&
+           (!lanes || classes <= MOST_LANES);
 }
 
 /* Two rows with the line's logits, target first and last, and an ordinary one between that must not notice. */
@@ -149,7 +150,7 @@ static void check_case(const line *l, const clxent_tuning *tuning, uint32_t dtyp
 {
     enum { ROWS = 3 };
     const size_t targets[ROWS] = { 0, classes / 2, classes - 1 };
-    clxent_desc desc = CLXENT_DESC_INIT;
+    clxent_desc desc = make_desc(outputs, dtype, ROWS, 1, classes);
     clxent_host_args out;
     clxent_plan *plan;
     problem p;
@@ -157,15 +158,11 @@ static void check_case(const line *l, const clxent_tuning *tuning, uint32_t dtyp
     double *x = take_memory(ROWS * classes * sizeof *x);
     random_state random = { classes };
 
-    if (!driver_takes(tuning) || (!runs_all() && l->smoothing != 0 && !is_typical(tuning, dtype, inner))) {
+    if (!driver_takes(tuning) ||
+        (!runs_all() && l->smoothing != 0 && !is_typical(tuning, dtype, classes, inner))) {
         free(x);
         return;
     }
-    desc.outputs = outputs;
-    desc.dtype = dtype;
-    desc.batch = ROWS;
-    desc.seq = 1;
-    desc.classes = classes;
     desc.inner = inner;
     desc.reduction = CLXENT_REDUCTION_SUM;
     desc.label_smoothing = l->smoothing;
@@ -373,33 +370,15 @@ Test(truth_table, a_long_leading_mask_is_as_if_it_were_not_there)
 }
 
 /* The rest of the table is about numbers: the reference judges, on every strategy. */
-static const clxent_tuning *forced;
-
-static clxent_status make_forced(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc)
-{
-    return clxent_plan_create_tuned(out, ctx, desc, forced);
-}
-
-static clxent_desc make_desc(const clxent_tuning *tuning, bool with_entropy, size_t rows, size_t classes)
-{
-    clxent_desc desc = CLXENT_DESC_INIT;
-    desc.outputs = outputs_on(tuning, with_entropy);
-    desc.batch = rows;
-    desc.seq = 1;
-    desc.classes = classes;
-    return desc;
-}
-
 /* The largest offset that storage has besides, of f16. */
 static void check_offset(const clxent_tuning *tuning, uint32_t dtype, size_t classes, size_t inner,
                          bool general)
 {
-    clxent_desc desc = make_desc(tuning, general, 3, classes);
+    clxent_desc desc = make_desc(outputs_on(tuning, general), dtype, 3, 1, classes);
     problem p;
 
     if (!driver_takes(tuning)) return;
-    forced = tuning;
-    desc.dtype = dtype;
+    force(tuning);
     desc.inner = inner;
     make_problem(&p, &desc, FILL_PLAIN, 2);
     for (size_t k = 0; k < 3 * classes; k++) {
@@ -412,7 +391,6 @@ static void check_offset(const clxent_tuning *tuning, uint32_t dtype, size_t cla
 
 Test(truth_table, an_offset_of_a_million_changes_nothing_but_what_storage_rounds)
 {
-    plan_maker = make_forced;
     for (size_t i = 0; i < (small_run() ? 2 : COUNT(classes_of)); i++) {
         for (size_t t = 0; t < strategies(); t++)
             check_offset(&tunings[t], CLXENT_F32, classes_of[i], 1, false);
@@ -430,13 +408,12 @@ static void check_one_class(const clxent_tuning *tuning, uint32_t dtype, size_t 
 {
     enum { ROWS = 6 };
     const uint32_t real = dtype == CLXENT_F64 ? CLXENT_F64 : CLXENT_F32;
-    clxent_desc desc = make_desc(tuning, general, ROWS, 1);
+    clxent_desc desc = make_desc(outputs_on(tuning, general), dtype, ROWS, 1, 1);
     clxent_host_args out;
     clxent_plan *plan;
     problem p;
 
     if (!driver_takes(tuning)) return;
-    desc.dtype = dtype;
     desc.inner = inner;
     make_problem(&p, &desc, FILL_PLAIN, 1);
     cr_assert(clxent_plan_create_tuned(&plan, device.ctx, &desc, tuning) == CLXENT_OK, "%s", last_error());
@@ -471,14 +448,12 @@ Test(truth_table, one_class_costs_nothing)
 static void check_no_rows(uint32_t dtype, uint32_t reduction, uint32_t policy)
 {
     const uint32_t real = dtype == CLXENT_F64 ? CLXENT_F64 : CLXENT_F32;
-    const clxent_tuning rows = tunings[0];
-    clxent_desc desc = make_desc(&rows, false, 0, 7);
+    clxent_desc desc =
+        make_desc(CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT, dtype, 0, 1, 7);
     clxent_host_args out;
     clxent_plan *plan;
     problem p;
 
-    desc.outputs = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT;
-    desc.dtype = dtype;
     desc.reduction = reduction;
     desc.all_ignored = policy;
     make_problem(&p, &desc, FILL_PLAIN, 1);

@@ -24,14 +24,10 @@ static runner device_runner(void)
     return (runner){ device.cl, device.queue, NULL, device.ctx, clxent_plan_create };
 }
 
-static clxent_desc make_desc(uint32_t op, uint32_t outputs)
+static clxent_desc make_op(uint32_t op, uint32_t outputs)
 {
-    clxent_desc desc = CLXENT_DESC_INIT;
+    clxent_desc desc = make_desc(outputs, CLXENT_F32, 7, 2, 19);
     desc.op = op;
-    desc.outputs = outputs;
-    desc.batch = 7;
-    desc.seq = 2;
-    desc.classes = 19;
     desc.target_type = CLXENT_TARGET_I32;
     return desc;
 }
@@ -82,9 +78,9 @@ static void check_every_change_is_seen(const clxent_desc *desc)
 
 Test(verify, a_wrong_element_of_any_output_is_reported)
 {
-    clxent_desc desc = make_desc(CLXENT_OP_CROSS_ENTROPY, CROSS_ENTROPY_OUTPUTS);
+    clxent_desc desc = make_op(CLXENT_OP_CROSS_ENTROPY, CROSS_ENTROPY_OUTPUTS);
     check_every_change_is_seen(&desc);
-    desc = make_desc(CLXENT_OP_ONE_HOT, CLXENT_OUTPUT_ONE_HOT | CLXENT_OUTPUT_BAD_TARGETS);
+    desc = make_op(CLXENT_OP_ONE_HOT, CLXENT_OUTPUT_ONE_HOT | CLXENT_OUTPUT_BAD_TARGETS);
     check_every_change_is_seen(&desc);
 }
 
@@ -106,7 +102,7 @@ Test(verify, an_error_just_above_its_bound_is_reported)
 
 Test(verify, a_write_beside_the_outputs_is_reported)
 {
-    const clxent_desc base = make_desc(CLXENT_OP_CROSS_ENTROPY, CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_LOSS);
+    const clxent_desc base = make_op(CLXENT_OP_CROSS_ENTROPY, CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_LOSS);
     const runner on = device_runner();
     clxent_desc desc = base;
     clxent_plan *plan;
@@ -131,7 +127,7 @@ Test(verify, a_write_beside_the_outputs_is_reported)
         { e.workspace.after, "bytes before the workspace" },
         { e.workspace.after + e.workspace.total - 1, "bytes behind the workspace" },
     };
-    for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
+    for (size_t i = 0; i < COUNT(places); i++) {
         *places[i].byte ^= 1;
         cr_assert(!check_untouched(&p, &e, desc.outputs, &f), "%s", places[i].text);
         cr_assert(strncmp(f.text, places[i].text, strlen(places[i].text)) == 0, "%s", f.text);
@@ -145,7 +141,7 @@ Test(verify, a_write_beside_the_outputs_is_reported)
 
 Test(verify, padding_that_is_not_zero_is_reported)
 {
-    clxent_desc desc = make_desc(CLXENT_OP_CROSS_ENTROPY, CLXENT_OUTPUT_GRADIENT);
+    clxent_desc desc = make_op(CLXENT_OP_CROSS_ENTROPY, CLXENT_OUTPUT_GRADIENT);
     const runner on = device_runner();
     clxent_plan *plan;
     execution e;
@@ -183,7 +179,7 @@ static clxent_status no_plan(clxent_plan **out, clxent_context *ctx, const clxen
 
 Test(verify, a_call_that_fails_is_a_fault_with_its_name)
 {
-    const clxent_desc desc = make_desc(CLXENT_OP_CROSS_ENTROPY, CLXENT_OUTPUT_LOSS);
+    const clxent_desc desc = make_op(CLXENT_OP_CROSS_ENTROPY, CLXENT_OUTPUT_LOSS);
     runner on = device_runner();
     problem_fault f;
     problem p;
@@ -265,7 +261,7 @@ Test(verify, text_that_is_no_case_is_refused_by_name)
     verify_case c;
     problem_fault f;
 
-    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+    for (size_t i = 0; i < COUNT(wrong); i++) {
         cr_assert(!case_read(&c, wrong[i].text, &f), "%s", wrong[i].text);
         cr_assert(strncmp(f.text, wrong[i].fault, strlen(wrong[i].fault)) == 0, "%s: %s", wrong[i].text,
                   f.text);
@@ -282,7 +278,7 @@ Test(verify, all_ignored_with_bad_targets_is_all_but_one_bad_row)
 {
     const uint32_t types[] = { CLXENT_TARGET_I32, CLXENT_TARGET_I64, CLXENT_TARGET_U8 };
     const int64_t ignored[] = { -100, -1, 3, 255 };
-    clxent_desc desc = make_desc(CLXENT_OP_CROSS_ENTROPY, CLXENT_OUTPUT_LOSS);
+    clxent_desc desc = make_op(CLXENT_OP_CROSS_ENTROPY, CLXENT_OUTPUT_LOSS);
     const size_t rows = desc.batch * desc.seq;
     bool bad_at[64] = { false };
 
@@ -307,7 +303,7 @@ Test(verify, all_ignored_with_bad_targets_is_all_but_one_bad_row)
 
 Test(verify, weights_and_denominators_have_both_signs_and_zero)
 {
-    clxent_desc desc = make_desc(CLXENT_OP_CROSS_ENTROPY, CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT);
+    clxent_desc desc = make_op(CLXENT_OP_CROSS_ENTROPY, CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT);
     const uint32_t fills[] = { FILL_DENOMINATOR, FILL_ZERO_DENOMINATOR };
     bool below = false, above = false;
 
@@ -367,7 +363,7 @@ static void check_repeats(const char *text, const problem *p, uint32_t flags)
 Test(verify, a_failing_test_prints_the_command_that_repeats_it)
 {
     const uint32_t flags = CASE_SUBSETS | CASE_ALIGNED;
-    clxent_desc desc = make_desc(CLXENT_OP_CROSS_ENTROPY, CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT);
+    clxent_desc desc = make_op(CLXENT_OP_CROSS_ENTROPY, CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT);
     problem p;
 
     desc.softcap = 30;
@@ -380,7 +376,7 @@ Test(verify, a_failing_test_prints_the_command_that_repeats_it)
     cr_assert(strstr(repeat_text(&p, flags), "(whose data the test has changed)") != NULL);
     free_problem(&p);
 
-    desc = make_desc(CLXENT_OP_CROSS_ENTROPY, CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT);
+    desc = make_op(CLXENT_OP_CROSS_ENTROPY, CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT);
     plan_maker = make_forced;
     make_problem(&p, &desc, FILL_PLAIN, 1);
     run_case("forced", &p, 0);
