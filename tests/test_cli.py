@@ -1,10 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""The command line as a user runs it, held against NumPy.
+"""The command line as a user runs it: its frame and all subcommands but eval, whose results are test_eval.py's."""
 
-CLXENT_BIN names the executable. Files are written and read by NumPy itself; results are compared with the
-formulas in float64 (long double for f64 logits), within the error bounds of the library's contract.
-"""
 import itertools
 import json
 import math
@@ -16,426 +13,13 @@ import select
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import unittest
 
 import numpy as np
 
-BIN = os.path.abspath(os.environ.get("CLXENT_BIN", "clxent"))
-SMALL = "CLXENT_TEST_SMALL" in os.environ  # a simulator runs the kernels
-FULL = "CLXENT_TEST_FULL" in os.environ  # every variant times every dtype; else one of each kind, as each takes seconds to compile
-BAD_DRIVER = os.environ.get("CLXENT_BAD_DRIVER_LIB")  # tests/bad_driver.c
-SHIM = os.environ.get("CLXENT_SHIM")  # tests/fault_shim.c
-POCL = "pocl" in os.environ.get("OCL_ICD_VENDORS", "")
-
-OUTPUTS = ("losses", "lse", "softmax", "log-softmax", "grad", "argmax", "entropy")
-KEYS = [
-    "rows",
-    "ignored",
-    "bad_targets",
-    "classes",
-    "dtype",
-    "device",
-    "loss",
-    "perplexity",
-    "accuracy",
-    "seconds",
-    "compile_seconds",
-]
-
-
-def clxent(*args, **kwargs):
-    return subprocess.run(
-        [BIN, *map(str, args)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        universal_newlines=True,
-        encoding="utf-8",
-        timeout=7000,  # a guard against hanging
-        **kwargs
-    )
-
-
-def bad_driver(faults, folder=None, **environment):
-    """The environment in which the driver fails; see bad_driver.c."""
-    if folder is not None:
-        environment["CLXENT_BAD_DRIVER_FOLDER"] = folder
-    return {**os.environ, "LD_PRELOAD": BAD_DRIVER, "CLXENT_BAD_DRIVER": faults, **environment}
-
-
-needs_bad_driver = unittest.skipUnless(BAD_DRIVER, "a sanitizer's runtime wants to be loaded first")
-
-
-# ---- Storage ----------------------------------------------------------------------------------
-
-# Unit of "real", largest relative rounding error, half of the smallest subnormal.
-ROUNDING = {
-    "f16": (2.0**-11, 2.0**-25),
-    "bf16": (2.0**-8, 2.0**-134),
-    "f32": (2.0**-24, 2.0**-150),
-    "f64": (2.0**-53, 0.0),
-}
-NUMPY = {"f16": "<f2", "bf16": "<u2", "f32": "<f4", "f64": "<f8"}
-
-
-def store(values, dtype):
-    """float64 to what the file holds; bf16 rounds to nearest even."""
-    if dtype != "bf16":
-        return values.astype(NUMPY[dtype])
-    bits = values.astype("<f4").view("<u4").astype(np.uint64)
-    bits = (bits + 0x7FFF + ((bits >> np.uint64(16)) & np.uint64(1))) >> np.uint64(16)
-    return bits.astype("<u2")
-
-
-def values_of(stored, dtype, wide=np.float64):
-    if dtype == "bf16":
-        stored = (stored.astype("<u4") << 16).view("<f4")
-    return stored.astype(wide)
-
-
-# ---- The formulas -----------------------------------------------------------------------------
-
-
-def oracle(
-    x,
-    y,
-    axis=-1,
-    f64=False,
-    ignore_index=-100,
-    class_weights=None,
-    row_weights=None,
-    label_smoothing=0.0,
-    z_loss=0.0,
-    logit_scale=1.0,
-    softcap=0.0,
-    reduction="mean",
-    denominator=None,
-    shift=0,
-    on_bad_target="error",
-    all_ignored="nan",
-    grad_output=None,
-):
-    """x: values of the stored logits; y: classes or, in x's shape, probabilities. Results, with bounds."""
-    wide = np.longdouble if f64 else np.float64
-    real = np.float64 if f64 else np.float32
-    u = 2.0**-53 if f64 else 2.0**-24
-    # Options are used as real: their rounding belongs to the problem.
-    label_smoothing, z_loss, logit_scale, softcap = (
-        wide(real(v)) for v in (label_smoothing, z_loss, logit_scale, softcap)
-    )
-
-    x = np.moveaxis(x.astype(wide), axis, -1)
-    row_shape, classes = x.shape[:-1], x.shape[-1]
-    x = x.reshape(-1, classes)
-    rows, seq = x.shape[0], row_shape[-1] if row_shape else 1
-    s = x * logit_scale
-    tanh = np.tanh(s / softcap) if softcap > 0 else np.zeros_like(s)
-    z = softcap * tanh if softcap > 0 else s
-    z = np.where(x == -np.inf, -np.inf, z)
-    # Of the scaled logits: a softcap that saturates makes equal what is not. Rounding to real may tie.
-    argmax = np.where(x == -np.inf, -np.inf, s).astype(real).argmax(axis=1)
-    m = z.max(axis=1, keepdims=True)
-    delta = m - z
-    e = np.exp(-delta)
-    top = np.zeros_like(e)
-    top[np.arange(rows), z.argmax(axis=1)] = 1
-    log_d = np.log1p((e * (1 - top)).sum(axis=1, keepdims=True))
-    d = e.sum(axis=1, keepdims=True)
-    p, lse, nll = e / d, m + log_d, delta + log_d
-    finite_delta = np.where(np.isfinite(delta), delta, 0)
-
-    weight = np.ones(rows, wide) if row_weights is None else row_weights.astype(real).astype(wide).reshape(-1)
-    class_weight = (
-        np.ones(classes, wide) if class_weights is None else class_weights.astype(real).astype(wide)
-    )
-    position = np.arange(rows)
-    judged = (position % seq) + shift < seq
-    source = np.where(judged, position + shift, 0)
-    hard = y.shape != np.moveaxis(np.empty(row_shape + (classes,)), -1, axis).shape or y.dtype.kind in "iu"
-    bad = np.zeros(rows, bool)
-    q = np.zeros((rows, classes), wide)
-    if hard and rows > 0:
-        t = y.reshape(-1)[source].astype(np.int64)
-        counts = judged & (weight != 0)
-        if ignore_index is not None:
-            counts &= t != ignore_index
-        bad = counts & ((t < 0) | (t >= classes))
-        counts &= ~bad
-        t = np.where(counts, t, 0)
-        q[position, t] = 1
-        correct = int((counts & (argmax == t)).sum())
-        pull = class_weight[t]
-    else:
-        counts = judged & (weight != 0)
-        if rows > 0:
-            q = np.moveaxis(y.astype(wide), axis, -1).reshape(-1, classes)[source]
-        correct, pull = None, np.ones(rows, wide)
-    a = class_weight * ((1 - label_smoothing) * q + label_smoothing / classes)
-    mass = np.abs(a).sum(axis=1, keepdims=True)
-
-    with np.errstate(invalid="ignore"):
-        terms = np.where(a == 0, 0, a * nll)
-    losses = weight * (terms.sum(axis=1) + z_loss * lse[:, 0] ** 2)
-    dz = p * a.sum(axis=1, keepdims=True) - a + 2 * z_loss * lse * p
-    if hard and label_smoothing == 0 and rows > 0:
-        # The target's element is minus the sum over the others: p - 1 would have lost digits.
-        others = (e * (1 - q)).sum(axis=1) / d[:, 0]
-        dz[position, t] = -pull * others + (2 * z_loss * lse * p)[position, t]
-    slope = np.where(x == -np.inf, 0, logit_scale * (1 - tanh**2))
-
-    divisor = wide(1)
-    if reduction == "mean":
-        divisor = (weight * pull)[counts].sum()
-    if denominator is not None:
-        divisor = wide(real(denominator))
-    no_rows = denominator is None and reduction == "mean" and divisor == 0
-    upstream = np.ones(rows, wide)
-    if grad_output is not None:
-        upstream = upstream * grad_output.astype(real).astype(wide).reshape(-1)
-    outer = np.where(counts, weight * upstream, 0) / (1 if no_rows else divisor)
-    gradient = np.where(counts[:, None], dz * slope * outer[:, None], 0)
-    losses = np.where(counts, losses, 0)
-
-    # Bounds. `argument`: a scale or a cap moves the exponents by 4 u times the largest |z| that matters.
-    near = np.where(delta < (750 if f64 else 110), np.abs(z), 0).max(axis=1, keepdims=True)
-    scaled = logit_scale != 1 or softcap > 0
-    argument = 4 * near if scaled else np.zeros_like(near)
-    far = 4 * np.maximum(near, np.where(np.isfinite(z), np.abs(z), 0)) if scaled else np.zeros_like(z)
-    exponent = 8 + finite_delta + far
-    lse_bound = u * ((2 if f64 else 1) * np.abs(lse) + 2 * log_d + 4 + argument)
-    with np.errstate(invalid="ignore"):
-        finite_terms = np.where(np.isfinite(terms), np.abs(terms), 0)
-        entropy = log_d[:, 0] + np.where(p == 0, 0, p * delta).sum(axis=1)
-    loss_bound = (
-        u
-        * np.abs(weight)
-        * (
-            16 * (finite_terms.sum(axis=1) + np.abs(z_loss) * lse[:, 0] ** 2)
-            + (np.abs(a) * (far * (finite_delta > 0) + argument * (1 - p.max(axis=1, keepdims=True)))).sum(
-                axis=1
-            )
-        )
-    )
-    loss_bound = loss_bound + np.abs(weight) * z_loss * 2 * np.abs(lse[:, 0]) * lse_bound[:, 0]
-    element = exponent * (p * mass + 2 * np.abs(z_loss * lse) * p) + (8 + finite_delta) * np.abs(a)
-    if hard and label_smoothing == 0 and rows > 0:
-        others = (exponent * p * (1 - q)).sum(axis=1) * np.abs(pull) + (
-            2 * np.abs(z_loss * lse) * p * exponent
-        )[position, t]
-        element[position, t] = others + 8 * np.abs(dz[position, t])
-    element = element * u + 2 * z_loss * p * lse_bound
-    gradient_bound = (element * np.abs(slope) + 8 * u * np.abs(dz * logit_scale * (softcap > 0))) * np.abs(
-        outer
-    )[:, None]
-    gradient_bound += 4 * u * np.abs(gradient)  # D and the upstream value round
-    losses = np.where(bad & (on_bad_target == "nan"), np.nan, losses)
-    gradient = np.where((bad & (on_bad_target == "nan"))[:, None], np.nan, gradient)
-
-    reduced = (
-        losses.sum() / divisor
-        if rows > 0 and not no_rows
-        else wide(0) / (divisor if reduction != "mean" or denominator else 1)
-    )
-    if no_rows:
-        reduced = wide(np.nan if all_ignored == "nan" else 0)
-    if (bad & (on_bad_target == "nan")).any():
-        reduced = wide(np.nan)
-    count = int(counts.sum())
-    mean_nll = nll[position, t][counts].sum() / count if hard and count > 0 else None
-
-    def full(v):
-        return np.moveaxis(v.reshape(row_shape + (classes,)), -1, axis)
-
-    def flat(v):
-        return v.reshape(row_shape)
-
-    tiny = 2.0**-1022 if f64 else 2.0**-126
-    with np.errstate(invalid="ignore"):
-        log_p_bound = np.where(np.isfinite(nll), u * (8 + 2 * finite_delta + 4 * log_d + far + argument), 0)
-        entropy_bound = u * (
-            8
-            + 4 * log_d[:, 0]
-            + entropy
-            + (p * finite_delta * (exponent + 10)).sum(axis=1)
-            + (p * far).sum(axis=1)
-            + argument[:, 0]
-        )
-    loss_total = (
-        (loss_bound[counts].sum() + 8 * u * np.abs(losses[counts]).sum()) / abs(divisor)
-        if not no_rows
-        else wide(0)
-    )
-    return {
-        "rows": rows,
-        "classes": classes,
-        "bad_targets": int(bad.sum()),
-        "ignored": rows - count - int(bad.sum()),
-        "loss": (reduced, loss_total + 8 * u * abs(reduced) + tiny),
-        "perplexity": math.exp(mean_nll) if mean_nll is not None else None,
-        "perplexity_bound": None
-        if mean_nll is None
-        else float(
-            math.exp(mean_nll)
-            * u
-            * (1 + (16 * nll[position, t] + argument[:, 0] + far[position, t])[counts].sum() / count)
-        ),
-        "accuracy": correct / count if hard and count > 0 else None,
-        "losses": (flat(losses), flat(loss_bound + tiny)),
-        "lse": (flat(lse[:, 0]), flat(lse_bound[:, 0])),
-        "softmax": (full(p), full(u * exponent * p + tiny)),
-        "log-softmax": (full(-nll), full(log_p_bound + tiny)),
-        "grad": (full(gradient), full(np.where(counts[:, None], gradient_bound + tiny, 0))),
-        "argmax": (flat(argmax), None),
-        "entropy": (flat(entropy), flat(entropy_bound + tiny)),
-    }
-
-
-# ---- Running eval -----------------------------------------------------------------------------
-
-
-class Case(unittest.TestCase):
-    maxDiff = None
-
-    def setUp(self):
-        temporary = tempfile.TemporaryDirectory(prefix="clxent-cli-")
-        self.addCleanup(temporary.cleanup)
-        self.dir = temporary.name
-
-    def path(self, name):
-        return os.path.join(self.dir, name)
-
-    def save(self, name, array, version=None):
-        if version is None:
-            np.save(self.path(name), array)
-        else:
-            with open(self.path(name), "wb") as stream:
-                np.lib.format.write_array(stream, np.asanyarray(array), version=version)
-        return self.path(name)
-
-    def raw(self, name, data):
-        with open(self.path(name), "wb") as stream:
-            stream.write(data)
-        return self.path(name)
-
-    def succeed(self, *args, **kwargs):
-        result = clxent(*args, **kwargs)
-        self.assertEqual((result.returncode, result.stderr), (0, ""), args)
-        return result.stdout
-
-    def refuse(self, *args, status=1, mentions=(), **kwargs):
-        """Exit status, talk on stderr only, and for status 1 exactly one line that has all of mentions."""
-        before = sorted(os.listdir(self.dir))
-        result = clxent(*args, **kwargs)
-        self.assertEqual((result.returncode, result.stdout), (status, ""), (args, result.stderr))
-        if status == 1:
-            self.assertRegex(result.stderr, r"\Aclxent [a-z]+: [^\n]+\n\Z")
-        for text in mentions:
-            self.assertIn(text, result.stderr)
-        self.assertEqual(sorted(os.listdir(self.dir)), before, "a file was left behind")
-        return result.stderr
-
-    def close(self, got, want, bound, what):
-        got, want = np.asarray(got), np.asarray(want)
-        self.assertEqual(got.shape, want.shape, what)
-        with np.errstate(invalid="ignore"):
-            same = (got == want) | (np.isnan(got) & np.isnan(want))
-            if bound is not None:
-                same |= np.abs(got - want) <= bound
-        if not same.all():
-            at = np.unravel_index(np.argmin(same), same.shape) if same.shape else ()
-            self.fail(
-                "%s at %s: got %r, want %r, bound %r; %d of %d differ"
-                % (
-                    what,
-                    at,
-                    got[at],
-                    want[at],
-                    None if bound is None else np.asarray(bound)[at],
-                    (~same).sum(),
-                    same.size,
-                )
-            )
-
-    def evaluate(
-        self, logits, targets, dtype="f32", axis=-1, outputs=OUTPUTS, grad_dtype=None, save=None, **options
-    ):
-        """Runs eval on stored arrays and compares everything it gives with the oracle."""
-        save = save or self.save
-        f64 = dtype == "f64"
-        flags = ["eval", "--json", "--logits", save("x.npy", logits), "--targets", save("y.npy", targets)]
-        if dtype == "bf16":
-            flags.append("--bf16")
-        if axis != -1:
-            flags += ["--class-axis", axis]
-        if grad_dtype:
-            flags += ["--grad-dtype", grad_dtype]
-        for name, value in options.items():
-            if isinstance(value, np.ndarray):
-                value = save(name + ".npy", value)
-            flags += ["--" + name.replace("_", "-"), "none" if value is None else value]
-        for name in outputs:
-            flags += ["--%s-out" % name, self.path("out-%s.npy" % name)]
-        got = json.loads(self.succeed(*flags))
-
-        x = values_of(logits, dtype, np.longdouble if f64 else np.float64)
-        y = targets
-        if dtype == "bf16" and targets.shape == logits.shape and targets.dtype.itemsize == 2:
-            y = values_of(targets, dtype)
-        want = oracle(x, y, axis=axis, f64=f64, **options)
-        self.assertEqual(list(got), KEYS)
-        self.assertEqual(got["dtype"], dtype)
-        for key in ("rows", "classes", "ignored", "bad_targets", "accuracy"):
-            self.assertEqual(got[key], want[key], key)
-        if options.get("reduction") == "none":
-            self.assertIsNone(got["loss"])
-        else:
-            self.close(float(got["loss"]), float(want["loss"][0]), float(want["loss"][1]), "loss")
-        if want["perplexity"] is None:
-            self.assertIsNone(got["perplexity"])
-        else:
-            self.close(got["perplexity"], want["perplexity"], want["perplexity_bound"] + 2e-15, "perplexity")
-
-        arrays = {}
-        for name in outputs:
-            array = np.load(self.path("out-%s.npy" % name))
-            self.assertTrue(array.flags["C_CONTIGUOUS"])
-            if name == "argmax":
-                self.assertEqual(array.dtype, np.dtype("<i8"))
-                self.close(array, want[name][0], None, name)
-                continue
-            stored = {"softmax": dtype, "log-softmax": dtype, "grad": grad_dtype or dtype}.get(
-                name, "f64" if f64 else "f32"
-            )
-            self.assertEqual(array.dtype, np.dtype(NUMPY[stored]), name)
-            arrays[name] = array
-            value, bound = want[name]
-            relative, half_subnormal = ROUNDING[stored]
-            if relative > (2.0**-53 if f64 else 2.0**-24):
-                finite = np.where(np.isfinite(value), np.abs(value), 0)
-                bound = bound * (1 + relative) + np.where(bound == 0, 0, relative * finite + half_subnormal)
-            self.close(values_of(array, stored, np.longdouble if f64 else np.float64), value, bound, name)
-        return got, arrays, want
-
-
-def batch(seed, shape=(2, 5, 33), dtype="f32", targets="<i4", scale=3.0):
-    """Logits with equal maxima, far offsets and masked classes; targets with ignored rows."""
-    random = np.random.RandomState(seed)
-    x = random.normal(size=shape) * scale
-    x = x.reshape(-1, shape[-1])
-    if len(x) > 3:
-        x[0] += 1000
-        x[1] = -np.abs(x[1]) - 100
-        x[2, : shape[-1] // 2] = x[2].max()
-        x[3, shape[-1] // 3] = 40  # a confident row
-    stored = store(x.reshape(shape), dtype)
-    y = random.randint(0, shape[-1], size=shape[:-1])
-    if y.size > 4:
-        y.reshape(-1)[3] = shape[-1] // 3
-        if targets != "u1":
-            y.reshape(-1)[4] = -100
-    return stored, y.astype(targets)
-
+from cli import BIN, FULL, POCL, SHIM, SMALL, Case, bad_driver, clxent, needs_bad_driver
+from oracle import OUTPUTS, batch, oracle
 
 # ---- The frame --------------------------------------------------------------------------------
 
@@ -516,9 +100,7 @@ class Frame(Case):
         }.items():
             for value in values:
                 self.refuse("eval", *files, flag, value, status=2, mentions=[flag])
-        self.refuse(
-            "eval", *files, "--lse-out", self.path("a.npy"), "--grad-out", self.path("a.npy"), status=2
-        )
+        self.refuse("eval", *files, "--lse-out", self.path("a.npy"), "--grad-out", self.path("a.npy"), status=2)
         for flag, value in (
             ("--batch", "0"),
             ("--seq", "-1"),
@@ -556,15 +138,7 @@ class Frame(Case):
                 # Some drivers cannot be loaded into a sanitized program.
                 environment = {"OCL_ICD_VENDORS": os.environ["OCL_ICD_VENDORS"]}
         self.succeed(
-            "eval",
-            "--logits",
-            "x.npy",
-            "--targets",
-            "y.npy",
-            "--lse-out",
-            "lse.npy",
-            cwd=self.dir,
-            env=environment,
+            "eval", "--logits", "x.npy", "--targets", "y.npy", "--lse-out", "lse.npy", cwd=self.dir, env=environment
         )
         self.assertEqual(np.load(self.path("lse.npy")).shape, (2, 5))
         self.succeed("demo", cwd="/", env=environment)
@@ -615,9 +189,7 @@ class Devices(Case):
 
     def test_a_device_is_chosen_by_number_or_name(self):
         name = json.loads(self.succeed("info", "--json", "--device", "0"))["devices"][0]["name"]
-        self.assertEqual(
-            json.loads(self.succeed("demo", "--json", "--device", name[2:9].upper()))["device"], name
-        )
+        self.assertEqual(json.loads(self.succeed("demo", "--json", "--device", name[2:9].upper()))["device"], name)
         for wanted in ("99", "99999999999999999999999", "no such device", "-1x"):
             for command in ("info", "demo"):
                 self.refuse(command, "--device", wanted, mentions=["--device"])
@@ -643,17 +215,13 @@ class Demo(Case):
         text.encode("ascii")
         losses = re.findall(r"(?m)^row \d, target \d: loss (\d+\.\d{9}) ", text)
         self.assertEqual(len(losses), 2)
-        rows = re.findall(
-            r"(?m)^  ([* ]) +(\d) +(-?\d+)  (\d\.\d{9})  [# ]{20}  ([ -]\d\.\d{9})  [# |]+$", text
-        )
+        rows = re.findall(r"(?m)^  ([* ]) +(\d) +(-?\d+)  (\d\.\d{9})  [# ]{20}  ([ -]\d\.\d{9})  [# |]+$", text)
         self.assertEqual(len(rows), 8)
         for i, (mark, j, _, softmax, gradient) in enumerate(rows):
             row, j = i // 4, int(j)
             self.assertEqual(mark == "*", j == self.TARGETS[row])
             self.assertAlmostEqual(float(losses[row]), self.LOSSES[row], delta=2e-6 * self.LOSSES[row])
-            self.assertAlmostEqual(
-                float(softmax), self.SOFTMAX[row][j], delta=2e-6 * self.SOFTMAX[row][j] + 5.1e-10
-            )
+            self.assertAlmostEqual(float(softmax), self.SOFTMAX[row][j], delta=2e-6 * self.SOFTMAX[row][j] + 5.1e-10)
             self.assertAlmostEqual(
                 float(gradient), self.gradient(row, j), delta=2e-6 * abs(self.gradient(row, j)) + 5.1e-10
             )
@@ -672,9 +240,7 @@ class Demo(Case):
                 self.assertAlmostEqual(got["gradient"][row][j], self.gradient(row, j), delta=2e-6)
         self.assertGreater(got["seconds"], 0)
         self.assertGreater(got["compile_seconds"], 0)
-        self.assertRegex(
-            self.succeed("demo"), r"(?m)^time \d+\.\d{3} s, after \d+\.\d{3} s of compiling kernels$"
-        )
+        self.assertRegex(self.succeed("demo"), r"(?m)^time \d+\.\d{3} s, after \d+\.\d{3} s of compiling kernels$")
 
     @needs_bad_driver
     def test_a_terminal_shows_that_kernels_are_compiled(self):
@@ -700,11 +266,7 @@ class Demo(Case):
 
     def test_plot_without_gnuplot(self):
         self.refuse(
-            "demo",
-            "--plot",
-            self.path("demo.png"),
-            env={**os.environ, "PATH": "/nonexistent"},
-            mentions=["gnuplot"],
+            "demo", "--plot", self.path("demo.png"), env={**os.environ, "PATH": "/nonexistent"}, mentions=["gnuplot"]
         )
         os.mkdir(self.path("bin"))
         with open(self.path("bin/gnuplot"), "w") as stream:
@@ -768,9 +330,7 @@ class Sample(Case):
             self.succeed("eval", "--json", "--logits", out + "/logits.npy", "--targets", out + "/targets.npy")
         )
         self.assertAlmostEqual(got["loss"], cross_entropy, delta=1e-6 * cross_entropy)
-        self.assertAlmostEqual(
-            got["perplexity"], math.exp(cross_entropy), delta=1e-6 * math.exp(cross_entropy)
-        )
+        self.assertAlmostEqual(got["perplexity"], math.exp(cross_entropy), delta=1e-6 * math.exp(cross_entropy))
         self.assertEqual(got["accuracy"], np.mean(logits.argmax(axis=-1) == targets))
         self.assertIn(
             "%.9f" % cross_entropy,
@@ -790,23 +350,14 @@ class Sample(Case):
             "--out",
             self.dir,
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
-            mentions=["logits.npy: no room for ", "File too large"]
+            mentions=["logits.npy: no room for ", "File too large"],
         )
 
     def test_exactly_enough_text(self):
         text = self.raw("t", b"abcdefg")
         self.succeed("sample", "--text", text, "--batch", 2, "--seq", 3, "--out", self.path("o"))
         self.refuse(
-            "sample",
-            "--text",
-            text,
-            "--batch",
-            1,
-            "--seq",
-            7,
-            "--out",
-            self.path("o2"),
-            mentions=["t: 7 bytes", "8"],
+            "sample", "--text", text, "--batch", 1, "--seq", 7, "--out", self.path("o2"), mentions=["t: 7 bytes", "8"]
         )
 
     def test_errors(self):
@@ -815,20 +366,9 @@ class Sample(Case):
         self.refuse("sample", "--text", self.raw("empty", b""), *rest, mentions=["empty: 0 bytes"])
         self.refuse("sample", "--text", self.dir, *rest, mentions=["not a regular file"])
         text = self.raw("t", b"abcdef")
+        self.refuse("sample", "--text", text, "--batch", 1, "--seq", 2, "--out", text, mentions=["cannot be made"])
         self.refuse(
-            "sample", "--text", text, "--batch", 1, "--seq", 2, "--out", text, mentions=["cannot be made"]
-        )
-        self.refuse(
-            "sample",
-            "--text",
-            text,
-            "--batch",
-            1,
-            "--seq",
-            2,
-            "--out",
-            text + "/x",
-            mentions=["cannot be made"],
+            "sample", "--text", text, "--batch", 1, "--seq", 2, "--out", text + "/x", mentions=["cannot be made"]
         )
         os.makedirs(self.path("o/targets.npy"))
         self.refuse("sample", "--text", text, *rest, mentions=["targets.npy", "is a directory"])
@@ -840,607 +380,10 @@ class Sample(Case):
         for name in ("logits.npy", "targets.npy"):
             for link in (os.link, os.symlink):
                 link(text, self.path("o/" + name))
-                self.refuse(
-                    "sample", "--text", text, *rest, mentions=[name + ": is the same file as --text " + text]
-                )
+                self.refuse("sample", "--text", text, *rest, mentions=[name + ": is the same file as --text " + text])
                 os.remove(self.path("o/" + name))
         with open(text, "rb") as stream:
             self.assertEqual(stream.read(), b"abcdef")
-
-
-# ---- Numbers ----------------------------------------------------------------------------------
-
-
-class Batches(Case):
-    def test_64_random_batches(self):
-        random = np.random.RandomState(64)
-        classes = [1, 2, 3, 5, 8, 15, 16, 17, 33, 64, 100, 255, 256, 257, 1000, 1025, 2048, 4099]
-        for i in range(8 if SMALL else 64):
-            with self.subTest(i=i):
-                shape = (random.randint(1, 4), random.randint(1, 9), classes[i % len(classes)])
-                targets = ("<i8", "<i4")[i % 2 if FULL else 0]
-                x, y = batch(i, shape, targets=targets, scale=(0.1, 1.0, 3.0, 10.0)[i % 4])
-                self.evaluate(x, y)
-
-    def test_every_dtype(self):
-        for dtype, grad in (
-            *((dtype, None) for dtype in ("f32", "f16", "bf16", "f64")),
-            ("f32", "bf16"),
-            *((("f64", "f32"),) if FULL else ()),
-            *(itertools.product(("f32", "f16", "bf16"), ("f32", "f16", "bf16")) if FULL else ()),
-            *((("f64", "f64"),) if FULL else ()),
-        ):
-            with self.subTest(dtype=dtype, grad=grad):
-                x, y = batch(7, dtype=dtype)
-                got, arrays, _ = self.evaluate(x, y, dtype=dtype, grad_dtype=grad)
-                self.assertEqual(arrays["grad"].dtype, np.dtype(NUMPY[grad or dtype]))
-
-    def test_a_16_bit_gradient_is_the_f32_one_rounded_once(self):
-        kinds = itertools.product(("f32", "f16", "bf16"), ("f16", "bf16")) if FULL else (("f32", "bf16"),)
-        for dtype, stored in kinds:
-            with self.subTest(dtype=dtype, stored=stored):
-                x, y = batch(8, dtype=dtype)
-                _, wide, _ = self.evaluate(x, y, dtype=dtype, grad_dtype="f32", outputs=("grad",))
-                _, narrow, _ = self.evaluate(x, y, dtype=dtype, grad_dtype=stored, outputs=("grad",))
-                np.testing.assert_array_equal(narrow["grad"], store(wide["grad"], stored))
-
-    def test_masked_classes_and_special_rows(self):
-        x = np.zeros((7, 5), "<f4")
-        x[0, 2] = -np.inf  # another class masked
-        x[1, 3] = -np.inf  # the target masked: +inf
-        x[2] = -np.inf  # nothing left: NaN, lse -inf
-        x[3, 0] = np.inf  # NaN, lse +inf
-        x[4, 4] = np.nan
-        x[5] = np.nan  # ignored
-        x[6] += 1e6
-        y = np.array([3, 3, 3, 3, 3, -100, 3])
-        flags = ["eval", "--json", "--logits", self.save("x.npy", x), "--targets", self.save("y.npy", y)]
-        for name in OUTPUTS:
-            flags += ["--%s-out" % name, self.path(name + ".npy")]
-        got = json.loads(self.succeed(*flags))
-        self.assertEqual((got["loss"], got["perplexity"], got["ignored"]), ("NaN", "NaN", 1))
-        out = {name: np.load(self.path(name + ".npy")) for name in OUTPUTS}
-        self.close(
-            out["losses"], [math.log(4), np.inf, np.nan, np.nan, np.nan, 0, math.log(5)], 1e-6, "losses"
-        )
-        self.close(
-            out["lse"],
-            [math.log(4), math.log(4), -np.inf, np.inf, np.nan, np.nan, 1e6 + math.log(5)],
-            [1e-6, 1e-6, 0, 0, 0, 0, 0.1],
-            "lse",
-        )
-        self.assertTrue((out["grad"][5] == 0).all())
-        self.assertTrue(np.isfinite(out["grad"][[0, 1, 6]]).all())
-        self.assertEqual(list(out["argmax"]), [0, 0, 0, 0, 4, 0, 0])
-        only = json.loads(
-            self.succeed(
-                "eval",
-                "--json",
-                "--logits",
-                self.save("x.npy", x[:2]),
-                "--targets",
-                self.save("y.npy", y[:2]),
-            )
-        )
-        self.assertEqual((only["loss"], only["perplexity"]), ("Infinity", "Infinity"))
-
-    def test_perplexity_of_confident_rows_under_every_option(self):
-        x = np.full((4, 8), 1e6, "<f4")
-        x[:, 3] += 16
-        y = np.full(4, 3)
-        nll = math.log1p(7 * math.exp(-16))
-        for options in ({}, {"label_smoothing": 0.1}, {"z_loss": 1e-3}, {"row_weights": np.full(4, 3.0)}):
-            with self.subTest(options=list(options)):
-                got, _, _ = self.evaluate(x, y, outputs=(), **options)
-                self.assertAlmostEqual(math.log(got["perplexity"]), nll, delta=1e-5 * nll)
-
-
-class Options(Case):
-    def alone(self):
-        random = np.random.RandomState(5)
-        return {
-            "ignore_index": 7,
-            "class_weights": random.uniform(-0.5, 2, 33).astype("<f4"),
-            "row_weights": np.where(
-                random.uniform(size=(2, 5)) < 0.3, 0, random.uniform(0.1, 2, (2, 5))
-            ).astype("<f4"),
-            "label_smoothing": 0.13,
-            "z_loss": 0.02,
-            "logit_scale": -0.7,
-            "softcap": 4.5,
-            "reduction": "sum",
-            "denominator": -3.5,
-            "shift": 2,
-            "grad_output": np.array(1.7, "<f4"),
-        }
-
-    def data(self):
-        x, y = batch(11)
-        y.reshape(-1)[6] = 7
-        return x, y
-
-    def test_each_alone_changes_the_result(self):
-        x, y = self.data()
-        _, plain, _ = self.evaluate(x, y)
-        plain_loss = json.loads(
-            self.succeed("eval", "--json", "--logits", self.path("x.npy"), "--targets", self.path("y.npy"))
-        )["loss"]
-        for name, value in self.alone().items():
-            if not FULL and name in ("class_weights", "label_smoothing", "logit_scale"):
-                continue  # programs of their own, which test_combinations() has
-            with self.subTest(option=name):
-                extra = {"on_bad_target": "ignore"} if name == "ignore_index" else {}  # -100 is no class then
-                got, arrays, _ = self.evaluate(x, y, **{name: value}, **extra)
-                self.assertFalse(np.array_equal(arrays["grad"], plain["grad"]))
-                self.assertEqual(got["loss"] == plain_loss, name == "grad_output")
-
-    def test_reduction_none(self):
-        x, y = self.data()
-        values = np.random.RandomState(1).normal(size=(2, 5))
-        for options in (
-            {},
-            {"grad_output": values.astype("<f4")},
-            {"grad_output": values},
-            {"grad_output": np.array([0.5])},
-            {"denominator": 4.0},
-        ):
-            with self.subTest(options=list(options)):
-                self.evaluate(x, y, reduction="none", **options)
-
-    def test_grad_output_under_every_reduction(self):
-        x, y = self.data()
-        _, plain, _ = self.evaluate(x, y, outputs=("grad",))
-        for reduction, denominator in itertools.product(("mean", "sum", "none"), ({}, {"denominator": 2.5})):
-            for value in (np.array(-1.75, "<f4"), np.array([[0.3]])):
-                with self.subTest(reduction=reduction, value=value, **denominator):
-                    _, got, _ = self.evaluate(x, y, reduction=reduction, grad_output=value, **denominator)
-                    self.assertFalse(np.array_equal(got["grad"], plain["grad"]))
-        each = np.random.RandomState(2).normal(size=(2, 5)).astype("<f4")
-        each[1, 2] = 0
-        _, got, _ = self.evaluate(x, y, reduction="none", denominator=2.5, grad_output=each)
-        self.assertTrue((got["grad"][1, 2] == 0).all())
-
-    def test_negative_class_weights(self):
-        x, y = self.data()
-        weights = np.linspace(-2, 1, 33).astype("<f4")  # their sum over the targets, D, is negative too
-        q = np.random.RandomState(6).uniform(size=x.shape).astype("<f4")
-        for targets, options in itertools.product((y, q), ({}, {"label_smoothing": 0.2}, {"z_loss": 0.01})):
-            if not FULL and "label_smoothing" in options:
-                continue
-            with self.subTest(targets=targets.dtype, options=list(options)):
-                self.evaluate(x, targets, class_weights=weights, **options)
-
-    def test_combinations_with_every_layout(self):
-        random = np.random.RandomState(10)
-        options = {
-            "ignore_index": (3, -1, None),
-            "label_smoothing": (0.1, 1.0),
-            "z_loss": (0.01,),
-            "logit_scale": (-0.5, 2.0),
-            "softcap": (3.0,),
-            "reduction": ("sum", "none"),
-            "denominator": (-2.0, 9.0),
-            "shift": (1, 4),
-            "all_ignored": ("zero",),
-        }
-        for i in range(24 if FULL else 2):
-            axis = random.randint(-4, 4)
-            shape = list(random.randint(1, 5, 4))
-            shape[axis] = classes = random.randint(4, 40)
-            row_shape = shape[:axis] + shape[axis % 4 + 1 :]
-            dtype = ("f32", "bf16", "f16", "f64")[i % 4]
-            chosen = {k: v[random.randint(len(v))] for k, v in options.items() if random.uniform() < 0.4}
-            chosen["shift"] = min(chosen.get("shift", 0), row_shape[-1])
-            chosen["on_bad_target"] = ("nan", "ignore")[random.randint(2)]
-            if random.uniform() < 0.4:
-                chosen["class_weights"] = random.uniform(-0.5, 2, classes).astype(("<f4", "<f8")[i % 2])
-            if random.uniform() < 0.4:
-                chosen["row_weights"] = (random.randint(0, 4, row_shape) / 2).astype("<f4")
-            if random.uniform() < 0.4:
-                each = chosen.get("reduction") == "none" and random.uniform() < 0.7
-                chosen["grad_output"] = np.array(random.normal(size=row_shape if each else ()), "<f4")
-            grad = (None, "f32", "f64" if dtype == "f64" else "bf16")[random.randint(3)]
-            kind = ("u1", "<i4", "<i8", "probabilities")[random.randint(4)]
-            if kind == "probabilities":
-                if (chosen.get("ignore_index") or 0) > 0:
-                    del chosen["ignore_index"]
-                y = store(random.uniform(-0.2, 1, shape), dtype if random.uniform() < 0.5 else "f32")
-            else:
-                y = random.randint(0, classes + 1, row_shape).astype(kind)  # some out of range
-            x = store(2 * random.normal(size=shape), dtype)
-            orders = random.choice(["C", "F"], 2)
-
-            def save(name, array):
-                order = orders[0] if name == "x.npy" else orders[1]
-                return self.save(name, np.array(array, order=order))
-
-            with self.subTest(i=i, shape=shape, axis=axis, dtype=dtype, targets=kind, options=chosen):
-                self.evaluate(x, y, dtype=dtype, axis=axis, grad_dtype=grad, save=save, **chosen)
-
-    def test_each_output_alone_has_the_bits_it_has_beside_others(self):
-        x, y = self.data()
-        _, together, _ = self.evaluate(x, y, label_smoothing=0.1)
-        for name in OUTPUTS:
-            if not FULL and name in ("softmax", "log_softmax"):
-                continue  # programs of their own
-            with self.subTest(output=name):
-                _, alone, _ = self.evaluate(x, y, label_smoothing=0.1, outputs=(name,))
-                if name != "argmax":  # evaluate() has compared it
-                    np.testing.assert_array_equal(alone[name], together[name])
-
-    def test_combinations(self):
-        options = self.alone()
-        random = np.random.RandomState(9)
-        for i in range(24 if FULL else 2):
-            chosen = {
-                name: value for name, value in options.items() if random.uniform() < (1.0 if i == 0 else 0.5)
-            }
-            dtype = ("f32", "bf16", "f64", "f16")[i % 4]
-            chosen["on_bad_target"] = ("nan", "ignore")[i % 2]
-            if random.uniform() < 0.4:
-                chosen["reduction"] = ("mean", "sum", "none")[i % 3]
-            with self.subTest(i=i, dtype=dtype, options=list(chosen)):
-                x, y = batch(100 + i, dtype=dtype, scale=2.0)
-                y.reshape(-1)[[5, 6]] = (33, 7)  # out of range, and ignored in some
-                self.evaluate(x, y, dtype=dtype, **chosen)
-
-    def test_ignore_index(self):
-        x, y = self.data()
-        with self.subTest("a class"):
-            self.evaluate(x, y, ignore_index=int(y[0, 0]), on_bad_target="ignore")
-        with self.subTest("none"):
-            self.evaluate(x, np.abs(y) % 33, ignore_index=None)
-            self.refuse(
-                "eval",
-                "--logits",
-                self.path("x.npy"),
-                "--targets",
-                self.save("y.npy", y),
-                "--ignore-index",
-                "none",
-                mentions=["-100", "0 to 32"],
-            )
-        with self.subTest("full width"):
-            y = y.astype("<i8")
-            y[1, 1] = 2**32 + 5
-            got, _, _ = self.evaluate(x, y, ignore_index=2**32 + 5, on_bad_target="ignore")
-            self.assertEqual((got["ignored"], got["bad_targets"]), (1, 1))
-
-    def test_bad_target_policies(self):
-        x, y = self.data()
-        y[1, 3], y[0, 2] = 33, -1
-        for policy in ("nan", "ignore"):
-            got, arrays, _ = self.evaluate(x, y, on_bad_target=policy)
-            self.assertEqual(got["bad_targets"], 2)
-            self.assertEqual(np.isnan(arrays["losses"]).sum(), 2 if policy == "nan" else 0)
-
-    def test_all_ignored(self):
-        x, _ = self.data()
-        y = np.full((2, 5), -100)
-        got, arrays, _ = self.evaluate(x, y)
-        self.assertEqual((got["loss"], got["perplexity"], got["accuracy"]), ("NaN", None, None))
-        self.assertTrue((arrays["grad"] == 0).all())
-        self.assertEqual(self.evaluate(x, y, all_ignored="zero")[0]["loss"], 0.0)
-
-    def test_probabilities(self):
-        x, _ = self.data()
-        q = np.random.RandomState(3).uniform(-0.1, 1, x.shape)
-        options = self.alone()
-        for dtype, stored in (
-            ("f32", "<f4"),
-            ("bf16", "<u2"),
-            *((("f64", "<f4"), ("f16", "<f2"), ("f16", "<f4"), ("bf16", "<f4"), ("f64", "<f8")) if FULL else ()),
-        ):
-            with self.subTest(dtype=dtype, stored=stored):
-                y = store(q, "bf16") if stored == "<u2" else q.astype(stored)
-                self.evaluate(store(x.astype("f8"), dtype), y, dtype=dtype)
-        for name in ("class_weights", "row_weights", "label_smoothing", "z_loss", "shift", "reduction"):
-            if not FULL and name == "label_smoothing":
-                continue
-            with self.subTest(option=name):
-                self.evaluate(x, q.astype("<f4"), **{name: options[name]})
-        for index in (0, 7, 2**40):
-            self.refuse(
-                "eval",
-                "--logits",
-                self.path("x.npy"),
-                "--targets",
-                self.path("y.npy"),
-                "--ignore-index",
-                index,
-                mentions=["y.npy: --ignore-index %d: takes a negative index or 'none'" % index, "probabilities"],
-            )
-        for index in (-1, -100, None):
-            self.evaluate(x, q.astype("<f4"), ignore_index=index, outputs=("losses",))
-
-    def test_weights_of_either_dtype(self):
-        x, y = self.data()
-        weights = np.random.RandomState(4).uniform(0.5, 2, 33)
-        _, narrow, _ = self.evaluate(x, y, class_weights=weights.astype("<f4"))
-        _, wide, _ = self.evaluate(x, y, class_weights=weights)
-        np.testing.assert_array_equal(narrow["grad"], wide["grad"])
-        self.evaluate(x.astype("<f8"), y, dtype="f64", class_weights=weights.astype(">f4"))
-
-    def test_masked_rows_may_hold_anything(self):
-        x, y = self.data()
-        x[0, 1], y[0, 1] = np.nan, 1000
-        weights = np.ones((2, 5), "<f4")
-        weights[0, 1] = 0
-        got, arrays, _ = self.evaluate(x, y, row_weights=weights, outputs=("losses", "grad"))
-        self.assertEqual((got["bad_targets"], got["ignored"]), (0, 2))
-        self.assertTrue((arrays["grad"][0, 1] == 0).all())
-
-    def test_shift_of_a_whole_sequence(self):
-        x, y = self.data()
-        self.assertEqual(self.evaluate(x, y, shift=5)[0]["ignored"], 10)
-        self.refuse(
-            "eval",
-            "--logits",
-            self.path("x.npy"),
-            "--targets",
-            self.path("y.npy"),
-            "--shift",
-            6,
-            mentions=["x.npy", "shift"],
-        )
-
-
-# ---- Files ------------------------------------------------------------------------------------
-
-
-class Files(Case):
-    def bits(self, x, y, **kwargs):
-        _, arrays, _ = self.evaluate(x, y, outputs=("losses", "grad", "softmax"), **kwargs)
-        return arrays
-
-    def test_versions_orders_and_byte_orders_give_the_same_bits(self):
-        x, y = batch(21, (3, 4, 17))
-        want = self.bits(x, y)
-        for i, (version, order, bytes_x, bytes_y) in enumerate(
-            itertools.product(((1, 0), (2, 0), (3, 0)), "CF", "<>", "<>")
-        ):
-            if i % 3 == 2 and SMALL:
-                continue
-            with self.subTest(version=version, order=order, bytes_x=bytes_x, bytes_y=bytes_y):
-
-                def save(name, array):
-                    if array.dtype.itemsize > 1:
-                        array = array.astype(
-                            array.dtype.newbyteorder(bytes_x if name == "x.npy" else bytes_y)
-                        )
-                    return self.save(name, np.array(array, order=order), version=version)
-
-                got = self.bits(x, y, save=save)
-                for name in want:
-                    np.testing.assert_array_equal(got[name], want[name])
-
-    def test_byte_order_of_every_dtype(self):
-        for dtype, swapped in (("f16", ">f2"), ("bf16", ">u2"), ("f64", ">f8")):
-            if not FULL and dtype == "f16":
-                continue
-            x, y = batch(22, dtype=dtype)
-            want = self.bits(x, y, dtype=dtype)
-            got = self.bits(
-                x,
-                y,
-                dtype=dtype,
-                save=lambda name, a: self.save(
-                    name, a.astype(swapped) if name == "x.npy" else a.astype(">i8")
-                ),
-            )
-            for name in want:
-                np.testing.assert_array_equal(got[name], want[name])
-
-    def test_target_dtypes(self):
-        x, _ = batch(23)
-        y = np.random.RandomState(0).randint(0, 33, (2, 5))
-        want = self.bits(x, y.astype("<i8"))
-        for dtype in ("u1", "<i4", ">i4", ">i8"):
-            got = self.bits(x, y.astype(dtype))
-            for name in want:
-                np.testing.assert_array_equal(got[name], want[name])
-
-    def test_bf16_in_items_of_other_kinds(self):
-        x, y = batch(24, dtype="bf16")
-        want = np.load(self.save("a.npy", self.bits(x, y, dtype="bf16")["grad"]))
-        for dtype in ("<i2", "V2"):
-            got = self.bits(
-                x,
-                y,
-                dtype="bf16",
-                save=lambda name, a: self.save(name, a.view(dtype) if name == "x.npy" else a),
-            )
-            np.testing.assert_array_equal(got["grad"], want)
-
-    def test_class_axes(self):
-        for shape, axis in (
-            ((2, 7, 3, 5), 1),
-            ((2, 7, 3, 5), -3),
-            ((7, 4), 0),
-            ((4, 7), 1),
-            ((2, 3, 7), -1),
-            ((7,), 0),
-            ((2, 7, 1), 1),
-            ((3, 21, 16, 17), 1),
-        ):
-            for order in "CF":
-                with self.subTest(shape=shape, axis=axis, order=order):
-                    random = np.random.RandomState(1)
-                    x = random.normal(size=shape).astype("<f4")
-                    y = random.randint(0, 7, np.delete(shape, axis)).astype("<i8")
-                    self.evaluate(
-                        x, y, axis=axis, save=lambda name, a: self.save(name, np.array(a, order=order))
-                    )
-
-    def test_class_axis_with_shift_weights_and_probabilities(self):
-        random = np.random.RandomState(2)
-        x = random.normal(size=(2, 6, 3, 5)).astype("<f4")
-        y = random.randint(0, 6, (2, 3, 5)).astype("<i4")
-        weights = random.uniform(0, 1, (2, 3, 5)).astype("<f4")
-        self.evaluate(
-            x,
-            y,
-            axis=1,
-            shift=2,
-            row_weights=weights,
-            class_weights=random.uniform(size=6).astype("<f4"),
-            label_smoothing=0.1,
-        )
-        self.evaluate(x, random.uniform(size=x.shape).astype("<f4"), axis=1, shift=1, row_weights=weights)
-        self.evaluate(x, y, axis=1, reduction="none", grad_output=weights)
-
-    def test_empty_and_single(self):
-        for shape in ((0, 3, 4), (2, 0, 4), (1, 1, 1)):
-            with self.subTest(shape=shape):
-                self.evaluate(np.zeros(shape, "<f4"), np.zeros(shape[:-1], "<i8"))
-        self.evaluate(np.zeros((2, 4, 0), "<f4"), np.zeros((2, 0), "<i8"), axis=1)
-
-    def test_unaligned_data(self):
-        x, y = batch(25)
-        header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (2, 5, 33)}"
-        header += b" " * ((1 - len(header) - 10) % 4)
-        self.assertNotEqual((10 + len(header)) % 4, 0)
-        self.evaluate(
-            x,
-            y,
-            save=lambda name, a: self.save(name, a)
-            if name == "y.npy"
-            else self.raw(
-                name, b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + a.tobytes()
-            ),
-        )
-
-    def test_a_signal_leaves_no_unfinished_file(self):
-        x, y = batch(27)
-        # Without compiled kernels the run takes long enough to be interrupted on a CPU driver; one that is
-        # faster leaves a complete file.
-        for directory in ("cache", "out"):
-            os.mkdir(self.path(directory))
-        args = ["--logits", self.save("x.npy", x), "--targets", self.save("y.npy", y)]
-        run = subprocess.Popen(
-            [BIN, "eval", *args, "--lse-out", self.path("out/lse.npy")],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "POCL_CACHE_DIR": self.path("cache")},
-        )
-        while not os.listdir(self.path("cache")) and run.poll() is None:
-            time.sleep(0.002)
-        run.terminate()
-        run.wait()
-        left = os.listdir(self.path("out"))
-        self.assertIn(left, ([], ["lse.npy"]))
-        if left:
-            self.assertEqual(np.load(self.path("out/lse.npy")).shape, (2, 5))
-
-    def test_outputs_are_complete_or_absent(self):
-        x, y = batch(26)
-        base = ["eval", "--logits", self.save("x.npy", x), "--targets", self.save("y.npy", y)]
-        with open(self.save("old.npy", y), "rb") as stream:
-            old = stream.read()
-        self.refuse(
-            *base,
-            "--lse-out",
-            self.path("lse.npy"),
-            "--grad-out",
-            self.path("no/grad.npy"),
-            mentions=["no/grad.npy", "No such file"]
-        )
-        self.refuse(
-            *base, "--lse-out", self.path("old.npy"), "--grad-out", self.dir, mentions=["is a directory"]
-        )
-        self.refuse(*base, "--lse-out", "/dev/null", mentions=["/dev/null", "regular"])
-        os.symlink("a.npy", self.path("link.npy"))
-        for other in ("./a.npy", self.path("a.npy"), "link.npy", self.path("link.npy")):
-            self.refuse(
-                *base,
-                "--grad-out",
-                "a.npy",
-                "--lse-out",
-                other,
-                cwd=self.dir,
-                mentions=["--lse-out and --grad-out name the same file"]
-            )
-        os.remove(self.path("link.npy"))
-        self.refuse(
-            *base,
-            "--lse-out",
-            self.path("lse.npy"),
-            "--grad-out",
-            self.path("x.npy/grad.npy"),
-            mentions=["grad.npy"]
-        )
-        with open(self.path("old.npy"), "rb") as stream:
-            self.assertEqual(stream.read(), old)
-        self.succeed(*base, "--lse-out", self.path("old.npy"))
-        self.assertEqual(np.load(self.path("old.npy")).shape, (2, 5))
-        self.assertEqual(sorted(os.listdir(self.dir)), ["old.npy", "x.npy", "y.npy"])
-
-    def test_an_output_cannot_take_the_place_of_an_input(self):
-        x, y = batch(28)
-        inputs = {
-            "logits": x,
-            "targets": y,
-            "class-weights": np.ones(33, "<f4"),
-            "row-weights": np.ones((2, 5)),
-            "grad-output": np.array(1, "<f4"),
-            "tuning": np.zeros(1),  # refused before anybody reads it
-        }
-        base = ["eval", "--grad-out", self.path("g.npy")]
-        for name, array in inputs.items():
-            base += ["--" + name, self.save(name + ".npy", array)]
-        for number, name in enumerate(inputs):
-            with open(self.path(name + ".npy"), "rb") as stream:
-                before = stream.read()
-            flag = "--%s-out" % OUTPUTS[number]
-            if flag == "--grad-out":
-                flag = "--entropy-out"
-            os.symlink(name + ".npy", self.path("soft.npy"))
-            os.link(self.path(name + ".npy"), self.path("hard.npy"))
-            said = ["--%s and %s name the same file" % (name, flag)]
-            self.refuse(*base, flag, self.path(name + ".npy"), status=2, mentions=said)
-            for other in (self.path("./" + name + ".npy"), self.path("soft.npy"), self.path("hard.npy")):
-                self.refuse(*base, flag, other, mentions=said)
-            with open(self.path(name + ".npy"), "rb") as stream:
-                self.assertEqual(stream.read(), before)
-            self.refuse(  # two outputs that are one file already
-                *base,
-                "--lse-out",
-                self.path("soft.npy"),
-                "--losses-out",
-                self.path("hard.npy"),
-                mentions=["name the same file"]
-            )
-            os.remove(self.path("soft.npy"))
-            os.remove(self.path("hard.npy"))
-        self.save("old.npy", y)
-        os.link(self.path("old.npy"), self.path("hard.npy"))
-        self.refuse(
-            *base,
-            "--lse-out",
-            self.path("old.npy"),
-            "--losses-out",
-            self.path("hard.npy"),
-            mentions=["--losses-out and --lse-out name the same file"]
-        )
-
-    def test_no_room_for_an_output(self):
-        """A limit stands for a full device, which no test can make. The driver's own files are smaller."""
-        limit = 1 << 26
-        x, y = np.zeros((4200, 4099), "<f4"), np.zeros(4200, "u1")
-        self.assertGreater(x.nbytes, limit)
-        self.refuse(
-            "eval",
-            "--logits",
-            self.save("x.npy", x),
-            "--targets",
-            self.save("y.npy", y),
-            "--lse-out",
-            self.path("lse.npy"),
-            "--grad-out",
-            self.path("grad.npy"),
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-            mentions=["grad.npy: no room for ", "File too large"]
-        )
 
 
 @needs_bad_driver
@@ -1479,7 +422,7 @@ class BadDrivers(Case):
                         "launch:" + what,
                         *self.outputs,
                         folder=self.path("out"),  # while the outputs are being written
-                        POCL_SIGFPE_HANDLER=handler
+                        POCL_SIGFPE_HANDLER=handler,
                     )
                     if what != "ill" or result.returncode != -signal.SIGTRAP:  # as some processors have it
                         self.assertEqual(result.returncode, status, result.stderr)
@@ -1515,7 +458,8 @@ class BadDrivers(Case):
                 json.loads(self.succeed("demo", "--json", env=bad_driver(where)))["compile_seconds"], 1.4
             )
         # The perplexity of smoothed losses takes a second program.
-        result = self.evaluate_badly("build:sleep:2", "--json", "--label-smoothing", "0.1")
+        outputs = [*self.outputs, "--softmax-out", self.path("out/softmax.npy")]
+        result = self.evaluate_badly("build:sleep:2", "--json", "--label-smoothing", "0.1", *outputs)
         self.assertGreater(json.loads(result.stdout)["compile_seconds"], 1.4)
 
     def verify_badly(self, faults, *args, sends=None):
@@ -1636,7 +580,7 @@ class Verify(Case):
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 universal_newlines=True,
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
             self.addCleanup(run.stdout.close)
             self.addCleanup(run.stderr.close)
@@ -1663,9 +607,7 @@ class Verify(Case):
     def test_an_interrupted_run_has_its_summary(self):
         status, out, err = self.signalled(signal.SIGINT)
         self.assertEqual((status, err), (130, ""))
-        passed = re.search(
-            r"(?m)^cases +(\d+) of seed 11: (\d+) passed, 0 failed.*; interrupted by SIGINT$", out
-        )
+        passed = re.search(r"(?m)^cases +(\d+) of seed 11: (\d+) passed, 0 failed.*; interrupted by SIGINT$", out)
         self.assertEqual(*passed.groups())
         self.assertRegex(out, r"(?m)^all +%s +0 " % passed.group(1))
         status, out, err = self.signalled(signal.SIGTERM, "--json")
@@ -1824,9 +766,7 @@ class Bench(Case):
                     list(got),
                     "op rows classes dtype device median_s min_s copy_median_s ratio_to_copy gb_per_s".split(),
                 )
-                self.assertEqual(
-                    (got["op"], got["rows"], got["classes"], got["dtype"]), (op, 60, 1003, dtype)
-                )
+                self.assertEqual((got["op"], got["rows"], got["classes"], got["dtype"]), (op, 60, 1003, dtype))
                 self.assertTrue(0 < got["min_s"] <= got["median_s"] < 60, got)
                 self.assertTrue(0 < got["copy_median_s"] < 60, got)
                 moved = passes * 60 * 1003 * size
@@ -1916,9 +856,7 @@ class Bench(Case):
         self.refuse("bench", *self.SIZE, "--plot", self.path("no/bench.png"), mentions=["no/bench.png"])
 
     def test_peers_take_turns_in_one_table(self):
-        script = os.path.join(
-            os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "tools", "peers.py"
-        )
+        script = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "tools", "peers.py")
         peer = self.path("peer")
         with open(peer, "w") as stream:
             stream.write("#!/bin/sh\necho fake $1 $2\nwhile read -r _; do echo 4096; done\n")
@@ -1940,10 +878,7 @@ class Bench(Case):
 
         def run(onednn, *args):
             return subprocess.run(
-                [*command, onednn, *args],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                universal_newlines=True,
+                [*command, onednn, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True
             )
 
         result = run(peer, "--json")
@@ -1963,9 +898,7 @@ class Bench(Case):
 
     def test_more_than_the_device_has_is_status_1(self):
         if not SMALL:  # Oclgrind allocates what it says it has, or ends
-            self.refuse(
-                "bench", "--rows", 2**20, "--classes", 2**22, mentions=["a buffer of 17592186044416 bytes"]
-            )
+            self.refuse("bench", "--rows", 2**20, "--classes", 2**22, mentions=["a buffer of 17592186044416 bytes"])
         self.refuse("bench", *self.SIZE, "--device", "99", mentions=["--device 99"])
 
     def test_wrong_usage_is_status_2(self):
@@ -2123,7 +1056,10 @@ class Tune(Case):
         mine = self.info("--tuning", own)
         self.assertEqual(mine["tuning"], own)
         self.assertIn("vectors of 4, blocks of 32", mine["strategies"][1]["strategy"])
-        for text, mentions in ((self.ROW.replace("1, 4, 8", "1, 3, 8"), ["line 1", "vector is '3'"]), ("a\0b", ["text"])):
+        for text, mentions in (
+            (self.ROW.replace("1, 4, 8", "1, 3, 8"), ["line 1", "vector is '3'"]),
+            ("a\0b", ["text"]),
+        ):
             with open(own, "w") as stream:
                 stream.write(text)
             self.refuse("verify", "--cases", 1, "--tuning", own, env=self.env, mentions=[own, *mentions])
@@ -2251,199 +1187,6 @@ class Store(Case):
             self.succeed("info", env=self.env)
             self.succeed("verify", "--cases", 1, "--max-elements", 50, "--no-host-arrays", env=self.env)
         self.assertEqual(self.stored(), [])
-
-
-class Errors(Case):
-    def check(self, x, y, mentions, *flags, name="x.npy"):
-        for path, array in (("x.npy", x), ("y.npy", y)):
-            if isinstance(array, bytes):
-                self.raw(path, array)
-            elif array is not None:
-                np.save(self.path(path), array, allow_pickle=True)
-            elif os.path.exists(self.path(path)):
-                os.remove(self.path(path))
-        return self.refuse(
-            "eval",
-            "--logits",
-            self.path("x.npy"),
-            "--targets",
-            self.path("y.npy"),
-            "--grad-out",
-            self.path("g.npy"),
-            *flags,
-            mentions=[self.path(name) + ": ", *mentions]
-        )
-
-    def test_wrong_shapes(self):
-        x, y = batch(31)
-        self.check(x, y[:1], ["(1, 5)", "(2, 5)"], name="y.npy")
-        self.check(x, y.T, ["(5, 2)", "(2, 5)"], name="y.npy")
-        self.check(x, y.reshape(2, 5, 1), ["(2, 5, 1)"], name="y.npy")
-        self.check(x, x[:, :, :32], ["(2, 5, 32)", "(2, 5, 33)"], name="y.npy")
-        images = np.zeros((2, 5, 3, 4), "<f4")  # N,C,H,W
-        said = "shape (2, 3, 4): targets take (2, 5, 3) with --class-axis -1; these fit --class-axis 1"
-        self.check(images, np.zeros((2, 3, 4), "u1"), [said], name="y.npy")
-        self.check(images, np.zeros((5, 3, 4), "u1"), ["these fit --class-axis 0"], name="y.npy")
-        self.check(
-            images,
-            np.zeros((2, 5, 4), "u1"),
-            ["take (2, 3, 4) with --class-axis 1", "fit --class-axis 2"],
-            "--class-axis",
-            1,
-            name="y.npy"
-        )
-        cubes = np.zeros((2, 4, 4, 4, 5), "<f4")  # of several axes that fit it is 1
-        self.check(cubes, np.zeros((2, 4, 4, 5), "u1"), ["fit --class-axis 1"], name="y.npy")
-        self.check(np.float32(1), y, ["shape ()"])
-        self.check(x[:, :, :0], y, ["no classes"])
-        self.check(x, y, ["--class-axis 3", "-3 to 2"], "--class-axis", "3")
-        self.check(x, y, ["--class-axis -4"], "--class-axis", "-4")
-        for flag, array in (
-            ("--class-weights", np.ones(32)),
-            ("--row-weights", np.ones(10)),
-            ("--grad-output", np.ones((2, 5))),
-        ):
-            self.check(x, y, ["shape"], flag, self.save("w.npy", array), name="w.npy")
-        self.check(
-            x,
-            y,
-            ["shape (3,)"],
-            "--reduction",
-            "none",
-            "--grad-output",
-            self.save("w.npy", np.ones(3)),
-            name="w.npy",
-        )
-
-    def test_wrong_dtypes(self):
-        x, y = batch(32)
-        for dtype in ("i4", "u2", "c8", "?", "u1", "g"):
-            self.check(x.astype(dtype) if dtype != "c8" else x.astype("c8"), y, ["dtype"])
-        self.check(x, y, ["dtype f4", "u2"], "--bf16")
-        self.check(x.astype("g"), y, ["dtype long double: logits take f2, f4 or f8"])
-        bits = store(x.astype("f8"), "bf16")
-        for stored in (bits, bits.view("V2")):
-            self.check(stored, y, ["dtype %s%d: " % (stored.dtype.kind, 2), "give --bf16"])
-        header = b"{'descr': 'bfloat16', 'fortran_order': False, 'shape': (2, 5, 33), }\n"
-        named = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bits.tobytes()
-        self.check(named, y, ["dtype V2: ", "give --bf16"])
-        self.check(x, bits.view("V2"), ["dtype V2: ", "--bf16"], name="y.npy")
-        self.evaluate(
-            bits,
-            y,
-            dtype="bf16",
-            outputs=("losses",),
-            save=lambda name, a: self.save(name, a) if name == "y.npy" else self.raw(name, named)
-        )
-        for dtype in ("f4", "f2", "f8", "u4", "u8", "i2", "?", "i1"):
-            self.check(x, y.astype(dtype), ["dtype" if dtype != "f4" else "shape"], name="y.npy")
-        self.check(np.array(["a", "b"]), y, ["'<U1'"])
-        self.check(np.array([None, {}]), y, ["Python objects"])
-        self.check(np.zeros(2, [("a", "f4")]), y, ["structured"])
-        for flag in ("--class-weights", "--row-weights", "--grad-output"):
-            self.check(x, y, ["dtype i8"], flag, self.save("w.npy", np.ones(33, "i8")), name="w.npy")
-        self.check(
-            x, y, ["1e+300", "f32"], "--class-weights", self.save("w.npy", np.full(33, 1e300)), name="w.npy"
-        )
-
-    def test_options_that_do_not_fit_the_logits(self):
-        x, y = batch(35)
-        largest = "3.40282e+38 with f32 logits"
-        for flag, value, mentions in (
-            ("--denominator", "1e300", ["f32"]),
-            ("--denominator", "1e-60", ["f32"]),
-            ("--grad-dtype", "f64", ["takes f32, f16 or bf16 with f32 logits"]),
-            ("--z-loss", "1e39", ["1e+39: takes a number from 0 to " + largest]),
-            ("--logit-scale", "-1e39", ["-1e+39: takes a number from -3.40282e+38 to " + largest]),
-            ("--softcap", "1e39", ["takes 0 (off) or a number from 1.17549e-38 to " + largest]),
-            ("--softcap", "1e-40", ["takes 0 (off) or a number from 1.17549e-38 to " + largest]),
-            ("--shift", "6", ["--shift 6: takes 0 to 5 with logits of shape (2, 5, 33)"]),
-        ):
-            self.check(x, y, [flag + " ", *mentions], flag, value)
-        self.check(
-            x.astype("f8"), y, ["--grad-dtype bf16: takes f64 or f32 with f64"], "--grad-dtype", "bf16"
-        )
-        self.check(x.astype("f8"), y, ["--softcap 1e-310: takes 0 (off)"], "--softcap", "1e-310")
-        self.evaluate(x.astype("f8"), y, dtype="f64", outputs=("losses",), z_loss=1e39)
-
-    def test_weights_that_would_mean_something_else(self):
-        x, y = batch(36)
-        for flag, shape, dtype, values in (
-            ("--class-weights", 33, "f8", {"1e-60": "too small", "-1e-60": "too small"}),
-            ("--row-weights", (2, 5), "f8", {"1e-60": "too small", "1e300": "too large"}),
-            ("--class-weights", 33, "f8", {"nan": "finite", "inf": "finite", "1e300": "too large"}),
-            ("--class-weights", 33, "f4", {"nan": "finite", "-inf": "finite"}),
-            ("--grad-output", 1, "f8", {"1e300": "too large"}),
-        ):
-            for value, fault in values.items():
-                weights = np.ones(shape, dtype)
-                weights.flat[7 % weights.size] = float(value)
-                where = "item %d is %s" % (7 % weights.size, value.replace("1e300", "1e+300"))
-                self.check(x, y, [where, fault], flag, self.save("w.npy", weights), name="w.npy")
-        self.check(
-            x.astype("f8"),
-            y,
-            ["item 2 is nan", "finite"],
-            "--class-weights",
-            self.save("w.npy", np.where(np.arange(33) == 2, np.nan, 1)),
-            name="w.npy"
-        )
-        weights = np.full((2, 5), 1e-60)
-        self.evaluate(x.astype("f8"), y, dtype="f64", outputs=("losses",), row_weights=weights)
-        self.evaluate(x, y, outputs=("losses", "grad"), grad_output=np.array(1e-60))
-
-    def test_targets_out_of_range_name_row_value_and_range(self):
-        x, _ = batch(33, (2, 5, 33))
-        for dtype, values in (
-            ("u1", (33, 255)),
-            ("i4", (33, -1, -(2**31))),
-            ("i8", (33, -1, 2**32 + 1, -(2**63))),
-        ):
-            for value in values:
-                y = np.zeros((2, 5), dtype)
-                y[1, 2] = value
-                self.check(x, y, ["row 7", "target %d " % value, "(1, 2)", "0 to 32", "-100"], name="y.npy")
-        y = np.full((2, 5), 99)
-        self.check(x, y, ["row 0", "10 bad rows"], name="y.npy")
-        y = np.zeros((2, 5), "i8")
-        y[1, 2] = 40  # read by row 6 under --shift 1; targets that no row reads may be anything
-        y[0, 0] = y[1, 0] = 41
-        self.check(x, y, ["row 6", "target 40", "(1, 2)", "1 bad row)"], "--shift", "1", name="y.npy")
-
-    def test_missing_truncated_and_other_files(self):
-        x, y = batch(34)
-        self.check(None, y, ["No such file"])
-        self.check(x, None, ["No such file"], name="y.npy")
-        np.save(self.path("x.npy"), x)
-        with open(self.path("x.npy"), "rb") as stream:
-            whole = stream.read()
-        for length in (0, 3, 7, 9, 60, 128, len(whole) - 1):
-            self.check(whole[:length], y, [])
-        self.check(whole[: len(whole) - 4], y, ["truncated", "1316 of 1320"])
-        self.check(whole + b"x", y, ["1 bytes follow"])
-        self.check(b"PK\x03\x04" + whole, y, [".npz"])
-        self.check(b"hello, world\n", y, ["not a .npy"])
-        self.check(whole[:6] + b"\x04" + whole[7:], y, ["version 4"])
-        self.check(whole.replace(b"(2, 5, 33)", b"(2, 5, -3)"), y, ["shape has the length -3: takes 0 or more"])
-        self.check(whole.replace(b"'fortran_order'", b"'fortran_prder'"), y, ["malformed"])
-        huge = whole.replace(b"(2, 5, 33), }" + b" " * 30, b"(4294967296, 4294967296, 33), }" + b" " * 12)
-        self.assertEqual(len(huge), len(whole))
-        self.check(huge, y, ["more items than memory"])
-        os.mkfifo(self.path("pipe"))
-        self.refuse(
-            "eval",
-            "--logits",
-            self.path("pipe"),
-            "--targets",
-            self.path("y.npy"),
-            mentions=["not a regular file"],
-        )
-        self.refuse(
-            "eval", "--logits", self.dir, "--targets", self.path("y.npy"), mentions=["not a regular file"]
-        )
-
-    def test_file_names_cannot_break_the_line(self):
-        self.refuse("eval", "--logits", "a\nb\x1b[31m", "--targets", "y", mentions=["a?b?[31m: "])
 
 
 if __name__ == "__main__":

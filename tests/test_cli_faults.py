@@ -6,6 +6,7 @@ CLXENT_BIN names the executable, CLXENT_SHIM the library that fault_shim.c is, C
 tool that lists symbols. By default the first and the last call of each function fail, with CLXENT_TEST_ALL_FAULTS=1
 each call.
 """
+
 import os
 import re
 import subprocess

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * test_npy.c - the .npy reader and writer of the command line, without NumPy: hostile headers, conversion
- * to native C order, outputs that appear complete or not at all. tests/test_cli.py holds it against NumPy
+ * to native C order, outputs that appear complete or not at all. tests/test_eval.py holds it against NumPy
  * itself.
  */
 #include "npy.h"

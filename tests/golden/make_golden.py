@@ -4,97 +4,59 @@
 
 Run in this folder: ./make_golden.py > golden.inc. The file is committed; the tests do not run this program.
 
-It is a second opinion for host/reference.c and shares none of its structure: whole matrices instead of rows,
-logaddexp instead of maximum and sum, the full Jacobian instead of the gradient's closed form. Needs a machine
-whose long double has 64 bits of mantissa (x86).
+The results are oracle.py's, a second opinion for host/reference.c: whole matrices instead of rows. What both take from one
+closed form is held against another here: logaddexp, and the full Jacobian. Needs a machine whose long double has 64 bits of
+mantissa (x86).
 """
+import os
+import sys
+
 import numpy as np
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+from oracle import oracle, store as stored, values_of
 
 LONG = np.longdouble
 assert np.finfo(LONG).nmant >= 63, "this machine's long double is too short"
 
-REAL = {"F32": np.float32, "F16": np.float32, "BF16": np.float32, "F64": np.float64}
-
 
 def store(values, dtype):
-    """The nearest values of a storage type, as doubles; bf16 by cutting, which is also a value of it."""
-    values = np.asarray(values, dtype=np.float64)
-    if dtype == "BF16":
-        bits = values.astype(np.float32).view(np.uint32) & np.uint32(0xFFFF0000)
-        return bits.view(np.float32).astype(float)
-    return values.astype({"F32": np.float32, "F16": np.float16, "F64": np.float64}[dtype]).astype(float)
+    """The nearest values of a storage type, as doubles."""
+    return values_of(stored(np.asarray(values, dtype=np.float64), dtype.lower()), dtype.lower())
+
+
+def wide(values):
+    return None if values is None else np.asarray(values, dtype=LONG)
 
 
 def solve(c):
     """Adds the expected results to the case."""
-    real = REAL[c["dtype"]]
-    opt = {k: LONG(real(c[k])) for k in ("smoothing", "z_loss", "scale", "softcap")}
-    x = np.asarray(c["logits"], dtype=LONG)
-    rows, classes = x.shape
-    masked = np.isneginf(x)
-    s = np.where(masked, LONG(0), x) * opt["scale"]
-    z, slope = s, np.full_like(x, opt["scale"])
-    if opt["softcap"] > 0:
-        t = np.tanh(s / opt["softcap"])
-        z, slope = opt["softcap"] * t, np.where(masked, LONG(0), opt["scale"] * (1 - t * t))
-    z = np.where(masked, -LONG(np.inf), z)
-    lse = np.logaddexp.reduce(z, axis=1)
-    logp = z - lse[:, None]
-    p = np.exp(logp)
-    c["lse"], c["softmax"] = lse, p
-    c["entropy"] = -np.where(p > 0, p * np.where(p > 0, logp, 0), 0).sum(axis=1)
-    c["argmax"] = np.argmax(z, axis=1)
-
-    # Row r looks at the target `shift` further on in its sequence.
-    seq, shift = c["seq"], c["shift"]
-    t = np.arange(rows) % seq
-    inside = t + shift < seq
-    source = np.where(inside, np.arange(rows) + shift, 0)
-    weight = LONG(1) * np.ones(rows) if c["row_weights"] is None else np.asarray(c["row_weights"], dtype=LONG)
-    per_class = np.ones(classes, dtype=LONG)
-    if c["class_weights"] is not None:
-        per_class = np.asarray(c["class_weights"], dtype=LONG)
-    live = inside & (weight != 0)
-    bad = np.zeros(rows, dtype=bool)
-    if c["targets"] is not None:
-        y = np.asarray(c["targets"], dtype=np.int64)[source]
-        if c["use_ignore"]:
-            live &= y != c["ignore_index"]
-        outside = live & ((y < 0) | (y >= classes))
-        live &= ~outside
-        if c["bad_target"] != "IGNORE":
-            bad = outside
-        safe = np.where(live, y, 0)
-        q = np.eye(classes, dtype=LONG)[safe]
-        share = weight * per_class[safe]
-        c["correct"] = int((live & (c["argmax"] == y)).sum())
-    else:
-        q = np.asarray(c["probabilities"], dtype=LONG)[source]
-        share = weight
-        c["correct"] = 0
-    a = per_class * ((1 - opt["smoothing"]) * q + opt["smoothing"] / classes)
-
-    losses = weight * (-np.where(a == 0, LONG(0), a * np.where(a == 0, LONG(0), logp)).sum(axis=1)
-                       + opt["z_loss"] * lse ** 2)
-    losses = np.where(bad, LONG(np.nan), np.where(live, losses, LONG(0)))
-    total = np.where(live, share, LONG(0)).sum()
-    divisor = total if c["reduction"] == "MEAN" else LONG(1)
-    nobody = c["reduction"] == "MEAN" and total == 0
-    if c["denominator"] is not None:
-        divisor, nobody = LONG(c["denominator"]), False
-    c["losses"], c["divisor"], c["counted"] = losses, divisor, int(live.sum())
-    c["loss"] = losses.sum() / divisor if not nobody else LONG(np.nan)
-    if nobody and c["all_ignored"] == "ZERO" and not bad.any():
-        c["loss"] = LONG(0)
+    shape = (c["batch"], c["seq"], c["classes"])
+    rows, classes = shape[0] * shape[1], shape[2]
+    x = wide(c["logits"])
+    y = c["probabilities"] if c["targets"] is None else c["targets"]
+    r = oracle(x.reshape(shape), np.reshape(y, shape if c["targets"] is None else shape[:2]), f64=c["dtype"] == "F64",
+               wide=LONG, ignore_index=c["ignore_index"] if c["use_ignore"] else None,
+               class_weights=wide(c["class_weights"]), row_weights=wide(c["row_weights"]),
+               label_smoothing=c["smoothing"], z_loss=c["z_loss"], logit_scale=c["scale"], softcap=c["softcap"],
+               reduction=c["reduction"].lower(), denominator=c["denominator"], shift=c["shift"],
+               on_bad_target="ignore" if c["bad_target"] == "IGNORE" else "nan", all_ignored=c["all_ignored"].lower(),
+               grad_output=wide(c["upstream"]))
+    for name, of in (("losses", "losses"), ("lse", "lse"), ("entropy", "entropy"), ("argmax", "argmax")):
+        c[name] = r[of][0].reshape(rows)
+    c["loss"], c["divisor"], c["counted"], c["correct"] = r["loss"][0], r["divisor"], r["counted"], r["correct"] or 0
+    c["softmax"], gradient = r["softmax"][0].reshape(rows, classes), r["grad"][0].reshape(rows, classes)
+    c["gradient"] = gradient if c["old"] is None else gradient + wide(c["old"])
 
     # d(-log p_k)/dz_j = p_j - [j = k]; d lse / dz_j = p_j.
+    lse = np.logaddexp.reduce(r["z"], axis=1)
+    p = np.exp(r["z"] - lse[:, None])
+    z_loss = LONG((np.float64 if c["dtype"] == "F64" else np.float32)(c["z_loss"]))
     jacobian = p[:, None, :] - np.eye(classes, dtype=LONG)[None, :, :]
-    dz = np.einsum("rk,rkj->rj", a, jacobian) + 2 * opt["z_loss"] * lse[:, None] * p
-    up = LONG(1) if c["upstream"] is None else np.asarray(c["upstream"], dtype=LONG)
-    outer = weight * up * (LONG(0) if nobody else 1 / divisor)
-    g = dz * slope * outer[:, None]
-    g = np.where(bad[:, None], LONG(np.nan), np.where(live[:, None], g, LONG(0)))
-    c["gradient"] = g if c["old"] is None else g + np.asarray(c["old"], dtype=LONG)
+    dz = np.einsum("rk,rkj->rj", r["a"], jacobian) + 2 * z_loss * lse[:, None] * p
+    for got, want in ((c["lse"], lse), (c["softmax"], p), (gradient, dz * r["slope"] * r["outer"][:, None])):
+        counts = np.isfinite(got) & (got != 0)  # others are told, not computed
+        assert (np.abs(got - want) <= 1e-14 * (1 + np.abs(want)))[counts].all(), c["name"]
     return c
 
 

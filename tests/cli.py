@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: MIT
+"""What the tests of the command line share: processes in a folder of each test's own, and `clxent eval` held against the
+oracle. CLXENT_BIN names the executable."""
+
+import json
+import os
+import subprocess
+import tempfile
+import unittest
+
+import numpy as np
+
+from oracle import NUMPY, OUTPUTS, ROUNDING, oracle, values_of
+
+BIN = os.path.abspath(os.environ.get("CLXENT_BIN", "clxent"))
+SMALL = "CLXENT_TEST_SMALL" in os.environ  # a simulator runs the kernels
+# Every variant times every dtype; else one of each kind, as each takes seconds to compile. A simulator compiles in no time.
+FULL = "CLXENT_TEST_FULL" in os.environ
+ALL = FULL or SMALL
+BAD_DRIVER = os.environ.get("CLXENT_BAD_DRIVER_LIB")  # tests/bad_driver.c
+SHIM = os.environ.get("CLXENT_SHIM")  # tests/fault_shim.c
+POCL = "pocl" in os.environ.get("OCL_ICD_VENDORS", "")
+
+KEYS = [
+    "rows",
+    "ignored",
+    "bad_targets",
+    "classes",
+    "dtype",
+    "device",
+    "loss",
+    "perplexity",
+    "accuracy",
+    "seconds",
+    "compile_seconds",
+]
+
+
+def clxent(*args, **kwargs):
+    return subprocess.run(
+        [BIN, *map(str, args)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        universal_newlines=True,
+        encoding="utf-8",
+        timeout=7000,  # a guard against hanging
+        **kwargs
+    )
+
+
+def bad_driver(faults, folder=None, **environment):
+    """The environment in which the driver fails; see bad_driver.c."""
+    if folder is not None:
+        environment["CLXENT_BAD_DRIVER_FOLDER"] = folder
+    return {**os.environ, "LD_PRELOAD": BAD_DRIVER, "CLXENT_BAD_DRIVER": faults, **environment}
+
+
+needs_bad_driver = unittest.skipUnless(BAD_DRIVER, "a sanitizer's runtime wants to be loaded first")
+
+
+# ---- Running eval -----------------------------------------------------------------------------
+
+
+class Case(unittest.TestCase):
+    maxDiff = None
+
+    def setUp(self):
+        temporary = tempfile.TemporaryDirectory(prefix="clxent-cli-")
+        self.addCleanup(temporary.cleanup)
+        self.dir = temporary.name
+
+    def path(self, name):
+        return os.path.join(self.dir, name)
+
+    def save(self, name, array, version=None):
+        if version is None:
+            np.save(self.path(name), array)
+        else:
+            with open(self.path(name), "wb") as stream:
+                np.lib.format.write_array(stream, np.asanyarray(array), version=version)
+        return self.path(name)
+
+    def raw(self, name, data):
+        with open(self.path(name), "wb") as stream:
+            stream.write(data)
+        return self.path(name)
+
+    def succeed(self, *args, **kwargs):
+        result = clxent(*args, **kwargs)
+        self.assertEqual((result.returncode, result.stderr), (0, ""), args)
+        return result.stdout
+
+    def refuse(self, *args, status=1, mentions=(), **kwargs):
+        """Exit status, talk on stderr only, and for status 1 exactly one line that has all of mentions."""
+        before = sorted(os.listdir(self.dir))
+        result = clxent(*args, **kwargs)
+        self.assertEqual((result.returncode, result.stdout), (status, ""), (args, result.stderr))
+        if status == 1:
+            self.assertRegex(result.stderr, r"\Aclxent [a-z]+: [^\n]+\n\Z")
+        for text in mentions:
+            self.assertIn(text, result.stderr)
+        self.assertEqual(sorted(os.listdir(self.dir)), before, "a file was left behind")
+        return result.stderr
+
+    def close(self, got, want, bound, what):
+        got, want = np.asarray(got), np.asarray(want)
+        self.assertEqual(got.shape, want.shape, what)
+        with np.errstate(invalid="ignore"):
+            same = (got == want) | (np.isnan(got) & np.isnan(want))
+            if bound is not None:
+                same |= np.abs(got - want) <= bound
+        if not same.all():
+            at = np.unravel_index(np.argmin(same), same.shape) if same.shape else ()
+            self.fail(
+                "%s at %s: got %r, want %r, bound %r; %d of %d differ"
+                % (
+                    what,
+                    at,
+                    got[at],
+                    want[at],
+                    None if bound is None else np.asarray(bound)[at],
+                    (~same).sum(),
+                    same.size,
+                )
+            )
+
+    def evaluate(self, logits, targets, dtype="f32", axis=-1, outputs=OUTPUTS, grad_dtype=None, save=None, **options):
+        """Runs eval on stored arrays and compares everything it gives with the oracle."""
+        save = save or self.save
+        f64 = dtype == "f64"
+        flags = ["eval", "--json", "--logits", save("x.npy", logits), "--targets", save("y.npy", targets)]
+        if dtype == "bf16":
+            flags.append("--bf16")
+        if axis != -1:
+            flags += ["--class-axis", axis]
+        if grad_dtype:
+            flags += ["--grad-dtype", grad_dtype]
+        for name, value in options.items():
+            if isinstance(value, np.ndarray):
+                value = save(name + ".npy", value)
+            flags += ["--" + name.replace("_", "-"), "none" if value is None else value]
+        for name in outputs:
+            flags += ["--%s-out" % name, self.path("out-%s.npy" % name)]
+        got = json.loads(self.succeed(*flags))
+
+        x = values_of(logits, dtype, np.longdouble if f64 else np.float64)
+        y = targets
+        if dtype == "bf16" and targets.shape == logits.shape and targets.dtype.itemsize == 2:
+            y = values_of(targets, dtype)
+        want = oracle(x, y, axis=axis, f64=f64, **options)
+        self.assertEqual(list(got), KEYS)
+        self.assertEqual(got["dtype"], dtype)
+        for key in ("rows", "classes", "ignored", "bad_targets", "accuracy"):
+            self.assertEqual(got[key], want[key], key)
+        if options.get("reduction") == "none":
+            self.assertIsNone(got["loss"])
+        else:
+            self.close(float(got["loss"]), float(want["loss"][0]), float(want["loss"][1]), "loss")
+        if want["perplexity"] is None:
+            self.assertIsNone(got["perplexity"])
+        else:
+            self.close(got["perplexity"], want["perplexity"], want["perplexity_bound"] + 2e-15, "perplexity")
+
+        arrays = {}
+        for name in outputs:
+            array = np.load(self.path("out-%s.npy" % name))
+            self.assertTrue(array.flags["C_CONTIGUOUS"])
+            if name == "argmax":
+                self.assertEqual(array.dtype, np.dtype("<i8"))
+                self.close(array, want[name][0], None, name)
+                continue
+            stored = {"softmax": dtype, "log-softmax": dtype, "grad": grad_dtype or dtype}.get(
+                name, "f64" if f64 else "f32"
+            )
+            self.assertEqual(array.dtype, np.dtype(NUMPY[stored]), name)
+            arrays[name] = array
+            value, bound = want[name]
+            relative, half_subnormal = ROUNDING[stored]
+            if relative > (2.0**-53 if f64 else 2.0**-24):
+                finite = np.where(np.isfinite(value), np.abs(value), 0)
+                bound = bound * (1 + relative) + np.where(bound == 0, 0, relative * finite + half_subnormal)
+            self.close(values_of(array, stored, np.longdouble if f64 else np.float64), value, bound, name)
+        return got, arrays, want

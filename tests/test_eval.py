@@ -1,0 +1,772 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""`clxent eval` as a user runs it: every option, output, dtype and kind of file, held against NumPy within the error bounds
+of the library's contract, and what it says of inputs that it does not take.
+
+Where few programs are compiled, cases take those of test_cross_entropy.c: int64 targets, all outputs or none, and options
+that are values of a run.
+"""
+
+import itertools
+import json
+import math
+import os
+import resource
+import subprocess
+import time
+import unittest
+
+import numpy as np
+
+from cli import ALL, BAD_DRIVER, BIN, FULL, SMALL, Case, bad_driver
+from oracle import NUMPY, OUTPUTS, batch, store
+
+# ---- Numbers ----------------------------------------------------------------------------------
+
+
+class Batches(Case):
+    def test_64_random_batches(self):
+        random = np.random.RandomState(64)
+        classes = [1, 2, 3, 5, 8, 15, 16, 17, 33, 64, 100, 255, 256, 257, 1000, 1025, 2048, 4099]
+        for i in range(8 if SMALL else 64):
+            with self.subTest(i=i):
+                shape = (random.randint(1, 4), random.randint(1, 9), classes[i % len(classes)])
+                targets = ("<i8", "<i4")[i % 2 if ALL else 0]
+                x, y = batch(i, shape, targets=targets, scale=(0.1, 1.0, 3.0, 10.0)[i % 4])
+                self.evaluate(x, y)
+
+    def test_every_dtype(self):
+        for dtype, grad in (
+            *((dtype, None) for dtype in ("f32", "f16", "bf16", "f64")),
+            ("f32", "bf16"),
+            *((("f64", "f32"),) if FULL else ()),
+            *(itertools.product(("f32", "f16", "bf16"), ("f32", "f16", "bf16")) if FULL else ()),
+            *((("f64", "f64"),) if FULL else ()),
+        ):
+            with self.subTest(dtype=dtype, grad=grad):
+                x, y = batch(7, dtype=dtype)
+                outputs = OUTPUTS if ALL or grad is None else ("losses", "grad")
+                got, arrays, _ = self.evaluate(x, y, dtype=dtype, grad_dtype=grad, outputs=outputs)
+                self.assertEqual(arrays["grad"].dtype, np.dtype(NUMPY[grad or dtype]))
+
+    def test_a_16_bit_gradient_is_the_f32_one_rounded_once(self):
+        kinds = itertools.product(("f32", "f16", "bf16"), ("f16", "bf16")) if FULL else (("f32", "bf16"),)
+        for dtype, stored in kinds:
+            with self.subTest(dtype=dtype, stored=stored):
+                x, y = batch(8, dtype=dtype)
+                _, wide, _ = self.evaluate(x, y, dtype=dtype, grad_dtype="f32", outputs=("grad",))
+                _, narrow, _ = self.evaluate(x, y, dtype=dtype, grad_dtype=stored, outputs=("grad",))
+                np.testing.assert_array_equal(narrow["grad"], store(wide["grad"], stored))
+
+    def test_masked_classes_and_special_rows(self):
+        x = np.zeros((7, 5), "<f4")
+        x[0, 2] = -np.inf  # another class masked
+        x[1, 3] = -np.inf  # the target masked: +inf
+        x[2] = -np.inf  # nothing left: NaN, lse -inf
+        x[3, 0] = np.inf  # NaN, lse +inf
+        x[4, 4] = np.nan
+        x[5] = np.nan  # ignored
+        x[6] += 1e6
+        y = np.array([3, 3, 3, 3, 3, -100, 3])
+        flags = ["eval", "--json", "--logits", self.save("x.npy", x), "--targets", self.save("y.npy", y)]
+        for name in OUTPUTS:
+            flags += ["--%s-out" % name, self.path(name + ".npy")]
+        got = json.loads(self.succeed(*flags))
+        self.assertEqual((got["loss"], got["perplexity"], got["ignored"]), ("NaN", "NaN", 1))
+        out = {name: np.load(self.path(name + ".npy")) for name in OUTPUTS}
+        self.close(out["losses"], [math.log(4), np.inf, np.nan, np.nan, np.nan, 0, math.log(5)], 1e-6, "losses")
+        self.close(
+            out["lse"],
+            [math.log(4), math.log(4), -np.inf, np.inf, np.nan, np.nan, 1e6 + math.log(5)],
+            [1e-6, 1e-6, 0, 0, 0, 0, 0.1],
+            "lse",
+        )
+        self.assertTrue((out["grad"][5] == 0).all())
+        self.assertTrue(np.isfinite(out["grad"][[0, 1, 6]]).all())
+        self.assertEqual(list(out["argmax"]), [0, 0, 0, 0, 4, 0, 0])
+        only = json.loads(
+            self.succeed(
+                "eval", "--json", "--logits", self.save("x.npy", x[:2]), "--targets", self.save("y.npy", y[:2])
+            )
+        )
+        self.assertEqual((only["loss"], only["perplexity"]), ("Infinity", "Infinity"))
+
+    def test_perplexity_of_confident_rows_under_every_option(self):
+        x = np.full((4, 8), 1e6, "<f4")
+        x[:, 3] += 16
+        y = np.full(4, 3)
+        nll = math.log1p(7 * math.exp(-16))
+        for options in ({}, {"label_smoothing": 0.1}, {"z_loss": 1e-3}, {"row_weights": np.full(4, 3.0)}):
+            with self.subTest(options=list(options)):
+                outputs = () if ALL or "label_smoothing" not in options else ("softmax", "grad")
+                got, _, _ = self.evaluate(x, y, outputs=outputs, **options)
+                self.assertAlmostEqual(math.log(got["perplexity"]), nll, delta=1e-5 * nll)
+
+
+# Options that a program is compiled for. A value alone does not compile another.
+COMPILED = ("class_weights", "label_smoothing", "logit_scale", "softcap")
+
+
+class Options(Case):
+    def alone(self):
+        random = np.random.RandomState(5)
+        return {
+            "ignore_index": 7,
+            "class_weights": random.uniform(-0.5, 2, 33).astype("<f4"),
+            "row_weights": np.where(random.uniform(size=(2, 5)) < 0.3, 0, random.uniform(0.1, 2, (2, 5))).astype(
+                "<f4"
+            ),
+            "label_smoothing": 0.13,
+            "z_loss": 0.02,
+            "logit_scale": -0.7,
+            "softcap": 4.5,
+            "reduction": "sum",
+            "denominator": -3.5,
+            "shift": 2,
+            "grad_output": np.array(1.7, "<f4"),
+        }
+
+    def data(self):
+        x, y = batch(11)
+        y.reshape(-1)[6] = 7
+        return x, y
+
+    def test_each_alone_changes_the_result(self):
+        x, y = self.data()
+        _, plain, _ = self.evaluate(x, y)
+        plain_loss = json.loads(
+            self.succeed("eval", "--json", "--logits", self.path("x.npy"), "--targets", self.path("y.npy"))
+        )["loss"]
+        for name, value in self.alone().items():
+            if not FULL and name in ("class_weights", "label_smoothing", "logit_scale"):
+                continue  # programs of their own, which test_combinations() has
+            with self.subTest(option=name):
+                extra = {"on_bad_target": "ignore"} if name == "ignore_index" else {}  # -100 is no class then
+                if not FULL and name == "softcap":
+                    extra["logit_scale"] = -0.7
+                got, arrays, _ = self.evaluate(x, y, **{name: value}, **extra)
+                self.assertFalse(np.array_equal(arrays["grad"], plain["grad"]))
+                self.assertEqual(got["loss"] == plain_loss, name == "grad_output")
+
+    def test_reduction_none(self):
+        x, y = self.data()
+        values = np.random.RandomState(1).normal(size=(2, 5))
+        for options in (
+            {},
+            {"grad_output": values.astype("<f4")},
+            {"grad_output": values},
+            {"grad_output": np.array([0.5])},
+            {"denominator": 4.0},
+        ):
+            with self.subTest(options=list(options)):
+                self.evaluate(x, y, reduction="none", **options)
+
+    def test_grad_output_under_every_reduction(self):
+        x, y = self.data()
+        _, plain, _ = self.evaluate(x, y, outputs=("grad",))
+        for reduction, denominator in itertools.product(("mean", "sum", "none"), ({}, {"denominator": 2.5})):
+            for value in (np.array(-1.75, "<f4"), np.array([[0.3]])):
+                with self.subTest(reduction=reduction, value=value, **denominator):
+                    _, got, _ = self.evaluate(x, y, reduction=reduction, grad_output=value, **denominator)
+                    self.assertFalse(np.array_equal(got["grad"], plain["grad"]))
+        each = np.random.RandomState(2).normal(size=(2, 5)).astype("<f4")
+        each[1, 2] = 0
+        _, got, _ = self.evaluate(x, y, reduction="none", denominator=2.5, grad_output=each)
+        self.assertTrue((got["grad"][1, 2] == 0).all())
+
+    def test_negative_class_weights(self):
+        x, y = self.data()
+        weights = np.linspace(-2, 1, 33).astype("<f4")  # their sum over the targets, D, is negative too
+        q = np.random.RandomState(6).uniform(size=x.shape).astype("<f4")
+        y = y.astype("<i4")  # as test_api.c
+        for targets, options in itertools.product((y, q), ({}, {"label_smoothing": 0.2}, {"z_loss": 0.01})):
+            if not FULL and "label_smoothing" in options:
+                continue
+            with self.subTest(targets=targets.dtype, options=list(options)):
+                self.evaluate(x, targets, class_weights=weights, **options)
+
+    def test_combinations_with_every_layout(self):
+        random = np.random.RandomState(10)
+        options = {
+            "ignore_index": (3, -1, None),
+            "label_smoothing": (0.1, 1.0),
+            "z_loss": (0.01,),
+            "logit_scale": (-0.5, 2.0),
+            "softcap": (3.0,),
+            "reduction": ("sum", "none"),
+            "denominator": (-2.0, 9.0),
+            "shift": (1, 4),
+            "all_ignored": ("zero",),
+        }
+        for i in range(24 if FULL else 8 if SMALL else 6):
+            axis = random.randint(-4, 4)
+            shape = list(random.randint(1, 5, 4))
+            shape[axis] = classes = random.randint(4, 40)
+            row_shape = shape[:axis] + shape[axis % 4 + 1 :]
+            dtype = ("f32", "bf16", "f16", "f64")[i % 4] if ALL else "f32"
+            chosen = {k: v[random.randint(len(v))] for k, v in options.items() if random.uniform() < 0.4}
+            if not ALL:
+                chosen = {k: v for k, v in chosen.items() if k not in COMPILED}
+            chosen["shift"] = min(chosen.get("shift", 0), row_shape[-1])
+            chosen["on_bad_target"] = ("nan", "ignore")[random.randint(2)]
+            if random.uniform() < 0.4 and ALL:
+                chosen["class_weights"] = random.uniform(-0.5, 2, classes).astype(("<f4", "<f8")[i % 2])
+            if random.uniform() < 0.4:
+                chosen["row_weights"] = (random.randint(0, 4, row_shape) / 2).astype("<f4")
+            if random.uniform() < 0.4:
+                each = chosen.get("reduction") == "none" and random.uniform() < 0.7
+                chosen["grad_output"] = np.array(random.normal(size=row_shape if each else ()), "<f4")
+            grad = (None, "f32", "f64" if dtype == "f64" else "bf16")[random.randint(3)] if ALL else None
+            kind = ("u1", "<i4", "<i8", "probabilities")[random.randint(4)] if ALL else "<i8"
+            if kind == "probabilities":
+                if (chosen.get("ignore_index") or 0) > 0:
+                    del chosen["ignore_index"]
+                y = store(random.uniform(-0.2, 1, shape), dtype if random.uniform() < 0.5 else "f32")
+            else:
+                y = random.randint(0, classes + 1, row_shape).astype(kind)  # some out of range
+            x = store(2 * random.normal(size=shape), dtype)
+            orders = random.choice(["C", "F"], 2)
+
+            def save(name, array):
+                order = orders[0] if name == "x.npy" else orders[1]
+                return self.save(name, np.array(array, order=order))
+
+            with self.subTest(i=i, shape=shape, axis=axis, dtype=dtype, targets=kind, options=chosen):
+                self.evaluate(x, y, dtype=dtype, axis=axis, grad_dtype=grad, save=save, **chosen)
+
+    def test_each_output_alone_has_the_bits_it_has_beside_others(self):
+        x, y = self.data()
+        smoothing = 0.1 if ALL else 0.0
+        _, together, _ = self.evaluate(x, y, label_smoothing=smoothing)
+        for name in OUTPUTS:
+            if not ALL and name not in ("losses", "lse", "grad", "argmax"):
+                continue  # programs of their own
+            with self.subTest(output=name):
+                _, alone, _ = self.evaluate(x, y, label_smoothing=smoothing, outputs=(name,))
+                if name != "argmax":  # evaluate() has compared it
+                    np.testing.assert_array_equal(alone[name], together[name])
+
+    def test_combinations(self):
+        options = self.alone()
+        random = np.random.RandomState(9)
+        for i in range(24 if FULL else 8 if SMALL else 3):
+            chosen = {name: value for name, value in options.items() if random.uniform() < (1.0 if i == 0 else 0.5)}
+            if not ALL:  # the first has the dense options of test_variants.c
+                for name in ("logit_scale",) if i == 0 else COMPILED:
+                    chosen.pop(name, None)
+            dtype = ("f32", "bf16", "f64", "f16")[i % 4]
+            chosen["on_bad_target"] = ("nan", "ignore")[i % 2]
+            if random.uniform() < 0.4:
+                chosen["reduction"] = ("mean", "sum", "none")[i % 3]
+            with self.subTest(i=i, dtype=dtype, options=list(chosen)):
+                x, y = batch(100 + i, dtype=dtype, scale=2.0)
+                y.reshape(-1)[[5, 6]] = (33, 7)  # out of range, and ignored in some
+                self.evaluate(x, y, dtype=dtype, **chosen)
+
+    def test_ignore_index(self):
+        x, y = self.data()
+        with self.subTest("a class"):
+            self.evaluate(x, y, ignore_index=int(y[0, 0]), on_bad_target="ignore")
+        with self.subTest("none"):
+            self.evaluate(x, np.abs(y) % 33, ignore_index=None)
+            self.refuse(
+                "eval",
+                "--logits",
+                self.path("x.npy"),
+                "--targets",
+                self.save("y.npy", y),
+                "--ignore-index",
+                "none",
+                mentions=["-100", "0 to 32"],
+            )
+        with self.subTest("full width"):
+            y = y.astype("<i8")
+            y[1, 1] = 2**32 + 5
+            got, _, _ = self.evaluate(x, y, ignore_index=2**32 + 5, on_bad_target="ignore")
+            self.assertEqual((got["ignored"], got["bad_targets"]), (1, 1))
+
+    def test_bad_target_policies(self):
+        x, y = self.data()
+        y[1, 3], y[0, 2] = 33, -1
+        for policy in ("nan", "ignore"):
+            got, arrays, _ = self.evaluate(x, y, on_bad_target=policy)
+            self.assertEqual(got["bad_targets"], 2)
+            self.assertEqual(np.isnan(arrays["losses"]).sum(), 2 if policy == "nan" else 0)
+
+    def test_all_ignored(self):
+        x, _ = self.data()
+        y = np.full((2, 5), -100)
+        got, arrays, _ = self.evaluate(x, y)
+        self.assertEqual((got["loss"], got["perplexity"], got["accuracy"]), ("NaN", None, None))
+        self.assertTrue((arrays["grad"] == 0).all())
+        self.assertEqual(self.evaluate(x, y, all_ignored="zero")[0]["loss"], 0.0)
+
+    def test_probabilities(self):
+        x, _ = self.data()
+        q = np.random.RandomState(3).uniform(-0.1, 1, x.shape)
+        options = self.alone()
+        for dtype, stored in (
+            ("f32", "<f4"),
+            ("bf16", "<u2"),
+            *((("f64", "<f4"), ("f16", "<f2"), ("f16", "<f4"), ("bf16", "<f4"), ("f64", "<f8")) if FULL else ()),
+        ):
+            with self.subTest(dtype=dtype, stored=stored):
+                y = store(q, "bf16") if stored == "<u2" else q.astype(stored)
+                self.evaluate(store(x.astype("f8"), dtype), y, dtype=dtype)
+        for name in ("class_weights", "row_weights", "label_smoothing", "z_loss", "shift", "reduction"):
+            if not FULL and name == "label_smoothing":
+                continue
+            with self.subTest(option=name):
+                self.evaluate(x, q.astype("<f4"), **{name: options[name]})
+        for index in (0, 7, 2**40):
+            self.refuse(
+                "eval",
+                "--logits",
+                self.path("x.npy"),
+                "--targets",
+                self.path("y.npy"),
+                "--ignore-index",
+                index,
+                mentions=["y.npy: --ignore-index %d: takes a negative index or 'none'" % index, "probabilities"],
+            )
+        for index in (-1, -100, None):
+            self.evaluate(x, q.astype("<f4"), ignore_index=index)
+
+    def test_weights_of_either_dtype(self):
+        x, y = self.data()
+        y = y.astype("<i4")  # as test_api.c
+        weights = np.random.RandomState(4).uniform(0.5, 2, 33)
+        _, narrow, _ = self.evaluate(x, y, class_weights=weights.astype("<f4"))
+        for wide in (weights, weights.astype(">f4")):
+            _, got, _ = self.evaluate(x, y, class_weights=wide)
+            np.testing.assert_array_equal(narrow["grad"], got["grad"])
+        if ALL:
+            self.evaluate(x.astype("<f8"), y, dtype="f64", class_weights=weights.astype(">f4"))
+
+    def test_masked_rows_may_hold_anything(self):
+        x, y = self.data()
+        x[0, 1], y[0, 1] = np.nan, 1000
+        weights = np.ones((2, 5), "<f4")
+        weights[0, 1] = 0
+        got, arrays, _ = self.evaluate(x, y, row_weights=weights, outputs=("losses", "grad"))
+        self.assertEqual((got["bad_targets"], got["ignored"]), (0, 2))
+        self.assertTrue((arrays["grad"][0, 1] == 0).all())
+
+    def test_shift_of_a_whole_sequence(self):
+        x, y = self.data()
+        self.assertEqual(self.evaluate(x, y, shift=5)[0]["ignored"], 10)
+        self.refuse(
+            "eval",
+            "--logits",
+            self.path("x.npy"),
+            "--targets",
+            self.path("y.npy"),
+            "--shift",
+            6,
+            mentions=["x.npy", "shift"],
+        )
+
+
+# ---- Files ------------------------------------------------------------------------------------
+
+
+class Files(Case):
+    def bits(self, x, y, outputs=("losses", "grad", "softmax"), **kwargs):
+        return self.evaluate(x, y, outputs=outputs, **kwargs)[1]
+
+    def test_versions_orders_and_byte_orders_give_the_same_bits(self):
+        x, y = batch(21, (3, 4, 17))
+        want = self.bits(x, y)
+        for i, (version, order, bytes_x, bytes_y) in enumerate(
+            itertools.product(((1, 0), (2, 0), (3, 0)), "CF", "<>", "<>")
+        ):
+            if i % 3 == 2 and SMALL:
+                continue
+            with self.subTest(version=version, order=order, bytes_x=bytes_x, bytes_y=bytes_y):
+
+                def save(name, array):
+                    if array.dtype.itemsize > 1:
+                        array = array.astype(array.dtype.newbyteorder(bytes_x if name == "x.npy" else bytes_y))
+                    return self.save(name, np.array(array, order=order), version=version)
+
+                got = self.bits(x, y, save=save)
+                for name in want:
+                    np.testing.assert_array_equal(got[name], want[name])
+
+    def test_byte_order_of_every_dtype(self):
+        for dtype, swapped in (("f16", ">f2"), ("bf16", ">u2"), ("f64", ">f8")):
+
+            def save(name, array):
+                return self.save(name, array.astype(swapped if name == "x.npy" else ">i8"))
+
+            x, y = batch(22, dtype=dtype)
+            want = self.bits(x, y, outputs=OUTPUTS, dtype=dtype)
+            got = self.bits(x, y, outputs=OUTPUTS, dtype=dtype, save=save)
+            for name in want:
+                np.testing.assert_array_equal(got[name], want[name])
+
+    def test_target_dtypes(self):
+        x, _ = batch(23)
+        y = np.random.RandomState(0).randint(0, 33, (2, 5))
+        want = self.bits(x, y.astype("<i8"))
+        for dtype in ("u1", "<i4", ">i4", ">i8"):
+            got = self.bits(x, y.astype(dtype))
+            for name in want:
+                np.testing.assert_array_equal(got[name], want[name])
+
+    def test_bf16_in_items_of_other_kinds(self):
+        x, y = batch(24, dtype="bf16")
+        want = np.load(self.save("a.npy", self.bits(x, y, dtype="bf16")["grad"]))
+        for dtype in ("<i2", "V2"):
+            got = self.bits(
+                x, y, dtype="bf16", save=lambda name, a: self.save(name, a.view(dtype) if name == "x.npy" else a)
+            )
+            np.testing.assert_array_equal(got["grad"], want)
+
+    def test_class_axes(self):
+        for shape, axis in (
+            ((2, 7, 3, 5), 1),
+            ((2, 7, 3, 5), -3),
+            ((7, 4), 0),
+            ((4, 7), 1),
+            ((2, 3, 7), -1),
+            ((7,), 0),
+            ((2, 7, 1), 1),
+            ((3, 21, 16, 17), 1),
+        ):
+            for order in "CF":
+                with self.subTest(shape=shape, axis=axis, order=order):
+                    random = np.random.RandomState(1)
+                    x = random.normal(size=shape).astype("<f4")
+                    y = random.randint(0, 7, np.delete(shape, axis)).astype("<i8")
+                    self.evaluate(x, y, axis=axis, save=lambda name, a: self.save(name, np.array(a, order=order)))
+
+    def test_class_axis_with_shift_weights_and_probabilities(self):
+        random = np.random.RandomState(2)
+        x = random.normal(size=(2, 6, 3, 5)).astype("<f4")
+        y = random.randint(0, 6, (2, 3, 5)).astype("<i8")
+        weights = random.uniform(0, 1, (2, 3, 5)).astype("<f4")
+        dense = {"class_weights": random.uniform(size=6).astype("<f4"), "label_smoothing": 0.1}
+        self.evaluate(x, y, axis=1, shift=2, row_weights=weights, **(dense if ALL else {}))
+        self.evaluate(x, random.uniform(size=x.shape).astype("<f4"), axis=1, shift=1, row_weights=weights)
+        self.evaluate(x, y, axis=1, reduction="none", grad_output=weights)
+
+    def test_empty_and_single(self):
+        for shape in ((0, 3, 4), (2, 0, 4), (1, 1, 1)):
+            with self.subTest(shape=shape):
+                self.evaluate(np.zeros(shape, "<f4"), np.zeros(shape[:-1], "<i8"))
+        self.evaluate(np.zeros((2, 4, 0), "<f4"), np.zeros((2, 0), "<i8"), axis=1)
+
+    def test_unaligned_data(self):
+        x, y = batch(25)
+        header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (2, 5, 33)}"
+        header += b" " * ((1 - len(header) - 10) % 4)
+        self.assertNotEqual((10 + len(header)) % 4, 0)
+        self.evaluate(
+            x,
+            y,
+            save=lambda name, a: (
+                self.save(name, a)
+                if name == "y.npy"
+                else self.raw(name, b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + a.tobytes())
+            ),
+        )
+
+    def test_a_signal_leaves_no_unfinished_file(self):
+        x, y = batch(27)
+        os.mkdir(self.path("out"))
+        os.mkdir(self.path("cache"))
+        # A driver that hangs, else one without compiled kernels, takes long enough to be interrupted. One that is faster
+        # leaves a complete file.
+        args = ["--logits", self.save("x.npy", x), "--targets", self.save("y.npy", y)]
+        run = subprocess.Popen(
+            [BIN, "eval", *args, "--lse-out", self.path("out/lse.npy")],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=bad_driver("launch:hang") if BAD_DRIVER else {**os.environ, "POCL_CACHE_DIR": self.path("cache")},
+        )
+        self.addCleanup(run.stderr.close)
+        if BAD_DRIVER:
+            self.assertEqual(run.stderr.readline(), b"bad driver: hangs\n")
+        while not BAD_DRIVER and not os.listdir(self.path("cache")) and run.poll() is None:
+            time.sleep(0.002)
+        run.terminate()
+        run.wait()
+        left = os.listdir(self.path("out"))
+        self.assertIn(left, ([],) if BAD_DRIVER else ([], ["lse.npy"]))
+        if left:
+            self.assertEqual(np.load(self.path("out/lse.npy")).shape, (2, 5))
+
+    def test_outputs_are_complete_or_absent(self):
+        x, y = batch(26)
+        base = ["eval", "--logits", self.save("x.npy", x), "--targets", self.save("y.npy", y)]
+        with open(self.save("old.npy", y), "rb") as stream:
+            old = stream.read()
+        self.refuse(
+            *base,
+            "--lse-out",
+            self.path("lse.npy"),
+            "--grad-out",
+            self.path("no/grad.npy"),
+            mentions=["no/grad.npy", "No such file"]
+        )
+        self.refuse(*base, "--lse-out", self.path("old.npy"), "--grad-out", self.dir, mentions=["is a directory"])
+        self.refuse(*base, "--lse-out", "/dev/null", mentions=["/dev/null", "regular"])
+        os.symlink("a.npy", self.path("link.npy"))
+        for other in ("./a.npy", self.path("a.npy"), "link.npy", self.path("link.npy")):
+            self.refuse(
+                *base,
+                "--grad-out",
+                "a.npy",
+                "--lse-out",
+                other,
+                cwd=self.dir,
+                mentions=["--lse-out and --grad-out name the same file"]
+            )
+        os.remove(self.path("link.npy"))
+        self.refuse(
+            *base, "--lse-out", self.path("lse.npy"), "--grad-out", self.path("x.npy/grad.npy"), mentions=["grad.npy"]
+        )
+        with open(self.path("old.npy"), "rb") as stream:
+            self.assertEqual(stream.read(), old)
+        self.succeed(*base, "--lse-out", self.path("old.npy"))
+        self.assertEqual(np.load(self.path("old.npy")).shape, (2, 5))
+        self.assertEqual(sorted(os.listdir(self.dir)), ["old.npy", "x.npy", "y.npy"])
+
+    def test_an_output_cannot_take_the_place_of_an_input(self):
+        x, y = batch(28)
+        inputs = {
+            "logits": x,
+            "targets": y,
+            "class-weights": np.ones(33, "<f4"),
+            "row-weights": np.ones((2, 5)),
+            "grad-output": np.array(1, "<f4"),
+            "tuning": np.zeros(1),  # refused before anybody reads it
+        }
+        base = ["eval", "--grad-out", self.path("g.npy")]
+        for name, array in inputs.items():
+            base += ["--" + name, self.save(name + ".npy", array)]
+        for number, name in enumerate(inputs):
+            with open(self.path(name + ".npy"), "rb") as stream:
+                before = stream.read()
+            flag = "--%s-out" % OUTPUTS[number]
+            if flag == "--grad-out":
+                flag = "--entropy-out"
+            os.symlink(name + ".npy", self.path("soft.npy"))
+            os.link(self.path(name + ".npy"), self.path("hard.npy"))
+            said = ["--%s and %s name the same file" % (name, flag)]
+            self.refuse(*base, flag, self.path(name + ".npy"), status=2, mentions=said)
+            for other in (self.path("./" + name + ".npy"), self.path("soft.npy"), self.path("hard.npy")):
+                self.refuse(*base, flag, other, mentions=said)
+            with open(self.path(name + ".npy"), "rb") as stream:
+                self.assertEqual(stream.read(), before)
+            self.refuse(  # two outputs that are one file already
+                *base,
+                "--lse-out",
+                self.path("soft.npy"),
+                "--losses-out",
+                self.path("hard.npy"),
+                mentions=["name the same file"]
+            )
+            os.remove(self.path("soft.npy"))
+            os.remove(self.path("hard.npy"))
+        self.save("old.npy", y)
+        os.link(self.path("old.npy"), self.path("hard.npy"))
+        self.refuse(
+            *base,
+            "--lse-out",
+            self.path("old.npy"),
+            "--losses-out",
+            self.path("hard.npy"),
+            mentions=["--losses-out and --lse-out name the same file"]
+        )
+
+    def test_no_room_for_an_output(self):
+        """A limit stands for a full device, which no test can make. The driver's own files are smaller."""
+        limit = 1 << 26
+        x, y = np.zeros((4200, 4099), "<f4"), np.zeros(4200, "<i8")
+        self.assertGreater(x.nbytes, limit)
+        self.refuse(
+            "eval",
+            "--logits",
+            self.save("x.npy", x),
+            "--targets",
+            self.save("y.npy", y),
+            "--lse-out",
+            self.path("lse.npy"),
+            "--grad-out",
+            self.path("grad.npy"),
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+            mentions=["grad.npy: no room for ", "File too large"],
+        )
+
+
+class Errors(Case):
+    def check(self, x, y, mentions, *flags, name="x.npy"):
+        for path, array in (("x.npy", x), ("y.npy", y)):
+            if isinstance(array, bytes):
+                self.raw(path, array)
+            elif array is not None:
+                np.save(self.path(path), array, allow_pickle=True)
+            elif os.path.exists(self.path(path)):
+                os.remove(self.path(path))
+        return self.refuse(
+            "eval",
+            "--logits",
+            self.path("x.npy"),
+            "--targets",
+            self.path("y.npy"),
+            "--grad-out",
+            self.path("g.npy"),
+            *flags,
+            mentions=[self.path(name) + ": ", *mentions]
+        )
+
+    def test_wrong_shapes(self):
+        x, y = batch(31)
+        self.check(x, y[:1], ["(1, 5)", "(2, 5)"], name="y.npy")
+        self.check(x, y.T, ["(5, 2)", "(2, 5)"], name="y.npy")
+        self.check(x, y.reshape(2, 5, 1), ["(2, 5, 1)"], name="y.npy")
+        self.check(x, x[:, :, :32], ["(2, 5, 32)", "(2, 5, 33)"], name="y.npy")
+        images = np.zeros((2, 5, 3, 4), "<f4")  # N,C,H,W
+        said = "shape (2, 3, 4): targets take (2, 5, 3) with --class-axis -1; these fit --class-axis 1"
+        self.check(images, np.zeros((2, 3, 4), "u1"), [said], name="y.npy")
+        self.check(images, np.zeros((5, 3, 4), "u1"), ["these fit --class-axis 0"], name="y.npy")
+        self.check(
+            images,
+            np.zeros((2, 5, 4), "u1"),
+            ["take (2, 3, 4) with --class-axis 1", "fit --class-axis 2"],
+            "--class-axis",
+            1,
+            name="y.npy",
+        )
+        cubes = np.zeros((2, 4, 4, 4, 5), "<f4")  # of several axes that fit it is 1
+        self.check(cubes, np.zeros((2, 4, 4, 5), "u1"), ["fit --class-axis 1"], name="y.npy")
+        self.check(np.float32(1), y, ["shape ()"])
+        self.check(x[:, :, :0], y, ["no classes"])
+        self.check(x, y, ["--class-axis 3", "-3 to 2"], "--class-axis", "3")
+        self.check(x, y, ["--class-axis -4"], "--class-axis", "-4")
+        for flag, array in (
+            ("--class-weights", np.ones(32)),
+            ("--row-weights", np.ones(10)),
+            ("--grad-output", np.ones((2, 5))),
+        ):
+            self.check(x, y, ["shape"], flag, self.save("w.npy", array), name="w.npy")
+        self.check(
+            x, y, ["shape (3,)"], "--reduction", "none", "--grad-output", self.save("w.npy", np.ones(3)), name="w.npy"
+        )
+
+    def test_wrong_dtypes(self):
+        x, y = batch(32)
+        for dtype in ("i4", "u2", "c8", "?", "u1", "g"):
+            self.check(x.astype(dtype) if dtype != "c8" else x.astype("c8"), y, ["dtype"])
+        self.check(x, y, ["dtype f4", "u2"], "--bf16")
+        self.check(x.astype("g"), y, ["dtype long double: logits take f2, f4 or f8"])
+        bits = store(x.astype("f8"), "bf16")
+        for stored in (bits, bits.view("V2")):
+            self.check(stored, y, ["dtype %s%d: " % (stored.dtype.kind, 2), "give --bf16"])
+        header = b"{'descr': 'bfloat16', 'fortran_order': False, 'shape': (2, 5, 33), }\n"
+        named = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bits.tobytes()
+        self.check(named, y, ["dtype V2: ", "give --bf16"])
+        self.check(x, bits.view("V2"), ["dtype V2: ", "--bf16"], name="y.npy")
+        self.evaluate(
+            bits, y, dtype="bf16", save=lambda name, a: self.save(name, a) if name == "y.npy" else self.raw(name, named)
+        )
+        for dtype in ("f4", "f2", "f8", "u4", "u8", "i2", "?", "i1"):
+            self.check(x, y.astype(dtype), ["dtype" if dtype != "f4" else "shape"], name="y.npy")
+        self.check(np.array(["a", "b"]), y, ["'<U1'"])
+        self.check(np.array([None, {}]), y, ["Python objects"])
+        self.check(np.zeros(2, [("a", "f4")]), y, ["structured"])
+        for flag in ("--class-weights", "--row-weights", "--grad-output"):
+            self.check(x, y, ["dtype i8"], flag, self.save("w.npy", np.ones(33, "i8")), name="w.npy")
+        self.check(x, y, ["1e+300", "f32"], "--class-weights", self.save("w.npy", np.full(33, 1e300)), name="w.npy")
+
+    def test_options_that_do_not_fit_the_logits(self):
+        x, y = batch(35)
+        largest = "3.40282e+38 with f32 logits"
+        for flag, value, mentions in (
+            ("--denominator", "1e300", ["f32"]),
+            ("--denominator", "1e-60", ["f32"]),
+            ("--grad-dtype", "f64", ["takes f32, f16 or bf16 with f32 logits"]),
+            ("--z-loss", "1e39", ["1e+39: takes a number from 0 to " + largest]),
+            ("--logit-scale", "-1e39", ["-1e+39: takes a number from -3.40282e+38 to " + largest]),
+            ("--softcap", "1e39", ["takes 0 (off) or a number from 1.17549e-38 to " + largest]),
+            ("--softcap", "1e-40", ["takes 0 (off) or a number from 1.17549e-38 to " + largest]),
+            ("--shift", "6", ["--shift 6: takes 0 to 5 with logits of shape (2, 5, 33)"]),
+        ):
+            self.check(x, y, [flag + " ", *mentions], flag, value)
+        self.check(x.astype("f8"), y, ["--grad-dtype bf16: takes f64 or f32 with f64"], "--grad-dtype", "bf16")
+        self.check(x.astype("f8"), y, ["--softcap 1e-310: takes 0 (off)"], "--softcap", "1e-310")
+        self.evaluate(x.astype("f8"), y, dtype="f64", z_loss=1e39)
+
+    def test_weights_that_would_mean_something_else(self):
+        x, y = batch(36)
+        for flag, shape, dtype, values in (
+            ("--class-weights", 33, "f8", {"1e-60": "too small", "-1e-60": "too small"}),
+            ("--row-weights", (2, 5), "f8", {"1e-60": "too small", "1e300": "too large"}),
+            ("--class-weights", 33, "f8", {"nan": "finite", "inf": "finite", "1e300": "too large"}),
+            ("--class-weights", 33, "f4", {"nan": "finite", "-inf": "finite"}),
+            ("--grad-output", 1, "f8", {"1e300": "too large"}),
+        ):
+            for value, fault in values.items():
+                weights = np.ones(shape, dtype)
+                weights.flat[7 % weights.size] = float(value)
+                where = "item %d is %s" % (7 % weights.size, value.replace("1e300", "1e+300"))
+                self.check(x, y, [where, fault], flag, self.save("w.npy", weights), name="w.npy")
+        self.check(
+            x.astype("f8"),
+            y,
+            ["item 2 is nan", "finite"],
+            "--class-weights",
+            self.save("w.npy", np.where(np.arange(33) == 2, np.nan, 1)),
+            name="w.npy",
+        )
+        weights = np.full((2, 5), 1e-60)
+        self.evaluate(x.astype("f8"), y, dtype="f64", row_weights=weights)
+        self.evaluate(x, y, outputs=("losses", "grad"), grad_output=np.array(1e-60))
+
+    def test_targets_out_of_range_name_row_value_and_range(self):
+        x, _ = batch(33, (2, 5, 33))
+        for dtype, values in (("u1", (33, 255)), ("i4", (33, -1, -(2**31))), ("i8", (33, -1, 2**32 + 1, -(2**63)))):
+            for value in values:
+                y = np.zeros((2, 5), dtype)
+                y[1, 2] = value
+                self.check(x, y, ["row 7", "target %d " % value, "(1, 2)", "0 to 32", "-100"], name="y.npy")
+        y = np.full((2, 5), 99)
+        self.check(x, y, ["row 0", "10 bad rows"], name="y.npy")
+        y = np.zeros((2, 5), "i8")
+        y[1, 2] = 40  # read by row 6 under --shift 1; targets that no row reads may be anything
+        y[0, 0] = y[1, 0] = 41
+        self.check(x, y, ["row 6", "target 40", "(1, 2)", "1 bad row)"], "--shift", "1", name="y.npy")
+
+    def test_missing_truncated_and_other_files(self):
+        x, y = batch(34)
+        self.check(None, y, ["No such file"])
+        self.check(x, None, ["No such file"], name="y.npy")
+        np.save(self.path("x.npy"), x)
+        with open(self.path("x.npy"), "rb") as stream:
+            whole = stream.read()
+        for length in (0, 3, 7, 9, 60, 128, len(whole) - 1):
+            self.check(whole[:length], y, [])
+        self.check(whole[: len(whole) - 4], y, ["truncated", "1316 of 1320"])
+        self.check(whole + b"x", y, ["1 bytes follow"])
+        self.check(b"PK\x03\x04" + whole, y, [".npz"])
+        self.check(b"hello, world\n", y, ["not a .npy"])
+        self.check(whole[:6] + b"\x04" + whole[7:], y, ["version 4"])
+        self.check(whole.replace(b"(2, 5, 33)", b"(2, 5, -3)"), y, ["shape has the length -3: takes 0 or more"])
+        self.check(whole.replace(b"'fortran_order'", b"'fortran_prder'"), y, ["malformed"])
+        huge = whole.replace(b"(2, 5, 33), }" + b" " * 30, b"(4294967296, 4294967296, 33), }" + b" " * 12)
+        self.assertEqual(len(huge), len(whole))
+        self.check(huge, y, ["more items than memory"])
+        os.mkfifo(self.path("pipe"))
+        self.refuse(
+            "eval", "--logits", self.path("pipe"), "--targets", self.path("y.npy"), mentions=["not a regular file"]
+        )
+        self.refuse("eval", "--logits", self.dir, "--targets", self.path("y.npy"), mentions=["not a regular file"])
+
+    def test_file_names_cannot_break_the_line(self):
+        self.refuse("eval", "--logits", "a\nb\x1b[31m", "--targets", "y", mentions=["a?b?[31m: "])
+
+
+if __name__ == "__main__":
+    unittest.main()
