@@ -197,41 +197,41 @@ static error_t parse(int key, char *text, struct argp_state *state)
     return 0;
 }
 
+static void add_flag(struct argp_option **next, int key, const char *flag, const char *argument,
+                     const char *help, int group)
+{
+    if (flag != NULL) *(*next)++ = (struct argp_option){ flag, key, argument, 0, help, group };
+}
+
 static void parse_options(options *o, int argc, char **argv)
 {
     static const char *const about =
         "Computes softmax cross-entropy of logits against targets, both .npy files, on an OpenCL device.\v"
-        "Prints rows, ignored rows (ignored targets, masked or shifted-off rows), rows with a bad target, "
-        "classes, the "
-        "loss, the perplexity (exp of the mean unweighted negative log-likelihood of the rows that count), "
-        "the accuracy "
-        "over the same rows, the time of the run, the time of compiling its kernels, and the bytes of inputs "
-        "and "
-        "outputs by the time of the run. Compiling is what precedes the run: kernels are built, then "
-        "launched once "
-        "on a few rows, as some drivers compile only at the first launch: one row, one slab where the class "
-        "axis is "
-        "not the last, whole sequences with --shift, and some 4100 rows where the run has more and they have "
-        "at most "
-        "8388608 logits. Where one row, slab or sequence has more logits than that it is "
-        "left out, and what the driver compiles then counts as the run. Accuracy and --argmax-out look for "
-        "the largest of --logit-scale times the "
-        "logits, before --softcap, which would make equal what it saturates. A file that cannot be used, or "
-        "a target that is no class, is exit status 1 "
-        "and leaves "
-        "no output; wrong flags are 2.";
+        "Prints rows, ignored rows (ignored targets, masked or shifted-off rows), rows with a bad "
+        "target, classes, the loss, the perplexity (exp of the mean unweighted negative log-likelihood "
+        "of the rows that count), the accuracy over the same rows, the time of the run, the time of "
+        "compiling its kernels, and the bytes of inputs and outputs by the time of the run. Compiling is"
+        " what precedes the run: kernels are built, then launched once on a few rows, as some drivers "
+        "compile only at the first launch: one row, one slab where the class axis is not the last, whole"
+        " sequences with --shift, and some 4100 rows where the run has more and they have at most "
+        "8388608 logits. Where one row, slab or sequence has more logits than that it is left out, and "
+        "what the driver compiles then counts as the run. Accuracy and --argmax-out look for the largest"
+        " of --logit-scale times the logits, before --softcap, which would make equal what it saturates."
+        " A file that cannot be used, or a target that is no class, is exit status 1 and leaves no "
+        "output; wrong flags are 2.";
     struct argp_option list[FIXED_OPTIONS + PATHS + OPTIONS + 1] = { { 0 } }, *next = list + FIXED_OPTIONS;
     const struct argp argp = { list, parse, NULL, about, cli_common_options, NULL, NULL };
 
     memcpy(list, fixed_options, sizeof fixed_options);
-#define ADD(table, i, key, group)                                                  \
-    if (table[i].flag != NULL) *next++ = (struct argp_option)                      \
-        {                                                                          \
-            table[i].flag, (key) + (i), table[i].argument, 0, table[i].help, group \
-        }
-    for (int i = 0; i < INPUTS; i++) ADD(inputs, i, KEY_PATH, 1);
-    for (int i = 0; i < OPTIONS; i++) ADD(desc_options, i, KEY_OPTION, 2);
-    for (int i = 0; i < RESULTS; i++) ADD(results, i, KEY_PATH + FIRST_RESULT, 3);
+    for (int i = 0; i < INPUTS; i++)
+        add_flag(&next, KEY_PATH + i, inputs[i].flag, inputs[i].argument, inputs[i].help, 1);
+    for (int i = 0; i < OPTIONS; i++) {
+        const struct desc_option *option = &desc_options[i];
+        add_flag(&next, KEY_OPTION + i, option->flag, option->argument, option->help, 2);
+    }
+    for (int i = 0; i < RESULTS; i++)
+        add_flag(&next, KEY_PATH + FIRST_RESULT + i, results[i].flag, results[i].argument, results[i].help,
+                 3);
     memset(o, 0, sizeof *o);
     clxent_desc_init(&o->desc);
     o->class_axis = -1;
@@ -407,20 +407,20 @@ static bool check_real(const input *in, const char *what)
     return false;
 }
 
+static bool check_weight(const input *in, const size_t *shape, size_t axes, const char *what)
+{
+    return in->path == NULL || (check_real(in, what) && check_shape(in, shape, axes, what));
+}
+
 static bool check_weights(job *j)
 {
     const npy_header *g = &j->in[IN_UPSTREAM].array.header;
 
-    if (j->in[IN_CLASS_WEIGHTS].path != NULL) {
-        if (!check_real(&j->in[IN_CLASS_WEIGHTS], "class weights")) return false;
-        if (!check_shape(&j->in[IN_CLASS_WEIGHTS], &j->desc.classes, 1, "class weights")) return false;
-        j->desc.has_class_weights = 1;
-    }
-    if (j->in[IN_ROW_WEIGHTS].path != NULL) {
-        if (!check_real(&j->in[IN_ROW_WEIGHTS], "row weights")) return false;
-        if (!check_shape(&j->in[IN_ROW_WEIGHTS], j->row_shape, j->row_axes, "row weights")) return false;
-        j->desc.has_row_weights = 1;
-    }
+    j->desc.has_class_weights = j->in[IN_CLASS_WEIGHTS].path != NULL;
+    j->desc.has_row_weights = j->in[IN_ROW_WEIGHTS].path != NULL;
+    if (!check_weight(&j->in[IN_CLASS_WEIGHTS], &j->desc.classes, 1, "class weights") ||
+        !check_weight(&j->in[IN_ROW_WEIGHTS], j->row_shape, j->row_axes, "row weights"))
+        return false;
     if (j->in[IN_UPSTREAM].path != NULL) {
         const bool each = j->desc.reduction == CLXENT_REDUCTION_NONE;
         if (!check_real(&j->in[IN_UPSTREAM], "values of --grad-output")) return false;
