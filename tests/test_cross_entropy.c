@@ -75,8 +75,8 @@ static void check_sizes(uint32_t outputs, uint32_t dtype, uint32_t gradient_dtyp
         const size_t rows = small_run() ? 5 : all[i] > 5000 ? 13 : ALL_KINDS;
         clxent_desc desc = make_desc(outputs, dtype, rows, 1, all[i]);
         desc.gradient_dtype = gradient_dtype;
-        if (outputs == SUMS) desc.target_type = CLXENT_TARGET_U8;
-        if (outputs == plain()) desc.target_type = CLXENT_TARGET_I32;
+        if (outputs == SUMS && runs_all()) desc.target_type = CLXENT_TARGET_U8;
+        if (outputs == plain() && runs_all()) desc.target_type = CLXENT_TARGET_I32;
         reduce_by(&desc, (uint32_t)(i % 3));
         if (i % 2 == 1) pad(&desc);
         run_filled_case(name_of(&desc, "sizes"), &desc,
@@ -268,6 +268,7 @@ Test(cross_entropy, sums_over_very_many_classes_lose_nothing)
         for (size_t k = 0; k < COUNT(inners); k++) {
             uint32_t outputs = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_ENTROPY;
             if (inners[k] == 1 && i < 2 && !runs_all()) outputs = ONE_PASS_OUTPUTS; /* the truth table's */
+            if (inners[k] > 1 && i == 0 && !runs_all()) continue; /* lanes on chip, as in other tests */
             clxent_desc desc = make_desc(outputs, CLXENT_F32, 12 / inners[k], inners[k], classes[i]);
             desc.inner = inners[k];
             desc.label_smoothing = 1;

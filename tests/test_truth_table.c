@@ -68,20 +68,13 @@ static bool next_dtype(uint32_t *dtype)
     return ++*dtype <= CLXENT_F64 && (*dtype != CLXENT_F64 || device.has_f64);
 }
 
-/* Outputs without log-softmax and entropy, which take log d from a pass of its own; and what lanes along the classes
- * serve. */
-enum {
-    ANY = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_SOFTMAX |
-          CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_ARGMAX,
-    ALONG = ALONG_OUTPUTS | CLXENT_OUTPUT_LSE
-};
-
 /* PoCL takes 10 s for the program of a larger group with two [rows, classes] outputs. */
 static uint32_t outputs_on(const clxent_tuning *tuning, bool with_entropy)
 {
     if (!runs_all() && tuning->group > 1) return TRAINING_OUTPUTS | CLXENT_OUTPUT_LSE;
-    if (!with_entropy) return ANY;
-    return runs_all() ? ANY | CLXENT_OUTPUT_ENTROPY : EVERY_OUTPUT; /* as test_cross_entropy.c has it */
+    if (!with_entropy) return ONE_PASS_OUTPUTS;
+    return runs_all() ? ONE_PASS_OUTPUTS | CLXENT_OUTPUT_ENTROPY
+                      : EVERY_OUTPUT; /* as test_cross_entropy.c has it */
 }
 
 /* A row's expectations; NAN means NaN, and FINITE any finite number. */
@@ -189,7 +182,7 @@ static void check_case(const line *l, const clxent_tuning *tuning, uint32_t dtyp
     }
     cr_assert(clxent_plan_create_tuned(&plan, device.ctx, &desc, tuning) == CLXENT_OK, "%s: %s", name,
               last_error());
-    cr_assert(plan->along == (outputs == ALONG), "%s: %s", name, clxent_plan_strategy(plan));
+    cr_assert(plan->along == (outputs == ALONG_OUTPUTS), "%s: %s", name, clxent_plan_strategy(plan));
     run_once(name, plan, &p, desc.outputs, 0, &out);
     check_row(name, &desc, l, x, targets[0], &out, 0);
     check_row(name, &desc, l, x + 2 * classes, targets[2], &out, 2);
@@ -207,7 +200,7 @@ static void check_line(const line *l)
     uint32_t dtype_along = CLXENT_F32;
 
     do {
-        if (l->smoothing == 0) check_case(l, &along, dtype_along, 100, 1, ALONG);
+        if (l->smoothing == 0) check_case(l, &along, dtype_along, 100, 1, ALONG_OUTPUTS);
     } while (next_dtype(&dtype_along));
     const size_t counts = small_run() ? 2 : COUNT(classes_of);
     for (size_t i = 0; i < counts; i++) {
