@@ -53,7 +53,7 @@ static cl_device_id find_device(cl_device_type type)
     return NULL;
 }
 
-/* What CLXENT_TEST_TUNING names, NULL where it is not set. The caller frees it. */
+/* What CLXENT_TEST_TUNING names, NULL where it is not set. */
 static char *read_tuning(void)
 {
     enum { MOST = 65536 };
@@ -87,11 +87,10 @@ void open_device(void)
     cr_assert(code == CL_SUCCESS, "clCreateContext: %d", code);
     device.queue = clCreateCommandQueue(device.cl, device.id, 0, &code);
     cr_assert(code == CL_SUCCESS, "clCreateCommandQueue: %d", code);
-    char *tuning = read_tuning();
-    options.tuning = tuning;
+    device.tuning = read_tuning();
+    options.tuning = device.tuning;
     code = clxent_context_create(&device.ctx, device.cl, device.id, &options);
     cr_assert(code == CLXENT_OK, "clxent_context_create: %s", clxent_status_string(code));
-    free(tuning);
     device.has_f64 = device.ctx->device.has_f64;
 }
 
@@ -149,6 +148,7 @@ void close_device(void)
     clxent_context_destroy(device.ctx);
     if (device.queue != NULL) clReleaseCommandQueue(device.queue);
     if (device.cl != NULL) clReleaseContext(device.cl);
+    free(device.tuning);
     memset(&device, 0, sizeof device);
 }
 

@@ -22,6 +22,7 @@ extern struct test_device {
     cl_device_id id;
     cl_command_queue queue; /* in-order */
     clxent_context *ctx;
+    char *tuning; /* of ctx; NULL: the library's own */
     bool has_f64;
 } device;
 

@@ -242,7 +242,7 @@ Test(api, groups_that_the_drivers_compiler_does_not_survive_are_refused)
     d->type = CL_DEVICE_TYPE_CPU;
     for (uint32_t dtype = CLXENT_F32; dtype <= CLXENT_F64; dtype++) {
         desc.dtype = dtype;
-        const clxent_tuning t = clxent_tuning_choose(NULL, d, &desc);
+        const clxent_tuning t = clxent_tuning_choose(device.ctx->tuning, d, &desc);
         cr_assert(clxent_tuning_driver_fault(d, t.group, &most) == NULL &&
                       clxent_tuning_driver_fault(d, t.lane_group, &most) == NULL,
                   "dtype %u", (unsigned)dtype);

@@ -86,6 +86,7 @@ Test(determinism, one_compute_unit_gives_the_bits_of_all)
 {
     const cl_device_partition_property by_one[] = { CL_DEVICE_PARTITION_EQUALLY, 1, 0 };
     const clxent_desc desc = every_kind();
+    clxent_context_options options = CLXENT_CONTEXT_OPTIONS_INIT;
     cl_device_id parts[64];
     cl_uint count = 0, most = 0;
     clxent_host_args whole, part;
@@ -104,7 +105,8 @@ Test(determinism, one_compute_unit_gives_the_bits_of_all)
     cr_assert(code == CL_SUCCESS, "clCreateContext: %d", code);
     device.queue = clCreateCommandQueue(device.cl, parts[0], 0, &code);
     cr_assert(code == CL_SUCCESS, "clCreateCommandQueue: %d", code);
-    code = clxent_context_create(&device.ctx, device.cl, parts[0], NULL);
+    options.tuning = all.tuning;
+    code = clxent_context_create(&device.ctx, device.cl, parts[0], &options);
     cr_assert(code == CLXENT_OK, "clxent_context_create: %s", clxent_status_string(code));
     run_on_device(&p, EVERY_OUTPUT, 0, &part);
     check_equal("one compute unit", &whole, &part);
@@ -152,6 +154,46 @@ Test(determinism, what_else_a_run_is_asked_for_changes_nothing)
         }
         clxent_plan_destroy(plan);
         free_outputs(&whole);
+        free_problem(&p);
+    }
+}
+
+/* Plans of other outputs are other programs, and what they share has the same bits: clxent.h says where not. */
+Test(determinism, what_else_a_plan_computes_changes_nothing)
+{
+    static const uint32_t subsets[] = {
+        CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_GRADIENT,
+        CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_ARGMAX | CLXENT_OUTPUT_STATISTICS,
+        CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_SOFTMAX,
+        CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOG_SOFTMAX | CLXENT_OUTPUT_CORRECT,
+        CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_ENTROPY,
+    };
+    static const struct {
+        size_t batch, classes, inner;
+    } shapes[] = { { 40, 4099, 1 }, { 70, 7, 1 }, { 48, 19, 16 } };
+
+    for (size_t s = 0; s < (runs_all() ? COUNT(shapes) : 1); s++) {
+        clxent_desc desc = CLXENT_DESC_INIT;
+        clxent_host_args all;
+        problem p;
+        desc.outputs = EVERY_OUTPUT;
+        desc.batch = small_run() && s == 0 ? 8 : shapes[s].batch;
+        desc.seq = 1;
+        desc.classes = shapes[s].classes;
+        desc.inner = shapes[s].inner;
+        make_problem(&p, &desc, FILL_DESIGNED | FILL_MASKED | FILL_IGNORED, 17);
+        run_on_device(&p, desc.outputs, 0, &all);
+        for (size_t i = 0; i < (runs_all() ? COUNT(subsets) : 2); i++) {
+            char what[64];
+            clxent_host_args some;
+            p.desc.outputs = subsets[i];
+            (void)snprintf(what, sizeof what, "a plan of 0x%x, %zu classes", (unsigned)subsets[i],
+                           desc.classes);
+            run_on_device(&p, subsets[i], 0, &some);
+            check_equal(what, &all, &some);
+            free_outputs(&some);
+        }
+        free_outputs(&all);
         free_problem(&p);
     }
 }
@@ -274,7 +316,7 @@ Test(determinism, what_the_tuner_varies_decides_no_bits)
             for (size_t i = 0; i < COUNT(variations[v].values); i++) {
                 const bool compiles = variations[v].field == offsetof(clxent_tuning, lane_vector);
                 if (compiles && !runs_all() && i != 1) continue;
-                clxent_tuning t = clxent_tuning_choose(NULL, &device.ctx->device, &desc);
+                clxent_tuning t = clxent_tuning_choose(device.ctx->tuning, &device.ctx->device, &desc);
                 clxent_host_args other;
                 clxent_plan *plan;
                 char what[96];
