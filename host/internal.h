@@ -222,7 +222,7 @@ const char *clxent_tuning_driver_fault(const clxent_device *device, uint32_t gro
 
 /* ---- plan.c, enqueue.c --------------------------------------------------------------------- */
 
-/* How a plan's rows are shared out; cross_entropy.cl and lanes.cl say more. */
+/* How a plan's rows are shared out; map_row.cl and map_lane.cl say more. */
 typedef enum clxent_strategy {
     CLXENT_STRATEGY_ROWS,  /* whole rows a work-group; the building blocks too */
     CLXENT_STRATEGY_SPLIT, /* a row over several groups: the bits of CLXENT_STRATEGY_ROWS */
@@ -245,7 +245,7 @@ struct clxent_plan {
     uint32_t tile, columns;  /* of lanes: rows, vectors of a work-item */
     bool along;              /* of lanes: ALONG */
     uint32_t cache_elements; /* of local memory, of the main kernel */
-    bool second_pass;        /* a row's sums may be taken once more, see cross_entropy.cl, count_passes() */
+    bool second_pass;        /* a row's sums may be taken once more, see epilogue.cl, count_passes() */
     cl_uint flags;           /* FLAG_* that follow from the plan alone */
     cl_kernel main;          /* of the op; of pieces the scan */
     cl_kernel merge, emit;   /* NULL unless rows are split */

@@ -11,7 +11,7 @@
 #include <string.h>
 
 enum { ALIGNMENT = 64, OPTIONS_SIZE = 512, TEXT_SIZE = 512, MOST_COLUMNS = 8 };
-enum { MOST_REGISTER_VECTORS = 8 }; /* IN_REGISTERS of cross_entropy.cl */
+enum { MOST_REGISTER_VECTORS = 8 }; /* IN_REGISTERS of row_scan.cl */
 
 static clxent_status supported(clxent_context *ctx, const clxent_desc *desc)
 {
@@ -55,7 +55,7 @@ static clxent_status make_kernel(clxent_context *ctx, cl_program program, const 
 static bool is_row_kernel(const clxent_desc *desc) { return desc->op == CLXENT_OP_CROSS_ENTROPY; }
 
 /* Reals of local memory that a tile of lanes takes with so many vectors for each work-item; SIZE_MAX where that
- * overflows. As lanes.cl lays it out. */
+ * overflows. As map_lane.cl lays it out. */
 static size_t tile_elements(const clxent_plan *plan, uint32_t columns, bool keeps)
 {
     const clxent_tuning *t = &plan->tuning;
@@ -72,7 +72,7 @@ static size_t tile_elements(const clxent_plan *plan, uint32_t columns, bool keep
                : SIZE_MAX;
 }
 
-/* Logits that lanes.cl must still have once their exponentials are taken. */
+/* Logits that map_lane.cl must still have once their exponentials are taken. */
 static bool keeps_logits(const clxent_plan *plan)
 {
     const uint32_t wide = plan->desc.outputs & (CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_GRADIENT);
@@ -83,7 +83,7 @@ static bool keeps_logits(const clxent_plan *plan)
                                   CLXENT_OUTPUT_LSE)) != 0;
 }
 
-/* Whether vectors of lanes.cl lie along the classes (ALONG), which serves all but scale, softcap, smoothing, probabilities,
+/* Whether vectors of map_lane.cl lie along the classes (ALONG), which serves all but scale, softcap, smoothing, probabilities,
  * log-softmax, and softmax and gradient together. PoCL 3.1, 2 hyperthreads of Emerald Rapids, loss + gradient over 2^26 f32
  * logits: next to lanes that are transposed whole, 0.96 of the time at 48 classes, 0.87 at 64, 0.62 at 256; next to rows,
  * 0.90 at 512, 1.03 at 768, and 0.8 from 600 to 4,000 where rows lie side by side and begin at any element: a tile is
@@ -213,7 +213,7 @@ static bool reduces_losses(const clxent_desc *desc)
     return (desc->outputs & clxent_outputs_made(CLXENT_MADE_LOSSES)) != 0;
 }
 
-/* KERNELS of cross_entropy.cl. In groups of one work-item no limit of the device can differ. */
+/* KERNELS of fused.cl. In groups of one work-item no limit of the device can differ. */
 static unsigned row_kernels(const clxent_plan *plan)
 {
     if (plan->pieces == 1) return 1;
@@ -308,7 +308,6 @@ static clxent_status get_program(const clxent_plan *plan, cl_program *out)
 static clxent_status make_main(clxent_plan *plan, cl_program program)
 {
     switch (plan->shares) {
-    case CLXENT_STRATEGY_LANES: return make_kernel(plan->ctx, program, "clxent_lanes", &plan->main);
     case CLXENT_STRATEGY_SPLIT:
         CLXENT_TRY(make_kernel(plan->ctx, program, "clxent_scan_pieces", &plan->main));
         CLXENT_TRY(make_kernel(plan->ctx, program, "clxent_merge_pieces", &plan->merge));

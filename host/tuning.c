@@ -75,7 +75,7 @@ clxent_tuning clxent_tuning_choose(const clxent_tuning_rows *own, const clxent_d
 clxent_tuning clxent_tuning_clamp(const clxent_tuning *tuning, const clxent_device *device,
                                   const clxent_desc *desc)
 {
-    /* what every work-item has in local memory: the sums of cross_entropy.cl are the largest */
+    /* what every work-item has in local memory: the sums of row_state.cl are the largest */
     const cl_ulong local_item = desc->dtype == CLXENT_F64 ? 96 : 64;
     const uint32_t local =
         (uint32_t)(device->local_memory / 2 < UINT32_MAX ? device->local_memory / 2 : UINT32_MAX);

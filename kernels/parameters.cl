@@ -28,7 +28,7 @@ typedef struct clxent_parameters {
     /* reduce.cl: every reduce_unit rows are partials_per_unit partials, of REDUCE_ROWS rows each but for the last */
     u64 reduce_unit, partials_per_unit;
     u64 partials; /* of the batch; 1: no fold is launched */
-    u64 tiles;    /* lanes.cl: of a slab */
+    u64 tiles;    /* map_lane.cl: of a slab */
     i64 ignore_index;
     /* Options that are numbers: the bits of a real, see REAL_OF(). share: label_smoothing / classes; keep: 1 -
      * label_smoothing */
@@ -75,7 +75,7 @@ typedef struct clxent_parameters {
 #define FLAG_ALL_IGNORED_ZERO (1u << 8)
 #define FLAG_OWN_D (1u << 9) /* FLAG_MEAN, but D is summed where it is needed */
 #define FLAG_SECOND_PASS (1u << 10)
-#define FLAG_KEEPS_LOGITS (1u << 11) /* lanes.cl: with room for the exponentials beside them */
+#define FLAG_KEEPS_LOGITS (1u << 11) /* map_lane.cl: with room for the exponentials beside them */
 #define FLAG_BAD_IGNORED (1u << 12)  /* a target out of range is ignored, not NaN */
 
 /* Rows that one partial sum of reduce.cl covers, at most. Part of what decides the bits of a mean: never derived
@@ -85,5 +85,5 @@ typedef struct clxent_parameters {
 /* Bytes of one partial in the workspace; reduce.cl has its members. */
 #define PARTIAL_BYTES 64u
 
-/* Of the sums of a row or a piece, of cross_entropy.cl. */
+/* Of the sums of a row or a piece, of fused.cl. */
 #define RECORD_BYTES 256u

@@ -201,14 +201,14 @@ for type in F32:1 F16:2 BF16:3 F64:4; do
         lanes="$common -DLANES=1 -DALONG=0 -DWG_SIZE=$(parameter lane_group "$name") -DCOLUMNS=1"
         # shellcheck disable=SC2086
         program lanes.cl "$name" $lanes -DVEC=1 -DINNER=0 -DCACHED=1 <<-END
-		clxent_lanes 0 0 lanes, last axis$with
+		clxent_cross_entropy 0 0 lanes, last axis$with
 		END
         for cached in 1 0; do
             where='on chip'
             [ $cached = 1 ] || where='read twice'
             # shellcheck disable=SC2086
             program lanes.cl "$name" $lanes "-DVEC=$(parameter lane_vector "$name")" -DINNER=1 -DCACHED=$cached <<-END
-			clxent_lanes $of_lanes $of_lanes lanes, inner axis, $where$with
+			clxent_cross_entropy $of_lanes $of_lanes lanes, inner axis, $where$with
 			END
         done
     done

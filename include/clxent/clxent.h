@@ -486,7 +486,13 @@ CLXENT_API void clxent_args_init(clxent_args *args);
  *              buffers or events, before anything is enqueued; or the cl_int of a launch that the driver
  *              refused: outputs are undefined then. On any failure *event is untouched.
  * Numerics     Deterministic: the same inputs give the same bits on one device, whatever the queue, the
- *              timing, and which others of the plan's outputs are asked for beside one.
+ *              timing, and which others of the plan's outputs are asked for beside one. Batch invariant: with
+ *              the same options, dtype, classes and inner, the bits of a row do not depend on the number of
+ *              rows, on its place among them, and on the outputs of its plan. Outputs do matter in four cases:
+ *              between plans with and without targets; on devices whose plans have work-groups of one (CPUs),
+ *              up to 4,096 classes, between plans of log_softmax, of softmax and gradient together, of either,
+ *              and of neither; with a softcap, between plans with and without softmax or gradient; with
+ *              inner > 1, where a tile of logits fills about half the local memory.
  * Threads      Any, also several at once on one plan, each run in flight with a workspace of its own. The
  *              launches of one run are not mixed with those of another of the same plan.
  * Timing       A run is one launch or several; the profiling times of event are those of the last. To time a

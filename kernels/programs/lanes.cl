@@ -6,8 +6,11 @@
 #include "../constants.cl"
 #include "../common.cl"
 #include "../reduce.cl"
-#include "../exp.cl"
-#include "../loss.cl"
-#include "../tiles.cl"
-#include "../lane_sums.cl"
-#include "../lanes.cl"
+#include "../math.cl"
+#include "../row_state.cl"
+#include "../epilogue.cl"
+#if ALONG
+#include "../row_scan.cl"
+#endif
+#include "../map_lane.cl"
+#include "../fused.cl"

@@ -1,0 +1,367 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * epilogue.cl - what becomes of a row state: loss, entropy and the other results that a row has one of, and the values
+ * of softmax, log-softmax and gradient. Stands behind row_state.cl. A lane is one row or a vector of rows, a vec lies along
+ * the classes of one row or holds one class of many. Formulas: clxent.h.
+ */
+/* What every kernel of a run gets; buffers that the run does not use are NULL. logits and gradient (or softmax,
+ * log_softmax) may be one buffer, hence no restrict on them: an element is read before it is written, and by
+ * others not after that. */
+#define ARGUMENTS                                                                               \
+    const clxent_parameters p, __global const storage *logits,  /* [rows, classes] */           \
+        __global const void *restrict targets,                  /* [rows] or [rows, classes] */ \
+        __global const real *restrict class_weights,            /* [classes] */                 \
+        __global const real *restrict row_weights,              /* [rows] */                    \
+        __global const real *restrict upstream,                 /* [1] or [rows] */             \
+        __global const real *restrict denominator,              /* [1] */                       \
+        __global real *restrict losses,                         /* [rows] */                    \
+        __global real *restrict lse,                            /* [rows] */                    \
+        __global storage *softmax,                              /* [rows, classes] */           \
+        __global storage *log_softmax,                          /* [rows, classes] */           \
+        __global gradient_storage *gradient,                    /* [rows, classes] */           \
+        __global long *restrict argmax,                         /* [rows] */                    \
+        __global real *restrict entropy,                        /* [rows] */                    \
+        __global real *restrict statistics,                     /* [rows, 2] */                 \
+        __global uchar *restrict workspace, __local real *cache /* [cache_elements] */
+
+/* What losses and gradients are divided by: the caller's denominator, or D as the pass over the targets left it. Of
+ * few rows without weights every work-item counts by itself (FLAG_OWN_D), which saves that pass, and one leaves
+ * the number for reduce.cl. Counts are exact: the bits are those of the pass. */
+static inline real get_d(const clxent_parameters *p, __global const void *targets,
+                         __global const real *row_weights, __global const real *denominator,
+                         __global uchar *workspace)
+{
+    if (p->flags & FLAG_DENOMINATOR) return denominator[p->offset.denominator];
+    if (!(p->flags & FLAG_MEAN)) return 1;
+    __global real *shared = (__global real *)(workspace + p->denominator_at);
+    if (!(p->flags & FLAG_OWN_D)) return *shared;
+    real d = 0;
+    for (ulong row = 0; row < p->rows; row++) {
+        if (get_target(p, row, targets, row_weights).counts) d = d + 1;
+    }
+    if (get_global_id(0) == 0) *shared = d;
+    return d;
+}
+
+/* What a kernel was given, for the functions below. */
+typedef struct {
+    const clxent_parameters *p;
+    __global const storage *logits;
+    __global const void *targets;
+    __global const real *class_weights, *row_weights, *upstream;
+    __global real *losses, *lse;
+    __global storage *softmax, *log_softmax;
+    __global gradient_storage *gradient;
+    __global long *argmax;
+    __global real *entropy, *statistics;
+    __global uchar *workspace;
+    __local real *cache;
+    options o;
+    real d; /* what gradients are divided by */
+} run;
+
+#define MAKE_RUN                                                                                           \
+    {                                                                                                      \
+        &p, logits, targets, class_weights + p.offset.class_weights, row_weights, upstream, losses, lse,   \
+            softmax, log_softmax, gradient, argmax, entropy, statistics, workspace, cache, options_of(&p), \
+            get_d(&p, targets, row_weights, denominator, workspace)                                        \
+    }
+
+/* What a row is judged by, and the weights of its terms. */
+typedef struct {
+    ilane counts;   /* neither ignored nor masked nor out of range */
+    ilane bad;      /* out of range, and the policy makes that NaN */
+    lane weight;    /* row_weight */
+    lane z;         /* of the target's class; -inf without one */
+    lane slope;     /* of the softcap there */
+    lane one_hot;   /* keep * class_weight of the target's class; 0 without one */
+    lane dense;     /* the part of a_j at the target's class that every class has */
+    lane dense_sum; /* sum of that part over the classes */
+    lane dense_nll; /* sum of that part times (maximum - z_j) */
+} judgement;
+
+/* x: the logit of the target's class; -inf without one. */
+static inline judgement judge(const run *u, const lane_targets *t, const lane x)
+{
+    const lane zero = (lane)(0);
+    judgement j;
+    j.counts = t->counts;
+    j.bad = t->bad;
+    j.weight = t->weight;
+    j.slope = (lane)(1);
+    j.z = softcap_lane_z(x, u->o, &j.slope);
+    const lane class_weight = HAS_CLASS_WEIGHTS ? gather(u->class_weights, t->class_index) : (lane)(1);
+    j.one_hot = t->has_class ? (lane)(u->o.keep) * class_weight : zero;
+    const lane of_class = t->has_class ? (lane)(u->o.share) * class_weight : zero;
+    j.dense = HAS_DENSE ? of_class : zero;
+    j.dense_sum = (lane)(HAS_DENSE ? u->o.smoothing : 0); /* where the sums do not say it */
+    j.dense_nll = zero;
+    return j;
+}
+
+/* A second pass is needed where log d must have its full precision: a confident row's comes from the others. */
+static inline uint count_passes(const run *u)
+{
+    return NEEDS_LOG_D && !(u->p->flags & FLAG_FROM_STATISTICS) ? 2 : 1;
+}
+
+/* What the sums s of the whole row come to, and with them j. */
+static inline row_result finish(judgement *j, const lane_targets *t, const row_sums *s)
+{
+#if HAS_DENSE
+    if (SUMS_WEIGHT) j->dense_sum = long_value(s->dense_weight);
+    j->dense_nll = long_value(s->dense_nll);
+#endif
+    const lane of_target = exp_lane(j->z, exp_scale_of(s->maximum), true);
+    const lane target_exp = t->has_class ? of_target : (lane)(0);
+    return finish_sums(s->maximum, long_value(s->others), target_exp,
+                       s->nan_at != NO_CLASSES || j->z != j->z);
+}
+
+static inline lane loss_of(const run *u, const row_result *r, const judgement *t)
+{
+    const lane zero = (lane)(0);
+    const real z_loss = REAL_OF(u->p->z_loss);
+    const lane log_d = HAS_DENSE ? r->fine_log_d : r->log_d;
+    lane loss = t->one_hot != zero ? t->one_hot * ((r->maximum - t->z) + log_d) : zero;
+    if (HAS_DENSE) loss = loss + (t->dense_nll + t->dense_sum * log_d);
+    if (z_loss != 0) loss = fma((lane)(z_loss), r->lse * r->lse, loss); /* 0 * inf would be NaN */
+    loss = r->valid ? t->weight * loss : (lane)(REAL_NAN);
+    return t->counts ? loss : t->bad ? (lane)(REAL_NAN) : zero;
+}
+
+/* sum: of exp(z) (maximum - z) at scale over all classes but the target's. */
+static inline lane entropy_of(const row_result *r, const judgement *t, const lane sum)
+{
+    const lane zero = (lane)(0);
+    const lane of_target = r->target_exp == zero ? zero : r->target_exp * (r->maximum - t->z);
+    return r->valid ? r->fine_log_d + (sum + of_target) / r->d : (lane)(REAL_NAN);
+}
+
+/* Adding 0, as at a class whose p has vanished, leaves even -0 as it is, as rows that do not count do. */
+static inline __attribute__((unused)) vec accumulated(const vec old, const vec value)
+{
+    return value == (vec)(0) ? old : old + value;
+}
+
+/* ---- Results that a row has one of ---------------------------------------------------------- */
+
+/* Of the n rows from `row` on. */
+static inline void write_rows(const run *u, const ulong row, const uint n, const lane_targets *t,
+                              const judgement *j, const row_result *r, const row_sums *s)
+{
+    const clxent_parameters *p = u->p;
+    const uint outputs = p->outputs;
+    if (TARGETS != TARGET_NONE && (outputs & (OUTPUT_LOSSES | OUTPUT_LOSS)) != 0) {
+        __global real *losses = (outputs & OUTPUT_LOSSES)
+                                    ? u->losses + p->offset.losses
+                                    : (__global real *)(u->workspace + p->row_losses_at);
+        store_lanes(losses + row, loss_of(u, r, j), n);
+    }
+    if (outputs & OUTPUT_LSE) store_lanes(u->lse + p->offset.lse + row, r->lse, n);
+    if (outputs & (OUTPUT_ARGMAX | OUTPUT_CORRECT)) {
+        const ilane target_is_nan = t->has_class && j->z != j->z; /* which the sums have left out */
+        const ilane nan_at = target_is_nan ? min(t->class_index, s->nan_at) : s->nan_at;
+        const ilane best = nan_at != NO_CLASSES ? nan_at : s->best;
+        const ilane is_hit = t->has_class && best == t->class_index;
+        integer at[LANE_ROWS], hit[LANE_ROWS];
+        STORE_LANE(best, at);
+        STORE_LANE(is_hit, hit);
+        for (uint i = 0; i < n; i++) {
+            if (outputs & OUTPUT_ARGMAX) u->argmax[p->offset.argmax + row + i] = at[i];
+            if (outputs & OUTPUT_CORRECT) u->workspace[p->correct_at + row + i] = hit[i] != 0;
+        }
+    }
+#if HAS_ENTROPY
+    if (outputs & OUTPUT_ENTROPY) {
+        store_lanes(u->entropy + p->offset.entropy + row, entropy_of(r, j, long_value(s->entropy)), n);
+    }
+#endif
+    if ((outputs & OUTPUT_STATISTICS) && !(p->flags & FLAG_FROM_STATISTICS)) {
+        __global real *to = u->statistics + p->offset.statistics + 2 * row;
+        const lane zero = (lane)(0), kept = r->others * (lane)(STATISTICS_FACTOR);
+        real maximum[LANE_ROWS], others[LANE_ROWS];
+        STORE_LANE(t->counts ? r->maximum : zero, maximum);
+        STORE_LANE(t->counts ? kept : zero, others);
+        for (uint i = 0; i < n; i++) {
+            to[2 * i] = maximum[i];
+            to[2 * i + 1] = others[i];
+        }
+    }
+}
+
+/* The sums that write_rows() of another run has saved. */
+static inline void read_statistics(const run *u, const ulong row, const uint n, row_sums *s)
+{
+    __global const real *from = u->statistics + u->p->offset.statistics + 2 * row;
+    real maximum[LANE_ROWS], others[LANE_ROWS];
+    for (uint i = 0; i < LANE_ROWS; i++) {
+        maximum[i] = from[2 * min(i, n - 1)];
+        others[i] = from[2 * min(i, n - 1) + 1];
+    }
+    s->maximum = LOAD_LANE(maximum);
+    s->others = long_zero();
+    s->others.high = LOAD_LANE(others) * (lane)(1 / STATISTICS_FACTOR);
+}
+
+/* row_weight upstream logit_scale / d; of rows that do not count it is not used. */
+static inline lane outer_of(const run *u, const ulong row, const uint n, const lane_targets *t)
+{
+    const clxent_parameters *p = u->p;
+    lane outer;
+    if (p->flags & FLAG_UPSTREAM_ROWS) {
+        outer = t->weight * load_lanes(u->upstream + p->offset.upstream + row, n) / (lane)(u->d);
+    } else {
+        const real up = (p->flags & FLAG_UPSTREAM) ? u->upstream[p->offset.upstream] : REAL(1.0);
+        if (p->flags & FLAG_ROW_WEIGHTS) {
+            outer = t->weight * (lane)(up) / (lane)(u->d);
+        } else {
+            outer = (lane)(up / u->d);
+        }
+    }
+    return HAS_LOGIT_SCALE ? outer * (lane)(u->o.logit_scale) : outer;
+}
+
+/* ---- [rows, classes] results ---------------------------------------------------------------- */
+
+/* Of a program with one of them the kind is known. */
+#define WIDE_OUTPUTS (OUTPUTS & (OUTPUT_SOFTMAX | OUTPUT_LOG_SOFTMAX | OUTPUT_GRADIENT))
+#define IS_KIND(g, output) \
+    (WIDE_OUTPUTS == (output) || ((WIDE_OUTPUTS & (output)) != 0 && (g)->kind == (output)))
+
+#define WANTS_WIDE(p) WANTS(p, OUTPUT_SOFTMAX | OUTPUT_LOG_SOFTMAX | OUTPUT_GRADIENT)
+
+/* What the values of one result are made of. */
+typedef struct {
+    uint kind;    /* OUTPUT_SOFTMAX, OUTPUT_LOG_SOFTMAX or OUTPUT_GRADIENT */
+    ilane filled; /* every element is fill. Rows of NaN are: computed NaNs differ in bits */
+    lane fill;
+    lane factor;       /* softmax: 1 / d; gradient: what multiplies the exponentials */
+    lane rest;         /* what the factor was rounded by: of lanes, as few classes have large shares */
+    lane outer;        /* gradient, unless HAS_ONE_FACTOR: what multiplies dz */
+    ilane class_index; /* NO_CLASS, or the class whose gradient is `target` */
+    lane target;
+} emission;
+
+/* dx_j = (exp(z_j) * factor - dense a_j) * outer * slope_j, at the target's class `target`. Where a row has no gradient all
+ * its elements are `fill`. outer: row_weight upstream logit_scale / d. */
+static inline void gradient_of(emission *g, const run *u, const row_result *r, const judgement *t,
+                               const lane outer)
+{
+    const bool no_rows = divides_by_own_d(u->p) && u->d == 0; /* d is the sum of weights */
+    const lane z_term = (lane)(2 * REAL_OF(u->p->z_loss)) * r->lse;
+    /* the lesser of p and 1 - p, rounded as their quotient is; of the other the difference to 1 cancels nothing */
+    const ilane is_likely = r->target_exp > r->others;
+    const lane part = is_likely ? r->others : r->target_exp;
+    const lane inverse = (lane)(1) / r->d;
+    const lane near = part * inverse;
+    const lane share = fma(fma(-near, r->d, part), inverse, near);
+    const lane p = is_likely ? (lane)(1) - share : share;
+    const lane missing = is_likely ? share : (lane)(1) - share;
+    const lane at_target = (t->dense_sum + z_term) * p - t->one_hot * missing;
+    const lane sum = t->one_hot + t->dense_sum + z_term;
+    g->factor = sum / r->d;
+    g->rest = fma(-g->factor, r->d, sum) * inverse;
+    g->outer = outer;
+    g->target = (HAS_DENSE ? at_target - t->dense : at_target) * outer * t->slope;
+    g->filled = (ilane)(no_rows ? -1 : 0) || !t->counts || !r->valid;
+    g->fill = t->bad || (t->counts && !r->valid) ? (lane)(REAL_NAN) : (lane)(0);
+    if (HAS_ONE_FACTOR) {
+        const lane factor = g->factor * outer;
+        const lane rest = fma(g->factor, outer, -factor) + g->rest * outer;
+        /* an infinite factor, as a denominator of 0 gives, was rounded by nothing */
+        g->rest = fabs(factor) < (lane)(REAL_INFINITY) ? rest : (lane)(0);
+        g->factor = factor;
+    }
+}
+
+/* Of the n rows from `row` on. */
+static inline emission emission_of(const run *u, const uint kind, const ulong row, const uint n,
+                                   const lane_targets *t, const judgement *j, const row_result *r)
+{
+    emission g;
+    g.kind = kind;
+    if (kind == OUTPUT_GRADIENT) {
+        g.class_index = t->class_index;
+        gradient_of(&g, u, r, j, outer_of(u, row, n, t));
+        return g;
+    }
+    g.filled = !r->valid;
+    g.fill = (lane)(REAL_NAN);
+    g.factor = (lane)(1) / r->d;
+    g.rest = fma(-g.factor, r->d, (lane)(1)) * g.factor;
+    g.outer = (lane)(1);
+    g.class_index = NO_CLASSES;
+    g.target = (lane)(0);
+    return g;
+}
+
+/* Of logits z with their exponentials e, slopes and a. */
+ALWAYS_INLINE vec result_of(const row_result *r, const emission *g, const vec z, const vec slope, const vec e,
+                            const vec a)
+{
+    if (IS_KIND(g, OUTPUT_LOG_SOFTMAX)) return -(((vec)(r->maximum) - z) + (vec)(r->fine_log_d));
+    vec value = e * (vec)(g->factor);
+    if (LANES) value = fma(e, (vec)(g->factor), e * (vec)(g->rest));
+    if (IS_KIND(g, OUTPUT_SOFTMAX) || HAS_ONE_FACTOR) return value;
+    if (HAS_DENSE) value = LANES ? value - a : fma(e, (vec)(g->factor), -a);
+    return value * (vec)(g->outer) * slope;
+}
+
+/* Where the values of one result go. */
+typedef struct {
+    uint kind;
+    bool aligned; /* whole vectors are, and may bypass the cache where that is possible */
+    __global storage *out;
+    __global gradient_storage *gradient;
+} destination;
+
+/* Of the rows from `row` on of the slab that begins at element `at`, of its kind. */
+static inline destination destination_of(const run *u, const uint kind, const ulong at)
+{
+    const clxent_offsets *offset = &u->p->offset;
+    return (destination){ kind, false,
+                          kind == OUTPUT_SOFTMAX ? u->softmax + offset->softmax + at
+                                                 : u->log_softmax + offset->log_softmax + at,
+                          u->gradient + offset->gradient + at };
+}
+
+static inline size_t address_of(const destination *to, const ulong at)
+{
+    return IS_KIND(to, OUTPUT_GRADIENT) ? (size_t)(to->gradient + at) : (size_t)(to->out + at);
+}
+
+#define BYTES_OF(to) (IS_KIND(to, OUTPUT_GRADIENT) ? sizeof(gradient_storage) : sizeof(storage))
+
+/* What belongs into a vector at element `at`, of which n exist: the value, or the sum with what is there. */
+ALWAYS_INLINE vec with_old(const destination *to, const ulong at, const vec value, const uint n)
+{
+    if (!ACCUMULATE || !IS_KIND(to, OUTPUT_GRADIENT)) return value;
+    return accumulated(n == VEC ? load_gradient_vector(to->gradient + at)
+                                : load_gradient_partial(to->gradient + at, n),
+                       value);
+}
+
+ALWAYS_INLINE void put(const destination *to, const ulong at, const vec value, const uint n)
+{
+    if (IS_KIND(to, OUTPUT_GRADIENT)) {
+        if (n == VEC) {
+            store_gradient_vector(to->gradient + at, value, to->aligned);
+        } else {
+            store_gradient_partial(to->gradient + at, value, n);
+        }
+    } else if (n == VEC) {
+        store_vector(to->out + at, value, to->aligned);
+    } else {
+        store_partial(to->out + at, value, n);
+    }
+}
+
+ALWAYS_INLINE void put_one(const destination *to, const ulong at, const real value)
+{
+    if (IS_KIND(to, OUTPUT_GRADIENT)) {
+        store_gradient_one(to->gradient + at, value);
+    } else {
+        store_one(to->out + at, value);
+    }
+}

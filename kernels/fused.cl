@@ -1,0 +1,150 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * fused.cl - everything that is computed from logits, in one body: open the rows, scan them, finish their states, write
+ * what a row has one of, then what it has one of for each class. Stands behind a mapping, which says what a unit of work is
+ * and which work-item has which logits:
+ *   map_row.cl   a row over a work-group
+ *   map_lane.cl  a row for each lane: few classes, and a class axis that is not the last
+ *
+ * A mapping defines
+ *   unit_input    of a unit of work, and of the rows of it that are open
+ *   COLUMNS       lanes that a work-item has in a unit, one after the other
+ *   UNIT_SCRATCH  local memory of the group, `scratch`
+ *   MEET_UNIT     all work-items, after a unit was brought on chip
+ *   MEET_ROWS     all work-items, before results are written, and before the next unit
+ *   count_units, units_of_group, make_input
+ *   open_unit     points at a unit, brings it on chip
+ *   open_rows     points at its column w; false where it has none
+ *   target_logits, scan_rows, emit_unit
+ *
+ * Grid: a work-group for units_of_group() units.
+ *
+ * Set by the host with -D, with map_row.cl:
+ *   KERNELS  1: for whole rows; 2: for rows split over groups; 3: both, as the limit of a device for the work-group of
+ *            either is one for both, so that their bits are the same
+ */
+#if !LANES && (!defined(KERNELS) || KERNELS < 1 || KERNELS > 3)
+#    error "KERNELS: 1, 2 or 3"
+#endif
+
+#if LANES || (KERNELS & 1)
+__kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_cross_entropy(ARGUMENTS)
+{
+    UNIT_SCRATCH;
+    const run u = MAKE_RUN;
+    unit_input in = make_input(&u, true);
+    const ulong first = get_group_id(0) * (ulong)units_of_group(&p);
+    const ulong last = min(first + units_of_group(&p), count_units(&p));
+    for (ulong unit = first; unit < last; unit++) {
+        lane_targets t[COLUMNS];
+        judgement j[COLUMNS];
+        row_result r[COLUMNS];
+        open_unit(&u, &in, unit, scratch);
+        MEET_UNIT(&in, unit);
+        for (uint w = 0; w < COLUMNS; w++) {
+            row_sums s;
+            if (!open_rows(&u, &in, unit, w)) break;
+            t[w] = get_targets(&p, in.row, in.n, targets, row_weights);
+            j[w] = judge(&u, &t[w], target_logits(&in, &t[w]));
+            r[w] = scan_rows(&u, &in, &t[w], &j[w], &s, scratch);
+            if (LANES || get_local_id(0) == 0) write_rows(&u, in.row, in.n, &t[w], &j[w], &r[w], &s);
+        }
+        MEET_ROWS;
+        emit_unit(&u, &in, unit, t, j, r, scratch);
+        MEET_ROWS;
+    }
+}
+#endif
+
+#if !LANES && (KERNELS & 2)
+/* ---- Rows split over groups ---------------------------------------------------------------- */
+
+/* Where rows are too few to keep the device busy, these three do what the body above does, with a group for each piece of
+ * a row: the same sums in the same order, so that the bits do not tell which it was, and the choice may look at the
+ * device. In the workspace, RECORD_BYTES each: of every piece its sums, of every row all that its pieces need to know. */
+typedef struct {
+    row_sums all;
+    row_sums below_top;
+    real target_logit; /* before a gradient in place overwrites it */
+} row_record;
+typedef char row_record_fits[sizeof(row_record) <= RECORD_BYTES ? 1 : -1];
+
+static inline __global row_sums *piece_record(const run *u, const ulong row, const uint piece)
+{
+    const clxent_parameters *p = u->p;
+    return (__global row_sums *)(u->workspace + p->pieces_at + (row * p->pieces + piece) * RECORD_BYTES);
+}
+
+static inline __global row_record *record_of_row(const run *u, const ulong row)
+{
+    return (__global row_record *)(u->workspace + u->p->records_at + row * RECORD_BYTES);
+}
+
+/* What the first pass over a row came to. */
+INLINE_ON_GPU void finish_record(const run *u, const row_input *in, const lane_targets *t, judgement *j,
+                                 row_record *record, row_result *r)
+{
+    *j = judge(u, t, record->target_logit);
+    if (u->p->flags & FLAG_FROM_STATISTICS) read_statistics(u, in->row, 1, &record->all);
+    *r = finish(j, t, &record->all);
+}
+
+/* Grid: a work-group for each piece of each row. With FLAG_SECOND_PASS the sums below the top. */
+__kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_scan_pieces(ARGUMENTS)
+{
+    UNIT_SCRATCH;
+    const run u = MAKE_RUN;
+    row_input in = make_input(&u, false);
+    const uint piece = (uint)(get_group_id(0) % p.pieces);
+    open_unit(&u, &in, get_group_id(0) / p.pieces, 0);
+    const lane_targets t = get_targets(&p, in.row, 1, targets, row_weights);
+    row_sums own = empty_sums();
+    if (p.flags & FLAG_SECOND_PASS) {
+        judgement j;
+        row_record record = *record_of_row(&u, in.row);
+        row_result r;
+        finish_record(&u, &in, &t, &j, &record, &r);
+        if (r.confident) sum_piece_below_top(&own, &u, &in, r.maximum, piece);
+    } else {
+        sum_piece(&own, &u, &in, &t, piece);
+    }
+    const row_sums sum = merge_group(own, scratch);
+    if (get_local_id(0) == 0) *piece_record(&u, in.row, piece) = sum;
+}
+
+/* Grid: a work-group of one work-item for each row; after each pass of clxent_scan_pieces. */
+__kernel __attribute__((reqd_work_group_size(1, 1, 1))) void clxent_merge_pieces(ARGUMENTS)
+{
+    const run u = MAKE_RUN;
+    row_input in = make_input(&u, false);
+    open_unit(&u, &in, get_group_id(0), 0);
+    __global row_record *record = record_of_row(&u, in.row);
+    row_sums all = *piece_record(&u, in.row, 0);
+    for (uint piece = 1; piece < p.pieces; piece++) all = merge(all, *piece_record(&u, in.row, piece));
+    if (p.flags & FLAG_SECOND_PASS) {
+        record->below_top = all;
+    } else {
+        const lane_targets t = get_targets(&p, in.row, 1, targets, row_weights);
+        record->all = all;
+        record->target_logit = target_logits(&in, &t);
+    }
+}
+
+/* Grid: as clxent_scan_pieces. */
+__kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_emit_pieces(ARGUMENTS)
+{
+    const run u = MAKE_RUN;
+    row_input in = make_input(&u, false);
+    const uint piece = (uint)(get_group_id(0) % p.pieces);
+    open_unit(&u, &in, get_group_id(0) / p.pieces, 0);
+    const lane_targets t = get_targets(&p, in.row, 1, targets, row_weights);
+    judgement j;
+    row_record record = *record_of_row(&u, in.row);
+    row_result r;
+    finish_record(&u, &in, &t, &j, &record, &r);
+    if (count_passes(&u) > 1) keep_top_apart(&r, long_value(record.below_top.others));
+    if (piece == 0 && get_local_id(0) == 0) write_rows(&u, in.row, 1, &t, &j, &r, &record.all);
+    const uint begin = piece * p.piece_vectors * VEC, end = min(begin + p.piece_vectors * VEC, p.classes);
+    emit_classes(&u, &in, &t, &j, &r, begin, end);
+}
+#endif

@@ -1,0 +1,428 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * row_scan.cl - what is read of one row whose classes vectors lie along: maximum, sums, the first class with a value. Stands
+ * behind epilogue.cl in front of map_row.cl, and of map_lane.cl for tiles of short rows (ALONG).
+ *
+ * A block's maximum comes first, then its exponentials (online softmax).
+ *
+ * Set by the host with -D, beside those of constants.cl and common.cl:
+ *   BLOCK  vectors that one work-item takes in a block, a multiple of 4. Part of what decides the bits
+ */
+#if !defined(ALONG)
+#    define ALONG 0
+#endif
+#if ALONG
+#    define BLOCK 64 /* a row has no blocks: its maximum is found first */
+#endif
+#if !defined(BLOCK) || BLOCK < 4 || BLOCK % 4 != 0
+#    error "BLOCK: a multiple of 4"
+#endif
+
+/* Blocks this short are read into registers. Longer ones are read twice, from the first-level cache. */
+#if BLOCK <= 8
+#    define IN_REGISTERS 1
+#    define REGISTERS BLOCK
+#else
+#    define IN_REGISTERS 0
+#    define REGISTERS 1
+#endif
+
+/* Vectors of a work-item between two flushes, see block_sums; a block has no fewer, or is one. */
+#define FLUSH_VECTORS (BLOCK < 16 ? BLOCK : 16)
+
+/* Whether gradients need the logits although the cache has the exponentials: for the softcap's slope. */
+#define NEEDS_X (!IN_REGISTERS && HAS_SOFTCAP)
+
+/* One row's inputs. Vector v < vectors is x[v * VEC ..]; vector `vectors` is the tail of classes % VEC. */
+typedef struct {
+    __global const storage *x;
+    ulong row;
+    uint n; /* rows, 1 */
+    uint classes;
+    uint vectors;
+    uint tail;
+    uint cache_elements;
+    bool fits;         /* rows of this plan are cached */
+    bool cached;       /* this one is */
+    uint ahead;        /* vectors from one that is computed with to the one that is brought meanwhile */
+    bool shares_lines; /* see bring() */
+    uint slope_at; /* where the cache has the slope of every class beside its exponential; 0: it has not */
+    __global const void *q;             /* probabilities [classes] */
+    __global const real *class_weights; /* [classes] */
+    bool best;                          /* the argmax is wanted */
+    bool nan;                           /* so is which class is NaN */
+    options o;
+} row_input;
+
+/* The vector that holds the tail ends with the row and begins among the classes of the one before it, unless the row
+ * is shorter than a vector: a load of single elements would cost as much as twenty vectors. `first_new` of its
+ * elements are not counted a second time. In larger groups another work-item has the vector before, and would write
+ * the same place of the cache. */
+#if WG_SIZE == 1
+#    define TAIL_OVERLAPS(in) ((in)->vectors > 0)
+#else
+#    define TAIL_OVERLAPS(in) false
+#endif
+
+static inline uint vector_at(const row_input *in, const uint v)
+{
+    return TAIL_OVERLAPS(in) && v >= in->vectors ? in->classes - VEC : v * VEC;
+}
+
+static inline uint first_new(const row_input *in, const uint v)
+{
+    return TAIL_OVERLAPS(in) && v >= in->vectors ? VEC - in->tail : 0;
+}
+
+/* Vector v, whole or the tail; classes past the end read as -inf. */
+static inline vec vector_x(const row_input *in, const uint v)
+{
+    if (v < in->vectors || TAIL_OVERLAPS(in)) return load_vector(in->x + vector_at(in, v));
+    return load_partial(in->x + v * VEC, in->tail, -REAL_INFINITY);
+}
+
+static inline vec vector_z(const row_input *in, const uint v)
+{
+    vec unused;
+    return softcap_vector_z(vector_x(in, v), in->o, &unused);
+}
+
+/* z of a vector that is whole. */
+static inline vec full_z(const row_input *in, const uint v)
+{
+    vec unused;
+    return softcap_vector_z(load_vector(in->x + v * VEC), in->o, &unused);
+}
+
+#if HAS_PREFETCH
+/* The lines of `count` vectors, 2 or 4, of `bytes` each: four lines at most, and of vectors of less than 32 bytes some
+ * twice. */
+ALWAYS_INLINE void bring_vectors(__global const uchar *row, const uint first, const uint count,
+                                 const size_t bytes)
+{
+    __global const uchar *p = row + first * bytes;
+    PREFETCH(p);
+    if (count * bytes > 64) PREFETCH(p + 64);
+    if (count * bytes > 128) PREFETCH(p + 128);
+    if (count * bytes > 128) PREFETCH(p + 192);
+}
+#endif
+
+/* Vectors between one that is computed with and the one that is brought from memory meanwhile, at least: 16 KiB of
+ * f32, which take longer to compute with than memory takes to answer. */
+#define AHEAD 256u
+/* Bytes of a row, at most, that are taken to stay in the second cache until its results are written. */
+#define MOST_KEPT_BYTES (1u << 19)
+
+/* Computing with the vectors [v, v + 4), asks for what comes next in memory, rows lying side by side. A core has so many
+ * lines under way at most, so it must ask for some all the time: where results need a second pass over the row
+ * (shares_lines), each pass brings one half of one (PoCL, 2 hyperthreads of Emerald Rapids, 32,768 classes: 0.68 of
+ * the time without this, 0.78 with the first pass alone). */
+ALWAYS_INLINE void bring(const row_input *in, const uint v, const bool second_pass)
+{
+#if HAS_PREFETCH
+    const uint lines_at =
+        in->ahead + (in->shares_lines ? (second_pass ? in->vectors : in->vectors / 2) + v / 2 : v);
+    const uint count = in->shares_lines ? 2 : 4;
+    bring_vectors((__global const uchar *)in->x, lines_at, count, VEC * sizeof(storage));
+    if (HAS_PROBABILITIES) {
+        bring_vectors((__global const uchar *)in->q, lines_at, count,
+                      VEC * (TARGETS == TARGET_PROBABILITIES_F32 ? sizeof(float) : sizeof(storage)));
+    }
+#else
+    (void)in;
+    (void)v;
+    (void)second_pass;
+#endif
+}
+
+/* ---- a ------------------------------------------------------------------------------------ */
+
+static inline real probability_one(const row_input *in, const uint at)
+{
+#if DTYPE != F32
+    if (TARGETS == TARGET_PROBABILITIES_LOGITS) return load_one((__global const storage *)in->q + at);
+#endif
+    return convert_real(((__global const float *)in->q)[at]);
+}
+
+static inline vec probability_vector(const row_input *in, const uint at)
+{
+#if DTYPE != F32
+    if (TARGETS == TARGET_PROBABILITIES_LOGITS) return load_vector((__global const storage *)in->q + at);
+#endif
+    return CONVERT_VEC(LOAD((__global const float *)in->q + at));
+}
+
+/* The part of a_j that every class has: of an index target the smoothing, of probabilities all. */
+static inline real dense_one(const row_input *in, const uint at)
+{
+    real a = in->o.share;
+    if (HAS_PROBABILITIES) a = fma(in->o.keep, probability_one(in, at), a);
+    if (HAS_CLASS_WEIGHTS) a = a * in->class_weights[at];
+    return a;
+}
+
+/* n < VEC: only the first n exist, the others give 0. */
+static inline vec dense_vector(const row_input *in, const uint at, const uint n)
+{
+    if (n < VEC) {
+        real element[VEC];
+        for (uint i = 0; i < VEC; i++) element[i] = i < n ? dense_one(in, at + i) : 0;
+        return LOAD(element);
+    }
+    vec a = (vec)(in->o.share);
+    if (HAS_PROBABILITIES) a = fma((vec)(in->o.keep), probability_vector(in, at), a);
+    if (HAS_CLASS_WEIGHTS) a = a * LOAD(in->class_weights + at);
+    return a;
+}
+
+/* a of vector v, as it is summed. tail: v may be the last one. */
+static inline vec get_a(const row_input *in, const uint v, const bool tail)
+{
+    const uint at = tail ? vector_at(in, v) : v * VEC, skipped = tail ? first_new(in, v) : 0;
+    const bool part = TAIL_OVERLAPS(in) ? false : tail && v >= in->vectors;
+    const vec a = dense_vector(in, at, part ? in->tail : VEC);
+    return skipped > 0 && IOTA < (ivec)((integer)skipped) ? (vec)(0) : a;
+}
+
+/* ---- The scan of a row --------------------------------------------------------------------- */
+
+/* What a part of a row is scanned for. */
+typedef struct {
+    uint apart; /* the class left out of others, or NO_CLASS */
+    bool
+        whole; /* the maximum of the whole part is found first. Decides bits, so it may depend on the plan only */
+    bool cached;         /* cache is filled, from registers with logits, else with exponentials */
+    bool keeps_z;        /* with a softcap: the cache has z until it has the exponentials */
+    __local real *cache; /* [classes, rounded up to VEC] */
+} row_scan;
+
+/* What exponentials are taken relative to. */
+typedef struct {
+    exp_scale scale;
+    real base; /* see distance_base() */
+    bool far;  /* see exp_scale */
+} row_level;
+
+/* To t, which is no_terms(), what vector v adds. apart: the class left out, or NO_CLASS where it is in another vector. tail:
+ * v may be the last one. Leaves exponentials in the cache, but of vectors that are neither. */
+ALWAYS_INLINE void take_vector(terms *t, const row_input *in, const row_scan *scan, const row_level *level,
+                               const uint v, const vec z, const uint apart, const bool tail)
+{
+    const uint at = tail ? vector_at(in, v) : v * VEC, skipped = tail ? first_new(in, v) : 0;
+    vec e = exp_vector(z, level->scale, level->far);
+    if ((tail || apart != NO_CLASS) && scan->cached && !IN_REGISTERS) STORE(e, scan->cache + at);
+    if (apart != NO_CLASS) e = IOTA == (ivec)((integer)(apart - at)) ? (vec)(0) : e;
+    if (skipped > 0) e = IOTA < (ivec)((integer)skipped) ? (vec)(0) : e;
+    vec a = (vec)(0);
+    if (HAS_DENSE) a = get_a(in, v, tail);
+    take_terms(t, e, z, (vec)(level->base), a);
+}
+
+/* Where z of vector v waits for its maximum under a softcap, as it takes longer than the exponential: in the place of
+ * its exponentials, or of a block's where the cache has no room for the row. */
+static inline __local real *z_place(const row_input *in, const row_scan *scan, const uint first, const uint v)
+{
+    return scan->cache + (scan->whole ? vector_at(in, v) : (v - first) * VEC);
+}
+
+/* z of vector v of the block that begins at `from`. */
+ALWAYS_INLINE vec z_of_block(const row_input *in, const row_scan *scan, const uint from, const uint v,
+                             const bool rare)
+{
+    /* of the tail's z, if kept, exponentials may have overwritten some by now */
+    if (scan->keeps_z && (!rare || v < in->vectors)) return LOAD(z_place(in, scan, from, v));
+    return rare ? vector_z(in, v) : full_z(in, v);
+}
+
+/* Adds this work-item's vectors of [from, to) to b. z: of all of them, where they are in registers. */
+ALWAYS_INLINE void sum_block(block_sums *b, const row_input *in, const row_scan *scan, const row_level *level,
+                             const uint from, const uint to, const vec z[REGISTERS])
+{
+    const uint full = min(to, in->vectors);
+    const uint apart_vector = scan->apart / VEC; /* of NO_CLASS: past every row */
+    const uint begin = from + (uint)get_local_id(0);
+    uint v = begin;
+    do {
+#if IN_REGISTERS
+#    pragma unroll
+#endif
+        for (uint i = 0; i < FLUSH_VECTORS; i += 4) {
+            const uint w = v + i * WG_SIZE, last = w + 3 * WG_SIZE;
+            if (!IN_REGISTERS && w >= to) break;
+            if (!IN_REGISTERS) bring(in, w, false);
+            const bool is_apart = apart_vector >= w && apart_vector <= last;
+            terms four[4];
+            if (!IN_REGISTERS && last < full && !is_apart) {
+#pragma unroll
+                for (uint k = 0; k < 4; k++) {
+                    const uint u = w + k * WG_SIZE;
+                    four[k] = no_terms();
+                    take_vector(&four[k], in, scan, level, u, z_of_block(in, scan, from, u, false), NO_CLASS,
+                                false);
+                }
+                if (scan->cached) {
+#pragma unroll
+                    for (uint k = 0; k < 4; k++) STORE(four[k].others, scan->cache + (w + k * WG_SIZE) * VEC);
+                }
+                add_four(b, four);
+            } else if (ALONG && last < full) { /* of short rows every second four or so */
+#pragma unroll
+                for (uint k = 0; k < 4; k++) {
+                    const uint u = w + k * WG_SIZE;
+                    four[k] = no_terms();
+                    take_vector(&four[k], in, scan, level, u, z_of_block(in, scan, from, u, false),
+                                scan->apart, false);
+                }
+                add_four(b, four);
+            } else {
+                UNROLL_OF_GROUPS
+                for (uint k = 0; k < 4; k++) {
+                    const uint u = w + k * WG_SIZE;
+                    if (u < to) {
+                        const vec of_u =
+                            IN_REGISTERS ? z[(i + k) % REGISTERS] : z_of_block(in, scan, from, u, true);
+                        terms one = no_terms();
+                        take_vector(&one, in, scan, level, u, of_u,
+                                    u == apart_vector ? scan->apart : NO_CLASS, true);
+                        add_one(b, &one);
+                    }
+                }
+            }
+        }
+        flush(b, IN_REGISTERS || (ALONG && to <= FLUSH_VECTORS));
+        v += FLUSH_VECTORS * WG_SIZE;
+    } while (!IN_REGISTERS && v < to);
+}
+
+#if IN_REGISTERS
+/* The maximum of this work-item's vectors of [from, to), element by element; their z stay in registers. */
+ALWAYS_INLINE vec maximum_of(const row_input *in, const row_scan *scan, const uint from, const uint to,
+                             vec z[REGISTERS])
+{
+    const uint begin = from + (uint)get_local_id(0);
+    const bool aligned = TELLS_ALIGNED && IS_ALIGNED(in->x, storage);
+    vec x[BLOCK];
+    vec m = (vec)(-REAL_INFINITY);
+    /* a full block without a branch between its loads, which are then under way together */
+    if (aligned && from + BLOCK * WG_SIZE <= min(to, in->vectors)) {
+#    pragma unroll
+        for (uint i = 0; i < BLOCK; i++) x[i] = load_vector_aligned(in->x + (begin + i * WG_SIZE) * VEC);
+    } else {
+#    pragma unroll
+        for (uint i = 0; i < BLOCK; i++) {
+            const uint v = begin + i * WG_SIZE;
+            x[i] = v < to ? vector_x(in, v) : (vec)(-REAL_INFINITY);
+        }
+    }
+#    pragma unroll
+    for (uint i = 0; i < BLOCK; i++) {
+        const uint v = begin + i * WG_SIZE;
+        z[i] = (vec)(-REAL_INFINITY);
+        if (v < to) {
+            vec unused;
+            if (scan->cached) STORE(x[i], scan->cache + vector_at(in, v));
+            z[i] = softcap_vector_z(x[i], in->o, &unused);
+        }
+        m = vec_max(m, z[i]);
+    }
+    return m;
+}
+
+#else
+/* z of vector v, left behind for sum_block(), and its slope for the gradient. */
+ALWAYS_INLINE vec keep_z(const row_input *in, const row_scan *scan, const uint from, const uint v,
+                         const bool is_full)
+{
+    const uint at = is_full ? v * VEC : vector_at(in, v);
+    vec slope;
+    const vec z = softcap_vector_z(is_full ? load_vector(in->x + at) : vector_x(in, v), in->o, &slope);
+    STORE(z, scan->cache + (scan->whole ? at : (v - from) * VEC));
+    if (in->slope_at > 0) STORE(slope, scan->cache + in->slope_at + at);
+    return z;
+}
+
+/* The maximum of this work-item's vectors of [from, to), element by element. */
+ALWAYS_INLINE vec maximum_of(const row_input *in, const row_scan *scan, const uint from, const uint to,
+                             vec unused[REGISTERS])
+{
+    const uint full = min(to, in->vectors);
+    vec m0 = (vec)(-REAL_INFINITY);
+    vec m1 = m0;
+    vec m2 = m0;
+    vec m3 = m0;
+    uint v = from + (uint)get_local_id(0);
+    (void)unused;
+    if (scan->keeps_z) {
+#    pragma unroll 4
+        for (; v < full; v += WG_SIZE) m0 = vec_max(m0, keep_z(in, scan, from, v, true));
+        if (v < to) m0 = vec_max(m0, keep_z(in, scan, from, v, false));
+        return m0;
+    }
+    for (; v + 3 * WG_SIZE < full; v += 4 * WG_SIZE) {
+        m0 = vec_max(m0, full_z(in, v));
+        m1 = vec_max(m1, full_z(in, v + WG_SIZE));
+        m2 = vec_max(m2, full_z(in, v + 2 * WG_SIZE));
+        m3 = vec_max(m3, full_z(in, v + 3 * WG_SIZE));
+    }
+    for (; v < full; v += WG_SIZE) m0 = vec_max(m0, full_z(in, v));
+    if (v < to) m1 = vec_max(m1, vector_z(in, v));
+    return vec_max(vec_max(m0, m1), vec_max(m2, m3));
+}
+#endif
+
+/* In `found`, where an element of vector v is the value, or NaN. */
+ALWAYS_INLINE ivec match_vector(const row_input *in, const uint v, const bool is_full, const bool want_nan,
+                                const real value, const ivec found)
+{
+    const vec s = softcap_vector_s(is_full ? load_vector(in->x + v * VEC) : vector_x(in, v), in->o);
+    return (want_nan ? s != s : s == (vec)(value)) ? (ivec)((integer)vector_at(in, v)) : found;
+}
+
+/* The first class in this work-item's part of the vectors [first, last) whose s is `value`, or that is NaN. NO_CLASS if
+ * none. From the last vector to the first, so that each element is left with its first one; four by four, as each waits
+ * for the one before. */
+ALWAYS_INLINE integer find_first(const row_input *in, const bool want_nan, const real value, const uint first,
+                                 const uint last)
+{
+    const ivec none = (ivec)(NO_CLASS);
+    const uint begin = first + (uint)get_local_id(0);
+    uint left = last > begin ? (last - begin - 1) / WG_SIZE + 1 : 0;
+    ivec found[4] = { none, none, none, none };
+    if (left > 0 && begin + (left - 1) * WG_SIZE >= in->vectors) {
+        left--;
+        found[0] = match_vector(in, begin + left * WG_SIZE, false, want_nan, value, none);
+    }
+    for (; left >= 4; left -= 4) {
+#pragma unroll
+        for (uint k = 0; k < 4; k++) {
+            const uint v = begin + (left - 1 - k) * WG_SIZE;
+            found[k] = match_vector(in, v, true, want_nan, value, found[k]);
+        }
+    }
+    for (; left > 0; left--) {
+        const uint v = begin + (left - 1) * WG_SIZE;
+        found[0] = match_vector(in, v, true, want_nan, value, found[0]);
+    }
+    const ivec first_at = min(min(found[0], found[1]), min(found[2], found[3]));
+    const ivec at = first_at == none ? none : first_at + IOTA;
+    const integer least = FOLD(at, min);
+    return least < (integer)in->classes ? least : (integer)NO_CLASS;
+}
+
+/* The exponentials of this work-item's vectors of [from, to) once more, without the one class that is the maximum: of
+ * confident rows, where it is one. */
+static inline long_vector sum_below_top(const row_input *in, const row_level *level, const real maximum,
+                                        const uint from, const uint to)
+{
+    long_vector others = { (vec)(0), (vec)(0) };
+    for (uint v = from + (uint)get_local_id(0); v < to; v += WG_SIZE) {
+        const uint skipped = first_new(in, v);
+        const vec z = vector_z(in, v);
+        vec e = z == (vec)(maximum) ? (vec)(0) : exp_vector(z, level->scale, true);
+        if (skipped > 0) e = IOTA < (ivec)((integer)skipped) ? (vec)(0) : e;
+        others = long_add_vector(others, e);
+    }
+    return others;
+}
