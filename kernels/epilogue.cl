@@ -125,7 +125,8 @@ static inline lane loss_of(const run *u, const row_result *r, const judgement *t
     const lane log_d = HAS_DENSE ? r->fine_log_d : r->log_d;
     lane loss = t->one_hot != zero ? t->one_hot * ((r->maximum - t->z) + log_d) : zero;
     if (HAS_DENSE) loss = loss + (t->dense_nll + t->dense_sum * log_d);
-    if (z_loss != 0) loss = fma((lane)(z_loss), r->lse * r->lse, loss); /* 0 * inf would be NaN */
+    const lane lse = HAS_DENSE ? r->maximum + log_d : r->lse;
+    if (z_loss != 0) loss = fma((lane)(z_loss), lse * lse, loss); /* 0 * inf would be NaN */
     loss = r->valid ? t->weight * loss : (lane)(REAL_NAN);
     return t->counts ? loss : t->bad ? (lane)(REAL_NAN) : zero;
 }
@@ -316,7 +317,7 @@ typedef struct {
     __global gradient_storage *gradient;
 } destination;
 
-/* Of the rows from `row` on of the slab that begins at element `at`, of its kind. */
+/* Of the result `kind`, from element `at` on. */
 static inline destination destination_of(const run *u, const uint kind, const ulong at)
 {
     const clxent_offsets *offset = &u->p->offset;

@@ -11,7 +11,7 @@
  *   COLUMNS       lanes that a work-item has in a unit, one after the other
  *   UNIT_SCRATCH  local memory of the group, `scratch`
  *   MEET_UNIT     all work-items, after a unit was brought on chip
- *   MEET_ROWS     all work-items, before results are written, and before the next unit
+ *   MEET_ROWS     all work-items, before results are written, and before the next unit; tiles do that in emit_unit
  *   count_units, units_of_group, make_input
  *   open_unit     points at a unit, brings it on chip
  *   open_rows     points at its column w; false where it has none

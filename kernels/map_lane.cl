@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * map_lane.cl - a row for each lane: vectors lie across rows, and each of their elements is another one. For rows of few
- * classes, and for a class axis that is not the last. Stands behind epilogue.cl, and with ALONG behind map_row.cl.
+ * classes, and for a class axis that is not the last. Stands behind epilogue.cl, and with ALONG behind row_scan.cl.
  *
  * Rows come in tiles, which are read once into local memory, class by class, and stay there until their results
  * are written; where a tile does not fit (INNER only) it is read a second time. With the class axis last, tiles are
@@ -385,7 +385,7 @@ static inline void fill_tile(tile_input *in, __local real *cache)
 #    define MOST_TOGETHER 384u
 #    define FEW_TOGETHER 4u
 
-/* Row i of the tile, as map_row.cl reads it. */
+/* Row i of the tile, as row_scan.cl reads it. */
 static inline row_input row_of_tile(const tile_input *in, const uint i)
 {
     row_input row;
@@ -410,7 +410,7 @@ static inline row_input row_of_tile(const tile_input *in, const uint i)
     return row;
 }
 
-/* The tail is a vector that ends with the row: a row has more than one. */
+/* Of a row; the last one ends with it. */
 static inline uint vectors_of_tile(const tile_input *in) { return (in->classes - 1) / VEC + 1; }
 
 /* Of `count` rows from `first` on, or of all. */
@@ -527,7 +527,7 @@ static inline row_sums sum_tile(const run *u, const tile_input *in, const ilane 
 }
 
 /* Of rows whose sum is NaN, the first class that is, where +inf - inf did not make it. */
-static inline void find_nans(const run *u, const tile_input *in, row_sums *s)
+static inline void find_classes(const run *u, const tile_input *in, row_sums *s)
 {
     const uint outputs = u->p->outputs;
     const ilane is_nan = s->others.high != s->others.high;
@@ -663,8 +663,8 @@ static inline row_sums sum_tile(const run *u, const tile_input *in, const ilane 
     return s;
 }
 
-/* The first NaN and the first maximum of logit_scale * x, where the plan has kept the logits for that. */
-static inline void find_nans(const run *u, const tile_input *in, row_sums *s)
+/* Argmax and first NaN: the first NaN and the first maximum of logit_scale * x, where the plan has kept the logits for that. */
+static inline void find_classes(const run *u, const tile_input *in, row_sums *s)
 {
     const uint outputs = u->p->outputs;
     const bool wants_best = (outputs & (OUTPUT_ARGMAX | OUTPUT_CORRECT)) != 0;
@@ -987,7 +987,7 @@ static inline row_result scan_rows(const run *u, const unit_input *in, const lan
     *s = sum_tile(u, in, t->class_index, from_statistics,
                   from_statistics ? saved.maximum : in->maximum[in->w]);
     if (from_statistics) s->others = saved.others;
-    find_nans(u, in, s);
+    find_classes(u, in, s);
     row_result r = finish(j, t, s);
     if (count_passes(u) > 1 && ANY_LANE(r.confident)) keep_top_apart(&r, tile_below_top(in, &r));
     return r;
@@ -1029,10 +1029,14 @@ static inline void emit_unit(const run *u, unit_input *in, const ulong unit, con
             store_values(in, &r[w], &g[w], &to);
 #endif
         }
+#if !STORES_DIRECTLY && !CACHED
+        (void)columns;
+#endif
 #if STORES_DIRECTLY
         if (columns > 0) store_columns(each, r, g, &to, columns);
         (void)stored;
 #elif CACHED
+        (void)columns;
         MEET(in, unit);
         if (is_wanted) {
             store_tile(in, &to, stride);

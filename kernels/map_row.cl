@@ -78,23 +78,28 @@ INLINE_ON_GPU void sum_own(row_sums *s, const row_input *in, const row_scan *wan
 }
 
 #if SUMS_WEIGHT
-/* sum a_j alone, in the order of scan_own(): the same bits. */
-static inline void sum_own_weights(row_sums *s, const row_input *in, const uint begin, const uint end)
+/* sum a_j alone, in the order of sum_block(): the same bits. */
+static inline void sum_own_weights(row_sums *s, const row_input *in, const uint apart_vector,
+                                   const uint begin, const uint end)
 {
     for (uint from = begin; from < end; from += BLOCK * WG_SIZE) {
-        const uint to = min(from + BLOCK * WG_SIZE, end);
+        const uint to = min(from + BLOCK * WG_SIZE, end), full = min(to, in->vectors);
         block_sums b = empty_block();
         for (uint v = from + (uint)get_local_id(0); v < to; v += FLUSH_VECTORS * WG_SIZE) {
             for (uint i = 0; i < FLUSH_VECTORS && v + i * WG_SIZE < to; i += 4) {
+                const uint w = v + i * WG_SIZE, last = w + 3 * WG_SIZE;
+                const bool together =
+                    !IN_REGISTERS && last < full && (apart_vector < w || apart_vector > last);
                 terms four[4];
                 for (uint k = 0; k < 4; k++) {
-                    const uint u = v + (i + k) * WG_SIZE;
+                    const uint u = w + k * WG_SIZE;
                     four[k] = no_terms();
                     if (u < to) four[k].weight = get_a(in, u, true);
+                    if (!together) add_one(&b, &four[k]);
                 }
-                add_four(&b, four);
+                if (together) add_four(&b, four);
             }
-            flush(&b, v == from + (uint)get_local_id(0));
+            flush(&b, IN_REGISTERS);
         }
         s->dense_weight = fold(s->dense_weight, b.weight);
     }
@@ -264,7 +269,7 @@ INLINE_ON_GPU void emit(const row_input *in, const row_result *r, const emission
 #if TELLS_ALIGNED
     /* In one loop for both clang 15 makes single elements of all loads. */
     if (to.aligned) {
-        to.aligned = true;
+        to.aligned = true; /* which the compiler knows then */
         emit_loop(in, r, g, from, &to, begin, 0, end);
         return;
     }
@@ -367,7 +372,7 @@ INLINE_ON_GPU void sum_piece(row_sums *s, const run *u, const row_input *in, con
         sum_own(s, in, &scan, of_piece.first, of_piece.last);
     }
 #if SUMS_WEIGHT
-    if (from_statistics) sum_own_weights(s, in, of_piece.first, of_piece.last);
+    if (from_statistics) sum_own_weights(s, in, (uint)t->class_index / VEC, of_piece.first, of_piece.last);
 #endif
 }
 

@@ -12,7 +12,7 @@
 #    define ALONG 0
 #endif
 #if ALONG
-#    define BLOCK 64 /* a row has no blocks: its maximum is found first */
+#    define BLOCK 64 /* only says that vectors are not in registers: a row is one block */
 #endif
 #if !defined(BLOCK) || BLOCK < 4 || BLOCK % 4 != 0
 #    error "BLOCK: a multiple of 4"

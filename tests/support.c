@@ -273,6 +273,30 @@ void run_from_statistics_of(const char *name, const problem *p, uint32_t saved_w
     close_runner(&on);
 }
 
+void check_gradient_from_statistics(const char *name, const problem *p)
+{
+    const uint32_t outputs[] = { p->desc.outputs, CLXENT_OUTPUT_GRADIENT };
+    const runner on = open_runner(0);
+    execution e[2];
+    clxent_plan *plan;
+    problem_fault f;
+
+    cr_assert(plan_maker(&plan, device.ctx, &p->desc) == CLXENT_OK, "%s: %s", name, last_error());
+    for (int i = 0; i < 2; i++) {
+        cr_assert(execute(&e[i], &on, plan, p, outputs[i], i == 0 ? NULL : &e[0], 0, &f), "%s: %s", name,
+                  f.text);
+    }
+    clxent_plan_destroy(plan);
+    const image *whole = image_of(&e[0], CLXENT_TENSOR_GRADIENT),
+                *saved = image_of(&e[1], CLXENT_TENSOR_GRADIENT);
+    cr_assert(whole->bytes == saved->bytes && whole->bytes > 0);
+    cr_assert(memcmp(whole->after + whole->front, saved->after + saved->front, whole->bytes) == 0,
+              "%s: the gradient from saved statistics has other bits", name);
+    free_execution(&e[0]);
+    free_execution(&e[1]);
+    close_runner(&on);
+}
+
 void free_outputs(clxent_host_args *out)
 {
     for (int t = FIRST_OUTPUT; t < TENSORS; t++) free(array_of(out, t)->data);

@@ -110,6 +110,9 @@ void free_outputs(clxent_host_args *out);
 /* The gradient from statistics that another plan saved, judged by the reference. */
 void run_from_statistics_of(const char *name, const problem *p, uint32_t saved_with);
 
+/* One plan with gradient and statistics: a gradient run from the statistics has the bits of the run that saved them. */
+void check_gradient_from_statistics(const char *name, const problem *p);
+
 /* What run_case() makes plans with; clxent_plan_create() unless a test forces a strategy. */
 extern clxent_status (*plan_maker)(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc);
 

@@ -198,6 +198,33 @@ Test(determinism, what_else_a_plan_computes_changes_nothing)
     }
 }
 
+/* Sums of a_j that a run from statistics takes without the exponentials: of a target within four vectors, of fewer than
+ * four behind them, of a tail. */
+Test(determinism, saved_statistics_give_the_gradient_its_bits)
+{
+    static const size_t classes[] = { 1000, 1049, 1090 };
+
+    for (size_t i = 0; i < (runs_all() ? COUNT(classes) : 1); i++) {
+        for (int soft = 0; soft < (runs_all() ? 2 : 1); soft++) {
+            clxent_desc desc = CLXENT_DESC_INIT;
+            char name[64];
+            problem p;
+            desc.outputs = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_STATISTICS;
+            desc.batch = small_run() ? 12 : 200;
+            desc.seq = 1;
+            desc.classes = classes[i];
+            desc.has_class_weights = 1;
+            desc.label_smoothing = 0.1;
+            if (soft) desc.target_type = CLXENT_TARGET_PROBABILITIES_F32;
+            make_problem(&p, &desc, FILL_PLAIN, 19);
+            (void)snprintf(name, sizeof name, "%zu classes, %s targets", desc.classes,
+                           soft ? "soft" : "index");
+            check_gradient_from_statistics(name, &p);
+            free_problem(&p);
+        }
+    }
+}
+
 /* The same of results that let vectors lie along few classes, for which the outputs decide. */
 Test(determinism, nor_does_it_where_rows_lie_along_the_classes)
 {
