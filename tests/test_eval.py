@@ -39,9 +39,9 @@ class Batches(Case):
         for dtype, grad in (
             *((dtype, None) for dtype in ("f32", "f16", "bf16", "f64")),
             ("f32", "bf16"),
-            *((("f64", "f32"),) if FULL else ()),
-            *(itertools.product(("f32", "f16", "bf16"), ("f32", "f16", "bf16")) if FULL else ()),
-            *((("f64", "f64"),) if FULL else ()),
+            *((("f64", "f32"),) if ALL else ()),
+            *(itertools.product(("f32", "f16", "bf16"), ("f32", "f16", "bf16")) if ALL else ()),
+            *((("f64", "f64"),) if ALL else ()),
         ):
             with self.subTest(dtype=dtype, grad=grad):
                 x, y = batch(7, dtype=dtype)
@@ -50,7 +50,7 @@ class Batches(Case):
                 self.assertEqual(arrays["grad"].dtype, np.dtype(NUMPY[grad or dtype]))
 
     def test_a_16_bit_gradient_is_the_f32_one_rounded_once(self):
-        kinds = itertools.product(("f32", "f16", "bf16"), ("f16", "bf16")) if FULL else (("f32", "bf16"),)
+        kinds = itertools.product(("f32", "f16", "bf16"), ("f16", "bf16")) if ALL else (("f32", "bf16"),)
         for dtype, stored in kinds:
             with self.subTest(dtype=dtype, stored=stored):
                 x, y = batch(8, dtype=dtype)
@@ -140,11 +140,11 @@ class Options(Case):
             self.succeed("eval", "--json", "--logits", self.path("x.npy"), "--targets", self.path("y.npy"))
         )["loss"]
         for name, value in self.alone().items():
-            if not FULL and name in ("class_weights", "label_smoothing", "logit_scale"):
+            if not ALL and name in ("class_weights", "label_smoothing", "logit_scale"):
                 continue  # programs of their own, which test_combinations() has
             with self.subTest(option=name):
                 extra = {"on_bad_target": "ignore"} if name == "ignore_index" else {}  # -100 is no class then
-                if not FULL and name == "softcap":
+                if not ALL and name == "softcap":
                     extra["logit_scale"] = -0.7
                 got, arrays, _ = self.evaluate(x, y, **{name: value}, **extra)
                 self.assertFalse(np.array_equal(arrays["grad"], plain["grad"]))
@@ -182,7 +182,7 @@ class Options(Case):
         q = np.random.RandomState(6).uniform(size=x.shape).astype("<f4")
         y = y.astype("<i4")  # as test_api.c
         for targets, options in itertools.product((y, q), ({}, {"label_smoothing": 0.2}, {"z_loss": 0.01})):
-            if not FULL and "label_smoothing" in options:
+            if not ALL and "label_smoothing" in options:
                 continue
             with self.subTest(targets=targets.dtype, options=list(options)):
                 self.evaluate(x, targets, class_weights=weights, **options)
@@ -200,7 +200,7 @@ class Options(Case):
             "shift": (1, 4),
             "all_ignored": ("zero",),
         }
-        for i in range(24 if FULL else 8 if SMALL else 6):
+        for i in range(24 if ALL else 6):
             axis = random.randint(-4, 4)
             shape = list(random.randint(1, 5, 4))
             shape[axis] = classes = random.randint(4, 40)
@@ -252,7 +252,7 @@ class Options(Case):
     def test_combinations(self):
         options = self.alone()
         random = np.random.RandomState(9)
-        for i in range(24 if FULL else 8 if SMALL else 3):
+        for i in range(24 if ALL else 3):
             chosen = {name: value for name, value in options.items() if random.uniform() < (1.0 if i == 0 else 0.5)}
             if not ALL:  # the first has the dense options of test_variants.c
                 for name in ("logit_scale",) if i == 0 else COMPILED:
@@ -311,13 +311,13 @@ class Options(Case):
         for dtype, stored in (
             ("f32", "<f4"),
             ("bf16", "<u2"),
-            *((("f64", "<f4"), ("f16", "<f2"), ("f16", "<f4"), ("bf16", "<f4"), ("f64", "<f8")) if FULL else ()),
+            *((("f64", "<f4"), ("f16", "<f2"), ("f16", "<f4"), ("bf16", "<f4"), ("f64", "<f8")) if ALL else ()),
         ):
             with self.subTest(dtype=dtype, stored=stored):
                 y = store(q, "bf16") if stored == "<u2" else q.astype(stored)
                 self.evaluate(store(x.astype("f8"), dtype), y, dtype=dtype)
         for name in ("class_weights", "row_weights", "label_smoothing", "z_loss", "shift", "reduction"):
-            if not FULL and name == "label_smoothing":
+            if not ALL and name == "label_smoothing":
                 continue
             with self.subTest(option=name):
                 self.evaluate(x, q.astype("<f4"), **{name: options[name]})
