@@ -764,20 +764,21 @@ class Bench(Case):
             self.assertGreater(row["reference_seconds"], 0, row)
 
     def test_json(self):
+        classes = 103 if SMALL else 1003
         for op, passes in (("loss", 1), ("fused", 2), ("softmax", 2)):
             for dtype, size in (("f32", 4), ("f16", 2), ("bf16", 2)):
                 if not FULL and op != "fused" and dtype != "f32":
                     continue
-                args = ("--op", op, "--dtype", dtype, "--rows", 60, "--classes", 1003, "--json", "--pairs", 3)
+                args = ("--op", op, "--dtype", dtype, "--rows", 60, "--classes", classes, "--json", "--pairs", 3)
                 got = json.loads(self.succeed("bench", *args))
                 self.assertEqual(
                     list(got),
                     "op rows classes dtype device median_s min_s copy_median_s ratio_to_copy gb_per_s".split(),
                 )
-                self.assertEqual((got["op"], got["rows"], got["classes"], got["dtype"]), (op, 60, 1003, dtype))
+                self.assertEqual((got["op"], got["rows"], got["classes"], got["dtype"]), (op, 60, classes, dtype))
                 self.assertTrue(0 < got["min_s"] <= got["median_s"] < 60, got)
                 self.assertTrue(0 < got["copy_median_s"] < 60, got)
-                moved = passes * 60 * 1003 * size
+                moved = passes * 60 * classes * size
                 self.assertAlmostEqual(got["gb_per_s"] * got["median_s"] * 1e9, moved, delta=1e-6 * moved)
                 self.assertGreater(got["ratio_to_copy"], 0)
 
@@ -818,6 +819,7 @@ class Bench(Case):
         self.assertRegex(text, r"(?m)^\d met, \d missed$")
         self.assertEqual(len(text.splitlines()), 7)
 
+    @unittest.skipIf(SMALL, "an interpreter takes minutes for 2^20 logits")
     def test_cold_processes_start_with_nothing_and_leave_nothing(self):
         os.mkdir(self.path("tmp"))
         case = "cold, loss + gradient, 4,096 x 256"
@@ -827,7 +829,7 @@ class Bench(Case):
         self.check_row(row)
         self.assertRegex(row["note"], r"\ACPU \d+\.\d\d s over \d+\.\d\d s; with start and end of the process \d")
         self.assertEqual(os.listdir(self.path("tmp")), [])
-        if "POCL_CACHE_DIR" in os.environ and not SMALL:  # compiled, not found in the tests' cache
+        if "POCL_CACHE_DIR" in os.environ:  # compiled, not found in the tests' cache
             self.assertGreater(row["reference_seconds"], 0.2)
         environment["TMPDIR"] = self.path("none")
         result = clxent(*args, env=environment)
