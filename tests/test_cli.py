@@ -18,7 +18,7 @@ import unittest
 
 import numpy as np
 
-from cli import BIN, FULL, POCL, SHIM, SMALL, Case, bad_driver, clxent, needs_bad_driver
+from cli import BIN, COMPILES, FULL, POCL, SHIM, SMALL, Case, bad_driver, clxent, needs_bad_driver
 from oracle import OUTPUTS, batch, oracle
 
 # ---- The frame --------------------------------------------------------------------------------
@@ -823,7 +823,7 @@ class Bench(Case):
     def test_cold_processes_start_with_nothing_and_leave_nothing(self):
         os.mkdir(self.path("tmp"))
         case = "cold, loss + gradient, 4,096 x 256"
-        environment = {**os.environ, "TMPDIR": self.path("tmp")}
+        environment = {**os.environ, **COMPILES, "TMPDIR": self.path("tmp")}
         args = ("bench", "--suite", "--json", "--case", case, "--pairs", 1)
         row = json.loads(self.succeed(*args, env=environment))
         self.check_row(row)
@@ -1098,7 +1098,7 @@ class Store(Case):
 
     def setUp(self):
         super().setUp()
-        self.env = {**os.environ, "XDG_CACHE_HOME": self.path("cache"), "POCL_KERNEL_CACHE": "0"}
+        self.env = {**os.environ, **COMPILES, "XDG_CACHE_HOME": self.path("cache"), "POCL_KERNEL_CACHE": "0"}
         self.folder = self.path("cache/clxent/programs")
         # The smallest program that eval compiles: row losses of probabilities alone.
         random = np.random.RandomState(3)
