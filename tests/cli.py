@@ -19,8 +19,6 @@ FULL = "CLXENT_TEST_FULL" in os.environ
 ALL = FULL or SMALL
 BAD_DRIVER = os.environ.get("CLXENT_BAD_DRIVER_LIB")  # tests/bad_driver.c
 SHIM = os.environ.get("CLXENT_SHIM")  # tests/fault_shim.c
-# Where a sanitized program has kernels compiled: PoCL's compiler leaks.
-COMPILES = {"ASAN_OPTIONS": os.environ.get("ASAN_OPTIONS", "") + ":detect_leaks=0"}
 POCL = "pocl" in os.environ.get("OCL_ICD_VENDORS", "")
 
 KEYS = [
