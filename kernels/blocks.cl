@@ -6,6 +6,8 @@
  * Grid: one work-group a row. Set by the host: those of constants.cl and common.cl, with VEC 1.
  */
 
+DEFINE_GROUP_TREE(group_sum, long_sum, long_merge)
+
 /* Overwrites, or adds; adding 0 leaves even -0 as it is. */
 static inline void put_gradient_one(__global gradient_storage *out, const real value)
 {

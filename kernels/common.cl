@@ -576,25 +576,24 @@ static inline long_sum long_times(const long_sum s, const lane factor)
     return (long_sum){ s.high * factor, s.low * factor };
 }
 
-#if !LANES
-/* Over the work-group, by a tree of fixed shape; every work-item must call it and gets the result.
- * scratch is [WG_SIZE]. The barriers: one before each level (the level above was written by others), one
- * before the result is read, one after it so that the caller may use scratch again. */
-static inline long_sum group_sum(long_sum value, __local long_sum *scratch)
-{
-    if (WG_SIZE == 1) return value;
-    const uint lid = (uint)get_local_id(0);
-    scratch[lid] = value;
-    for (uint half_size = WG_SIZE / 2; half_size > 0; half_size /= 2) {
-        barrier(CLK_LOCAL_MEM_FENCE);
-        if (lid < half_size) scratch[lid] = long_merge(scratch[lid], scratch[lid + half_size]);
+/* Over the work-group, by a tree of fixed shape; every work-item must call NAME and gets the result. scratch is [WG_SIZE].
+ * The barriers: one before each level (the level above was written by others), one before the result is read, one after it
+ * so that the caller may use scratch again. */
+#define DEFINE_GROUP_TREE(NAME, T, MERGE)                                                      \
+    static inline T NAME(const T own, __local T *scratch)                                      \
+    {                                                                                          \
+        if (WG_SIZE == 1) return own;                                                          \
+        const uint lid = (uint)get_local_id(0);                                                \
+        scratch[lid] = own;                                                                    \
+        for (uint half_size = WG_SIZE / 2; half_size > 0; half_size /= 2) {                    \
+            barrier(CLK_LOCAL_MEM_FENCE);                                                      \
+            if (lid < half_size) scratch[lid] = MERGE(scratch[lid], scratch[lid + half_size]); \
+        }                                                                                      \
+        barrier(CLK_LOCAL_MEM_FENCE);                                                          \
+        const T all = scratch[0];                                                              \
+        barrier(CLK_LOCAL_MEM_FENCE);                                                          \
+        return all;                                                                            \
     }
-    barrier(CLK_LOCAL_MEM_FENCE);
-    value = scratch[0];
-    barrier(CLK_LOCAL_MEM_FENCE);
-    return value;
-}
-#endif
 
 /* ---- Rows -------------------------------------------------------------------------------- */
 

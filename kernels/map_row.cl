@@ -27,7 +27,7 @@ INLINE_ON_GPU void scan_own(row_sums *s, const row_input *in, const row_scan *sc
     for (uint first = begin; first < end; first += step) {
         const uint last = min(first + step, end);
         vec z[REGISTERS];
-        const vec m = maximum_of(in, scan, first, last, z);
+        const vec m = IN_REGISTERS ? load_block(in, scan, first, last, z) : maximum_of(in, scan, first, last);
         const real maximum = FOLD(m, real_max);
         if (maximum > s->maximum) {
             raise_maximum(s, maximum);

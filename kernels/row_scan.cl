@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * row_scan.cl - what is read of one row whose classes vectors lie along: maximum, sums, the first class with a value. Stands
- * behind epilogue.cl in front of map_row.cl, and of map_lane.cl for tiles of short rows (ALONG).
+ * behind epilogue.cl in front of map_row.cl, and of along_scan.cl for tiles of short rows (ALONG).
  *
  * A block's maximum comes first, then its exponentials (online softmax).
  *
@@ -296,28 +296,28 @@ ALWAYS_INLINE void sum_block(block_sums *b, const row_input *in, const row_scan 
     } while (!IN_REGISTERS && v < to);
 }
 
-#if IN_REGISTERS
-/* The maximum of this work-item's vectors of [from, to), element by element; their z stay in registers. */
-ALWAYS_INLINE vec maximum_of(const row_input *in, const row_scan *scan, const uint from, const uint to,
+/* Reads this work-item's vectors of the block [from, to) into registers, and returns the maximum of their z, element by
+ * element. */
+ALWAYS_INLINE vec load_block(const row_input *in, const row_scan *scan, const uint from, const uint to,
                              vec z[REGISTERS])
 {
     const uint begin = from + (uint)get_local_id(0);
     const bool aligned = TELLS_ALIGNED && IS_ALIGNED(in->x, storage);
-    vec x[BLOCK];
+    vec x[REGISTERS];
     vec m = (vec)(-REAL_INFINITY);
     /* a full block without a branch between its loads, which are then under way together */
-    if (aligned && from + BLOCK * WG_SIZE <= min(to, in->vectors)) {
-#    pragma unroll
-        for (uint i = 0; i < BLOCK; i++) x[i] = load_vector_aligned(in->x + (begin + i * WG_SIZE) * VEC);
+    if (aligned && from + REGISTERS * WG_SIZE <= min(to, in->vectors)) {
+#pragma unroll
+        for (uint i = 0; i < REGISTERS; i++) x[i] = load_vector_aligned(in->x + (begin + i * WG_SIZE) * VEC);
     } else {
-#    pragma unroll
-        for (uint i = 0; i < BLOCK; i++) {
+#pragma unroll
+        for (uint i = 0; i < REGISTERS; i++) {
             const uint v = begin + i * WG_SIZE;
             x[i] = v < to ? vector_x(in, v) : (vec)(-REAL_INFINITY);
         }
     }
-#    pragma unroll
-    for (uint i = 0; i < BLOCK; i++) {
+#pragma unroll
+    for (uint i = 0; i < REGISTERS; i++) {
         const uint v = begin + i * WG_SIZE;
         z[i] = (vec)(-REAL_INFINITY);
         if (v < to) {
@@ -330,7 +330,6 @@ ALWAYS_INLINE vec maximum_of(const row_input *in, const row_scan *scan, const ui
     return m;
 }
 
-#else
 /* z of vector v, left behind for sum_block(), and its slope for the gradient. */
 ALWAYS_INLINE vec keep_z(const row_input *in, const row_scan *scan, const uint from, const uint v,
                          const bool is_full)
@@ -344,8 +343,7 @@ ALWAYS_INLINE vec keep_z(const row_input *in, const row_scan *scan, const uint f
 }
 
 /* The maximum of this work-item's vectors of [from, to), element by element. */
-ALWAYS_INLINE vec maximum_of(const row_input *in, const row_scan *scan, const uint from, const uint to,
-                             vec unused[REGISTERS])
+ALWAYS_INLINE vec maximum_of(const row_input *in, const row_scan *scan, const uint from, const uint to)
 {
     const uint full = min(to, in->vectors);
     vec m0 = (vec)(-REAL_INFINITY);
@@ -353,9 +351,8 @@ ALWAYS_INLINE vec maximum_of(const row_input *in, const row_scan *scan, const ui
     vec m2 = m0;
     vec m3 = m0;
     uint v = from + (uint)get_local_id(0);
-    (void)unused;
     if (scan->keeps_z) {
-#    pragma unroll 4
+#pragma unroll 4
         for (; v < full; v += WG_SIZE) m0 = vec_max(m0, keep_z(in, scan, from, v, true));
         if (v < to) m0 = vec_max(m0, keep_z(in, scan, from, v, false));
         return m0;
@@ -370,7 +367,6 @@ ALWAYS_INLINE vec maximum_of(const row_input *in, const row_scan *scan, const ui
     if (v < to) m1 = vec_max(m1, vector_z(in, v));
     return vec_max(vec_max(m0, m1), vec_max(m2, m3));
 }
-#endif
 
 /* In `found`, where an element of vector v is the value, or NaN. */
 ALWAYS_INLINE ivec match_vector(const row_input *in, const uint v, const bool is_full, const bool want_nan,

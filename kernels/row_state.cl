@@ -85,23 +85,7 @@ static inline row_sums merge(row_sums a, row_sums b)
     return a;
 }
 
-/* Over the work-group, by a tree of fixed shape; every work-item must call it and gets the result. The barriers:
- * one before each level (the level above was written by others), one before the result is read, one after it so
- * that the caller may use scratch again. */
-static inline row_sums merge_group(const row_sums own, __local row_sums *scratch)
-{
-    if (WG_SIZE == 1) return own;
-    const uint lid = (uint)get_local_id(0);
-    scratch[lid] = own;
-    for (uint half_size = WG_SIZE / 2; half_size > 0; half_size /= 2) {
-        barrier(CLK_LOCAL_MEM_FENCE);
-        if (lid < half_size) scratch[lid] = merge(scratch[lid], scratch[lid + half_size]);
-    }
-    barrier(CLK_LOCAL_MEM_FENCE);
-    const row_sums all = scratch[0];
-    barrier(CLK_LOCAL_MEM_FENCE);
-    return all;
-}
+DEFINE_GROUP_TREE(merge_group, row_sums, merge)
 #endif
 
 /* ---- A block -------------------------------------------------------------------------------- */

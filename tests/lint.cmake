@@ -118,8 +118,8 @@ foreach(definition IN LISTS definitions)
   endif()
 endforeach()
 
-# One name is one thing: only what fused.cl asks of a mapping is defined in more than one file.
-set(of_mapping count_units emit_unit make_input open_rows open_unit scan_rows target_logits units_of_group)
+# One name is one thing: only what fused.cl asks of a mapping, and map_lane.cl of a scan, is defined in more than one file.
+set(of_mapping find_classes stage sum_tile tile_below_top count_units emit_unit make_input open_rows open_unit scan_rows target_logits units_of_group)
 set(known "")
 foreach(file IN LISTS files)
   file(READ ${file} part)

@@ -12,5 +12,11 @@
 #if ALONG
 #include "../row_scan.cl"
 #endif
+#include "../tile.cl"
+#if ALONG
+#include "../along_scan.cl"
+#else
+#include "../lane_scan.cl"
+#endif
 #include "../map_lane.cl"
 #include "../fused.cl"

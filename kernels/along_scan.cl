@@ -1,0 +1,223 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * along_scan.cl - how map_lane.cl reads a tile of short rows that lie side by side (ALONG): each by row_scan.cl, vectors along
+ * its classes; only what a row has one of becomes a lane. Stands behind row_scan.cl and tile.cl, in the place of
+ * lane_scan.cl.
+ */
+/* Rows whose maxima are found before their exponentials are taken: all of a tile that stays in the first-level cache, of
+ * a larger one a few at a time, which neither leave that cache nor wait for a maximum one by one (loss of 1,024 classes:
+ * 0.9 of the time). */
+#define MOST_TOGETHER 384u
+#define FEW_TOGETHER 4u
+
+/* Row i of the tile, as row_scan.cl reads it. */
+static inline row_input row_of_tile(const tile_input *in, const uint i)
+{
+    row_input row;
+    row.x = in->x + i * in->p->row_stride;
+    row.row = in->row + i;
+    row.n = 1;
+    row.classes = in->classes;
+    row.vectors = in->classes / VEC;
+    row.tail = in->classes % VEC;
+    row.cache_elements = 0;
+    row.fits = true;
+    row.cached = true;
+    row.ahead = in->p->row_stride == in->classes ? TILE / VEC * in->classes
+                                                 : 0; /* rows without gaps: the next tile */
+    row.shares_lines = false;
+    row.slope_at = 0;
+    row.q = 0;
+    row.class_weights = in->class_weights;
+    row.best = false;
+    row.nan = false;
+    row.o = in->o;
+    return row;
+}
+
+/* Of a row; the last one ends with it. */
+static inline uint vectors_of_tile(const tile_input *in) { return (in->classes - 1) / VEC + 1; }
+
+/* Of `count` rows from `first` on, or of all. */
+ALWAYS_INLINE void find_maxima(const tile_input *in, const uint first, const uint count, real maximum[VEC])
+{
+    const row_scan scan = { NO_CLASS, true, false, false, 0 };
+    vec most[VEC];
+    const uint all = vectors_of_tile(in);
+    if (count < VEC) {
+        for (uint i = first; i < min(first + count, in->n); i++) {
+            const row_input row = row_of_tile(in, i);
+            const vec m = maximum_of(&row, &scan, 0, all);
+            maximum[i] = FOLD(m, real_max);
+        }
+        return;
+    }
+    for (uint i = 0; i < VEC; i++) {
+        const row_input row = row_of_tile(in, min(i, in->n - 1));
+        most[i] = maximum_of(&row, &scan, 0, all);
+    }
+    transpose(most);
+    for (uint step = VEC / 2; step > 0; step /= 2) {
+#pragma unroll
+        for (uint i = 0; i < step; i++) most[i] = vec_max(most[i], most[i + step]);
+    }
+    STORE(most[0], maximum);
+}
+
+/* high and low: of each row, element by element of its vectors; of the rows, lane by lane. has_low: low is not all 0. */
+static inline long_sum fold_along(vec high[VEC], vec low[VEC], const bool has_low)
+{
+    long_sum s = long_zero();
+    transpose(high);
+    for (uint i = 0; i < VEC; i++) s = long_add(s, high[i]);
+    if (has_low) {
+        transpose(low);
+        for (uint step = VEC / 2; step > 0; step /= 2) {
+#pragma unroll
+            for (uint i = 0; i < step; i++) low[i] += low[i + step];
+        }
+        s.low += low[0];
+    }
+    return s;
+}
+
+/* The scales of a vector of rows, one by one. */
+typedef struct {
+    real maximum[VEC], base[VEC], q[VEC], lowest[VEC];
+} tile_levels;
+
+ALWAYS_INLINE void split_levels(tile_levels *l, const exp_scale scale)
+{
+    STORE(scale.base, l->base);
+    STORE(scale.q, l->q);
+    STORE(scale.lowest, l->lowest);
+}
+
+static inline row_level level_of_row(const tile_levels *l, const uint i)
+{
+    const exp_scale scale = { (lane)(l->base[i]), (lane)(l->q[i]), (lane)(l->lowest[i]) };
+    const real maximum = l->maximum[i];
+    return (row_level){ scale, maximum > -REAL_INFINITY ? maximum : 0, true };
+}
+
+/* saved_maximum: of statistics. keeps: the exponentials stay in own_rows, row by row. */
+static inline row_sums sum_tile(const run *u, const tile_input *in, const ilane target,
+                                const bool from_statistics, const lane saved_maximum)
+{
+    const bool keeps = WANTS_WIDE(u->p);
+    const bool wants_best = (u->p->outputs & (OUTPUT_ARGMAX | OUTPUT_CORRECT)) != 0;
+    const uint all = vectors_of_tile(in);
+    const uint together = in->classes <= MOST_TOGETHER ? (uint)VEC : min(FEW_TOGETHER, (uint)VEC);
+    tile_levels levels;
+    integer apart[VEC], best[VEC];
+    vec high[VEC], low[VEC], entropy_high[VEC], entropy_low[VEC];
+    STORE(saved_maximum, levels.maximum);
+    STORE(target, apart);
+    for (uint i = 0; i < VEC; i++) {
+        best[i] = NO_CLASS;
+        if (i >= in->n) {
+            high[i] = low[i] = entropy_high[i] = entropy_low[i] = (vec)(0);
+            continue;
+        }
+        if (i % together == 0) {
+            if (!from_statistics) find_maxima(in, i, together, levels.maximum);
+            split_levels(&levels, exp_scale_of(LOAD(levels.maximum)));
+        }
+        const row_input row = row_of_tile(in, i);
+        const row_scan scan = { (uint)apart[i], true, keeps, false, in->own_rows + i * in->classes };
+        row_level level = level_of_row(&levels, i);
+        vec unused[REGISTERS];
+        block_sums b = empty_block();
+        if (fabs(levels.maximum[i]) > MAX_NEAR) {
+            sum_block(&b, &row, &scan, &level, 0, all, unused);
+        } else {
+            level.far = false;
+            sum_block(&b, &row, &scan, &level, 0, all, unused);
+        }
+        high[i] = b.others.high;
+        low[i] = b.others.low;
+        entropy_high[i] = b.entropy.high;
+        entropy_low[i] = b.entropy.low;
+        if (wants_best) best[i] = find_first(&row, false, levels.maximum[i], 0, all);
+    }
+    row_sums s = empty_sums();
+    const bool has_low = all > FLUSH_VECTORS; /* nothing is lost by the first addition */
+    s.maximum = LOAD(levels.maximum);
+    s.others = fold_along(high, low, has_low);
+#if HAS_ENTROPY
+    s.entropy = fold_along(entropy_high, entropy_low, has_low);
+#endif
+    s.best = LOAD(best);
+    return s;
+}
+
+/* Of rows whose sum is NaN, the first class that is, where +inf - inf did not make it. */
+static inline void find_classes(const run *u, const tile_input *in, row_sums *s)
+{
+    const uint outputs = u->p->outputs;
+    const ilane is_nan = s->others.high != s->others.high;
+    if ((outputs & (OUTPUT_LSE | OUTPUT_ARGMAX | OUTPUT_CORRECT)) == 0 || !ANY_LANE(is_nan)) return;
+    integer search[VEC], at[VEC];
+    STORE(is_nan, search);
+    for (uint i = 0; i < VEC; i++) {
+        at[i] = NO_CLASS;
+        if (i >= in->n || search[i] == 0) continue;
+        const row_input row = row_of_tile(in, i);
+        at[i] = find_first(&row, true, 0, 0, vectors_of_tile(in));
+    }
+    s->nan_at = LOAD(at);
+}
+
+/* The exponentials once more, of confident rows, without the one class that is the maximum. */
+static inline lane tile_below_top(const tile_input *in, const row_result *r)
+{
+    tile_levels levels;
+    integer wanted[VEC];
+    vec high[VEC], low[VEC];
+    split_levels(&levels, r->scale);
+    STORE(r->maximum, levels.maximum);
+    STORE(r->confident, wanted);
+    for (uint i = 0; i < VEC; i++) {
+        high[i] = low[i] = (vec)(0);
+        if (i >= in->n || wanted[i] == 0) continue;
+        const row_input row = row_of_tile(in, i);
+        const row_level level = level_of_row(&levels, i);
+        const long_vector sum = sum_below_top(&row, &level, levels.maximum[i], 0, vectors_of_tile(in));
+        high[i] = sum.high;
+        low[i] = sum.low;
+    }
+    return long_value(fold_along(high, low, true));
+}
+
+/* Values of all classes, in the place of their exponentials. */
+static inline void stage(const tile_input *in, const row_result *r, const emission *g, const bool again)
+{
+    real factors[VEC], rests[VEC], fills[VEC], targets[VEC];
+    integer is_filled[VEC], class_index[VEC];
+    STORE(g->factor, factors);
+    STORE(g->rest, rests);
+    STORE(g->fill, fills);
+    STORE(g->filled, is_filled);
+    STORE(g->target, targets);
+    STORE(g->class_index, class_index);
+    (void)again;
+    for (uint i = 0; i < in->n; i++) {
+        emission own = *g;
+        const vec none = (vec)(0);
+        const uint last = in->classes - VEC;
+        __local real *row = in->own_rows + i * in->classes;
+        own.factor = (lane)(factors[i]);
+        own.rest = (lane)(rests[i]);
+        if (is_filled[i]) {
+            for (uint c = 0; c < last; c += VEC) STORE((vec)(fills[i]), row + c);
+            STORE((vec)(fills[i]), row + last);
+            continue;
+        }
+        const vec e_last = LOAD(row + last); /* before the one beside it is written over */
+        for (uint c = 0; c < last; c += VEC) {
+            STORE(result_of(r, &own, none, none, LOAD(row + c), none), row + c);
+        }
+        STORE(result_of(r, &own, none, none, e_last, none), row + last);
+        if (class_index[i] != NO_CLASS) row[class_index[i]] = targets[i];
+    }
+}

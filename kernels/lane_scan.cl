@@ -1,0 +1,197 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * lane_scan.cl - how map_lane.cl reads a tile class by class, all lanes at once. Stands behind tile.cl.
+ */
+static inline lane tile_maximum(const tile_input *in)
+{
+    vec m0 = (vec)(-REAL_INFINITY), m1 = m0, m2 = m0, m3 = m0;
+    uint c = 0;
+    for (; c + 3 < in->classes; c += 4) {
+        m0 = vec_max(m0, class_z(in, c));
+        m1 = vec_max(m1, class_z(in, c + 1));
+        m2 = vec_max(m2, class_z(in, c + 2));
+        m3 = vec_max(m3, class_z(in, c + 3));
+    }
+    for (; c < in->classes; c++) m0 = vec_max(m0, class_z(in, c));
+    return vec_max(vec_max(m0, m1), vec_max(m2, m3));
+}
+
+/* What exponentials are taken relative to, and the target that is left out of others. */
+typedef struct {
+    exp_scale scale;
+    lane base; /* see distance_base() */
+    bool far;  /* see exp_scale */
+    ilane target;
+} tile_level;
+
+/* To t, which is no_terms(), what class c adds; its exponentials are left behind. */
+ALWAYS_INLINE void take_class(terms *t, const tile_input *in, const tile_level *level, const uint c)
+{
+    const vec z = class_z(in, c);
+    const vec e = exp_vector(z, level->scale, level->far);
+    if (!INNER || in->brings_next) {
+        PREFETCH(in->next + c * (INNER ? class_step(in->p) : VEC));
+    } else if (!CACHED) {
+        PREFETCH(in->x + (c + CLASSES_AHEAD) * class_step(in->p));
+    }
+    if (CACHED) STORE(e, in->values + (size_t)c * PITCH);
+    const vec other = level->target == (ilane)((integer)c) ? (vec)(0) : e;
+    vec a = (vec)(0);
+    if (HAS_DENSE) a = dense_class(in, c);
+    take_terms(t, other, z, level->base, a);
+}
+
+/* The classes [begin, min(begin + BLOCK_CLASSES, end)). Few classes have large shares: what few terms lose is kept from the
+ * first four on. */
+ALWAYS_INLINE void sum_classes(block_sums *b, const tile_input *in, const tile_level *level, const uint begin,
+                               const uint end)
+{
+    UNROLL_ALONE
+    for (uint i = 0; i < BLOCK_CLASSES; i += 4) {
+        const uint c = begin + i;
+        if (c + 3 < end) {
+            terms four[4];
+#pragma unroll
+            for (uint k = 0; k < 4; k++) {
+                four[k] = no_terms();
+                take_class(&four[k], in, level, c + k);
+            }
+            add_four(b, four);
+        } else {
+            for (uint k = c; k < end; k++) {
+                terms one = no_terms();
+                take_class(&one, in, level, k);
+                add_one(b, &one);
+            }
+        }
+        flush(b, i == 0);
+    }
+}
+
+/* maximum: saved, or as fill_tile() found it of x, which is z unless HAS_Z. Where the tile does not stay on chip, it is read
+ * once for maximum and sums together. */
+static inline row_sums sum_tile(const run *u, const tile_input *in, const ilane target,
+                                const bool from_statistics, const lane maximum)
+{
+    row_sums s = empty_sums();
+    (void)u;
+    if (from_statistics || FILL_FINDS_MAXIMUM) {
+        s.maximum = maximum;
+    } else if (CACHED) {
+        s.maximum = tile_maximum(in);
+    }
+    for (uint begin = 0; begin < in->classes; begin += BLOCK_CLASSES) {
+        const uint end = min(begin + BLOCK_CLASSES, in->classes);
+        if (!CACHED && !from_statistics) {
+            lane m = s.maximum;
+            for (uint c = begin; c < end; c++) m = vec_max(m, class_z(in, c));
+            raise_maximum(&s, m);
+        }
+        tile_level level = { exp_scale_of(s.maximum), distance_base(s.maximum), true, target };
+        block_sums b = empty_block();
+        if (!SUMS_PLAINLY || ANY_LANE(fabs(s.maximum) > (lane)(MAX_NEAR))) {
+            sum_classes(&b, in, &level, begin, end);
+        } else {
+            level.far = false;
+            sum_classes(&b, in, &level, begin, end);
+        }
+        add_block(&s, &b);
+    }
+    return s;
+}
+
+/* Argmax and first NaN: the first NaN and the first maximum of logit_scale * x, where the plan has kept the logits for that. */
+static inline void find_classes(const run *u, const tile_input *in, row_sums *s)
+{
+    const uint outputs = u->p->outputs;
+    const bool wants_best = (outputs & (OUTPUT_ARGMAX | OUTPUT_CORRECT)) != 0;
+    const ilane is_nan = s->others.high != s->others.high;
+    if (!(u->p->flags & FLAG_KEEPS_LOGITS)) return;
+    if (!wants_best && ((outputs & OUTPUT_LSE) == 0 || !ANY_LANE(is_nan))) return;
+    s->best = (ilane)(0);
+    for (uint c = 0; c < in->classes; c++) {
+        const vec v = softcap_vector_s(class_x(in, c), in->o);
+        const ilane here = (ilane)((integer)c);
+        const ilane better = v > s->top;
+        s->best = better ? here : s->best;
+        s->top = better ? v : s->top;
+        s->nan_at = v != v && s->nan_at == NO_CLASSES ? here : s->nan_at;
+    }
+}
+
+static inline lane tile_below_top(const tile_input *in, const row_result *r)
+{
+    const lane top = exp_lane(r->maximum, r->scale, true);
+    long_sum sum = long_zero();
+    for (uint begin = 0; begin < in->classes; begin += BLOCK_CLASSES) {
+        const uint end = min(begin + BLOCK_CLASSES, in->classes);
+        vec others = (vec)(0);
+        for (uint c = begin; c < end; c++) {
+            const vec e =
+                CACHED ? LOAD(in->values + (size_t)c * PITCH) : exp_vector(class_z(in, c), r->scale, true);
+            others += e == top ? (vec)(0) : e; /* more than half of the sum: there is one such class */
+        }
+        sum = long_merge(sum, (long_sum){ others, (vec)(0) });
+    }
+    return long_value(sum);
+}
+
+/* Of class c in all lanes. again: the exponentials were written over since the sums were taken. */
+ALWAYS_INLINE vec value_of_class(const tile_input *in, const row_result *r, const emission *g,
+                                 const bool again, const uint c)
+{
+    const bool is_gradient = IS_KIND(g, OUTPUT_GRADIENT);
+    vec slope = (vec)(1), z = (vec)(0), e = (vec)(0), a = (vec)(0);
+    if (IS_KIND(g, OUTPUT_LOG_SOFTMAX)) {
+        z = class_z(in, c);
+    } else if (CACHED && !again) {
+        e = LOAD(in->values + (size_t)c * PITCH);
+        if (HAS_SOFTCAP && is_gradient) (void)softcap_vector_z(class_x(in, c), in->o, &slope);
+    } else {
+        e = exp_vector(softcap_vector_z(class_x(in, c), in->o, &slope), r->scale, true);
+    }
+    if (HAS_DENSE && is_gradient) a = dense_class(in, c);
+    vec value = result_of(r, g, z, slope, e, a);
+    if (is_gradient) value = g->class_index == (ilane)((integer)c) ? g->target : value;
+    return g->filled ? g->fill : value;
+}
+
+#if CACHED && !STORES_DIRECTLY
+/* Values of all classes, of one vector of lanes, to where store_tile() takes them from. */
+static inline void stage(const tile_input *in, const row_result *r, const emission *g, const bool again)
+{
+#    if TRANSPOSES
+#        if VEC > 1
+    if (in->classes == 2) {
+        const vec a = value_of_class(in, r, g, again, 0), b = value_of_class(in, r, g, again, 1);
+        STORE(ZIP(a.lo, b.lo, s), in->own_rows);
+        STORE(ZIP(a.hi, b.hi, s), in->own_rows + VEC);
+        return;
+    }
+#        endif
+    for (uint left = in->classes; left > 0;) {
+        const uint n = left % VEC > 0 ? left % VEC : VEC; /* the last classes first: see rows_to_tile() */
+        const uint c = left == in->classes ? (in->classes - 1) / VEC * VEC : left - VEC;
+        vec v[VEC];
+        if (n == VEC) {
+#        pragma unroll
+            for (uint i = 0; i < VEC; i++) v[i] = value_of_class(in, r, g, again, c + i);
+        } else {
+            for (uint i = 0; i < VEC; i++) {
+                v[i] = (vec)(0);
+                if (i < n) v[i] = value_of_class(in, r, g, again, c + i);
+            }
+        }
+        transpose(v);
+#        pragma unroll
+        for (uint i = 0; i < VEC; i++) STORE(v[i], in->own_rows + i * in->classes + c);
+        left = c;
+    }
+#    else
+    for (uint c = 0; c < in->classes; c++) {
+        const vec value = value_of_class(in, r, g, again, c);
+        STORE(value, in->values + (size_t)c * PITCH);
+    }
+#    endif
+}
+#endif

@@ -1,0 +1,377 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * tile.cl - a vector of rows on chip, for map_lane.cl: vectors lie across rows, and each of their elements, a lane, is
+ * another one. Stands behind epilogue.cl.
+ *
+ * Rows come in tiles, which are read once into local memory, class by class, and stay there until their results
+ * are written; where a tile does not fit (INNER only) it is read a second time. With the class axis last, tiles are
+ * transposed on their way in and out: by shuffles of registers in a group of one work-item, by local memory in
+ * larger ones. With ALONG they are not: rows are read where they lie, and the tile has their exponentials, row by row.
+ *
+ * Set by the host with -D, beside those of constants.cl and common.cl:
+ *   INNER    0: the class axis is last; a group of more than one work-item needs VEC 1
+ *            1: rows are neighbours, classes are inner elements apart
+ *   CACHED   1: a tile fits into local memory; 0: it does not
+ *   COLUMNS  vectors of lanes that one work-item has in a tile, one after the other. More than one is for INNER
+ *            with a group of one work-item: so many neighbours are read and written together
+ *   ALONG    1: vectors lie along the classes of a row while sums are taken and results are made, and only what a row
+ *            has one of is a lane, so that nothing but the rows' partial sums is transposed. For at least VEC
+ *            classes (plan.c: lies_along()), a group of one work-item, z that is x, no smoothing or probabilities, no
+ *            log-softmax, and not both softmax and gradient
+ */
+#if !defined(INNER) || INNER < 0 || INNER > 1 || (!INNER && VEC > 1 && WG_SIZE > 1)
+#    error "INNER: 0, with VEC 1 or WG_SIZE 1, or 1"
+#endif
+#if !defined(CACHED) || CACHED < 0 || CACHED > 1 || (!INNER && !CACHED)
+#    error "CACHED: 1, or 0 with INNER"
+#endif
+#if !defined(COLUMNS) || COLUMNS < 1 || (COLUMNS > 1 && (!INNER || !CACHED || WG_SIZE > 1))
+#    error "COLUMNS: 1, or more with INNER, CACHED and a group of one work-item"
+#endif
+
+#if !defined(ALONG) || ALONG < 0 || ALONG > 1 || \
+    (ALONG && (INNER || HAS_Z || HAS_DENSE || !CACHED || VEC == 1 || WG_SIZE > 1))
+#    error \
+        "ALONG: 0, or 1 with CACHED, no INNER, HAS_Z, HAS_DENSE, VEC more than 1 and a group of one work-item"
+#endif
+
+#define TILE (WG_SIZE * VEC * COLUMNS)
+/* From one class to the next in a tile. The odd element keeps neighbouring classes of a row in different banks. */
+#if !INNER && WG_SIZE > 1
+#    define COOPERATIVE 1 /* tiles are loaded and stored by all work-items of the group */
+#    define PITCH (WG_SIZE + 1)
+#else
+#    define COOPERATIVE 0
+#    define PITCH (WG_SIZE * VEC)
+#endif
+/* A group of one work-item also keeps a tile as it lies in memory, to move it in whole vectors in order; ALONG keeps it in
+ * no other way, and has no logits in it. */
+#if !INNER && WG_SIZE == 1
+#    define IN_ORDER 1
+#else
+#    define IN_ORDER 0
+#endif
+#if IN_ORDER && !ALONG
+#    define TRANSPOSES 1
+#else
+#    define TRANSPOSES 0
+#endif
+#if CACHED && !ALONG
+#    define HOLDS_LOGITS 1
+#else
+#    define HOLDS_LOGITS 0
+#endif
+/* Neighbours are written as they are computed, by one work-item; in groups that takes registers a GPU does not have, and
+ * results are gathered in the tile first. */
+#if INNER && WG_SIZE == 1
+#    define STORES_DIRECTLY 1
+#else
+#    define STORES_DIRECTLY 0
+#endif
+/* Whether results are gathered in the place of their exponentials. */
+#if IN_ORDER || STORES_DIRECTLY
+#    define OVERWRITES false
+#else
+#    define OVERWRITES true
+#endif
+/* Whether a column's maximum is known once it is in the tile: a softcap is not taken on the way. */
+#if INNER && CACHED && !HAS_Z
+#    define FILL_FINDS_MAXIMUM true
+#else
+#    define FILL_FINDS_MAXIMUM false
+#endif
+/* Classes between two additions to a long sum (see block_sums). Part of what decides bits. */
+#define BLOCK_CLASSES 16u
+
+/* Bytes of a tile, at most, of which the next one's logits are brought into the second-level cache while this one is
+ * computed with. Classes that are a power of two apart share a few sets of that cache, and of more than this some would be
+ * gone again before they are used: those come while the tile is filled, so many classes ahead (PoCL, 2 hyperthreads of
+ * Emerald Rapids, 1,000 classes 16 KiB apart: 0.84 of the time). */
+#define MOST_BROUGHT (1u << 16)
+#define CLASSES_AHEAD 12u
+
+/* Of a group of one work-item; in larger ones it takes registers that a GPU does not have. */
+#if WG_SIZE == 1
+#    define UNROLL_ALONE _Pragma("unroll")
+#else
+#    define UNROLL_ALONE _Pragma("unroll 1")
+#endif
+
+/* A tile, and of it the rows of one work-item's lanes that are open, with their inputs. */
+typedef struct {
+    const clxent_parameters *p;
+    ulong row; /* of lane 0 */
+    uint n;    /* lanes that exist, 0 to VEC */
+    uint rows; /* of the tile */
+    uint w;    /* the column that is open */
+#if TELLS_ALIGNED
+    bool aligned; /* with INNER: vectors of logits are */
+#endif
+    uint classes;
+    __global const storage *x;    /* lane 0, class 0 */
+    __global const storage *next; /* of the next tile, a vector for each class */
+    bool brings_next;             /* with INNER: see MOST_BROUGHT */
+    __local real *logits;         /* this work-item's part of the tile */
+    __local real *values;         /* exponentials; the same place where logits are not needed again */
+    __local real *tile_values;    /* of the whole tile */
+    __local real *own_rows;       /* the tile as it lies in memory */
+    lane maximum[COLUMNS];        /* of x in each column, where filling the tile finds it */
+    __global const void *targets;
+    ulong q_at; /* of lane 0, class 0, in elements */
+    __global const real *class_weights;
+    options o;
+} tile_input;
+typedef tile_input unit_input;
+
+/* From lane to lane and from class to class of a [rows, classes] tensor, in elements. */
+static inline ulong lane_step(const ulong row_stride) { return INNER ? 1 : row_stride; }
+
+static inline ulong class_step(const clxent_parameters *p) { return INNER ? p->inner : 1; }
+
+/* ---- Lanes from and to memory --------------------------------------------------------------- */
+
+/* x of class c in all lanes. */
+ALWAYS_INLINE vec load_class(const tile_input *in, const uint c)
+{
+    __global const storage *x = in->x + c * class_step(in->p);
+    if (INNER && in->n == VEC) return LOAD_VECTOR(x, in->aligned);
+    real element[VEC];
+    for (uint i = 0; i < VEC; i++) {
+        element[i] = load_one(x + min(i, in->n - 1) * lane_step(in->p->row_stride));
+    }
+    return LOAD(element);
+}
+
+ALWAYS_INLINE vec class_x(const tile_input *in, const uint c)
+{
+    return HOLDS_LOGITS ? LOAD(in->logits + (size_t)c * PITCH) : load_class(in, c);
+}
+
+#if !ALONG
+ALWAYS_INLINE vec class_z(const tile_input *in, const uint c)
+{
+    vec unused;
+    return softcap_vector_z(class_x(in, c), in->o, &unused);
+}
+#endif
+
+/* The logit of each lane's target; -inf without one. */
+static inline lane target_logits(const unit_input *in, const lane_targets *t)
+{
+    const ilane class_index = t->class_index;
+    if (HOLDS_LOGITS && in->classes <= 4 * VEC) { /* cheaper than to take the lanes apart */
+        lane z = (lane)(-REAL_INFINITY);
+        for (uint c = 0; c < in->classes; c++) {
+            z = class_index == (ilane)((integer)c) ? class_x(in, c) : z;
+        }
+        return z;
+    }
+    integer index[VEC];
+    real element[VEC];
+    STORE(class_index, index);
+    for (uint i = 0; i < VEC; i++) {
+        element[i] = -REAL_INFINITY;
+        if (i >= in->n || index[i] == NO_CLASS) continue;
+        element[i] =
+            HOLDS_LOGITS
+                ? in->logits[(size_t)index[i] * PITCH + i]
+                : load_one(in->x + (ulong)index[i] * class_step(in->p) + i * lane_step(in->p->row_stride));
+    }
+    return LOAD(element);
+}
+
+/* Where the probabilities of lane i begin, in elements. A row that has none because targets are shifted reads the
+ * last row's, and uses nothing of them: behind those there may be no memory. Callers ask for it unconditionally:
+ * PoCL 3.1 loses the loop over a group's work-items where a branch of the kernel holds this. */
+ALWAYS_INLINE ulong target_start(const tile_input *in, const uint i)
+{
+    const ulong row = min(in->row + i + in->p->shift, in->p->rows - 1);
+    return in->p->offset.targets + row_start(in->p, row, in->p->target_row_stride);
+}
+
+#if !ALONG
+/* The part of a_j that every class has, of class c: of an index target the smoothing, of probabilities all. */
+ALWAYS_INLINE vec dense_class(const tile_input *in, const uint c)
+{
+    vec a = (vec)(in->o.share);
+    if (HAS_PROBABILITIES) {
+        const bool is_f32 = TARGETS == TARGET_PROBABILITIES_F32;
+        const ulong at = in->q_at + c * class_step(in->p), step = lane_step(in->p->target_row_stride);
+        __global const float *f32 = (__global const float *)in->targets + at;
+        __global const storage *stored = (__global const storage *)in->targets + at;
+        vec q;
+        if (INNER && in->n == VEC && in->p->shift == 0) {
+            q = is_f32 ? CONVERT_VEC(LOAD(f32)) : load_vector(stored);
+        } else {
+            real element[VEC];
+            for (uint i = 0; i < VEC; i++) {
+                const uint k = min(i, in->n - 1);
+                const ulong skip = VEC == 1 || in->p->shift == 0 ? k * step : target_start(in, k) - in->q_at;
+                element[i] = is_f32 ? convert_real(f32[skip]) : load_one(stored + skip);
+            }
+            q = LOAD(element);
+        }
+        a = fma((vec)(in->o.keep), q, a);
+    }
+    if (HAS_CLASS_WEIGHTS) a = a * (vec)(in->class_weights[c]);
+    return a;
+}
+#endif
+
+#if IN_ORDER
+/* ---- Transposition -------------------------------------------------------------------------- */
+
+#    if VEC == 16
+#        define ZIP(a, b, s)                                                                                 \
+            ((vec)((a).s##0, (b).s##0, (a).s##1, (b).s##1, (a).s##2, (b).s##2, (a).s##3, (b).s##3, (a).s##4, \
+                   (b).s##4, (a).s##5, (b).s##5, (a).s##6, (b).s##6, (a).s##7, (b).s##7))
+#        define EVEN(a) (a).s0, (a).s2, (a).s4, (a).s6, (a).s8, (a).sa, (a).sc, (a).se
+#        define ODD(a) (a).s1, (a).s3, (a).s5, (a).s7, (a).s9, (a).sb, (a).sd, (a).sf
+#    elif VEC == 8
+#        define ZIP(a, b, s) \
+            ((vec)((a).s##0, (b).s##0, (a).s##1, (b).s##1, (a).s##2, (b).s##2, (a).s##3, (b).s##3))
+#        define EVEN(a) (a).s0, (a).s2, (a).s4, (a).s6
+#        define ODD(a) (a).s1, (a).s3, (a).s5, (a).s7
+#    elif VEC == 4
+#        define ZIP(a, b, s) ((vec)((a).s##0, (b).s##0, (a).s##1, (b).s##1))
+#        define EVEN(a) (a).s0, (a).s2
+#        define ODD(a) (a).s1, (a).s3
+#    endif
+
+/* v[i].j <-> v[j].i: log2(VEC) rounds, each of which zips the first half with the second. */
+ALWAYS_INLINE void transpose(vec v[VEC])
+{
+#    if VEC > 1
+    for (uint round = 1; round < VEC; round *= 2) {
+        vec w[VEC];
+#        pragma unroll
+        for (uint i = 0; i < VEC / 2; i++) {
+            w[2 * i] = ZIP(v[i].lo, v[i + VEC / 2].lo, s);
+            w[2 * i + 1] = ZIP(v[i].hi, v[i + VEC / 2].hi, s);
+        }
+#        pragma unroll
+        for (uint i = 0; i < VEC; i++) v[i] = w[i];
+    }
+#    else
+    (void)v;
+#    endif
+}
+
+#endif
+
+/* ---- A tile of logits ----------------------------------------------------------------------- */
+
+#if TRANSPOSES
+/* rows [n, classes], dense but for the room of a vector behind them, to and from a tile. Vectors that begin in a
+ * row and end in the next bring along what does not belong to them: what is stored there by mistake is
+ * written over later, as the last classes go first and rows go in order. */
+/* n <= most classes from VEC rows. */
+ALWAYS_INLINE void block_to_tile(const __local real *rows, __local real *tile, const uint classes,
+                                 const uint n, const uint most)
+{
+    vec v[VEC];
+#    pragma unroll
+    for (uint i = 0; i < VEC; i++) v[i] = LOAD(rows + i * classes);
+    transpose(v);
+#    pragma unroll
+    for (uint i = 0; i < VEC; i++) {
+        if (i < most && i < n) STORE(v[i], tile + (size_t)i * PITCH);
+    }
+}
+
+static inline void rows_to_tile(const __local real *rows, __local real *tile, const uint classes)
+{
+#    if VEC > 1
+    if (classes == 2) { /* the one case of so few that is common: two shuffles instead of dozens */
+        const vec a = LOAD(rows), b = LOAD(rows + VEC);
+        STORE((vec)(EVEN(a), EVEN(b)), tile); /* (a.even, b.even) makes Oclgrind 21.10 crash */
+        STORE((vec)(ODD(a), ODD(b)), tile + PITCH);
+        return;
+    }
+#    endif
+    for (uint c = 0; c < classes; c += VEC) {
+        const uint n = min((uint)VEC, classes - c);
+        /* what is not stored is not shuffled: of 2 classes a quarter */
+        if (n <= 2) {
+            block_to_tile(rows + c, tile + (size_t)c * PITCH, classes, n, min(2u, (uint)VEC));
+        } else if (n <= 4) {
+            block_to_tile(rows + c, tile + (size_t)c * PITCH, classes, n, min(4u, (uint)VEC));
+        } else if (n <= 8) {
+            block_to_tile(rows + c, tile + (size_t)c * PITCH, classes, n, min(8u, (uint)VEC));
+        } else {
+            block_to_tile(rows + c, tile + (size_t)c * PITCH, classes, n, VEC);
+        }
+    }
+}
+
+/* Reads [n, classes] rows; those of the tile that do not exist are 0. */
+static inline void load_rows(const tile_input *in, __local real *rows)
+{
+    const ulong stride = in->p->row_stride;
+    for (uint e = in->n * in->classes; e < VEC * in->classes; e++) rows[e] = 0;
+    if (stride == in->classes) {
+        const uint all = in->n * in->classes;
+        uint at = 0;
+        for (; at + VEC <= all; at += VEC) STORE(load_vector(in->x + at), rows + at);
+        for (; at < all; at++) rows[at] = load_one(in->x + at);
+        return;
+    }
+    for (uint i = 0; i < in->n; i++) {
+        uint c = 0;
+        for (; c + VEC <= in->classes; c += VEC) {
+            STORE(load_vector(in->x + i * stride + c), rows + i * in->classes + c);
+        }
+        for (; c < in->classes; c++) rows[i * in->classes + c] = load_one(in->x + i * stride + c);
+    }
+}
+#endif
+
+#if HOLDS_LOGITS
+/* Fills this work-item's columns of the tile, or with the others of the group the whole of it. */
+static inline void fill_tile(tile_input *in, __local real *cache)
+{
+#    if TRANSPOSES
+    (void)cache;
+    load_rows(in, in->own_rows);
+    rows_to_tile(in->own_rows, in->logits, in->classes);
+#    elif COOPERATIVE
+    const ulong stride = in->p->row_stride;
+    __global const storage *x = in->x - get_local_id(0) * stride;
+    for (uint e = (uint)get_local_id(0); e < in->rows * in->classes; e += WG_SIZE) {
+        const uint r = e / in->classes, c = e % in->classes;
+        cache[(size_t)c * PITCH + r] = load_one(x + r * stride + c);
+    }
+#    else
+    (void)cache;
+    if (in->n == 0) return;
+    for (uint w = 0; w < COLUMNS; w++) in->maximum[w] = (lane)(-REAL_INFINITY);
+    if (COLUMNS > 1 && in->rows == TILE) {
+        lane most[COLUMNS];
+        for (uint w = 0; w < COLUMNS; w++) most[w] = in->maximum[w];
+        for (uint c = 0; c < in->classes; c++) {
+            __global const storage *x = in->x + c * class_step(in->p);
+#        pragma unroll
+            for (uint w = 0; w < COLUMNS; w++) {
+                const vec v = load_vector(x + w * VEC);
+                if (!in->brings_next) PREFETCH(x + CLASSES_AHEAD * class_step(in->p) + w * VEC);
+                most[w] = vec_max(most[w], v);
+                STORE(v, in->logits + ((size_t)w * in->classes + c) * PITCH);
+            }
+        }
+        for (uint w = 0; w < COLUMNS; w++) in->maximum[w] = most[w];
+        return;
+    }
+    tile_input column = *in;
+    for (uint w = 0; w < COLUMNS && w * VEC < in->rows; w++) {
+        column.n = COLUMNS > 1 ? min((uint)VEC, in->rows - w * VEC) : in->n;
+        column.x = in->x + w * VEC;
+        for (uint c = 0; c < in->classes; c++) {
+            const vec v = load_class(&column, c);
+            if (!in->brings_next) PREFETCH(column.x + (c + CLASSES_AHEAD) * class_step(in->p));
+            in->maximum[w] = vec_max(in->maximum[w], v);
+            STORE(v, in->logits + ((size_t)w * in->classes + c) * PITCH);
+        }
+    }
+#    endif
+}
+#endif
