@@ -259,6 +259,40 @@ Test(cross_entropy, the_entropy_of_a_confident_row_keeps_its_digits)
     }
 }
 
+/* The square of lse is most of what this loss may lose: soft targets take it of the second pass, as they take log d. */
+Test(cross_entropy, the_z_loss_of_confident_soft_targets_keeps_its_digits)
+{
+    enum { ROWS = 8 };
+    const double few_ulps = 64 * ldexp(1, -24), z_loss = 8192;
+    const size_t classes[] = { 19, 1027 };
+    for (size_t i = 0; i < (runs_all() ? COUNT(classes) : 1); i++) {
+        const size_t n = classes[i];
+        clxent_desc desc = make_desc(CLXENT_OUTPUT_LOSSES, CLXENT_F32, ROWS, 1, n);
+        clxent_host_args out;
+        clxent_plan *plan;
+        problem p;
+        desc.target_type = CLXENT_TARGET_PROBABILITIES_F32;
+        desc.z_loss = z_loss;
+        make_problem(&p, &desc, FILL_PLAIN, 1);
+        cr_assert(clxent_plan_create(&plan, device.ctx, &desc) == CLXENT_OK, "%s", last_error());
+        for (size_t k = 0; k < ROWS * n; k++) {
+            put_element((void *)p.args.logits.data, CLXENT_F32, k, k % n == 7 ? 0 : -14 - (double)(k / n));
+            put_element((void *)p.args.targets.data, CLXENT_F32, k, k % n == 7);
+        }
+        run_once("z-loss", plan, &p, CLXENT_OUTPUT_LOSSES, 0, &out);
+        clxent_plan_destroy(plan);
+        for (size_t row = 0; row < ROWS; row++) {
+            const double lse = log1p((double)(n - 1) * exp(-14 - (double)row)),
+                         want = lse + z_loss * lse * lse;
+            const double got = get_element(out.losses.data, CLXENT_F32, row);
+            cr_assert(fabs(got - want) <= few_ulps * want, "%zu classes, row %zu: %.9g, not %.9g", n, row,
+                      got, want);
+        }
+        free_outputs(&out);
+        free_problem(&p);
+    }
+}
+
 /* Equal terms all round the same way: what they lose together must not be lost. With the smaller class counts the
  * logits of a tile stay on chip; with the larger they are read twice, and sums move as the maximum rises. */
 Test(cross_entropy, sums_over_very_many_classes_lose_nothing)
