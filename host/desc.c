@@ -7,6 +7,7 @@
  * arrays by the same rules as the device path judges buffers.
  */
 #include "internal.h"
+#include "tensors.h"
 
 #include <float.h>
 #include <inttypes.h>
@@ -16,24 +17,6 @@
 #include <string.h>
 
 /* ---- Tables ------------------------------------------------------------------------------ */
-
-enum element {
-    ELEMENT_DTYPE,
-    ELEMENT_GRADIENT,
-    ELEMENT_REAL,
-    ELEMENT_TARGET,
-    ELEMENT_I64,
-    ELEMENT_U64,
-    ELEMENT_RECORD
-};
-
-enum shape {
-    SHAPE_ONE,     /* [1] */
-    SHAPE_ROWS,    /* [rows] */
-    SHAPE_PAIRS,   /* [rows, 2] */
-    SHAPE_CLASSES, /* [classes] */
-    SHAPE_MATRIX   /* [rows, classes] with a stride, or [rows / inner, classes, inner] */
-};
 
 struct tensor {
     const char *name;

@@ -5,6 +5,8 @@
  */
 #include "problem.h"
 
+#include "../../host/tensors.h"
+
 #include <inttypes.h>
 #include <math.h>
 #include <stdarg.h>
@@ -119,17 +121,6 @@ size_t element_index(const clxent_desc *desc, size_t stride, size_t row, size_t 
 }
 
 /* ---- Tensors ------------------------------------------------------------------------------- */
-
-enum element {
-    ELEMENT_DTYPE,
-    ELEMENT_GRADIENT,
-    ELEMENT_REAL,
-    ELEMENT_TARGET,
-    ELEMENT_I64,
-    ELEMENT_U64,
-    ELEMENT_RECORD
-};
-enum shape { SHAPE_ONE, SHAPE_ROWS, SHAPE_PAIRS, SHAPE_CLASSES, SHAPE_MATRIX };
 
 static const struct tensor {
     enum element element;
