@@ -10,13 +10,13 @@
 #include "../row_state.cl"
 #include "../epilogue.cl"
 #if ALONG
-#include "../row_scan.cl"
+#    include "../row_scan.cl"
 #endif
 #include "../tile.cl"
 #if ALONG
-#include "../along_scan.cl"
+#    include "../along_scan.cl"
 #else
-#include "../lane_scan.cl"
+#    include "../lane_scan.cl"
 #endif
 #include "../map_lane.cl"
 #include "../fused.cl"
