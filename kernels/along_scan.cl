@@ -65,7 +65,7 @@ ALWAYS_INLINE void find_maxima(const tile_input *in, const uint first, const uin
 }
 
 /* high and low: of each row, element by element of its vectors; of the rows, lane by lane. has_low: low is not all 0. */
-static inline long_sum fold_along(vec high[VEC], vec low[VEC], const bool has_low)
+PART long_sum fold_along(vec high[VEC], vec low[VEC], const bool has_low)
 {
     long_sum s = long_zero();
     transpose(high);
@@ -101,8 +101,8 @@ static inline row_level level_of_row(const tile_levels *l, const uint i)
 }
 
 /* saved_maximum: of statistics. keeps: the exponentials stay in own_rows, row by row. */
-static inline row_sums sum_tile(const run *u, const tile_input *in, const ilane target,
-                                const bool from_statistics, const lane saved_maximum)
+PART void sum_tile(row_sums *sums, const run *u, const tile_input *in, const ilane target,
+                   const bool from_statistics, const lane saved_maximum)
 {
     const bool keeps = WANTS_WIDE(u->p);
     const bool wants_best = (u->p->outputs & (OUTPUT_ARGMAX | OUTPUT_CORRECT)) != 0;
@@ -148,7 +148,7 @@ static inline row_sums sum_tile(const run *u, const tile_input *in, const ilane 
     s.entropy = fold_along(entropy_high, entropy_low, has_low);
 #endif
     s.best = LOAD(best);
-    return s;
+    *sums = s;
 }
 
 /* Of rows whose sum is NaN, the first class that is, where +inf - inf did not make it. */
@@ -169,7 +169,7 @@ static inline void find_classes(const run *u, const tile_input *in, row_sums *s)
 }
 
 /* The exponentials once more, of confident rows, without the one class that is the maximum. */
-static inline lane tile_below_top(const tile_input *in, const row_result *r)
+PART lane tile_below_top(const tile_input *in, const row_result *r)
 {
     tile_levels levels;
     integer wanted[VEC];

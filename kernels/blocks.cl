@@ -37,7 +37,7 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_one_ho
     const ulong row = get_group_id(0);
     const row_target t = get_target(&p, row, targets, 0);
     const ulong start = p.offset.one_hot + row_start(&p, row, p.probabilities_row_stride);
-    for (uint c = (uint)get_local_id(0); c < p.classes; c += WG_SIZE) {
+    for (uint c = LOCAL_ID; c < p.classes; c += WG_SIZE) {
         const real value = t.bad ? REAL_NAN : t.has_class && t.class_index == c ? REAL(1.0) : REAL(0.0);
         store_one(one_hot + start + c * p.inner, value);
     }
@@ -55,11 +55,11 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_softma
     __global const storage *s = probabilities + p.offset.probabilities + row_at;
     __global const storage *g = upstream + p.offset.upstream + row_at;
     long_sum dot = { 0, 0 };
-    for (uint c = (uint)get_local_id(0); c < p.classes; c += WG_SIZE) {
+    for (uint c = LOCAL_ID; c < p.classes; c += WG_SIZE) {
         dot = long_merge(dot, (long_sum){ load_one(s + c * p.inner) * load_one(g + c * p.inner), 0 });
     }
     const real mean = long_value(group_sum(dot, scratch));
-    for (uint c = (uint)get_local_id(0); c < p.classes; c += WG_SIZE) {
+    for (uint c = LOCAL_ID; c < p.classes; c += WG_SIZE) {
         const real value = load_one(s + c * p.inner) * (load_one(g + c * p.inner) - mean);
         __global gradient_storage *out = gradient + start + c * p.inner;
         put_gradient_one(out, value);
@@ -81,11 +81,11 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_probab
                                                      : (__global real *)(workspace + p.row_losses_at);
     long_sum sum = { 0, 0 };
     if (t.has_class) {
-        if (get_local_id(0) == 0) {
+        if (LOCAL_ID == 0) {
             sum.high = -log(load_one(probabilities + start + t.class_index * p.inner));
         }
     } else if (t.counts) {
-        for (uint c = (uint)get_local_id(0); c < p.classes; c += WG_SIZE) {
+        for (uint c = LOCAL_ID; c < p.classes; c += WG_SIZE) {
             const real q = label_at(&p, &t, targets, q_start, c);
             if (q == 0) continue;
             const real nll = -log(load_one(probabilities + start + c * p.inner));
@@ -93,7 +93,7 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_probab
         }
     }
     sum = group_sum(sum, scratch);
-    if (get_local_id(0) == 0) out[row] = t.bad ? REAL_NAN : long_value(sum);
+    if (LOCAL_ID == 0) out[row] = t.bad ? REAL_NAN : long_value(sum);
 }
 
 __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_softmax_gradient(
@@ -117,7 +117,7 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_softma
     const ulong start = p.offset.probabilities + row_start(&p, row, p.probabilities_row_stride);
     const ulong q_start = p.offset.targets + row_start(&p, row, p.target_row_stride);
     const ulong to = p.offset.gradient + row_start(&p, row, p.gradient_row_stride);
-    for (uint c = (uint)get_local_id(0); c < p.classes; c += WG_SIZE) {
+    for (uint c = LOCAL_ID; c < p.classes; c += WG_SIZE) {
         real value = t.bad ? REAL_NAN : REAL(0.0);
         if (!zero) {
             const real q = label_at(&p, &t, targets, q_start, c);

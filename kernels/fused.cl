@@ -9,7 +9,8 @@
  * A mapping defines
  *   unit_input    of a unit of work, and of the rows of it that are open
  *   COLUMNS       lanes that a work-item has in a unit, one after the other
- *   UNIT_SCRATCH  local memory of the group, `scratch`
+ *   unit_scratch, UNIT_SCRATCH
+ *                 an element of the group's local memory `scratch`, and how many it has
  *   MEET_UNIT     all work-items, after a unit was brought on chip
  *   MEET_ROWS     all work-items, before results are written, and before the next unit; tiles do that in emit_unit
  *   count_units, units_of_group, make_input
@@ -28,29 +29,28 @@
 #endif
 
 #if LANES || (KERNELS & 1)
-__kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_cross_entropy(ARGUMENTS)
+DEFINE_KERNEL(clxent_cross_entropy, WG_SIZE)
 {
-    UNIT_SCRATCH;
-    const run u = MAKE_RUN;
-    unit_input in = make_input(&u, true);
-    const ulong first = get_group_id(0) * (ulong)units_of_group(&p);
-    const ulong last = min(first + units_of_group(&p), count_units(&p));
+    OPEN_RUN(unit_scratch, UNIT_SCRATCH);
+    unit_input in = make_input(u, true);
+    const ulong first = u->group * (ulong)units_of_group(u->p);
+    const ulong last = min(first + units_of_group(u->p), count_units(u->p));
     for (ulong unit = first; unit < last; unit++) {
         lane_targets t[COLUMNS];
         judgement j[COLUMNS];
         row_result r[COLUMNS];
-        open_unit(&u, &in, unit, scratch);
+        open_unit(u, &in, unit, scratch);
         MEET_UNIT(&in, unit);
         for (uint w = 0; w < COLUMNS; w++) {
             row_sums s;
-            if (!open_rows(&u, &in, unit, w)) break;
-            t[w] = get_targets(&p, in.row, in.n, targets, row_weights);
-            j[w] = judge(&u, &t[w], target_logits(&in, &t[w]));
-            r[w] = scan_rows(&u, &in, &t[w], &j[w], &s, scratch);
-            if (LANES || get_local_id(0) == 0) write_rows(&u, in.row, in.n, &t[w], &j[w], &r[w], &s);
+            if (!open_rows(u, &in, unit, w)) break;
+            t[w] = get_targets(u->p, in.row, in.n, u->targets, u->row_weights);
+            j[w] = judge(u, &t[w], target_logits(&in, &t[w]));
+            r[w] = scan_rows(u, &in, &t[w], &j[w], &s, scratch);
+            if (LANES || LOCAL_ID == 0) write_rows(u, in.row, in.n, &t[w], &j[w], &r[w], &s);
         }
         MEET_ROWS;
-        emit_unit(&u, &in, unit, t, j, r, scratch);
+        emit_unit(u, &in, unit, t, j, r, scratch);
         MEET_ROWS;
     }
 }
@@ -90,61 +90,61 @@ INLINE_ON_GPU void finish_record(const run *u, const row_input *in, const lane_t
 }
 
 /* Grid: a work-group for each piece of each row. With FLAG_SECOND_PASS the sums below the top. */
-__kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_scan_pieces(ARGUMENTS)
+DEFINE_KERNEL(clxent_scan_pieces, WG_SIZE)
 {
-    UNIT_SCRATCH;
-    const run u = MAKE_RUN;
-    row_input in = make_input(&u, false);
-    const uint piece = (uint)(get_group_id(0) % p.pieces);
-    open_unit(&u, &in, get_group_id(0) / p.pieces, 0);
-    const lane_targets t = get_targets(&p, in.row, 1, targets, row_weights);
+    OPEN_RUN(unit_scratch, UNIT_SCRATCH);
+    row_input in = make_input(u, false);
+    const uint piece = (uint)(u->group % u->p->pieces);
+    open_unit(u, &in, u->group / u->p->pieces, 0);
+    const lane_targets t = get_targets(u->p, in.row, 1, u->targets, u->row_weights);
     row_sums own = empty_sums();
-    if (p.flags & FLAG_SECOND_PASS) {
+    if (u->p->flags & FLAG_SECOND_PASS) {
         judgement j;
-        row_record record = *record_of_row(&u, in.row);
+        row_record record = *record_of_row(u, in.row);
         row_result r;
-        finish_record(&u, &in, &t, &j, &record, &r);
-        if (r.confident) sum_piece_below_top(&own, &u, &in, r.maximum, piece);
+        finish_record(u, &in, &t, &j, &record, &r);
+        if (r.confident) sum_piece_below_top(&own, u, &in, r.maximum, piece);
     } else {
-        sum_piece(&own, &u, &in, &t, piece);
+        sum_piece(&own, u, &in, &t, piece);
     }
     const row_sums sum = merge_group(own, scratch);
-    if (get_local_id(0) == 0) *piece_record(&u, in.row, piece) = sum;
+    if (LOCAL_ID == 0) *piece_record(u, in.row, piece) = sum;
 }
 
 /* Grid: a work-group of one work-item for each row; after each pass of clxent_scan_pieces. */
-__kernel __attribute__((reqd_work_group_size(1, 1, 1))) void clxent_merge_pieces(ARGUMENTS)
+DEFINE_KERNEL(clxent_merge_pieces, 1)
 {
-    const run u = MAKE_RUN;
-    row_input in = make_input(&u, false);
-    open_unit(&u, &in, get_group_id(0), 0);
-    __global row_record *record = record_of_row(&u, in.row);
-    row_sums all = *piece_record(&u, in.row, 0);
-    for (uint piece = 1; piece < p.pieces; piece++) all = merge(all, *piece_record(&u, in.row, piece));
-    if (p.flags & FLAG_SECOND_PASS) {
+    OPEN_RUN(unit_scratch, 1);
+    row_input in = make_input(u, false);
+    open_unit(u, &in, u->group, 0);
+    __global row_record *record = record_of_row(u, in.row);
+    row_sums all = *piece_record(u, in.row, 0);
+    for (uint piece = 1; piece < u->p->pieces; piece++) all = merge(all, *piece_record(u, in.row, piece));
+    if (u->p->flags & FLAG_SECOND_PASS) {
         record->below_top = all;
     } else {
-        const lane_targets t = get_targets(&p, in.row, 1, targets, row_weights);
+        const lane_targets t = get_targets(u->p, in.row, 1, u->targets, u->row_weights);
         record->all = all;
         record->target_logit = target_logits(&in, &t);
     }
 }
 
 /* Grid: as clxent_scan_pieces. */
-__kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_emit_pieces(ARGUMENTS)
+DEFINE_KERNEL(clxent_emit_pieces, WG_SIZE)
 {
-    const run u = MAKE_RUN;
-    row_input in = make_input(&u, false);
-    const uint piece = (uint)(get_group_id(0) % p.pieces);
-    open_unit(&u, &in, get_group_id(0) / p.pieces, 0);
-    const lane_targets t = get_targets(&p, in.row, 1, targets, row_weights);
+    OPEN_RUN(unit_scratch, 1);
+    row_input in = make_input(u, false);
+    const uint piece = (uint)(u->group % u->p->pieces);
+    open_unit(u, &in, u->group / u->p->pieces, 0);
+    const lane_targets t = get_targets(u->p, in.row, 1, u->targets, u->row_weights);
     judgement j;
-    row_record record = *record_of_row(&u, in.row);
+    row_record record = *record_of_row(u, in.row);
     row_result r;
-    finish_record(&u, &in, &t, &j, &record, &r);
-    if (count_passes(&u) > 1) keep_top_apart(&r, long_value(record.below_top.others));
-    if (piece == 0 && get_local_id(0) == 0) write_rows(&u, in.row, 1, &t, &j, &r, &record.all);
-    const uint begin = piece * p.piece_vectors * VEC, end = min(begin + p.piece_vectors * VEC, p.classes);
-    emit_classes(&u, &in, &t, &j, &r, begin, end);
+    finish_record(u, &in, &t, &j, &record, &r);
+    if (count_passes(u) > 1) keep_top_apart(&r, long_value(record.below_top.others));
+    if (piece == 0 && LOCAL_ID == 0) write_rows(u, in.row, 1, &t, &j, &r, &record.all);
+    const uint begin = piece * u->p->piece_vectors * VEC,
+               end = min(begin + u->p->piece_vectors * VEC, u->p->classes);
+    emit_classes(u, &in, &t, &j, &r, begin, end);
 }
 #endif

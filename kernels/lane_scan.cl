@@ -70,8 +70,8 @@ ALWAYS_INLINE void sum_classes(block_sums *b, const tile_input *in, const tile_l
 
 /* maximum: saved, or as fill_tile() found it of x, which is z unless HAS_Z. Where the tile does not stay on chip, it is read
  * once for maximum and sums together. */
-static inline row_sums sum_tile(const run *u, const tile_input *in, const ilane target,
-                                const bool from_statistics, const lane maximum)
+PART_OF_SLAB void sum_tile(row_sums *sums, const run *u, const tile_input *in, const ilane target,
+                           const bool from_statistics, const lane maximum)
 {
     row_sums s = empty_sums();
     (void)u;
@@ -97,7 +97,7 @@ static inline row_sums sum_tile(const run *u, const tile_input *in, const ilane 
         }
         add_block(&s, &b);
     }
-    return s;
+    *sums = s;
 }
 
 /* Argmax and first NaN: the first NaN and the first maximum of logit_scale * x, where the plan has kept the logits for that. */
@@ -119,7 +119,7 @@ static inline void find_classes(const run *u, const tile_input *in, row_sums *s)
     }
 }
 
-static inline lane tile_below_top(const tile_input *in, const row_result *r)
+PART lane tile_below_top(const tile_input *in, const row_result *r)
 {
     const lane top = exp_lane(r->maximum, r->scale, true);
     long_sum sum = long_zero();

@@ -33,8 +33,8 @@ static inline bool is_aligned(const destination *to, const ulong step, const boo
 
 #if STORES_DIRECTLY
 /* Values of all classes of this work-item's columns, of which there are `columns`, side by side as they lie. */
-ALWAYS_INLINE void store_columns(const tile_input each[COLUMNS], const row_result r[COLUMNS],
-                                 const emission g[COLUMNS], const destination *to, const uint columns)
+PART void store_columns(const tile_input each[COLUMNS], const row_result r[COLUMNS],
+                        const emission g[COLUMNS], const destination *to, const uint columns)
 {
     const clxent_parameters *p = each[0].p;
 #    if HAS_ONE_FACTOR && !HAS_Z /* else so much code takes long to compile */
@@ -79,13 +79,13 @@ static inline void store_tile(const tile_input *in, const destination *at, const
         for (; c < in->classes; c++) put_sum_one(&to, i * stride + c, in->own_rows[i * in->classes + c]);
     }
 #    elif COOPERATIVE
-    for (uint e = (uint)get_local_id(0); e < rows * in->classes; e += WG_SIZE) {
+    for (uint e = LOCAL_ID; e < rows * in->classes; e += WG_SIZE) {
         const uint row = e / in->classes, c = e % in->classes;
         put_sum_one(&to, row * stride + c, in->tile_values[(size_t)c * PITCH + row]);
     }
 #    else
     (void)stride;
-    const uint first = (uint)get_local_id(0) * VEC;
+    const uint first = LOCAL_ID * VEC;
     for (uint c = 0; c < in->classes && first < rows; c++) {
         const vec value = LOAD(in->tile_values + first + (size_t)c * PITCH);
         put_sum(&to, c * class_step(in->p) + first, value, min((uint)VEC, rows - first));
@@ -98,7 +98,7 @@ static inline void store_tile(const tile_input *in, const destination *at, const
 static inline void store_values(const tile_input *in, const row_result *r, const emission *g,
                                 const destination *to)
 {
-    const uint first = (uint)get_local_id(0) * VEC;
+    const uint first = LOCAL_ID * VEC;
     UNROLL_ALONE
     for (uint c = 0; c < in->classes; c++) {
         put_sum(to, c * class_step(in->p) + first, value_of_class(in, r, g, false, c), in->n);
@@ -112,7 +112,8 @@ static inline void store_values(const tile_input *in, const row_result *r, const
  * what each of these is for. A branch right behind a barrier, on a condition known before, PoCL 3.1 decides once for all
  * work-items, by the last one's: so the number of rows that they compare themselves with is read from memory there. It is
  * that of this tile or of the next, which work-item 0 may be at while others are here. */
-#define UNIT_SCRATCH __local uint scratch[2]
+typedef uint unit_scratch;
+#define UNIT_SCRATCH 2
 #if COOPERATIVE
 #    define MEET(in, unit)                  \
         do {                                \
@@ -157,7 +158,7 @@ static inline unit_input make_input(const run *u, const bool whole_rows)
 static inline bool open_rows(const run *u, unit_input *in, const ulong unit, const uint w)
 {
     const clxent_parameters *p = u->p;
-    const uint lid = (uint)get_local_id(0), lane_0 = (lid + w) * VEC;
+    const uint lid = LOCAL_ID, lane_0 = (lid + w) * VEC;
     const ulong slab = unit / p->tiles, within = unit % p->tiles * TILE;
     in->w = w;
     in->row = slab * rows_of_slab(p) + within + lane_0;
@@ -179,7 +180,7 @@ static inline bool open_rows(const run *u, unit_input *in, const ulong unit, con
 static inline void open_unit(const run *u, unit_input *in, const ulong unit, __local uint *scratch)
 {
     in->rows = (uint)min((ulong)TILE, rows_of_slab(u->p) - unit % u->p->tiles * TILE);
-    if (COOPERATIVE && get_local_id(0) == 0) scratch[unit & 1] = in->rows;
+    if (COOPERATIVE && LOCAL_ID == 0) scratch[unit & 1] = in->rows;
     for (uint w = 0; w < COLUMNS; w++) in->maximum[w] = (lane)(0);
 #if HOLDS_LOGITS
     (void)open_rows(u, in, unit, 0);
@@ -194,8 +195,7 @@ static inline row_result scan_rows(const run *u, const unit_input *in, const lan
     row_sums saved = empty_sums();
     (void)scratch;
     if (from_statistics) read_statistics(u, in->row, in->n, &saved);
-    *s = sum_tile(u, in, t->class_index, from_statistics,
-                  from_statistics ? saved.maximum : in->maximum[in->w]);
+    sum_tile(s, u, in, t->class_index, from_statistics, from_statistics ? saved.maximum : in->maximum[in->w]);
     if (from_statistics) s->others = saved.others;
     find_classes(u, in, s);
     row_result r = finish(j, t, s);

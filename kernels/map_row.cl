@@ -49,8 +49,7 @@ INLINE_ON_GPU void scan_own(row_sums *s, const row_input *in, const row_scan *sc
 }
 
 /* Everything that is summed over this work-item's part of the vectors [begin, end). */
-INLINE_ON_GPU void sum_own(row_sums *s, const row_input *in, const row_scan *wanted, const uint begin,
-                           const uint end)
+PART void sum_own(row_sums *s, const row_input *in, const row_scan *wanted, const uint begin, const uint end)
 {
     vector_range range = { begin, end }; /* all -inf: no block ever raised the maximum */
     row_scan scan = *wanted;
@@ -62,7 +61,7 @@ INLINE_ON_GPU void sum_own(row_sums *s, const row_input *in, const row_scan *wan
         s->top = s->maximum;
         if (HAS_SOFTCAP) {
             vec m = (vec)(-REAL_INFINITY);
-            for (uint v = begin + (uint)get_local_id(0); v < end; v += WG_SIZE) {
+            for (uint v = begin + LOCAL_ID; v < end; v += WG_SIZE) {
                 m = vec_max(m, softcap_vector_s(vector_x(in, v), in->o));
             }
             s->top = FOLD(m, real_max);
@@ -85,7 +84,7 @@ static inline void sum_own_weights(row_sums *s, const row_input *in, const uint 
     for (uint from = begin; from < end; from += BLOCK * WG_SIZE) {
         const uint to = min(from + BLOCK * WG_SIZE, end), full = min(to, in->vectors);
         block_sums b = empty_block();
-        for (uint v = from + (uint)get_local_id(0); v < to; v += FLUSH_VECTORS * WG_SIZE) {
+        for (uint v = from + LOCAL_ID; v < to; v += FLUSH_VECTORS * WG_SIZE) {
             for (uint i = 0; i < FLUSH_VECTORS && v + i * WG_SIZE < to; i += 4) {
                 const uint w = v + i * WG_SIZE, last = w + 3 * WG_SIZE;
                 const bool together =
@@ -170,7 +169,7 @@ ALWAYS_INLINE vec value_of_vector(const row_input *in, const row_result *r, cons
 }
 
 /* The same, of a vector that the target's class may be in. */
-RARE vec value_with_target(const row_input *in, const row_result *r, const emission *g,
+PART vec value_with_target(const row_input *in, const row_result *r, const emission *g,
                            const row_source *from, const destination *to, const uint at)
 {
     destination anywhere = *to;
@@ -190,7 +189,7 @@ static inline void put_anywhere(const destination *to, const uint at, const vec 
 static inline void fill_loop(const emission *g, const destination *to, const uint begin, const uint head,
                              const uint end)
 {
-    const uint first = begin + head, lid = (uint)get_local_id(0);
+    const uint first = begin + head, lid = LOCAL_ID;
     const uint vectors = (end - first) / VEC;
     for (uint c = begin; c < first && lid == 0; c++) put_one(to, c, g->fill);
     for (uint v = lid; v < vectors; v += WG_SIZE) put(to, first + v * VEC, (vec)(g->fill), VEC);
@@ -211,7 +210,7 @@ ALWAYS_INLINE void emit_loop(const row_input *in, const row_result *r, const emi
     const uint class_index = (uint)g->class_index;
     const uint special =
         class_index != NO_CLASS && class_index >= first ? (class_index - first) / VEC : NO_CLASS;
-    uint v = (uint)get_local_id(0);
+    uint v = LOCAL_ID;
     uint stop = special >= v && special < vectors ? special : vectors;
     vec head_value = (vec)(0), tail_value = (vec)(0);
     if (overlaps) {
@@ -285,7 +284,8 @@ INLINE_ON_GPU void emit(const row_input *in, const row_result *r, const emission
 /* A unit of work is a row. fused.cl says what each of these is for. */
 typedef row_input unit_input;
 #define COLUMNS 1
-#define UNIT_SCRATCH __local row_sums scratch[WG_SIZE]
+typedef row_sums unit_scratch;
+#define UNIT_SCRATCH WG_SIZE
 #define MEET_UNIT(in, unit) (void)0
 /* All reads of the row by others, and all writes to the cache, come before any write of a result; and all reads of the
  * cache before the next row's writes. */

@@ -64,10 +64,10 @@ static inline partial merge_all_partials(const clxent_parameters *p, __global uc
 static inline partial merge_partials_of_group(const partial own, __local partial *scratch)
 {
     if (WG_SIZE == 1) return own;
-    scratch[get_local_id(0)] = own;
+    scratch[LOCAL_ID] = own;
     barrier(CLK_LOCAL_MEM_FENCE);
     partial all = own;
-    if (get_local_id(0) == 0) {
+    if (LOCAL_ID == 0) {
         for (uint i = 1; i < WG_SIZE; i++) all = merge_partials(all, scratch[i]);
     }
     return all;
@@ -101,6 +101,44 @@ static inline void fold_targets(const clxent_parameters *p, const partial all, _
     }
 }
 
+PART void sum_targets(const clxent_parameters *restrict p, __global const void *restrict targets,
+                      __global const real *restrict class_weights, __global const real *restrict row_weights,
+                      __global ulong *restrict bad_targets, __global uchar *restrict workspace,
+                      __local partial *scratch, const size_t group)
+{
+    const row_range range = rows_of_partial(p, group);
+    /* of i64 a step is two lines, of which one is asked for */
+    const uint target_bytes = TARGETS == TARGET_I32 ? 4 : TARGETS == TARGET_I64 ? 8 : 1;
+    partial own = empty_partial();
+    long_sum weights = long_zero();
+    for (ulong row = range.begin + LOCAL_ID * LANE_ROWS; row < range.end; row += WG_SIZE * LANE_ROWS) {
+        const uint n = (uint)min((ulong)LANE_ROWS, range.end - row);
+        PREFETCH((__global const uchar *)targets + (p->offset.targets + row + REDUCE_AHEAD) * target_bytes);
+        const lane_targets t = get_targets(p, row, n, targets, row_weights);
+        lane weight = t.weight;
+        if (HAS_CLASS_WEIGHTS) {
+            const lane of_class = gather(class_weights + p->offset.class_weights, t.class_index);
+            weight = t.has_class ? weight * of_class : weight;
+        }
+        weights = long_add(weights, keep_first(weight, n));
+        if (ANY_LANE(t.bad)) {
+            for (uint i = 0; i < n; i++) {
+                const row_target one = get_target(p, row + i, targets, row_weights);
+                if (one.bad)
+                    own = merge_partials(own, (partial){ { 0, 0 }, 1, p->first_row + row + i, one.value });
+            }
+        }
+    }
+    own.sum = fold_lanes(weights);
+    const partial all = merge_partials_of_group(own, scratch);
+    if (LOCAL_ID != 0) return;
+    if (p->partials == 1) {
+        fold_targets(p, all, bad_targets, workspace);
+    } else {
+        *partial_at(p, workspace, group) = all;
+    }
+}
+
 __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_targets_partials(
     const clxent_parameters p, __global const void *restrict targets, /* [rows] */
     __global const real *restrict class_weights,                      /* [classes] */
@@ -109,37 +147,7 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_target
     __global uchar *restrict workspace)
 {
     __local partial scratch[WG_SIZE];
-    const row_range range = rows_of_partial(&p, get_group_id(0));
-    /* of i64 a step is two lines, of which one is asked for */
-    const uint target_bytes = TARGETS == TARGET_I32 ? 4 : TARGETS == TARGET_I64 ? 8 : 1;
-    partial own = empty_partial();
-    long_sum weights = long_zero();
-    for (ulong row = range.begin + get_local_id(0) * LANE_ROWS; row < range.end; row += WG_SIZE * LANE_ROWS) {
-        const uint n = (uint)min((ulong)LANE_ROWS, range.end - row);
-        PREFETCH((__global const uchar *)targets + (p.offset.targets + row + REDUCE_AHEAD) * target_bytes);
-        const lane_targets t = get_targets(&p, row, n, targets, row_weights);
-        lane weight = t.weight;
-        if (HAS_CLASS_WEIGHTS) {
-            const lane of_class = gather(class_weights + p.offset.class_weights, t.class_index);
-            weight = t.has_class ? weight * of_class : weight;
-        }
-        weights = long_add(weights, keep_first(weight, n));
-        if (ANY_LANE(t.bad)) {
-            for (uint i = 0; i < n; i++) {
-                const row_target one = get_target(&p, row + i, targets, row_weights);
-                if (one.bad)
-                    own = merge_partials(own, (partial){ { 0, 0 }, 1, p.first_row + row + i, one.value });
-            }
-        }
-    }
-    own.sum = fold_lanes(weights);
-    const partial all = merge_partials_of_group(own, scratch);
-    if (get_local_id(0) != 0) return;
-    if (p.partials == 1) {
-        fold_targets(&p, all, bad_targets, workspace);
-    } else {
-        *partial_at(&p, workspace, get_group_id(0)) = all;
-    }
+    sum_targets(&p, targets, class_weights, row_weights, bad_targets, workspace, scratch, get_group_id(0));
 }
 
 /* Grid: one work-group of one work-item. */
@@ -171,6 +179,43 @@ static inline void fold_losses(const clxent_parameters *p, const partial all,
     loss[p->offset.loss] = result;
 }
 
+PART void sum_losses(const clxent_parameters *restrict p, __global const real *restrict losses,
+                     __global const real *restrict denominator, __global real *restrict loss,
+                     __global ulong *restrict correct, __global uchar *restrict workspace,
+                     __local partial *scratch, const size_t group)
+{
+    const bool sums = (p->outputs & OUTPUT_LOSS) != 0;
+    const bool counts = (p->outputs & OUTPUT_CORRECT) != 0;
+    __global const real *row_losses = (p->outputs & OUTPUT_LOSSES)
+                                          ? losses + p->offset.losses
+                                          : (__global const real *)(workspace + p->row_losses_at);
+    const row_range range = rows_of_partial(p, group);
+    partial own = empty_partial();
+    long_sum total = long_zero();
+    ilane hits = (ilane)(0); /* at most REDUCE_ROWS */
+    for (ulong row = range.begin + LOCAL_ID * LANE_ROWS; row < range.end; row += WG_SIZE * LANE_ROWS) {
+        const uint n = (uint)min((ulong)LANE_ROWS, range.end - row);
+        PREFETCH(row_losses + row + REDUCE_AHEAD);
+        if (sums) total = long_add(total, keep_first(load_lanes(row_losses + row, n), n));
+        if (counts && n == LANE_ROWS) {
+            hits += TO_INTEGERS(LOAD_LANE(workspace + p->correct_at + row));
+        } else if (counts) {
+            for (uint i = 0; i < n; i++) own.count += workspace[p->correct_at + row + i];
+        }
+    }
+    own.sum = fold_lanes(total);
+    integer of_lane[LANE_ROWS];
+    STORE_LANE(hits, of_lane);
+    for (uint i = 0; i < LANE_ROWS; i++) own.count += (ulong)of_lane[i];
+    const partial all = merge_partials_of_group(own, scratch);
+    if (LOCAL_ID != 0) return;
+    if (p->partials == 1) {
+        fold_losses(p, all, denominator, loss, correct, workspace);
+    } else {
+        *partial_at(p, workspace, group) = all;
+    }
+}
+
 __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_losses_partials(
     const clxent_parameters p, __global const real *restrict losses, /* [rows], or NULL: in workspace */
     __global const real *restrict denominator,                       /* [1] */
@@ -179,36 +224,7 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_losses
     __global uchar *restrict workspace)
 {
     __local partial scratch[WG_SIZE];
-    const bool sums = (p.outputs & OUTPUT_LOSS) != 0;
-    const bool counts = (p.outputs & OUTPUT_CORRECT) != 0;
-    __global const real *row_losses = (p.outputs & OUTPUT_LOSSES)
-                                          ? losses + p.offset.losses
-                                          : (__global const real *)(workspace + p.row_losses_at);
-    const row_range range = rows_of_partial(&p, get_group_id(0));
-    partial own = empty_partial();
-    long_sum total = long_zero();
-    ilane hits = (ilane)(0); /* at most REDUCE_ROWS */
-    for (ulong row = range.begin + get_local_id(0) * LANE_ROWS; row < range.end; row += WG_SIZE * LANE_ROWS) {
-        const uint n = (uint)min((ulong)LANE_ROWS, range.end - row);
-        PREFETCH(row_losses + row + REDUCE_AHEAD);
-        if (sums) total = long_add(total, keep_first(load_lanes(row_losses + row, n), n));
-        if (counts && n == LANE_ROWS) {
-            hits += TO_INTEGERS(LOAD_LANE(workspace + p.correct_at + row));
-        } else if (counts) {
-            for (uint i = 0; i < n; i++) own.count += workspace[p.correct_at + row + i];
-        }
-    }
-    own.sum = fold_lanes(total);
-    integer of_lane[LANE_ROWS];
-    STORE_LANE(hits, of_lane);
-    for (uint i = 0; i < LANE_ROWS; i++) own.count += (ulong)of_lane[i];
-    const partial all = merge_partials_of_group(own, scratch);
-    if (get_local_id(0) != 0) return;
-    if (p.partials == 1) {
-        fold_losses(&p, all, denominator, loss, correct, workspace);
-    } else {
-        *partial_at(&p, workspace, get_group_id(0)) = all;
-    }
+    sum_losses(&p, losses, denominator, loss, correct, workspace, scratch, get_group_id(0));
 }
 
 /* Grid: one work-group of one work-item. */

@@ -242,7 +242,7 @@ ALWAYS_INLINE void sum_block(block_sums *b, const row_input *in, const row_scan 
 {
     const uint full = min(to, in->vectors);
     const uint apart_vector = scan->apart / VEC; /* of NO_CLASS: past every row */
-    const uint begin = from + (uint)get_local_id(0);
+    const uint begin = from + LOCAL_ID;
     uint v = begin;
     do {
 #if IN_REGISTERS
@@ -301,7 +301,7 @@ ALWAYS_INLINE void sum_block(block_sums *b, const row_input *in, const row_scan 
 ALWAYS_INLINE vec load_block(const row_input *in, const row_scan *scan, const uint from, const uint to,
                              vec z[REGISTERS])
 {
-    const uint begin = from + (uint)get_local_id(0);
+    const uint begin = from + LOCAL_ID;
     const bool aligned = TELLS_ALIGNED && IS_ALIGNED(in->x, storage);
     vec x[REGISTERS];
     vec m = (vec)(-REAL_INFINITY);
@@ -350,7 +350,7 @@ ALWAYS_INLINE vec maximum_of(const row_input *in, const row_scan *scan, const ui
     vec m1 = m0;
     vec m2 = m0;
     vec m3 = m0;
-    uint v = from + (uint)get_local_id(0);
+    uint v = from + LOCAL_ID;
     if (scan->keeps_z) {
 #pragma unroll 4
         for (; v < full; v += WG_SIZE) m0 = vec_max(m0, keep_z(in, scan, from, v, true));
@@ -379,11 +379,11 @@ ALWAYS_INLINE ivec match_vector(const row_input *in, const uint v, const bool is
 /* The first class in this work-item's part of the vectors [first, last) whose s is `value`, or that is NaN. NO_CLASS if
  * none. From the last vector to the first, so that each element is left with its first one; four by four, as each waits
  * for the one before. */
-ALWAYS_INLINE integer find_first(const row_input *in, const bool want_nan, const real value, const uint first,
-                                 const uint last)
+PART integer find_first(const row_input *in, const bool want_nan, const real value, const uint first,
+                        const uint last)
 {
     const ivec none = (ivec)(NO_CLASS);
-    const uint begin = first + (uint)get_local_id(0);
+    const uint begin = first + LOCAL_ID;
     uint left = last > begin ? (last - begin - 1) / WG_SIZE + 1 : 0;
     ivec found[4] = { none, none, none, none };
     if (left > 0 && begin + (left - 1) * WG_SIZE >= in->vectors) {
@@ -413,7 +413,7 @@ static inline long_vector sum_below_top(const row_input *in, const row_level *le
                                         const uint from, const uint to)
 {
     long_vector others = { (vec)(0), (vec)(0) };
-    for (uint v = from + (uint)get_local_id(0); v < to; v += WG_SIZE) {
+    for (uint v = from + LOCAL_ID; v < to; v += WG_SIZE) {
         const uint skipped = first_new(in, v);
         const vec z = vector_z(in, v);
         vec e = z == (vec)(maximum) ? (vec)(0) : exp_vector(z, level->scale, true);
