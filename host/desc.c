@@ -43,7 +43,7 @@ struct tensor {
       offsetof(clxent_args, name),                                      \
       offsetof(clxent_host_args, name) },
 
-/* Index targets are SHAPE_ROWS and upstream differs by operation: tensor_of() knows. */
+/* Index targets are SHAPE_ROWS and grad_output differs by operation: tensor_of() knows. */
 static const struct tensor tensors[CLXENT_TENSORS] = {
 #define INPUT(name, NAME, element, shape, stride, operations, file) \
     TENSOR(name, element, shape, stride, operations, LOGITS, CLXENT_MADE_INPUT)
@@ -155,7 +155,7 @@ const char *clxent_dtype_name(uint32_t dtype)
     return dtype < sizeof text / sizeof *text ? text[dtype] : "unknown";
 }
 
-size_t clxent_real_size(const clxent_desc *desc) { return desc->dtype == CLXENT_F64 ? 8 : 4; }
+size_t clxent_acc_size(const clxent_desc *desc) { return desc->dtype == CLXENT_F64 ? 8 : 4; }
 
 uint32_t clxent_gradient_dtype(const clxent_desc *desc)
 {
@@ -180,11 +180,11 @@ static struct tensor tensor_of(const clxent_desc *desc, clxent_tensor which)
     struct tensor found = tensors[which];
     if (which == CLXENT_TENSOR_TARGETS && clxent_targets_are_indices(desc)) {
         found.shape = SHAPE_ROWS;
-    } else if (which == CLXENT_TENSOR_UPSTREAM && desc->op == CLXENT_OP_SOFTMAX_BACKWARD) {
+    } else if (which == CLXENT_TENSOR_GRAD_OUTPUT && desc->op == CLXENT_OP_SOFTMAX_BACKWARD) {
         found.element = ELEMENT_DTYPE;
         found.shape = SHAPE_MATRIX;
         found.stride = STRIDE(probabilities_row_stride);
-    } else if (which == CLXENT_TENSOR_UPSTREAM && desc->reduction == CLXENT_REDUCTION_NONE) {
+    } else if (which == CLXENT_TENSOR_GRAD_OUTPUT && desc->reduction == CLXENT_REDUCTION_NONE) {
         found.shape = SHAPE_ROWS;
     }
     return found;
@@ -234,7 +234,7 @@ static clxent_use use_of(const clxent_desc *desc, uint32_t outputs, bool statist
     case CLXENT_TENSOR_ROW_WEIGHTS:
         return desc->has_row_weights != 0 && clxent_needs_targets(desc, desc->outputs) ? CLXENT_REQUIRED
                                                                                        : CLXENT_UNUSED;
-    case CLXENT_TENSOR_UPSTREAM:
+    case CLXENT_TENSOR_GRAD_OUTPUT:
         if ((outputs & CLXENT_OUTPUT_GRADIENT) == 0) return CLXENT_UNUSED;
         return desc->op == CLXENT_OP_SOFTMAX_BACKWARD ? CLXENT_REQUIRED : CLXENT_OPTIONAL;
     case CLXENT_TENSOR_DENOMINATOR:

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * enqueue.c - one run of a plan: checks the caller's buffers, sets arguments, launches kernels in a chain:
- * targets -> D, logits -> rows, zeros -> padding, rows -> loss, at most ten of them (rows split and taken twice, many
+ * targets -> denominator, logits -> rows, zeros -> padding, rows -> loss, at most ten of them (rows split and taken twice, many
  * rows to reduce). Nothing here compiles, allocates on the device or waits for it.
  *
  * A kernel's arguments belong to the cl_kernel, not to the launch. The plan's lock is held from the first argument of a
@@ -406,7 +406,7 @@ static size_t or_dense(const clxent_desc *desc, size_t stride)
     return stride != 0 ? stride : desc->classes * desc->inner;
 }
 
-/* Whether a result is divided by D, be it the caller's denominator or the sum of weights. */
+/* Whether a result is divided by the denominator, be it the caller's denominator or the sum of weights. */
 static bool divides_by_d(const run *r)
 {
     const clxent_desc *desc = &r->plan->desc;
@@ -415,7 +415,7 @@ static bool divides_by_d(const run *r)
 }
 
 /* Few rows without weights need no pass over the targets: the main kernel counts them itself, exactly. */
-static bool finds_own_d(const run *r)
+static bool finds_own_denominator(const run *r)
 {
     enum { FEW_ROWS = 64 };
     return r->part.pass == CLXENT_PASS_ALL && r->plan->desc.op == CLXENT_OP_CROSS_ENTROPY && r->rows > 0 &&
@@ -432,7 +432,7 @@ static void fill_own_parameters(run *r)
 
     r->own = r->p;
     r->own.rows = r->rows;
-    r->own.row_losses_at += skip * clxent_real_size(&plan->desc);
+    r->own.row_losses_at += skip * clxent_acc_size(&plan->desc);
     r->own.correct_at += skip;
     for (int i = 0; i < CLXENT_TENSORS; i++) {
         const clxent_need *need = &r->needs[i];
@@ -441,7 +441,7 @@ static void fill_own_parameters(run *r)
     }
 }
 
-/* A number as kernels take it, see REAL_OF() of common.cl: the bits of a double for f64 logits, else of a float. */
+/* A number as kernels take it, see ACC_OF() of common.cl: the bits of a double for f64 logits, else of a float. */
 static cl_ulong real_bits(const clxent_desc *desc, double value)
 {
     const float narrow = (float)value;
@@ -480,15 +480,15 @@ static void fill_parameters(run *r)
     p->partials_per_unit = plan->partials_per_unit;
     p->partials = clxent_partials(plan, r->part.total_rows);
     p->ignore_index = desc->ignore_index;
-    p->keep = real_bits(desc, 1.0 - desc->label_smoothing);
-    p->share = real_bits(desc, desc->label_smoothing / (double)desc->classes);
+    p->one_minus_smoothing = real_bits(desc, 1.0 - desc->label_smoothing);
+    p->smoothing_per_class = real_bits(desc, desc->label_smoothing / (double)desc->classes);
 #define NUMBER(name, initial, takes, acts, constant, parameter, draws, ...) \
     p->parameter = real_bits(desc, desc->name);
 #include "options.def"
     p->classes = (cl_uint)desc->classes;
     p->outputs = r->outputs;
     if (r->args.bad_targets.mem == NULL) p->outputs &= ~(cl_uint)CLXENT_OUTPUT_BAD_TARGETS;
-    p->cache_elements = plan->cache_elements;
+    p->local_elements = plan->local_elements;
     p->rows_per_group = (cl_uint)plan->rows_per_group;
     p->piece_vectors = (cl_uint)plan->piece_vectors;
     p->pieces = (cl_uint)plan->pieces;
@@ -500,13 +500,13 @@ static void fill_parameters(run *r)
     }
     p->flags = plan->flags | (desc->use_ignore_index ? FLAG_IGNORE_INDEX : 0u) |
                (r->args.row_weights.mem != NULL ? FLAG_ROW_WEIGHTS : 0u) |
-               (r->args.upstream.mem == NULL               ? 0u
-                : desc->reduction == CLXENT_REDUCTION_NONE ? FLAG_UPSTREAM | FLAG_UPSTREAM_ROWS
-                                                           : FLAG_UPSTREAM) |
+               (r->args.grad_output.mem == NULL            ? 0u
+                : desc->reduction == CLXENT_REDUCTION_NONE ? FLAG_GRAD_OUTPUT | FLAG_GRAD_OUTPUT_ROWS
+                                                           : FLAG_GRAD_OUTPUT) |
                (r->args.denominator.mem != NULL ? FLAG_DENOMINATOR : 0u) |
                (divides_by_d(r) ? FLAG_MEAN : 0u) | (r->statistics_in ? FLAG_FROM_STATISTICS : 0u) |
                (plan->tuning.stream != 0 && bytes >= plan->tuning.stream ? FLAG_NONTEMPORAL : 0u) |
-               (finds_own_d(r) ? FLAG_OWN_D : 0u) |
+               (finds_own_denominator(r) ? FLAG_OWN_DENOMINATOR : 0u) |
                (desc->bad_target == CLXENT_BAD_TARGET_IGNORE ? FLAG_BAD_IGNORED : 0u) |
                (desc->all_ignored == CLXENT_ALL_IGNORED_ZERO ? FLAG_ALL_IGNORED_ZERO : 0u);
     fill_own_parameters(r);
@@ -632,15 +632,15 @@ static clxent_status launch_losses(run *r, cl_event *event)
 static void set_main(run *r, setter *s)
 {
     const clxent_desc *desc = &r->plan->desc;
-    const size_t cache = r->plan->cache_elements * clxent_real_size(desc);
+    const size_t cache = r->plan->local_elements * clxent_acc_size(desc);
 
     for (int t = 0; t < CLXENT_TENSORS; t++) {
         if (clxent_tensor_is_argument(desc->op, (clxent_tensor)t))
             set_buffer(s, clxent_tensor_buffer(&r->args, (clxent_tensor)t));
     }
     if (clxent_op_reads(desc->op, CLXENT_TENSOR_DENOMINATOR))
-        set_buffer(s, &r->args.workspace); /* which has D */
-    if (desc->op == CLXENT_OP_CROSS_ENTROPY) set_bytes(s, cache > 0 ? cache : clxent_real_size(desc), NULL);
+        set_buffer(s, &r->args.workspace); /* which has the denominator */
+    if (desc->op == CLXENT_OP_CROSS_ENTROPY) set_bytes(s, cache > 0 ? cache : clxent_acc_size(desc), NULL);
 }
 
 /* One kernel over the rows, with more flags than the run's. */
@@ -699,7 +699,7 @@ static clxent_status launch_padding(run *r, bool last, cl_event *event)
 /* Needs the lock. Returns CLXENT_OK or the cl_int of r->failed, which the caller reports once the lock is free. */
 static clxent_status launch_all(run *r, cl_event *event)
 {
-    const bool needs_d = divides_by_d(r) && r->args.denominator.mem == NULL && !finds_own_d(r);
+    const bool needs_d = divides_by_d(r) && r->args.denominator.mem == NULL && !finds_own_denominator(r);
     const bool targets = r->part.pass != CLXENT_PASS_LOGITS && (needs_d || r->args.bad_targets.mem != NULL);
     const bool logits = r->part.pass != CLXENT_PASS_TARGETS;
     const bool main = logits && r->rows > 0 && (r->outputs & ~(uint32_t)CLXENT_OUTPUT_BAD_TARGETS) != 0;

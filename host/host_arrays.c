@@ -187,7 +187,7 @@ static size_t items_that_fit(size_t width, size_t pitch, size_t limit)
 /* Bytes of a row in all buffers of a span, and the loss and prediction that the workspace keeps of it. */
 static size_t span_bytes_per_row(const run *r)
 {
-    size_t bytes = clxent_real_size(&r->desc) + 1;
+    size_t bytes = clxent_acc_size(&r->desc) + 1;
     for (int i = 0; i < CLXENT_TENSORS; i++) {
         if (r->tensors[i].used && r->tensors[i].scope == SCOPE_SPAN) bytes += r->tensors[i].pitch;
     }
@@ -199,7 +199,7 @@ static clxent_status choose_span(run *r, size_t limit, size_t memory)
 {
     const size_t unit = smaller(clxent_span_unit(&r->desc), r->rows);
     /* An eighth of the workspace is for what else it holds: partial sums, pieces of rows. */
-    size_t most = (limit - limit / 8) / (clxent_real_size(&r->desc) + 1);
+    size_t most = (limit - limit / 8) / (clxent_acc_size(&r->desc) + 1);
     const char *largest = "workspace";
 
     for (int i = 0; i < CLXENT_TENSORS; i++) {
@@ -559,7 +559,7 @@ static clxent_status wait_for_all(run *r)
 
 /* ---- The two passes ------------------------------------------------------------------------ */
 
-/* D of probability targets comes from the row weights alone. */
+/* The denominator of probability targets comes from the row weights alone. */
 static bool in_pass(const run *r, clxent_pass pass, clxent_tensor t)
 {
     if (!r->tensors[t].used) return false;
@@ -708,7 +708,7 @@ static clxent_status run_pass(run *r, clxent_pass pass)
     return wait_for_all(r);
 }
 
-/* D and the record of bad targets, before any output is touched. */
+/* The denominator and the record of bad targets, before any output is touched. */
 static clxent_status run_targets(run *r)
 {
     const clxent_desc *desc = &r->desc;

@@ -89,7 +89,7 @@ size_t clxent_part_unit(const clxent_desc *desc);
 
 size_t clxent_dtype_size(uint32_t dtype);                /* 4, 2, 2, 8 bytes; 0 for an unknown one */
 const char *clxent_dtype_name(uint32_t dtype);           /* "f32"; "unknown" */
-size_t clxent_real_size(const clxent_desc *desc);        /* 4, 8 for f64 logits */
+size_t clxent_acc_size(const clxent_desc *desc);         /* 4, 8 for f64 logits */
 uint32_t clxent_gradient_dtype(const clxent_desc *desc); /* never 0 */
 bool clxent_targets_are_indices(const clxent_desc *desc);
 bool clxent_needs_targets(const clxent_desc *desc, uint32_t outputs); /* some output depends on targets */
@@ -152,8 +152,8 @@ void clxent_log(clxent_context *ctx, const char *format, ...) CLXENT_PRINTF(2, 3
 clxent_status clxent_check_cl(clxent_context *ctx, cl_int code, const char *what);
 
 /* The embedded program kernels/programs/FILE, built with options: from the context's cache, else from the application's
- * store, else compiled, and kept in both. The caller releases it. Thread-safe; two threads asking for one program at once may both compile, one result
- * is kept. */
+ * store, else compiled, and kept in both. The caller releases it. Thread-safe; two threads asking for one program at once
+ * may both compile, one result is kept. */
 clxent_status clxent_program_get(clxent_context *ctx, const char *file, const char *options, cl_program *out);
 
 /* kernels.c, made by tools/cmake/embed.cmake: every file of kernels/programs as bytes, with what it includes. */
@@ -244,7 +244,7 @@ struct clxent_plan {
     uint32_t padding_group;
     uint32_t tile, columns;  /* of lanes: rows, vectors of a work-item */
     bool along;              /* of lanes: ALONG */
-    uint32_t cache_elements; /* of local memory, of the main kernel */
+    uint32_t local_elements; /* of local memory, of the main kernel */
     bool second_pass;        /* a row's sums may be taken once more, see epilogue.cl, count_passes() */
     cl_uint flags;           /* FLAG_* that follow from the plan alone */
     cl_kernel main;          /* of the op; of pieces the scan */

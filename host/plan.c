@@ -101,7 +101,7 @@ static bool lies_along(const clxent_plan *plan)
     return t->lane_classes > 0 && t->lane_group == 1 && t->lane_vector > 1 && desc->inner == 1 &&
            !has_z(desc) && !has_dense(desc) && (desc->outputs & CLXENT_OUTPUT_LOG_SOFTMAX) == 0 &&
            (wide & (wide - 1)) == 0 && desc->classes >= LEAST_VECTORS * (size_t)t->lane_vector &&
-           desc->classes <= most && desc->classes <= t->lane_cache / clxent_real_size(desc) / t->lane_vector;
+           desc->classes <= most && desc->classes <= t->lane_cache / clxent_acc_size(desc) / t->lane_vector;
 }
 
 /* Units, of so many rows each, that one group takes, as long as every compute unit has a few groups to take.
@@ -131,7 +131,7 @@ static size_t cache_bytes(const clxent_plan *plan)
 
     if (plan->desc.softcap == 0.0 || !keeps || t->cache >= most / SOFTCAP_FACTOR) return t->cache;
     /* exponentials and slopes, each up to a whole vector */
-    if (!clxent_size_mul(plan->desc.classes + t->vector, 2 * clxent_real_size(&plan->desc), &wanted))
+    if (!clxent_size_mul(plan->desc.classes + t->vector, 2 * clxent_acc_size(&plan->desc), &wanted))
         return t->cache;
     if (wanted > t->cache * SOFTCAP_FACTOR) wanted = t->cache * SOFTCAP_FACTOR;
     return wanted > t->cache ? wanted : t->cache;
@@ -152,19 +152,19 @@ static void choose_strategy(clxent_plan *plan)
     plan->second_pass =
         has_dense(desc) || (desc->outputs & (CLXENT_OUTPUT_LOG_SOFTMAX | CLXENT_OUTPUT_ENTROPY)) != 0;
     plan->group = t->group;
-    plan->cache_elements = (uint32_t)(cache_bytes(plan) / clxent_real_size(desc));
+    plan->local_elements = (uint32_t)(cache_bytes(plan) / clxent_acc_size(desc));
     plan->rows_per_group = units_per_group(plan, 1);
     plan->piece_vectors = t->piece / t->vector / block * block;
     if (plan->piece_vectors == 0) plan->piece_vectors = (vectors + block - 1) / block * block;
     plan->pieces = (vectors - 1) / plan->piece_vectors + 1;
     /* Exponentials are kept at the scale of the piece and, in longer blocks than registers hold, of the work-item that
      * took them. */
-    if (plan->pieces > 1 || (t->group > 1 && t->block > MOST_REGISTER_VECTORS)) plan->cache_elements = 0;
+    if (plan->pieces > 1 || (t->group > 1 && t->block > MOST_REGISTER_VECTORS)) plan->local_elements = 0;
     if (!is_row_kernel(desc)) return;
 
     plan->along = lies_along(plan);
     const bool keeps = !plan->along && keeps_logits(plan);
-    const size_t limit = t->lane_cache / clxent_real_size(desc);
+    const size_t limit = t->lane_cache / clxent_acc_size(desc);
     uint32_t columns = desc->inner > 1 && t->lane_group == 1 ? MOST_COLUMNS : 1;
     while (columns > 1 &&
            (tile_elements(plan, columns, keeps) > limit || columns * t->lane_vector > desc->inner)) {
@@ -177,7 +177,7 @@ static void choose_strategy(clxent_plan *plan)
         plan->group = t->lane_group;
         plan->columns = columns;
         plan->tile = t->lane_group * t->lane_vector * columns;
-        plan->cache_elements = fits ? (uint32_t)elements : 0;
+        plan->local_elements = fits ? (uint32_t)elements : 0;
         plan->tiles_per_group = units_per_group(plan, plan->tile);
         plan->flags = keeps || !fits ? FLAG_KEEPS_LOGITS : 0u;
     } else if (plan->pieces > 1 && plan->part_rows / plan->ctx->device.compute_units < t->split) {
@@ -282,7 +282,7 @@ static void define_all(const clxent_plan *plan, definitions *d)
     if (lanes) {
         define(d, "VEC", t->lane_vector);
         define(d, "INNER", desc->inner > 1);
-        define(d, "CACHED", plan->cache_elements > 0);
+        define(d, "IN_LOCAL", plan->local_elements > 0);
         define(d, "COLUMNS", plan->columns);
         define(d, "ALONG", plan->along);
     } else if (rows) {
@@ -309,9 +309,9 @@ static clxent_status make_main(clxent_plan *plan, cl_program program)
 {
     switch (plan->shares) {
     case CLXENT_STRATEGY_SPLIT:
-        CLXENT_TRY(make_kernel(plan->ctx, program, "clxent_scan_pieces", &plan->main));
-        CLXENT_TRY(make_kernel(plan->ctx, program, "clxent_merge_pieces", &plan->merge));
-        return make_kernel(plan->ctx, program, "clxent_emit_pieces", &plan->emit);
+        CLXENT_TRY(make_kernel(plan->ctx, program, "clxent_split_partials", &plan->main));
+        CLXENT_TRY(make_kernel(plan->ctx, program, "clxent_split_combine", &plan->merge));
+        return make_kernel(plan->ctx, program, "clxent_split_finalize", &plan->emit);
     default: return make_kernel(plan->ctx, program, kernel_name(plan->desc.op), &plan->main);
     }
 }
@@ -485,9 +485,9 @@ static clxent_status lay_out_workspace(clxent_plan *plan)
 
     if (plan->targets_partials == NULL && plan->losses_partials == NULL && !split) return CLXENT_OK;
     if (!clxent_size_mul(plan->part_rows, plan->pieces, &pieces) ||
-        !reserve(plan, 1, clxent_real_size(&plan->desc), &plan->denominator_at) ||
+        !reserve(plan, 1, clxent_acc_size(&plan->desc), &plan->denominator_at) ||
         !reserve(plan, partials, PARTIAL_BYTES, &plan->partials_at) ||
-        !reserve(plan, needs_losses ? plan->span_rows : 0, clxent_real_size(&plan->desc),
+        !reserve(plan, needs_losses ? plan->span_rows : 0, clxent_acc_size(&plan->desc),
                  &plan->row_losses_at) ||
         !reserve(plan, needs_correct ? plan->span_rows : 0, 1, &plan->correct_at) ||
         !reserve(plan, split ? pieces : 0, RECORD_BYTES, &plan->pieces_at) ||
@@ -512,14 +512,14 @@ static void describe(clxent_plan *plan)
         (void)snprintf(text, size, "lanes: tiles of %u rows, work-groups of %u, vectors of %u%s, %s",
                        (unsigned)plan->tile, (unsigned)t->lane_group, (unsigned)t->lane_vector,
                        plan->along ? " along the classes" : "",
-                       plan->cache_elements > 0 ? "kept in local memory" : "read twice");
+                       plan->local_elements > 0 ? "kept in local memory" : "read twice");
     } else if (plan->shares == CLXENT_STRATEGY_SPLIT) {
         (void)snprintf(text, size,
                        "split rows: %zu pieces of %zu a row, work-groups of %u, vectors of %u, blocks of %u",
                        plan->pieces, plan->piece_vectors * t->vector, (unsigned)t->group, (unsigned)t->vector,
                        (unsigned)(t->block * t->group * t->vector));
     } else {
-        const bool fits = desc->classes + t->vector - 1 <= plan->cache_elements;
+        const bool fits = desc->classes + t->vector - 1 <= plan->local_elements;
         (void)snprintf(text, size, "rows: %zu row%s a work-group of %u, vectors of %u, blocks of %u, %s",
                        plan->rows_per_group, plan->rows_per_group == 1 ? "" : "s", (unsigned)t->group,
                        (unsigned)t->vector, (unsigned)(t->block * t->group * t->vector),

@@ -24,7 +24,7 @@
 
 /* All bounds are absolute and counted in u, the rounding unit of real: 2^-24 for f32, 2^-53 for f64. Write
  *
- *     delta_j = m - z_j      L = log d      Z = the largest |z_k| that matters (delta_k < 110, f64: 750)
+ *     delta_j = m - z_j      L = log sum_exp      Z = the largest |z_k| that matters (delta_k < 110, f64: 750)
  *     X_j     = 0, or argument * max(Z, |z_j|) with a logit_scale or a softcap: z itself is rounded then, and
  *               what moves the exponents by that much moves the exponentials by that factor. In f64 twice:
  *               the oracle rounds z as often
@@ -57,7 +57,7 @@
  *                In f64 twice: the oracle rounds s, y, cosh, and two quotients.
  *   entropy      L + sum p_j delta_j: the bounds of log_softmax's L and, for each term, p_j's relative error
  *                E_j, delta_j's rounding and X_j, a product, and `sum` for adding up.
- *   loss         the row bounds added up, plus sum * the absolute row losses: the sum goes in blocks. D as
+ *   loss         the row bounds added up, plus sum * the absolute row losses: the sum goes in blocks. The denominator as
  *                a sum of weights likewise; as a count it rounds once.
  *   probability loss    loss * sum |q_j log p_j|
  *   softmax backward    |p_j| * (backward * (|g_j| + sum |p_k g_k|))
@@ -70,7 +70,7 @@
  *     2^-1/2 to 2^1/2, so those below sqrt(2) t may be 0 or lose digits. Where the others of a confident row add up to
  *     less than 2 t, the quotient that log1p starts from, half of theirs by d, may be 0. A sum that is rescaled as the
  *     maximum rises, and vanishes, consists of such classes only. Let V = sum p_k over these classes. Their loss moves
- *     log d, and with it each nll_j, by V, and the gradient of a one-hot target by V |a_y|. V is at most 2 t for each
+ *     log sum_exp, and with it each nll_j, by V, and the gradient of a one-hot target by V |a_y|. V is at most 2 t for each
  *     class: less than an ulp of any loss above classes * 2 t / u, 2e-27 for f32 and 4,099 classes. The floors in the
  *     bounds of lse, log_softmax and entropy exceed V.
  *
@@ -232,9 +232,9 @@ struct problem {
     double scale, cap, smoothing, z_loss; /* as real has them */
     double u, largest, smallest;          /* of real: rounding unit, largest and smallest normal number */
     double span;                          /* beyond it exp(-span) is 0 in real */
-    double divisor;                       /* D, as used */
+    double divisor;                       /* the denominator, as used */
     double divisor_error;                 /* relative */
-    bool no_divisor;                      /* D = 0 and none given */
+    bool no_divisor;                      /* it is 0 and none was given */
     struct sum loss, loss_size, loss_bound;
     /* Work arrays, [classes] each. */
     double *z, *slope, *slope_bound, *e, *a, *a_size;
@@ -279,7 +279,7 @@ struct verdict {
     double row_weight;
     size_t target_row; /* where its target stands */
     int64_t target;    /* index targets: as stored */
-    double weight;     /* what it adds to D */
+    double weight;     /* what it adds to the denominator */
 };
 
 static int64_t load_target(const struct problem *p, size_t row)
@@ -327,7 +327,7 @@ static struct verdict judge(const struct problem *p, size_t row)
     return v;
 }
 
-/* D, and what can be told from the targets alone. */
+/* The denominator, and what can be told from the targets alone. */
 static void count_rows(struct problem *p)
 {
     const clxent_desc *desc = p->desc;
@@ -394,13 +394,14 @@ static void put_gradient(const struct problem *p, size_t row, size_t class, doub
         finish(p, dtype, want, bound));
 }
 
-/* upstream / D of one row. D = 0 with none given makes the gradient 0; one given is divided by as it is. */
+/* grad_output / denominator of one row. 0 with none given makes the gradient 0; one given is divided by as it is. */
 static double outer_factor(const struct problem *p, size_t row)
 {
-    double upstream = 1;
-    if (p->in->upstream.data != NULL)
-        upstream = load(p->in->upstream.data, p->real, p->desc->reduction == CLXENT_REDUCTION_NONE ? row : 0);
-    return p->no_divisor ? 0 : upstream / p->divisor;
+    double grad_output = 1;
+    if (p->in->grad_output.data != NULL)
+        grad_output =
+            load(p->in->grad_output.data, p->real, p->desc->reduction == CLXENT_REDUCTION_NONE ? row : 0);
+    return p->no_divisor ? 0 : grad_output / p->divisor;
 }
 
 static void put_reduced_loss(const struct problem *p)
@@ -411,7 +412,7 @@ static void put_reduced_loss(const struct problem *p)
 
     bound = bound / fabs(p->divisor) + fabs(loss) * (p->divisor_error + p->u);
     if (p->no_divisor) {
-        /* A bad row's NaN, or a NaN in the logits, is not hidden by the policy for D = 0. */
+        /* A bad row's NaN, or a NaN in the logits, is not hidden by the policy for a denominator of 0. */
         loss = p->desc->all_ignored == CLXENT_ALL_IGNORED_ZERO && !isnan(sum) ? 0 : NAN;
         bound = 0;
     }
@@ -724,7 +725,7 @@ static void softmax_backward_row(const struct problem *p, size_t row)
 
     for (size_t j = 0; j < p->classes; j++) {
         p->a[j] =
-            load(p->in->upstream.data, desc->dtype, element(desc, desc->probabilities_row_stride, row, j));
+            load(p->in->grad_output.data, desc->dtype, element(desc, desc->probabilities_row_stride, row, j));
         p->e[j] = given_probability(p, row, j);
         sum_add(&dot, p->e[j] * p->a[j]);
         size += fabs(p->e[j] * p->a[j]);

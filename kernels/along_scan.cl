@@ -20,9 +20,9 @@ static inline row_input row_of_tile(const tile_input *in, const uint i)
     row.classes = in->classes;
     row.vectors = in->classes / VEC;
     row.tail = in->classes % VEC;
-    row.cache_elements = 0;
+    row.local_elements = 0;
     row.fits = true;
-    row.cached = true;
+    row.in_local = true;
     row.ahead = in->p->row_stride == in->classes ? TILE / VEC * in->classes
                                                  : 0; /* rows without gaps: the next tile */
     row.shares_lines = false;
@@ -39,7 +39,7 @@ static inline row_input row_of_tile(const tile_input *in, const uint i)
 static inline uint vectors_of_tile(const tile_input *in) { return (in->classes - 1) / VEC + 1; }
 
 /* Of `count` rows from `first` on, or of all. */
-ALWAYS_INLINE void find_maxima(const tile_input *in, const uint first, const uint count, real maximum[VEC])
+ALWAYS_INLINE void find_maxima(const tile_input *in, const uint first, const uint count, acc_t maximum[VEC])
 {
     const row_scan scan = { NO_CLASS, true, false, false, 0 };
     vec most[VEC];
@@ -48,7 +48,7 @@ ALWAYS_INLINE void find_maxima(const tile_input *in, const uint first, const uin
         for (uint i = first; i < min(first + count, in->n); i++) {
             const row_input row = row_of_tile(in, i);
             const vec m = maximum_of(&row, &scan, 0, all);
-            maximum[i] = FOLD(m, real_max);
+            maximum[i] = FOLD(m, acc_max);
         }
         return;
     }
@@ -65,11 +65,11 @@ ALWAYS_INLINE void find_maxima(const tile_input *in, const uint first, const uin
 }
 
 /* high and low: of each row, element by element of its vectors; of the rows, lane by lane. has_low: low is not all 0. */
-PART long_sum fold_along(vec high[VEC], vec low[VEC], const bool has_low)
+PART compensated_sum fold_along(vec high[VEC], vec low[VEC], const bool has_low)
 {
-    long_sum s = long_zero();
+    compensated_sum s = compensated_zero();
     transpose(high);
-    for (uint i = 0; i < VEC; i++) s = long_add(s, high[i]);
+    for (uint i = 0; i < VEC; i++) s = compensated_add(s, high[i]);
     if (has_low) {
         transpose(low);
         for (uint step = VEC / 2; step > 0; step /= 2) {
@@ -83,7 +83,7 @@ PART long_sum fold_along(vec high[VEC], vec low[VEC], const bool has_low)
 
 /* The scales of a vector of rows, one by one. */
 typedef struct {
-    real maximum[VEC], base[VEC], q[VEC], lowest[VEC];
+    acc_t maximum[VEC], base[VEC], q[VEC], lowest[VEC];
 } tile_levels;
 
 ALWAYS_INLINE void split_levels(tile_levels *l, const exp_scale scale)
@@ -96,12 +96,12 @@ ALWAYS_INLINE void split_levels(tile_levels *l, const exp_scale scale)
 static inline row_level level_of_row(const tile_levels *l, const uint i)
 {
     const exp_scale scale = { (lane)(l->base[i]), (lane)(l->q[i]), (lane)(l->lowest[i]) };
-    const real maximum = l->maximum[i];
-    return (row_level){ scale, maximum > -REAL_INFINITY ? maximum : 0, true };
+    const acc_t maximum = l->maximum[i];
+    return (row_level){ scale, maximum > -ACC_INFINITY ? maximum : 0, true };
 }
 
 /* saved_maximum: of statistics. keeps: the exponentials stay in own_rows, row by row. */
-PART void sum_tile(row_sums *sums, const run *u, const tile_input *in, const ilane target,
+PART void sum_tile(row_state *sums, const run *u, const tile_input *in, const ilane target,
                    const bool from_statistics, const lane saved_maximum)
 {
     const bool keeps = WANTS_WIDE(u->p);
@@ -134,16 +134,16 @@ PART void sum_tile(row_sums *sums, const run *u, const tile_input *in, const ila
             level.far = false;
             sum_block(&b, &row, &scan, &level, 0, all, unused);
         }
-        high[i] = b.others.high;
-        low[i] = b.others.low;
+        high[i] = b.sum_excluding_target.high;
+        low[i] = b.sum_excluding_target.low;
         entropy_high[i] = b.entropy.high;
         entropy_low[i] = b.entropy.low;
         if (wants_best) best[i] = find_first(&row, false, levels.maximum[i], 0, all);
     }
-    row_sums s = empty_sums();
+    row_state s = empty_state();
     const bool has_low = all > FLUSH_VECTORS; /* nothing is lost by the first addition */
     s.maximum = LOAD(levels.maximum);
-    s.others = fold_along(high, low, has_low);
+    s.sum_excluding_target = fold_along(high, low, has_low);
 #if HAS_ENTROPY
     s.entropy = fold_along(entropy_high, entropy_low, has_low);
 #endif
@@ -152,10 +152,10 @@ PART void sum_tile(row_sums *sums, const run *u, const tile_input *in, const ila
 }
 
 /* Of rows whose sum is NaN, the first class that is, where +inf - inf did not make it. */
-static inline void find_classes(const run *u, const tile_input *in, row_sums *s)
+static inline void find_classes(const run *u, const tile_input *in, row_state *s)
 {
     const uint outputs = u->p->outputs;
-    const ilane is_nan = s->others.high != s->others.high;
+    const ilane is_nan = s->sum_excluding_target.high != s->sum_excluding_target.high;
     if ((outputs & (OUTPUT_LSE | OUTPUT_ARGMAX | OUTPUT_CORRECT)) == 0 || !ANY_LANE(is_nan)) return;
     integer search[VEC], at[VEC];
     STORE(is_nan, search);
@@ -169,7 +169,7 @@ static inline void find_classes(const run *u, const tile_input *in, row_sums *s)
 }
 
 /* The exponentials once more, of confident rows, without the one class that is the maximum. */
-PART lane tile_below_top(const tile_input *in, const row_result *r)
+PART lane tile_excluding_max(const tile_input *in, const row_result *r)
 {
     tile_levels levels;
     integer wanted[VEC];
@@ -182,17 +182,18 @@ PART lane tile_below_top(const tile_input *in, const row_result *r)
         if (i >= in->n || wanted[i] == 0) continue;
         const row_input row = row_of_tile(in, i);
         const row_level level = level_of_row(&levels, i);
-        const long_vector sum = sum_below_top(&row, &level, levels.maximum[i], 0, vectors_of_tile(in));
+        const compensated_vector sum =
+            sum_excluding_max(&row, &level, levels.maximum[i], 0, vectors_of_tile(in));
         high[i] = sum.high;
         low[i] = sum.low;
     }
-    return long_value(fold_along(high, low, true));
+    return compensated_value(fold_along(high, low, true));
 }
 
 /* Values of all classes, in the place of their exponentials. */
-static inline void stage(const tile_input *in, const row_result *r, const emission *g, const bool again)
+static inline void stage(const tile_input *in, const row_result *r, const epilogue *g, const bool again)
 {
-    real factors[VEC], rests[VEC], fills[VEC], targets[VEC];
+    acc_t factors[VEC], rests[VEC], fills[VEC], targets[VEC];
     integer is_filled[VEC], class_index[VEC];
     STORE(g->factor, factors);
     STORE(g->rest, rests);
@@ -202,10 +203,10 @@ static inline void stage(const tile_input *in, const row_result *r, const emissi
     STORE(g->class_index, class_index);
     (void)again;
     for (uint i = 0; i < in->n; i++) {
-        emission own = *g;
+        epilogue own = *g;
         const vec none = (vec)(0);
         const uint last = in->classes - VEC;
-        __local real *row = in->own_rows + i * in->classes;
+        __local acc_t *row = in->own_rows + i * in->classes;
         own.factor = (lane)(factors[i]);
         own.rest = (lane)(rests[i]);
         if (is_filled[i]) {

@@ -6,10 +6,10 @@
  * Grid: one work-group a row. Set by the host: those of constants.cl and common.cl, with VEC 1.
  */
 
-DEFINE_GROUP_TREE(group_sum, long_sum, long_merge)
+DEFINE_GROUP_TREE(group_sum, compensated_sum, compensated_merge)
 
 /* Overwrites, or adds; adding 0 leaves even -0 as it is. */
-static inline void put_gradient_one(__global gradient_storage *out, const real value)
+static inline void put_gradient_one(__global gradient_storage *out, const acc_t value)
 {
     if (!ACCUMULATE) {
         store_gradient_one(out, value);
@@ -19,15 +19,15 @@ static inline void put_gradient_one(__global gradient_storage *out, const real v
 }
 
 /* q_j of a row that counts. */
-static inline real label_at(const clxent_parameters *p, const row_target *t, __global const void *targets,
-                            const ulong q_start, const uint class_index)
+static inline acc_t label_at(const clxent_parameters *p, const row_target *t, __global const void *targets,
+                             const ulong q_start, const uint class_index)
 {
-    if (HAS_INDICES) return t->class_index == class_index ? REAL(1.0) : REAL(0.0);
+    if (HAS_INDICES) return t->class_index == class_index ? ACC(1.0) : ACC(0.0);
     const ulong at = q_start + class_index * p->inner;
 #if DTYPE != F32
     if (TARGETS == TARGET_PROBABILITIES_LOGITS) return load_one((__global const storage *)targets + at);
 #endif
-    return convert_real(((__global const float *)targets)[at]);
+    return convert_acc(((__global const float *)targets)[at]);
 }
 
 __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_one_hot(
@@ -38,29 +38,30 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_one_ho
     const row_target t = get_target(&p, row, targets, 0);
     const ulong start = p.offset.one_hot + row_start(&p, row, p.probabilities_row_stride);
     for (uint c = LOCAL_ID; c < p.classes; c += WG_SIZE) {
-        const real value = t.bad ? REAL_NAN : t.has_class && t.class_index == c ? REAL(1.0) : REAL(0.0);
+        const acc_t value = t.bad ? ACC_NAN : t.has_class && t.class_index == c ? ACC(1.0) : ACC(0.0);
         store_one(one_hot + start + c * p.inner, value);
     }
 }
 
 __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_softmax_backward(
     const clxent_parameters p, __global const storage *restrict probabilities, /* [rows, classes] */
-    __global const storage *restrict upstream,                                 /* [rows, classes] */
+    __global const storage *restrict grad_output,                              /* [rows, classes] */
     __global gradient_storage *restrict gradient)                              /* [rows, classes] */
 {
-    __local long_sum scratch[WG_SIZE];
+    __local compensated_sum scratch[WG_SIZE];
     const ulong row = get_group_id(0);
     const ulong row_at = row_start(&p, row, p.probabilities_row_stride);
     const ulong start = p.offset.gradient + row_start(&p, row, p.gradient_row_stride);
     __global const storage *s = probabilities + p.offset.probabilities + row_at;
-    __global const storage *g = upstream + p.offset.upstream + row_at;
-    long_sum dot = { 0, 0 };
+    __global const storage *g = grad_output + p.offset.grad_output + row_at;
+    compensated_sum dot = { 0, 0 };
     for (uint c = LOCAL_ID; c < p.classes; c += WG_SIZE) {
-        dot = long_merge(dot, (long_sum){ load_one(s + c * p.inner) * load_one(g + c * p.inner), 0 });
+        dot = compensated_merge(
+            dot, (compensated_sum){ load_one(s + c * p.inner) * load_one(g + c * p.inner), 0 });
     }
-    const real mean = long_value(group_sum(dot, scratch));
+    const acc_t mean = compensated_value(group_sum(dot, scratch));
     for (uint c = LOCAL_ID; c < p.classes; c += WG_SIZE) {
-        const real value = load_one(s + c * p.inner) * (load_one(g + c * p.inner) - mean);
+        const acc_t value = load_one(s + c * p.inner) * (load_one(g + c * p.inner) - mean);
         __global gradient_storage *out = gradient + start + c * p.inner;
         put_gradient_one(out, value);
     }
@@ -69,58 +70,58 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_softma
 __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_probability_loss(
     const clxent_parameters p, __global const storage *restrict probabilities, /* [rows, classes] */
     __global const void *restrict targets,                                     /* [rows] or [rows, classes] */
-    __global real *restrict losses, /* [rows], or NULL: in workspace */
+    __global acc_t *restrict losses, /* [rows], or NULL: in workspace */
     __global uchar *restrict workspace)
 {
-    __local long_sum scratch[WG_SIZE];
+    __local compensated_sum scratch[WG_SIZE];
     const ulong row = get_group_id(0);
     const row_target t = get_target(&p, row, targets, 0);
     const ulong start = p.offset.probabilities + row_start(&p, row, p.probabilities_row_stride);
     const ulong q_start = p.offset.targets + row_start(&p, row, p.target_row_stride);
-    __global real *out = (p.outputs & OUTPUT_LOSSES) ? losses + p.offset.losses
-                                                     : (__global real *)(workspace + p.row_losses_at);
-    long_sum sum = { 0, 0 };
+    __global acc_t *out = (p.outputs & OUTPUT_LOSSES) ? losses + p.offset.losses
+                                                      : (__global acc_t *)(workspace + p.row_losses_at);
+    compensated_sum sum = { 0, 0 };
     if (t.has_class) {
         if (LOCAL_ID == 0) {
             sum.high = -log(load_one(probabilities + start + t.class_index * p.inner));
         }
     } else if (t.counts) {
         for (uint c = LOCAL_ID; c < p.classes; c += WG_SIZE) {
-            const real q = label_at(&p, &t, targets, q_start, c);
+            const acc_t q = label_at(&p, &t, targets, q_start, c);
             if (q == 0) continue;
-            const real nll = -log(load_one(probabilities + start + c * p.inner));
-            sum = long_merge(sum, (long_sum){ q * nll, 0 });
+            const acc_t nll = -log(load_one(probabilities + start + c * p.inner));
+            sum = compensated_merge(sum, (compensated_sum){ q * nll, 0 });
         }
     }
     sum = group_sum(sum, scratch);
-    if (LOCAL_ID == 0) out[row] = t.bad ? REAL_NAN : long_value(sum);
+    if (LOCAL_ID == 0) out[row] = t.bad ? ACC_NAN : compensated_value(sum);
 }
 
 __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_softmax_gradient(
     const clxent_parameters p, __global const storage *restrict probabilities, /* [rows, classes] */
     __global const void *restrict targets,                                     /* [rows] or [rows, classes] */
-    __global const real *restrict upstream,                                    /* [1] or [rows] */
-    __global const real *restrict denominator,                                 /* [1] */
+    __global const acc_t *restrict grad_output,                                /* [1] or [rows] */
+    __global const acc_t *restrict denominator,                                /* [1] */
     __global gradient_storage *restrict gradient,                              /* [rows, classes] */
     __global uchar *restrict workspace)
 {
     const ulong row = get_group_id(0);
     const row_target t = get_target(&p, row, targets, 0);
-    const bool has_own_d = divides_by_own_d(&p);
-    const real d = (p.flags & FLAG_DENOMINATOR) ? denominator[p.offset.denominator]
-                   : has_own_d                  ? *(__global const real *)(workspace + p.denominator_at)
-                                                : REAL(1.0);
-    const real up = (p.flags & FLAG_UPSTREAM_ROWS) ? upstream[p.offset.upstream + row]
-                    : (p.flags & FLAG_UPSTREAM)    ? upstream[p.offset.upstream]
-                                                   : REAL(1.0);
-    const bool zero = !t.counts || (has_own_d && d == 0);
+    const bool has_own_denominator = divides_by_own_denominator(&p);
+    const acc_t d = (p.flags & FLAG_DENOMINATOR) ? denominator[p.offset.denominator]
+                    : has_own_denominator        ? *(__global const acc_t *)(workspace + p.denominator_at)
+                                                 : ACC(1.0);
+    const acc_t up = (p.flags & FLAG_GRAD_OUTPUT_ROWS) ? grad_output[p.offset.grad_output + row]
+                     : (p.flags & FLAG_GRAD_OUTPUT)    ? grad_output[p.offset.grad_output]
+                                                       : ACC(1.0);
+    const bool zero = !t.counts || (has_own_denominator && d == 0);
     const ulong start = p.offset.probabilities + row_start(&p, row, p.probabilities_row_stride);
     const ulong q_start = p.offset.targets + row_start(&p, row, p.target_row_stride);
     const ulong to = p.offset.gradient + row_start(&p, row, p.gradient_row_stride);
     for (uint c = LOCAL_ID; c < p.classes; c += WG_SIZE) {
-        real value = t.bad ? REAL_NAN : REAL(0.0);
+        acc_t value = t.bad ? ACC_NAN : ACC(0.0);
         if (!zero) {
-            const real q = label_at(&p, &t, targets, q_start, c);
+            const acc_t q = label_at(&p, &t, targets, q_start, c);
             value = (load_one(probabilities + start + c * p.inner) - q) * (up / d);
         }
         __global gradient_storage *out = gradient + to + c * p.inner;

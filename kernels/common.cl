@@ -49,33 +49,33 @@
 
 #if DTYPE == F64
 #    pragma OPENCL EXTENSION cl_khr_fp64 : enable
-typedef double real;
+typedef double acc_t;
 typedef long integer; /* as wide as real */
-#    define REAL(x) x
-#    define REAL_TYPE double
+#    define ACC(x) x
+#    define ACC_TYPE double
 #    define INTEGER_TYPE long
 #else
-typedef float real;
+typedef float acc_t;
 typedef int integer;
-#    define REAL(x) x##f
-#    define REAL_TYPE float
+#    define ACC(x) x##f
+#    define ACC_TYPE float
 #    define INTEGER_TYPE int
 #endif
-#define convert_real PASTE(convert_, REAL_TYPE)
+#define convert_acc PASTE(convert_, ACC_TYPE)
 #if DTYPE == F64
-#    define REAL_OF(bits) as_double(bits)
+#    define ACC_OF(bits) as_double(bits)
 #else
-#    define REAL_OF(bits) as_float((uint)(bits))
+#    define ACC_OF(bits) as_float((uint)(bits))
 #endif
-#define REAL_INFINITY ((real)INFINITY)
-#define REAL_NAN ((real)NAN)
+#define ACC_INFINITY ((acc_t)INFINITY)
+#define ACC_NAN ((acc_t)NAN)
 
 #if VEC == 1
-typedef real vec;
+typedef acc_t vec;
 typedef integer ivec;
-#    define AS_VEC PASTE(as_, REAL_TYPE)
+#    define AS_VEC PASTE(as_, ACC_TYPE)
 #    define AS_IVEC PASTE(as_, INTEGER_TYPE)
-#    define CONVERT_VEC PASTE(convert_, REAL_TYPE)
+#    define CONVERT_VEC PASTE(convert_, ACC_TYPE)
 #    define VECTOR(type) type
 #    define CONVERT(type) PASTE(convert_, type)
 #    define AS(type) PASTE(as_, type)
@@ -84,11 +84,11 @@ typedef integer ivec;
 #    define LOAD_HALF(p) vload_half(0, p)
 #    define STORE_HALF(v, p) vstore_half_rte(v, 0, p)
 #else
-typedef PASTE(REAL_TYPE, VEC) vec;
+typedef PASTE(ACC_TYPE, VEC) vec;
 typedef PASTE(INTEGER_TYPE, VEC) ivec;
-#    define AS_VEC PASTE(PASTE(as_, REAL_TYPE), VEC)
+#    define AS_VEC PASTE(PASTE(as_, ACC_TYPE), VEC)
 #    define AS_IVEC PASTE(PASTE(as_, INTEGER_TYPE), VEC)
-#    define CONVERT_VEC PASTE(PASTE(convert_, REAL_TYPE), VEC)
+#    define CONVERT_VEC PASTE(PASTE(convert_, ACC_TYPE), VEC)
 #    define VECTOR(type) PASTE(type, VEC)
 #    define CONVERT(type) PASTE(PASTE(convert_, type), VEC)
 #    define AS(type) PASTE(PASTE(as_, type), VEC)
@@ -159,11 +159,11 @@ typedef ivec ilane;
 #    define STORE_LANE(v, p) STORE(v, p)
 #    define LANE_IOTA IOTA
 #else
-typedef real lane;
+typedef acc_t lane;
 typedef integer ilane;
-#    define AS_LANE PASTE(as_, REAL_TYPE)
+#    define AS_LANE PASTE(as_, ACC_TYPE)
 #    define AS_ILANE PASTE(as_, INTEGER_TYPE)
-#    define CONVERT_LANE convert_real
+#    define CONVERT_LANE convert_acc
 #    define LANE_ROWS 1
 #    define LANE(type) type
 #    define LANE_OF(type) PASTE(convert_, type)
@@ -195,10 +195,10 @@ typedef integer ilane;
 #    define UNROLL_OF_GROUPS _Pragma("unroll 1")
 #endif
 
-/* The same on GPUs, on CPUs a function of its own. A compiler works on what it has inlined again in each caller, and PoCL on what
- * is in a kernel three times more: with these its first loss and gradient takes 1.6 s of CPU, without them 2.4. For what a
- * row or a tile passes through a few times; what loops over results is slower with arguments in memory (bf16, 32,768
- * classes: 1.16 of the time with one for emit()). */
+/* The same on GPUs, on CPUs a function of its own. A compiler works on what it has inlined again in each caller, and PoCL on
+ * what is in a kernel three times more: with these its first loss and gradient takes 1.6 s of CPU, without them 2.4. For
+ * what a row or a tile passes through a few times; what loops over results is slower with arguments in memory (bf16,
+ * 32,768 classes: 1.16 of the time with run_epilogue() as one). */
 #if WG_SIZE > 1
 #    define PART ALWAYS_INLINE
 #else
@@ -335,7 +335,7 @@ static inline __attribute__((unused)) void bf16_store_pairs(const VECTOR(ushort)
 #    endif
 #endif
 
-static inline real load_one(__global const storage *p)
+static inline acc_t load_one(__global const storage *p)
 {
 #if DTYPE == F16
     return vload_half(0, p);
@@ -375,12 +375,12 @@ static inline __attribute__((unused)) vec load_vector_aligned(__global const sto
 #    define LOAD_VECTOR(p, aligned) load_vector(p)
 #endif
 
-#define DEFINE_STORE(NAME, STORAGE, KIND)                                                                \
-    static inline void NAME##_one(__global STORAGE *p, const real value) { KIND##_STORE_ONE(value, p); } \
-    /* aligned: p is aligned to the vector's storage, and the store may bypass the cache where it can */ \
-    static inline void NAME##_vector(__global STORAGE *p, const vec value, const bool aligned)           \
-    {                                                                                                    \
-        KIND##_STORE_VECTOR(value, p, aligned);                                                          \
+#define DEFINE_STORE(NAME, STORAGE, KIND)                                                                 \
+    static inline void NAME##_one(__global STORAGE *p, const acc_t value) { KIND##_STORE_ONE(value, p); } \
+    /* aligned: p is aligned to the vector's storage, and the store may bypass the cache where it can */  \
+    static inline void NAME##_vector(__global STORAGE *p, const vec value, const bool aligned)            \
+    {                                                                                                     \
+        KIND##_STORE_VECTOR(value, p, aligned);                                                           \
     }
 
 #if HAS_NONTEMPORAL
@@ -447,14 +447,14 @@ DEFINE_STORE(store_gradient, gradient_storage, BF16)
 DEFINE_STORE(store_gradient, gradient_storage, F64)
 #endif
 
-static inline real load_gradient_one(__global const gradient_storage *p)
+static inline acc_t load_gradient_one(__global const gradient_storage *p)
 {
 #if GRADIENT_DTYPE == F16
     return vload_half(0, p);
 #elif GRADIENT_DTYPE == BF16
     return bf16_scalar_load(*p);
 #else
-    return convert_real(*p);
+    return convert_acc(*p);
 #endif
 }
 
@@ -473,11 +473,11 @@ static inline vec load_gradient_vector(__global const gradient_storage *p)
 
 /* A vector of which only the first n elements exist (1 <= n <= VEC). The others are never touched, and
  * read as fill. All loads are in bounds, so none of them needs a branch. */
-static inline vec load_partial(__global const storage *p, const uint n, const real fill)
+static inline vec load_partial(__global const storage *p, const uint n, const acc_t fill)
 {
-    real element[VEC];
+    acc_t element[VEC];
     for (uint i = 0; i < VEC; i++) {
-        const real value = load_one(p + min(i, n - 1));
+        const acc_t value = load_one(p + min(i, n - 1));
         element[i] = i < n ? value : fill;
     }
     return LOAD(element);
@@ -485,7 +485,7 @@ static inline vec load_partial(__global const storage *p, const uint n, const re
 
 static inline void store_partial(__global storage *p, const vec value, const uint n)
 {
-    real element[VEC];
+    acc_t element[VEC];
     STORE(value, element);
     for (uint i = 0; i < VEC; i++) {
         if (i < n) store_one(p + i, element[i]);
@@ -494,14 +494,14 @@ static inline void store_partial(__global storage *p, const vec value, const uin
 
 static inline vec load_gradient_partial(__global const gradient_storage *p, const uint n)
 {
-    real element[VEC];
+    acc_t element[VEC];
     for (uint i = 0; i < VEC; i++) element[i] = load_gradient_one(p + min(i, n - 1));
     return LOAD(element);
 }
 
 static inline void store_gradient_partial(__global gradient_storage *p, const vec value, const uint n)
 {
-    real element[VEC];
+    acc_t element[VEC];
     STORE(value, element);
     for (uint i = 0; i < VEC; i++) {
         if (i < n) store_gradient_one(p + i, element[i]);
@@ -513,9 +513,9 @@ static inline void store_gradient_partial(__global gradient_storage *p, const ve
 /* Maximum that prefers a where either is NaN: one instruction (maxps), unlike fmax. */
 static inline vec vec_max(const vec a, const vec b) { return b > a ? b : a; }
 
-static inline real real_max(const real a, const real b) { return b > a ? b : a; }
+static inline acc_t acc_max(const acc_t a, const acc_t b) { return b > a ? b : a; }
 
-static inline real real_sum(const real a, const real b) { return a + b; }
+static inline acc_t acc_sum(const acc_t a, const acc_t b) { return a + b; }
 
 /* A vector's elements to one, halves first. */
 #if VEC == 16
@@ -540,49 +540,49 @@ static inline real real_sum(const real a, const real b) { return a + b; }
  * all round the same way, leave n u / 2 of the sum there, and (n u)^2 / 4 is lost. So ADD is for a few thousand terms,
  * and MERGE, which moves low's whole part to high, for sums of any number of those. A sum that is infinite or NaN
  * stays so: high decides, low is not looked at. */
-#define DEFINE_LONG_SUM(SUM, T, ADD, VALUE, MERGE)                          \
-    typedef struct {                                                        \
-        T high, low;                                                        \
-    } SUM;                                                                  \
-    static inline SUM ADD(const SUM s, const T x)                           \
-    {                                                                       \
-        const T high = s.high + x;                                          \
-        const T shadow = high - s.high;                                     \
-        const T lost = (s.high - (high - shadow)) + (x - shadow);           \
-        return (SUM){ high, s.low + lost };                                 \
-    }                                                                       \
-    static inline T VALUE(const SUM s)                                      \
-    {                                                                       \
-        return fabs(s.high) < (T)(REAL_INFINITY) ? s.high + s.low : s.high; \
-    }                                                                       \
-    static inline SUM MERGE(const SUM a, const SUM b)                       \
-    {                                                                       \
-        const SUM s = ADD(a, b.high);                                       \
-        const T low = s.low + b.low;                                        \
-        const T high = VALUE((SUM){ s.high, low });                         \
-        return (SUM){ high, low - (high - s.high) };                        \
+#define DEFINE_LONG_SUM(SUM, T, ADD, VALUE, MERGE)                         \
+    typedef struct {                                                       \
+        T high, low;                                                       \
+    } SUM;                                                                 \
+    static inline SUM ADD(const SUM s, const T x)                          \
+    {                                                                      \
+        const T high = s.high + x;                                         \
+        const T shadow = high - s.high;                                    \
+        const T lost = (s.high - (high - shadow)) + (x - shadow);          \
+        return (SUM){ high, s.low + lost };                                \
+    }                                                                      \
+    static inline T VALUE(const SUM s)                                     \
+    {                                                                      \
+        return fabs(s.high) < (T)(ACC_INFINITY) ? s.high + s.low : s.high; \
+    }                                                                      \
+    static inline SUM MERGE(const SUM a, const SUM b)                      \
+    {                                                                      \
+        const SUM s = ADD(a, b.high);                                      \
+        const T low = s.low + b.low;                                       \
+        const T high = VALUE((SUM){ s.high, low });                        \
+        return (SUM){ high, low - (high - s.high) };                       \
     }
-DEFINE_LONG_SUM(long_sum, lane, long_add, long_value, long_merge)
+DEFINE_LONG_SUM(compensated_sum, lane, compensated_add, compensated_value, compensated_merge)
 #if !LANES && VEC > 1
-DEFINE_LONG_SUM(long_vector, vec, long_add_vector, long_value_vector, long_merge_vector)
+DEFINE_LONG_SUM(compensated_vector, vec, compensated_add_vector, long_value_vector, long_merge_vector)
 #else
-#    define long_vector long_sum
-#    define long_add_vector long_add
+#    define compensated_vector compensated_sum
+#    define compensated_add_vector compensated_add
 #endif
 #if LANES
-DEFINE_LONG_SUM(long_sum_one, real, long_add_one, long_value_one, long_merge_one)
+DEFINE_LONG_SUM(compensated_sum_one, acc_t, long_add_one, compensated_value_one, compensated_merge_one)
 #else
-#    define long_sum_one long_sum
-#    define long_add_one long_add
-#    define long_value_one long_value
-#    define long_merge_one long_merge
+#    define compensated_sum_one compensated_sum
+#    define long_add_one compensated_add
+#    define compensated_value_one compensated_value
+#    define compensated_merge_one compensated_merge
 #endif
 
-static inline long_sum long_zero(void) { return (long_sum){ (lane)(0), (lane)(0) }; }
+static inline compensated_sum compensated_zero(void) { return (compensated_sum){ (lane)(0), (lane)(0) }; }
 
-static inline long_sum long_times(const long_sum s, const lane factor)
+static inline compensated_sum compensated_times(const compensated_sum s, const lane factor)
 {
-    return (long_sum){ s.high * factor, s.low * factor };
+    return (compensated_sum){ s.high * factor, s.low * factor };
 }
 
 /* Over the work-group, by a tree of fixed shape; every work-item must call NAME and gets the result. scratch is [WG_SIZE].
@@ -606,8 +606,8 @@ static inline long_sum long_times(const long_sum s, const lane factor)
 
 /* ---- Rows -------------------------------------------------------------------------------- */
 
-/* D is the sum of the weights of the rows that count, not the caller's. */
-static inline bool divides_by_own_d(const clxent_parameters *p)
+/* The denominator is the sum of the weights of the rows that count, not the caller's. */
+static inline bool divides_by_own_denominator(const clxent_parameters *p)
 {
     return (p->flags & (FLAG_MEAN | FLAG_DENOMINATOR)) == FLAG_MEAN;
 }
@@ -628,8 +628,8 @@ typedef struct {
     bool bad;       /* out of range, and the policy makes that NaN */
     bool has_class; /* counts, with an index target: class_index is in range */
     uint class_index;
-    long value;  /* as stored, where bad */
-    real weight; /* row_weight; 0 where the row does not count */
+    long value;   /* as stored, where bad */
+    acc_t weight; /* row_weight; 0 where the row does not count */
 } row_target;
 
 static inline long load_target(__global const void *targets, const ulong at)
@@ -641,10 +641,10 @@ static inline long load_target(__global const void *targets, const ulong at)
 
 /* The target is compared at its full width, and a row of weight 0 does not look at it. */
 static inline row_target get_target(const clxent_parameters *p, const ulong row, __global const void *targets,
-                                    __global const real *row_weights)
+                                    __global const acc_t *row_weights)
 {
     row_target t = { false, false, false, 0, 0, 0 };
-    const real weight = (p->flags & FLAG_ROW_WEIGHTS) ? row_weights[p->offset.row_weights + row] : REAL(1.0);
+    const acc_t weight = (p->flags & FLAG_ROW_WEIGHTS) ? row_weights[p->offset.row_weights + row] : ACC(1.0);
     if (weight == 0 || TARGETS == TARGET_NONE) return t;
     if (p->shift > 0 && row % p->seq + p->shift >= p->seq) return t;
     if (HAS_PROBABILITIES) {
@@ -670,21 +670,21 @@ static inline row_target get_target(const clxent_parameters *p, const ulong row,
 
 #define LONGS LANE(long)
 
-static inline lane load_lanes(__global const real *p, const uint n)
+static inline lane load_lanes(__global const acc_t *p, const uint n)
 {
     if (n == LANE_ROWS) return LOAD_LANE(p);
-    real element[LANE_ROWS];
+    acc_t element[LANE_ROWS];
     for (uint i = 0; i < LANE_ROWS; i++) element[i] = p[min(i, n - 1)];
     return LOAD_LANE(element);
 }
 
-static inline void store_lanes(__global real *p, const lane value, const uint n)
+static inline void store_lanes(__global acc_t *p, const lane value, const uint n)
 {
     if (n == LANE_ROWS) {
         STORE_LANE(value, p);
         return;
     }
-    real element[LANE_ROWS];
+    acc_t element[LANE_ROWS];
     STORE_LANE(value, element);
     for (uint i = 0; i < n; i++) p[i] = element[i];
 }
@@ -697,12 +697,12 @@ typedef struct {
 } lane_targets;
 
 static inline lane_targets get_targets(const clxent_parameters *p, const ulong row, const uint n,
-                                       __global const void *targets, __global const real *row_weights)
+                                       __global const void *targets, __global const acc_t *row_weights)
 {
     lane_targets t;
     if (LANE_ROWS == 1 || n < LANE_ROWS || p->shift > 0 || !HAS_INDICES) {
         integer counts[LANE_ROWS], bad[LANE_ROWS], has_class[LANE_ROWS], class_index[LANE_ROWS];
-        real weight[LANE_ROWS];
+        acc_t weight[LANE_ROWS];
         for (uint i = 0; i < LANE_ROWS; i++) {
             const row_target one = get_target(p, row + min(i, n - 1), targets, row_weights);
             counts[i] = one.counts ? -1 : 0;
@@ -749,10 +749,10 @@ static inline lane_targets get_targets(const clxent_parameters *p, const ulong r
 }
 
 /* table[class of each lane], 0 where there is none */
-static inline lane gather(__global const real *table, const ilane class_index)
+static inline lane gather(__global const acc_t *table, const ilane class_index)
 {
     integer index[LANE_ROWS];
-    real element[LANE_ROWS];
+    acc_t element[LANE_ROWS];
     STORE_LANE(class_index, index);
     for (uint i = 0; i < LANE_ROWS; i++) element[i] = index[i] != NO_CLASS ? table[index[i]] : 0;
     return LOAD_LANE(element);

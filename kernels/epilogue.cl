@@ -7,35 +7,35 @@
 /* What every kernel of a run gets; buffers that the run does not use are NULL. logits and gradient (or softmax,
  * log_softmax) may be one buffer, hence no restrict on them: an element is read before it is written, and by
  * others not after that. */
-#define ARGUMENTS                                                                               \
-    const clxent_parameters p, __global const storage *logits,  /* [rows, classes] */           \
-        __global const void *restrict targets,                  /* [rows] or [rows, classes] */ \
-        __global const real *restrict class_weights,            /* [classes] */                 \
-        __global const real *restrict row_weights,              /* [rows] */                    \
-        __global const real *restrict upstream,                 /* [1] or [rows] */             \
-        __global const real *restrict denominator,              /* [1] */                       \
-        __global real *restrict losses,                         /* [rows] */                    \
-        __global real *restrict lse,                            /* [rows] */                    \
-        __global storage *softmax,                              /* [rows, classes] */           \
-        __global storage *log_softmax,                          /* [rows, classes] */           \
-        __global gradient_storage *gradient,                    /* [rows, classes] */           \
-        __global long *restrict argmax,                         /* [rows] */                    \
-        __global real *restrict entropy,                        /* [rows] */                    \
-        __global real *restrict statistics,                     /* [rows, 2] */                 \
-        __global uchar *restrict workspace, __local real *cache /* [cache_elements] */
+#define ARGUMENTS                                                                                     \
+    const clxent_parameters p, __global const storage *logits,        /* [rows, classes] */           \
+        __global const void *restrict targets,                        /* [rows] or [rows, classes] */ \
+        __global const acc_t *restrict class_weights,                 /* [classes] */                 \
+        __global const acc_t *restrict row_weights,                   /* [rows] */                    \
+        __global const acc_t *restrict grad_output,                   /* [1] or [rows] */             \
+        __global const acc_t *restrict denominator,                   /* [1] */                       \
+        __global acc_t *restrict losses,                              /* [rows] */                    \
+        __global acc_t *restrict lse,                                 /* [rows] */                    \
+        __global storage *softmax,                                    /* [rows, classes] */           \
+        __global storage *log_softmax,                                /* [rows, classes] */           \
+        __global gradient_storage *gradient,                          /* [rows, classes] */           \
+        __global long *restrict argmax,                               /* [rows] */                    \
+        __global acc_t *restrict entropy,                             /* [rows] */                    \
+        __global acc_t *restrict statistics,                          /* [rows, 2] */                 \
+        __global uchar *restrict workspace, __local acc_t *local_rows /* [local_elements] */
 
-/* What losses and gradients are divided by: the caller's denominator, or D as the pass over the targets left it. Of
- * few rows without weights every work-item counts by itself (FLAG_OWN_D), which saves that pass, and one leaves
+/* What losses and gradients are divided by: the caller's denominator, or the sum as the pass over the targets left it. Of
+ * few rows without weights every work-item counts by itself (FLAG_OWN_DENOMINATOR), which saves that pass, and one leaves
  * the number for reduce.cl. Counts are exact: the bits are those of the pass. */
-static inline real get_d(const clxent_parameters *p, __global const void *targets,
-                         __global const real *row_weights, __global const real *denominator,
-                         __global uchar *workspace)
+static inline acc_t get_denominator(const clxent_parameters *p, __global const void *targets,
+                                    __global const acc_t *row_weights, __global const acc_t *denominator,
+                                    __global uchar *workspace)
 {
     if (p->flags & FLAG_DENOMINATOR) return denominator[p->offset.denominator];
     if (!(p->flags & FLAG_MEAN)) return 1;
-    __global real *shared = (__global real *)(workspace + p->denominator_at);
-    if (!(p->flags & FLAG_OWN_D)) return *shared;
-    real d = 0;
+    __global acc_t *shared = (__global acc_t *)(workspace + p->denominator_at);
+    if (!(p->flags & FLAG_OWN_DENOMINATOR)) return *shared;
+    acc_t d = 0;
     for (ulong row = 0; row < p->rows; row++) {
         if (get_target(p, row, targets, row_weights).counts) d = d + 1;
     }
@@ -49,29 +49,30 @@ typedef struct {
     size_t group; /* the work-group */
     __global const storage *logits;
     __global const void *targets;
-    __global const real *class_weights, *row_weights, *upstream;
-    __global real *losses, *lse;
+    __global const acc_t *class_weights, *row_weights, *grad_output;
+    __global acc_t *losses, *lse;
     __global storage *softmax, *log_softmax;
     __global gradient_storage *gradient;
     __global long *argmax;
-    __global real *entropy, *statistics;
+    __global acc_t *entropy, *statistics;
     __global uchar *workspace;
-    __local real *cache;
+    __local acc_t *local_rows;
     options o;
-    real d; /* what gradients are divided by */
+    acc_t denominator; /* what gradients are divided by */
 } run;
 
-#define MAKE_RUN                                                                                             \
-    {                                                                                                        \
-        &p, get_group_id(0), logits, targets, class_weights + p.offset.class_weights, row_weights, upstream, \
-            losses, lse, softmax, log_softmax, gradient, argmax, entropy, statistics, workspace, cache,      \
-            options_of(&p), get_d(&p, targets, row_weights, denominator, workspace)                          \
+#define MAKE_RUN                                                                                   \
+    {                                                                                              \
+        &p, get_group_id(0), logits, targets, class_weights + p.offset.class_weights, row_weights, \
+            grad_output, losses, lse, softmax, log_softmax, gradient, argmax, entropy, statistics, \
+            workspace, local_rows, options_of(&p),                                                 \
+            get_denominator(&p, targets, row_weights, denominator, workspace)                      \
     }
 
-/* DEFINE_KERNEL(NAME, SIZE) { OPEN_RUN(unit_scratch, n); ... } is a kernel of groups of SIZE, to whom `u` is its run and `scratch`
- * their local memory [n]. On CPUs its body is a function of its own: PoCL makes three copies of a kernel, and compiles
- * what is inlined in it three times, which functions that ask for the work-item are. On GPUs such a body took 14 registers
- * more (f32, sm_90). */
+/* DEFINE_KERNEL(NAME, SIZE) { OPEN_RUN(unit_scratch, n); ... } is a kernel of groups of SIZE. In it `u` is the run and
+ * `scratch` the group's local memory [n], on CPUs NULL. There the body is a function of its own: PoCL makes three copies of
+ * a kernel, and compiles three times what is inlined in it; that is every function that asks for the work-item. On GPUs
+ * such a body took 14 registers more (f32, sm_90). */
 #if WG_SIZE > 1
 #    define DEFINE_KERNEL(NAME, SIZE) \
         __kernel __attribute__((reqd_work_group_size(SIZE, 1, 1))) void NAME(ARGUMENTS)
@@ -101,69 +102,69 @@ typedef struct {
     lane weight;    /* row_weight */
     lane z;         /* of the target's class; -inf without one */
     lane slope;     /* of the softcap there */
-    lane one_hot;   /* keep * class_weight of the target's class; 0 without one */
+    lane one_hot;   /* one_minus_smoothing * class_weight of the target's class; 0 without one */
     lane dense;     /* the part of a_j at the target's class that every class has */
     lane dense_sum; /* sum of that part over the classes */
     lane dense_nll; /* sum of that part times (maximum - z_j) */
-} judgement;
+} target_terms;
 
 /* x: the logit of the target's class; -inf without one. */
-static inline judgement judge(const run *u, const lane_targets *t, const lane x)
+static inline target_terms judge_targets(const run *u, const lane_targets *t, const lane x)
 {
     const lane zero = (lane)(0);
-    judgement j;
+    target_terms j;
     j.counts = t->counts;
     j.bad = t->bad;
     j.weight = t->weight;
     j.slope = (lane)(1);
     j.z = softcap_lane_z(x, u->o, &j.slope);
     const lane class_weight = HAS_CLASS_WEIGHTS ? gather(u->class_weights, t->class_index) : (lane)(1);
-    j.one_hot = t->has_class ? (lane)(u->o.keep) * class_weight : zero;
-    const lane of_class = t->has_class ? (lane)(u->o.share) * class_weight : zero;
+    j.one_hot = t->has_class ? (lane)(u->o.one_minus_smoothing) * class_weight : zero;
+    const lane of_class = t->has_class ? (lane)(u->o.smoothing_per_class) * class_weight : zero;
     j.dense = HAS_DENSE ? of_class : zero;
     j.dense_sum = (lane)(HAS_DENSE ? u->o.smoothing : 0); /* where the sums do not say it */
     j.dense_nll = zero;
     return j;
 }
 
-/* A second pass is needed where log d must have its full precision: a confident row's comes from the others. */
+/* A second pass is needed where log sum_exp must have its full precision: a confident row's comes from the others. */
 static inline uint count_passes(const run *u)
 {
-    return NEEDS_LOG_D && !(u->p->flags & FLAG_FROM_STATISTICS) ? 2 : 1;
+    return NEEDS_FINE_LSE && !(u->p->flags & FLAG_FROM_STATISTICS) ? 2 : 1;
 }
 
 /* What the sums s of the whole row come to, and with them j. */
-static inline row_result finish(judgement *j, const lane_targets *t, const row_sums *s)
+static inline row_result finish(target_terms *j, const lane_targets *t, const row_state *s)
 {
 #if HAS_DENSE
-    if (SUMS_WEIGHT) j->dense_sum = long_value(s->dense_weight);
-    j->dense_nll = long_value(s->dense_nll);
+    if (SUMS_WEIGHT) j->dense_sum = compensated_value(s->dense_weight);
+    j->dense_nll = compensated_value(s->dense_nll);
 #endif
     const lane of_target = exp_lane(j->z, exp_scale_of(s->maximum), true);
     const lane target_exp = t->has_class ? of_target : (lane)(0);
-    return finish_sums(s->maximum, long_value(s->others), target_exp,
-                       s->nan_at != NO_CLASSES || j->z != j->z);
+    return finish_state(s->maximum, compensated_value(s->sum_excluding_target), target_exp,
+                        s->nan_at != NO_CLASSES || j->z != j->z);
 }
 
-static inline lane loss_of(const run *u, const row_result *r, const judgement *t)
+static inline lane loss_of(const run *u, const row_result *r, const target_terms *t)
 {
     const lane zero = (lane)(0);
-    const real z_loss = REAL_OF(u->p->z_loss);
-    const lane log_d = HAS_DENSE ? r->fine_log_d : r->log_d;
-    lane loss = t->one_hot != zero ? t->one_hot * ((r->maximum - t->z) + log_d) : zero;
-    if (HAS_DENSE) loss = loss + (t->dense_nll + t->dense_sum * log_d);
-    const lane lse = HAS_DENSE ? r->maximum + log_d : r->lse;
+    const acc_t z_loss = ACC_OF(u->p->z_loss);
+    const lane lse_minus_max = HAS_DENSE ? r->fine_lse_minus_max : r->lse_minus_max;
+    lane loss = t->one_hot != zero ? t->one_hot * ((r->maximum - t->z) + lse_minus_max) : zero;
+    if (HAS_DENSE) loss = loss + (t->dense_nll + t->dense_sum * lse_minus_max);
+    const lane lse = HAS_DENSE ? r->maximum + lse_minus_max : r->lse;
     if (z_loss != 0) loss = fma((lane)(z_loss), lse * lse, loss); /* 0 * inf would be NaN */
-    loss = r->valid ? t->weight * loss : (lane)(REAL_NAN);
-    return t->counts ? loss : t->bad ? (lane)(REAL_NAN) : zero;
+    loss = r->valid ? t->weight * loss : (lane)(ACC_NAN);
+    return t->counts ? loss : t->bad ? (lane)(ACC_NAN) : zero;
 }
 
 /* sum: of exp(z) (maximum - z) at scale over all classes but the target's. */
-static inline lane entropy_of(const row_result *r, const judgement *t, const lane sum)
+static inline lane entropy_of(const row_result *r, const target_terms *t, const lane sum)
 {
     const lane zero = (lane)(0);
     const lane of_target = r->target_exp == zero ? zero : r->target_exp * (r->maximum - t->z);
-    return r->valid ? r->fine_log_d + (sum + of_target) / r->d : (lane)(REAL_NAN);
+    return r->valid ? r->fine_lse_minus_max + (sum + of_target) / r->sum_exp : (lane)(ACC_NAN);
 }
 
 /* Adding 0, as at a class whose p has vanished, leaves even -0 as it is, as rows that do not count do. */
@@ -176,14 +177,14 @@ static inline __attribute__((unused)) vec accumulated(const vec old, const vec v
 
 /* Of the n rows from `row` on. */
 static inline void write_rows(const run *u, const ulong row, const uint n, const lane_targets *t,
-                              const judgement *j, const row_result *r, const row_sums *s)
+                              const target_terms *j, const row_result *r, const row_state *s)
 {
     const clxent_parameters *p = u->p;
     const uint outputs = p->outputs;
     if (TARGETS != TARGET_NONE && (outputs & (OUTPUT_LOSSES | OUTPUT_LOSS)) != 0) {
-        __global real *losses = (outputs & OUTPUT_LOSSES)
-                                    ? u->losses + p->offset.losses
-                                    : (__global real *)(u->workspace + p->row_losses_at);
+        __global acc_t *losses = (outputs & OUTPUT_LOSSES)
+                                     ? u->losses + p->offset.losses
+                                     : (__global acc_t *)(u->workspace + p->row_losses_at);
         store_lanes(losses + row, loss_of(u, r, j), n);
     }
     if (outputs & OUTPUT_LSE) store_lanes(u->lse + p->offset.lse + row, r->lse, n);
@@ -202,49 +203,50 @@ static inline void write_rows(const run *u, const ulong row, const uint n, const
     }
 #if HAS_ENTROPY
     if (outputs & OUTPUT_ENTROPY) {
-        store_lanes(u->entropy + p->offset.entropy + row, entropy_of(r, j, long_value(s->entropy)), n);
+        store_lanes(u->entropy + p->offset.entropy + row, entropy_of(r, j, compensated_value(s->entropy)), n);
     }
 #endif
     if ((outputs & OUTPUT_STATISTICS) && !(p->flags & FLAG_FROM_STATISTICS)) {
-        __global real *to = u->statistics + p->offset.statistics + 2 * row;
-        const lane zero = (lane)(0), kept = r->others * (lane)(STATISTICS_FACTOR);
-        real maximum[LANE_ROWS], others[LANE_ROWS];
+        __global acc_t *to = u->statistics + p->offset.statistics + 2 * row;
+        const lane zero = (lane)(0), kept = r->sum_excluding_target * (lane)(STATISTICS_FACTOR);
+        acc_t maximum[LANE_ROWS], rest[LANE_ROWS];
         STORE_LANE(t->counts ? r->maximum : zero, maximum);
-        STORE_LANE(t->counts ? kept : zero, others);
+        STORE_LANE(t->counts ? kept : zero, rest);
         for (uint i = 0; i < n; i++) {
             to[2 * i] = maximum[i];
-            to[2 * i + 1] = others[i];
+            to[2 * i + 1] = rest[i];
         }
     }
 }
 
 /* The sums that write_rows() of another run has saved. */
-static inline void read_statistics(const run *u, const ulong row, const uint n, row_sums *s)
+static inline void read_statistics(const run *u, const ulong row, const uint n, row_state *s)
 {
-    __global const real *from = u->statistics + u->p->offset.statistics + 2 * row;
-    real maximum[LANE_ROWS], others[LANE_ROWS];
+    __global const acc_t *from = u->statistics + u->p->offset.statistics + 2 * row;
+    acc_t maximum[LANE_ROWS], rest[LANE_ROWS];
     for (uint i = 0; i < LANE_ROWS; i++) {
         maximum[i] = from[2 * min(i, n - 1)];
-        others[i] = from[2 * min(i, n - 1) + 1];
+        rest[i] = from[2 * min(i, n - 1) + 1];
     }
     s->maximum = LOAD_LANE(maximum);
-    s->others = long_zero();
-    s->others.high = LOAD_LANE(others) * (lane)(1 / STATISTICS_FACTOR);
+    s->sum_excluding_target = compensated_zero();
+    s->sum_excluding_target.high = LOAD_LANE(rest) * (lane)(1 / STATISTICS_FACTOR);
 }
 
-/* row_weight upstream logit_scale / d; of rows that do not count it is not used. */
+/* row_weight grad_output logit_scale / denominator; of rows that do not count it is not used. */
 static inline lane outer_of(const run *u, const ulong row, const uint n, const lane_targets *t)
 {
     const clxent_parameters *p = u->p;
     lane outer;
-    if (p->flags & FLAG_UPSTREAM_ROWS) {
-        outer = t->weight * load_lanes(u->upstream + p->offset.upstream + row, n) / (lane)(u->d);
+    if (p->flags & FLAG_GRAD_OUTPUT_ROWS) {
+        outer =
+            t->weight * load_lanes(u->grad_output + p->offset.grad_output + row, n) / (lane)(u->denominator);
     } else {
-        const real up = (p->flags & FLAG_UPSTREAM) ? u->upstream[p->offset.upstream] : REAL(1.0);
+        const acc_t up = (p->flags & FLAG_GRAD_OUTPUT) ? u->grad_output[p->offset.grad_output] : ACC(1.0);
         if (p->flags & FLAG_ROW_WEIGHTS) {
-            outer = t->weight * (lane)(up) / (lane)(u->d);
+            outer = t->weight * (lane)(up) / (lane)(u->denominator);
         } else {
-            outer = (lane)(up / u->d);
+            outer = (lane)(up / u->denominator);
         }
     }
     return HAS_LOGIT_SCALE ? outer * (lane)(u->o.logit_scale) : outer;
@@ -269,45 +271,46 @@ typedef struct {
     lane outer;        /* gradient, unless HAS_ONE_FACTOR: what multiplies dz */
     ilane class_index; /* NO_CLASS, or the class whose gradient is `target` */
     lane target;
-} emission;
+} epilogue;
 
 /* dx_j = (exp(z_j) * factor - dense a_j) * outer * slope_j, at the target's class `target`. Where a row has no gradient all
- * its elements are `fill`. outer: row_weight upstream logit_scale / d. */
-static inline void gradient_of(emission *g, const run *u, const row_result *r, const judgement *t,
+ * its elements are `fill`. outer: row_weight grad_output logit_scale / denominator. */
+static inline void gradient_of(epilogue *g, const run *u, const row_result *r, const target_terms *t,
                                const lane outer)
 {
-    const bool no_rows = divides_by_own_d(u->p) && u->d == 0; /* d is the sum of weights */
-    const lane z_term = (lane)(2 * REAL_OF(u->p->z_loss)) * r->lse;
+    const bool no_rows =
+        divides_by_own_denominator(u->p) && u->denominator == 0; /* d is the sum of weights */
+    const lane z_term = (lane)(2 * ACC_OF(u->p->z_loss)) * r->lse;
     /* the lesser of p and 1 - p, rounded as their quotient is; of the other the difference to 1 cancels nothing */
-    const ilane is_likely = r->target_exp > r->others;
-    const lane part = is_likely ? r->others : r->target_exp;
-    const lane inverse = (lane)(1) / r->d;
+    const ilane is_likely = r->target_exp > r->sum_excluding_target;
+    const lane part = is_likely ? r->sum_excluding_target : r->target_exp;
+    const lane inverse = (lane)(1) / r->sum_exp;
     const lane near = part * inverse;
-    const lane share = fma(fma(-near, r->d, part), inverse, near);
+    const lane share = fma(fma(-near, r->sum_exp, part), inverse, near);
     const lane p = is_likely ? (lane)(1) - share : share;
     const lane missing = is_likely ? share : (lane)(1) - share;
     const lane at_target = (t->dense_sum + z_term) * p - t->one_hot * missing;
     const lane sum = t->one_hot + t->dense_sum + z_term;
-    g->factor = sum / r->d;
-    g->rest = fma(-g->factor, r->d, sum) * inverse;
+    g->factor = sum / r->sum_exp;
+    g->rest = fma(-g->factor, r->sum_exp, sum) * inverse;
     g->outer = outer;
     g->target = (HAS_DENSE ? at_target - t->dense : at_target) * outer * t->slope;
     g->filled = (ilane)(no_rows ? -1 : 0) || !t->counts || !r->valid;
-    g->fill = t->bad || (t->counts && !r->valid) ? (lane)(REAL_NAN) : (lane)(0);
+    g->fill = t->bad || (t->counts && !r->valid) ? (lane)(ACC_NAN) : (lane)(0);
     if (HAS_ONE_FACTOR) {
         const lane factor = g->factor * outer;
         const lane rest = fma(g->factor, outer, -factor) + g->rest * outer;
         /* an infinite factor, as a denominator of 0 gives, was rounded by nothing */
-        g->rest = fabs(factor) < (lane)(REAL_INFINITY) ? rest : (lane)(0);
+        g->rest = fabs(factor) < (lane)(ACC_INFINITY) ? rest : (lane)(0);
         g->factor = factor;
     }
 }
 
 /* Of the n rows from `row` on. */
-static inline emission emission_of(const run *u, const uint kind, const ulong row, const uint n,
-                                   const lane_targets *t, const judgement *j, const row_result *r)
+static inline epilogue epilogue_of(const run *u, const uint kind, const ulong row, const uint n,
+                                   const lane_targets *t, const target_terms *j, const row_result *r)
 {
-    emission g;
+    epilogue g;
     g.kind = kind;
     if (kind == OUTPUT_GRADIENT) {
         g.class_index = t->class_index;
@@ -315,9 +318,9 @@ static inline emission emission_of(const run *u, const uint kind, const ulong ro
         return g;
     }
     g.filled = !r->valid;
-    g.fill = (lane)(REAL_NAN);
-    g.factor = (lane)(1) / r->d;
-    g.rest = fma(-g.factor, r->d, (lane)(1)) * g.factor;
+    g.fill = (lane)(ACC_NAN);
+    g.factor = (lane)(1) / r->sum_exp;
+    g.rest = fma(-g.factor, r->sum_exp, (lane)(1)) * g.factor;
     g.outer = (lane)(1);
     g.class_index = NO_CLASSES;
     g.target = (lane)(0);
@@ -325,10 +328,10 @@ static inline emission emission_of(const run *u, const uint kind, const ulong ro
 }
 
 /* Of logits z with their exponentials e, slopes and a. */
-ALWAYS_INLINE vec result_of(const row_result *r, const emission *g, const vec z, const vec slope, const vec e,
+ALWAYS_INLINE vec result_of(const row_result *r, const epilogue *g, const vec z, const vec slope, const vec e,
                             const vec a)
 {
-    if (IS_KIND(g, OUTPUT_LOG_SOFTMAX)) return -(((vec)(r->maximum) - z) + (vec)(r->fine_log_d));
+    if (IS_KIND(g, OUTPUT_LOG_SOFTMAX)) return -(((vec)(r->maximum) - z) + (vec)(r->fine_lse_minus_max));
     vec value = e * (vec)(g->factor);
     if (LANES) value = fma(e, (vec)(g->factor), e * (vec)(g->rest));
     if (IS_KIND(g, OUTPUT_SOFTMAX) || HAS_ONE_FACTOR) return value;
@@ -385,7 +388,7 @@ ALWAYS_INLINE void put(const destination *to, const ulong at, const vec value, c
     }
 }
 
-ALWAYS_INLINE void put_one(const destination *to, const ulong at, const real value)
+ALWAYS_INLINE void put_one(const destination *to, const ulong at, const acc_t value)
 {
     if (IS_KIND(to, OUTPUT_GRADIENT)) {
         store_gradient_one(to->gradient + at, value);

@@ -12,11 +12,11 @@
  *   unit_scratch, UNIT_SCRATCH
  *                 an element of the group's local memory `scratch`, and how many it has
  *   MEET_UNIT     all work-items, after a unit was brought on chip
- *   MEET_ROWS     all work-items, before results are written, and before the next unit; tiles do that in emit_unit
+ *   MEET_ROWS     all work-items, before results are written, and before the next unit; tiles do that in epilogue_of_unit
  *   count_units, units_of_group, make_input
  *   open_unit     points at a unit, brings it on chip
  *   open_rows     points at its column w; false where it has none
- *   target_logits, scan_rows, emit_unit
+ *   target_logits, scan_rows, epilogue_of_unit
  *
  * Grid: a work-group for units_of_group() units.
  *
@@ -37,20 +37,20 @@ DEFINE_KERNEL(clxent_cross_entropy, WG_SIZE)
     const ulong last = min(first + units_of_group(u->p), count_units(u->p));
     for (ulong unit = first; unit < last; unit++) {
         lane_targets t[COLUMNS];
-        judgement j[COLUMNS];
+        target_terms j[COLUMNS];
         row_result r[COLUMNS];
         open_unit(u, &in, unit, scratch);
         MEET_UNIT(&in, unit);
         for (uint w = 0; w < COLUMNS; w++) {
-            row_sums s;
+            row_state s;
             if (!open_rows(u, &in, unit, w)) break;
             t[w] = get_targets(u->p, in.row, in.n, u->targets, u->row_weights);
-            j[w] = judge(u, &t[w], target_logits(&in, &t[w]));
+            j[w] = judge_targets(u, &t[w], target_logits(&in, &t[w]));
             r[w] = scan_rows(u, &in, &t[w], &j[w], &s, scratch);
             if (LANES || LOCAL_ID == 0) write_rows(u, in.row, in.n, &t[w], &j[w], &r[w], &s);
         }
         MEET_ROWS;
-        emit_unit(u, &in, unit, t, j, r, scratch);
+        epilogue_of_unit(u, &in, unit, t, j, r, scratch);
         MEET_ROWS;
     }
 }
@@ -63,16 +63,16 @@ DEFINE_KERNEL(clxent_cross_entropy, WG_SIZE)
  * a row: the same sums in the same order, so that the bits do not tell which it was, and the choice may look at the
  * device. In the workspace, RECORD_BYTES each: of every piece its sums, of every row all that its pieces need to know. */
 typedef struct {
-    row_sums all;
-    row_sums below_top;
-    real target_logit; /* before a gradient in place overwrites it */
+    row_state all;
+    row_state excluding_max;
+    acc_t target_logit; /* before a gradient in place overwrites it */
 } row_record;
 typedef char row_record_fits[sizeof(row_record) <= RECORD_BYTES ? 1 : -1];
 
-static inline __global row_sums *piece_record(const run *u, const ulong row, const uint piece)
+static inline __global row_state *piece_record(const run *u, const ulong row, const uint piece)
 {
     const clxent_parameters *p = u->p;
-    return (__global row_sums *)(u->workspace + p->pieces_at + (row * p->pieces + piece) * RECORD_BYTES);
+    return (__global row_state *)(u->workspace + p->pieces_at + (row * p->pieces + piece) * RECORD_BYTES);
 }
 
 static inline __global row_record *record_of_row(const run *u, const ulong row)
@@ -81,47 +81,47 @@ static inline __global row_record *record_of_row(const run *u, const ulong row)
 }
 
 /* What the first pass over a row came to. */
-INLINE_ON_GPU void finish_record(const run *u, const row_input *in, const lane_targets *t, judgement *j,
+INLINE_ON_GPU void finish_record(const run *u, const row_input *in, const lane_targets *t, target_terms *j,
                                  row_record *record, row_result *r)
 {
-    *j = judge(u, t, record->target_logit);
+    *j = judge_targets(u, t, record->target_logit);
     if (u->p->flags & FLAG_FROM_STATISTICS) read_statistics(u, in->row, 1, &record->all);
     *r = finish(j, t, &record->all);
 }
 
 /* Grid: a work-group for each piece of each row. With FLAG_SECOND_PASS the sums below the top. */
-DEFINE_KERNEL(clxent_scan_pieces, WG_SIZE)
+DEFINE_KERNEL(clxent_split_partials, WG_SIZE)
 {
     OPEN_RUN(unit_scratch, UNIT_SCRATCH);
     row_input in = make_input(u, false);
     const uint piece = (uint)(u->group % u->p->pieces);
     open_unit(u, &in, u->group / u->p->pieces, 0);
     const lane_targets t = get_targets(u->p, in.row, 1, u->targets, u->row_weights);
-    row_sums own = empty_sums();
+    row_state own = empty_state();
     if (u->p->flags & FLAG_SECOND_PASS) {
-        judgement j;
+        target_terms j;
         row_record record = *record_of_row(u, in.row);
         row_result r;
         finish_record(u, &in, &t, &j, &record, &r);
-        if (r.confident) sum_piece_below_top(&own, u, &in, r.maximum, piece);
+        if (r.confident) sum_piece_excluding_max(&own, u, &in, r.maximum, piece);
     } else {
         sum_piece(&own, u, &in, &t, piece);
     }
-    const row_sums sum = merge_group(own, scratch);
+    const row_state sum = merge_group(own, scratch);
     if (LOCAL_ID == 0) *piece_record(u, in.row, piece) = sum;
 }
 
-/* Grid: a work-group of one work-item for each row; after each pass of clxent_scan_pieces. */
-DEFINE_KERNEL(clxent_merge_pieces, 1)
+/* Grid: a work-group of one work-item for each row; after each pass of clxent_split_partials. */
+DEFINE_KERNEL(clxent_split_combine, 1)
 {
     OPEN_RUN(unit_scratch, 1);
     row_input in = make_input(u, false);
     open_unit(u, &in, u->group, 0);
     __global row_record *record = record_of_row(u, in.row);
-    row_sums all = *piece_record(u, in.row, 0);
+    row_state all = *piece_record(u, in.row, 0);
     for (uint piece = 1; piece < u->p->pieces; piece++) all = merge(all, *piece_record(u, in.row, piece));
     if (u->p->flags & FLAG_SECOND_PASS) {
-        record->below_top = all;
+        record->excluding_max = all;
     } else {
         const lane_targets t = get_targets(u->p, in.row, 1, u->targets, u->row_weights);
         record->all = all;
@@ -129,22 +129,22 @@ DEFINE_KERNEL(clxent_merge_pieces, 1)
     }
 }
 
-/* Grid: as clxent_scan_pieces. */
-DEFINE_KERNEL(clxent_emit_pieces, WG_SIZE)
+/* Grid: as clxent_split_partials. */
+DEFINE_KERNEL(clxent_split_finalize, WG_SIZE)
 {
     OPEN_RUN(unit_scratch, 1);
     row_input in = make_input(u, false);
     const uint piece = (uint)(u->group % u->p->pieces);
     open_unit(u, &in, u->group / u->p->pieces, 0);
     const lane_targets t = get_targets(u->p, in.row, 1, u->targets, u->row_weights);
-    judgement j;
+    target_terms j;
     row_record record = *record_of_row(u, in.row);
     row_result r;
     finish_record(u, &in, &t, &j, &record, &r);
-    if (count_passes(u) > 1) keep_top_apart(&r, long_value(record.below_top.others));
+    if (count_passes(u) > 1) keep_max_apart(&r, compensated_value(record.excluding_max.sum_excluding_target));
     if (piece == 0 && LOCAL_ID == 0) write_rows(u, in.row, 1, &t, &j, &r, &record.all);
     const uint begin = piece * u->p->piece_vectors * VEC,
                end = min(begin + u->p->piece_vectors * VEC, u->p->classes);
-    emit_classes(u, &in, &t, &j, &r, begin, end);
+    epilogue_of_classes(u, &in, &t, &j, &r, begin, end);
 }
 #endif

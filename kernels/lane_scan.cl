@@ -4,7 +4,7 @@
  */
 static inline lane tile_maximum(const tile_input *in)
 {
-    vec m0 = (vec)(-REAL_INFINITY), m1 = m0, m2 = m0, m3 = m0;
+    vec m0 = (vec)(-ACC_INFINITY), m1 = m0, m2 = m0, m3 = m0;
     uint c = 0;
     for (; c + 3 < in->classes; c += 4) {
         m0 = vec_max(m0, class_z(in, c));
@@ -16,7 +16,7 @@ static inline lane tile_maximum(const tile_input *in)
     return vec_max(vec_max(m0, m1), vec_max(m2, m3));
 }
 
-/* What exponentials are taken relative to, and the target that is left out of others. */
+/* What exponentials are taken relative to, and the target that is left out of sum_excluding_target. */
 typedef struct {
     exp_scale scale;
     lane base; /* see distance_base() */
@@ -29,12 +29,12 @@ ALWAYS_INLINE void take_class(terms *t, const tile_input *in, const tile_level *
 {
     const vec z = class_z(in, c);
     const vec e = exp_vector(z, level->scale, level->far);
-    if (!INNER || in->brings_next) {
+    if (!INNER || in->prefetches_next) {
         PREFETCH(in->next + c * (INNER ? class_step(in->p) : VEC));
-    } else if (!CACHED) {
+    } else if (!IN_LOCAL) {
         PREFETCH(in->x + (c + CLASSES_AHEAD) * class_step(in->p));
     }
-    if (CACHED) STORE(e, in->values + (size_t)c * PITCH);
+    if (IN_LOCAL) STORE(e, in->values + (size_t)c * PITCH);
     const vec other = level->target == (ilane)((integer)c) ? (vec)(0) : e;
     vec a = (vec)(0);
     if (HAS_DENSE) a = dense_class(in, c);
@@ -70,19 +70,19 @@ ALWAYS_INLINE void sum_classes(block_sums *b, const tile_input *in, const tile_l
 
 /* maximum: saved, or as fill_tile() found it of x, which is z unless HAS_Z. Where the tile does not stay on chip, it is read
  * once for maximum and sums together. */
-PART_OF_SLAB void sum_tile(row_sums *sums, const run *u, const tile_input *in, const ilane target,
+PART_OF_SLAB void sum_tile(row_state *sums, const run *u, const tile_input *in, const ilane target,
                            const bool from_statistics, const lane maximum)
 {
-    row_sums s = empty_sums();
+    row_state s = empty_state();
     (void)u;
     if (from_statistics || FILL_FINDS_MAXIMUM) {
         s.maximum = maximum;
-    } else if (CACHED) {
+    } else if (IN_LOCAL) {
         s.maximum = tile_maximum(in);
     }
     for (uint begin = 0; begin < in->classes; begin += BLOCK_CLASSES) {
         const uint end = min(begin + BLOCK_CLASSES, in->classes);
-        if (!CACHED && !from_statistics) {
+        if (!IN_LOCAL && !from_statistics) {
             lane m = s.maximum;
             for (uint c = begin; c < end; c++) m = vec_max(m, class_z(in, c));
             raise_maximum(&s, m);
@@ -101,11 +101,11 @@ PART_OF_SLAB void sum_tile(row_sums *sums, const run *u, const tile_input *in, c
 }
 
 /* Argmax and first NaN: the first NaN and the first maximum of logit_scale * x, where the plan has kept the logits for that. */
-static inline void find_classes(const run *u, const tile_input *in, row_sums *s)
+static inline void find_classes(const run *u, const tile_input *in, row_state *s)
 {
     const uint outputs = u->p->outputs;
     const bool wants_best = (outputs & (OUTPUT_ARGMAX | OUTPUT_CORRECT)) != 0;
-    const ilane is_nan = s->others.high != s->others.high;
+    const ilane is_nan = s->sum_excluding_target.high != s->sum_excluding_target.high;
     if (!(u->p->flags & FLAG_KEEPS_LOGITS)) return;
     if (!wants_best && ((outputs & OUTPUT_LSE) == 0 || !ANY_LANE(is_nan))) return;
     s->best = (ilane)(0);
@@ -119,32 +119,32 @@ static inline void find_classes(const run *u, const tile_input *in, row_sums *s)
     }
 }
 
-PART lane tile_below_top(const tile_input *in, const row_result *r)
+PART lane tile_excluding_max(const tile_input *in, const row_result *r)
 {
     const lane top = exp_lane(r->maximum, r->scale, true);
-    long_sum sum = long_zero();
+    compensated_sum sum = compensated_zero();
     for (uint begin = 0; begin < in->classes; begin += BLOCK_CLASSES) {
         const uint end = min(begin + BLOCK_CLASSES, in->classes);
-        vec others = (vec)(0);
+        vec rest = (vec)(0);
         for (uint c = begin; c < end; c++) {
             const vec e =
-                CACHED ? LOAD(in->values + (size_t)c * PITCH) : exp_vector(class_z(in, c), r->scale, true);
-            others += e == top ? (vec)(0) : e; /* more than half of the sum: there is one such class */
+                IN_LOCAL ? LOAD(in->values + (size_t)c * PITCH) : exp_vector(class_z(in, c), r->scale, true);
+            rest += e == top ? (vec)(0) : e; /* more than half of the sum: there is one such class */
         }
-        sum = long_merge(sum, (long_sum){ others, (vec)(0) });
+        sum = compensated_merge(sum, (compensated_sum){ rest, (vec)(0) });
     }
-    return long_value(sum);
+    return compensated_value(sum);
 }
 
 /* Of class c in all lanes. again: the exponentials were written over since the sums were taken. */
-ALWAYS_INLINE vec value_of_class(const tile_input *in, const row_result *r, const emission *g,
+ALWAYS_INLINE vec value_of_class(const tile_input *in, const row_result *r, const epilogue *g,
                                  const bool again, const uint c)
 {
     const bool is_gradient = IS_KIND(g, OUTPUT_GRADIENT);
     vec slope = (vec)(1), z = (vec)(0), e = (vec)(0), a = (vec)(0);
     if (IS_KIND(g, OUTPUT_LOG_SOFTMAX)) {
         z = class_z(in, c);
-    } else if (CACHED && !again) {
+    } else if (IN_LOCAL && !again) {
         e = LOAD(in->values + (size_t)c * PITCH);
         if (HAS_SOFTCAP && is_gradient) (void)softcap_vector_z(class_x(in, c), in->o, &slope);
     } else {
@@ -156,9 +156,9 @@ ALWAYS_INLINE vec value_of_class(const tile_input *in, const row_result *r, cons
     return g->filled ? g->fill : value;
 }
 
-#if CACHED && !STORES_DIRECTLY
+#if IN_LOCAL && !STORES_DIRECTLY
 /* Values of all classes, of one vector of lanes, to where store_tile() takes them from. */
-static inline void stage(const tile_input *in, const row_result *r, const emission *g, const bool again)
+static inline void stage(const tile_input *in, const row_result *r, const epilogue *g, const bool again)
 {
 #    if TRANSPOSES
 #        if VEC > 1

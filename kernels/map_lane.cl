@@ -5,7 +5,7 @@
  * defines
  *   sum_tile        the row sums of all lanes
  *   find_classes    argmax and first NaN, as far as the sums have not found them
- *   tile_below_top  the exponentials once more, of confident rows, without the one class that is the maximum
+ *   tile_excluding_max  the exponentials once more, of confident rows, without the one class that is the maximum
  *   stage           the values of one result, to where store_tile() takes them from
  */
 /* Adds where the plan accumulates. */
@@ -15,7 +15,7 @@ ALWAYS_INLINE void put_sum(const destination *to, const ulong at, const vec valu
 }
 
 #if !INNER
-ALWAYS_INLINE void put_sum_one(const destination *to, const ulong at, const real value)
+ALWAYS_INLINE void put_sum_one(const destination *to, const ulong at, const acc_t value)
 {
     if (!ACCUMULATE || !IS_KIND(to, OUTPUT_GRADIENT)) {
         put_one(to, at, value);
@@ -34,7 +34,7 @@ static inline bool is_aligned(const destination *to, const ulong step, const boo
 #if STORES_DIRECTLY
 /* Values of all classes of this work-item's columns, of which there are `columns`, side by side as they lie. */
 PART void store_columns(const tile_input each[COLUMNS], const row_result r[COLUMNS],
-                        const emission g[COLUMNS], const destination *to, const uint columns)
+                        const epilogue g[COLUMNS], const destination *to, const uint columns)
 {
     const clxent_parameters *p = each[0].p;
 #    if HAS_ONE_FACTOR && !HAS_Z /* else so much code takes long to compile */
@@ -56,7 +56,7 @@ PART void store_columns(const tile_input each[COLUMNS], const row_result r[COLUM
         }
     }
 }
-#elif CACHED
+#elif IN_LOCAL
 /* stride: from row to row (slab to slab, with INNER) of the destination, which begins at the tile's first row. */
 static inline void store_tile(const tile_input *in, const destination *at, const ulong stride)
 {
@@ -95,7 +95,7 @@ static inline void store_tile(const tile_input *in, const destination *at, const
 
 #else
 /* Without a tile to put them in between. */
-static inline void store_values(const tile_input *in, const row_result *r, const emission *g,
+static inline void store_values(const tile_input *in, const row_result *r, const epilogue *g,
                                 const destination *to)
 {
     const uint first = LOCAL_ID * VEC;
@@ -141,9 +141,9 @@ static inline unit_input make_input(const run *u, const bool whole_rows)
     in.classes = u->p->classes;
     in.rows = 0;
     in.w = 0;
-    in.brings_next = tile_size * sizeof(real) <= MOST_BROUGHT;
-    in.tile_values = (u->p->flags & FLAG_KEEPS_LOGITS) != 0 ? u->cache + tile_size : u->cache;
-    in.own_rows = ALONG ? u->cache : in.tile_values + tile_size;
+    in.prefetches_next = tile_size * sizeof(acc_t) <= MOST_PREFETCHED;
+    in.tile_values = (u->p->flags & FLAG_KEEPS_LOGITS) != 0 ? u->local_rows + tile_size : u->local_rows;
+    in.own_rows = ALONG ? u->local_rows : in.tile_values + tile_size;
     in.targets = u->targets;
     in.class_weights = u->class_weights;
     in.o = u->o;
@@ -168,8 +168,8 @@ static inline bool open_rows(const run *u, unit_input *in, const ulong unit, con
     in->next = in->x;
     if (INNER) in->next += TILE;
     if (!INNER && p->row_stride == p->classes) in->next += TILE * p->row_stride; /* rows without gaps */
-    in->logits = u->cache + lid * VEC + (size_t)w * p->classes * PITCH;
-    in->values = in->logits + (in->tile_values - u->cache);
+    in->logits = u->local_rows + lid * VEC + (size_t)w * p->classes * PITCH;
+    in->values = in->logits + (in->tile_values - u->local_rows);
     in->q_at = target_start(in, 0);
 #if TELLS_ALIGNED
     in->aligned = p->inner % VEC == 0 && IS_ALIGNED(in->x, storage);
@@ -184,35 +184,36 @@ static inline void open_unit(const run *u, unit_input *in, const ulong unit, __l
     for (uint w = 0; w < COLUMNS; w++) in->maximum[w] = (lane)(0);
 #if HOLDS_LOGITS
     (void)open_rows(u, in, unit, 0);
-    fill_tile(in, u->cache);
+    fill_tile(in, u->local_rows);
 #endif
 }
 
-static inline row_result scan_rows(const run *u, const unit_input *in, const lane_targets *t, judgement *j,
-                                   row_sums *s, __local uint *scratch)
+static inline row_result scan_rows(const run *u, const unit_input *in, const lane_targets *t, target_terms *j,
+                                   row_state *s, __local uint *scratch)
 {
     const bool from_statistics = (u->p->flags & FLAG_FROM_STATISTICS) != 0;
-    row_sums saved = empty_sums();
+    row_state saved = empty_state();
     (void)scratch;
     if (from_statistics) read_statistics(u, in->row, in->n, &saved);
     sum_tile(s, u, in, t->class_index, from_statistics, from_statistics ? saved.maximum : in->maximum[in->w]);
-    if (from_statistics) s->others = saved.others;
+    if (from_statistics) s->sum_excluding_target = saved.sum_excluding_target;
     find_classes(u, in, s);
     row_result r = finish(j, t, s);
-    if (count_passes(u) > 1 && ANY_LANE(r.confident)) keep_top_apart(&r, tile_below_top(in, &r));
+    if (count_passes(u) > 1 && ANY_LANE(r.confident)) keep_max_apart(&r, tile_excluding_max(in, &r));
     return r;
 }
 
 /* Each kind has code of its own where registers are not short. */
-static inline void emit_unit(const run *u, unit_input *in, const ulong unit, const lane_targets t[COLUMNS],
-                             const judgement j[COLUMNS], const row_result r[COLUMNS], __local uint *scratch)
+static inline void epilogue_of_unit(const run *u, unit_input *in, const ulong unit,
+                                    const lane_targets t[COLUMNS], const target_terms j[COLUMNS],
+                                    const row_result r[COLUMNS], __local uint *scratch)
 {
     const clxent_parameters *p = u->p;
     const uint kinds[3] = { OUTPUT_LOG_SOFTMAX, OUTPUT_SOFTMAX, OUTPUT_GRADIENT };
     const bool streaming = (p->flags & FLAG_NONTEMPORAL) != 0;
     uint stored = 0;
     (void)scratch;
-#if !COOPERATIVE && (CACHED || WG_SIZE == 1)
+#if !COOPERATIVE && (IN_LOCAL || WG_SIZE == 1)
 #    pragma unroll
 #endif
     for (uint k = 0; k < 3; k++) {
@@ -222,30 +223,30 @@ static inline void emit_unit(const run *u, unit_input *in, const ulong unit, con
         const ulong stride = kind == OUTPUT_GRADIENT ? p->gradient_row_stride : p->probabilities_row_stride;
         destination to = destination_of(u, kind, INNER ? slab * stride + within : within * stride);
         to.aligned = is_aligned(&to, INNER ? p->inner : 0, streaming);
-        emission g[COLUMNS];
+        epilogue g[COLUMNS];
         uint columns = 0;
 #if STORES_DIRECTLY
         tile_input each[COLUMNS];
 #endif
         for (uint w = 0; w < COLUMNS; w++) {
             if (!is_wanted || !open_rows(u, in, unit, w)) break;
-            g[w] = emission_of(u, kind, in->row, in->n, &t[w], &j[w], &r[w]);
+            g[w] = epilogue_of(u, kind, in->row, in->n, &t[w], &j[w], &r[w]);
             columns++;
 #if STORES_DIRECTLY
             each[w] = *in;
-#elif CACHED
+#elif IN_LOCAL
             stage(in, &r[w], &g[w], OVERWRITES && stored > 0);
 #else
             store_values(in, &r[w], &g[w], &to);
 #endif
         }
-#if !STORES_DIRECTLY && !CACHED
+#if !STORES_DIRECTLY && !IN_LOCAL
         (void)columns;
 #endif
 #if STORES_DIRECTLY
         if (columns > 0) store_columns(each, r, g, &to, columns);
         (void)stored;
-#elif CACHED
+#elif IN_LOCAL
         (void)columns;
         MEET(in, unit);
         if (is_wanted) {

@@ -12,23 +12,23 @@ typedef struct {
     uint first, last;
 } vector_range;
 
-static inline row_level level_of(const real maximum)
+static inline row_level level_of(const acc_t maximum)
 {
     return (row_level){ exp_scale_of(maximum), distance_base(maximum), true };
 }
 
 /* This work-item's part of the vectors [begin, end), block by block. */
-INLINE_ON_GPU void scan_own(row_sums *s, const row_input *in, const row_scan *scan, const uint begin,
+INLINE_ON_GPU void scan_own(row_state *s, const row_input *in, const row_scan *scan, const uint begin,
                             const uint end, vector_range *range)
 {
     const uint block = BLOCK * WG_SIZE;
     const uint step = scan->whole && !IN_REGISTERS ? end - begin : block;
-    *s = empty_sums();
+    *s = empty_state();
     for (uint first = begin; first < end; first += step) {
         const uint last = min(first + step, end);
         vec z[REGISTERS];
         const vec m = IN_REGISTERS ? load_block(in, scan, first, last, z) : maximum_of(in, scan, first, last);
-        const real maximum = FOLD(m, real_max);
+        const acc_t maximum = FOLD(m, acc_max);
         if (maximum > s->maximum) {
             raise_maximum(s, maximum);
             *range = (vector_range){ first, last };
@@ -49,22 +49,22 @@ INLINE_ON_GPU void scan_own(row_sums *s, const row_input *in, const row_scan *sc
 }
 
 /* Everything that is summed over this work-item's part of the vectors [begin, end). */
-PART void sum_own(row_sums *s, const row_input *in, const row_scan *wanted, const uint begin, const uint end)
+PART void sum_own(row_state *s, const row_input *in, const row_scan *wanted, const uint begin, const uint end)
 {
     vector_range range = { begin, end }; /* all -inf: no block ever raised the maximum */
     row_scan scan = *wanted;
     scan.keeps_z =
-        HAS_SOFTCAP && !IN_REGISTERS && (scan.whole || in->cache_elements >= BLOCK * WG_SIZE * VEC);
+        HAS_SOFTCAP && !IN_REGISTERS && (scan.whole || in->local_elements >= BLOCK * WG_SIZE * VEC);
     scan_own(s, in, &scan, begin, end, &range);
-    const bool has_nan = s->others.high != s->others.high;
+    const bool has_nan = s->sum_excluding_target.high != s->sum_excluding_target.high;
     if (in->best) {
         s->top = s->maximum;
         if (HAS_SOFTCAP) {
-            vec m = (vec)(-REAL_INFINITY);
+            vec m = (vec)(-ACC_INFINITY);
             for (uint v = begin + LOCAL_ID; v < end; v += WG_SIZE) {
                 m = vec_max(m, softcap_vector_s(vector_x(in, v), in->o));
             }
-            s->top = FOLD(m, real_max);
+            s->top = FOLD(m, acc_max);
             range = (vector_range){ begin, end };
         }
         s->best = find_first(in, false, s->top, range.first, range.last);
@@ -78,7 +78,7 @@ PART void sum_own(row_sums *s, const row_input *in, const row_scan *wanted, cons
 
 #if SUMS_WEIGHT
 /* sum a_j alone, in the order of sum_block(): the same bits. */
-static inline void sum_own_weights(row_sums *s, const row_input *in, const uint apart_vector,
+static inline void sum_own_weights(row_state *s, const row_input *in, const uint apart_vector,
                                    const uint begin, const uint end)
 {
     for (uint from = begin; from < end; from += BLOCK * WG_SIZE) {
@@ -116,16 +116,16 @@ static inline void sum_own_weights(row_sums *s, const row_input *in, const uint 
 
 /* How a row is written. */
 typedef struct {
-    bool cached;    /* its exponentials, or in registers' shape its logits, are in the cache */
-    bool folds;     /* the factor, a finite one, goes into the exponential: where those are never cached */
+    bool in_local;  /* its exponentials, or in registers' shape its logits, are in local_rows */
+    bool folds;     /* the factor, a finite one, goes into the exponential: where those are never kept */
     bool streaming; /* large results bypass the cache where they can */
-    const __local real *cache;
+    const __local acc_t *local_rows;
 } row_source;
 
-/* has_slope: kept_slope is as the cache has it, which with exponentials from there leaves no need of x. */
-ALWAYS_INLINE vec emit_value(const row_input *in, const row_result *r, const emission *g,
-                             const row_source *from, const vec x, const vec cached_e, const bool has_slope,
-                             const vec kept_slope, const uint at, const uint n)
+/* has_slope: kept_slope is as local_rows has it, which with exponentials from there leaves no need of x. */
+ALWAYS_INLINE vec epilogue_value(const row_input *in, const row_result *r, const epilogue *g,
+                                 const row_source *from, const vec x, const vec kept_e, const bool has_slope,
+                                 const vec kept_slope, const uint at, const uint n)
 {
     vec slope = (vec)(1);
     vec z = x;
@@ -136,40 +136,40 @@ ALWAYS_INLINE vec emit_value(const row_input *in, const row_result *r, const emi
         z = softcap_vector_z(x, in->o, &slope);
     }
     if (from->folds && !IS_KIND(g, OUTPUT_LOG_SOFTMAX)) return exp_vector_times(z, r->scale, true, g->factor);
-    const vec e = from->cached && !IN_REGISTERS ? cached_e : exp_vector(z, r->scale, true);
+    const vec e = from->in_local && !IN_REGISTERS ? kept_e : exp_vector(z, r->scale, true);
     if (HAS_DENSE && IS_KIND(g, OUTPUT_GRADIENT)) a = dense_vector(in, at, n);
     return result_of(r, g, z, slope, e, a);
 }
 
 /* n elements from `at`, 1 <= n <= VEC, the target's class among them or not. */
-static inline void emit_part(const row_input *in, const row_result *r, const emission *g,
-                             const row_source *from, const destination *to, const uint at, const uint n)
+static inline void epilogue_part(const row_input *in, const row_result *r, const epilogue *g,
+                                 const row_source *from, const destination *to, const uint at, const uint n)
 {
-    const row_source own = { false, from->folds, false, from->cache };
-    const vec x = load_partial(in->x + at, n, -REAL_INFINITY);
-    vec value = emit_value(in, r, g, &own, x, x, false, x, at, n);
+    const row_source own = { false, from->folds, false, from->local_rows };
+    const vec x = load_partial(in->x + at, n, -ACC_INFINITY);
+    vec value = epilogue_value(in, r, g, &own, x, x, false, x, at, n);
     const integer hit = g->class_index - (integer)at;
     if (hit >= 0 && hit < (integer)n) value = IOTA == (ivec)(hit) ? (vec)(g->target) : value;
     put(to, at, with_old(to, at, value, n), n);
 }
 
 /* What belongs into a whole vector; with_target: the target's class may be in it. */
-ALWAYS_INLINE vec value_of_vector(const row_input *in, const row_result *r, const emission *g,
+ALWAYS_INLINE vec value_of_vector(const row_input *in, const row_result *r, const epilogue *g,
                                   const row_source *from, const destination *to, const uint at,
                                   const bool with_target)
 {
-    const vec kept = from->cached ? LOAD(from->cache + at) : (vec)(0);
-    const bool has_slope = from->cached && HAS_SOFTCAP && IS_KIND(g, OUTPUT_GRADIENT) && in->slope_at > 0;
-    const vec slope = has_slope ? LOAD(from->cache + in->slope_at + at) : kept;
-    const bool has_x = from->cached && (!NEEDS_X || has_slope || IS_KIND(g, OUTPUT_SOFTMAX));
+    const vec kept = from->in_local ? LOAD(from->local_rows + at) : (vec)(0);
+    const bool has_slope = from->in_local && HAS_SOFTCAP && IS_KIND(g, OUTPUT_GRADIENT) && in->slope_at > 0;
+    const vec slope = has_slope ? LOAD(from->local_rows + in->slope_at + at) : kept;
+    const bool has_x = from->in_local && (!NEEDS_X || has_slope || IS_KIND(g, OUTPUT_SOFTMAX));
     const vec x = !has_x ? LOAD_VECTOR(in->x + at, to->aligned) : kept;
-    vec value = emit_value(in, r, g, from, x, kept, has_slope, slope, at, VEC);
+    vec value = epilogue_value(in, r, g, from, x, kept, has_slope, slope, at, VEC);
     if (with_target) value = IOTA == (ivec)(g->class_index - (integer)at) ? (vec)(g->target) : value;
     return with_old(to, at, value, VEC);
 }
 
 /* The same, of a vector that the target's class may be in. */
-PART vec value_with_target(const row_input *in, const row_result *r, const emission *g,
+PART vec value_with_target(const row_input *in, const row_result *r, const epilogue *g,
                            const row_source *from, const destination *to, const uint at)
 {
     destination anywhere = *to;
@@ -184,9 +184,9 @@ static inline void put_anywhere(const destination *to, const uint at, const vec 
     put(&anywhere, at, value, VEC);
 }
 
-/* emit_loop() for a row that is filled. Each element is written by the work-item that emit_loop() gives it to, as that one
- * has read the logit in its place for the results before. */
-static inline void fill_loop(const emission *g, const destination *to, const uint begin, const uint head,
+/* epilogue_loop() for a row that is filled. Each element is written by the work-item that epilogue_loop() gives it to, as
+ * that one has read the logit in its place for the results before. */
+static inline void fill_loop(const epilogue *g, const destination *to, const uint begin, const uint head,
                              const uint end)
 {
     const uint first = begin + head, lid = LOCAL_ID;
@@ -199,9 +199,9 @@ static inline void fill_loop(const emission *g, const destination *to, const uin
 /* The classes [begin, end), vectors beginning at `begin` + head. The elements before those and behind them are
  * vectors too that overlap their neighbours, where one work-item does all: they are computed first, before
  * anything is written in place, and written last. */
-ALWAYS_INLINE void emit_loop(const row_input *in, const row_result *r, const emission *g,
-                             const row_source *from, const destination *to, const uint begin, const uint head,
-                             const uint end)
+ALWAYS_INLINE void epilogue_loop(const row_input *in, const row_result *r, const epilogue *g,
+                                 const row_source *from, const destination *to, const uint begin,
+                                 const uint head, const uint end)
 {
     const uint first = begin + head;
     const uint vectors = (end - first) / VEC;
@@ -217,13 +217,13 @@ ALWAYS_INLINE void emit_loop(const row_input *in, const row_result *r, const emi
         if (head > 0) head_value = value_with_target(in, r, g, from, to, begin);
         if (tail > 0) tail_value = value_with_target(in, r, g, from, to, end - VEC);
     } else if (head > 0 && v == 0) {
-        emit_part(in, r, g, from, to, begin, head);
+        epilogue_part(in, r, g, from, to, begin, head);
     }
     for (;;) {
         for (; v < stop; v += WG_SIZE) {
             const uint at = first + v * VEC;
             put(to, at, value_of_vector(in, r, g, from, to, at, false), VEC);
-            if (!from->cached && v % 4 == 0) bring(in, v, true);
+            if (!from->in_local && v % 4 == 0) prefetch_ahead(in, v, true);
         }
         if (stop == vectors) break;
         if (v == special) {
@@ -237,7 +237,7 @@ ALWAYS_INLINE void emit_loop(const row_input *in, const row_result *r, const emi
         if (head > 0) put_anywhere(to, begin, head_value);
         if (tail > 0) put_anywhere(to, end - VEC, tail_value);
     } else if (tail > 0 && v == vectors) {
-        emit_part(in, r, g, from, to, first + v * VEC, tail);
+        epilogue_part(in, r, g, from, to, first + v * VEC, tail);
     }
 }
 
@@ -249,8 +249,9 @@ ALWAYS_INLINE void emit_loop(const row_input *in, const row_result *r, const emi
  * each other here. But a line that is written both ways costs several memory accesses, and every row that is not aligned
  * has two (1,000 classes on PoCL: 1.99 of a copy, all plain 1.18). Only for one work-item alone: what another has read may
  * have been overwritten by then. */
-INLINE_ON_GPU void emit(const row_input *in, const row_result *r, const emission *g, const row_source *from,
-                        const destination *at, const ulong stride, const uint begin, const uint end)
+INLINE_ON_GPU void run_epilogue(const row_input *in, const row_result *r, const epilogue *g,
+                                const row_source *from, const destination *at, const ulong stride,
+                                const uint begin, const uint end)
 {
     destination to = *at;
     const size_t size = BYTES_OF(&to), address = address_of(&to, begin);
@@ -269,13 +270,13 @@ INLINE_ON_GPU void emit(const row_input *in, const row_result *r, const emission
     /* In one loop for both clang 15 makes single elements of all loads. */
     if (to.aligned) {
         to.aligned = true; /* which the compiler knows then */
-        emit_loop(in, r, g, from, &to, begin, 0, end);
+        epilogue_loop(in, r, g, from, &to, begin, 0, end);
         return;
     }
     to.aligned = false;
-    emit_loop(in, r, g, from, &to, begin, 0, end);
+    epilogue_loop(in, r, g, from, &to, begin, 0, end);
 #else
-    emit_loop(in, r, g, from, &to, begin, head, end);
+    epilogue_loop(in, r, g, from, &to, begin, head, end);
 #endif
 }
 
@@ -284,11 +285,11 @@ INLINE_ON_GPU void emit(const row_input *in, const row_result *r, const emission
 /* A unit of work is a row. fused.cl says what each of these is for. */
 typedef row_input unit_input;
 #define COLUMNS 1
-typedef row_sums unit_scratch;
+typedef row_state unit_scratch;
 #define UNIT_SCRATCH WG_SIZE
 #define MEET_UNIT(in, unit) (void)0
-/* All reads of the row by others, and all writes to the cache, come before any write of a result; and all reads of the
- * cache before the next row's writes. */
+/* All reads of the row by others, and all writes to local_rows, come before any write of a result; and all reads of the
+ * local_rows before the next row's writes. */
 #define MEET_ROWS                                                             \
     do {                                                                      \
         if (WG_SIZE > 1) barrier(CLK_LOCAL_MEM_FENCE | CLK_GLOBAL_MEM_FENCE); \
@@ -301,7 +302,7 @@ static inline uint units_of_group(const clxent_parameters *p) { return p->rows_p
 static inline unit_input make_input(const run *u, const bool whole_rows)
 {
     const clxent_parameters *p = u->p;
-    const bool fits = whole_rows && p->classes + VEC - 1 <= p->cache_elements;
+    const bool fits = whole_rows && p->classes + VEC - 1 <= p->local_elements;
     const uint padded = (p->classes + VEC - 1) / VEC * VEC;
     row_input in;
     in.x = 0;
@@ -310,13 +311,13 @@ static inline unit_input make_input(const run *u, const bool whole_rows)
     in.classes = p->classes;
     in.vectors = p->classes / VEC;
     in.tail = p->classes % VEC;
-    in.cache_elements = p->cache_elements;
+    in.local_elements = p->local_elements;
     in.ahead = AHEAD;
     in.fits = fits;
-    in.cached = fits && WANTS_WIDE(p) && !(p->flags & FLAG_FROM_STATISTICS);
+    in.in_local = fits && WANTS_WIDE(p) && !(p->flags & FLAG_FROM_STATISTICS);
     in.shares_lines = WANTS_WIDE(p) && whole_rows && !fits && p->classes * sizeof(storage) <= MOST_KEPT_BYTES;
     in.slope_at =
-        NEEDS_X && in.cached && WANTS(p, OUTPUT_GRADIENT) && p->cache_elements / 2 >= padded ? padded : 0;
+        NEEDS_X && in.in_local && WANTS(p, OUTPUT_GRADIENT) && p->local_elements / 2 >= padded ? padded : 0;
     in.q = 0;
     in.class_weights = u->class_weights;
     in.best = (p->outputs & (OUTPUT_ARGMAX | OUTPUT_CORRECT)) != 0;
@@ -327,7 +328,7 @@ static inline unit_input make_input(const run *u, const bool whole_rows)
 
 /* A row that has no probabilities because targets are shifted is given the last row's, of which nothing reaches its
  * results: behind those there may be no memory. */
-static inline void open_unit(const run *u, unit_input *in, const ulong row, __local row_sums *scratch)
+static inline void open_unit(const run *u, unit_input *in, const ulong row, __local row_state *scratch)
 {
     const clxent_parameters *p = u->p;
     (void)scratch;
@@ -349,7 +350,7 @@ static inline bool open_rows(const run *u, unit_input *in, const ulong row, cons
 
 static inline lane target_logits(const unit_input *in, const lane_targets *t)
 {
-    return t->has_class ? load_one(in->x + t->class_index) : -REAL_INFINITY;
+    return t->has_class ? load_one(in->x + t->class_index) : -ACC_INFINITY;
 }
 
 /* Vectors of a piece. */
@@ -359,8 +360,8 @@ static inline vector_range vectors_of(const run *u, const row_input *in, const u
     return (vector_range){ begin, min(begin + u->p->piece_vectors, total) };
 }
 
-/* This work-item's sums over one piece of the row, as far as the run needs any. s: empty_sums(). */
-INLINE_ON_GPU void sum_piece(row_sums *s, const run *u, const row_input *in, const lane_targets *t,
+/* This work-item's sums over one piece of the row, as far as the run needs any. s: empty_state(). */
+INLINE_ON_GPU void sum_piece(row_state *s, const run *u, const row_input *in, const lane_targets *t,
                              const uint piece)
 {
     const vector_range of_piece = vectors_of(u, in, piece);
@@ -368,7 +369,7 @@ INLINE_ON_GPU void sum_piece(row_sums *s, const run *u, const row_input *in, con
     const bool of_logits = (u->p->outputs & (OUTPUT_LSE | OUTPUT_SOFTMAX | OUTPUT_LOG_SOFTMAX |
                                              OUTPUT_ARGMAX | OUTPUT_ENTROPY)) != 0;
     if (!from_statistics && (of_logits || t->counts)) {
-        const row_scan scan = { (uint)t->class_index, in->fits, in->cached, false, u->cache };
+        const row_scan scan = { (uint)t->class_index, in->fits, in->in_local, false, u->local_rows };
         sum_own(s, in, &scan, of_piece.first, of_piece.last);
     }
 #if SUMS_WEIGHT
@@ -376,83 +377,86 @@ INLINE_ON_GPU void sum_piece(row_sums *s, const run *u, const row_input *in, con
 #endif
 }
 
-INLINE_ON_GPU void sum_piece_below_top(row_sums *s, const run *u, const row_input *in, const real maximum,
-                                       const uint piece)
+INLINE_ON_GPU void sum_piece_excluding_max(row_state *s, const run *u, const row_input *in,
+                                           const acc_t maximum, const uint piece)
 {
     const vector_range of_piece = vectors_of(u, in, piece);
     const row_level level = level_of(maximum);
     s->maximum = maximum;
     for (uint from = of_piece.first; from < of_piece.last; from += BLOCK * WG_SIZE) {
         const uint to = min(from + BLOCK * WG_SIZE, of_piece.last);
-        s->others = fold(s->others, sum_below_top(in, &level, maximum, from, to));
+        s->sum_excluding_target =
+            fold(s->sum_excluding_target, sum_excluding_max(in, &level, maximum, from, to));
     }
 }
 
 /* Of the row's pieces in order, and once more of a confident row's. One merge_group() whatever the row needs: compilers for
  * CPUs must see that all work-items of a group meet the same barriers, and some copy everything behind one that stands
  * under a condition. */
-static inline row_result scan_rows(const run *u, const unit_input *in, const lane_targets *t, judgement *j,
-                                   row_sums *all, __local row_sums *scratch)
+static inline row_result scan_rows(const run *u, const unit_input *in, const lane_targets *t, target_terms *j,
+                                   row_state *all, __local row_state *scratch)
 {
     const uint pieces = u->p->pieces, steps = pieces * count_passes(u);
-    row_sums below_top = empty_sums();
+    row_state excluding_max = empty_state();
     row_result r;
     r.confident = 0;
-    *all = empty_sums();
+    *all = empty_state();
     for (uint step = 0; step < steps; step++) {
-        row_sums own = empty_sums();
+        row_state own = empty_state();
         if (step < pieces) sum_piece(&own, u, in, t, step);
-        if (step >= pieces && r.confident) sum_piece_below_top(&own, u, in, r.maximum, step - pieces);
-        const row_sums sum = merge_group(own, scratch);
+        if (step >= pieces && r.confident) sum_piece_excluding_max(&own, u, in, r.maximum, step - pieces);
+        const row_state sum = merge_group(own, scratch);
         if (step < pieces) {
             *all = step == 0 ? sum : merge(*all, sum);
         } else {
-            below_top = step == pieces ? sum : merge(below_top, sum);
+            excluding_max = step == pieces ? sum : merge(excluding_max, sum);
         }
         if (step + 1 == pieces) {
             if (u->p->flags & FLAG_FROM_STATISTICS) read_statistics(u, in->row, 1, all);
             r = finish(j, t, all);
         }
     }
-    if (steps > pieces) keep_top_apart(&r, long_value(below_top.others));
+    if (steps > pieces) keep_max_apart(&r, compensated_value(excluding_max.sum_excluding_target));
     return r;
 }
 
 /* The classes [begin, end) of the results that a row has one of for each class. */
-INLINE_ON_GPU void emit_classes(const run *u, const unit_input *in, const lane_targets *t, const judgement *j,
-                                const row_result *r, const uint begin, const uint end)
+INLINE_ON_GPU void epilogue_of_classes(const run *u, const unit_input *in, const lane_targets *t,
+                                       const target_terms *j, const row_result *r, const uint begin,
+                                       const uint end)
 {
     const clxent_parameters *p = u->p;
     const ulong at = row_start(p, in->row, p->probabilities_row_stride);
-    row_source from = { in->cached, IN_REGISTERS || !in->fits, (p->flags & FLAG_NONTEMPORAL) != 0, u->cache };
+    row_source from = { in->in_local, IN_REGISTERS || !in->fits, (p->flags & FLAG_NONTEMPORAL) != 0,
+                        u->local_rows };
     if (WANTS(p, OUTPUT_SOFTMAX)) {
-        const emission g = emission_of(u, OUTPUT_SOFTMAX, in->row, 1, t, j, r);
+        const epilogue g = epilogue_of(u, OUTPUT_SOFTMAX, in->row, 1, t, j, r);
         const destination to = destination_of(u, OUTPUT_SOFTMAX, at);
-        emit(in, r, &g, &from, &to, p->probabilities_row_stride, begin, end);
+        run_epilogue(in, r, &g, &from, &to, p->probabilities_row_stride, begin, end);
     }
     if (WANTS(p, OUTPUT_LOG_SOFTMAX)) {
-        const emission g = emission_of(u, OUTPUT_LOG_SOFTMAX, in->row, 1, t, j, r);
+        const epilogue g = epilogue_of(u, OUTPUT_LOG_SOFTMAX, in->row, 1, t, j, r);
         const destination to = destination_of(u, OUTPUT_LOG_SOFTMAX, at);
-        from.cached = IN_REGISTERS && in->cached;
-        emit(in, r, &g, &from, &to, p->probabilities_row_stride, begin, end);
-        from.cached = in->cached;
+        from.in_local = IN_REGISTERS && in->in_local;
+        run_epilogue(in, r, &g, &from, &to, p->probabilities_row_stride, begin, end);
+        from.in_local = in->in_local;
     }
     if (WANTS(p, OUTPUT_GRADIENT)) {
-        const emission g = emission_of(u, OUTPUT_GRADIENT, in->row, 1, t, j, r);
+        const epilogue g = epilogue_of(u, OUTPUT_GRADIENT, in->row, 1, t, j, r);
         const destination to =
             destination_of(u, OUTPUT_GRADIENT, row_start(p, in->row, p->gradient_row_stride));
-        from.folds = HAS_ONE_FACTOR && from.folds && fabs(g.factor) < REAL_INFINITY;
+        from.folds = HAS_ONE_FACTOR && from.folds && fabs(g.factor) < ACC_INFINITY;
         if (!ACCUMULATE || !g.filled || g.fill != 0)
-            emit(in, r, &g, &from, &to, p->gradient_row_stride, begin, end);
+            run_epilogue(in, r, &g, &from, &to, p->gradient_row_stride, begin, end);
     }
 }
 
-static inline void emit_unit(const run *u, unit_input *in, const ulong row, const lane_targets t[COLUMNS],
-                             const judgement j[COLUMNS], const row_result r[COLUMNS],
-                             __local row_sums *scratch)
+static inline void epilogue_of_unit(const run *u, unit_input *in, const ulong row,
+                                    const lane_targets t[COLUMNS], const target_terms j[COLUMNS],
+                                    const row_result r[COLUMNS], __local row_state *scratch)
 {
     (void)row;
     (void)scratch;
-    /* a row that was not scanned has left nothing in the cache, and has constant results */
-    if (WANTS_WIDE(u->p)) emit_classes(u, in, t, j, r, 0, in->classes);
+    /* a row that was not scanned has left nothing in local_rows, and has constant results */
+    if (WANTS_WIDE(u->p)) epilogue_of_classes(u, in, t, j, r, 0, in->classes);
 }

@@ -25,7 +25,7 @@
  *
  * All this holds for |k| < 2^22; beyond MAX_NEAR the row's maximum is subtracted first after all
  * ("far": base = m, q = 0): two logits of a row that count differ there by 1/128 at least or not at all. */
-#define INV_LN2 REAL(0x1.71547652b82fep+0)
+#define INV_LN2 ACC(0x1.71547652b82fep+0)
 #define HAS_TABLE 0
 #if VEC == 16 && DTYPE != F64 && (!LANES || ALONG) && defined(__AVX512F__) && defined(__has_builtin)
 #    if __has_builtin(__builtin_ia32_permvarsf512)
@@ -73,7 +73,7 @@
                 r, C(0x1.fffffcp-2f)),                                                           \
             r, C(1.0f))
 #endif
-#define EXP_POLYNOMIAL(r, C) fma(EXP_SLOPE(r, C), r, C(REAL(1.0)))
+#define EXP_POLYNOMIAL(r, C) fma(EXP_SLOPE(r, C), r, C(ACC(1.0)))
 
 /* The scale that a row's exponentials share: they are exp(z - base) * 2^-q. */
 typedef struct {
@@ -88,14 +88,14 @@ typedef struct {
 
 /* What turns a sum at a row's scale into that of saved statistics, which every strategy shares, and which loses nothing
  * of the rows that need the headroom. */
-#define STATISTICS_FACTOR (HAS_TABLE ? REAL(1.0) : REAL(65536.0))
+#define STATISTICS_FACTOR (HAS_TABLE ? ACC(1.0) : ACC(65536.0))
 
 /* Of -inf, the maximum of nothing yet, it is the scale of 0: its terms are 0 at any scale. */
 static inline exp_scale exp_scale_of(const lane maximum)
 {
     const lane zero = (lane)(0);
     const ilane is_near = fabs(maximum) <= (lane)(MAX_NEAR);
-    const ilane is_far = fabs(maximum) > (lane)(MAX_NEAR) && maximum > (lane)(-REAL_INFINITY);
+    const ilane is_far = fabs(maximum) > (lane)(MAX_NEAR) && maximum > (lane)(-ACC_INFINITY);
     const lane q = (maximum * (lane)(INV_LN2) + (lane)(ROUNDER)) - (lane)(ROUNDER);
     exp_scale s;
     s.q = (is_near ? q : zero) - (lane)(HEADROOM);
@@ -105,7 +105,7 @@ static inline exp_scale exp_scale_of(const lane maximum)
 }
 
 #define AS_ONE_INTEGER PASTE(as_, INTEGER_TYPE)
-#define TWO_THIRDS (REAL(2.0) / REAL(3.0))
+#define TWO_THIRDS (ACC(2.0) / ACC(3.0))
 
 /* NAME(z) = exp(z) at scale s. NAME##_times(z) = factor * exp(z), the factor multiplied into the polynomial's
  * coefficients, which are the same for a whole row: one multiplication less for each element. */
@@ -176,7 +176,7 @@ static inline vec exp_vector_times(const vec z, const exp_scale s, const bool fa
 #endif
 
 #if (!LANES || VEC == 1) && !HAS_TABLE
-DEFINE_EXP(exp_one, real, integer, PASTE(as_, REAL_TYPE), PASTE(as_, INTEGER_TYPE))
+DEFINE_EXP(exp_one, acc_t, integer, PASTE(as_, ACC_TYPE), PASTE(as_, INTEGER_TYPE))
 #endif
 #if VEC > 1 && !HAS_TABLE
 DEFINE_EXP(exp_vector, vec, ivec, AS_VEC, AS_IVEC)
@@ -189,7 +189,7 @@ DEFINE_EXP(exp_vector, vec, ivec, AS_VEC, AS_IVEC)
 #if LANES
 #    define exp_lane exp_vector
 #elif HAS_TABLE
-static inline real exp_lane(const real z, const exp_scale s, const bool far)
+static inline acc_t exp_lane(const acc_t z, const exp_scale s, const bool far)
 {
     return exp_vector((vec)(z), s, far).s0;
 }
@@ -241,12 +241,12 @@ static inline lane two_atanh(const lane s)
 #else
     lane p = (lane)(1.0f / 15.0f);
 #endif
-    p = fma(p, s2, (lane)(REAL(1.0) / REAL(13.0)));
-    p = fma(p, s2, (lane)(REAL(1.0) / REAL(11.0)));
-    p = fma(p, s2, (lane)(REAL(1.0) / REAL(9.0)));
-    p = fma(p, s2, (lane)(REAL(1.0) / REAL(7.0)));
-    p = fma(p, s2, (lane)(REAL(1.0) / REAL(5.0)));
-    p = fma(p, s2, (lane)(REAL(1.0) / REAL(3.0)));
+    p = fma(p, s2, (lane)(ACC(1.0) / ACC(13.0)));
+    p = fma(p, s2, (lane)(ACC(1.0) / ACC(11.0)));
+    p = fma(p, s2, (lane)(ACC(1.0) / ACC(9.0)));
+    p = fma(p, s2, (lane)(ACC(1.0) / ACC(7.0)));
+    p = fma(p, s2, (lane)(ACC(1.0) / ACC(5.0)));
+    p = fma(p, s2, (lane)(ACC(1.0) / ACC(3.0)));
     const lane twice = s + s;
     return fma(twice * s2, p, twice);
 }
@@ -262,21 +262,21 @@ static inline ilane log_exponent(const lane v)
 
 /* The options of the plan that are numbers. Those that are compiled in are constants where they are not in use. */
 typedef struct {
-    real keep;  /* 1 - label_smoothing */
-    real share; /* label_smoothing / classes */
-    real smoothing;
-    real logit_scale;
-    real softcap;
+    acc_t one_minus_smoothing; /* 1 - label_smoothing */
+    acc_t smoothing_per_class; /* label_smoothing / classes */
+    acc_t smoothing;
+    acc_t logit_scale;
+    acc_t softcap;
 } options;
 
 static inline options options_of(const clxent_parameters *p)
 {
     options o;
-    o.keep = HAS_SMOOTHING ? REAL_OF(p->keep) : REAL(1.0);
-    o.share = HAS_SMOOTHING ? REAL_OF(p->share) : REAL(0.0);
-    o.smoothing = HAS_SMOOTHING ? REAL_OF(p->smoothing) : REAL(0.0);
-    o.logit_scale = HAS_LOGIT_SCALE ? REAL_OF(p->logit_scale) : REAL(1.0);
-    o.softcap = HAS_SOFTCAP ? REAL_OF(p->softcap) : REAL(0.0);
+    o.one_minus_smoothing = HAS_SMOOTHING ? ACC_OF(p->one_minus_smoothing) : ACC(1.0);
+    o.smoothing_per_class = HAS_SMOOTHING ? ACC_OF(p->smoothing_per_class) : ACC(0.0);
+    o.smoothing = HAS_SMOOTHING ? ACC_OF(p->smoothing) : ACC(0.0);
+    o.logit_scale = HAS_LOGIT_SCALE ? ACC_OF(p->logit_scale) : ACC(1.0);
+    o.softcap = HAS_SOFTCAP ? ACC_OF(p->softcap) : ACC(0.0);
     return o;
 }
 
@@ -290,7 +290,7 @@ static inline options options_of(const clxent_parameters *p)
  * slope, is 0 from there on, where the true slope is no normal number either. The slope is dz/ds: logit_scale is part of
  * what the whole row is multiplied by. */
 #define TANH_LIMIT (LN2_HIGH * (BIAS + 2))
-static inline real inverse_of(const real softcap) { return 1 / softcap; } /* finite: it is not subnormal */
+static inline acc_t inverse_of(const acc_t softcap) { return 1 / softcap; } /* finite: it is not subnormal */
 
 /* 1 / d for d in [4, 8]. In f32 by Newton's method, two steps from the parabola of least relative error, 1 / 99 =
  * 1 / T3(3), which leave 99^-4 = 0.2 u and the rounding of the last: 6 instructions in place of a division, which holds
@@ -304,7 +304,7 @@ static inline real inverse_of(const real softcap) { return 1 / softcap; } /* fin
 #endif
 
 #define DEFINE_SOFTCAP(NAME, T, I, AS_T, AS_I)                                     \
-    static inline T NAME(const T s, const real softcap, T *slope)                  \
+    static inline T NAME(const T s, const acc_t softcap, T *slope)                 \
     {                                                                              \
         const T y2 = s * (T)(2 * inverse_of(softcap));                             \
         const T x = -fabs(y2) < (T)(-TANH_LIMIT) ? (T)(-TANH_LIMIT) : -fabs(y2);   \
@@ -331,20 +331,20 @@ static inline real inverse_of(const real softcap) { return 1 / softcap; } /* fin
         *slope = (T)(1);                                                           \
         if (HAS_SOFTCAP) {                                                         \
             z = NAME(z, o.softcap, slope); /* of NaN it is NaN */                  \
-            *slope = x == (T)(-REAL_INFINITY) ? (T)(0) : *slope;                   \
+            *slope = x == (T)(-ACC_INFINITY) ? (T)(0) : *slope;                    \
         }                                                                          \
-        return x == (T)(-REAL_INFINITY) ? x : z;                                   \
+        return x == (T)(-ACC_INFINITY) ? x : z;                                    \
     }                                                                              \
     /* s = logit_scale * x: what the argmax is taken of, as a softcap that       \
      * saturates makes equal what is not. Without a softcap it is z. */ \
     static inline T NAME##_s(const T x, const options o)                           \
     {                                                                              \
         if (!HAS_LOGIT_SCALE) return x;                                            \
-        return x == (T)(-REAL_INFINITY) ? x : x * (T)(o.logit_scale);              \
+        return x == (T)(-ACC_INFINITY) ? x : x * (T)(o.logit_scale);               \
     }
 
 #if !LANES || VEC == 1
-DEFINE_SOFTCAP(softcap_one, real, integer, PASTE(as_, REAL_TYPE), PASTE(as_, INTEGER_TYPE))
+DEFINE_SOFTCAP(softcap_one, acc_t, integer, PASTE(as_, ACC_TYPE), PASTE(as_, INTEGER_TYPE))
 #endif
 #if VEC > 1
 DEFINE_SOFTCAP(softcap_vector, vec, ivec, AS_VEC, AS_IVEC)

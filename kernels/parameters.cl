@@ -13,7 +13,7 @@ typedef uint u32;
 
 /* Offsets of the caller's buffers, in elements, by name. */
 typedef struct clxent_offsets {
-    u64 logits, probabilities, targets, class_weights, row_weights, upstream, denominator;
+    u64 logits, probabilities, targets, class_weights, row_weights, grad_output, denominator;
     u64 losses, loss, lse, softmax, log_softmax, gradient, argmax, correct, entropy, statistics;
     u64 bad_targets, one_hot;
 } clxent_offsets;
@@ -30,14 +30,14 @@ typedef struct clxent_parameters {
     u64 partials; /* of the batch; 1: no fold is launched */
     u64 tiles;    /* map_lane.cl: of a slab */
     i64 ignore_index;
-    /* Options that are numbers: the bits of a real, see REAL_OF(). share: label_smoothing / classes; keep: 1 -
-     * label_smoothing */
-    u64 keep, share, smoothing, z_loss, logit_scale, softcap;
+    /* Options that are numbers: the bits of a real, see ACC_OF(). smoothing_per_class: label_smoothing /
+     * classes; one_minus_smoothing: 1 - label_smoothing */
+    u64 one_minus_smoothing, smoothing_per_class, smoothing, z_loss, logit_scale, softcap;
     clxent_offsets offset;
     u32 classes;
     u32 outputs;        /* CLXENT_OUTPUT_* bits: the values below are the same */
     u32 flags;          /* FLAG_* */
-    u32 cache_elements; /* of local memory behind `cache`; 0: none */
+    u32 local_elements; /* of local memory behind `local_rows`; 0: none */
     u32 rows_per_group;
     u32 piece_vectors; /* of a row that make a piece; part of what decides bits */
     u32 pieces;        /* of a row */
@@ -66,14 +66,14 @@ typedef struct clxent_parameters {
 
 #define FLAG_IGNORE_INDEX (1u << 0) /* ignore_index is in use */
 #define FLAG_ROW_WEIGHTS (1u << 1)
-#define FLAG_UPSTREAM (1u << 2)
-#define FLAG_UPSTREAM_ROWS (1u << 3)   /* upstream is [rows] */
-#define FLAG_DENOMINATOR (1u << 4)     /* the caller gave one */
-#define FLAG_MEAN (1u << 5)            /* divides by D, unless the caller gave a denominator */
-#define FLAG_FROM_STATISTICS (1u << 6) /* statistics are an input */
-#define FLAG_NONTEMPORAL (1u << 7)     /* large results bypass the cache; changes no bit */
+#define FLAG_GRAD_OUTPUT (1u << 2)
+#define FLAG_GRAD_OUTPUT_ROWS (1u << 3) /* grad_output is [rows] */
+#define FLAG_DENOMINATOR (1u << 4)      /* the caller gave one */
+#define FLAG_MEAN (1u << 5)             /* divides by the denominator, unless the caller gave a denominator */
+#define FLAG_FROM_STATISTICS (1u << 6)  /* statistics are an input */
+#define FLAG_NONTEMPORAL (1u << 7)      /* large results bypass the cache; changes no bit */
 #define FLAG_ALL_IGNORED_ZERO (1u << 8)
-#define FLAG_OWN_D (1u << 9) /* FLAG_MEAN, but D is summed where it is needed */
+#define FLAG_OWN_DENOMINATOR (1u << 9) /* FLAG_MEAN, but the denominator is summed where it is needed */
 #define FLAG_SECOND_PASS (1u << 10)
 #define FLAG_KEEPS_LOGITS (1u << 11) /* map_lane.cl: with room for the exponentials beside them */
 #define FLAG_BAD_IGNORED (1u << 12)  /* a target out of range is ignored, not NaN */

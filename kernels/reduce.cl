@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT
  *
- * reduce.cl - from rows to one number: D and the record of bad targets before the main kernel, the loss and the
+ * reduce.cl - from rows to one number: the denominator and the record of bad targets before the main kernel, the loss and the
  * count of correct predictions after it.
  *
  * Each work-group sums up to REDUCE_ROWS rows into a partial; one work-item folds the batch's partials in order.
- * Every addition keeps what it loses (long_sum), so 10^7 rows cost no digits. The rows of a partial follow from
+ * Every addition keeps what it loses (compensated_sum), so 10^7 rows cost no digits. The rows of a partial follow from
  * the desc alone: parts of a batch write the values of their rows, and nothing is summed before all rows of a span
  * are there. Grid of the *_partials kernels: one work-group for each partial of the [rows] buffers; where it is the
  * batch's only one it folds as well, and *_fold is not launched.
@@ -14,15 +14,15 @@
  */
 #if REDUCES
 typedef struct {
-    long_sum_one sum; /* of row weights, or of losses */
-    ulong count;      /* of bad targets, or of correct predictions */
+    compensated_sum_one sum; /* of row weights, or of losses */
+    ulong count;             /* of bad targets, or of correct predictions */
     ulong first_bad;
     long bad_value;
 } partial;
 
 static inline partial merge_partials(const partial a, const partial b)
 {
-    partial c = { long_merge_one(a.sum, b.sum), a.count + b.count, a.first_bad, a.bad_value };
+    partial c = { compensated_merge_one(a.sum, b.sum), a.count + b.count, a.first_bad, a.bad_value };
     if (b.first_bad < a.first_bad) {
         c.first_bad = b.first_bad;
         c.bad_value = b.bad_value;
@@ -79,20 +79,21 @@ static inline lane keep_first(const lane v, const uint n)
     return n == LANE_ROWS ? v : LANE_IOTA < (ilane)((integer)n) ? v : (lane)(0);
 }
 
-static inline long_sum_one fold_lanes(const long_sum s)
+static inline compensated_sum_one fold_lanes(const compensated_sum s)
 {
-    real high[LANE_ROWS], low[LANE_ROWS];
-    long_sum_one all = { 0, 0 };
+    acc_t high[LANE_ROWS], low[LANE_ROWS];
+    compensated_sum_one all = { 0, 0 };
     STORE_LANE(s.high, high);
     STORE_LANE(s.low, low);
-    for (uint i = 0; i < LANE_ROWS; i++) all = long_merge_one(all, (long_sum_one){ high[i], low[i] });
+    for (uint i = 0; i < LANE_ROWS; i++)
+        all = compensated_merge_one(all, (compensated_sum_one){ high[i], low[i] });
     return all;
 }
 
 static inline void fold_targets(const clxent_parameters *p, const partial all, __global ulong *bad_targets,
                                 __global uchar *workspace)
 {
-    *(__global real *)(workspace + p->denominator_at) = long_value_one(all.sum);
+    *(__global acc_t *)(workspace + p->denominator_at) = compensated_value_one(all.sum);
     if (p->outputs & OUTPUT_BAD_TARGETS) {
         __global ulong *record = bad_targets + 3 * p->offset.bad_targets; /* counted in records */
         record[0] = all.count;
@@ -102,15 +103,15 @@ static inline void fold_targets(const clxent_parameters *p, const partial all, _
 }
 
 PART void sum_targets(const clxent_parameters *restrict p, __global const void *restrict targets,
-                      __global const real *restrict class_weights, __global const real *restrict row_weights,
-                      __global ulong *restrict bad_targets, __global uchar *restrict workspace,
-                      __local partial *scratch, const size_t group)
+                      __global const acc_t *restrict class_weights,
+                      __global const acc_t *restrict row_weights, __global ulong *restrict bad_targets,
+                      __global uchar *restrict workspace, __local partial *scratch, const size_t group)
 {
     const row_range range = rows_of_partial(p, group);
     /* of i64 a step is two lines, of which one is asked for */
     const uint target_bytes = TARGETS == TARGET_I32 ? 4 : TARGETS == TARGET_I64 ? 8 : 1;
     partial own = empty_partial();
-    long_sum weights = long_zero();
+    compensated_sum weights = compensated_zero();
     for (ulong row = range.begin + LOCAL_ID * LANE_ROWS; row < range.end; row += WG_SIZE * LANE_ROWS) {
         const uint n = (uint)min((ulong)LANE_ROWS, range.end - row);
         PREFETCH((__global const uchar *)targets + (p->offset.targets + row + REDUCE_AHEAD) * target_bytes);
@@ -120,7 +121,7 @@ PART void sum_targets(const clxent_parameters *restrict p, __global const void *
             const lane of_class = gather(class_weights + p->offset.class_weights, t.class_index);
             weight = t.has_class ? weight * of_class : weight;
         }
-        weights = long_add(weights, keep_first(weight, n));
+        weights = compensated_add(weights, keep_first(weight, n));
         if (ANY_LANE(t.bad)) {
             for (uint i = 0; i < n; i++) {
                 const row_target one = get_target(p, row + i, targets, row_weights);
@@ -141,8 +142,8 @@ PART void sum_targets(const clxent_parameters *restrict p, __global const void *
 
 __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_targets_partials(
     const clxent_parameters p, __global const void *restrict targets, /* [rows] */
-    __global const real *restrict class_weights,                      /* [classes] */
-    __global const real *restrict row_weights,                        /* [rows] */
+    __global const acc_t *restrict class_weights,                     /* [classes] */
+    __global const acc_t *restrict row_weights,                       /* [rows] */
     __global ulong *restrict bad_targets,                             /* [3] */
     __global uchar *restrict workspace)
 {
@@ -158,45 +159,45 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void clxent_targets_fold
 }
 
 static inline void fold_losses(const clxent_parameters *p, const partial all,
-                               __global const real *denominator, __global real *loss, __global ulong *correct,
-                               __global const uchar *workspace)
+                               __global const acc_t *denominator, __global acc_t *loss,
+                               __global ulong *correct, __global const uchar *workspace)
 {
     if (p->outputs & OUTPUT_CORRECT) correct[p->offset.correct] = all.count;
     if (!(p->outputs & OUTPUT_LOSS)) return;
-    const real value = long_value_one(all.sum);
-    real result = value;
+    const acc_t value = compensated_value_one(all.sum);
+    acc_t result = value;
     if (p->flags & FLAG_DENOMINATOR) {
         result = value / denominator[p->offset.denominator];
     } else if (p->flags & FLAG_MEAN) {
-        const real sum_of_weights = *(__global const real *)(workspace + p->denominator_at);
+        const acc_t sum_of_weights = *(__global const acc_t *)(workspace + p->denominator_at);
         result = value / sum_of_weights;
         if (sum_of_weights == 0) {
             /* a bad row's NaN is not hidden */
             const bool zero = (p->flags & FLAG_ALL_IGNORED_ZERO) != 0 && value == value;
-            result = zero ? REAL(0.0) : REAL_NAN;
+            result = zero ? ACC(0.0) : ACC_NAN;
         }
     }
     loss[p->offset.loss] = result;
 }
 
-PART void sum_losses(const clxent_parameters *restrict p, __global const real *restrict losses,
-                     __global const real *restrict denominator, __global real *restrict loss,
+PART void sum_losses(const clxent_parameters *restrict p, __global const acc_t *restrict losses,
+                     __global const acc_t *restrict denominator, __global acc_t *restrict loss,
                      __global ulong *restrict correct, __global uchar *restrict workspace,
                      __local partial *scratch, const size_t group)
 {
     const bool sums = (p->outputs & OUTPUT_LOSS) != 0;
     const bool counts = (p->outputs & OUTPUT_CORRECT) != 0;
-    __global const real *row_losses = (p->outputs & OUTPUT_LOSSES)
-                                          ? losses + p->offset.losses
-                                          : (__global const real *)(workspace + p->row_losses_at);
+    __global const acc_t *row_losses = (p->outputs & OUTPUT_LOSSES)
+                                           ? losses + p->offset.losses
+                                           : (__global const acc_t *)(workspace + p->row_losses_at);
     const row_range range = rows_of_partial(p, group);
     partial own = empty_partial();
-    long_sum total = long_zero();
+    compensated_sum total = compensated_zero();
     ilane hits = (ilane)(0); /* at most REDUCE_ROWS */
     for (ulong row = range.begin + LOCAL_ID * LANE_ROWS; row < range.end; row += WG_SIZE * LANE_ROWS) {
         const uint n = (uint)min((ulong)LANE_ROWS, range.end - row);
         PREFETCH(row_losses + row + REDUCE_AHEAD);
-        if (sums) total = long_add(total, keep_first(load_lanes(row_losses + row, n), n));
+        if (sums) total = compensated_add(total, keep_first(load_lanes(row_losses + row, n), n));
         if (counts && n == LANE_ROWS) {
             hits += TO_INTEGERS(LOAD_LANE(workspace + p->correct_at + row));
         } else if (counts) {
@@ -217,10 +218,10 @@ PART void sum_losses(const clxent_parameters *restrict p, __global const real *r
 }
 
 __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_losses_partials(
-    const clxent_parameters p, __global const real *restrict losses, /* [rows], or NULL: in workspace */
-    __global const real *restrict denominator,                       /* [1] */
-    __global real *restrict loss,                                    /* [1] */
-    __global ulong *restrict correct,                                /* [1] */
+    const clxent_parameters p, __global const acc_t *restrict losses, /* [rows], or NULL: in workspace */
+    __global const acc_t *restrict denominator,                       /* [1] */
+    __global acc_t *restrict loss,                                    /* [1] */
+    __global ulong *restrict correct,                                 /* [1] */
     __global uchar *restrict workspace)
 {
     __local partial scratch[WG_SIZE];
@@ -229,7 +230,7 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_losses
 
 /* Grid: one work-group of one work-item. */
 __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void clxent_losses_fold(
-    const clxent_parameters p, __global const real *restrict denominator, __global real *restrict loss,
+    const clxent_parameters p, __global const acc_t *restrict denominator, __global acc_t *restrict loss,
     __global ulong *restrict correct, __global uchar *restrict workspace)
 {
     fold_losses(&p, merge_all_partials(&p, workspace), denominator, loss, correct, workspace);

@@ -30,7 +30,7 @@
 /* Vectors of a work-item between two flushes, see block_sums; a block has no fewer, or is one. */
 #define FLUSH_VECTORS (BLOCK < 16 ? BLOCK : 16)
 
-/* Whether gradients need the logits although the cache has the exponentials: for the softcap's slope. */
+/* Whether gradients need the logits although local_rows has the exponentials: for the softcap's slope. */
 #define NEEDS_X (!IN_REGISTERS && HAS_SOFTCAP)
 
 /* One row's inputs. Vector v < vectors is x[v * VEC ..]; vector `vectors` is the tail of classes % VEC. */
@@ -41,23 +41,23 @@ typedef struct {
     uint classes;
     uint vectors;
     uint tail;
-    uint cache_elements;
-    bool fits;         /* rows of this plan are cached */
-    bool cached;       /* this one is */
+    uint local_elements;
+    bool fits;         /* rows of this plan fit into local_rows */
+    bool in_local;     /* this one is */
     uint ahead;        /* vectors from one that is computed with to the one that is brought meanwhile */
     bool shares_lines; /* see bring() */
-    uint slope_at; /* where the cache has the slope of every class beside its exponential; 0: it has not */
-    __global const void *q;             /* probabilities [classes] */
-    __global const real *class_weights; /* [classes] */
-    bool best;                          /* the argmax is wanted */
-    bool nan;                           /* so is which class is NaN */
+    uint slope_at; /* where local_rows has the slope of every class beside its exponential; 0: it has not */
+    __global const void *q;              /* probabilities [classes] */
+    __global const acc_t *class_weights; /* [classes] */
+    bool best;                           /* the argmax is wanted */
+    bool nan;                            /* so is which class is NaN */
     options o;
 } row_input;
 
 /* The vector that holds the tail ends with the row and begins among the classes of the one before it, unless the row
  * is shorter than a vector: a load of single elements would cost as much as twenty vectors. `first_new` of its
  * elements are not counted a second time. In larger groups another work-item has the vector before, and would write
- * the same place of the cache. */
+ * the same place of local_rows. */
 #if WG_SIZE == 1
 #    define TAIL_OVERLAPS(in) ((in)->vectors > 0)
 #else
@@ -78,7 +78,7 @@ static inline uint first_new(const row_input *in, const uint v)
 static inline vec vector_x(const row_input *in, const uint v)
 {
     if (v < in->vectors || TAIL_OVERLAPS(in)) return load_vector(in->x + vector_at(in, v));
-    return load_partial(in->x + v * VEC, in->tail, -REAL_INFINITY);
+    return load_partial(in->x + v * VEC, in->tail, -ACC_INFINITY);
 }
 
 static inline vec vector_z(const row_input *in, const uint v)
@@ -97,8 +97,8 @@ static inline vec full_z(const row_input *in, const uint v)
 #if HAS_PREFETCH
 /* The lines of `count` vectors, 2 or 4, of `bytes` each: four lines at most, and of vectors of less than 32 bytes some
  * twice. */
-ALWAYS_INLINE void bring_vectors(__global const uchar *row, const uint first, const uint count,
-                                 const size_t bytes)
+ALWAYS_INLINE void prefetch_vectors(__global const uchar *row, const uint first, const uint count,
+                                    const size_t bytes)
 {
     __global const uchar *p = row + first * bytes;
     PREFETCH(p);
@@ -118,16 +118,16 @@ ALWAYS_INLINE void bring_vectors(__global const uchar *row, const uint first, co
  * lines under way at most, so it must ask for some all the time: where results need a second pass over the row
  * (shares_lines), each pass brings one half of one (PoCL, 2 hyperthreads of Emerald Rapids, 32,768 classes: 0.68 of
  * the time without this, 0.78 with the first pass alone). */
-ALWAYS_INLINE void bring(const row_input *in, const uint v, const bool second_pass)
+ALWAYS_INLINE void prefetch_ahead(const row_input *in, const uint v, const bool second_pass)
 {
 #if HAS_PREFETCH
     const uint lines_at =
         in->ahead + (in->shares_lines ? (second_pass ? in->vectors : in->vectors / 2) + v / 2 : v);
     const uint count = in->shares_lines ? 2 : 4;
-    bring_vectors((__global const uchar *)in->x, lines_at, count, VEC * sizeof(storage));
+    prefetch_vectors((__global const uchar *)in->x, lines_at, count, VEC * sizeof(storage));
     if (HAS_PROBABILITIES) {
-        bring_vectors((__global const uchar *)in->q, lines_at, count,
-                      VEC * (TARGETS == TARGET_PROBABILITIES_F32 ? sizeof(float) : sizeof(storage)));
+        prefetch_vectors((__global const uchar *)in->q, lines_at, count,
+                         VEC * (TARGETS == TARGET_PROBABILITIES_F32 ? sizeof(float) : sizeof(storage)));
     }
 #else
     (void)in;
@@ -138,12 +138,12 @@ ALWAYS_INLINE void bring(const row_input *in, const uint v, const bool second_pa
 
 /* ---- a ------------------------------------------------------------------------------------ */
 
-static inline real probability_one(const row_input *in, const uint at)
+static inline acc_t probability_one(const row_input *in, const uint at)
 {
 #if DTYPE != F32
     if (TARGETS == TARGET_PROBABILITIES_LOGITS) return load_one((__global const storage *)in->q + at);
 #endif
-    return convert_real(((__global const float *)in->q)[at]);
+    return convert_acc(((__global const float *)in->q)[at]);
 }
 
 static inline vec probability_vector(const row_input *in, const uint at)
@@ -155,10 +155,10 @@ static inline vec probability_vector(const row_input *in, const uint at)
 }
 
 /* The part of a_j that every class has: of an index target the smoothing, of probabilities all. */
-static inline real dense_one(const row_input *in, const uint at)
+static inline acc_t dense_one(const row_input *in, const uint at)
 {
-    real a = in->o.share;
-    if (HAS_PROBABILITIES) a = fma(in->o.keep, probability_one(in, at), a);
+    acc_t a = in->o.smoothing_per_class;
+    if (HAS_PROBABILITIES) a = fma(in->o.one_minus_smoothing, probability_one(in, at), a);
     if (HAS_CLASS_WEIGHTS) a = a * in->class_weights[at];
     return a;
 }
@@ -167,12 +167,12 @@ static inline real dense_one(const row_input *in, const uint at)
 static inline vec dense_vector(const row_input *in, const uint at, const uint n)
 {
     if (n < VEC) {
-        real element[VEC];
+        acc_t element[VEC];
         for (uint i = 0; i < VEC; i++) element[i] = i < n ? dense_one(in, at + i) : 0;
         return LOAD(element);
     }
-    vec a = (vec)(in->o.share);
-    if (HAS_PROBABILITIES) a = fma((vec)(in->o.keep), probability_vector(in, at), a);
+    vec a = (vec)(in->o.smoothing_per_class);
+    if (HAS_PROBABILITIES) a = fma((vec)(in->o.one_minus_smoothing), probability_vector(in, at), a);
     if (HAS_CLASS_WEIGHTS) a = a * LOAD(in->class_weights + at);
     return a;
 }
@@ -190,29 +190,29 @@ static inline vec get_a(const row_input *in, const uint v, const bool tail)
 
 /* What a part of a row is scanned for. */
 typedef struct {
-    uint apart; /* the class left out of others, or NO_CLASS */
+    uint apart; /* the class left out of sum_excluding_target, or NO_CLASS */
     bool
         whole; /* the maximum of the whole part is found first. Decides bits, so it may depend on the plan only */
-    bool cached;         /* cache is filled, from registers with logits, else with exponentials */
-    bool keeps_z;        /* with a softcap: the cache has z until it has the exponentials */
-    __local real *cache; /* [classes, rounded up to VEC] */
+    bool in_local;             /* local_rows is filled, from registers with logits, else with exponentials */
+    bool keeps_z;              /* with a softcap: local_rows has z until it has the exponentials */
+    __local acc_t *local_rows; /* [classes, rounded up to VEC] */
 } row_scan;
 
 /* What exponentials are taken relative to. */
 typedef struct {
     exp_scale scale;
-    real base; /* see distance_base() */
-    bool far;  /* see exp_scale */
+    acc_t base; /* see distance_base() */
+    bool far;   /* see exp_scale */
 } row_level;
 
 /* To t, which is no_terms(), what vector v adds. apart: the class left out, or NO_CLASS where it is in another vector. tail:
- * v may be the last one. Leaves exponentials in the cache, but of vectors that are neither. */
+ * v may be the last one. Leaves exponentials in local_rows, but of vectors that are neither. */
 ALWAYS_INLINE void take_vector(terms *t, const row_input *in, const row_scan *scan, const row_level *level,
                                const uint v, const vec z, const uint apart, const bool tail)
 {
     const uint at = tail ? vector_at(in, v) : v * VEC, skipped = tail ? first_new(in, v) : 0;
     vec e = exp_vector(z, level->scale, level->far);
-    if ((tail || apart != NO_CLASS) && scan->cached && !IN_REGISTERS) STORE(e, scan->cache + at);
+    if ((tail || apart != NO_CLASS) && scan->in_local && !IN_REGISTERS) STORE(e, scan->local_rows + at);
     if (apart != NO_CLASS) e = IOTA == (ivec)((integer)(apart - at)) ? (vec)(0) : e;
     if (skipped > 0) e = IOTA < (ivec)((integer)skipped) ? (vec)(0) : e;
     vec a = (vec)(0);
@@ -221,10 +221,11 @@ ALWAYS_INLINE void take_vector(terms *t, const row_input *in, const row_scan *sc
 }
 
 /* Where z of vector v waits for its maximum under a softcap, as it takes longer than the exponential: in the place of
- * its exponentials, or of a block's where the cache has no room for the row. */
-static inline __local real *z_place(const row_input *in, const row_scan *scan, const uint first, const uint v)
+ * its exponentials, or of a block's where local_rows has no room for the row. */
+static inline __local acc_t *z_place(const row_input *in, const row_scan *scan, const uint first,
+                                     const uint v)
 {
-    return scan->cache + (scan->whole ? vector_at(in, v) : (v - first) * VEC);
+    return scan->local_rows + (scan->whole ? vector_at(in, v) : (v - first) * VEC);
 }
 
 /* z of vector v of the block that begins at `from`. */
@@ -251,7 +252,7 @@ ALWAYS_INLINE void sum_block(block_sums *b, const row_input *in, const row_scan 
         for (uint i = 0; i < FLUSH_VECTORS; i += 4) {
             const uint w = v + i * WG_SIZE, last = w + 3 * WG_SIZE;
             if (!IN_REGISTERS && w >= to) break;
-            if (!IN_REGISTERS) bring(in, w, false);
+            if (!IN_REGISTERS) prefetch_ahead(in, w, false);
             const bool is_apart = apart_vector >= w && apart_vector <= last;
             terms four[4];
             if (!IN_REGISTERS && last < full && !is_apart) {
@@ -262,9 +263,10 @@ ALWAYS_INLINE void sum_block(block_sums *b, const row_input *in, const row_scan 
                     take_vector(&four[k], in, scan, level, u, z_of_block(in, scan, from, u, false), NO_CLASS,
                                 false);
                 }
-                if (scan->cached) {
+                if (scan->in_local) {
 #pragma unroll
-                    for (uint k = 0; k < 4; k++) STORE(four[k].others, scan->cache + (w + k * WG_SIZE) * VEC);
+                    for (uint k = 0; k < 4; k++)
+                        STORE(four[k].sum_excluding_target, scan->local_rows + (w + k * WG_SIZE) * VEC);
                 }
                 add_four(b, four);
             } else if (ALONG && last < full) { /* of short rows every second four or so */
@@ -304,7 +306,7 @@ ALWAYS_INLINE vec load_block(const row_input *in, const row_scan *scan, const ui
     const uint begin = from + LOCAL_ID;
     const bool aligned = TELLS_ALIGNED && IS_ALIGNED(in->x, storage);
     vec x[REGISTERS];
-    vec m = (vec)(-REAL_INFINITY);
+    vec m = (vec)(-ACC_INFINITY);
     /* a full block without a branch between its loads, which are then under way together */
     if (aligned && from + REGISTERS * WG_SIZE <= min(to, in->vectors)) {
 #pragma unroll
@@ -313,16 +315,16 @@ ALWAYS_INLINE vec load_block(const row_input *in, const row_scan *scan, const ui
 #pragma unroll
         for (uint i = 0; i < REGISTERS; i++) {
             const uint v = begin + i * WG_SIZE;
-            x[i] = v < to ? vector_x(in, v) : (vec)(-REAL_INFINITY);
+            x[i] = v < to ? vector_x(in, v) : (vec)(-ACC_INFINITY);
         }
     }
 #pragma unroll
     for (uint i = 0; i < REGISTERS; i++) {
         const uint v = begin + i * WG_SIZE;
-        z[i] = (vec)(-REAL_INFINITY);
+        z[i] = (vec)(-ACC_INFINITY);
         if (v < to) {
             vec unused;
-            if (scan->cached) STORE(x[i], scan->cache + vector_at(in, v));
+            if (scan->in_local) STORE(x[i], scan->local_rows + vector_at(in, v));
             z[i] = softcap_vector_z(x[i], in->o, &unused);
         }
         m = vec_max(m, z[i]);
@@ -337,8 +339,8 @@ ALWAYS_INLINE vec keep_z(const row_input *in, const row_scan *scan, const uint f
     const uint at = is_full ? v * VEC : vector_at(in, v);
     vec slope;
     const vec z = softcap_vector_z(is_full ? load_vector(in->x + at) : vector_x(in, v), in->o, &slope);
-    STORE(z, scan->cache + (scan->whole ? at : (v - from) * VEC));
-    if (in->slope_at > 0) STORE(slope, scan->cache + in->slope_at + at);
+    STORE(z, scan->local_rows + (scan->whole ? at : (v - from) * VEC));
+    if (in->slope_at > 0) STORE(slope, scan->local_rows + in->slope_at + at);
     return z;
 }
 
@@ -346,7 +348,7 @@ ALWAYS_INLINE vec keep_z(const row_input *in, const row_scan *scan, const uint f
 ALWAYS_INLINE vec maximum_of(const row_input *in, const row_scan *scan, const uint from, const uint to)
 {
     const uint full = min(to, in->vectors);
-    vec m0 = (vec)(-REAL_INFINITY);
+    vec m0 = (vec)(-ACC_INFINITY);
     vec m1 = m0;
     vec m2 = m0;
     vec m3 = m0;
@@ -370,7 +372,7 @@ ALWAYS_INLINE vec maximum_of(const row_input *in, const row_scan *scan, const ui
 
 /* In `found`, where an element of vector v is the value, or NaN. */
 ALWAYS_INLINE ivec match_vector(const row_input *in, const uint v, const bool is_full, const bool want_nan,
-                                const real value, const ivec found)
+                                const acc_t value, const ivec found)
 {
     const vec s = softcap_vector_s(is_full ? load_vector(in->x + v * VEC) : vector_x(in, v), in->o);
     return (want_nan ? s != s : s == (vec)(value)) ? (ivec)((integer)vector_at(in, v)) : found;
@@ -379,7 +381,7 @@ ALWAYS_INLINE ivec match_vector(const row_input *in, const uint v, const bool is
 /* The first class in this work-item's part of the vectors [first, last) whose s is `value`, or that is NaN. NO_CLASS if
  * none. From the last vector to the first, so that each element is left with its first one; four by four, as each waits
  * for the one before. */
-PART integer find_first(const row_input *in, const bool want_nan, const real value, const uint first,
+PART integer find_first(const row_input *in, const bool want_nan, const acc_t value, const uint first,
                         const uint last)
 {
     const ivec none = (ivec)(NO_CLASS);
@@ -409,16 +411,16 @@ PART integer find_first(const row_input *in, const bool want_nan, const real val
 
 /* The exponentials of this work-item's vectors of [from, to) once more, without the one class that is the maximum: of
  * confident rows, where it is one. */
-static inline long_vector sum_below_top(const row_input *in, const row_level *level, const real maximum,
-                                        const uint from, const uint to)
+static inline compensated_vector sum_excluding_max(const row_input *in, const row_level *level,
+                                                   const acc_t maximum, const uint from, const uint to)
 {
-    long_vector others = { (vec)(0), (vec)(0) };
+    compensated_vector rest = { (vec)(0), (vec)(0) };
     for (uint v = from + LOCAL_ID; v < to; v += WG_SIZE) {
         const uint skipped = first_new(in, v);
         const vec z = vector_z(in, v);
         vec e = z == (vec)(maximum) ? (vec)(0) : exp_vector(z, level->scale, true);
         if (skipped > 0) e = IOTA < (ivec)((integer)skipped) ? (vec)(0) : e;
-        others = long_add_vector(others, e);
+        rest = compensated_add_vector(rest, e);
     }
-    return others;
+    return rest;
 }

@@ -11,7 +11,7 @@
  * Set by the host with -D, beside those of constants.cl and common.cl:
  *   INNER    0: the class axis is last; a group of more than one work-item needs VEC 1
  *            1: rows are neighbours, classes are inner elements apart
- *   CACHED   1: a tile fits into local memory; 0: it does not
+ *   IN_LOCAL   1: a tile fits into local memory; 0: it does not
  *   COLUMNS  vectors of lanes that one work-item has in a tile, one after the other. More than one is for INNER
  *            with a group of one work-item: so many neighbours are read and written together
  *   ALONG    1: vectors lie along the classes of a row while sums are taken and results are made, and only what a row
@@ -22,17 +22,17 @@
 #if !defined(INNER) || INNER < 0 || INNER > 1 || (!INNER && VEC > 1 && WG_SIZE > 1)
 #    error "INNER: 0, with VEC 1 or WG_SIZE 1, or 1"
 #endif
-#if !defined(CACHED) || CACHED < 0 || CACHED > 1 || (!INNER && !CACHED)
-#    error "CACHED: 1, or 0 with INNER"
+#if !defined(IN_LOCAL) || IN_LOCAL < 0 || IN_LOCAL > 1 || (!INNER && !IN_LOCAL)
+#    error "IN_LOCAL: 1, or 0 with INNER"
 #endif
-#if !defined(COLUMNS) || COLUMNS < 1 || (COLUMNS > 1 && (!INNER || !CACHED || WG_SIZE > 1))
-#    error "COLUMNS: 1, or more with INNER, CACHED and a group of one work-item"
+#if !defined(COLUMNS) || COLUMNS < 1 || (COLUMNS > 1 && (!INNER || !IN_LOCAL || WG_SIZE > 1))
+#    error "COLUMNS: 1, or more with INNER, IN_LOCAL and a group of one work-item"
 #endif
 
 #if !defined(ALONG) || ALONG < 0 || ALONG > 1 || \
-    (ALONG && (INNER || HAS_Z || HAS_DENSE || !CACHED || VEC == 1 || WG_SIZE > 1))
+    (ALONG && (INNER || HAS_Z || HAS_DENSE || !IN_LOCAL || VEC == 1 || WG_SIZE > 1))
 #    error \
-        "ALONG: 0, or 1 with CACHED, no INNER, HAS_Z, HAS_DENSE, VEC more than 1 and a group of one work-item"
+        "ALONG: 0, or 1 with IN_LOCAL, no INNER, HAS_Z, HAS_DENSE, VEC more than 1 and a group of one work-item"
 #endif
 
 /* Few classes a tile pass so fast that a call would show (PoCL, loss and gradient of 2 classes: 1.28 of the time). */
@@ -62,7 +62,7 @@
 #else
 #    define TRANSPOSES 0
 #endif
-#if CACHED && !ALONG
+#if IN_LOCAL && !ALONG
 #    define HOLDS_LOGITS 1
 #else
 #    define HOLDS_LOGITS 0
@@ -81,7 +81,7 @@
 #    define OVERWRITES true
 #endif
 /* Whether a column's maximum is known once it is in the tile: a softcap is not taken on the way. */
-#if INNER && CACHED && !HAS_Z
+#if INNER && IN_LOCAL && !HAS_Z
 #    define FILL_FINDS_MAXIMUM true
 #else
 #    define FILL_FINDS_MAXIMUM false
@@ -93,7 +93,7 @@
  * computed with. Classes that are a power of two apart share a few sets of that cache, and of more than this some would be
  * gone again before they are used: those come while the tile is filled, so many classes ahead (PoCL, 2 hyperthreads of
  * Emerald Rapids, 1,000 classes 16 KiB apart: 0.84 of the time). */
-#define MOST_BROUGHT (1u << 16)
+#define MOST_PREFETCHED (1u << 16)
 #define CLASSES_AHEAD 12u
 
 /* Of a group of one work-item; in larger ones it takes registers that a GPU does not have. */
@@ -116,15 +116,15 @@ typedef struct {
     uint classes;
     __global const storage *x;    /* lane 0, class 0 */
     __global const storage *next; /* of the next tile, a vector for each class */
-    bool brings_next;             /* with INNER: see MOST_BROUGHT */
-    __local real *logits;         /* this work-item's part of the tile */
-    __local real *values;         /* exponentials; the same place where logits are not needed again */
-    __local real *tile_values;    /* of the whole tile */
-    __local real *own_rows;       /* the tile as it lies in memory */
+    bool prefetches_next;         /* with INNER: see MOST_PREFETCHED */
+    __local acc_t *logits;        /* this work-item's part of the tile */
+    __local acc_t *values;        /* exponentials; the same place where logits are not needed again */
+    __local acc_t *tile_values;   /* of the whole tile */
+    __local acc_t *own_rows;      /* the tile as it lies in memory */
     lane maximum[COLUMNS];        /* of x in each column, where filling the tile finds it */
     __global const void *targets;
     ulong q_at; /* of lane 0, class 0, in elements */
-    __global const real *class_weights;
+    __global const acc_t *class_weights;
     options o;
 } tile_input;
 typedef tile_input unit_input;
@@ -141,7 +141,7 @@ ALWAYS_INLINE vec load_class(const tile_input *in, const uint c)
 {
     __global const storage *x = in->x + c * class_step(in->p);
     if (INNER && in->n == VEC) return LOAD_VECTOR(x, in->aligned);
-    real element[VEC];
+    acc_t element[VEC];
     for (uint i = 0; i < VEC; i++) {
         element[i] = load_one(x + min(i, in->n - 1) * lane_step(in->p->row_stride));
     }
@@ -166,17 +166,17 @@ static inline lane target_logits(const unit_input *in, const lane_targets *t)
 {
     const ilane class_index = t->class_index;
     if (HOLDS_LOGITS && in->classes <= 4 * VEC) { /* cheaper than to take the lanes apart */
-        lane z = (lane)(-REAL_INFINITY);
+        lane z = (lane)(-ACC_INFINITY);
         for (uint c = 0; c < in->classes; c++) {
             z = class_index == (ilane)((integer)c) ? class_x(in, c) : z;
         }
         return z;
     }
     integer index[VEC];
-    real element[VEC];
+    acc_t element[VEC];
     STORE(class_index, index);
     for (uint i = 0; i < VEC; i++) {
-        element[i] = -REAL_INFINITY;
+        element[i] = -ACC_INFINITY;
         if (i >= in->n || index[i] == NO_CLASS) continue;
         element[i] =
             HOLDS_LOGITS
@@ -199,7 +199,7 @@ ALWAYS_INLINE ulong target_start(const tile_input *in, const uint i)
 /* The part of a_j that every class has, of class c: of an index target the smoothing, of probabilities all. */
 ALWAYS_INLINE vec dense_class(const tile_input *in, const uint c)
 {
-    vec a = (vec)(in->o.share);
+    vec a = (vec)(in->o.smoothing_per_class);
     if (HAS_PROBABILITIES) {
         const bool is_f32 = TARGETS == TARGET_PROBABILITIES_F32;
         const ulong at = in->q_at + c * class_step(in->p), step = lane_step(in->p->target_row_stride);
@@ -209,15 +209,15 @@ ALWAYS_INLINE vec dense_class(const tile_input *in, const uint c)
         if (INNER && in->n == VEC && in->p->shift == 0) {
             q = is_f32 ? CONVERT_VEC(LOAD(f32)) : load_vector(stored);
         } else {
-            real element[VEC];
+            acc_t element[VEC];
             for (uint i = 0; i < VEC; i++) {
                 const uint k = min(i, in->n - 1);
                 const ulong skip = VEC == 1 || in->p->shift == 0 ? k * step : target_start(in, k) - in->q_at;
-                element[i] = is_f32 ? convert_real(f32[skip]) : load_one(stored + skip);
+                element[i] = is_f32 ? convert_acc(f32[skip]) : load_one(stored + skip);
             }
             q = LOAD(element);
         }
-        a = fma((vec)(in->o.keep), q, a);
+        a = fma((vec)(in->o.one_minus_smoothing), q, a);
     }
     if (HAS_CLASS_WEIGHTS) a = a * (vec)(in->class_weights[c]);
     return a;
@@ -272,7 +272,7 @@ ALWAYS_INLINE void transpose(vec v[VEC])
  * row and end in the next bring along what does not belong to them: what is stored there by mistake is
  * written over later, as the last classes go first and rows go in order. */
 /* n <= most classes from VEC rows. */
-ALWAYS_INLINE void block_to_tile(const __local real *rows, __local real *tile, const uint classes,
+ALWAYS_INLINE void block_to_tile(const __local acc_t *rows, __local acc_t *tile, const uint classes,
                                  const uint n, const uint most)
 {
     vec v[VEC];
@@ -285,7 +285,7 @@ ALWAYS_INLINE void block_to_tile(const __local real *rows, __local real *tile, c
     }
 }
 
-static inline void rows_to_tile(const __local real *rows, __local real *tile, const uint classes)
+static inline void rows_to_tile(const __local acc_t *rows, __local acc_t *tile, const uint classes)
 {
 #    if VEC > 1
     if (classes == 2) { /* the one case of so few that is common: two shuffles instead of dozens */
@@ -311,7 +311,7 @@ static inline void rows_to_tile(const __local real *rows, __local real *tile, co
 }
 
 /* Reads [n, classes] rows; those of the tile that do not exist are 0. */
-static inline void load_rows(const tile_input *in, __local real *rows)
+static inline void load_rows(const tile_input *in, __local acc_t *rows)
 {
     const ulong stride = in->p->row_stride;
     for (uint e = in->n * in->classes; e < VEC * in->classes; e++) rows[e] = 0;
@@ -334,10 +334,10 @@ static inline void load_rows(const tile_input *in, __local real *rows)
 
 #if HOLDS_LOGITS
 /* Fills this work-item's columns of the tile, or with the others of the group the whole of it. */
-PART_OF_SLAB void fill_tile(tile_input *in, __local real *cache)
+PART_OF_SLAB void fill_tile(tile_input *in, __local acc_t *local_rows)
 {
 #    if TRANSPOSES
-    (void)cache;
+    (void)local_rows;
     load_rows(in, in->own_rows);
     rows_to_tile(in->own_rows, in->logits, in->classes);
 #    elif COOPERATIVE
@@ -345,12 +345,12 @@ PART_OF_SLAB void fill_tile(tile_input *in, __local real *cache)
     __global const storage *x = in->x - LOCAL_ID * stride;
     for (uint e = LOCAL_ID; e < in->rows * in->classes; e += WG_SIZE) {
         const uint r = e / in->classes, c = e % in->classes;
-        cache[(size_t)c * PITCH + r] = load_one(x + r * stride + c);
+        local_rows[(size_t)c * PITCH + r] = load_one(x + r * stride + c);
     }
 #    else
-    (void)cache;
+    (void)local_rows;
     if (in->n == 0) return;
-    for (uint w = 0; w < COLUMNS; w++) in->maximum[w] = (lane)(-REAL_INFINITY);
+    for (uint w = 0; w < COLUMNS; w++) in->maximum[w] = (lane)(-ACC_INFINITY);
     if (COLUMNS > 1 && in->rows == TILE) {
         lane most[COLUMNS];
         for (uint w = 0; w < COLUMNS; w++) most[w] = in->maximum[w];
@@ -359,7 +359,7 @@ PART_OF_SLAB void fill_tile(tile_input *in, __local real *cache)
 #        pragma unroll
             for (uint w = 0; w < COLUMNS; w++) {
                 const vec v = load_vector(x + w * VEC);
-                if (!in->brings_next) PREFETCH(x + CLASSES_AHEAD * class_step(in->p) + w * VEC);
+                if (!in->prefetches_next) PREFETCH(x + CLASSES_AHEAD * class_step(in->p) + w * VEC);
                 most[w] = vec_max(most[w], v);
                 STORE(v, in->logits + ((size_t)w * in->classes + c) * PITCH);
             }
@@ -373,7 +373,7 @@ PART_OF_SLAB void fill_tile(tile_input *in, __local real *cache)
         column.x = in->x + w * VEC;
         for (uint c = 0; c < in->classes; c++) {
             const vec v = load_class(&column, c);
-            if (!in->brings_next) PREFETCH(column.x + (c + CLASSES_AHEAD) * class_step(in->p));
+            if (!in->prefetches_next) PREFETCH(column.x + (c + CLASSES_AHEAD) * class_step(in->p));
             in->maximum[w] = vec_max(in->maximum[w], v);
             STORE(v, in->logits + ((size_t)w * in->classes + c) * PITCH);
         }

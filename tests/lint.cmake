@@ -2,8 +2,25 @@
 #
 # clang compiles PROGRAM in every shape that host/plan.c may ask for, with FULL for every dtype and else for one each in
 # turn, for a device that has nothing beyond OpenCL C 1.2. The compilers of drivers are more lenient: they accept
-# doubles and extensions of later versions.
+# doubles and extensions of later versions. STAMP, optional, is a file: what was clean is not compiled again before
+# a kernel, the compiler or this file changes.
 cmake_minimum_required(VERSION 3.21)
+
+file(GLOB sources ${KERNELS}/*.cl ${KERNELS}/programs/*.cl)
+execute_process(COMMAND ${CLANG} --version OUTPUT_VARIABLE version)
+set(state "${PROGRAM} ${FULL} ${version}")
+foreach(file IN LISTS sources ITEMS ${CMAKE_CURRENT_LIST_FILE})
+  file(SHA256 ${file} hash)
+  string(APPEND state "${hash}")
+endforeach()
+string(SHA256 state "${state}")
+if(DEFINED STAMP AND EXISTS ${STAMP})
+  file(READ ${STAMP} clean)
+  if(clean STREQUAL state)
+    message(STATUS "nothing has changed since it was clean")
+    return()
+  endif()
+endif()
 
 # DTYPE:GRADIENT_DTYPE, as kernels/common.cl numbers them. The two meet nowhere but in a conversion: each type
 # with itself, and one mixture for each kind of conversion.
@@ -32,18 +49,18 @@ if(PROGRAM STREQUAL "rows")
 elseif(PROGRAM STREQUAL "lanes")
   foreach(of_plan IN LISTS constants)
     foreach(shape "${cpu} -DVEC=16 -DCOLUMNS=4" "${cpu} -DVEC=1 -DCOLUMNS=1" "${gpu} -DVEC=4 -DCOLUMNS=1")
-      list(APPEND shapes "${shape} -DLANES=1 -DALONG=0 -DINNER=1 -DCACHED=1 ${of_plan}")
+      list(APPEND shapes "${shape} -DLANES=1 -DALONG=0 -DINNER=1 -DIN_LOCAL=1 ${of_plan}")
     endforeach()
     list(APPEND shapes
-      "${cpu} -DVEC=16 -DCOLUMNS=1 -DLANES=1 -DALONG=0 -DINNER=1 -DCACHED=0 ${of_plan}"
-      "${cpu} -DVEC=16 -DCOLUMNS=1 -DLANES=1 -DALONG=0 -DINNER=0 -DCACHED=1 ${of_plan}"
-      "${cpu} -DVEC=4 -DCOLUMNS=1 -DLANES=1 -DALONG=0 -DINNER=0 -DCACHED=1 ${of_plan}"
-      "${gpu} -DVEC=1 -DCOLUMNS=1 -DLANES=1 -DALONG=0 -DINNER=0 -DCACHED=1 ${of_plan}")
+      "${cpu} -DVEC=16 -DCOLUMNS=1 -DLANES=1 -DALONG=0 -DINNER=1 -DIN_LOCAL=0 ${of_plan}"
+      "${cpu} -DVEC=16 -DCOLUMNS=1 -DLANES=1 -DALONG=0 -DINNER=0 -DIN_LOCAL=1 ${of_plan}"
+      "${cpu} -DVEC=4 -DCOLUMNS=1 -DLANES=1 -DALONG=0 -DINNER=0 -DIN_LOCAL=1 ${of_plan}"
+      "${gpu} -DVEC=1 -DCOLUMNS=1 -DLANES=1 -DALONG=0 -DINNER=0 -DIN_LOCAL=1 ${of_plan}")
   endforeach()
   foreach(vector 4 16)
     foreach(outputs 0 288)
       list(APPEND shapes
-        "${cpu} -DVEC=${vector} -DCOLUMNS=1 -DLANES=1 -DALONG=1 -DINNER=0 -DCACHED=1 -DOUTPUTS=${outputs} -DTARGETS=1 -DREDUCES=1 ${none}")
+        "${cpu} -DVEC=${vector} -DCOLUMNS=1 -DLANES=1 -DALONG=1 -DINNER=0 -DIN_LOCAL=1 -DOUTPUTS=${outputs} -DTARGETS=1 -DREDUCES=1 ${none}")
     endforeach()
   endforeach()
 elseif(PROGRAM STREQUAL "padding")
@@ -119,7 +136,7 @@ foreach(definition IN LISTS definitions)
 endforeach()
 
 # One name is one thing: only what fused.cl asks of a mapping, and map_lane.cl of a scan, is defined in more than one file.
-set(of_mapping find_classes stage sum_tile tile_below_top count_units emit_unit make_input open_rows open_unit scan_rows target_logits units_of_group)
+set(of_mapping find_classes stage sum_tile tile_excluding_max count_units epilogue_of_unit make_input open_rows open_unit scan_rows target_logits units_of_group)
 set(known "")
 foreach(file IN LISTS files)
   file(READ ${file} part)
@@ -137,3 +154,7 @@ foreach(file IN LISTS files)
   endforeach()
   list(APPEND known ${here})
 endforeach()
+
+if(DEFINED STAMP)
+  file(WRITE ${STAMP} ${state})
+endif()

@@ -131,10 +131,10 @@ def oracle(
     if denominator is not None:
         divisor = wide(real(denominator))
     no_rows = denominator is None and reduction == "mean" and divisor == 0
-    upstream = np.ones(rows, wide)
+    grad_output = np.ones(rows, wide)
     if grad_output is not None:
-        upstream = upstream * grad_output.astype(real).astype(wide).reshape(-1)
-    outer = np.where(counts, weight * upstream, 0) / (1 if no_rows else divisor)
+        grad_output = grad_output * grad_output.astype(real).astype(wide).reshape(-1)
+    outer = np.where(counts, weight * grad_output, 0) / (1 if no_rows else divisor)
     gradient = np.where(counts[:, None], dz * slope * outer[:, None], 0)
     losses = np.where(counts, losses, 0)
 
@@ -167,7 +167,7 @@ def oracle(
     gradient_bound = (element * np.abs(slope) + 8 * u * np.abs(dz * logit_scale * (softcap > 0))) * np.abs(outer)[
         :, None
     ]
-    gradient_bound += 4 * u * np.abs(gradient)  # D and the upstream value round
+    gradient_bound += 4 * u * np.abs(gradient)  # D and the grad_output value round
     losses = np.where(bad & (on_bad_target == "nan"), np.nan, losses)
     gradient = np.where((bad & (on_bad_target == "nan"))[:, None], np.nan, gradient)
 

@@ -202,8 +202,8 @@ static bool chance(random_state *random, unsigned percent) { return random_u32(r
 
 static bool draw_case(stress_case *c, const struct kind *kind, random_state *random, problem_fault *f)
 {
-    static const uint32_t fills[] = { FILL_DESIGNED, FILL_MASKED, FILL_IGNORED,
-                                      FILL_UPSTREAM, FILL_HIT,    FILL_STEADY };
+    static const uint32_t fills[] = { FILL_DESIGNED,    FILL_MASKED, FILL_IGNORED,
+                                      FILL_GRAD_OUTPUT, FILL_HIT,    FILL_STEADY };
     clxent_desc *desc = &c->drawn.desc;
 
     if (!case_read(&c->drawn, kind->text, f)) return false;

@@ -61,7 +61,7 @@ enum {
     /* served by vectors along the classes, see plan.c */
     ALONG_OUTPUTS = TRAINING_OUTPUTS | CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_ENTROPY,
     EVERY_OUTPUT = CROSS_ENTROPY_OUTPUTS,
-    /* without those for which log d is taken from a pass of its own */
+    /* without those for which log sum_exp is taken from a pass of its own */
     ONE_PASS_OUTPUTS = EVERY_OUTPUT & ~(CLXENT_OUTPUT_LOG_SOFTMAX | CLXENT_OUTPUT_ENTROPY)
 };
 

@@ -332,7 +332,7 @@ Test(api, every_buffer_must_be_there)
         const char *name = clxent_tensor_name((clxent_tensor)t);
         char bytes[32];
         clxent_args args = f.args;
-        if (f.mems[t] == NULL || t == CLXENT_TENSOR_UPSTREAM || t == CLXENT_TENSOR_DENOMINATOR ||
+        if (f.mems[t] == NULL || t == CLXENT_TENSOR_GRAD_OUTPUT || t == CLXENT_TENSOR_DENOMINATOR ||
             t == CLXENT_TENSOR_BAD_TARGETS) {
             continue;
         }
@@ -350,7 +350,7 @@ Test(api, every_buffer_must_be_there)
 Test(api, optional_buffers_may_be_absent)
 {
     clxent_args args = f.args;
-    args.upstream.mem = args.denominator.mem = args.bad_targets.mem = NULL;
+    args.grad_output.mem = args.denominator.mem = args.bad_targets.mem = NULL;
     cr_assert(clxent_enqueue(f.plan, device.queue, &args, 0, NULL, NULL) == CLXENT_OK, "%s", last_error());
     clFinish(device.queue);
 }

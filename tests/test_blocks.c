@@ -207,7 +207,7 @@ Test(blocks, softmax_gradient_matches_the_reference)
     for (size_t i = 0; i < COUNT(types); i++) {
         desc.target_type = types[i];
         desc.reduction = (uint32_t)(i % 3);
-        check_op(desc, FILL_UPSTREAM | (i < 2 ? FILL_IGNORED | FILL_BAD_TARGETS : FILL_DENOMINATOR),
+        check_op(desc, FILL_GRAD_OUTPUT | (i < 2 ? FILL_IGNORED | FILL_BAD_TARGETS : FILL_DENOMINATOR),
                  types[i] == CLXENT_TARGET_PROBABILITIES_LOGITS);
     }
     desc.gradient_mode = CLXENT_GRADIENT_ACCUMULATE;
@@ -253,7 +253,7 @@ Test(blocks, softmax_backward_of_a_constant_is_zero_and_of_the_labels_is_the_los
     for (size_t k = 0; k < ROWS * CLASSES; k++) {
         const double s = get_element(p.args.probabilities.data, CLXENT_F32, k);
         const size_t row = k / CLASSES;
-        put_element((void *)p.args.upstream.data, CLXENT_F32, k,
+        put_element((void *)p.args.grad_output.data, CLXENT_F32, k,
                     row == 0             ? 3
                     : k % CLASSES == row ? -1 / s
                                          : 0);

@@ -28,7 +28,7 @@ enum {
 /* Each kind of finite and masked row of support.c twice, against all places of the target. */
 enum { ALL_KINDS = 26 };
 
-/* Beside GENERAL, all but the entropy. Where few programs are compiled the log-softmax stays GENERAL's, so that log d comes
+/* Beside GENERAL, all but the entropy. Where few programs are compiled the log-softmax stays GENERAL's, so that log sum_exp comes
  * from one pass here. */
 static uint32_t plain(void)
 {
@@ -80,7 +80,8 @@ static void check_sizes(uint32_t outputs, uint32_t dtype, uint32_t gradient_dtyp
         reduce_by(&desc, (uint32_t)(i % 3));
         if (i % 2 == 1) pad(&desc);
         run_filled_case(name_of(&desc, "sizes"), &desc,
-                        FILL_DESIGNED | FILL_MASKED | FILL_IGNORED | (i % 2 == 0 ? FILL_HIT : FILL_UPSTREAM),
+                        FILL_DESIGNED | FILL_MASKED | FILL_IGNORED |
+                            (i % 2 == 0 ? FILL_HIT : FILL_GRAD_OUTPUT),
                         100 + i, i % 4 == 3 ? CASE_LARGER_PLAN : 0);
     }
 }
@@ -92,7 +93,7 @@ Test(cross_entropy, every_output_of_every_size_matches_the_reference)
 
 Test(cross_entropy, sums_without_results_for_each_class_match_the_reference)
 {
-    /* another path to log d: no log-softmax asks for its last digits */
+    /* another path to log sum_exp: no log-softmax asks for its last digits */
     check_sizes(SUMS, CLXENT_F32, 0, SIZE_MAX);
 }
 
@@ -215,7 +216,7 @@ Test(cross_entropy, confident_rows_keep_full_relative_precision)
         make_problem(&p, &desc, FILL_PLAIN, 60 + i);
         for (size_t row = 0; row < ROWS; row++) {
             const size_t target = (size_t)get_target(p.args.targets.data, desc.target_type, row);
-            /* odd rows: confident of another class, whose loss is large and log d tiny */
+            /* odd rows: confident of another class, whose loss is large and log sum_exp tiny */
             const size_t top = row % 2 == 0 ? target : (target + 1) % n;
             put_element((void *)p.args.logits.data, CLXENT_F32, row * n + top,
                         8 + log((double)n) + 3 * (double)row);
@@ -226,7 +227,7 @@ Test(cross_entropy, confident_rows_keep_full_relative_precision)
 }
 
 /* Of one logit L above n - 1 zeros, t = (n - 1) exp(-L): H = log(1 + t) + L t / (1 + t). The bound is for the sum with
- * log d = 1; here that is taken from what is below the top, in lanes, lanes along the classes and rows. */
+ * log sum_exp = 1; here that is taken from what is below the top, in lanes, lanes along the classes and rows. */
 Test(cross_entropy, the_entropy_of_a_confident_row_keeps_its_digits)
 {
     enum { ROWS = 20 };
@@ -259,7 +260,7 @@ Test(cross_entropy, the_entropy_of_a_confident_row_keeps_its_digits)
     }
 }
 
-/* The square of lse is most of what this loss may lose: soft targets take it of the second pass, as they take log d. */
+/* The square of lse is most of what this loss may lose: soft targets take it of the second pass, as they take log sum_exp. */
 Test(cross_entropy, the_z_loss_of_confident_soft_targets_keeps_its_digits)
 {
     enum { ROWS = 8 };
@@ -316,13 +317,13 @@ Test(cross_entropy, sums_over_very_many_classes_lose_nothing)
 
 /* ---- Arguments of a run -------------------------------------------------------------------- */
 
-Test(cross_entropy, reductions_upstream_and_denominator_combine)
+Test(cross_entropy, reductions_grad_output_and_denominator_combine)
 {
     for (uint32_t reduction = CLXENT_REDUCTION_MEAN; reduction <= CLXENT_REDUCTION_NONE; reduction++) {
         for (uint32_t given = 0; given < 4; given++) {
             for (int general = 0; general < 2; general++) {
                 const uint32_t fill = FILL_DESIGNED | FILL_MASKED | FILL_IGNORED |
-                                      (given % 2 == 1 ? FILL_UPSTREAM : 0) |
+                                      (given % 2 == 1 ? FILL_GRAD_OUTPUT : 0) |
                                       (given / 2 == 1 ? FILL_DENOMINATOR : 0);
                 clxent_desc desc =
                     make_desc(general ? GENERAL : plain(), CLXENT_F32, 4, 7, small_run() ? 5 : 67);
@@ -651,7 +652,7 @@ static void run_options(uint32_t outputs, uint32_t dtype, uint32_t gradient_dtyp
     set_options(&desc, options);
     (void)snprintf(what, sizeof what, "options 0x%x", options);
     run_filled_case(name_of(&desc, what), &desc,
-                    FILL_DESIGNED | FILL_MASKED | FILL_IGNORED | (seed % 2 == 0 ? FILL_UPSTREAM : 0), seed,
+                    FILL_DESIGNED | FILL_MASKED | FILL_IGNORED | (seed % 2 == 0 ? FILL_GRAD_OUTPUT : 0), seed,
                     0);
 }
 
@@ -878,7 +879,7 @@ static void check_rounded_once(uint32_t dtype, uint32_t narrow)
             for (int k = 0; k < 2; k++) {
                 clxent_plan *plan;
                 desc.gradient_dtype = k == 0 ? CLXENT_F32 : narrow;
-                make_problem(&p, &desc, FILL_DESIGNED | FILL_MASKED | FILL_IGNORED | FILL_UPSTREAM, 9);
+                make_problem(&p, &desc, FILL_DESIGNED | FILL_MASKED | FILL_IGNORED | FILL_GRAD_OUTPUT, 9);
                 cr_assert(clxent_plan_create(&plan, device.ctx, &desc) == CLXENT_OK, "%s", last_error());
                 run_once("rounded", plan, &p, desc.outputs, 0, &out[k]);
                 clxent_plan_destroy(plan);

@@ -724,7 +724,7 @@ Test(desc, every_tensor_has_its_size_and_shape)
     check_need(CLXENT_TENSOR_TARGETS, 6, CLXENT_REQUIRED, 4, 24, 4, "[rows 6] i32");
     check_need(CLXENT_TENSOR_CLASS_WEIGHTS, 6, CLXENT_REQUIRED, 4, 16, 0, "[classes 4] f32");
     check_need(CLXENT_TENSOR_ROW_WEIGHTS, 6, CLXENT_REQUIRED, 4, 24, 4, "[rows 6] f32");
-    check_need(CLXENT_TENSOR_UPSTREAM, 6, CLXENT_OPTIONAL, 4, 4, 0, "[1] f32");
+    check_need(CLXENT_TENSOR_GRAD_OUTPUT, 6, CLXENT_OPTIONAL, 4, 4, 0, "[1] f32");
     check_need(CLXENT_TENSOR_DENOMINATOR, 6, CLXENT_OPTIONAL, 4, 4, 0, "[1] f32");
     check_need(CLXENT_TENSOR_LOSSES, 6, CLXENT_REQUIRED, 4, 24, 4, "[rows 6] f32");
     check_need(CLXENT_TENSOR_LOSS, 6, CLXENT_REQUIRED, 4, 4, 0, "[1] f32");
@@ -800,10 +800,10 @@ Test(desc, types_of_targets_and_reals_follow_desc)
     desc.target_type = CLXENT_TARGET_U8;
     check_need(CLXENT_TENSOR_TARGETS, 6, CLXENT_REQUIRED, 1, 6, 1, "[rows 6] u8");
     desc.reduction = CLXENT_REDUCTION_NONE;
-    check_need(CLXENT_TENSOR_UPSTREAM, 6, CLXENT_OPTIONAL, 8, 48, 8, "[rows 6] f64");
-    cr_assert_eq(clxent_real_size(&desc), 8);
+    check_need(CLXENT_TENSOR_GRAD_OUTPUT, 6, CLXENT_OPTIONAL, 8, 48, 8, "[rows 6] f64");
+    cr_assert_eq(clxent_acc_size(&desc), 8);
     desc.dtype = CLXENT_BF16;
-    cr_assert_eq(clxent_real_size(&desc), 4);
+    cr_assert_eq(clxent_acc_size(&desc), 4);
     cr_assert_eq(clxent_dtype_size(CLXENT_BF16), 2);
     cr_assert_eq(clxent_dtype_size(0), 0);
     cr_assert_eq(clxent_dtype_size(99), 0);
@@ -818,7 +818,7 @@ Test(desc, building_blocks_use_their_own_tensors)
     check_need(CLXENT_TENSOR_LOGITS, 6, CLXENT_UNUSED, 0, 0, 0, "");
     check_need(CLXENT_TENSOR_PROBABILITIES, 6, CLXENT_REQUIRED, 4, 136, 24,
                "[rows 6, classes 4] f32, row stride 6");
-    check_need(CLXENT_TENSOR_UPSTREAM, 6, CLXENT_REQUIRED, 4, 136, 24,
+    check_need(CLXENT_TENSOR_GRAD_OUTPUT, 6, CLXENT_REQUIRED, 4, 136, 24,
                "[rows 6, classes 4] f32, row stride 6");
     check_need(CLXENT_TENSOR_TARGETS, 6, CLXENT_UNUSED, 0, 0, 0, "");
     check_need(CLXENT_TENSOR_DENOMINATOR, 6, CLXENT_UNUSED, 0, 0, 0, "");
@@ -831,9 +831,9 @@ Test(desc, building_blocks_use_their_own_tensors)
 
     use_op(CLXENT_OP_PROBABILITY_LOSS, CLXENT_OUTPUT_LOSS);
     check_need(CLXENT_TENSOR_DENOMINATOR, 6, CLXENT_OPTIONAL, 4, 4, 0, "[1] f32");
-    check_need(CLXENT_TENSOR_UPSTREAM, 6, CLXENT_UNUSED, 0, 0, 0, "");
+    check_need(CLXENT_TENSOR_GRAD_OUTPUT, 6, CLXENT_UNUSED, 0, 0, 0, "");
     use_op(CLXENT_OP_SOFTMAX_GRADIENT, CLXENT_OUTPUT_GRADIENT);
-    check_need(CLXENT_TENSOR_UPSTREAM, 6, CLXENT_OPTIONAL, 4, 4, 0, "[1] f32");
+    check_need(CLXENT_TENSOR_GRAD_OUTPUT, 6, CLXENT_OPTIONAL, 4, 4, 0, "[1] f32");
     check_need(CLXENT_TENSOR_PROBABILITIES, 6, CLXENT_REQUIRED, 4, 136, 24,
                "[rows 6, classes 4] f32, row stride 6");
 }
@@ -848,7 +848,7 @@ Test(desc, run_needs_only_what_its_outputs_need)
     cr_assert_eq(need_of(CLXENT_TENSOR_CLASS_WEIGHTS, CLXENT_OUTPUT_LSE, 6).use, CLXENT_REQUIRED);
     cr_assert_eq(need_of(CLXENT_TENSOR_ROW_WEIGHTS, CLXENT_OUTPUT_CORRECT, 6).use, CLXENT_REQUIRED);
     cr_assert_eq(need_of(CLXENT_TENSOR_LOGITS, CLXENT_OUTPUT_BAD_TARGETS, 6).use, CLXENT_UNUSED);
-    cr_assert_eq(need_of(CLXENT_TENSOR_UPSTREAM, CLXENT_OUTPUT_LOSS, 6).use, CLXENT_UNUSED);
+    cr_assert_eq(need_of(CLXENT_TENSOR_GRAD_OUTPUT, CLXENT_OUTPUT_LOSS, 6).use, CLXENT_UNUSED);
     cr_assert_eq(need_of(CLXENT_TENSOR_GRADIENT, CLXENT_OUTPUT_LOSS, 6).use, CLXENT_UNUSED);
     cr_assert_eq(need_of(CLXENT_TENSOR_DENOMINATOR, CLXENT_OUTPUT_LOSSES, 6).use, CLXENT_UNUSED);
     cr_assert(!clxent_needs_targets(&desc, CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_ARGMAX));

@@ -33,7 +33,7 @@ static void share(clxent_desc *desc)
 
 static void make_rows(problem *p, const clxent_desc *desc)
 {
-    make_problem(p, desc, FILL_DESIGNED | FILL_MASKED | FILL_IGNORED | FILL_UPSTREAM, 11);
+    make_problem(p, desc, FILL_DESIGNED | FILL_MASKED | FILL_IGNORED | FILL_GRAD_OUTPUT, 11);
 }
 
 static void run_on_device(const problem *p, uint32_t outputs, uint32_t flags, clxent_host_args *out)

@@ -229,18 +229,18 @@ Test(host_arrays, chunks_of_weighted_rows)
     desc.has_class_weights = 1;
     desc.has_row_weights = 1;
     desc.z_loss = 0.25;
-    check_all_ways("weights", &desc, FILL_PLAIN | FILL_IGNORED | FILL_UPSTREAM, false);
+    check_all_ways("weights", &desc, FILL_PLAIN | FILL_IGNORED | FILL_GRAD_OUTPUT, false);
     check_all_ways("weights and a denominator", &desc, FILL_PLAIN | FILL_IGNORED | FILL_DENOMINATOR, false);
     desc.reduction = CLXENT_REDUCTION_SUM;
     check_all_ways("a weighted sum", &desc, FILL_PLAIN | FILL_IGNORED, false);
 }
 
-Test(host_arrays, chunks_of_upstream_rows)
+Test(host_arrays, chunks_of_grad_output_rows)
 {
     clxent_desc desc = host_desc(many_rows(), 5);
     desc.reduction = CLXENT_REDUCTION_NONE;
     desc.outputs &= ~(uint32_t)CLXENT_OUTPUT_LOSS;
-    check_all_ways("no reduction", &desc, FILL_UPSTREAM, false);
+    check_all_ways("no reduction", &desc, FILL_GRAD_OUTPUT, false);
 }
 
 Test(host_arrays, chunks_in_place)
@@ -541,7 +541,7 @@ Test(host_arrays, each_array_must_be_there_and_large_enough)
     char size[32];
 
     desc.has_class_weights = desc.has_row_weights = 1;
-    make_problem(&p, &desc, FILL_UPSTREAM | FILL_DENOMINATOR, 3);
+    make_problem(&p, &desc, FILL_GRAD_OUTPUT | FILL_DENOMINATOR, 3);
     for (int t = 0; t < CLXENT_TENSORS; t++) {
         const char *name = clxent_tensor_name((clxent_tensor)t);
         results r;
@@ -556,7 +556,8 @@ Test(host_arrays, each_array_must_be_there_and_large_enough)
         snprintf(size, sizeof size, "= %zu bytes, got %zu", whole.size, field->size);
         expect_error(name, &p, &r, CLXENT_ERROR_BUFFER_TOO_SMALL, WORDS(name, "[", size));
         field->size = whole.size;
-        if (t != CLXENT_TENSOR_UPSTREAM && t != CLXENT_TENSOR_DENOMINATOR && t != CLXENT_TENSOR_BAD_TARGETS) {
+        if (t != CLXENT_TENSOR_GRAD_OUTPUT && t != CLXENT_TENSOR_DENOMINATOR &&
+            t != CLXENT_TENSOR_BAD_TARGETS) {
             field->data = NULL;
             snprintf(size, sizeof size, "%zu bytes", whole.size);
             expect_error(name, &p, &r, CLXENT_ERROR_NULL_ARGUMENT, WORDS(name, size));

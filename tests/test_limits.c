@@ -136,8 +136,9 @@ Test(limits, smaller_groups_where_a_kernel_takes_no_larger)
  * of them are limited. */
 Test(limits, one_kernel_limits_its_program)
 {
-    static const char *const kernels[] = { "clxent_scan_pieces", "clxent_emit_pieces", "clxent_cross_entropy",
-                                           "clxent_losses_partials", "clxent_targets_partials" };
+    static const char *const kernels[] = { "clxent_split_partials", "clxent_split_finalize",
+                                           "clxent_cross_entropy", "clxent_losses_partials",
+                                           "clxent_targets_partials" };
     clxent_desc desc = group_desc();
 
     if (device.ctx->device.max_work_group < 256) cr_skip("the device has no groups of 256");

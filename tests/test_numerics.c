@@ -104,7 +104,7 @@ static double error_of_equal_terms(uint32_t dtype, size_t classes)
 {
     enum { ROWS = 12 };
     const uint32_t real = dtype == CLXENT_F64 ? CLXENT_F64 : CLXENT_F32;
-    /* no log-softmax: log d as most plans take it, from one pass */
+    /* no log-softmax: log sum_exp as most plans take it, from one pass */
     const clxent_desc desc = make_sum(ONE_PASS_OUTPUTS, dtype, ROWS, classes);
     const double unit = real == CLXENT_F64 ? DBL_EPSILON : FLT_EPSILON;
     clxent_host_args out;

@@ -18,11 +18,11 @@
 enum { MAX_ROWS = 64, MAX_ELEMENTS = 8192, TEXT = 256 };
 
 /* Inputs in the storage that desc names, results as doubles. A test sets desc first, then gives inputs. */
-static struct world {
+static struct fixture {
     clxent_desc desc;
     clxent_host_args args;
     uint64_t logits[MAX_ELEMENTS], probabilities[MAX_ELEMENTS], targets[MAX_ELEMENTS], old[MAX_ELEMENTS];
-    uint64_t upstream[MAX_ELEMENTS], class_weights[MAX_ELEMENTS], row_weights[MAX_ROWS], denominator[1];
+    uint64_t grad_output[MAX_ELEMENTS], class_weights[MAX_ELEMENTS], row_weights[MAX_ROWS], denominator[1];
 
     double losses[MAX_ROWS], losses_bound[MAX_ROWS], loss, loss_bound, lse[MAX_ROWS], lse_bound[MAX_ROWS];
     double softmax[MAX_ELEMENTS], softmax_bound[MAX_ELEMENTS], log_softmax[MAX_ELEMENTS];
@@ -372,7 +372,7 @@ Test(reference, loses_nothing_to_a_shared_offset)
     /* Multiples of 2^-10, so that adding 2^20 is exact in f64, and of 1/16 in f32: same bits everywhere. */
     static const int64_t targets[] = { 1, 0 };
     double logits[10], shifted[10];
-    struct world plain;
+    struct fixture plain;
 
     for (int d = 0; d < DTYPES; d += 3) {
         const double unit = dtypes[d] == CLXENT_F64 ? 0x1p-10 : 0.25;
@@ -404,7 +404,7 @@ struct golden {
     int64_t ignore_index;
     uint64_t correct, counted;
     double smoothing, z_loss, scale, softcap, loss, divisor;
-    const double *logits, *probabilities, *class_weights, *row_weights, *upstream, *denominator, *old;
+    const double *logits, *probabilities, *class_weights, *row_weights, *grad_output, *denominator, *old;
     const double *losses, *lse, *softmax, *gradient, *entropy;
     const int64_t *targets, *argmax;
 };
@@ -440,8 +440,9 @@ static void check_golden(const struct golden *g)
     if (g->class_weights != NULL) give_class_weights(g->class_weights);
     if (g->row_weights != NULL) give_row_weights(g->row_weights);
     if (g->denominator != NULL) w.args.denominator = real_array(w.denominator, g->denominator, 1);
-    if (g->upstream != NULL)
-        w.args.upstream = real_array(w.upstream, g->upstream, g->reduction == CLXENT_REDUCTION_NONE ? n : 1);
+    if (g->grad_output != NULL)
+        w.args.grad_output =
+            real_array(w.grad_output, g->grad_output, g->reduction == CLXENT_REDUCTION_NONE ? n : 1);
     if (g->old != NULL) {
         const clxent_input old = matrix(w.old, g->dtype, stride, g->old);
         w.desc.gradient_mode = CLXENT_GRADIENT_ACCUMULATE;
@@ -491,13 +492,13 @@ Test(reference, agrees_with_numpy_on_options_combined)
 /* ---- Derivatives and symmetries ------------------------------------------------------------ */
 
 /* What the gradient is the gradient of. */
-static double objective(const double *logits, const double *upstream)
+static double objective(const double *logits, const double *grad_output)
 {
     double value = 0;
     give_logits(logits);
     run();
-    if (w.desc.reduction != CLXENT_REDUCTION_NONE) return upstream[0] * w.loss;
-    for (size_t r = 0; r < rows(); r++) value += upstream[r] * w.losses[r] / w.divisor;
+    if (w.desc.reduction != CLXENT_REDUCTION_NONE) return grad_output[0] * w.loss;
+    for (size_t r = 0; r < rows(); r++) value += grad_output[r] * w.losses[r] / w.divisor;
     return value;
 }
 
@@ -507,7 +508,8 @@ Test(reference, gradient_is_the_derivative_of_the_loss_for_every_option)
     static const int64_t targets[ROWS] = { 2, 0, -100, 1 };
     static const double denominator[] = { 2.5 };
     const double step = 1e-5;
-    double logits[N], q[N], class_weights[CLASSES], row_weights[ROWS], upstream[ROWS], moved[N], gradient[N];
+    double logits[N], q[N], class_weights[CLASSES], row_weights[ROWS], grad_output[ROWS], moved[N],
+        gradient[N];
 
     for (unsigned on = 0; on < 1u << OPTIONS; on++) {
         for (unsigned reduction = 0; reduction < 3; reduction++) {
@@ -518,7 +520,7 @@ Test(reference, gradient_is_the_derivative_of_the_loss_for_every_option)
             for (int i = 0; i < N; i++) q[i] = uniform();
             for (int i = 0; i < CLASSES; i++) class_weights[i] = 1.5 + uniform();
             for (int i = 0; i < ROWS; i++) row_weights[i] = 1.5 + uniform();
-            for (int i = 0; i < ROWS; i++) upstream[i] = on & 1u << 7 ? uniform() : 1.0;
+            for (int i = 0; i < ROWS; i++) grad_output[i] = on & 1u << 7 ? uniform() : 1.0;
             w.desc.reduction = reduction;
             if (on & 1u << 0) w.desc.label_smoothing = 0.2;
             if (on & 1u << 1) w.desc.z_loss = 0.1;
@@ -533,18 +535,18 @@ Test(reference, gradient_is_the_derivative_of_the_loss_for_every_option)
             if (on & 1u << 5) give_class_weights(class_weights);
             if (on & 1u << 6) give_row_weights(row_weights);
             if (on & 1u << 7) {
-                w.args.upstream =
-                    real_array(w.upstream, upstream, reduction == CLXENT_REDUCTION_NONE ? ROWS : 1);
+                w.args.grad_output =
+                    real_array(w.grad_output, grad_output, reduction == CLXENT_REDUCTION_NONE ? ROWS : 1);
                 w.args.denominator = real_array(w.denominator, denominator, 1);
             }
-            objective(logits, upstream);
+            objective(logits, grad_output);
             memcpy(gradient, w.gradient, sizeof gradient);
             for (int i = 0; i < N; i++) {
                 memcpy(moved, logits, sizeof moved);
                 moved[i] = logits[i] + step;
-                const double up = objective(moved, upstream);
+                const double up = objective(moved, grad_output);
                 moved[i] = logits[i] - step;
-                const double down = objective(moved, upstream);
+                const double down = objective(moved, grad_output);
                 /* Truncation step^2 f'''/6 and rounding 2^-53 |f| / step are both about 1e-10. */
                 const double slope = (up - down) / (2 * step);
                 cr_assert(fabs(slope - gradient[i]) <= 5e-9,
@@ -586,7 +588,7 @@ Test(reference, follows_a_permutation_of_the_classes)
     enum { CLASSES = 7 };
     static const int to[CLASSES] = { 3, 5, 0, 6, 1, 4, 2 };
     double logits[CLASSES], weights[CLASSES], moved[CLASSES], moved_weights[CLASSES];
-    struct world plain;
+    struct fixture plain;
 
     for (int j = 0; j < CLASSES; j++) {
         logits[j] = 4 * uniform();
@@ -737,7 +739,7 @@ Test(reference, ignored_rows_are_exactly_zero_whatever_they_hold)
     static const double logits[] = { NAN, 1, INFINITY, 2, -INFINITY, -INFINITY, 1, 2, 3, 1 };
     static const double row_weights[] = { 1, 0, 1, 0, 1 };
     static const int64_t targets[] = { -100, 77, -100, 1, 1 };
-    static const double upstream[] = { NAN, INFINITY, 1, 1, 1 };
+    static const double grad_output[] = { NAN, INFINITY, 1, 1, 1 };
 
     for (int d = 0; d < DTYPES; d++) {
         reset();
@@ -746,7 +748,7 @@ Test(reference, ignored_rows_are_exactly_zero_whatever_they_hold)
         give_logits(logits);
         give_targets(targets);
         give_row_weights(row_weights);
-        w.args.upstream = real_array(w.upstream, upstream, 5);
+        w.args.grad_output = real_array(w.grad_output, grad_output, 5);
         run();
         cr_assert(all(w.losses, 4, is_zero) && all(w.losses_bound, 4, is_zero) && w.losses[4] > 2);
         cr_assert(all(w.gradient, 8, is_zero) && all(w.gradient_bound, 8, is_zero) && w.gradient[8] > 0.5);
@@ -765,7 +767,7 @@ Test(reference, leading_block_of_minus_infinities_changes_nothing)
     enum { BLOCK = 2500 };
     static double logits[BLOCK + 3];
     static const double tail[] = { 0.5, -1.25, 3 };
-    struct world plain;
+    struct fixture plain;
 
     for (int i = 0; i < BLOCK; i++) logits[i] = -INFINITY;
     memcpy(logits + BLOCK, tail, sizeof tail);
@@ -1055,7 +1057,7 @@ Test(reference, one_hot_marks_the_target_alone)
     cr_assert(all(w.one_hot + 9, 3, is_zero));
 }
 
-Test(reference, softmax_backward_is_the_jacobian_times_upstream)
+Test(reference, softmax_backward_is_the_jacobian_times_grad_output)
 {
     enum { CLASSES = 5, N = 2 * CLASSES };
     double p[N], g[N], want[N];
@@ -1075,7 +1077,7 @@ Test(reference, softmax_backward_is_the_jacobian_times_upstream)
     shape(CLXENT_F64, 1, 2, CLASSES);
     w.desc.outputs = CLXENT_OUTPUT_GRADIENT;
     w.args.probabilities = matrix(w.probabilities, CLXENT_F64, w.desc.probabilities_row_stride, p);
-    w.args.upstream = matrix(w.upstream, CLXENT_F64, w.desc.probabilities_row_stride, g);
+    w.args.grad_output = matrix(w.grad_output, CLXENT_F64, w.desc.probabilities_row_stride, g);
     run();
     check_close("softmax backward", "gradient", w.gradient, want, N, 1e-14, 1e-16);
 }
@@ -1112,7 +1114,7 @@ Test(reference, softmax_gradient_is_softmax_minus_one_hot)
 {
     static const double p[] = { 0.25, 0.75, 0.5, 0.5, 0.125, 0.875, 1, 0 };
     static const int64_t targets[] = { 1, -100, 0, 9 };
-    static const double upstream[] = { 3 };
+    static const double grad_output[] = { 3 };
     static const double want[] = { 0.25, -0.25, 0, 0, -0.875, 0.875, NAN, NAN };
     double scaled[8];
 
@@ -1121,7 +1123,7 @@ Test(reference, softmax_gradient_is_softmax_minus_one_hot)
     w.desc.outputs = CLXENT_OUTPUT_GRADIENT;
     w.args.probabilities = matrix(w.probabilities, CLXENT_F32, 0, p);
     give_targets(targets);
-    w.args.upstream = real_array(w.upstream, upstream, 1);
+    w.args.grad_output = real_array(w.grad_output, grad_output, 1);
     run();
     for (int i = 0; i < 8; i++) scaled[i] = want[i] * 3 / 2;
     check_close("softmax gradient", "gradient", w.gradient, scaled, 8, 1e-15, 0);
@@ -1287,7 +1289,7 @@ Test(reference, bounds_are_infinite_where_storage_may_overflow)
     static const double huge[] = { 1e5 };
     w.desc.reduction = CLXENT_REDUCTION_SUM;
     shape(CLXENT_F16, 1, 1, 2);
-    w.args.upstream = real_array(w.upstream, huge, 1);
+    w.args.grad_output = real_array(w.grad_output, huge, 1);
     one_row(CLXENT_F16, 2, logits, 0);
     cr_assert(w.gradient[0] < -65520 && w.gradient_bound[0] == INFINITY);
     w.desc.gradient_dtype = CLXENT_F32;
@@ -1357,10 +1359,10 @@ Test(reference, names_the_input_that_is_too_small)
     check_failure(CLXENT_ERROR_BUFFER_TOO_SMALL,
                   "logits has 23 bytes: takes 24 for [rows 2, classes 3] f32, row stride 3");
     valid_problem();
-    w.args.upstream = (clxent_input){ w.upstream, 3 };
-    check_failure(CLXENT_ERROR_BUFFER_TOO_SMALL, "upstream has 3 bytes: takes 4 for [1] f32");
+    w.args.grad_output = (clxent_input){ w.grad_output, 3 };
+    check_failure(CLXENT_ERROR_BUFFER_TOO_SMALL, "grad_output has 3 bytes: takes 4 for [1] f32");
     valid_problem();
-    w.args.upstream.data = NULL;
+    w.args.grad_output.data = NULL;
     w.args.denominator = (clxent_input){ w.denominator, 0 };
     check_failure(CLXENT_ERROR_BUFFER_TOO_SMALL, "denominator has 0 bytes: takes 4 for [1] f32");
 }

@@ -60,7 +60,7 @@ static void check_desc(const clxent_tuning *tuning, const clxent_desc *desc, uin
     force(tuning);
     run_filled_case(name, desc,
                     FILL_DESIGNED | FILL_MASKED | FILL_SPECIAL | FILL_IGNORED | FILL_BAD_TARGETS |
-                        FILL_UPSTREAM | FILL_HIT,
+                        FILL_GRAD_OUTPUT | FILL_HIT,
                     desc->classes, flags);
 }
 

@@ -195,19 +195,19 @@ for type in F32:1 F16:2 BF16:3 F64:4; do
         program rows.cl "$name" $common -DLANES=0 -DKERNELS=3 "-DVEC=$(parameter vector "$name")" \
             "-DWG_SIZE=$(parameter group "$name")" "-DBLOCK=$block" <<-END
 		clxent_cross_entropy $((block * accesses)) $accesses rows$with
-		clxent_scan_pieces $((block * accesses)) 0 split rows, sums$with
-		clxent_emit_pieces $accesses $accesses split rows, results$with
+		clxent_split_partials $((block * accesses)) 0 split rows, sums$with
+		clxent_split_finalize $accesses $accesses split rows, results$with
 		END
         lanes="$common -DLANES=1 -DALONG=0 -DWG_SIZE=$(parameter lane_group "$name") -DCOLUMNS=1"
         # shellcheck disable=SC2086
-        program lanes.cl "$name" $lanes -DVEC=1 -DINNER=0 -DCACHED=1 <<-END
+        program lanes.cl "$name" $lanes -DVEC=1 -DINNER=0 -DIN_LOCAL=1 <<-END
 		clxent_cross_entropy 0 0 lanes, last axis$with
 		END
         for cached in 1 0; do
             where='on chip'
             [ $cached = 1 ] || where='read twice'
             # shellcheck disable=SC2086
-            program lanes.cl "$name" $lanes "-DVEC=$(parameter lane_vector "$name")" -DINNER=1 -DCACHED=$cached <<-END
+            program lanes.cl "$name" $lanes "-DVEC=$(parameter lane_vector "$name")" -DINNER=1 -DIN_LOCAL=$cached <<-END
 			clxent_cross_entropy $of_lanes $of_lanes lanes, inner axis, $where$with
 			END
         done

@@ -34,18 +34,18 @@
  *
  *     s = logit_scale * x        z = softcap > 0 ? softcap * tanh(s / softcap) : s
  *                                x_j = -inf is a mask: z_j = -inf whatever scale and cap
- *     m = max z        d = sum exp(z_j - m)        lse = m + log d        p_j = exp(z_j - m) / d
- *     nll_j = (m - z_j) + log d
+ *     m = max z        sum_exp = sum exp(z_j - m)        lse = m + log sum_exp        p_j = exp(z_j - m) / sum_exp
+ *     nll_j = (m - z_j) + log sum_exp
  *     q    = one-hot(y), or the given probabilities
  *     a_j  = class_weight_j * ((1 - label_smoothing) * q_j + label_smoothing / classes)
  *     loss = row_weight * (sum a_j * nll_j + z_loss * lse^2)         a_j = 0 adds 0, also at nll_j = inf
  *     dz_j = row_weight * (p_j * sum_k a_k - a_j + 2 * z_loss * lse * p_j)
- *     gradient_j = dz_j * (dz/dx)_j * upstream / D
+ *     gradient_j = dz_j * (dz/dx)_j * grad_output / denominator
  *     (dz/dx)_j  = logit_scale; with a softcap logit_scale * (1 - tanh^2), and 0 where x_j = -inf
  *
- * D is 1 for reductions "none" and "sum". For "mean" it is the sum of row_weight * class_weight[y]
+ * The denominator is 1 for reductions "none" and "sum". For "mean" it is the sum of row_weight * class_weight[y]
  * over the rows that count (index targets) or of row_weight (probability targets), as in PyTorch. A
- * denominator buffer replaces D, whatever the reduction.
+ * denominator buffer replaces the denominator, whatever the reduction.
  *
  * Rows that are not finite or do not count, on every strategy and in every dtype. z decides: a softcap turns +inf into
  * the cap, with gradient 0 there, while -inf stays a mask.
@@ -63,7 +63,7 @@
  *                                                          (full precision)
  *     classes = 1, finite, no z-loss                       0                   0              z
  *     rows = 0                                             none: empty,        untouched
- *                                                          sum: 0, mean: as D = 0; the event completes
+ *                                                          sum: 0, mean: as a denominator of 0; the event completes
  */
 #ifndef CLXENT_H
 #define CLXENT_H
@@ -230,13 +230,13 @@ enum {
     CLXENT_OP_CROSS_ENTROPY = 0,    /* any outputs but ONE_HOT, from logits; targets only where an
                                        output depends on them */
     CLXENT_OP_SOFTMAX_BACKWARD = 1, /* GRADIENT_j = p_j * (g_j - sum_k p_k g_k) from args.probabilities p (a
-                                       softmax) and args.upstream g, both [rows, classes] */
+                                       softmax) and args.grad_output g, both [rows, classes] */
     CLXENT_OP_ONE_HOT = 2,          /* ONE_HOT from index targets: 1 at the target, else 0; a row whose
                                        target is ignored is all 0, out of range all NaN */
     CLXENT_OP_PROBABILITY_LOSS = 3, /* LOSSES and LOSS: sum_j q_j * -log p_j of given probabilities p =
                                        args.probabilities against index targets or dense labels q;
                                        q_j = 0 adds 0, also at p_j = 0; p_j = 0 under q_j > 0 is +inf */
-    CLXENT_OP_SOFTMAX_GRADIENT = 4  /* GRADIENT = (p - q) * upstream / D of given softmax p =
+    CLXENT_OP_SOFTMAX_GRADIENT = 4  /* GRADIENT = (p - q) * grad_output / denominator of given softmax p =
                                        args.probabilities and targets q */
 };
 
@@ -262,7 +262,7 @@ enum {
     CLXENT_BAD_TARGET_IGNORE = 2  /* as an ignored row */
 };
 
-/* The mean loss when D = 0 and no denominator was given (every row ignored). Gradients are 0. A row that is
+/* The mean loss when the denominator is 0 and no denominator was given (every row ignored). Gradients are 0. A row that is
  * NaN for another reason (its target, its logits) is not hidden. */
 enum { CLXENT_ALL_IGNORED_NAN = 0, CLXENT_ALL_IGNORED_ZERO = 1 };
 
@@ -281,11 +281,11 @@ enum {
 /* Outputs: bits of clxent_desc.outputs and clxent_args.outputs, in the order of clxent_args.
  * Those marked * depend on the logits alone and are computed for every row, ignored or not. */
 enum {
-    CLXENT_OUTPUT_LOSSES = 1 << 0,       /* [rows] real: row losses, with row weight and z-loss, never
-                                            divided by D nor multiplied by upstream; 0 where ignored */
-    CLXENT_OUTPUT_LOSS = 1 << 1,         /* [1] real: their sum / D; not with CLXENT_REDUCTION_NONE */
-    CLXENT_OUTPUT_LSE = 1 << 2,          /* * [rows] real */
-    CLXENT_OUTPUT_SOFTMAX = 1 << 3,      /* * [rows, classes] dtype */
+    CLXENT_OUTPUT_LOSSES = 1 << 0,  /* [rows] real: row losses, with row weight and z-loss, never
+                                            divided by the denominator nor multiplied by grad_output; 0 where ignored */
+    CLXENT_OUTPUT_LOSS = 1 << 1,    /* [1] real: their sum / denominator; not with CLXENT_REDUCTION_NONE */
+    CLXENT_OUTPUT_LSE = 1 << 2,     /* * [rows] real */
+    CLXENT_OUTPUT_SOFTMAX = 1 << 3, /* * [rows, classes] dtype */
     CLXENT_OUTPUT_LOG_SOFTMAX = 1 << 4,  /* * [rows, classes] dtype */
     CLXENT_OUTPUT_GRADIENT = 1 << 5,     /* [rows, classes] gradient_dtype */
     CLXENT_OUTPUT_ARGMAX = 1 << 6,       /* * [rows] int64_t: the first NaN, else the first maximum of
@@ -293,7 +293,7 @@ enum {
                                            to the same z; it changes no other order */
     CLXENT_OUTPUT_CORRECT = 1 << 7,      /* [1] uint64_t: rows that count (row weight not 0) whose
                                             argmax is their target; index targets */
-    CLXENT_OUTPUT_ENTROPY = 1 << 8,      /* * [rows] real: log d + sum p (m - z); p = 0 adds 0 */
+    CLXENT_OUTPUT_ENTROPY = 1 << 8,      /* * [rows] real: log sum_exp + sum p (m - z); p = 0 adds 0 */
     CLXENT_OUTPUT_STATISTICS = 1 << 9,   /* [rows, 2] real: what a later gradient run needs of a row: m
                                             and the scaled sum over the classes other than the target; opaque */
     CLXENT_OUTPUT_BAD_TARGETS = 1 << 10, /* [1] clxent_bad_targets; CLXENT_BAD_TARGET_REPORT, index targets */
@@ -326,7 +326,7 @@ typedef struct clxent_desc {
     size_t row_stride;               /* logits */
     size_t gradient_row_stride;      /* gradient */
     size_t probabilities_row_stride; /* args.probabilities, softmax, log_softmax, one_hot, and the
-                                        [rows, classes] upstream of SOFTMAX_BACKWARD */
+                                        [rows, classes] grad_output of SOFTMAX_BACKWARD */
     size_t target_row_stride;        /* probability targets */
 
     int64_t ignore_index;       /* rows with this target have loss 0 and gradient 0, and do not count;
@@ -445,9 +445,9 @@ typedef struct clxent_args {
                                     depends on them */
     clxent_buffer class_weights; /* in  [classes] real, any finite numbers */
     clxent_buffer row_weights;   /* in  [rows] real; 0 masks the row whatever it holds */
-    clxent_buffer upstream;      /* in  optional: absent means 1. [1] real, or [rows] with
+    clxent_buffer grad_output;   /* in  optional: absent means 1. [1] real, or [rows] with
                                     CLXENT_REDUCTION_NONE; SOFTMAX_BACKWARD: [rows, classes] dtype, required */
-    clxent_buffer denominator;   /* in  optional: [1] real, replaces D */
+    clxent_buffer denominator;   /* in  optional: [1] real, replaces the denominator */
 
     clxent_buffer losses;  /* out, shapes at CLXENT_OUTPUT_*; in and out of a run that computes loss too */
     clxent_buffer loss;    /* out */
@@ -524,7 +524,7 @@ typedef struct clxent_host_args {
     clxent_input targets;
     clxent_input class_weights;
     clxent_input row_weights;
-    clxent_input upstream;
+    clxent_input grad_output;
     clxent_input denominator;
     clxent_output losses;
     clxent_output loss;

@@ -12,17 +12,18 @@
  * The bounds. u is half an ulp of 1: 2^-24, for f64 logits 2^-53; A = sum |a_k|, delta_j = m - z_j, H the entropy.
  *
  *     softmax p_j        u (8 + delta_j) p_j
- *     log-softmax        u (8 + 2 delta_j + 4 log d)
- *     lse                u (|lse| + 2 log d + 4); f64: 2 |lse|
+ *     log-softmax        u (8 + 2 delta_j + 4 log sum_exp)
+ *     lse                u (|lse| + 2 log sum_exp + 4); f64: 2 |lse|
  *     row loss           16 u times the sum of its absolute terms, also for confident rows: a loss of 1e-6 keeps its
  *                        digits; with a z-loss 2 z_loss |lse| (bound of lse) more
- *     reduced loss       (the rows' bounds, added up, and 8 u sum |row loss|) / |D| + |loss| (u + relative error of D)
+ *     reduced loss       (the rows' bounds, added up, and 8 u sum |row loss|) / |denominator|, and |loss| (u + relative
+ *                        error of the denominator)
  *     gradient           u ((8 + delta_j) p_j (A + 2 |z_loss lse|) + 8 |a_j|) + 2 z_loss p_j (bound of lse), times the
- *                        outer factors, f64 twice; and |gradient| times the relative error of D
+ *                        outer factors, f64 twice; and |gradient| times the relative error of the denominator
  *       one-hot target   u |a_y| sum over the others of (8 + delta_k) p_k in place of the terms with A and a_j: it keeps
  *                        its digits where p is 1
- *     entropy            u (8 + 4 log d + H + sum p_j delta_j (18 + delta_j))
- *     D of a mean        relative: u where it is a count, of weights w 9 u sum |w| / |D|; a denominator given: 0
+ *     entropy            u (8 + 4 log sum_exp + H + sum p_j delta_j (18 + delta_j))
+ *     denominator of a mean  relative: u where it is a count, of weights w 9 u sum |w| / |denominator|; a denominator given: 0
  *     other operations   loss of probabilities 16 u sum |q_j log p_j|; softmax backward 8 u p_j (|g_j| + sum |p_k g_k|);
  *                        softmax - onehot 4 u, relative
  *     f16, bf16          the above, then one rounding: bit-equal to the f32 result rounded once
@@ -36,15 +37,15 @@
  *
  * What is less than the smallest normal number of the sums' type, 2^-126 (f64 2^-1022), may be 0 or have lost digits: such
  * a result, and such a p_j, slope, dz_j or a_j nll_j as a part of one, may be off by that number more. So may a gradient
- * where row_weight upstream logit_scale / D is less than 2^-90 and not 0. A class with exp(z_k - m) < 2^-125 (f64 2^-1021)
- * may count as 0: let V be the sum of p_k over these classes; a row loss has A V more, the gradient of a one-hot target
+ * where row_weight grad_output logit_scale / denominator is less than 2^-90 and not 0. A class with exp(z_k - m) < 2^-125
+ * (f64 2^-1021) may count as 0: let V be the sum of p_k over these classes; a row loss has A V more, the gradient of a one-hot target
  * |a_y| V. For 4,099 classes V is less than an ulp of any loss above 2e-27. Where value and bound reach the largest number
  * of the storage, infinity is right as well. Accumulating rounds once more, the sum. Every f64 result may be off by
  * u |result| more, as the reference rounds it.
  *
  * The exponential is range-reduced on z itself and shifted by a power of two instead of the maximum: raising the maximum
  * rescales a sum without rounding, so that logits with a common offset lose nothing. Sums carry what their additions lose.
- * The target's gradient is -(sum of the others) / d where that is small, never a p - 1 that cancels. The reference itself
+ * The target's gradient is -(sum of the others) / sum_exp where that is small, never a p - 1 that cancels. The reference itself
  * is checked by closed forms, finite differences and vectors of another program.
  */
 #ifndef CLXENT_REFERENCE_H
@@ -79,7 +80,7 @@ typedef struct clxent_reference_results {
     int64_t *argmax;                   /* [rows] */
     uint64_t *correct;                 /* [1] */
     uint64_t *counted;                 /* [1]: rows neither ignored, masked nor out of range */
-    double *denominator;               /* [1]: D as used */
+    double *denominator;               /* [1]: as used */
     clxent_bad_targets *bad_targets;   /* [1] */
 } clxent_reference_results;
 #define CLXENT_REFERENCE_RESULTS_INIT                                                                       \

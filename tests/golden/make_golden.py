@@ -41,7 +41,7 @@ def solve(c):
                label_smoothing=c["smoothing"], z_loss=c["z_loss"], logit_scale=c["scale"], softcap=c["softcap"],
                reduction=c["reduction"].lower(), denominator=c["denominator"], shift=c["shift"],
                on_bad_target="ignore" if c["bad_target"] == "IGNORE" else "nan", all_ignored=c["all_ignored"].lower(),
-               grad_output=wide(c["upstream"]))
+               grad_output=wide(c["grad_output"]))
     for name, of in (("losses", "losses"), ("lse", "lse"), ("entropy", "entropy"), ("argmax", "argmax")):
         c[name] = r[of][0].reshape(rows)
     c["loss"], c["divisor"], c["counted"], c["correct"] = r["loss"][0], r["divisor"], r["counted"], r["correct"] or 0
@@ -63,7 +63,7 @@ def solve(c):
 DEFAULTS = dict(dtype="F64", target_type="I64", reduction="MEAN", batch=2, seq=2, classes=3, inner=1,
                 padding=0, ignore_index=-100, use_ignore=1, bad_target="REPORT", all_ignored="NAN", shift=0,
                 smoothing=0.0, z_loss=0.0, scale=1.0, softcap=0.0, targets=None, probabilities=None,
-                class_weights=None, row_weights=None, upstream=None, denominator=None, old=None)
+                class_weights=None, row_weights=None, grad_output=None, denominator=None, old=None)
 cases = []
 
 
@@ -93,9 +93,9 @@ def case(name, seed=None, spread=3.0, offset=0.0, mask=0.0, weights=None, tokens
         c["row_weights"] = store(rng.random(shape[0]) + 0.5, real)
         c["row_weights"][int(rng.integers(shape[0]))] = 0
     if up == "one":
-        c["upstream"] = store(rng.standard_normal(1), real)
+        c["grad_output"] = store(rng.standard_normal(1), real)
     elif up == "rows":
-        c["upstream"] = store(rng.standard_normal(shape[0]), real)
+        c["grad_output"] = store(rng.standard_normal(shape[0]), real)
     if divide is not None:
         c["denominator"] = float(store(divide, real))
     if accumulate:
@@ -157,8 +157,8 @@ case("scale and softcap", scale=1.7, softcap=0.9)
 case("denominator, mean", divide=12.5)
 case("denominator, sum", divide=0.75, reduction="SUM")
 case("denominator, none", divide=3.0, reduction="NONE")
-case("upstream", up="one")
-case("upstream rows", up="rows", reduction="NONE")
+case("grad_output", up="one")
+case("grad_output rows", up="rows", reduction="NONE")
 case("shift", shift=1, seq=3)
 case("shift, probabilities", shift=1, target_type="PROBABILITIES_LOGITS")
 case("shift all", shift=2, all_ignored="ZERO")
@@ -209,7 +209,7 @@ for c in cases:
     fields += [".%s = %s" % (k, number(c[k]))
                for k in ("smoothing", "z_loss", "scale", "softcap", "loss", "divisor") if c[k] != 0]
     fields += [".%s = %s" % (k, array("double", c[k]))
-               for k in ("logits", "probabilities", "class_weights", "row_weights", "upstream", "denominator",
+               for k in ("logits", "probabilities", "class_weights", "row_weights", "grad_output", "denominator",
                          "old", "losses", "lse", "softmax", "gradient", "entropy") if c[k] is not None]
     fields += [".%s = %s" % (k, array("int64_t", c[k], lambda v: str(int(v))))
                for k in ("targets", "argmax") if c[k] is not None]

@@ -203,7 +203,7 @@ static bool needs_targets(const clxent_desc *desc)
     return false;
 }
 
-/* Whether a run of outputs takes the tensor at all; upstream and denominator it need not be given. */
+/* Whether a run of outputs takes the tensor at all; grad_output and denominator it need not be given. */
 static bool takes(const clxent_desc *desc, uint32_t outputs, int tensor)
 {
     const bool rows_are_read = (outputs & ~(uint32_t)CLXENT_OUTPUT_BAD_TARGETS) != 0;
@@ -214,7 +214,7 @@ static bool takes(const clxent_desc *desc, uint32_t outputs, int tensor)
     case TENSOR_TARGETS: return needs_targets(desc);
     case TENSOR_CLASS_WEIGHTS: return desc->has_class_weights != 0 && needs_targets(desc);
     case TENSOR_ROW_WEIGHTS: return desc->has_row_weights != 0 && needs_targets(desc);
-    case TENSOR_UPSTREAM: return (outputs & CLXENT_OUTPUT_GRADIENT) != 0;
+    case TENSOR_GRAD_OUTPUT: return (outputs & CLXENT_OUTPUT_GRADIENT) != 0;
     case TENSOR_DENOMINATOR:
         return has_tensor(desc->op, tensor) && (outputs & (CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT)) != 0;
     default: return (outputs & output_bit(tensor)) != 0;
@@ -256,9 +256,9 @@ static layout layout_of(const clxent_desc *desc, int tensor)
 
     if (tensor == TENSOR_TARGETS && has_index_targets(desc)) {
         own.shape = SHAPE_ROWS;
-    } else if (tensor == TENSOR_UPSTREAM && desc->op == CLXENT_OP_SOFTMAX_BACKWARD) {
+    } else if (tensor == TENSOR_GRAD_OUTPUT && desc->op == CLXENT_OP_SOFTMAX_BACKWARD) {
         own = tensors[TENSOR_PROBABILITIES];
-    } else if (tensor == TENSOR_UPSTREAM && desc->reduction == CLXENT_REDUCTION_NONE) {
+    } else if (tensor == TENSOR_GRAD_OUTPUT && desc->reduction == CLXENT_REDUCTION_NONE) {
         own.shape = SHAPE_ROWS;
     }
     set_element(&l, desc, own.element);
@@ -559,7 +559,7 @@ static void fill_tensor(const problem *p, int tensor, void *data, random_state *
     case TENSOR_PROBABILITIES: fill_probabilities(desc, data, p->fill, random); break;
     case TENSOR_CLASS_WEIGHTS:
     case TENSOR_ROW_WEIGHTS: fill_weights(data, l.dtype, l.rows, random); break;
-    case TENSOR_UPSTREAM: fill_uniform(desc, tensor, data, 2, !backward, random); break;
+    case TENSOR_GRAD_OUTPUT: fill_uniform(desc, tensor, data, 2, !backward, random); break;
     case TENSOR_DENOMINATOR: {
         const double denominator = random_u32(random) % 2 == 0 ? 7.25 : -3.5;
         put_element(data, l.dtype, 0, (p->fill & FILL_ZERO_DENOMINATOR) != 0 ? 0 : denominator);
@@ -581,7 +581,7 @@ bool fill_problem(problem *p, const clxent_desc *desc, uint32_t fill, uint64_t s
                   { TENSOR_PROBABILITIES, true },
                   { TENSOR_CLASS_WEIGHTS, true },
                   { TENSOR_ROW_WEIGHTS, true },
-                  { TENSOR_UPSTREAM, backward || (fill & FILL_UPSTREAM) != 0 },
+                  { TENSOR_GRAD_OUTPUT, backward || (fill & FILL_GRAD_OUTPUT) != 0 },
                   { TENSOR_DENOMINATOR, (fill & (FILL_DENOMINATOR | FILL_ZERO_DENOMINATOR)) != 0 },
                   { TENSOR_GRADIENT, desc->gradient_mode == CLXENT_GRADIENT_ACCUMULATE } };
     const clxent_host_args absent = CLXENT_HOST_ARGS_INIT;

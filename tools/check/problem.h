@@ -91,7 +91,7 @@ enum {
     FILL_SPECIAL = 1 << 2,     /* NaN, +inf, rows of -inf, the target's logit -inf */
     FILL_IGNORED = 1 << 3,     /* every fifth target is ignore_index */
     FILL_BAD_TARGETS = 1 << 4, /* some targets, one with ALL_IGNORED: below 0, at classes, beyond 32 bits */
-    FILL_UPSTREAM = 1 << 5,    /* gives upstream where it is optional */
+    FILL_GRAD_OUTPUT = 1 << 5, /* gives grad_output where it is optional */
     FILL_DENOMINATOR = 1 << 6, /* gives denominator, of either sign */
     FILL_HIT = 1 << 7, /* every second target is its row's maximum: correct predictions, small losses */
     FILL_ALL_IGNORED = 1 << 8,      /* every target is ignore_index, but for one with BAD_TARGETS */

@@ -22,9 +22,9 @@
 #include "../../host/options.def"
 
 /* Named by bit. */
-static const char *const fill_names[] = { "designed",    "masked",   "special",          "ignored",
-                                          "bad-targets", "upstream", "denominator",      "hit",
-                                          "all-ignored", "steady",   "zero-denominator", NULL };
+static const char *const fill_names[] = { "designed",    "masked",      "special",          "ignored",
+                                          "bad-targets", "grad-output", "denominator",      "hit",
+                                          "all-ignored", "steady",      "zero-denominator", NULL };
 static const char *const check_names[] = { "in-place", "subsets",     "larger-plan", "out-of-order",
                                            "aligned",  "host-arrays", NULL };
 
@@ -480,7 +480,7 @@ void case_draw(verify_case *c, uint64_t seed, uint64_t number, size_t max_elemen
     if (chance(&random, 40)) c->fill |= FILL_MASKED;
     if (chance(&random, 15)) c->fill |= FILL_SPECIAL;
     if (chance(&random, 20)) c->fill |= FILL_STEADY;
-    if (chance(&random, 40)) c->fill |= FILL_UPSTREAM;
+    if (chance(&random, 40)) c->fill |= FILL_GRAD_OUTPUT;
     if (chance(&random, 25)) {
         /* An element of a gradient that underflows becomes 0 / 0, where the reference, of more range, divides it. */
         const bool zero = chance(&random, 20) && (desc->outputs & CLXENT_OUTPUT_GRADIENT) == 0;

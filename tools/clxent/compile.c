@@ -76,7 +76,7 @@ clxent_status launch_zeros(const cli_session *session, clxent_plan *plan, const 
     status = code;
     if (status == CLXENT_OK) {
         for (int t = 0; t < TENSORS; t++)
-            if (t != TENSOR_UPSTREAM && t != TENSOR_DENOMINATOR && tensor_bytes(&part, t) > 0)
+            if (t != TENSOR_GRAD_OUTPUT && t != TENSOR_DENOMINATOR && tensor_bytes(&part, t) > 0)
                 buffer_of(&args, t)->mem = all;
         args.workspace.mem = all;
         args.rows = rows;

@@ -141,7 +141,7 @@ static void check_flags(options *o, struct argp_state *state)
         if (o->path[i] != NULL) o->desc.outputs |= results[i - FIRST_RESULT].bit;
     }
     if ((o->desc.outputs & CLXENT_OUTPUT_GRADIENT) != 0) return;
-    if (o->path[IN_UPSTREAM] != NULL)
+    if (o->path[IN_GRAD_OUTPUT] != NULL)
         argp_error(state, "--grad-output without --grad-out, the only result that it changes");
     if (o->desc.gradient_dtype != 0)
         argp_error(state, "--grad-dtype without --grad-out, the file whose dtype it is");
@@ -414,18 +414,18 @@ static bool check_weight(const input *in, const size_t *shape, size_t axes, cons
 
 static bool check_weights(job *j)
 {
-    const npy_header *g = &j->in[IN_UPSTREAM].array.header;
+    const npy_header *g = &j->in[IN_GRAD_OUTPUT].array.header;
 
     j->desc.has_class_weights = j->in[IN_CLASS_WEIGHTS].path != NULL;
     j->desc.has_row_weights = j->in[IN_ROW_WEIGHTS].path != NULL;
     if (!check_weight(&j->in[IN_CLASS_WEIGHTS], &j->desc.classes, 1, "class weights") ||
         !check_weight(&j->in[IN_ROW_WEIGHTS], j->row_shape, j->row_axes, "row weights"))
         return false;
-    if (j->in[IN_UPSTREAM].path != NULL) {
+    if (j->in[IN_GRAD_OUTPUT].path != NULL) {
         const bool each = j->desc.reduction == CLXENT_REDUCTION_NONE;
-        if (!check_real(&j->in[IN_UPSTREAM], "values of --grad-output")) return false;
+        if (!check_real(&j->in[IN_GRAD_OUTPUT], "values of --grad-output")) return false;
         if (g->count != 1 && !(each && same_shape(g, j->row_shape, j->row_axes))) {
-            cli_fail(j->in[IN_UPSTREAM].path, "shape %s: --grad-output takes one value%s%s",
+            cli_fail(j->in[IN_GRAD_OUTPUT].path, "shape %s: --grad-output takes one value%s%s",
                      npy_shape_text(g->shape, g->axes).text, each ? " or " : " with this --reduction",
                      each ? npy_shape_text(j->row_shape, j->row_axes).text : "");
             return false;
@@ -560,7 +560,7 @@ static bool check_real_value(const job *j, const input *in, size_t at, double va
     const char *fault = in == &j->in[IN_CLASS_WEIGHTS] && !isfinite(value) ? "takes a finite number"
                         : j->f64 || !isfinite(value)                       ? NULL
                         : fabs(value) > (double)FLT_MAX                    ? "too large for f32"
-                        : in != &j->in[IN_UPSTREAM] && value != 0 && (float)value == 0
+                        : in != &j->in[IN_GRAD_OUTPUT] && value != 0 && (float)value == 0
                             ? "too small for f32, where it would be 0"
                             : NULL;
 
@@ -868,7 +868,8 @@ int command_eval(int argc, char **argv)
     if (!load(&j.in[IN_TARGETS]) || !load_real(&j, &j.in[IN_ROW_WEIGHTS], j.rows) || !judge_rows(&j))
         goto done;
     if (!load(&j.in[IN_LOGITS]) || !load_real(&j, &j.in[IN_CLASS_WEIGHTS], j.desc.classes)) goto done;
-    if (!load_real(&j, &j.in[IN_UPSTREAM], j.desc.reduction == CLXENT_REDUCTION_NONE ? j.rows : 1)) goto done;
+    if (!load_real(&j, &j.in[IN_GRAD_OUTPUT], j.desc.reduction == CLXENT_REDUCTION_NONE ? j.rows : 1))
+        goto done;
     if (!cli_find_device(&device, j.o.common.device) || !cli_open_stored(&session, &device)) goto done;
     choose_outputs(&j);
     if (!compile(&j, &session) || !create_outputs(&j) || !run(&j, &session)) goto done;
