@@ -149,8 +149,7 @@ static void choose_strategy(clxent_plan *plan)
     plan->shares = CLXENT_STRATEGY_ROWS;
     plan->along = false;
     plan->flags = 0;
-    plan->second_pass =
-        has_dense(desc) || (desc->outputs & (CLXENT_OUTPUT_LOG_SOFTMAX | CLXENT_OUTPUT_ENTROPY)) != 0;
+    plan->second_pass = NEEDS_FINE_LSE(has_dense(desc), desc->outputs);
     plan->group = t->group;
     plan->local_elements = (uint32_t)(cache_bytes(plan) / clxent_acc_size(desc));
     plan->rows_per_group = units_per_group(plan, 1);

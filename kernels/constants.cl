@@ -41,5 +41,3 @@
 #define SUMS_PLAINLY (!HAS_Z && !HAS_DENSE && !HAS_ENTROPY)
 /* But for the target's class, a row's gradient is its exponentials times one factor. */
 #define HAS_ONE_FACTOR (!HAS_SOFTCAP && !HAS_DENSE)
-/* log sum_exp must have its full relative precision: a confident row's comes from a second pass over the others. */
-#define NEEDS_FINE_LSE (HAS_DENSE || (OUTPUTS & (OUTPUT_LOG_SOFTMAX | OUTPUT_ENTROPY)) != 0)

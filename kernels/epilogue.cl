@@ -130,7 +130,7 @@ static inline target_terms judge_targets(const run *u, const lane_targets *t, co
 /* A second pass is needed where log sum_exp must have its full precision: a confident row's comes from the others. */
 static inline uint count_passes(const run *u)
 {
-    return NEEDS_FINE_LSE && !(u->p->flags & FLAG_FROM_STATISTICS) ? 2 : 1;
+    return NEEDS_FINE_LSE(HAS_DENSE, OUTPUTS) && !(u->p->flags & FLAG_FROM_STATISTICS) ? 2 : 1;
 }
 
 /* What the sums s of the whole row come to, and with them j. */

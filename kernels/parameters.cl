@@ -78,6 +78,11 @@ typedef struct clxent_parameters {
 #define FLAG_KEEPS_LOGITS (1u << 11) /* map_lane.cl: with room for the exponentials beside them */
 #define FLAG_BAD_IGNORED (1u << 12)  /* a target out of range is ignored, not NaN */
 
+/* Whether log sum_exp must have its full relative precision, so that a confident row's comes from a second pass over the
+ * others. has_dense: every class has its own a_j. */
+#define NEEDS_FINE_LSE(has_dense, outputs) \
+    ((has_dense) || ((outputs) & (OUTPUT_LOG_SOFTMAX | OUTPUT_ENTROPY)) != 0)
+
 /* Rows that one partial sum of reduce.cl covers, at most. Part of what decides the bits of a mean: never derived
  * from the device. */
 #define REDUCE_ROWS 4096u

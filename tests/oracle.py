@@ -131,10 +131,10 @@ def oracle(
     if denominator is not None:
         divisor = wide(real(denominator))
     no_rows = denominator is None and reduction == "mean" and divisor == 0
-    grad_output = np.ones(rows, wide)
+    factor = np.ones(rows, wide)
     if grad_output is not None:
-        grad_output = grad_output * grad_output.astype(real).astype(wide).reshape(-1)
-    outer = np.where(counts, weight * grad_output, 0) / (1 if no_rows else divisor)
+        factor = factor * grad_output.astype(real).astype(wide).reshape(-1)
+    outer = np.where(counts, weight * factor, 0) / (1 if no_rows else divisor)
     gradient = np.where(counts[:, None], dz * slope * outer[:, None], 0)
     losses = np.where(counts, losses, 0)
 
