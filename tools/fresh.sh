@@ -97,6 +97,7 @@ for command in tools/demo.sh tools/test.sh; do
     say "$suite: $command"
     cpu_seconds
     before=$cpu started=$SECONDS status=0
+    : >"$work/log" # there before tail looks for it
     unshare --mount --pid --fork --kill-child sh -c "$inside" sh "$root" env -i "${variables[@]}" \
         sh -c "cd /clxent && exec $command" </dev/null >"$work/log" 2>&1 &
     child=$!
