@@ -80,7 +80,9 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_probab
     const ulong q_start = p.offset.targets + row_start(&p, row, p.target_row_stride);
     __global acc_t *out = (p.outputs & OUTPUT_LOSSES) ? losses + p.offset.losses
                                                       : (__global acc_t *)(workspace + p.row_losses_at);
-    compensated_sum sum = { 0, 0 };
+    /* NaN from the start: PoCL 6.0 aborts where it is chosen in the store, once the program's binary is asked for ("Instruction
+     * Combining did not reach a fixpoint") */
+    compensated_sum sum = { t.bad ? ACC_NAN : ACC(0.0), 0 };
     if (t.has_class) {
         if (LOCAL_ID == 0) {
             sum.high = -log(load_one(probabilities + start + t.class_index * p.inner));
@@ -94,7 +96,7 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_probab
         }
     }
     sum = group_sum(sum, scratch);
-    if (LOCAL_ID == 0) out[row] = t.bad ? ACC_NAN : compensated_value(sum);
+    if (LOCAL_ID == 0) out[row] = compensated_value(sum);
 }
 
 __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_softmax_gradient(
