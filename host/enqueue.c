@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * enqueue.c - one run of a plan: checks the caller's buffers, sets arguments, launches kernels in a chain:
- * targets -> denominator, logits -> rows, zeros -> padding, rows -> loss, at most ten of them (rows split and taken twice, many
+ * targets -> denominator, logits -> rows, zeros -> padding, rows -> loss, at most ten (rows split and taken twice, many
  * rows to reduce). Nothing here compiles, allocates on the device or waits for it.
  *
  * A kernel's arguments belong to the cl_kernel, not to the launch. The plan's lock is held from the first argument of a
@@ -407,7 +407,7 @@ static size_t or_dense(const clxent_desc *desc, size_t stride)
 }
 
 /* Whether a result is divided by the denominator, be it the caller's denominator or the sum of weights. */
-static bool divides_by_d(const run *r)
+static bool divides_by_denominator(const run *r)
 {
     const clxent_desc *desc = &r->plan->desc;
     return desc->reduction == CLXENT_REDUCTION_MEAN && clxent_needs_targets(desc, r->outputs) &&
@@ -442,7 +442,7 @@ static void fill_own_parameters(run *r)
 }
 
 /* A number as kernels take it, see ACC_OF() of common.cl: the bits of a double for f64 logits, else of a float. */
-static cl_ulong real_bits(const clxent_desc *desc, double value)
+static cl_ulong acc_bits(const clxent_desc *desc, double value)
 {
     const float narrow = (float)value;
     cl_ulong wide;
@@ -480,10 +480,10 @@ static void fill_parameters(run *r)
     p->partials_per_unit = plan->partials_per_unit;
     p->partials = clxent_partials(plan, r->part.total_rows);
     p->ignore_index = desc->ignore_index;
-    p->one_minus_smoothing = real_bits(desc, 1.0 - desc->label_smoothing);
-    p->smoothing_per_class = real_bits(desc, desc->label_smoothing / (double)desc->classes);
+    p->one_minus_smoothing = acc_bits(desc, 1.0 - desc->label_smoothing);
+    p->smoothing_per_class = acc_bits(desc, desc->label_smoothing / (double)desc->classes);
 #define NUMBER(name, initial, takes, acts, constant, parameter, draws, ...) \
-    p->parameter = real_bits(desc, desc->name);
+    p->parameter = acc_bits(desc, desc->name);
 #include "options.def"
     p->classes = (cl_uint)desc->classes;
     p->outputs = r->outputs;
@@ -504,7 +504,7 @@ static void fill_parameters(run *r)
                 : desc->reduction == CLXENT_REDUCTION_NONE ? FLAG_GRAD_OUTPUT | FLAG_GRAD_OUTPUT_ROWS
                                                            : FLAG_GRAD_OUTPUT) |
                (r->args.denominator.mem != NULL ? FLAG_DENOMINATOR : 0u) |
-               (divides_by_d(r) ? FLAG_MEAN : 0u) | (r->statistics_in ? FLAG_FROM_STATISTICS : 0u) |
+               (divides_by_denominator(r) ? FLAG_MEAN : 0u) | (r->statistics_in ? FLAG_FROM_STATISTICS : 0u) |
                (plan->tuning.stream != 0 && bytes >= plan->tuning.stream ? FLAG_NONTEMPORAL : 0u) |
                (finds_own_denominator(r) ? FLAG_OWN_DENOMINATOR : 0u) |
                (desc->bad_target == CLXENT_BAD_TARGET_IGNORE ? FLAG_BAD_IGNORED : 0u) |
@@ -671,9 +671,9 @@ static clxent_status launch_cross_entropy(run *r, bool last, cl_event *event)
     for (int pass = 0; pass < (plan->second_pass && !r->statistics_in ? 2 : 1); pass++) {
         const cl_uint flags = pass > 0 ? FLAG_SECOND_PASS : 0u;
         CLXENT_TRY(launch_rows(r, plan->main, flags, r->rows * plan->pieces, group, false, NULL));
-        CLXENT_TRY(launch_rows(r, plan->merge, flags, r->rows, 1, false, NULL));
+        CLXENT_TRY(launch_rows(r, plan->combine, flags, r->rows, 1, false, NULL));
     }
-    return launch_rows(r, plan->emit, 0, r->rows * plan->pieces, group, last, event);
+    return launch_rows(r, plan->finalize, 0, r->rows * plan->pieces, group, last, event);
 }
 
 static clxent_status launch_main(run *r, bool last, cl_event *event)
@@ -699,8 +699,10 @@ static clxent_status launch_padding(run *r, bool last, cl_event *event)
 /* Needs the lock. Returns CLXENT_OK or the cl_int of r->failed, which the caller reports once the lock is free. */
 static clxent_status launch_all(run *r, cl_event *event)
 {
-    const bool needs_d = divides_by_d(r) && r->args.denominator.mem == NULL && !finds_own_denominator(r);
-    const bool targets = r->part.pass != CLXENT_PASS_LOGITS && (needs_d || r->args.bad_targets.mem != NULL);
+    const bool needs_denominator =
+        divides_by_denominator(r) && r->args.denominator.mem == NULL && !finds_own_denominator(r);
+    const bool targets =
+        r->part.pass != CLXENT_PASS_LOGITS && (needs_denominator || r->args.bad_targets.mem != NULL);
     const bool logits = r->part.pass != CLXENT_PASS_TARGETS;
     const bool main = logits && r->rows > 0 && (r->outputs & ~(uint32_t)CLXENT_OUTPUT_BAD_TARGETS) != 0;
     const bool padding = main && r->plan->padding != NULL && (r->outputs & CLXENT_OUTPUT_GRADIENT) != 0;

@@ -728,7 +728,7 @@ static clxent_status run_targets(run *r)
         (void)snprintf(ignored, sizeof ignored, " or %lld (ignored)", (long long)desc->ignore_index);
     }
     if (desc->shift > 0) {
-        (void)snprintf(shifted, sizeof shifted, " (judged by the target of row %llu)", row + desc->shift);
+        (void)snprintf(shifted, sizeof shifted, " (its target is that of row %llu)", row + desc->shift);
     }
     return clxent_fail(
         r->ctx, CLXENT_ERROR_BAD_TARGET,

@@ -309,8 +309,8 @@ static clxent_status make_main(clxent_plan *plan, cl_program program)
     switch (plan->shares) {
     case CLXENT_STRATEGY_SPLIT:
         CLXENT_TRY(make_kernel(plan->ctx, program, "clxent_split_partials", &plan->main));
-        CLXENT_TRY(make_kernel(plan->ctx, program, "clxent_split_combine", &plan->merge));
-        return make_kernel(plan->ctx, program, "clxent_split_finalize", &plan->emit);
+        CLXENT_TRY(make_kernel(plan->ctx, program, "clxent_split_combine", &plan->combine));
+        return make_kernel(plan->ctx, program, "clxent_split_finalize", &plan->finalize);
     default: return make_kernel(plan->ctx, program, kernel_name(plan->desc.op), &plan->main);
     }
 }
@@ -626,8 +626,8 @@ clxent_status clxent_plan_describe(clxent_context *ctx, const clxent_desc *desc,
 void clxent_plan_destroy(clxent_plan *plan)
 {
     if (plan == NULL) return;
-    const cl_kernel kernels[] = { plan->main,         plan->merge,
-                                  plan->emit,         plan->targets_partials,
+    const cl_kernel kernels[] = { plan->main,         plan->combine,
+                                  plan->finalize,     plan->targets_partials,
                                   plan->targets_fold, plan->losses_partials,
                                   plan->losses_fold,  plan->padding };
     for (size_t i = 0; i < sizeof kernels / sizeof *kernels; i++) {

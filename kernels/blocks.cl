@@ -80,8 +80,8 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_probab
     const ulong q_start = p.offset.targets + row_start(&p, row, p.target_row_stride);
     __global acc_t *out = (p.outputs & OUTPUT_LOSSES) ? losses + p.offset.losses
                                                       : (__global acc_t *)(workspace + p.row_losses_at);
-    /* NaN from the start: PoCL 6.0 aborts where it is chosen in the store, once the program's binary is asked for ("Instruction
-     * Combining did not reach a fixpoint") */
+    /* NaN from the start: PoCL 6.0 aborts where it is chosen in the store, once the program's binary is asked for
+     * ("Instruction Combining did not reach a fixpoint") */
     compensated_sum sum = { t.bad ? ACC_NAN : ACC(0.0), 0 };
     if (t.has_class) {
         if (LOCAL_ID == 0) {

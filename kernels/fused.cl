@@ -31,7 +31,8 @@
 #if LANES || (KERNELS & 1)
 DEFINE_KERNEL(clxent_cross_entropy, WG_SIZE)
 {
-    OPEN_RUN(unit_scratch, UNIT_SCRATCH);
+    OPEN_RUN;
+    OPEN_SCRATCH(unit_scratch, UNIT_SCRATCH);
     unit_input in = make_input(u, true);
     const ulong first = u->group * (ulong)units_of_group(u->p);
     const ulong last = min(first + units_of_group(u->p), count_units(u->p));
@@ -89,10 +90,11 @@ INLINE_ON_GPU void finish_record(const run *u, const row_input *in, const lane_t
     *r = finish(j, t, &record->all);
 }
 
-/* Grid: a work-group for each piece of each row. With FLAG_SECOND_PASS the sums below the top. */
+/* Grid: a work-group for each piece of each row. With FLAG_SECOND_PASS the sums without the maximum. */
 DEFINE_KERNEL(clxent_split_partials, WG_SIZE)
 {
-    OPEN_RUN(unit_scratch, UNIT_SCRATCH);
+    OPEN_RUN;
+    OPEN_SCRATCH(unit_scratch, UNIT_SCRATCH);
     row_input in = make_input(u, false);
     const uint piece = (uint)(u->group % u->p->pieces);
     open_unit(u, &in, u->group / u->p->pieces, 0);
@@ -114,7 +116,7 @@ DEFINE_KERNEL(clxent_split_partials, WG_SIZE)
 /* Grid: a work-group of one work-item for each row; after each pass of clxent_split_partials. */
 DEFINE_KERNEL(clxent_split_combine, 1)
 {
-    OPEN_RUN(unit_scratch, 1);
+    OPEN_RUN;
     row_input in = make_input(u, false);
     open_unit(u, &in, u->group, 0);
     __global row_record *record = record_of_row(u, in.row);
@@ -132,7 +134,7 @@ DEFINE_KERNEL(clxent_split_combine, 1)
 /* Grid: as clxent_split_partials. */
 DEFINE_KERNEL(clxent_split_finalize, WG_SIZE)
 {
-    OPEN_RUN(unit_scratch, 1);
+    OPEN_RUN;
     row_input in = make_input(u, false);
     const uint piece = (uint)(u->group % u->p->pieces);
     open_unit(u, &in, u->group / u->p->pieces, 0);

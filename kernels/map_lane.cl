@@ -3,7 +3,7 @@
  * map_lane.cl - a row for each lane: few classes, and a class axis that is not the last. How a tile's results are stored, and
  * what fused.cl asks of a mapping. Stands behind tile.cl and a way to read the tile, lane_scan.cl or along_scan.cl, which
  * defines
- *   sum_tile        the row sums of all lanes
+ *   sum_tile        the row states of all lanes
  *   find_classes    argmax and first NaN, as far as the sums have not found them
  *   tile_excluding_max  the exponentials once more, of confident rows, without the one class that is the maximum
  *   stage           the values of one result, to where store_tile() takes them from

@@ -105,7 +105,7 @@ static inline void sum_own_weights(row_state *s, const row_input *in, const uint
 }
 #endif
 
-/* Streaming stores need their elements moved to where vectors are aligned, see emit(). */
+/* Streaming stores need their elements moved to where vectors are aligned, see run_epilogue(). */
 #if HAS_NONTEMPORAL && WG_SIZE == 1
 #    define CAN_STREAM 1
 #else

@@ -30,7 +30,7 @@ typedef struct clxent_parameters {
     u64 partials; /* of the batch; 1: no fold is launched */
     u64 tiles;    /* map_lane.cl: of a slab */
     i64 ignore_index;
-    /* Options that are numbers: the bits of a real, see ACC_OF(). smoothing_per_class: label_smoothing /
+    /* Options that are numbers: the bits of an acc_t, see ACC_OF(). smoothing_per_class: label_smoothing /
      * classes; one_minus_smoothing: 1 - label_smoothing */
     u64 one_minus_smoothing, smoothing_per_class, smoothing, z_loss, logit_scale, softcap;
     clxent_offsets offset;
@@ -69,7 +69,7 @@ typedef struct clxent_parameters {
 #define FLAG_GRAD_OUTPUT (1u << 2)
 #define FLAG_GRAD_OUTPUT_ROWS (1u << 3) /* grad_output is [rows] */
 #define FLAG_DENOMINATOR (1u << 4)      /* the caller gave one */
-#define FLAG_MEAN (1u << 5)             /* divides by the denominator, unless the caller gave a denominator */
+#define FLAG_MEAN (1u << 5)             /* divides by the sum of weights, unless FLAG_DENOMINATOR */
 #define FLAG_FROM_STATISTICS (1u << 6)  /* statistics are an input */
 #define FLAG_NONTEMPORAL (1u << 7)      /* large results bypass the cache; changes no bit */
 #define FLAG_ALL_IGNORED_ZERO (1u << 8)
@@ -78,8 +78,8 @@ typedef struct clxent_parameters {
 #define FLAG_KEEPS_LOGITS (1u << 11) /* map_lane.cl: with room for the exponentials beside them */
 #define FLAG_BAD_IGNORED (1u << 12)  /* a target out of range is ignored, not NaN */
 
-/* Whether log sum_exp must have its full relative precision, so that a confident row's comes from a second pass over the
- * others. has_dense: every class has its own a_j. */
+/* Whether log sum_exp must have its full relative precision, so that a confident row's comes from a second pass, which
+ * leaves out the maximum. has_dense: every class has its own a_j. */
 #define NEEDS_FINE_LSE(has_dense, outputs) \
     ((has_dense) || ((outputs) & (OUTPUT_LOG_SOFTMAX | OUTPUT_ENTROPY)) != 0)
 

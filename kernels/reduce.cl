@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * reduce.cl - from rows to one number: the denominator and the record of bad targets before the main kernel, the loss and the
- * count of correct predictions after it.
+ * reduce.cl - from rows to one number: the denominator and the record of bad targets before the main kernel, the loss and
+ * the count of correct predictions after it.
  *
  * Each work-group sums up to REDUCE_ROWS rows into a partial; one work-item folds the batch's partials in order.
  * Every addition keeps what it loses (compensated_sum), so 10^7 rows cost no digits. The rows of a partial follow from
@@ -102,6 +102,7 @@ static inline void fold_targets(const clxent_parameters *p, const partial all, _
     }
 }
 
+/* One partial of clxent_targets_partials. */
 PART void sum_targets(const clxent_parameters *restrict p, __global const void *restrict targets,
                       __global const acc_t *restrict class_weights,
                       __global const acc_t *restrict row_weights, __global ulong *restrict bad_targets,
@@ -180,6 +181,7 @@ static inline void fold_losses(const clxent_parameters *p, const partial all,
     loss[p->offset.loss] = result;
 }
 
+/* One partial of clxent_losses_partials. */
 PART void sum_losses(const clxent_parameters *restrict p, __global const acc_t *restrict losses,
                      __global const acc_t *restrict denominator, __global acc_t *restrict loss,
                      __global ulong *restrict correct, __global uchar *restrict workspace,

@@ -45,7 +45,7 @@ typedef struct {
     bool fits;         /* rows of this plan fit into local_rows */
     bool in_local;     /* this one is */
     uint ahead;        /* vectors from one that is computed with to the one that is brought meanwhile */
-    bool shares_lines; /* see bring() */
+    bool shares_lines; /* see prefetch_ahead() */
     uint slope_at; /* where local_rows has the slope of every class beside its exponential; 0: it has not */
     __global const void *q;              /* probabilities [classes] */
     __global const acc_t *class_weights; /* [classes] */

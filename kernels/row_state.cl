@@ -11,8 +11,8 @@ typedef struct {
     lane top;     /* of logit_scale * x; -inf where best is not wanted */
     ilane best;   /* the first class whose s is top, or NO_CLASS */
     ilane nan_at; /* the first class that is NaN, or NO_CLASS */
-    compensated_sum
-        sum_excluding_target; /* exp(z) at the maximum's scale, over all classes but the target's */
+    /* exp(z) at the maximum's scale, over all classes but the target's */
+    compensated_sum sum_excluding_target;
 #if HAS_ENTROPY
     compensated_sum entropy; /* exp(z) (maximum - z), over the same */
 #endif
@@ -123,8 +123,8 @@ static inline lane distance_base(const lane maximum)
     return maximum > (lane)(-ACC_INFINITY) ? maximum : (lane)(0);
 }
 
-/* To t, which is no_terms(), from logits z. e: their exponentials, 0 where they do not count; base: see distance_base(); a: 0
- * where it does not count. */
+/* To t, which is no_terms(), from logits z. e: their exponentials, 0 where they do not count; base: see distance_base();
+ * a: 0 where it does not count. */
 ALWAYS_INLINE void take_terms(terms *t, const vec e, const vec z, const vec base, const vec a)
 {
     t->sum_excluding_target = e;
@@ -205,12 +205,12 @@ typedef struct {
     lane target_exp;           /* at scale; 0 without a target */
     lane sum_exp;              /* sum_excluding_target + target_exp */
     lane lse_minus_max;        /* log sum exp(z - maximum) */
-    lane
-        fine_lse_minus_max; /* the same after a second pass, with full relative precision, where results need it */
+    /* the same after a second pass, with full relative precision, where results need it */
+    lane fine_lse_minus_max;
     lane lse;
     ilane valid; /* at least one finite logit, no +inf, no NaN */
-    ilane
-        confident; /* one class that is not the target holds more than half: lse_minus_max lacks relative precision */
+    /* one class that is not the target holds more than half: lse_minus_max lacks relative precision */
+    ilane confident;
 } row_result;
 
 /* log(rest + apart) relative to top, all at one scale. Where the class kept apart is the top and holds more
@@ -245,8 +245,8 @@ static inline row_result finish_state(const lane maximum, const lane sum_excludi
     return r;
 }
 
-/* Of confident rows. lse and the loss of an index keep the bits that they have without this pass: what else a plan computes
- * changes neither. */
+/* Of confident rows. lse and the loss of an index keep the bits that they have without this pass: what else a plan
+ * computes changes neither. */
 static inline void keep_max_apart(row_result *r, const lane sum_excluding_max)
 {
 #if !LANES

@@ -167,7 +167,7 @@ def oracle(
     gradient_bound = (element * np.abs(slope) + 8 * u * np.abs(dz * logit_scale * (softcap > 0))) * np.abs(outer)[
         :, None
     ]
-    gradient_bound += 4 * u * np.abs(gradient)  # D and the grad_output value round
+    gradient_bound += 4 * u * np.abs(gradient)  # the denominator and grad_output round
     losses = np.where(bad & (on_bad_target == "nan"), np.nan, losses)
     gradient = np.where((bad & (on_bad_target == "nan"))[:, None], np.nan, gradient)
 

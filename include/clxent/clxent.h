@@ -44,8 +44,8 @@
  *     (dz/dx)_j  = logit_scale; with a softcap logit_scale * (1 - tanh^2), and 0 where x_j = -inf
  *
  * The denominator is 1 for reductions "none" and "sum". For "mean" it is the sum of row_weight * class_weight[y]
- * over the rows that count (index targets) or of row_weight (probability targets), as in PyTorch. A
- * denominator buffer replaces the denominator, whatever the reduction.
+ * over the rows that count (index targets) or of row_weight (probability targets), as in PyTorch. args.denominator,
+ * where given, takes its place, whatever the reduction.
  *
  * Rows that are not finite or do not count, on every strategy and in every dtype. z decides: a softcap turns +inf into
  * the cap, with gradient 0 there, while -inf stays a mask.
@@ -234,7 +234,7 @@ enum {
     CLXENT_OP_ONE_HOT = 2,          /* ONE_HOT from index targets: 1 at the target, else 0; a row whose
                                        target is ignored is all 0, out of range all NaN */
     CLXENT_OP_PROBABILITY_LOSS = 3, /* LOSSES and LOSS: sum_j q_j * -log p_j of given probabilities p =
-                                       args.probabilities against index targets or dense labels q;
+                                       args.probabilities against index targets or soft targets q;
                                        q_j = 0 adds 0, also at p_j = 0; p_j = 0 under q_j > 0 is +inf */
     CLXENT_OP_SOFTMAX_GRADIENT = 4  /* GRADIENT = (p - q) * grad_output / denominator of given softmax p =
                                        args.probabilities and targets q */
@@ -262,7 +262,7 @@ enum {
     CLXENT_BAD_TARGET_IGNORE = 2  /* as an ignored row */
 };
 
-/* The mean loss when the denominator is 0 and no denominator was given (every row ignored). Gradients are 0. A row that is
+/* The mean loss when the computed denominator is 0 (every row ignored). Gradients are 0. A row that is
  * NaN for another reason (its target, its logits) is not hidden. */
 enum { CLXENT_ALL_IGNORED_NAN = 0, CLXENT_ALL_IGNORED_ZERO = 1 };
 
@@ -340,7 +340,7 @@ typedef struct clxent_desc {
                                    gradients of 0, -0 too */
     uint32_t has_class_weights; /* nonzero: every run gives args.class_weights */
     uint32_t has_row_weights;   /* nonzero: every run gives args.row_weights */
-    size_t shift;               /* row t is judged against the target of row t + shift of its sequence; the
+    size_t shift;               /* row t has the target of row t + shift of its sequence; the
                                    last shift rows of each sequence are ignored; at most seq; default 0.
                                    Row weights belong to the logits' row. */
     double label_smoothing;     /* [0, 1]; default 0 */
@@ -447,7 +447,7 @@ typedef struct clxent_args {
     clxent_buffer row_weights;   /* in  [rows] real; 0 masks the row whatever it holds */
     clxent_buffer grad_output;   /* in  optional: absent means 1. [1] real, or [rows] with
                                     CLXENT_REDUCTION_NONE; SOFTMAX_BACKWARD: [rows, classes] dtype, required */
-    clxent_buffer denominator;   /* in  optional: [1] real, replaces the denominator */
+    clxent_buffer denominator;   /* in  optional: [1] real, in the place of the computed one */
 
     clxent_buffer losses;  /* out, shapes at CLXENT_OUTPUT_*; in and out of a run that computes loss too */
     clxent_buffer loss;    /* out */

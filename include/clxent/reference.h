@@ -23,7 +23,7 @@
  *       one-hot target   u |a_y| sum over the others of (8 + delta_k) p_k in place of the terms with A and a_j: it keeps
  *                        its digits where p is 1
  *     entropy            u (8 + 4 log sum_exp + H + sum p_j delta_j (18 + delta_j))
- *     denominator of a mean  relative: u where it is a count, of weights w 9 u sum |w| / |denominator|; a denominator given: 0
+ *     denominator        of a mean, relative: u where it is a count, of weights w 9 u sum |w| / |denominator|; given: 0
  *     other operations   loss of probabilities 16 u sum |q_j log p_j|; softmax backward 8 u p_j (|g_j| + sum |p_k g_k|);
  *                        softmax - onehot 4 u, relative
  *     f16, bf16          the above, then one rounding: bit-equal to the f32 result rounded once
@@ -38,8 +38,8 @@
  * What is less than the smallest normal number of the sums' type, 2^-126 (f64 2^-1022), may be 0 or have lost digits: such
  * a result, and such a p_j, slope, dz_j or a_j nll_j as a part of one, may be off by that number more. So may a gradient
  * where row_weight grad_output logit_scale / denominator is less than 2^-90 and not 0. A class with exp(z_k - m) < 2^-125
- * (f64 2^-1021) may count as 0: let V be the sum of p_k over these classes; a row loss has A V more, the gradient of a one-hot target
- * |a_y| V. For 4,099 classes V is less than an ulp of any loss above 2e-27. Where value and bound reach the largest number
+ * (f64 2^-1021) may count as 0: let V be the sum of p_k over these classes; a row loss has A V more, the
+ * gradient of a one-hot target |a_y| V. For 4,099 classes V is less than an ulp of any loss above 2e-27. Where value and bound reach the largest number
  * of the storage, infinity is right as well. Accumulating rounds once more, the sum. Every f64 result may be off by
  * u |result| more, as the reference rounds it.
  *

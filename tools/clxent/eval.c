@@ -212,7 +212,7 @@ static void parse_options(options *o, int argc, char **argv)
         "of the rows that count), the accuracy over the same rows, the time of the run, the time of "
         "compiling its kernels, and the bytes of inputs and outputs by the time of the run. Compiling is"
         " what precedes the run: kernels are built, then launched once on a few rows, as some drivers "
-        "compile only at the first launch: one row, one slab where the class axis is not the last, whole"
+        "compile only at the first launch: one row, one slab with a strided class axis, whole"
         " sequences with --shift, and some 4100 rows where the run has more and they have at most "
         "8388608 logits. Where one row, slab or sequence has more logits than that it is left out, and "
         "what the driver compiles then counts as the run. Accuracy and --argmax-out look for the largest"
