@@ -632,7 +632,7 @@ static clxent_status launch_losses(run *r, cl_event *event)
 static void set_main(run *r, setter *s)
 {
     const clxent_desc *desc = &r->plan->desc;
-    const size_t cache = r->plan->local_elements * clxent_acc_size(desc);
+    const size_t local_bytes = r->plan->local_elements * clxent_acc_size(desc);
 
     for (int t = 0; t < CLXENT_TENSORS; t++) {
         if (clxent_tensor_is_argument(desc->op, (clxent_tensor)t))
@@ -640,7 +640,8 @@ static void set_main(run *r, setter *s)
     }
     if (clxent_op_reads(desc->op, CLXENT_TENSOR_DENOMINATOR))
         set_buffer(s, &r->args.workspace); /* which has the denominator */
-    if (desc->op == CLXENT_OP_CROSS_ENTROPY) set_bytes(s, cache > 0 ? cache : clxent_acc_size(desc), NULL);
+    if (desc->op == CLXENT_OP_CROSS_ENTROPY)
+        set_bytes(s, local_bytes > 0 ? local_bytes : clxent_acc_size(desc), NULL);
 }
 
 /* One kernel over the rows, with more flags than the run's. */

@@ -271,7 +271,7 @@ clxent_status clxent_plan_create_tuned(clxent_plan **out, clxent_context *ctx, c
                                        const clxent_tuning *tuning);
 
 /* A batch in parts, for host_arrays.c: the [rows, classes] tensors come part by part, one enqueue each, in order,
- * on one in-order queue. All parts share one workspace, which keeps D and what is reduced over the rows. Outputs of
+ * on one in-order queue. All parts share one workspace, which keeps the denominator and what is reduced over the rows. Outputs of
  * all parts have the bits of one clxent_enqueue() over the batch.
  *
  * A part is a multiple of clxent_part_unit() rows. [rows] buffers hold the whole batch, or, where that does not fit

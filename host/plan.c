@@ -120,7 +120,7 @@ static size_t units_per_group(const clxent_plan *plan, uint32_t unit)
 /* Of local memory for a row's exponentials. Under a softcap they cost three times as much, and the gradient's slope as
  * much again: where one work-item keeps them for a result, both are worth the second-level cache too (PoCL 3.1, Emerald
  * Rapids, all options on, 32,768 classes: 2.7 of a copy instead of 3.8). */
-static size_t cache_bytes(const clxent_plan *plan)
+static size_t local_bytes(const clxent_plan *plan)
 {
     enum { SOFTCAP_FACTOR = 64 };
     const clxent_tuning *t = &plan->tuning;
@@ -151,7 +151,7 @@ static void choose_strategy(clxent_plan *plan)
     plan->flags = 0;
     plan->second_pass = NEEDS_FINE_LSE(has_dense(desc), desc->outputs);
     plan->group = t->group;
-    plan->local_elements = (uint32_t)(cache_bytes(plan) / clxent_acc_size(desc));
+    plan->local_elements = (uint32_t)(local_bytes(plan) / clxent_acc_size(desc));
     plan->rows_per_group = units_per_group(plan, 1);
     plan->piece_vectors = t->piece / t->vector / block * block;
     if (plan->piece_vectors == 0) plan->piece_vectors = (vectors + block - 1) / block * block;

@@ -34,10 +34,10 @@
  *                rounding of z_j - m, which the exponential turns into a relative error.
  *   lse          |lse| + lse * L + lse_floor + argument * Z: the sum m + L rounds to half an ulp of itself (in
  *                f64 the oracle's does as well: twice), log is within an ulp (2 u L), and the relative error
- *                of d, an exponential's 2 u and the sum's, is an absolute one of L. (2 max(|m|, L) + 1 would
+ *                of sum_exp, an exponential's 2 u and the sum's, is an absolute one of L. (2 max(|m|, L) + 1 would
  *                be used up by the first rounding where m and L are alike: 4.9 u was seen at m = 1.24, L = 1.45.)
  *   log_softmax  log_floor + 2 delta_j + log * L + X_j + argument * Z: delta_j rounds when subtracted and
- *                when L is added, log is within 3 ulps, and d's relative error (as in softmax) is L's
+ *                when L is added, log is within 3 ulps, and sum_exp's relative error (as in softmax) is L's
  *                absolute one.
  *   row loss     loss * (delta_j + L) for each |a_j|: relative to the sum of its terms, because log1p(sum
  *                over the others) keeps L's relative precision. 2 (1 - p_j) X_j: z_j moves itself and, by
@@ -45,7 +45,7 @@
  *                2 |lse| times: lse may be near 0 where m and L are not.
  *   gradient     E_j * p_j * (sum |a_k| + 2 |z_loss * lse|) + exponential * |a_j| + 2 z_loss p_j times the
  *                bound of lse, times the outer factors. delta_j does not multiply |a_j|: only p_j has an
- *                exponent. The target of a one-hot row without smoothing is -(sum of the others) / d instead:
+ *                exponent. The target of a one-hot row without smoothing is -(sum of the others) / sum_exp instead:
  *                its error is that of the others, sum p_k * E_k, however small. In f64 twice, as the
  *                oracle rounds as often.
  *   1 - tanh^2   of y = s / softcap, relative: slope + slope_argument * |y| tanh|y|. With t = exp(-2|y|) it is
@@ -68,7 +68,7 @@
  *     slope as factors of the gradient, dz_j, and each a_j nll_j, times what multiplies them afterwards.
  *   - A class with exp(z_j - m) < 2 t may count as 0. The device holds the exponentials at a scale where the largest is
  *     2^-1/2 to 2^1/2, so those below sqrt(2) t may be 0 or lose digits. Where the others of a confident row add up to
- *     less than 2 t, the quotient that log1p starts from, half of theirs by d, may be 0. A sum that is rescaled as the
+ *     less than 2 t, the quotient that log1p starts from, half of theirs by sum_exp, may be 0. A sum that is rescaled as the
  *     maximum rises, and vanishes, consists of such classes only. Let V = sum p_k over these classes. Their loss moves
  *     log sum_exp, and with it each nll_j, by V, and the gradient of a one-hot target by V |a_y|. V is at most 2 t for each
  *     class: less than an ulp of any loss above classes * 2 t / u, 2e-27 for f32 and 4,099 classes. The floors in the
@@ -432,7 +432,7 @@ struct row {
     int64_t argmax; /* the first NaN, else the first maximum; before the softcap, which is monotone */
     bool finite;    /* the maximum is: everything but lse is NaN otherwise */
     double max;
-    double rest;      /* sum of exp(z_j - max) over the classes other than top: d = 1 + rest */
+    double rest;      /* sum of exp(z_j - max) over the classes other than top: sum_exp = 1 + rest */
     double vanishing; /* V: the share of the classes that may count as 0, see `ulps` */
     double log_sum, lse, lse_bound;
     double z_size; /* Z */

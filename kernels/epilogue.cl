@@ -35,12 +35,12 @@ static inline acc_t get_denominator(const clxent_parameters *p, __global const v
     if (!(p->flags & FLAG_MEAN)) return 1;
     __global acc_t *shared = (__global acc_t *)(workspace + p->denominator_at);
     if (!(p->flags & FLAG_OWN_DENOMINATOR)) return *shared;
-    acc_t d = 0;
+    acc_t sum = 0;
     for (ulong row = 0; row < p->rows; row++) {
-        if (get_target(p, row, targets, row_weights).counts) d = d + 1;
+        if (get_target(p, row, targets, row_weights).counts) sum = sum + 1;
     }
-    if (get_global_id(0) == 0) *shared = d;
-    return d;
+    if (get_global_id(0) == 0) *shared = sum;
+    return sum;
 }
 
 /* What a kernel was given, for the functions below. */
@@ -265,7 +265,7 @@ typedef struct {
     uint kind;    /* OUTPUT_SOFTMAX, OUTPUT_LOG_SOFTMAX or OUTPUT_GRADIENT */
     ilane filled; /* every element is fill. Rows of NaN are: computed NaNs differ in bits */
     lane fill;
-    lane factor;       /* softmax: 1 / d; gradient: what multiplies the exponentials */
+    lane factor;       /* softmax: 1 / sum_exp; gradient: what multiplies the exponentials */
     lane rest;         /* what the factor was rounded by: of lanes, as few classes have large shares */
     lane outer;        /* gradient, unless HAS_ONE_FACTOR: what multiplies dz */
     ilane class_index; /* NO_CLASS, or the class whose gradient is `target` */
@@ -278,7 +278,7 @@ static inline void gradient_of(epilogue *g, const run *u, const row_result *r, c
                                const lane outer)
 {
     const bool no_rows =
-        divides_by_own_denominator(u->p) && u->denominator == 0; /* d is the sum of weights */
+        divides_by_own_denominator(u->p) && u->denominator == 0; /* it is the sum of weights */
     const lane z_term = (lane)(2 * ACC_OF(u->p->z_loss)) * r->lse;
     /* the lesser of p and 1 - p, rounded as their quotient is; of the other the difference to 1 cancels nothing */
     const ilane is_likely = r->target_exp > r->sum_excluding_target;

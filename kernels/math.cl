@@ -184,7 +184,7 @@ DEFINE_EXP(exp_vector, vec, ivec, AS_VEC, AS_IVEC)
 #    define exp_vector exp_one
 #    define exp_vector_times exp_one_times
 #endif
-/* Of one logit, with the bits it has in a vector: d < 2 exp(m) must say that one class alone is the maximum, which the
+/* Of one logit, with the bits it has in a vector: sum_exp < 2 exp(m) must say that one class alone is the maximum, which the
  * ulp between two ways to compute it would spoil. */
 #if LANES
 #    define exp_lane exp_vector

@@ -30,7 +30,7 @@ static inline partial merge_partials(const partial a, const partial b)
     return c;
 }
 
-/* Rows between one that is summed and the one that is brought from memory meanwhile. */
+/* Rows between one that is summed and the one that is prefetched meanwhile. */
 #    define REDUCE_AHEAD 1024u
 
 static inline partial empty_partial(void) { return (partial){ { 0, 0 }, 0, 0xffffffffffffffffUL, 0 }; }
@@ -109,7 +109,7 @@ PART void sum_targets(const clxent_parameters *restrict p, __global const void *
                       __global uchar *restrict workspace, __local partial *scratch, const size_t group)
 {
     const row_range range = rows_of_partial(p, group);
-    /* of i64 a step is two lines, of which one is asked for */
+    /* of i64 a step is two lines, of which one is prefetched */
     const uint target_bytes = TARGETS == TARGET_I32 ? 4 : TARGETS == TARGET_I64 ? 8 : 1;
     partial own = empty_partial();
     compensated_sum weights = compensated_zero();

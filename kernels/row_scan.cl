@@ -44,7 +44,7 @@ typedef struct {
     uint local_elements;
     bool fits;         /* rows of this plan fit into local_rows */
     bool in_local;     /* this one is */
-    uint ahead;        /* vectors from one that is computed with to the one that is brought meanwhile */
+    uint ahead;        /* vectors from one that is computed with to the one that is prefetched meanwhile */
     bool shares_lines; /* see prefetch_ahead() */
     uint slope_at; /* where local_rows has the slope of every class beside its exponential; 0: it has not */
     __global const void *q;              /* probabilities [classes] */
@@ -108,15 +108,15 @@ ALWAYS_INLINE void prefetch_vectors(__global const uchar *row, const uint first,
 }
 #endif
 
-/* Vectors between one that is computed with and the one that is brought from memory meanwhile, at least: 16 KiB of
+/* Vectors between one that is computed with and the one that is prefetched meanwhile, at least: 16 KiB of
  * f32, which take longer to compute with than memory takes to answer. */
 #define AHEAD 256u
 /* Bytes of a row, at most, that are taken to stay in the second cache until its results are written. */
 #define MOST_KEPT_BYTES (1u << 19)
 
-/* Computing with the vectors [v, v + 4), asks for what comes next in memory, rows lying side by side. A core has so many
- * lines under way at most, so it must ask for some all the time: where results need a second pass over the row
- * (shares_lines), each pass brings one half of one (PoCL, 2 hyperthreads of Emerald Rapids, 32,768 classes: 0.68 of
+/* Computing with the vectors [v, v + 4), prefetches what comes next in memory, rows lying side by side. A core has so many
+ * lines under way at most, so it must prefetch all the time: where results need a second pass over the row
+ * (shares_lines), each pass prefetches one half of a row (PoCL, 2 hyperthreads of Emerald Rapids, 32,768 classes: 0.68 of
  * the time without this, 0.78 with the first pass alone). */
 ALWAYS_INLINE void prefetch_ahead(const row_input *in, const uint v, const bool second_pass)
 {

@@ -223,8 +223,8 @@ static inline lane log_sum(const lane rest, const lane apart, const lane top)
     const ilane k = is_apart ? (ilane)(0) : log_exponent(v);
     const lane f = AS_LANE(AS_ILANE(v) - (k << MANTISSA_BITS));
     const lane numerator = is_apart ? rest : f - (lane)(1);
-    const lane denominator = is_apart ? rest + (apart + apart) : f + (lane)(1);
-    return fma(CONVERT_LANE(k), (lane)(LN2_HIGH), two_atanh(numerator / denominator));
+    const lane divisor = is_apart ? rest + (apart + apart) : f + (lane)(1);
+    return fma(CONVERT_LANE(k), (lane)(LN2_HIGH), two_atanh(numerator / divisor));
 }
 
 static inline row_result finish_state(const lane maximum, const lane sum_excluding_target,

@@ -90,7 +90,7 @@
 /* Classes between two additions to a compensated sum (see block_sums). Part of what decides bits. */
 #define BLOCK_CLASSES 16u
 
-/* Bytes of a tile, at most, of which the next one's logits are brought into the second-level cache while this one is
+/* Bytes of a tile, at most, of which the next one's logits are prefetched into the second-level cache while this one is
  * computed with. Classes that are a power of two apart share a few sets of that cache, and of more than this some would be
  * gone again before they are used: those come while the tile is filled, so many classes ahead (PoCL, 2 hyperthreads of
  * Emerald Rapids, 1,000 classes 16 KiB apart: 0.84 of the time). */

@@ -227,7 +227,7 @@ Test(cross_entropy, confident_rows_keep_full_relative_precision)
 }
 
 /* Of one logit L above n - 1 zeros, t = (n - 1) exp(-L): H = log(1 + t) + L t / (1 + t). The bound is for the sum with
- * log sum_exp = 1; here that is taken from what is below the top, in lanes, lanes along the classes and rows. */
+ * log sum_exp = 1; here that is taken from the sum without the maximum, in lanes, lanes along the classes and rows. */
 Test(cross_entropy, the_entropy_of_a_confident_row_keeps_its_digits)
 {
     enum { ROWS = 20 };
@@ -334,7 +334,7 @@ Test(cross_entropy, reductions_grad_output_and_denominator_combine)
     }
 }
 
-/* Unlike a D of 0, it is the caller's business. */
+/* Unlike a computed denominator of 0, it is the caller's business. */
 Test(cross_entropy, a_denominator_of_zero_is_divided_by)
 {
     const size_t classes[] = { 5, 300 };

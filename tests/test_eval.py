@@ -178,7 +178,7 @@ class Options(Case):
 
     def test_negative_class_weights(self):
         x, y = self.data()
-        weights = np.linspace(-2, 1, 33).astype("<f4")  # their sum over the targets, D, is negative too
+        weights = np.linspace(-2, 1, 33).astype("<f4")  # their sum over the targets, the denominator, is negative too
         q = np.random.RandomState(6).uniform(size=x.shape).astype("<f4")
         y = y.astype("<i4")  # as test_api.c
         for targets, options in itertools.product((y, q), ({}, {"label_smoothing": 0.2}, {"z_loss": 0.01})):

@@ -273,7 +273,7 @@ Test(verify, text_that_is_no_case_is_refused_by_name)
 
 /* ---- Data ---------------------------------------------------------------------------------- */
 
-/* D is 0 then by ignored rows, and the one bad row must show all the same. */
+/* The denominator is 0 then by ignored rows, and the one bad row must show all the same. */
 Test(verify, all_ignored_with_bad_targets_is_all_but_one_bad_row)
 {
     const uint32_t types[] = { CLXENT_TARGET_I32, CLXENT_TARGET_I64, CLXENT_TARGET_U8 };
