@@ -185,8 +185,8 @@ typedef integer ilane;
 /* Left to itself, PoCL's compiler calls some of these for every vector. */
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
-/* On GPUs a call would put a row's inputs into memory. Not for functions that return a struct: Oclgrind 21.10 knows
- * nothing of what clang makes of those. */
+/* On GPUs a call would put a row's inputs into memory. Not for functions that return a struct or take restrict: Oclgrind
+ * 21.10 knows nothing of what clang makes of those. */
 #if WG_SIZE > 1
 #    define INLINE_ON_GPU ALWAYS_INLINE
 #    define UNROLL_OF_GROUPS _Pragma("unroll")

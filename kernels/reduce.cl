@@ -103,10 +103,10 @@ static inline void fold_targets(const clxent_parameters *p, const partial all, _
 }
 
 /* One partial of clxent_targets_partials. */
-PART void sum_targets(const clxent_parameters *restrict p, __global const void *restrict targets,
-                      __global const acc_t *restrict class_weights,
-                      __global const acc_t *restrict row_weights, __global ulong *restrict bad_targets,
-                      __global uchar *restrict workspace, __local partial *scratch, const size_t group)
+PART void sum_targets(const clxent_parameters *p, __global const void *targets,
+                      __global const acc_t *class_weights, __global const acc_t *row_weights,
+                      __global ulong *bad_targets, __global uchar *workspace, __local partial *scratch,
+                      const size_t group)
 {
     const row_range range = rows_of_partial(p, group);
     /* of i64 a step is two lines, of which one is prefetched */
@@ -182,10 +182,9 @@ static inline void fold_losses(const clxent_parameters *p, const partial all,
 }
 
 /* One partial of clxent_losses_partials. */
-PART void sum_losses(const clxent_parameters *restrict p, __global const acc_t *restrict losses,
-                     __global const acc_t *restrict denominator, __global acc_t *restrict loss,
-                     __global ulong *restrict correct, __global uchar *restrict workspace,
-                     __local partial *scratch, const size_t group)
+PART void sum_losses(const clxent_parameters *p, __global const acc_t *losses,
+                     __global const acc_t *denominator, __global acc_t *loss, __global ulong *correct,
+                     __global uchar *workspace, __local partial *scratch, const size_t group)
 {
     const bool sums = (p->outputs & OUTPUT_LOSS) != 0;
     const bool counts = (p->outputs & OUTPUT_CORRECT) != 0;
