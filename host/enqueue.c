@@ -406,7 +406,7 @@ static size_t or_dense(const clxent_desc *desc, size_t stride)
     return stride != 0 ? stride : desc->classes * desc->inner;
 }
 
-/* Whether a result is divided by the denominator, be it the caller's denominator or the sum of weights. */
+/* Whether a result is divided by the denominator, be it the caller's or the sum of weights. */
 static bool divides_by_denominator(const run *r)
 {
     const clxent_desc *desc = &r->plan->desc;

@@ -247,7 +247,7 @@ struct clxent_plan {
     uint32_t local_elements;     /* of local memory, of the main kernel */
     bool second_pass;            /* a row's sums may be taken once more, see epilogue.cl, count_passes() */
     cl_uint flags;               /* FLAG_* that follow from the plan alone */
-    cl_kernel main;              /* of the op; of pieces the scan */
+    cl_kernel main;              /* of the op; of split rows the partials */
     cl_kernel combine, finalize; /* NULL unless rows are split */
     cl_kernel padding;           /* NULL unless the gradient's is to be zero, and it has some */
     cl_kernel targets_partials, targets_fold, losses_partials, losses_fold; /* NULL where no run needs them */
@@ -271,7 +271,8 @@ clxent_status clxent_plan_create_tuned(clxent_plan **out, clxent_context *ctx, c
                                        const clxent_tuning *tuning);
 
 /* A batch in parts, for host_arrays.c: the [rows, classes] tensors come part by part, one enqueue each, in order,
- * on one in-order queue. All parts share one workspace, which keeps the denominator and what is reduced over the rows. Outputs of
+ * on one in-order queue. All parts share one workspace, which keeps the denominator and what is reduced over the rows.
+ * Outputs of
  * all parts have the bits of one clxent_enqueue() over the batch.
  *
  * A part is a multiple of clxent_part_unit() rows. [rows] buffers hold the whole batch, or, where that does not fit

@@ -196,7 +196,7 @@ typedef integer ilane;
 #endif
 
 /* ALWAYS_INLINE on GPUs, on CPUs a function of its own: a compiler optimizes what it has inlined once more in each caller
- * (PoCL 3.1, first loss and gradient of 50,257 classes: 0.9 of the CPU time, with all options 0.84). For what a row or a
+ * (PoCL 3.1, first loss and gradient of 50,257 classes: 0.82 of the CPU time, with all options 0.91). For what a row or a
  * tile passes through a few times; loops over results are slower with their arguments in memory (bf16, 32,768 classes:
  * 1.16 of the time with run_epilogue() as one). */
 #if WG_SIZE > 1

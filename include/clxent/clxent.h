@@ -281,11 +281,11 @@ enum {
 /* Outputs: bits of clxent_desc.outputs and clxent_args.outputs, in the order of clxent_args.
  * Those marked * depend on the logits alone and are computed for every row, ignored or not. */
 enum {
-    CLXENT_OUTPUT_LOSSES = 1 << 0,  /* [rows] real: row losses, with row weight and z-loss, never
-                                            divided by the denominator nor multiplied by grad_output; 0 where ignored */
-    CLXENT_OUTPUT_LOSS = 1 << 1,    /* [1] real: their sum / denominator; not with CLXENT_REDUCTION_NONE */
-    CLXENT_OUTPUT_LSE = 1 << 2,     /* * [rows] real */
-    CLXENT_OUTPUT_SOFTMAX = 1 << 3, /* * [rows, classes] dtype */
+    CLXENT_OUTPUT_LOSSES = 1 << 0,       /* [rows] real: row losses, with row weight and z-loss, without
+                                            denominator and grad_output; 0 where ignored */
+    CLXENT_OUTPUT_LOSS = 1 << 1,         /* [1] real: their sum / denominator; not with REDUCTION_NONE */
+    CLXENT_OUTPUT_LSE = 1 << 2,          /* * [rows] real */
+    CLXENT_OUTPUT_SOFTMAX = 1 << 3,      /* * [rows, classes] dtype */
     CLXENT_OUTPUT_LOG_SOFTMAX = 1 << 4,  /* * [rows, classes] dtype */
     CLXENT_OUTPUT_GRADIENT = 1 << 5,     /* [rows, classes] gradient_dtype */
     CLXENT_OUTPUT_ARGMAX = 1 << 6,       /* * [rows] int64_t: the first NaN, else the first maximum of

@@ -39,7 +39,8 @@
  * a result, and such a p_j, slope, dz_j or a_j nll_j as a part of one, may be off by that number more. So may a gradient
  * where row_weight grad_output logit_scale / denominator is less than 2^-90 and not 0. A class with exp(z_k - m) < 2^-125
  * (f64 2^-1021) may count as 0: let V be the sum of p_k over these classes; a row loss has A V more, the
- * gradient of a one-hot target |a_y| V. For 4,099 classes V is less than an ulp of any loss above 2e-27. Where value and bound reach the largest number
+ * gradient of a one-hot target |a_y| V. For 4,099 classes V is less than an ulp of any loss above 2e-27. Where value and
+ * bound reach the largest number
  * of the storage, infinity is right as well. Accumulating rounds once more, the sum. Every f64 result may be off by
  * u |result| more, as the reference rounds it.
  *
