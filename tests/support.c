@@ -73,25 +73,37 @@ static char *read_tuning(void)
 /* Why driver_takes() last answered no; "" where it never did. */
 static char not_taken[256];
 
-void open_device(void)
+void open_context(cl_device_id id)
 {
     clxent_context_options options = CLXENT_CONTEXT_OPTIONS_INIT;
     cl_int code;
 
-    device.id = find_device(CL_DEVICE_TYPE_GPU);
-    if (device.id == NULL) device.id = find_device(CL_DEVICE_TYPE_ALL);
-    if (device.id == NULL && is_set("CLXENT_TEST_ALLOW_NO_DEVICE")) cr_skip("no OpenCL device");
-    cr_assert(device.id != NULL,
-              "no OpenCL device: a driver, and for PoCL a writable POCL_CACHE_DIR, are needed");
+    device.id = id;
     device.cl = clCreateContext(NULL, 1, &device.id, NULL, NULL, &code);
     cr_assert(code == CL_SUCCESS, "clCreateContext: %d", code);
     device.queue = clCreateCommandQueue(device.cl, device.id, 0, &code);
     cr_assert(code == CL_SUCCESS, "clCreateCommandQueue: %d", code);
-    device.tuning = read_tuning();
     options.tuning = device.tuning;
     code = clxent_context_create(&device.ctx, device.cl, device.id, &options);
     cr_assert(code == CLXENT_OK, "clxent_context_create: %s", clxent_status_string(code));
     device.has_f64 = device.ctx->device.has_f64;
+}
+
+void close_context(void)
+{
+    clxent_context_destroy(device.ctx);
+    if (device.queue != NULL) clReleaseCommandQueue(device.queue);
+    if (device.cl != NULL) clReleaseContext(device.cl);
+}
+
+void open_device(void)
+{
+    cl_device_id id = find_device(CL_DEVICE_TYPE_GPU);
+    if (id == NULL) id = find_device(CL_DEVICE_TYPE_ALL);
+    if (id == NULL && is_set("CLXENT_TEST_ALLOW_NO_DEVICE")) cr_skip("no OpenCL device");
+    cr_assert(id != NULL, "no OpenCL device: a driver, and for PoCL a writable POCL_CACHE_DIR, are needed");
+    device.tuning = read_tuning();
+    open_context(id);
 }
 
 bool driver_takes(const clxent_tuning *tuning)
@@ -145,9 +157,7 @@ void close_device(void)
     if (wants_ratios()) print_worst_errors();
     if (not_taken[0] != '\0') (void)fprintf(stderr, "[SKIP] a part of this test, %s\n", not_taken);
     not_taken[0] = '\0';
-    clxent_context_destroy(device.ctx);
-    if (device.queue != NULL) clReleaseCommandQueue(device.queue);
-    if (device.cl != NULL) clReleaseContext(device.cl);
+    close_context();
     free(device.tuning);
     memset(&device, 0, sizeof device);
 }
@@ -248,6 +258,88 @@ void run_once(const char *name, clxent_plan *plan, const problem *p, uint32_t ou
     close_runner(&on);
 }
 
+clxent_plan *plan_with(const clxent_tuning *tuning, const clxent_desc *desc)
+{
+    clxent_plan *plan;
+    cr_assert(clxent_plan_create_tuned(&plan, device.ctx, desc, tuning) == CLXENT_OK, "%s", last_error());
+    return plan;
+}
+
+void run_with(const char *name, const clxent_tuning *tuning, const problem *p, uint32_t flags,
+              clxent_host_args *out)
+{
+    clxent_plan *plan = plan_with(tuning, &p->desc);
+    run_once(name, plan, p, p->desc.outputs, flags, out);
+    clxent_plan_destroy(plan);
+}
+
+double get_logit(const problem *p, size_t i) { return get_element(p->args.logits.data, p->desc.dtype, i); }
+
+void set_logit(const problem *p, size_t i, double value)
+{
+    put_element((void *)p->args.logits.data, p->desc.dtype, i, value);
+}
+
+int64_t target_of(const problem *p, size_t row)
+{
+    return get_target(p->args.targets.data, p->desc.target_type, row);
+}
+
+void set_target(const problem *p, size_t row, int64_t value)
+{
+    put_target((void *)p->args.targets.data, p->desc.target_type, row, value);
+}
+
+uint32_t real_dtype(const clxent_desc *desc) { return desc->dtype == CLXENT_F64 ? CLXENT_F64 : CLXENT_F32; }
+
+double real_of(const problem *p, const clxent_output *out, size_t i)
+{
+    return get_element(out->data, real_dtype(&p->desc), i);
+}
+
+void check_same_outputs(const char *what, const clxent_host_args *a, const clxent_host_args *b)
+{
+    size_t compared = 0;
+    for (int t = FIRST_OUTPUT; t < TENSORS; t++) {
+        const clxent_output *x = array_of(a, t), *y = array_of(b, t);
+        if (x->data == NULL || y->data == NULL) continue;
+        compared++;
+        cr_assert(x->size == y->size && memcmp(x->data, y->data, x->size) == 0, "%s: %s has other bits", what,
+                  tensor_names[t]);
+    }
+    cr_assert(compared > 0, "%s: nothing to compare", what);
+}
+
+cl_mem new_buffer(cl_context cl, cl_mem_flags flags, size_t bytes, const void *data)
+{
+    cl_int code;
+    void *zeros = take_memory(bytes);
+    memset(zeros, 0, bytes);
+    cl_mem mem =
+        clCreateBuffer(cl, flags | CL_MEM_COPY_HOST_PTR, bytes, data != NULL ? (void *)data : zeros, &code);
+    cr_assert(code == CL_SUCCESS, "clCreateBuffer of %zu bytes: %d", bytes, code);
+    free(zeros);
+    return mem;
+}
+
+static void count_programs(const char *message, void *payload)
+{
+    int *counts = payload;
+    counts[0] += strncmp(message, "program: ", 9) == 0;
+    counts[1] += strncmp(message, "program: padding.cl ", 20) == 0;
+}
+
+clxent_context *make_counting_context(int counts[2])
+{
+    clxent_context_options options = CLXENT_CONTEXT_OPTIONS_INIT;
+    clxent_context *ctx;
+    options.log = count_programs;
+    options.log_payload = counts;
+    counts[0] = counts[1] = 0;
+    cr_assert(clxent_context_create(&ctx, device.cl, device.id, &options) == CLXENT_OK);
+    return ctx;
+}
+
 void run_from_statistics_of(const char *name, const problem *p, uint32_t saved_with)
 {
     const uint32_t outputs[] = { saved_with | CLXENT_OUTPUT_STATISTICS, CLXENT_OUTPUT_GRADIENT };
@@ -273,33 +365,15 @@ void run_from_statistics_of(const char *name, const problem *p, uint32_t saved_w
     close_runner(&on);
 }
 
-void check_gradient_from_statistics(const char *name, const problem *p)
-{
-    const uint32_t outputs[] = { p->desc.outputs, CLXENT_OUTPUT_GRADIENT };
-    const runner on = open_runner(0);
-    execution e[2];
-    clxent_plan *plan;
-    problem_fault f;
-
-    cr_assert(plan_maker(&plan, device.ctx, &p->desc) == CLXENT_OK, "%s: %s", name, last_error());
-    for (int i = 0; i < 2; i++) {
-        cr_assert(execute(&e[i], &on, plan, p, outputs[i], i == 0 ? NULL : &e[0], 0, &f), "%s: %s", name,
-                  f.text);
-    }
-    clxent_plan_destroy(plan);
-    const image *whole = image_of(&e[0], CLXENT_TENSOR_GRADIENT),
-                *saved = image_of(&e[1], CLXENT_TENSOR_GRADIENT);
-    cr_assert(whole->bytes == saved->bytes && whole->bytes > 0);
-    cr_assert(memcmp(whole->after + whole->front, saved->after + saved->front, whole->bytes) == 0,
-              "%s: the gradient from saved statistics has other bits", name);
-    free_execution(&e[0]);
-    free_execution(&e[1]);
-    close_runner(&on);
-}
-
 void free_outputs(clxent_host_args *out)
 {
     for (int t = FIRST_OUTPUT; t < TENSORS; t++) free(array_of(out, t)->data);
+}
+
+void free_run(problem *p, clxent_host_args *out)
+{
+    free_outputs(out);
+    free_problem(p);
 }
 
 /* Whether the test left the data as make_problem() made them. */

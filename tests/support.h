@@ -31,6 +31,10 @@ extern struct test_device {
  * clxent_context_options.tuning. */
 void open_device(void);
 
+/* The parts of it: everything of `device` but the tuning, for that id. */
+void open_context(cl_device_id id);
+void close_context(void);
+
 /* Whether the driver can compile groups of the size that tuning has. Where it cannot, close_device() reports the reason
  * in a line with [SKIP], which test.sh counts. */
 struct clxent_tuning;
@@ -96,6 +100,18 @@ const char *repeat_text(const problem *p, uint32_t flags);
 /* make_problem(), run_case(), free_problem(). */
 void run_filled_case(const char *name, const clxent_desc *desc, uint32_t fill, uint64_t seed, uint32_t flags);
 
+/* A plan of desc with that tuning (NULL: the library's own), never NULL; its failure fails the test. */
+clxent_plan *plan_with(const struct clxent_tuning *tuning, const clxent_desc *desc);
+
+/* Elements of a problem's inputs and of the outputs of a run of it, in the types that desc gives them; i counts the
+ * elements of the array as it lies in memory. */
+double get_logit(const problem *p, size_t i);
+void set_logit(const problem *p, size_t i, double value);
+int64_t target_of(const problem *p, size_t row);
+void set_target(const problem *p, size_t row, int64_t value);
+uint32_t real_dtype(const clxent_desc *desc);                         /* of losses, lse, entropy, weights */
+double real_of(const problem *p, const clxent_output *out, size_t i); /* of such an output */
+
 /* The worst that run_case() has seen in this process, or since forget_worst(): of one output's bit, for logits of
  * one dtype. */
 worst_error worst_of(uint32_t output, uint32_t dtype);
@@ -105,13 +121,23 @@ void forget_worst(void);
  * outputs come back in arrays of out, laid out as desc says. */
 void run_once(const char *name, clxent_plan *plan, const problem *p, uint32_t outputs, uint32_t flags,
               clxent_host_args *out);
+/* The same in a plan of its own with that tuning, all outputs of p->desc. */
+void run_with(const char *name, const struct clxent_tuning *tuning, const problem *p, uint32_t flags,
+              clxent_host_args *out);
 void free_outputs(clxent_host_args *out);
+void free_run(problem *p, clxent_host_args *out); /* both */
+
+/* Fails unless the outputs that both have, one at least, have the same bits. */
+void check_same_outputs(const char *what, const clxent_host_args *a, const clxent_host_args *b);
+
+/* A device buffer; data: what it holds, NULL: zeros. The caller releases it. */
+cl_mem new_buffer(cl_context cl, cl_mem_flags flags, size_t bytes, const void *data);
+
+/* A context that counts the programs that are built for it: counts[0] all, counts[1] those of padding.cl. */
+clxent_context *make_counting_context(int counts[2]);
 
 /* The gradient from statistics that another plan saved, judged by the reference. */
 void run_from_statistics_of(const char *name, const problem *p, uint32_t saved_with);
-
-/* One plan with gradient and statistics: a gradient run from the statistics has the bits of the run that saved them. */
-void check_gradient_from_statistics(const char *name, const problem *p);
 
 /* What run_case() makes plans with; clxent_plan_create() unless a test forces a strategy. */
 extern clxent_status (*plan_maker)(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc);
