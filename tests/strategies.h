@@ -38,6 +38,7 @@ static inline clxent_tuning strategy_for(uint32_t dtype, size_t which)
     const clxent_tuning each[EACH_STRATEGY] = {
         [EACH_ROWS] = ROWS(1, vector, 64, 8192, 4096, 0),
         [EACH_SPLIT] = PIECES(1, vector, 64, 8192, 1024, UINT32_MAX),
+        /* PoCL takes 40 s of CPU to compile one, of 8 as of 64: where few programs are compiled, that of f32 alone */
         [EACH_GROUPS] =
             ROWS(dtype == CLXENT_F32 ? 64 : 8, wide ? 4 : 8, 4, dtype == CLXENT_F32 ? 16384 : 8192, 1024, 0),
         [EACH_LANES] = LANES(1, vector, 1 << 19, 0),
