@@ -56,7 +56,7 @@ cl_int clGetMemObjectInfo(cl_mem mem, cl_mem_info info, size_t size, void *value
     return code;
 }
 
-static clxent_tuning tuning; /* that forced_plan() takes */
+static clxent_tuning tuning; /* of forced_plan() */
 
 static clxent_status forced_plan(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc)
 {
@@ -71,6 +71,12 @@ static clxent_tuning large_groups(void)
     return large;
 }
 
+static void limit_groups(size_t group)
+{
+    driver.limited = true;
+    driver.group = group;
+}
+
 static void open_fixture(void)
 {
     memset(&driver, 0, sizeof driver);
@@ -81,9 +87,10 @@ static void open_fixture(void)
 /* For tests that ask for large groups. */
 static void open_groups(void)
 {
-    const clxent_tuning large = large_groups();
     open_fixture();
-    skip_unless_driver_takes(&large);
+    tuning = large_groups();
+    skip_unless_driver_takes(&tuning);
+    if (device.ctx->device.max_work_group < 256) cr_skip("the device has no groups of 256");
 }
 
 static void close_fixture(void)
@@ -97,38 +104,33 @@ TestSuite(accesses, .init = open_fixture, .fini = close_fixture);
 
 static clxent_desc group_desc(void)
 {
-    return make_desc(CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT, CLXENT_F32, 5, 1,
-                     small_run() ? 70 : 300);
+    return make_desc(TRAINING_OUTPUTS, CLXENT_F32, 5, 1, small_run() ? 70 : 300);
 }
 
 /* The group of a plan made of desc and `tuning`. */
 static uint32_t group_of(const clxent_desc *desc)
 {
-    clxent_plan *plan;
-    cr_assert(forced_plan(&plan, device.ctx, desc) == CLXENT_OK, "%s", last_error());
+    clxent_plan *plan = plan_with(&tuning, desc);
     const uint32_t group = plan->group;
     clxent_plan_destroy(plan);
     return group;
 }
 
-/* Half of the group that was asked for fits less often than a quarter of it. */
+/* More than one halving, from the largest group of a GPU to that of other tests. */
 Test(limits, smaller_groups_where_a_kernel_takes_no_larger)
 {
     const clxent_desc desc = group_desc();
+    const size_t fits = strategy_for(CLXENT_F32, EACH_GROUPS).group;
     char groups[32];
 
-    tuning = large_groups();
-    if (device.ctx->device.max_work_group < 256) cr_skip("the device has no groups of 256");
     cr_assert(group_of(&desc) == 256);
-    driver.limited = true;
-    driver.group = 128 - 1;
-    clxent_plan *plan;
-    cr_assert(forced_plan(&plan, device.ctx, &desc) == CLXENT_OK, "%s", last_error());
-    cr_assert(plan->group == 64 && plan->tuning.group == 64);
-    snprintf(groups, sizeof groups, "work-group of %u,", 64u);
+    limit_groups(2 * fits - 1);
+    clxent_plan *plan = plan_with(&tuning, &desc);
+    cr_assert(plan->group == fits && plan->tuning.group == fits);
+    snprintf(groups, sizeof groups, "work-group of %zu,", fits);
     cr_assert(strstr(clxent_plan_strategy(plan), groups) != NULL, "%s", clxent_plan_strategy(plan));
     clxent_plan_destroy(plan);
-    run_filled_case("groups of 64", &desc, FILL_DESIGNED | FILL_MASKED | FILL_IGNORED, 3,
+    run_filled_case("smaller groups", &desc, FILL_DESIGNED | FILL_MASKED | FILL_IGNORED, 3,
                     small_run() ? 0 : CASE_SUBSETS);
 }
 
@@ -141,10 +143,8 @@ Test(limits, one_kernel_limits_its_program)
                                            "clxent_targets_partials" };
     clxent_desc desc = group_desc();
 
-    if (device.ctx->device.max_work_group < 256) cr_skip("the device has no groups of 256");
     desc.classes = 20000; /* several pieces, which a plan of few rows splits */
-    driver.limited = true;
-    driver.group = 64;
+    limit_groups(64);
     for (size_t i = 0; i < COUNT(kernels); i++) {
         driver.kernel = kernels[i];
         tuning = large_groups();
@@ -160,15 +160,11 @@ Test(limits, a_limit_of_one_work_item)
 {
     const clxent_desc desc = group_desc();
 
-    tuning = large_groups();
     tuning.vector = 1;
-    driver.limited = true;
-    driver.group = 1;
+    limit_groups(1);
     cr_assert(group_of(&desc) == 1);
     run_filled_case("groups of 1", &desc, FILL_DESIGNED | FILL_IGNORED, 3, 0);
-
-    const clxent_tuning alone = strategy_for(CLXENT_F32, EACH_ROWS);
-    tuning = alone;
+    tuning = strategy_for(CLXENT_F32, EACH_ROWS);
     cr_assert(group_of(&desc) == 1);
 }
 
@@ -177,10 +173,8 @@ Test(limits, no_work_item_at_all_is_unsupported)
     const clxent_desc desc = group_desc();
     clxent_plan *plan = (clxent_plan *)&driver;
 
-    tuning = large_groups();
     tuning.vector = 1;
-    driver.limited = true;
-    driver.group = 0;
+    limit_groups(0);
     cr_assert(forced_plan(&plan, device.ctx, &desc) == CLXENT_ERROR_UNSUPPORTED, "%s", last_error());
     cr_assert(plan == NULL);
     cr_assert(strstr(last_error(), "device \"") != NULL && strstr(last_error(), "at most 0") != NULL &&
@@ -194,13 +188,11 @@ Test(limits, a_driver_that_does_not_say_what_a_kernel_requires)
 {
     const clxent_desc desc = group_desc();
 
-    if (device.ctx->device.max_work_group < 256) cr_skip("the device has no groups of 256");
-    tuning = large_groups();
     driver.no_requirement = true;
     cr_assert(group_of(&desc) == 256);
-    driver.limited = true;
-    driver.group = 64;
-    cr_assert(group_of(&desc) == 64);
+    const uint32_t fits = strategy_for(CLXENT_F32, EACH_GROUPS).group;
+    limit_groups(fits);
+    cr_assert(group_of(&desc) == fits);
 }
 
 Test(limits, lanes_and_building_blocks_too)
@@ -208,12 +200,10 @@ Test(limits, lanes_and_building_blocks_too)
     const clxent_tuning lanes = LANES(64, 1, 1 << 19, 0);
     clxent_desc desc = group_desc();
 
-    if (device.ctx->device.max_work_group < 256) cr_skip("the device has no groups of 256");
     desc.classes = 10;
     tuning = lanes;
     cr_assert(group_of(&desc) == 64);
-    driver.limited = true;
-    driver.group = 32;
+    limit_groups(32);
     cr_assert(group_of(&desc) == 32);
     run_filled_case("lanes in groups of 32", &desc, FILL_DESIGNED, 3, 0);
 
@@ -231,8 +221,7 @@ Test(limits, the_kernel_that_zeroes_padding)
     desc.gradient_row_stride = desc.classes + 7;
     desc.gradient_padding = CLXENT_GRADIENT_PADDING_ZERO;
     tuning = strategy_for(CLXENT_F32, EACH_GROUPS);
-    driver.limited = true;
-    driver.group = tuning.group / 2;
+    limit_groups(tuning.group / 2);
     driver.kernel = "clxent_zero_padding";
     cr_assert(group_of(&desc) == tuning.group);
     run_filled_case("padding in smaller groups", &desc, FILL_DESIGNED, 3, 0);
@@ -242,21 +231,16 @@ Test(limits, the_kernel_that_zeroes_padding)
 
 Test(accesses, of_a_sub_buffer_whose_driver_does_not_say_it)
 {
-    float logits[5 * 300] = { 0 };
-    const cl_buffer_region region = { 0, sizeof logits };
+    const cl_buffer_region region = { 0, 5 * 10 * sizeof(float) };
     const cl_mem_flags parents[] = { CL_MEM_READ_WRITE, CL_MEM_READ_ONLY };
-    clxent_desc desc = group_desc();
+    const clxent_desc desc = make_desc(CLXENT_OUTPUT_SOFTMAX, CLXENT_F32, 5, 1, 10);
     clxent_args args = CLXENT_ARGS_INIT;
-    clxent_plan *plan;
     cl_int code;
 
-    desc.outputs = CLXENT_OUTPUT_SOFTMAX;
-    const clxent_tuning alone = strategy_for(CLXENT_F32, EACH_ROWS);
-    tuning = alone;
-    cr_assert(forced_plan(&plan, device.ctx, &desc) == CLXENT_OK, "%s", last_error());
+    tuning = strategy_for(CLXENT_F32, EACH_LANES);
+    clxent_plan *plan = plan_with(&tuning, &desc);
     driver.no_access_flags = true;
-    args.logits.mem =
-        clCreateBuffer(device.cl, CL_MEM_READ_WRITE | CL_MEM_COPY_HOST_PTR, sizeof logits, logits, &code);
+    args.logits.mem = new_buffer(device.cl, CL_MEM_READ_WRITE, region.size, NULL);
     for (int i = 0; i < 2; i++) {
         cl_mem parent = clCreateBuffer(device.cl, parents[i], region.size, NULL, &code);
         args.softmax.mem = clCreateSubBuffer(parent, 0, CL_BUFFER_CREATE_TYPE_REGION, &region, &code);
