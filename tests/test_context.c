@@ -33,12 +33,13 @@ static const char *device_version;
 static bool device_has_no_compiler, context_has_another_device;
 static size_t device_work_items[3]; /* CL_DEVICE_MAX_WORK_ITEM_SIZES; 0: the device's own */
 
+#define REAL(name)          \
+    __typeof__(&name) real; \
+    *(void **)&real = dlsym(RTLD_NEXT, #name)
+
 cl_int clGetContextInfo(cl_context cl, cl_context_info info, size_t size, void *value, size_t *size_ret)
 {
-    typedef cl_int (*get_info)(cl_context, cl_context_info, size_t, void *, size_t *);
-    get_info real;
-    *(void **)&real = dlsym(RTLD_NEXT, "clGetContextInfo");
-
+    REAL(clGetContextInfo);
     const cl_int code = real(cl, info, size, value, size_ret);
     if (info == CL_CONTEXT_DEVICES && context_has_another_device && value != NULL) memset(value, 0, size);
     return code;
@@ -46,10 +47,7 @@ cl_int clGetContextInfo(cl_context cl, cl_context_info info, size_t size, void *
 
 cl_int clGetDeviceInfo(cl_device_id id, cl_device_info info, size_t size, void *value, size_t *size_ret)
 {
-    typedef cl_int (*get_info)(cl_device_id, cl_device_info, size_t, void *, size_t *);
-    get_info real;
-    *(void **)&real = dlsym(RTLD_NEXT, "clGetDeviceInfo");
-
+    REAL(clGetDeviceInfo);
     if (info == CL_DEVICE_VERSION && device_version != NULL) {
         const size_t needed = strlen(device_version) + 1;
         if (size_ret != NULL) *size_ret = needed;
@@ -59,9 +57,8 @@ cl_int clGetDeviceInfo(cl_device_id id, cl_device_info info, size_t size, void *
         return CL_SUCCESS;
     }
     const cl_int code = real(id, info, size, value, size_ret);
-    if (info == CL_DEVICE_COMPILER_AVAILABLE && device_has_no_compiler && value != NULL) {
+    if (info == CL_DEVICE_COMPILER_AVAILABLE && device_has_no_compiler && value != NULL)
         memset(value, 0, sizeof(cl_bool));
-    }
     if (info == CL_DEVICE_MAX_WORK_ITEM_SIZES && device_work_items[0] != 0 && value != NULL)
         memcpy(value, device_work_items, sizeof device_work_items);
     return code;
@@ -69,16 +66,25 @@ cl_int clGetDeviceInfo(cl_device_id id, cl_device_info info, size_t size, void *
 
 /* ---- The log ------------------------------------------------------------------------------- */
 
-typedef struct log_book {
+static struct {
     int messages;
     char first[8192], last[8192];
-} log_book;
+} book;
 
 static void write_down(const char *message, void *payload)
 {
-    log_book *book = payload;
-    if (book->messages++ == 0) snprintf(book->first, sizeof book->first, "%s", message);
-    snprintf(book->last, sizeof book->last, "%s", message);
+    cr_assert(payload == &book);
+    if (book.messages++ == 0) snprintf(book.first, sizeof book.first, "%s", message);
+    snprintf(book.last, sizeof book.last, "%s", message);
+}
+
+static const clxent_context_options listening = { .struct_size = sizeof listening,
+                                                  .log = write_down,
+                                                  .log_payload = &book };
+
+static void expect_said(const char *name, const char *what)
+{
+    cr_assert(strstr(book.last, what) != NULL, "%s: \"%s\" does not say \"%s\"", name, book.last, what);
 }
 
 static cl_uint context_references(void)
@@ -89,6 +95,23 @@ static cl_uint context_references(void)
 }
 
 TestSuite(context, .init = open_device, .fini = close_device);
+
+static clxent_context *make_context(const clxent_context_options *options)
+{
+    clxent_context *ctx;
+    cr_assert(clxent_context_create(&ctx, device.cl, device.id, options) == CLXENT_OK, "%s", book.last);
+    return ctx;
+}
+
+/* A context that is refused leaves nothing. */
+static void expect_refused(const char *name, const clxent_context_options *options, clxent_status want)
+{
+    const cl_uint references = context_references();
+    clxent_context *ctx = device.ctx;
+    const clxent_status status = clxent_context_create(&ctx, device.cl, device.id, options);
+    cr_assert(status == want, "%s: %s", name, clxent_status_string(status));
+    cr_assert(ctx == NULL && context_references() == references, "%s: a failed create kept something", name);
+}
 
 Test(context, create_needs_its_pointers_and_leaves_null)
 {
@@ -109,28 +132,22 @@ Test(context, destroy_accepts_null)
 
 Test(context, options_of_other_ages)
 {
+    /* never initialised; newer than this library; within a field */
+    const size_t wrong[] = { 0, sizeof listening + 8, offsetof(clxent_context_options, log) + 1 };
     clxent_context_options options;
-    clxent_context *ctx = device.ctx;
-    log_book book = { 0 };
 
     clxent_context_options_init(&options);
     cr_assert(options.struct_size == sizeof options && options.log == NULL && options.log_payload == NULL);
-    options.log = write_down;
-    options.log_payload = &book;
-    options.struct_size = 0; /* never initialised */
-    cr_assert(clxent_context_create(&ctx, device.cl, device.id, &options) == CLXENT_ERROR_INVALID_ARGUMENT);
-    cr_assert(ctx == NULL);
-    options.struct_size = sizeof options + 8; /* newer than this library */
-    cr_assert(clxent_context_create(&ctx, device.cl, device.id, &options) == CLXENT_ERROR_INVALID_ARGUMENT);
-    cr_assert(ctx == NULL);
-
-    options.struct_size = offsetof(clxent_context_options, log) + 1; /* within a field */
-    cr_assert(clxent_context_create(&ctx, device.cl, device.id, &options) == CLXENT_ERROR_INVALID_ARGUMENT);
-    cr_assert(ctx == NULL);
+    options = listening;
+    for (size_t i = 0; i < COUNT(wrong); i++) {
+        options.struct_size = wrong[i];
+        expect_refused("struct_size", &options, CLXENT_ERROR_INVALID_ARGUMENT);
+    }
 
     /* Older, from before there was a log: the rest must not be read. */
     options.struct_size = sizeof options.struct_size;
-    cr_assert(clxent_context_create(&ctx, device.cl, device.id, &options) == CLXENT_OK);
+    book.messages = 0;
+    clxent_context *ctx = make_context(&options);
     clxent_fail(ctx, CLXENT_ERROR_INTERNAL, "nobody listens");
     cr_assert(book.messages == 0);
     clxent_context_destroy(ctx);
@@ -157,17 +174,15 @@ Test(context, device_facts_are_those_of_the_device)
 /* Groups lie along the first dimension, which may be shorter than a group. */
 Test(context, work_groups_are_no_longer_than_their_dimension)
 {
-    const size_t longest = device.ctx->device.max_work_group;
-    clxent_context *ctx;
+    const size_t longest = device.ctx->device.max_work_group, sizes[] = { 2 * longest, 16 };
 
-    device_work_items[0] = device_work_items[1] = device_work_items[2] = 2 * longest;
-    cr_assert(clxent_context_create(&ctx, device.cl, device.id, NULL) == CLXENT_OK);
-    cr_assert(ctx->device.max_work_group == longest);
-    clxent_context_destroy(ctx);
-    device_work_items[0] = 16;
-    cr_assert(clxent_context_create(&ctx, device.cl, device.id, NULL) == CLXENT_OK);
-    cr_assert(ctx->device.max_work_group == 16);
-    clxent_context_destroy(ctx);
+    for (int i = 0; i < 2; i++) {
+        device_work_items[0] = sizes[i];
+        device_work_items[1] = device_work_items[2] = 2 * longest;
+        clxent_context *ctx = make_context(NULL);
+        cr_assert(ctx->device.max_work_group == (sizes[i] < longest ? sizes[i] : longest));
+        clxent_context_destroy(ctx);
+    }
 }
 
 Test(context, versions_below_1_2_are_refused_by_name)
@@ -175,55 +190,29 @@ Test(context, versions_below_1_2_are_refused_by_name)
     static const char *const old[] = { "OpenCL 1.1 old", "OpenCL 1.0", "OpenCL 0.9", "OpenGL 4.6" };
     static const char *const enough[] = { "OpenCL 1.2", "OpenCL 2.0 x", "OpenCL 3.0 PoCL",
                                           "OpenCL 10.1 later" };
-    clxent_context_options options = CLXENT_CONTEXT_OPTIONS_INIT;
-    clxent_context *ctx;
-    log_book book = { 0 };
 
-    options.log = write_down;
-    options.log_payload = &book;
     for (size_t i = 0; i < 4; i++) {
-        ctx = device.ctx;
         device_version = old[i];
-        const cl_uint references = context_references();
-        cr_assert(clxent_context_create(&ctx, device.cl, device.id, &options) == CLXENT_ERROR_UNSUPPORTED);
-        cr_assert(ctx == NULL);
-        cr_assert(context_references() == references, "a failed create kept the cl_context");
-        cr_assert(strstr(book.last, old[i]) != NULL && strstr(book.last, "1.2") != NULL, "%s", book.last);
+        expect_refused(old[i], &listening, CLXENT_ERROR_UNSUPPORTED);
+        expect_said(old[i], old[i]);
+        expect_said(old[i], "1.2");
     }
     for (size_t i = 0; i < 4; i++) {
         device_version = enough[i];
-        cr_assert(clxent_context_create(&ctx, device.cl, device.id, &options) == CLXENT_OK, "%s", enough[i]);
-        clxent_context_destroy(ctx);
+        clxent_context_destroy(make_context(NULL));
     }
-    device_version = NULL;
 }
 
-Test(context, a_device_without_compiler_is_refused)
+Test(context, a_device_without_compiler_or_of_another_context_is_refused)
 {
-    clxent_context_options options = CLXENT_CONTEXT_OPTIONS_INIT;
-    clxent_context *ctx = device.ctx;
-    log_book book = { 0 };
-
-    options.log = write_down;
-    options.log_payload = &book;
     device_has_no_compiler = true;
-    cr_assert(clxent_context_create(&ctx, device.cl, device.id, &options) == CLXENT_ERROR_UNSUPPORTED);
-    cr_assert(ctx == NULL && strstr(book.last, "compiler: takes") != NULL, "%s", book.last);
+    expect_refused("compiler", &listening, CLXENT_ERROR_UNSUPPORTED);
+    expect_said("compiler", "compiler: takes");
     device_has_no_compiler = false;
-}
-
-Test(context, a_device_of_another_context_is_refused)
-{
-    clxent_context_options options = CLXENT_CONTEXT_OPTIONS_INIT;
-    clxent_context *ctx = device.ctx;
-    log_book book = { 0 };
-
-    options.log = write_down;
-    options.log_payload = &book;
     context_has_another_device = true;
-    cr_assert(clxent_context_create(&ctx, device.cl, device.id, &options) == CLXENT_ERROR_UNSUPPORTED);
-    cr_assert(ctx == NULL && strstr(book.last, "device is not") != NULL && strstr(book.last, "takes") != NULL,
-              "%s", book.last);
+    expect_refused("context", &listening, CLXENT_ERROR_UNSUPPORTED);
+    expect_said("context", "device is not");
+    expect_said("context", "takes");
     context_has_another_device = false;
 }
 
@@ -255,10 +244,9 @@ Test(context, a_part_of_a_device_is_a_device)
 Test(context, outlives_its_owner_while_a_plan_holds_it)
 {
     const cl_uint references = context_references();
-    clxent_context *ctx;
+    clxent_context *ctx = make_context(NULL);
     cl_program program;
 
-    cr_assert(clxent_context_create(&ctx, device.cl, device.id, NULL) == CLXENT_OK);
     cr_assert(context_references() > references);
     clxent_context_retain(ctx);
     clxent_context_destroy(ctx);
@@ -316,13 +304,8 @@ Test(context, driver_errors_pass_unchanged_with_a_text)
 
 Test(context, failures_reach_the_log)
 {
-    clxent_context_options options = CLXENT_CONTEXT_OPTIONS_INIT;
-    clxent_context *ctx;
-    log_book book = { 0 };
+    clxent_context *ctx = make_context(&listening);
 
-    options.log = write_down;
-    options.log_payload = &book;
-    cr_assert(clxent_context_create(&ctx, device.cl, device.id, &options) == CLXENT_OK);
     cr_assert(book.messages == 0, "a context that works says nothing: %s", book.first);
     clxent_fail(ctx, CLXENT_ERROR_INTERNAL, "one %s", "two");
     cr_assert(book.messages == 1);
@@ -448,33 +431,24 @@ Test(context, what_is_no_tuning_row_is_refused_by_line_and_field)
         { "/*/ TUNE", "1", "comment", "no end", "" },
         { "\xff\x01", "1", "begin", "'", "TUNE" },
     };
-    clxent_context_options options = CLXENT_CONTEXT_OPTIONS_INIT;
-    clxent_context *ctx;
-    log_book book = { 0 };
+    clxent_context_options options = listening;
     char line[32];
 
-    options.log = write_down;
-    options.log_payload = &book;
     for (size_t i = 0; i < COUNT(bad); i++) {
-        const cl_uint references = context_references();
-        ctx = device.ctx;
         options.tuning = bad[i].text;
-        cr_assert(clxent_context_create(&ctx, device.cl, device.id, &options) ==
-                      CLXENT_ERROR_INVALID_ARGUMENT,
-                  "%s", bad[i].text);
-        cr_assert(ctx == NULL && context_references() == references);
+        expect_refused(bad[i].text, &options, CLXENT_ERROR_INVALID_ARGUMENT);
         snprintf(line, sizeof line, "tuning, line %s: ", bad[i].line);
         cr_assert(strncmp(book.last, line, strlen(line)) == 0, "%s: %s", bad[i].text, book.last);
-        cr_assert(strstr(book.last, bad[i].field) != NULL && strstr(book.last, bad[i].got) != NULL &&
-                      strstr(book.last, bad[i].takes) != NULL,
-                  "%s: %s", bad[i].text, book.last);
+        expect_said(bad[i].text, bad[i].field);
+        expect_said(bad[i].text, bad[i].got);
+        expect_said(bad[i].text, bad[i].takes);
     }
 
     /* A whole one is kept, not its text. */
     char own[] = "TUNE(ANY, \"*\", ANY_DTYPE, " NUMBERS ")";
     const clxent_desc desc = CLXENT_DESC_INIT;
     options.tuning = own;
-    cr_assert(clxent_context_create(&ctx, device.cl, device.id, &options) == CLXENT_OK, "%s", book.last);
+    clxent_context *ctx = make_context(&options);
     memset(own, 'x', sizeof own - 1);
     cr_assert(clxent_tuning_choose(ctx->tuning, &ctx->device, &desc).piece == 64);
     clxent_context_destroy(ctx);
@@ -502,16 +476,11 @@ Test(context, a_program_is_built_once_for_its_options)
 
 Test(context, a_build_that_fails_tells_everything_to_the_log)
 {
-    clxent_context_options options = CLXENT_CONTEXT_OPTIONS_INIT;
-    clxent_context *ctx;
-    log_book book = { 0 };
     cl_program program = NULL;
     char text[1024];
 
     if (small_run()) cr_skip("Oclgrind reports a failed build as a fault of the program");
-    options.log = write_down;
-    options.log_payload = &book;
-    cr_assert(clxent_context_create(&ctx, device.cl, device.id, &options) == CLXENT_OK);
+    clxent_context *ctx = make_context(&listening);
     for (int i = 0; i < 2; i++) { /* a failure is not remembered as a program */
         book.messages = 0;
         cr_assert(clxent_program_get(ctx, "bad.cl", "", &program) == CLXENT_ERROR_BUILD_FAILED);
