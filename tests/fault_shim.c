@@ -145,18 +145,17 @@ static cl_event make_gate(cl_command_queue queue)
 
 /* ---- Calls --------------------------------------------------------------------------------- */
 
-/* Calls that return a code; made is what they leave behind. */
-#define CODE(name, parameters, arguments, made)                        \
+#define WAITING(name, parameters, arguments, blocks, made)             \
     cl_int name parameters                                             \
     {                                                                  \
         REAL(name);                                                    \
         if (fails(#name)) return FAILURE;                              \
+        if (blocks) open_gates();                                      \
         const cl_int result = real arguments;                          \
         if (result == CL_SUCCESS) atomic_fetch_add(&fault.live, made); \
         return result;                                                 \
     }
-
-/* Calls that return an object, or a mapped pointer. */
+#define CODE(name, parameters, arguments, made) WAITING(name, parameters, arguments, 0, made)
 #define OBJECT(type, name, parameters, arguments, made)          \
     type name parameters                                         \
     {                                                            \
@@ -169,8 +168,7 @@ static cl_event make_gate(cl_command_queue queue)
         if (object != NULL) atomic_fetch_add(&fault.live, made); \
         return object;                                           \
     }
-
-#define RELEASE(name, type)                 \
+#define RELEASE(name, type, in_use)         \
     cl_int name(type object)                \
     {                                       \
         REAL(name);                         \
@@ -179,108 +177,37 @@ static cl_event make_gate(cl_command_queue queue)
         atomic_fetch_sub(&fault.live, 1);   \
         return failing ? FAILURE : result;  \
     }
+#include "fault_calls.def"
 
-/* Calls that wait for the device where blocks is not 0. */
-#define WAITING(name, parameters, arguments, blocks, made)             \
-    cl_int name parameters                                             \
-    {                                                                  \
-        REAL(name);                                                    \
-        if (fails(#name)) return FAILURE;                              \
-        if (blocks) open_gates();                                      \
-        const cl_int result = real arguments;                          \
-        if (result == CL_SUCCESS) atomic_fetch_add(&fault.live, made); \
-        return result;                                                 \
-    }
-
-#define EVENTS cl_uint num, const cl_event *wait, cl_event *event
-#define INFO(name, type, info) CODE(name, (type a, info b, size_t c, void *d, size_t *e), (a, b, c, d, e), 0)
+/* ---- Calls of the command line alone, or of neither ----------------------------------------------- */
 
 CODE(clGetPlatformIDs, (cl_uint a, cl_platform_id *b, cl_uint *c), (a, b, c), 0)
 CODE(clGetDeviceIDs, (cl_platform_id a, cl_device_type b, cl_uint c, cl_device_id *d, cl_uint *e),
      (a, b, c, d, e), 0)
-INFO(clGetPlatformInfo, cl_platform_id, cl_platform_info)
-INFO(clGetDeviceInfo, cl_device_id, cl_device_info)
-INFO(clGetContextInfo, cl_context, cl_context_info)
-INFO(clGetCommandQueueInfo, cl_command_queue, cl_command_queue_info)
-INFO(clGetMemObjectInfo, cl_mem, cl_mem_info)
-INFO(clGetProgramInfo, cl_program, cl_program_info)
-INFO(clGetKernelInfo, cl_kernel, cl_kernel_info)
-INFO(clGetEventInfo, cl_event, cl_event_info)
-INFO(clGetEventProfilingInfo, cl_event, cl_profiling_info)
-CODE(clGetProgramBuildInfo,
-     (cl_program a, cl_device_id b, cl_program_build_info c, size_t d, void *e, size_t *f),
-     (a, b, c, d, e, f), 0)
-CODE(clGetKernelWorkGroupInfo,
-     (cl_kernel a, cl_device_id b, cl_kernel_work_group_info c, size_t d, void *e, size_t *f),
-     (a, b, c, d, e, f), 0)
-
 OBJECT(cl_context, clCreateContext,
        (const cl_context_properties *a, cl_uint b, const cl_device_id *c,
         void(CL_CALLBACK *d)(const char *, const void *, size_t, void *), void *e, cl_int *code),
        (a, b, c, d, e, code), 1)
-OBJECT(cl_command_queue, clCreateCommandQueue,
-       (cl_context a, cl_device_id b, cl_command_queue_properties c, cl_int *code), (a, b, c, code), 1)
-OBJECT(cl_mem, clCreateBuffer, (cl_context a, cl_mem_flags b, size_t c, void *d, cl_int *code),
-       (a, b, c, d, code), 1)
+OBJECT(cl_event, clCreateUserEvent, (cl_context a, cl_int *code), (a, code), 1)
+CODE(clSetUserEventStatus, (cl_event a, cl_int b), (a, b), 0)
 OBJECT(cl_mem, clCreateSubBuffer,
        (cl_mem a, cl_mem_flags b, cl_buffer_create_type c, const void *d, cl_int *code), (a, b, c, d, code),
        1)
-OBJECT(cl_event, clCreateUserEvent, (cl_context a, cl_int *code), (a, code), 1)
-OBJECT(cl_program, clCreateProgramWithSource,
-       (cl_context a, cl_uint b, const char **c, const size_t *d, cl_int *code), (a, b, c, d, code), 1)
-OBJECT(cl_program, clCreateProgramWithBinary,
-       (cl_context a, cl_uint b, const cl_device_id *c, const size_t *d, const unsigned char **e, cl_int *f,
-        cl_int *code),
-       (a, b, c, d, e, f, code), 1)
-OBJECT(cl_kernel, clCreateKernel, (cl_program a, const char *b, cl_int *code), (a, b, code), 1)
-CODE(clBuildProgram,
-     (cl_program a, cl_uint b, const cl_device_id *c, const char *d, void(CL_CALLBACK *e)(cl_program, void *),
-      void *f),
+INFO(clGetKernelInfo, cl_kernel, cl_kernel_info)
+INFO(clGetEventProfilingInfo, cl_event, cl_profiling_info)
+CODE(clGetProgramBuildInfo,
+     (cl_program a, cl_device_id b, cl_program_build_info c, size_t d, void *e, size_t *f),
      (a, b, c, d, e, f), 0)
-CODE(clSetKernelArg, (cl_kernel a, cl_uint b, size_t c, const void *d), (a, b, c, d), 0)
-CODE(clSetUserEventStatus, (cl_event a, cl_int b), (a, b), 0)
-
-/* Without an array it only counts. */
-CODE(clCreateKernelsInProgram, (cl_program a, cl_uint b, cl_kernel *c, cl_uint *d), (a, b, c, d),
-     c != NULL ? (long)(d != NULL ? *d : b) : 0)
-
-CODE(clRetainContext, (cl_context a), (a), 1)
-CODE(clRetainDevice, (cl_device_id a), (a), 1)
-CODE(clRetainCommandQueue, (cl_command_queue a), (a), 1)
 CODE(clRetainMemObject, (cl_mem a), (a), 1)
-CODE(clRetainProgram, (cl_program a), (a), 1)
 CODE(clRetainKernel, (cl_kernel a), (a), 1)
 CODE(clRetainEvent, (cl_event a), (a), 1)
-RELEASE(clReleaseContext, cl_context)
-RELEASE(clReleaseDevice, cl_device_id)
-RELEASE(clReleaseCommandQueue, cl_command_queue)
-RELEASE(clReleaseMemObject, cl_mem)
-RELEASE(clReleaseProgram, cl_program)
-RELEASE(clReleaseKernel, cl_kernel)
-RELEASE(clReleaseEvent, cl_event)
-
-CODE(clFlush, (cl_command_queue a), (a), 0)
-WAITING(clFinish, (cl_command_queue a), (a), 1, 0)
-WAITING(clWaitForEvents, (cl_uint a, const cl_event *b), (a, b), 1, 0)
-CODE(clEnqueueMarkerWithWaitList, (cl_command_queue a, EVENTS), (a, num, wait, event), event != NULL)
-CODE(clEnqueueBarrierWithWaitList, (cl_command_queue a, EVENTS), (a, num, wait, event), event != NULL)
 CODE(clEnqueueFillBuffer, (cl_command_queue a, cl_mem b, const void *c, size_t d, size_t e, size_t f, EVENTS),
      (a, b, c, d, e, f, num, wait, event), event != NULL)
 CODE(clEnqueueCopyBuffer, (cl_command_queue a, cl_mem b, cl_mem c, size_t d, size_t e, size_t f, EVENTS),
      (a, b, c, d, e, f, num, wait, event), event != NULL)
-WAITING(clEnqueueWriteBuffer,
-        (cl_command_queue a, cl_mem b, cl_bool c, size_t d, size_t e, const void *f, EVENTS),
-        (a, b, c, d, e, f, num, wait, event), c, event != NULL)
-WAITING(clEnqueueReadBuffer, (cl_command_queue a, cl_mem b, cl_bool c, size_t d, size_t e, void *f, EVENTS),
-        (a, b, c, d, e, f, num, wait, event), c, event != NULL)
-WAITING(clEnqueueWriteBufferRect,
-        (cl_command_queue a, cl_mem b, cl_bool c, const size_t *d, const size_t *e, const size_t *f, size_t g,
-         size_t h, size_t i, size_t j, const void *k, EVENTS),
-        (a, b, c, d, e, f, g, h, i, j, k, num, wait, event), c, event != NULL)
-WAITING(clEnqueueReadBufferRect,
-        (cl_command_queue a, cl_mem b, cl_bool c, const size_t *d, const size_t *e, const size_t *f, size_t g,
-         size_t h, size_t i, size_t j, void *k, EVENTS),
-        (a, b, c, d, e, f, g, h, i, j, k, num, wait, event), c, event != NULL)
+WAITING(clFinish, (cl_command_queue a), (a), 1, 0)
+OBJECT(cl_command_queue, clCreateCommandQueue,
+       (cl_context a, cl_device_id b, cl_command_queue_properties c, cl_int *code), (a, b, c, code), 1)
 
 cl_int clEnqueueNDRangeKernel(cl_command_queue a, cl_kernel b, cl_uint c, const size_t *d, const size_t *e,
                               const size_t *f, EVENTS)

@@ -61,7 +61,6 @@ static bool fails(const char *call)
     *(void **)&real = dlsym(RTLD_NEXT, #name); \
     const bool counted = fault.armed && is_ours(__builtin_return_address(0))
 
-/* Calls that return a code; made is what they leave behind. */
 #define CODE(name, parameters, arguments, made)                  \
     cl_int name parameters                                       \
     {                                                            \
@@ -71,22 +70,19 @@ static bool fails(const char *call)
         if (counted && code == CL_SUCCESS) fault.live += (made); \
         return code;                                             \
     }
-
-/* Calls that return an object, or a mapped pointer. */
-#define OBJECT(type, name, parameters, arguments, made)           \
-    type name parameters                                          \
-    {                                                             \
-        REAL(name);                                               \
-        if (counted && fails(#name)) {                            \
-            *code = INJECTED;                                     \
-            return NULL;                                          \
-        }                                                         \
-        type object = real arguments;                             \
-        if (counted && *code == CL_SUCCESS) fault.live += (made); \
-        return object;                                            \
+#define WAITING(name, parameters, arguments, blocks, made) CODE(name, parameters, arguments, made)
+#define OBJECT(type, name, parameters, arguments, made)      \
+    type name parameters                                     \
+    {                                                        \
+        REAL(name);                                          \
+        if (counted && fails(#name)) {                       \
+            *code = INJECTED;                                \
+            return NULL;                                     \
+        }                                                    \
+        type object = real arguments;                        \
+        if (counted && object != NULL) fault.live += (made); \
+        return object;                                       \
     }
-
-/* in_use: whether what is enqueued may need the object. */
 #define RELEASE(name, type, in_use)                              \
     cl_int name(type object)                                     \
     {                                                            \
@@ -95,61 +91,13 @@ static bool fails(const char *call)
         if (counted && fault.unfinished) fault.lost += (in_use); \
         return real(object);                                     \
     }
+#include "fault_calls.def"
 
-#define WAIT cl_uint num, const cl_event *wait, cl_event *event
-
-CODE(clGetDeviceInfo, (cl_device_id a, cl_device_info b, size_t c, void *d, size_t *e), (a, b, c, d, e), 0)
-CODE(clGetPlatformInfo, (cl_platform_id a, cl_platform_info b, size_t c, void *d, size_t *e), (a, b, c, d, e),
-     0)
-CODE(clGetProgramInfo, (cl_program a, cl_program_info b, size_t c, void *d, size_t *e), (a, b, c, d, e), 0)
-CODE(clGetContextInfo, (cl_context a, cl_context_info b, size_t c, void *d, size_t *e), (a, b, c, d, e), 0)
-CODE(clGetCommandQueueInfo, (cl_command_queue a, cl_command_queue_info b, size_t c, void *d, size_t *e),
-     (a, b, c, d, e), 0)
-CODE(clGetMemObjectInfo, (cl_mem a, cl_mem_info b, size_t c, void *d, size_t *e), (a, b, c, d, e), 0)
-CODE(clGetEventInfo, (cl_event a, cl_event_info b, size_t c, void *d, size_t *e), (a, b, c, d, e), 0)
-CODE(clGetKernelWorkGroupInfo,
-     (cl_kernel a, cl_device_id b, cl_kernel_work_group_info c, size_t d, void *e, size_t *f),
-     (a, b, c, d, e, f), 0)
-CODE(clCreateKernelsInProgram, (cl_program a, cl_uint b, cl_kernel *c, cl_uint *d), (a, b, c, d), (int)*d)
-CODE(clBuildProgram,
-     (cl_program a, cl_uint b, const cl_device_id *c, const char *d, void(CL_CALLBACK *e)(cl_program, void *),
-      void *f),
-     (a, b, c, d, e, f), 0)
-CODE(clSetKernelArg, (cl_kernel a, cl_uint b, size_t c, const void *d), (a, b, c, d), 0)
-CODE(clFlush, (cl_command_queue a), (a), 0)
-CODE(clWaitForEvents, (cl_uint a, const cl_event *b), (a, b), 0)
-CODE(clRetainContext, (cl_context a), (a), 1)
-CODE(clRetainDevice, (cl_device_id a), (a), 1)
-CODE(clRetainProgram, (cl_program a), (a), 1)
-CODE(clRetainCommandQueue, (cl_command_queue a), (a), 1)
 CODE(clEnqueueNDRangeKernel,
-     (cl_command_queue a, cl_kernel b, cl_uint c, const size_t *d, const size_t *e, const size_t *f, WAIT),
+     (cl_command_queue a, cl_kernel b, cl_uint c, const size_t *d, const size_t *e, const size_t *f, EVENTS),
      (a, b, c, d, e, f, num, wait, event), event != NULL)
-CODE(clEnqueueWriteBuffer, (cl_command_queue a, cl_mem b, cl_bool c, size_t d, size_t e, const void *f, WAIT),
-     (a, b, c, d, e, f, num, wait, event), event != NULL)
-CODE(clEnqueueReadBuffer, (cl_command_queue a, cl_mem b, cl_bool c, size_t d, size_t e, void *f, WAIT),
-     (a, b, c, d, e, f, num, wait, event), event != NULL)
-CODE(clEnqueueWriteBufferRect,
-     (cl_command_queue a, cl_mem b, cl_bool c, const size_t *d, const size_t *e, const size_t *f, size_t g,
-      size_t h, size_t i, size_t j, const void *k, WAIT),
-     (a, b, c, d, e, f, g, h, i, j, k, num, wait, event), event != NULL)
-CODE(clEnqueueReadBufferRect,
-     (cl_command_queue a, cl_mem b, cl_bool c, const size_t *d, const size_t *e, const size_t *f, size_t g,
-      size_t h, size_t i, size_t j, void *k, WAIT),
-     (a, b, c, d, e, f, g, h, i, j, k, num, wait, event), event != NULL)
-CODE(clEnqueueMarkerWithWaitList, (cl_command_queue a, WAIT), (a, num, wait, event), event != NULL)
-CODE(clEnqueueBarrierWithWaitList, (cl_command_queue a, WAIT), (a, num, wait, event), event != NULL)
-OBJECT(cl_mem, clCreateBuffer, (cl_context a, cl_mem_flags b, size_t c, void *d, cl_int *code),
-       (a, b, c, d, code), 1)
-OBJECT(cl_program, clCreateProgramWithSource,
-       (cl_context a, cl_uint b, const char **c, const size_t *d, cl_int *code), (a, b, c, d, code), 1)
-OBJECT(cl_program, clCreateProgramWithBinary,
-       (cl_context a, cl_uint b, const cl_device_id *c, const size_t *d, const unsigned char **e, cl_int *f,
-        cl_int *code),
-       (a, b, c, d, e, f, code), 1)
-OBJECT(cl_kernel, clCreateKernel, (cl_program a, const char *b, cl_int *code), (a, b, code), 1)
 OBJECT(void *, clEnqueueMapBuffer,
-       (cl_command_queue a, cl_mem b, cl_bool c, cl_map_flags d, size_t e, size_t f, WAIT, cl_int *code),
+       (cl_command_queue a, cl_mem b, cl_bool c, cl_map_flags d, size_t e, size_t f, EVENTS, cl_int *code),
        (a, b, c, d, e, f, num, wait, event, code), 1 + (event != NULL))
 
 cl_command_queue clCreateCommandQueue(cl_context a, cl_device_id b, cl_command_queue_properties c,
@@ -178,7 +126,7 @@ cl_int clFinish(cl_command_queue a)
 
 /* A mapping counts as an object. It ends even where this fails: a driver keeps a mapped buffer for ever, and
  * nobody could do better than release it. */
-cl_int clEnqueueUnmapMemObject(cl_command_queue a, cl_mem b, void *c, WAIT)
+cl_int clEnqueueUnmapMemObject(cl_command_queue a, cl_mem b, void *c, EVENTS)
 {
     REAL(clEnqueueUnmapMemObject);
     const bool failing = counted && fails("clEnqueueUnmapMemObject");
@@ -188,14 +136,6 @@ cl_int clEnqueueUnmapMemObject(cl_command_queue a, cl_mem b, void *c, WAIT)
     if (counted && code == CL_SUCCESS && event != NULL) fault.live++;
     return code;
 }
-
-RELEASE(clReleaseContext, cl_context, 1)
-RELEASE(clReleaseDevice, cl_device_id, 0)
-RELEASE(clReleaseProgram, cl_program, 1)
-RELEASE(clReleaseKernel, cl_kernel, 1)
-RELEASE(clReleaseCommandQueue, cl_command_queue, 1)
-RELEASE(clReleaseMemObject, cl_mem, 1)
-RELEASE(clReleaseEvent, cl_event, 0)
 
 /* ---- malloc -------------------------------------------------------------------------------- */
 
@@ -312,7 +252,6 @@ typedef struct operation {
     const char *name;
     void (*prepare)(void);
     clxent_status (*run)(void); /* also undoes what it did, when it did it */
-    void (*clean)(void);
 } operation;
 
 static void nothing(void) {}
@@ -432,7 +371,6 @@ static int fail_each(const operation *op, int *countdown, clxent_status expected
             cr_assert(fault.live == 0, "%s: %d objects are left after %s failed, call %d", op->name,
                       fault.live, fault.failed > 0 ? fault.call : "nothing", i);
         }
-        op->clean();
         if (fault.failed == 0) {
             cr_assert(status == CLXENT_OK, "%s: %s without a fault", op->name, clxent_status_string(status));
             return i;
@@ -457,13 +395,13 @@ static void fail_every_call(const operation *op, int at_least)
 
 Test(faults, context_create)
 {
-    const operation op = { "clxent_context_create", nothing, create_context, nothing };
+    const operation op = { "clxent_context_create", nothing, create_context };
     fail_every_call(&op, 15);
 }
 
 Test(faults, plan_create)
 {
-    const operation op = { "clxent_plan_create", nothing, create_plan, nothing };
+    const operation op = { "clxent_plan_create", nothing, create_plan };
     if (small_run()) cr_skip("an interpreter takes too long to compile so often");
     fail_every_call(&op, 40);
 }
@@ -471,8 +409,8 @@ Test(faults, plan_create)
 /* A store is no reason to fail: what it needs and cannot have leaves a plan as it is without one. */
 Test(faults, plan_create_with_a_store)
 {
-    const operation empty = { "clxent_plan_create, empty store", empty_store, create_plan, nothing };
-    const operation full = { "clxent_plan_create, full store", nothing, create_plan, nothing };
+    const operation empty = { "clxent_plan_create, empty store", empty_store, create_plan };
+    const operation full = { "clxent_plan_create, full store", nothing, create_plan };
 
     if (small_run()) cr_skip("an interpreter takes too long to compile so often");
     desc.gradient_padding = CLXENT_GRADIENT_PADDING_KEEP; /* one program: the store has room for no more */
@@ -485,7 +423,7 @@ Test(faults, plan_create_with_a_store)
 
 static void enqueue_on(cl_command_queue on)
 {
-    const operation op = { "clxent_enqueue", make_plan, enqueue, nothing };
+    const operation op = { "clxent_enqueue", make_plan, enqueue };
     queue = on;
     fail_every_call(&op, 60);
     clxent_plan_destroy(plan);
@@ -505,7 +443,7 @@ Test(faults, enqueue_out_of_order)
 
 static void host_arrays(bool copy)
 {
-    const operation op = { copy ? "clxent_run_host, copied" : "clxent_run_host", nothing, run_host, nothing };
+    const operation op = { copy ? "clxent_run_host, copied" : "clxent_run_host", nothing, run_host };
     clxent_host_args whole = host_args;
 
     device.ctx->device.host_memory = !copy;
@@ -549,10 +487,10 @@ Test(faults, host_arrays_with_copies)
 Test(faults, no_host_memory)
 {
     const operation operations[] = {
-        { "clxent_context_create", nothing, create_context, nothing },
-        { "clxent_plan_create", nothing, create_plan, nothing },
-        { "clxent_enqueue", make_plan, enqueue, nothing },
-        { "clxent_run_host", nothing, run_host, nothing },
+        { "clxent_context_create", nothing, create_context },
+        { "clxent_plan_create", nothing, create_plan },
+        { "clxent_enqueue", make_plan, enqueue },
+        { "clxent_run_host", nothing, run_host },
     };
     const int at_least[] = { 3, 6, 0, 1 };
 
@@ -569,8 +507,8 @@ Test(faults, no_host_memory)
     plan = NULL;
     drop_context();
 
-    const operation stored[] = { { "clxent_plan_create, empty store", empty_store, create_plan, nothing },
-                                 { "clxent_plan_create, full store", nothing, create_plan, nothing } };
+    const operation stored[] = { { "clxent_plan_create, empty store", empty_store, create_plan },
+                                 { "clxent_plan_create, full store", nothing, create_plan } };
     kept.used = true;
     for (int i = 0; i < (small_run() ? 0 : 2); i++)
         fail_each(&stored[i], &fault.until_no_memory, CLXENT_ERROR_OUT_OF_HOST_MEMORY, true);
