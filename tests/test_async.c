@@ -35,17 +35,35 @@ static cl_mem make_buffer(size_t bytes, const void *data)
     return mem;
 }
 
+/* Buffers for loss and gradient of p. */
+static void fill_args(clxent_args *args, const clxent_plan *plan, const problem *p)
+{
+    clxent_args_init(args);
+    args->logits.mem = make_buffer(p->args.logits.size, p->args.logits.data);
+    args->targets.mem = make_buffer(p->args.targets.size, p->args.targets.data);
+    if (p->desc.has_row_weights)
+        args->row_weights.mem = make_buffer(p->args.row_weights.size, p->args.row_weights.data);
+    args->loss.mem = make_buffer(sizeof(float), NULL);
+    args->gradient.mem = make_buffer(ROWS * CLASSES * sizeof(float), NULL);
+    args->workspace.mem = make_buffer(clxent_plan_workspace_size(plan), NULL);
+}
+
+static void release_args(clxent_args *args)
+{
+    const cl_mem mems[] = { args->logits.mem, args->targets.mem,  args->row_weights.mem,
+                            args->loss.mem,   args->gradient.mem, args->workspace.mem };
+    for (size_t i = 0; i < COUNT(mems); i++)
+        if (mems[i] != NULL) clReleaseMemObject(mems[i]);
+}
+
+static const uint32_t both = CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT;
+
 static void make_job(job *j, uint32_t target_type)
 {
-    clxent_desc desc = CLXENT_DESC_INIT;
+    clxent_desc desc = make_desc(both, CLXENT_F32, ROWS, 1, CLASSES);
     clxent_reference_results want = CLXENT_REFERENCE_RESULTS_INIT;
-    const clxent_args none = CLXENT_ARGS_INIT;
     char text[256] = "";
 
-    desc.outputs = CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT;
-    desc.batch = ROWS;
-    desc.seq = 1;
-    desc.classes = CLASSES;
     desc.target_type = target_type;
     make_problem(&j->p, &desc, FILL_PLAIN, 7);
     want.loss = &j->loss;
@@ -55,21 +73,12 @@ static void make_job(job *j, uint32_t target_type)
     cr_assert(clxent_reference_run(&desc, &j->p.args, &want, text, sizeof text) == CLXENT_OK, "%s", text);
 
     cr_assert(clxent_plan_create(&j->plan, device.ctx, &desc) == CLXENT_OK, "%s", last_error());
-    j->args = none;
-    j->args.logits.mem = make_buffer(j->p.args.logits.size, j->p.args.logits.data);
-    j->args.targets.mem = make_buffer(j->p.args.targets.size, j->p.args.targets.data);
-    j->args.loss.mem = make_buffer(sizeof(float), NULL);
-    j->args.gradient.mem = make_buffer(ROWS * CLASSES * sizeof(float), NULL);
-    j->args.workspace.mem = make_buffer(clxent_plan_workspace_size(j->plan), NULL);
+    fill_args(&j->args, j->plan, &j->p);
 }
 
 static void free_job(job *j)
 {
-    clReleaseMemObject(j->args.logits.mem);
-    clReleaseMemObject(j->args.targets.mem);
-    clReleaseMemObject(j->args.loss.mem);
-    clReleaseMemObject(j->args.gradient.mem);
-    clReleaseMemObject(j->args.workspace.mem);
+    release_args(&j->args);
     clxent_plan_destroy(j->plan);
     free_problem(&j->p);
 }
@@ -105,6 +114,22 @@ static void flush(cl_command_queue queue)
     if (!small_run()) clFlush(queue);
 }
 
+static cl_event make_gate(void)
+{
+    cl_int code;
+    cl_event gate = clCreateUserEvent(device.cl, &code);
+    cr_assert(code == CL_SUCCESS, "clCreateUserEvent: %d", code);
+    return gate;
+}
+
+static cl_event enqueue(const job *j, cl_command_queue queue, cl_uint num_wait, const cl_event *wait)
+{
+    cl_event done = NULL;
+    const clxent_status status = clxent_enqueue(j->plan, queue, &j->args, num_wait, wait, &done);
+    cr_assert(status == CLXENT_OK, "%s: %s", clxent_status_string(status), last_error());
+    return done;
+}
+
 static bool is_complete(cl_event event)
 {
     cl_int status = CL_QUEUED;
@@ -119,7 +144,7 @@ TestSuite(async, .init = open_device, .fini = close_device);
 static void gate_opens_after_enqueue(cl_command_queue queue)
 {
     cl_int code;
-    cl_event done = NULL, written = NULL;
+    cl_event written = NULL;
     job j;
 
     make_job(&j, CLXENT_TARGET_I32);
@@ -127,11 +152,7 @@ static void gate_opens_after_enqueue(cl_command_queue queue)
     code = clEnqueueWriteBuffer(device.queue, j.args.logits.mem, CL_TRUE, 0, sizeof nothing, nothing, 0, NULL,
                                 NULL);
     cr_assert(code == CL_SUCCESS);
-    cl_event gate = clCreateUserEvent(device.cl, &code);
-    cr_assert(code == CL_SUCCESS);
-
-    const clxent_status status = clxent_enqueue(j.plan, queue, &j.args, 1, &gate, &done);
-    cr_assert(status == CLXENT_OK, "%s: %s", clxent_status_string(status), last_error());
+    cl_event gate = make_gate(), done = enqueue(&j, queue, 1, &gate);
     flush(queue);
     cr_assert(!is_complete(done), "the run did not wait for its wait list");
 
@@ -150,22 +171,21 @@ static void gate_opens_after_enqueue(cl_command_queue queue)
     free_job(&j);
 }
 
-Test(async, enqueue_returns_before_its_wait_list_in_order)
+/* Queues of the check's own, in-order and, where the device has them, out-of-order. */
+static void on_each_queue(void (*check)(cl_command_queue queue))
 {
     cl_int code;
-    cl_command_queue queue = clCreateCommandQueue(device.cl, device.id, 0, &code);
-    cr_assert(code == CL_SUCCESS);
-    gate_opens_after_enqueue(queue);
-    clReleaseCommandQueue(queue);
+    cl_command_queue queues[] = { clCreateCommandQueue(device.cl, device.id, 0, &code),
+                                  make_out_of_order_queue() };
+
+    for (int i = 0; i < 2; i++) {
+        if (queues[i] == NULL) continue;
+        check(queues[i]);
+        clReleaseCommandQueue(queues[i]);
+    }
 }
 
-Test(async, enqueue_returns_before_its_wait_list_out_of_order)
-{
-    cl_command_queue queue = make_out_of_order_queue();
-    if (queue == NULL) cr_skip("the device has no out-of-order queue");
-    gate_opens_after_enqueue(queue);
-    clReleaseCommandQueue(queue);
-}
+Test(async, enqueue_returns_before_its_wait_list) { on_each_queue(gate_opens_after_enqueue); }
 
 /* logits -> gradient in the same buffer -> the next run's logits: each step depends on the one before, and
  * events alone say so. The expected values come from running the steps one at a time. */
@@ -179,13 +199,10 @@ static void chain(cl_command_queue queue, bool wait_each, float *result)
     make_job(&j, CLXENT_TARGET_I64);
     clReleaseMemObject(j.args.gradient.mem);
     j.args.gradient = j.args.logits;
-    events[0] = clCreateUserEvent(device.cl, &code);
-    cr_assert(code == CL_SUCCESS);
+    events[0] = make_gate();
     if (wait_each) clSetUserEventStatus(events[0], CL_COMPLETE);
     for (int step = 0; step < STEPS; step++) {
-        const clxent_status status =
-            clxent_enqueue(j.plan, queue, &j.args, 1, &events[step], &events[step + 1]);
-        cr_assert(status == CLXENT_OK, "step %d: %s: %s", step, clxent_status_string(status), last_error());
+        events[step + 1] = enqueue(&j, queue, 1, &events[step]);
         if (wait_each) cr_assert(clWaitForEvents(1, &events[step + 1]) == CL_SUCCESS);
     }
     flush(queue);
@@ -218,14 +235,12 @@ Test(async, runs_chain_through_events)
 /* Several events at once: the run waits for the last of them. */
 Test(async, every_event_of_the_wait_list_counts)
 {
-    cl_event gates[3], done;
-    cl_int code;
+    cl_event gates[3];
     job j;
 
     make_job(&j, CLXENT_TARGET_I32);
-    for (int i = 0; i < 3; i++) gates[i] = clCreateUserEvent(device.cl, &code);
-    cr_assert(clxent_enqueue(j.plan, device.queue, &j.args, 3, gates, &done) == CLXENT_OK, "%s",
-              last_error());
+    for (int i = 0; i < 3; i++) gates[i] = make_gate();
+    cl_event done = enqueue(&j, device.queue, 3, gates);
     flush(device.queue);
     for (int i = 0; i < 3; i++) {
         cr_assert(!is_complete(done), "the run waited for %d of 3 events", i);
@@ -253,15 +268,12 @@ Test(async, without_an_event_the_queue_orders)
 /* No rows is a run like any other: it waits, and its event completes. */
 static void run_no_rows(cl_command_queue queue)
 {
-    cl_event gate, done = NULL;
-    cl_int code;
     float loss = -1, gradient[ROWS * CLASSES];
     job j;
 
     make_job(&j, CLXENT_TARGET_I32);
     j.args.rows = 0;
-    gate = clCreateUserEvent(device.cl, &code);
-    cr_assert(clxent_enqueue(j.plan, queue, &j.args, 1, &gate, &done) == CLXENT_OK, "%s", last_error());
+    cl_event gate = make_gate(), done = enqueue(&j, queue, 1, &gate);
     flush(queue);
     cr_assert(!is_complete(done), "a run of no rows did not wait for its wait list");
     clSetUserEventStatus(gate, CL_COMPLETE);
@@ -278,27 +290,15 @@ static void run_no_rows(cl_command_queue queue)
     free_job(&j);
 }
 
-Test(async, no_rows_wait_and_complete_in_order) { run_no_rows(device.queue); }
-
-Test(async, no_rows_wait_and_complete_out_of_order)
-{
-    cl_command_queue queue = make_out_of_order_queue();
-    if (queue == NULL) cr_skip("the device has no out-of-order queue");
-    run_no_rows(queue);
-    clReleaseCommandQueue(queue);
-}
+Test(async, no_rows_wait_and_complete) { on_each_queue(run_no_rows); }
 
 /* Whoever enqueued may drop everything: the commands hold what they need. */
 Test(async, buffers_may_be_released_while_the_run_waits)
 {
-    cl_event gate, done;
-    cl_int code;
     job j;
 
     make_job(&j, CLXENT_TARGET_I32);
-    gate = clCreateUserEvent(device.cl, &code);
-    cr_assert(clxent_enqueue(j.plan, device.queue, &j.args, 1, &gate, &done) == CLXENT_OK, "%s",
-              last_error());
+    cl_event gate = make_gate(), done = enqueue(&j, device.queue, 1, &gate);
     flush(device.queue);
     clRetainMemObject(j.args.loss.mem);
     clRetainMemObject(j.args.gradient.mem);
@@ -330,7 +330,7 @@ static cl_ulong time_of(cl_event event, cl_profiling_info what)
 Test(async, a_marker_before_a_run_times_it)
 {
     cl_int code;
-    cl_event begin, end;
+    cl_event begin;
     job j;
 
     if (small_run()) cr_skip("Oclgrind gives every command the same times");
@@ -339,7 +339,7 @@ Test(async, a_marker_before_a_run_times_it)
     make_job(&j, CLXENT_TARGET_I32);
     for (int i = 0; i < 2; i++) { /* the second without a compilation in the driver */
         cr_assert(clEnqueueMarkerWithWaitList(queue, 0, NULL, &begin) == CL_SUCCESS);
-        cr_assert(clxent_enqueue(j.plan, queue, &j.args, 1, &begin, &end) == CLXENT_OK, "%s", last_error());
+        cl_event end = enqueue(&j, queue, 1, &begin);
         cr_assert(clWaitForEvents(1, &end) == CL_SUCCESS);
         const cl_ulong run_begin = time_of(begin, CL_PROFILING_COMMAND_END);
         const cl_ulong last_begin = time_of(end, CL_PROFILING_COMMAND_START);
@@ -415,16 +415,12 @@ static void *work(void *argument)
 /* Two threads on one queue, two on queues of their own; each with its own buffers and workspace. */
 Test(async, threads_enqueue_one_plan_at_once)
 {
-    clxent_desc desc = CLXENT_DESC_INIT;
+    clxent_desc desc = make_desc(both, CLXENT_F32, ROWS, 1, CLASSES);
     clxent_plan *plan;
     worker workers[THREADS];
     cl_int code;
 
     if (small_run()) cr_skip("Oclgrind takes no calls of several threads at once");
-    desc.outputs = CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT;
-    desc.batch = ROWS;
-    desc.seq = 1;
-    desc.classes = CLASSES;
     desc.target_type = CLXENT_TARGET_I32;
     desc.has_row_weights = 1; /* a pass over the targets too */
     cr_assert(clxent_plan_create(&plan, device.ctx, &desc) == CLXENT_OK, "%s", last_error());
@@ -434,13 +430,7 @@ Test(async, threads_enqueue_one_plan_at_once)
         make_problem(&w->p, &desc, FILL_PLAIN, 100 + (uint64_t)t);
         w->plan = plan;
         w->queue = t < 2 ? device.queue : clCreateCommandQueue(device.cl, device.id, 0, &code);
-        clxent_args_init(&w->args);
-        w->args.logits.mem = make_buffer(w->p.args.logits.size, w->p.args.logits.data);
-        w->args.targets.mem = make_buffer(w->p.args.targets.size, w->p.args.targets.data);
-        w->args.row_weights.mem = make_buffer(w->p.args.row_weights.size, w->p.args.row_weights.data);
-        w->args.loss.mem = make_buffer(sizeof(float), NULL);
-        w->args.gradient.mem = make_buffer(ROWS * CLASSES * sizeof(float), NULL);
-        w->args.workspace.mem = make_buffer(clxent_plan_workspace_size(plan), NULL);
+        fill_args(&w->args, plan, &w->p);
         w->fault = run_worker(w, output_sets[0], w->want);
         cr_assert(w->fault == NULL, "alone: %s: %s", w->fault, last_error());
         cr_assert(t == 0 || memcmp(w->want, workers[0].want, sizeof w->want) != 0, "two problems are one");
@@ -451,9 +441,7 @@ Test(async, threads_enqueue_one_plan_at_once)
     for (int t = 0; t < THREADS; t++) {
         worker *w = &workers[t];
         cr_assert(w->fault == NULL, "thread %d: %s: %s", t, w->fault, last_error());
-        cl_mem mems[] = { w->args.logits.mem, w->args.targets.mem,  w->args.row_weights.mem,
-                          w->args.loss.mem,   w->args.gradient.mem, w->args.workspace.mem };
-        for (size_t i = 0; i < COUNT(mems); i++) clReleaseMemObject(mems[i]);
+        release_args(&w->args);
         if (t >= 2) clReleaseCommandQueue(w->queue);
         free_problem(&w->p);
     }
