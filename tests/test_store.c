@@ -180,17 +180,18 @@ static clxent_context *make_context(bool loads, bool saves)
 /* Of the smallest program there is. */
 static clxent_plan *make_plan(clxent_context *ctx, uint32_t dtype)
 {
-    clxent_desc desc = CLXENT_DESC_INIT;
+    clxent_desc desc = make_desc(CLXENT_OUTPUT_ONE_HOT, dtype, 2, 1, 4);
     clxent_plan *plan;
 
     desc.op = CLXENT_OP_ONE_HOT;
-    desc.outputs = CLXENT_OUTPUT_ONE_HOT;
-    desc.dtype = dtype;
     desc.target_type = CLXENT_TARGET_I32;
-    desc.batch = 2;
-    desc.seq = 1;
-    desc.classes = 4;
     return clxent_plan_create(&plan, ctx, &desc) == CLXENT_OK ? plan : NULL;
+}
+
+static void drop(clxent_plan *plan, clxent_context *ctx)
+{
+    clxent_plan_destroy(plan);
+    clxent_context_destroy(ctx);
 }
 
 /* A context of its own makes a plan. How often programs were built from source, made of a binary, and saved. */
@@ -210,8 +211,7 @@ static void expect(const char *name, int source, int binary, int saves)
     cr_assert(!kept.wrong, "%s: a key or a size is wrong", name);
     cr_assert(failures_logged == 0 && clxent_context_last_error(ctx, text, sizeof text) == 1, "%s: %s", name,
               latest_log);
-    clxent_plan_destroy(plan);
-    clxent_context_destroy(ctx);
+    drop(plan, ctx);
 }
 
 static void close_store(void)
@@ -318,8 +318,7 @@ Test(store, what_was_saved_is_not_built_again)
     clxent_plan *one = make_plan(ctx, CLXENT_F16), *same = make_plan(ctx, CLXENT_F16);
     cr_assert(one != NULL && same != NULL && kept.count == 2 && kept.saves == 2 && from_source == 1);
     clxent_plan_destroy(one);
-    clxent_plan_destroy(same);
-    clxent_context_destroy(ctx);
+    drop(same, ctx);
 }
 
 Test(store, either_function_may_be_null)
@@ -334,8 +333,7 @@ Test(store, either_function_may_be_null)
             cr_assert(plan != NULL, "%s", latest_log);
             cr_assert(from_binary == (loads && full) && from_source == !(loads && full), "%d", which);
             cr_assert(kept.saves - saved == (saves && from_source == 1) && (kept.loads > loaded) == loads);
-            clxent_plan_destroy(plan);
-            clxent_context_destroy(ctx);
+            drop(plan, ctx);
         }
     }
 }
@@ -350,8 +348,7 @@ Test(store, an_older_struct_has_none)
     cr_assert(clxent_context_create(&ctx, device.cl, device.id, &options) == CLXENT_OK);
     clxent_plan *plan = make_plan(ctx, CLXENT_F32);
     cr_assert(plan != NULL && kept.loads == 0 && kept.saves == 0);
-    clxent_plan_destroy(plan);
-    clxent_context_destroy(ctx);
+    drop(plan, ctx);
 }
 
 /* Puts bytes in the place of the only entry's, looks at what becomes of them, and restores it. */
@@ -380,17 +377,14 @@ Test(store, what_is_damaged_is_built_anew_and_never_reaches_the_driver)
     const size_t cuts[] = { 1, 31, 32, 33, size / 2, size - 1, size + 1 };
     char name[64];
 
-    for (size_t i = 0; i < sizeof flips / sizeof *flips; i++) {
-        memcpy(copy, kept.entries[0].bytes, size);
-        copy[flips[i]] ^= 0x10;
-        snprintf(name, sizeof name, "byte %zu of %zu", flips[i], size);
-        expect_rebuilt(name, copy, size);
-    }
-    memcpy(copy, kept.entries[0].bytes, size);
     copy[size] = 0;
-    for (size_t i = 0; i < sizeof cuts / sizeof *cuts; i++) {
-        snprintf(name, sizeof name, "%zu bytes of %zu", cuts[i], size);
-        expect_rebuilt(name, copy, cuts[i]);
+    for (size_t i = 0; i < COUNT(flips) + COUNT(cuts); i++) {
+        const bool flip = i < COUNT(flips);
+        const size_t at = flip ? flips[i] : cuts[i - COUNT(flips)];
+        memcpy(copy, kept.entries[0].bytes, size);
+        if (flip) copy[at] ^= 0x10;
+        snprintf(name, sizeof name, "%s %zu of %zu", flip ? "byte" : "length", at, size);
+        expect_rebuilt(name, copy, flip ? size : at);
     }
     memset(copy, 0, size);
     expect_rebuilt("zeros", copy, size);
@@ -401,8 +395,7 @@ Test(store, what_is_damaged_is_built_anew_and_never_reaches_the_driver)
     clxent_plan *other = make_plan(ctx, CLXENT_F16);
     cr_assert(other != NULL && kept.count == 2);
     expect_rebuilt("another program's", kept.entries[1].bytes, kept.entries[1].size);
-    clxent_plan_destroy(other);
-    clxent_context_destroy(ctx);
+    drop(other, ctx);
 
     kept.shrinks = true;
     expect("a store that changes between the two calls", 1, 0, 1);
@@ -433,20 +426,15 @@ static void run(clxent_context *ctx, const problem *p, clxent_host_args *out)
     clxent_plan *plan;
     cr_assert(clxent_plan_create(&plan, ctx, &p->desc) == CLXENT_OK, "%s", latest_log);
     run_once("store", plan, p, p->desc.outputs, 0, out);
-    clxent_plan_destroy(plan);
-    clxent_context_destroy(ctx);
+    drop(plan, ctx);
 }
 
 Test(store, a_loaded_program_gives_the_same_bits)
 {
-    clxent_desc desc = CLXENT_DESC_INIT;
+    const clxent_desc desc = make_desc(TRAINING_OUTPUTS, CLXENT_F32, 5, 3, 1025);
     clxent_host_args built, loaded;
     problem p;
 
-    desc.outputs = TRAINING_OUTPUTS;
-    desc.batch = 5;
-    desc.seq = 3;
-    desc.classes = 1025;
     make_problem(&p, &desc, FILL_IGNORED, 3);
     run(make_context(true, true), &p, &built);
     from_source = from_binary = 0;
