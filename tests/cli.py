@@ -21,19 +21,7 @@ BAD_DRIVER = os.environ.get("CLXENT_BAD_DRIVER_LIB")  # tests/bad_driver.c
 SHIM = os.environ.get("CLXENT_SHIM")  # tests/fault_shim.c
 POCL = "pocl" in os.environ.get("OCL_ICD_VENDORS", "")
 
-KEYS = [
-    "rows",
-    "ignored",
-    "bad_targets",
-    "classes",
-    "dtype",
-    "device",
-    "loss",
-    "perplexity",
-    "accuracy",
-    "seconds",
-    "compile_seconds",
-]
+KEYS = "rows ignored bad_targets classes dtype device loss perplexity accuracy seconds compile_seconds".split()
 
 # Of a process that compiles whatever is cached: PoCL's compiler leaks, which a sanitized program reports.
 COMPILES = {"ASAN_OPTIONS": os.environ.get("ASAN_OPTIONS", "") + ":detect_leaks=0"}
@@ -88,10 +76,21 @@ class Case(unittest.TestCase):
             stream.write(data)
         return self.path(name)
 
+    def files(self, x, y):
+        """The flags of two files that are written."""
+        return ["--logits", self.save("x.npy", x), "--targets", self.save("y.npy", y)]
+
+    def read(self, name):
+        with open(self.path(name), "rb") as stream:
+            return stream.read()
+
     def succeed(self, *args, **kwargs):
         result = clxent(*args, **kwargs)
         self.assertEqual((result.returncode, result.stderr), (0, ""), args)
         return result.stdout
+
+    def succeed_json(self, *args, **kwargs):
+        return json.loads(self.succeed(*args, "--json", **kwargs))
 
     def refuse(self, *args, status=1, mentions=(), **kwargs):
         """Exit status, talk on stderr only, and for status 1 exactly one line that has all of mentions."""
@@ -114,24 +113,15 @@ class Case(unittest.TestCase):
                 same |= np.abs(got - want) <= bound
         if not same.all():
             at = np.unravel_index(np.argmin(same), same.shape) if same.shape else ()
-            self.fail(
-                "%s at %s: got %r, want %r, bound %r; %d of %d differ"
-                % (
-                    what,
-                    at,
-                    got[at],
-                    want[at],
-                    None if bound is None else np.asarray(bound)[at],
-                    (~same).sum(),
-                    same.size,
-                )
-            )
+            allowed = None if bound is None else np.broadcast_to(bound, same.shape)[at]
+            differ = "%d of %d differ" % ((~same).sum(), same.size)
+            self.fail("%s at %s: got %r, want %r, bound %r; %s" % (what, at, got[at], want[at], allowed, differ))
 
     def evaluate(self, logits, targets, dtype="f32", axis=-1, outputs=OUTPUTS, grad_dtype=None, save=None, **options):
         """Runs eval on stored arrays and compares everything it gives with the oracle."""
         save = save or self.save
         f64 = dtype == "f64"
-        flags = ["eval", "--json", "--logits", save("x.npy", logits), "--targets", save("y.npy", targets)]
+        flags = ["--logits", save("x.npy", logits), "--targets", save("y.npy", targets)]
         if dtype == "bf16":
             flags.append("--bf16")
         if axis != -1:
@@ -144,7 +134,7 @@ class Case(unittest.TestCase):
             flags += ["--" + name.replace("_", "-"), "none" if value is None else value]
         for name in outputs:
             flags += ["--%s-out" % name, self.path("out-%s.npy" % name)]
-        got = json.loads(self.succeed(*flags))
+        got = self.succeed_json("eval", *flags)
 
         x = values_of(logits, dtype, np.longdouble if f64 else np.float64)
         y = targets

@@ -10,7 +10,6 @@ import os
 import pty
 import re
 import resource
-import select
 import signal
 import subprocess
 import sys
@@ -47,23 +46,15 @@ class Frame(Case):
             self.assertIn("--%s-out" % name, text)
 
     def test_wrong_usage_is_status_2(self):
-        x, y = batch(0)
-        files = ["--logits", self.save("x.npy", x), "--targets", self.save("y.npy", y)]
+        files = self.files(*batch(0))
         for args in (
-            [],
-            ["nonsense"],
-            ["verify", "extra"],
-            ["tune", "extra"],
-            ["--nonsense"],
-            ["eval"],
-            ["eval", *files, "extra"],
-            ["eval", *files, "--grad-dtype", "f16"],
+            *([], ["nonsense"], ["--nonsense"], ["verify", "extra"], ["tune", "extra"], ["demo", "extra"]),
+            *(["eval"], ["eval", *files, "extra"], ["eval", *files, "--nonsense"]),
+            *(["eval", *files, "--grad-dtype", "f16"], ["info", "--logits", "x"]),
             ["eval", *files, "--grad-output", "g.npy", "--lse-out", self.path("a.npy")],
-            ["eval", *files, "--nonsense"],
-            ["info", "--logits", "x"],
-            ["demo", "extra"],
-            ["sample"],
-            ["sample", "--text", "x", "--batch", "2", "--seq", "3"],
+            ["eval", *files, "--lse-out", self.path("a.npy"), "--grad-out", self.path("a.npy")],
+            *(["sample"], ["sample", "--text", "x", "--batch", "2", "--seq", "3"]),
+            ["sample", "--text", "x", "--out", "o", "--batch", 2**40, "--seq", 2**40],
         ):
             self.refuse(*args, status=2)
         for given, missing in (("--logits", "--targets"), ("--targets", "--logits")):
@@ -71,19 +62,15 @@ class Frame(Case):
             self.assertNotIn(given, text)
         for flag in ("--grad-dtype", "--grad-output"):
             self.refuse("eval", *files, flag, "f16", status=2, mentions=[flag, "--grad-out,"])
-        for flag in (
-            *("--%s-out" % name for name in OUTPUTS),
-            *("--logits", "--targets", "--class-weights", "--row-weights", "--grad-output"),
-        ):
+        outputs = ["--%s-out" % name for name in OUTPUTS]
+        for flag in (*outputs, "--logits", "--targets", "--class-weights", "--row-weights", "--grad-output"):
             self.refuse("eval", *files, flag, "", status=2, mentions=[flag + " is ''"])
             self.refuse("eval", *files, flag, "-", status=2, mentions=[flag + " is '-'", "./-"])
-        for path in ("", "-"):
-            self.refuse("demo", "--plot", path, status=2, mentions=["--plot is '%s'" % path])
-            self.refuse("bench", "--plot", path, status=2, mentions=["--plot is '%s'" % path])
-        for device in ("", "-1", "-99999999999999999999999"):
-            for command in ("info", "demo", "verify", "bench", "tune"):
-                if device == "":
-                    self.refuse(command, "--tuning", device, status=2, mentions=["--tuning is ''"])
+        for command, path in itertools.product(("demo", "bench"), ("", "-")):
+            self.refuse(command, "--plot", path, status=2, mentions=["--plot is '%s'" % path])
+        for command in ("info", "demo", "verify", "bench", "tune"):
+            self.refuse(command, "--tuning", "", status=2, mentions=["--tuning is ''"])
+            for device in ("", "-1", "-99999999999999999999999"):
                 self.refuse(command, "--device", device, status=2, mentions=["--device is '%s'" % device])
         for flag, values in {
             "--class-axis": ["", "x", "1.5", "99999999999999999999"],
@@ -101,23 +88,14 @@ class Frame(Case):
         }.items():
             for value in values:
                 self.refuse("eval", *files, flag, value, status=2, mentions=[flag])
-        self.refuse("eval", *files, "--lse-out", self.path("a.npy"), "--grad-out", self.path("a.npy"), status=2)
-        for flag, value in (
-            ("--batch", "0"),
-            ("--seq", "-1"),
-            ("--batch", "x"),
-            ("--text", ""),
-            ("--text", "-"),
-            ("--out", ""),
-            ("--out", "-"),
-        ):
-            good = {"--text": "x", "--batch": "1", "--seq": "1", "--out": self.path("o")}
-            self.refuse("sample", *itertools.chain(*{**good, flag: value}.items()), status=2)
-        self.refuse("sample", "--text", "x", "--out", "o", "--batch", 2**40, "--seq", 2**40, status=2)
+        good = {"--text": "x", "--batch": "1", "--seq": "1", "--out": self.path("o")}
+        for flag, values in {"--batch": ["0", "x"], "--seq": ["-1"], "--text": ["", "-"], "--out": ["", "-"]}.items():
+            for value in values:
+                self.refuse("sample", *itertools.chain(*{**good, flag: value}.items()), status=2)
 
     def test_text_output_has_every_figure(self):
         x, y = batch(1)
-        text = self.succeed("eval", "--logits", self.save("x.npy", x), "--targets", self.save("y.npy", y))
+        text = self.succeed("eval", *self.files(x, y))
         want = oracle(x, y)
         got = dict(line.split(None, 1) for line in text.splitlines())
         self.assertEqual((got["rows"], got["ignored"], got["classes"]), ("10", "1", "33"))
@@ -130,23 +108,19 @@ class Frame(Case):
         self.assertRegex(got["device"], r"\A\d+: .")
 
     def test_any_directory_and_an_empty_environment(self):
-        x, y = batch(2)
-        self.save("x.npy", x)
-        self.save("y.npy", y)
+        self.files(*batch(2))
         environment = {}
         with open(BIN, "rb") as stream:
             if b"__asan_init" in stream.read() and "OCL_ICD_VENDORS" in os.environ:
                 # Some drivers cannot be loaded into a sanitized program.
                 environment = {"OCL_ICD_VENDORS": os.environ["OCL_ICD_VENDORS"]}
-        self.succeed(
-            "eval", "--logits", "x.npy", "--targets", "y.npy", "--lse-out", "lse.npy", cwd=self.dir, env=environment
-        )
+        args = ["--logits", "x.npy", "--targets", "y.npy", "--lse-out", "lse.npy"]
+        self.succeed("eval", *args, cwd=self.dir, env=environment)
         self.assertEqual(np.load(self.path("lse.npy")).shape, (2, 5))
         self.succeed("demo", cwd="/", env=environment)
 
     def test_full_disk_at_standard_output(self):
-        x, y = batch(3)
-        files = ["--logits", self.save("x.npy", x), "--targets", self.save("y.npy", y)]
+        files = self.files(*batch(3))
         verify = ["verify", "--case", "outputs=loss", "--no-host-arrays"]
         for args in (["--help"], ["eval", "--help"], ["--version"], ["demo"], ["eval", *files], verify):
             with open("/dev/full", "w") as full:
@@ -155,20 +129,25 @@ class Frame(Case):
                 self.assertRegex(result.stderr, rb"\Aclxent( (demo|eval|verify))?: standard output: ")
 
     def test_closed_streams_receive_nothing_of_files(self):
-        x, y = batch(3)
-        files = ["--logits", self.save("x.npy", x), "--targets", self.save("y.npy", y)]
+        files = self.files(*batch(3))
         command = " ".join([BIN, "eval", *files, "--lse-out", self.path("lse.npy")])
         for closed, status in ((">&-", 1), ("2>&-", 0), ("<&-", 0), ("<&- >&- 2>&-", 1)):
-            result = subprocess.run(
-                ["sh", "-c", command + " " + closed], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            )
+            to = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            result = subprocess.run(["sh", "-c", command + " " + closed], **to)
             self.assertEqual(result.returncode, status, closed)
             self.assertEqual(np.load(self.path("lse.npy")).shape, (2, 5))
 
 
+class PlotCase(Case):
+    def check_picture(self, name):
+        data = self.read(name)
+        self.assertEqual((data[:8], data[-8:-4]), (b"\x89PNG\r\n\x1a\n", b"IEND"))
+        self.assertGreater(len(data), 10000)
+
+
 class Devices(Case):
     def test_info_lists_devices_and_strategies(self):
-        info = json.loads(self.succeed("info", "--json"))
+        info = self.succeed_json("info")
         self.assertEqual(list(info), ["devices"])
         self.assertGreater(len(info["devices"]), 0)
         for index, device in enumerate(info["devices"]):
@@ -189,8 +168,8 @@ class Devices(Case):
         self.succeed("info", env=bad_driver("build:abort:0,launch:abort:0"))
 
     def test_a_device_is_chosen_by_number_or_name(self):
-        name = json.loads(self.succeed("info", "--json", "--device", "0"))["devices"][0]["name"]
-        self.assertEqual(json.loads(self.succeed("demo", "--json", "--device", name[2:9].upper()))["device"], name)
+        name = self.succeed_json("info", "--device", "0")["devices"][0]["name"]
+        self.assertEqual(self.succeed_json("demo", "--device", name[2:9].upper())["device"], name)
         for wanted in ("99", "99999999999999999999999", "no such device", "-1x"):
             for command in ("info", "demo"):
                 self.refuse(command, "--device", wanted, mentions=["--device"])
@@ -200,7 +179,7 @@ class Devices(Case):
         self.refuse("info", env={"OCL_ICD_VENDORS": "/nonexistent"}, mentions=["no OpenCL device"])
 
 
-class Demo(Case):
+class Demo(PlotCase):
     LOSSES = [0.14507793896078233, 17.01904504849764]
     SOFTMAX = [
         [2.1440087835846340e-03, 1.5842201178506925e-02, 1.1705891323853292e-01, 8.6495487679937544e-01],
@@ -211,9 +190,11 @@ class Demo(Case):
     def gradient(self, row, j):
         return self.SOFTMAX[row][j] - (j == self.TARGETS[row])
 
-    def test_numbers_in_fixed_notation(self):
-        text = self.succeed("demo", env={**os.environ, "LC_ALL": "C"})
+    def test_numbers_in_fixed_notation_and_bars_of_the_locale(self):
+        self.assertIn("\u2588", self.succeed("demo", env={**os.environ, "LC_ALL": "C.UTF-8"}))
+        text = self.succeed("demo", env={**os.environ, "LC_ALL": "", "LC_CTYPE": "", "LANG": "C"})
         text.encode("ascii")
+        self.assertRegex(text, r"(?m)^time \d+\.\d{3} s, after \d+\.\d{3} s of compiling kernels$")
         losses = re.findall(r"(?m)^row \d, target \d: loss (\d+\.\d{9}) ", text)
         self.assertEqual(len(losses), 2)
         rows = re.findall(r"(?m)^  ([* ]) +(\d) +(-?\d+)  (\d\.\d{9})  [# ]{20}  ([ -]\d\.\d{9})  [# |]+$", text)
@@ -223,74 +204,49 @@ class Demo(Case):
             self.assertEqual(mark == "*", j == self.TARGETS[row])
             self.assertAlmostEqual(float(losses[row]), self.LOSSES[row], delta=2e-6 * self.LOSSES[row])
             self.assertAlmostEqual(float(softmax), self.SOFTMAX[row][j], delta=2e-6 * self.SOFTMAX[row][j] + 5.1e-10)
-            self.assertAlmostEqual(
-                float(gradient), self.gradient(row, j), delta=2e-6 * abs(self.gradient(row, j)) + 5.1e-10
-            )
-
-    def test_bars_follow_the_locale(self):
-        self.assertIn("\u2588", self.succeed("demo", env={**os.environ, "LC_ALL": "C.UTF-8"}))
-        self.assertNotIn(
-            "\u2588", self.succeed("demo", env={**os.environ, "LC_ALL": "", "LC_CTYPE": "", "LANG": "C"})
-        )
+            want = self.gradient(row, j)
+            self.assertAlmostEqual(float(gradient), want, delta=2e-6 * abs(want) + 5.1e-10)
 
     def test_json(self):
-        got = json.loads(self.succeed("demo", "--json"))
+        got = self.succeed_json("demo")
         for row in range(2):
             self.assertAlmostEqual(got["losses"][row], self.LOSSES[row], delta=2e-6 * self.LOSSES[row])
             for j in range(4):
                 self.assertAlmostEqual(got["gradient"][row][j], self.gradient(row, j), delta=2e-6)
         self.assertGreater(got["seconds"], 0)
         self.assertGreater(got["compile_seconds"], 0)
-        self.assertRegex(self.succeed("demo"), r"(?m)^time \d+\.\d{3} s, after \d+\.\d{3} s of compiling kernels$")
 
     @needs_bad_driver
     def test_a_terminal_shows_that_kernels_are_compiled(self):
+        runs = []
         for call in ("build", "launch"):  # either takes longer than a second
             master, slave = pty.openpty()
-            result = subprocess.run(
-                [BIN, "demo"], stdout=subprocess.DEVNULL, stderr=slave, env=bad_driver(call + ":sleep")
-            )
+            env = bad_driver(call + ":sleep")
+            runs.append((subprocess.Popen([BIN, "demo"], stdout=subprocess.DEVNULL, stderr=slave, env=env), master))
             os.close(slave)
+        for run, master in runs:
             shown = b""
             with open(master, "rb", buffering=0) as stream, contextlib.suppress(OSError):  # EIO: all is read
                 while part := stream.read(4096):
                     shown += part
-            self.assertEqual(result.returncode, 0, shown)
+            self.assertEqual(run.wait(), 0, shown)
             self.assertIn(b"\r\x1b[Kdemo: compiling kernels ", shown)
             self.assertTrue(shown.endswith(b"\r\x1b[K"), shown)
 
     def test_plot(self):
         self.succeed("demo", "--plot", self.path("demo.png"))
-        with open(self.path("demo.png"), "rb") as stream:
-            data = stream.read()
-        self.assertEqual(data[:8], b"\x89PNG\r\n\x1a\n")
-        self.assertGreater(len(data), 10000)
-        self.assertEqual(data[-8:-4], b"IEND")
+        self.check_picture("demo.png")
 
     def test_plot_without_gnuplot(self):
-        self.refuse(
-            "demo", "--plot", self.path("demo.png"), env={**os.environ, "PATH": "/nonexistent"}, mentions=["gnuplot"]
-        )
+        plot = ["demo", "--plot", self.path("demo.png")]
+        self.refuse(*plot, env={**os.environ, "PATH": "/nonexistent"}, mentions=["gnuplot"])
         os.mkdir(self.path("bin"))
-        with open(self.path("bin/gnuplot"), "w") as stream:
-            stream.write("#!/bin/sh\necho partial\nexit 3\n")
-        os.chmod(self.path("bin/gnuplot"), 0o755)
-        self.refuse(
-            "demo",
-            "--plot",
-            self.path("demo.png"),
-            env={**os.environ, "PATH": self.path("bin")},
-            mentions=["status 3"],
-        )
-        with open(self.path("bin/gnuplot"), "w") as stream:
-            stream.write("#!/bin/sh\necho partial\n")  # as on a full device, of which it does not tell
-        self.refuse(
-            "demo",
-            "--plot",
-            self.path("demo.png"),
-            env={**os.environ, "PATH": self.path("bin")},
-            mentions=["demo.png", "no whole picture"],
-        )
+        for script, mentions in (
+            ("echo partial\nexit 3\n", ["status 3"]),
+            ("echo partial\n", ["demo.png", "no whole picture"]),  # as on a full device, of which it does not tell
+        ):
+            os.chmod(self.raw("bin/gnuplot", b"#!/bin/sh\n" + script.encode()), 0o755)
+            self.refuse(*plot, env={**os.environ, "PATH": self.path("bin")}, mentions=mentions)
         self.refuse("demo", "--plot", self.path("no/demo.png"), mentions=["no/demo.png"])
         # before any work is done
         rows = self.raw("rows", b"not read yet")
@@ -311,11 +267,8 @@ class Sample(Case):
     def test_rows_are_the_bigram_model_and_eval_finds_its_cross_entropy(self):
         B, S = 3, 40
         out = self.path("a/b")
-        told = json.loads(
-            self.succeed(
-                "sample", "--json", "--text", self.raw("t", self.TEXT), "--batch", B, "--seq", S, "--out", out
-            )
-        )
+        args = ["--text", self.raw("t", self.TEXT), "--batch", B, "--seq", S, "--out", out]
+        told = self.succeed_json("sample", *args)
         text = np.frombuffer(self.TEXT, np.uint8)
         counts = np.zeros((256, 256))
         np.add.at(counts, (text[:-1], text[1:]), 1)
@@ -329,39 +282,25 @@ class Sample(Case):
 
         cross_entropy = -model[text[: B * S], text[1 : B * S + 1]].mean()
         self.assertAlmostEqual(told["cross_entropy"], cross_entropy, delta=1e-12)
-        got = json.loads(
-            self.succeed("eval", "--json", "--logits", out + "/logits.npy", "--targets", out + "/targets.npy")
-        )
+        got = self.succeed_json("eval", "--logits", out + "/logits.npy", "--targets", out + "/targets.npy")
         self.assertAlmostEqual(got["loss"], cross_entropy, delta=1e-6 * cross_entropy)
         self.assertAlmostEqual(got["perplexity"], math.exp(cross_entropy), delta=1e-6 * math.exp(cross_entropy))
         self.assertEqual(got["accuracy"], np.mean(logits.argmax(axis=-1) == targets))
-        self.assertIn(
-            "%.9f" % cross_entropy,
-            self.succeed("sample", "--text", self.path("t"), "--batch", B, "--seq", S, "--out", out),
-        )
+        self.assertIn("%.9f" % cross_entropy, self.succeed("sample", *args))
 
     def test_no_room(self):
         """A limit of a file's size stands for a full device; its signal would end the command."""
         self.refuse(
-            "sample",
-            "--text",
-            self.raw("t", self.TEXT),
-            "--batch",
-            4,
-            "--seq",
-            100,
-            "--out",
-            self.dir,
+            *("sample", "--text", self.raw("t", self.TEXT), "--batch", 4, "--seq", 100, "--out", self.dir),
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
             mentions=["logits.npy: no room for ", "File too large"],
         )
 
     def test_exactly_enough_text(self):
         text = self.raw("t", b"abcdefg")
-        self.succeed("sample", "--text", text, "--batch", 2, "--seq", 3, "--out", self.path("o"))
-        self.refuse(
-            "sample", "--text", text, "--batch", 1, "--seq", 7, "--out", self.path("o2"), mentions=["t: 7 bytes", "8"]
-        )
+        args = ["sample", "--text", text, "--out", self.path("o")]
+        self.succeed(*args, "--batch", 2, "--seq", 3)
+        self.refuse(*args, "--batch", 1, "--seq", 7, mentions=["t: 7 bytes", "8"])
 
     def test_errors(self):
         rest = ["--batch", 1, "--seq", 2, "--out", self.path("o")]
@@ -369,10 +308,8 @@ class Sample(Case):
         self.refuse("sample", "--text", self.raw("empty", b""), *rest, mentions=["empty: 0 bytes"])
         self.refuse("sample", "--text", self.dir, *rest, mentions=["not a regular file"])
         text = self.raw("t", b"abcdef")
-        self.refuse("sample", "--text", text, "--batch", 1, "--seq", 2, "--out", text, mentions=["cannot be made"])
-        self.refuse(
-            "sample", "--text", text, "--batch", 1, "--seq", 2, "--out", text + "/x", mentions=["cannot be made"]
-        )
+        for out in (text, text + "/x"):
+            self.refuse("sample", "--text", text, *rest, "--out", out, mentions=["cannot be made"])
         os.makedirs(self.path("o/targets.npy"))
         self.refuse("sample", "--text", text, *rest, mentions=["targets.npy", "is a directory"])
         self.assertEqual(os.listdir(self.path("o")), ["targets.npy"])
@@ -385,8 +322,7 @@ class Sample(Case):
                 link(text, self.path("o/" + name))
                 self.refuse("sample", "--text", text, *rest, mentions=[name + ": is the same file as --text " + text])
                 os.remove(self.path("o/" + name))
-        with open(text, "rb") as stream:
-            self.assertEqual(stream.read(), b"abcdef")
+        self.assertEqual(self.read("t"), b"abcdef")
 
 
 @needs_bad_driver
@@ -395,19 +331,21 @@ class BadDrivers(Case):
 
     def setUp(self):
         super().setUp()
-        x, y = batch(27)
-        self.files = ["--logits", self.save("x.npy", x), "--targets", self.save("y.npy", y)]
+        self.eval = [BIN, "eval", *self.files(*batch(27))]
         os.mkdir(self.path("out"))
         self.outputs = ["--lse-out", self.path("out/lse.npy"), "--grad-out", self.path("out/grad.npy")]
 
+    def start(self, faults, *command, preexec_fn=None, **kwargs):
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "universal_newlines": True}
+        run = subprocess.Popen(command, env=bad_driver(faults, **kwargs), preexec_fn=preexec_fn, **pipes)
+        self.addCleanup(run.kill)
+        return run
+
     def evaluate_badly(self, faults, *args, **kwargs):
-        return subprocess.run(
-            [BIN, "eval", *self.files, *args],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            universal_newlines=True,
-            env=bad_driver(faults, **kwargs),
-        )
+        """The exit status and stderr."""
+        run = self.start(faults, *self.eval, *args, **kwargs)
+        err = run.communicate()[1]
+        return run.returncode, err
 
     def test_a_fault_leaves_no_file(self):
         for what, status in (
@@ -421,61 +359,43 @@ class BadDrivers(Case):
             # PoCL's own handler for SIGFPE goes on behind a division by zero, unless it is switched off
             for handler in ("0", "1") if what != "fpe" else "0":
                 with self.subTest(fault=what, handler=handler):
-                    result = self.evaluate_badly(
-                        "launch:" + what,
-                        *self.outputs,
-                        folder=self.path("out"),  # while the outputs are being written
-                        POCL_SIGFPE_HANDLER=handler,
-                    )
-                    if what != "ill" or result.returncode != -signal.SIGTRAP:  # as some processors have it
-                        self.assertEqual(result.returncode, status, result.stderr)
+                    # while the outputs are being written
+                    environment = {"folder": self.path("out"), "POCL_SIGFPE_HANDLER": handler}
+                    result, err = self.evaluate_badly("launch:" + what, *self.outputs, **environment)
+                    if what != "ill" or result != -signal.SIGTRAP:  # as some processors have it
+                        self.assertEqual(result, status, err)
                     self.assertEqual(os.listdir(self.path("out")), [])
         for what in ("segv", "abort", "exit"):  # within the driver's compiler
-            self.assertNotEqual(self.evaluate_badly("build:" + what, *self.outputs).returncode, 0)
+            self.assertNotEqual(self.evaluate_badly("build:" + what, *self.outputs)[0], 0)
             self.assertEqual(os.listdir(self.path("out")), [])
 
     def test_what_the_caller_ignored_stays_ignored(self):
         """nohup, and jobs in the background: the signals come while a driver works."""
         for where in ("build:signals", "launch:signals"):
-            run = subprocess.Popen(
-                [BIN, "eval", *self.files, *self.outputs],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env=bad_driver(where),
-                preexec_fn=lambda: [signal.signal(n, signal.SIG_IGN) for n in (signal.SIGHUP, signal.SIGINT)],
-            )
-            _, err = run.communicate()
-            self.assertEqual((run.returncode, err), (0, b""), where)
+            ignore = lambda: [signal.signal(n, signal.SIG_IGN) for n in (signal.SIGHUP, signal.SIGINT)]
+            self.assertEqual(self.evaluate_badly(where, *self.outputs, preexec_fn=ignore), (0, ""), where)
             self.assertEqual(sorted(os.listdir(self.path("out"))), ["grad.npy", "lse.npy"])
             for name in os.listdir(self.path("out")):
                 os.remove(self.path("out/" + name))
-        run = self.evaluate_badly("launch:signals", *self.outputs, folder=self.path("out"))
-        self.assertIn(run.returncode, (-signal.SIGHUP, -signal.SIGINT))
+        status, _ = self.evaluate_badly("launch:signals", *self.outputs, folder=self.path("out"))
+        self.assertIn(status, (-signal.SIGHUP, -signal.SIGINT))
         self.assertEqual(os.listdir(self.path("out")), [])
 
     def test_compiling_and_computing_are_told_apart(self):
-        for where in ("build:sleep", "launch:sleep"):
-            result = self.evaluate_badly(where, "--json")
-            self.assertGreater(json.loads(result.stdout)["compile_seconds"], 1.4, where)
-            self.assertGreater(
-                json.loads(self.succeed("demo", "--json", env=bad_driver(where)))["compile_seconds"], 1.4
-            )
         # The perplexity of smoothed losses takes a second program.
-        outputs = [*self.outputs, "--softmax-out", self.path("out/softmax.npy")]
-        result = self.evaluate_badly("build:sleep:2", "--json", "--label-smoothing", "0.1", *outputs)
-        self.assertGreater(json.loads(result.stdout)["compile_seconds"], 1.4)
+        smoothed = ["--label-smoothing", "0.1", *self.outputs, "--softmax-out", self.path("out/softmax.npy")]
+        runs = [("build:sleep:2", [*self.eval, *smoothed])]
+        runs += itertools.product(("build:sleep", "launch:sleep"), (self.eval, [BIN, "demo"]))
+        runs = [(where, self.start(where, *command, "--json")) for where, command in runs]  # all at once
+        for where, run in runs:
+            out, err = run.communicate()
+            self.assertEqual((run.returncode, err), (0, ""))
+            self.assertGreater(json.loads(out)["compile_seconds"], 1.4, where)
 
     def verify_badly(self, faults, *args, sends=None):
         """A run whose driver hangs, and the signal it is sent then."""
-        run = subprocess.Popen(
-            [BIN, *Verify.SMALL_RUN, "--cases", "100000", "--seed", "11", *args],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            universal_newlines=True,
-            env=bad_driver(faults),
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
-        self.addCleanup(run.kill)
+        default = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+        run = self.start(faults, BIN, *Verify.LONG_RUN, *args, preexec_fn=default)
         self.assertEqual(run.stderr.readline(), "bad driver: hangs\n")
         if sends is not None:
             run.send_signal(sends)
@@ -513,11 +433,27 @@ class BadDrivers(Case):
         self.assertRegex(out, r"(?m)^cases +1 of seed 11: 0 passed, 1 failed; interrupted by SIGTERM$")
 
 
+    def test_the_command_that_repeats_a_case_has_the_flags_that_matter(self):
+        rows = self.raw("rows.def", b"")
+        for flags, begins in (
+            ([], ""),
+            (["--no-tuning"], " --no-tuning"),
+            (["--no-tuning", "--device", "0"], " --device '0' --no-tuning"),
+            (["--tuning", rows], " --tuning '%s'" % rows),
+        ):
+            run = self.start("launch:abort:30", BIN, *Verify.LONG_RUN, *flags)
+            err = run.communicate()[1]
+            said = r"\A\nclxent verify: .*crashed; repeat with\n  clxent verify%s --case '" % re.escape(begins)
+            self.assertRegex(err, said)
+            self.assertEqual(run.returncode, -signal.SIGABRT, err)
+
+
 class Verify(Case):
     SMALL_RUN = ("verify", "--max-elements", "200", "--no-host-arrays")
+    LONG_RUN = (*SMALL_RUN, "--cases", "1000000", "--seed", "11")  # would not end by itself
 
     def run_json(self, *args):
-        result = json.loads(self.succeed(*self.SMALL_RUN, "--json", *args))
+        result = self.succeed_json(*self.SMALL_RUN, *args)
         self.assertLessEqual(result.pop("compile_seconds"), result.pop("seconds"))
         return result
 
@@ -540,7 +476,7 @@ class Verify(Case):
             if entry["worst"] is not None:
                 self.assertLessEqual(entry["worst"], result["worst"])
         self.assertEqual(self.run_json("--cases", "40", "--seed", "1"), result)
-        other = self.run_json("--cases", "5", "--seed", "8")
+        other = self.run_json("--cases", "5", "--seed", "11")
         self.assertNotEqual(other["features"], result["features"])
 
     def test_the_text_says_what_the_report_needs(self):
@@ -570,46 +506,25 @@ class Verify(Case):
         ratios, _ = worst("outputs=softmax+gradient;dtype=bf16;gradient_dtype=f32")
         self.assertIsNone(ratios["outputs softmax"])
         self.assertTrue(0 < ratios["outputs gradient"] < 1)
-        text = self.succeed(*self.SMALL_RUN, "--case", "outputs=softmax;dtype=f16;classes=7")
-        self.assertRegex(text, r"(?m)^outputs softmax +1 +0 +-$")
+        case = "outputs=gradient;gradient_dtype=bf16;batch=9;classes=7"
+        text = self.succeed(*self.SMALL_RUN, "--case", case)
+        self.assertRegex(text, r"(?m)^outputs gradient +1 +0 +-$")
         self.assertRegex(text, r"(?m)^all +1 +0 +-$")
         self.assertRegex(self.succeed("verify", "--help"), r"left\s+out[^:]*:\s+those\s+of\s+f16\s+and\s+bf16")
 
     def signalled(self, number, *args):
-        """A run that would not end by itself, sent the signal once it is prepared for it."""
+        """Status, stdout and stderr of a run that is sent the signal once it is prepared for it."""
         for delay in (0.3, 1, 3, 10, 60):
             run = subprocess.Popen(
-                [BIN, *self.SMALL_RUN, "--cases", "1000000", "--seed", "11", *args],
+                [BIN, *self.LONG_RUN, *args],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 universal_newlines=True,
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
-            self.addCleanup(run.stdout.close)
-            self.addCleanup(run.stderr.close)
-            time.sleep(delay)
-            run.send_signal(number)
-            if number != signal.SIGABRT:
-                time.sleep(0.01)
-                run.send_signal(number)  # as timeout(1) does: one to the process, one to its group
-            if number == signal.SIGABRT:
-                # the handler says what was running; then this run, which has not really crashed, goes on
-                # a signal that came before the handler knew what to say is answered by nothing, and one that came to a
-                # driver's compiler, which has a handler of its own, by that
-                text = ""
-                while not text.endswith("\n") or "clxent verify: " not in text:
-                    if not select.select([run.stderr], [], [], 10)[0]:
-                        break
-                    part = os.read(run.stderr.fileno(), 65536).decode()
-                    text += part
-                    if part == "":
-                        break
-                run.kill()
-                run.wait()
-                lines = text[text.find("clxent verify: ") :].split("\n")
-                if "clxent verify: " in text and lines[1] != "  ":
-                    return lines
-                continue
+            for wait in (delay, 0.01):  # twice, as timeout(1) does: one to the process, one to its group
+                time.sleep(wait)
+                run.send_signal(number)
             out, err = run.communicate(timeout=6900)
             if run.returncode != -number:
                 return run.returncode, out, err
@@ -627,17 +542,6 @@ class Verify(Case):
         self.assertEqual((result["interrupted"], result["failed"], result["seed"]), (True, 0, 11))
         text = self.succeed("verify", "--help")
         self.assertRegex(text, r"130\s+after\s+SIGINT\s+and\s+143\s+after\s+SIGTERM")
-
-    def test_the_command_that_repeats_a_case_has_the_flags_that_matter(self):
-        rows = self.raw("rows.def", b"")
-        for flags in ([], ["--no-tuning"], ["--no-tuning", "--device", "0"], ["--tuning", rows]):
-            lines = self.signalled(signal.SIGABRT, *flags)
-            self.assertIn("crashed; repeat with", lines[0])
-            begins = "  clxent verify"
-            begins += " --device '0'" if "--device" in flags else ""
-            begins += " --no-tuning" if "--no-tuning" in flags else ""
-            begins += f" --tuning '{rows}'" if "--tuning" in flags else ""
-            self.assertTrue(lines[1].startswith(begins + " --case '"), lines)
 
     def test_one_case_repeats_by_number_and_by_text(self):
         number = self.run_json("--case", "3")
@@ -658,18 +562,12 @@ class Verify(Case):
         self.assertLess(time.monotonic() - began, 60)
 
     def test_wrong_flags_are_status_2(self):
-        for args in (
-            ["--cases", "0"],
-            ["--cases", "x"],
-            ["--seconds", "-1"],
-            ["--seconds", "nan"],
-            ["--seed", "-1"],
-            ["--max-elements", "0"],
-            ["--max-failures", "0"],
-            ["--case", "1", "--cases", "2"],
-            ["--case", "1", "--seconds", "2"],
+        for flag, *values in (
+            *(("--cases", "0"), ("--cases", "x"), ("--seconds", "-1"), ("--seconds", "nan"), ("--seed", "-1")),
+            *(("--max-elements", "0"), ("--max-failures", "0")),
+            *(("--case", "1", "--cases", "2"), ("--case", "1", "--seconds", "2")),
         ):
-            self.refuse("verify", *args, status=2, mentions=[args[0]])
+            self.refuse("verify", flag, *values, status=2, mentions=[flag])
         for case, mentions in {
             "": ["takes a number"],
             "-1": ["takes a number"],
@@ -679,15 +577,12 @@ class Verify(Case):
             "outputs=loss;softcap=x": ["softcap is 'x'"],
         }.items():
             self.refuse("verify", "--case", case, status=2, mentions=["--case", *mentions])
-        self.refuse(
-            "verify",
-            "--case",
-            "outputs=loss;batch=1000000;seq=1000;classes=1000000000",
-            mentions=["--case: logits of 4000000000000000000 bytes: the device takes at most "],
-        )
+        case = "outputs=loss;batch=1000000;seq=1000;classes=1000000000"
+        said = "--case: logits of 4000000000000000000 bytes: the device takes at most "
+        self.refuse("verify", "--case", case, mentions=[said])
 
 
-class Bench(Case):
+class Bench(PlotCase):
     """What is printed, and that it is about the work asked for; no speed is judged."""
 
     SIZE = ("--log2-logits", 16, "--pairs", 3)
@@ -768,22 +663,18 @@ class Bench(Case):
 
     def test_json(self):
         classes = 103 if SMALL else 1003
-        for op, passes in (("loss", 1), ("fused", 2), ("softmax", 2)):
-            for dtype, size in (("f32", 4), ("f16", 2), ("bf16", 2)):
-                if not FULL and op != "fused" and dtype != "f32":
-                    continue
-                args = ("--op", op, "--dtype", dtype, "--rows", 60, "--classes", classes, "--json", "--pairs", 3)
-                got = json.loads(self.succeed("bench", *args))
-                self.assertEqual(
-                    list(got),
-                    "op rows classes dtype device median_s min_s copy_median_s ratio_to_copy gb_per_s".split(),
-                )
-                self.assertEqual((got["op"], got["rows"], got["classes"], got["dtype"]), (op, 60, classes, dtype))
-                self.assertTrue(0 < got["min_s"] <= got["median_s"] < 60, got)
-                self.assertTrue(0 < got["copy_median_s"] < 60, got)
-                moved = passes * 60 * classes * size
-                self.assertAlmostEqual(got["gb_per_s"] * got["median_s"] * 1e9, moved, delta=1e-6 * moved)
-                self.assertGreater(got["ratio_to_copy"], 0)
+        keys = "op rows classes dtype device median_s min_s copy_median_s ratio_to_copy gb_per_s".split()
+        passes, sizes = {"loss": 1, "fused": 2, "softmax": 2}, {"f16": 2, "f32": 4, "bf16": 2}
+        for op, dtype in itertools.product(passes, sizes) if FULL else zip(passes, sizes):
+            args = ("--op", op, "--dtype", dtype, "--rows", 60, "--classes", classes, "--pairs", 3)
+            got = self.succeed_json("bench", *args)
+            self.assertEqual(list(got), keys)
+            self.assertEqual((got["op"], got["rows"], got["classes"], got["dtype"]), (op, 60, classes, dtype))
+            self.assertTrue(0 < got["min_s"] <= got["median_s"] < 60, got)
+            self.assertTrue(0 < got["copy_median_s"] < 60, got)
+            moved = passes[op] * 60 * classes * sizes[dtype]
+            self.assertAlmostEqual(got["gb_per_s"] * got["median_s"] * 1e9, moved, delta=1e-6 * moved)
+            self.assertGreater(got["ratio_to_copy"], 0)
 
     def test_shapes(self):
         for args, shape in (
@@ -794,7 +685,7 @@ class Bench(Case):
             (("--rows", 64), (64, 1024)),
             (("--rows", 5, "--classes", 7), (5, 7)),
         ):
-            got = json.loads(self.succeed("bench", *self.SIZE, "--json", *args))
+            got = self.succeed_json("bench", *self.SIZE, *args)
             self.assertEqual((got["rows"], got["classes"]), shape, args)
 
     def test_text(self):
@@ -809,9 +700,8 @@ class Bench(Case):
     def test_suite_has_every_case(self):
         some = "in place, 1,024 classes"
         rows = self.suite(*(() if FULL else ("--case", some)))
-        names = [row["case"] for row in rows]
         want = [name for name in self.GOALS if FULL or some in name]
-        self.assertEqual(sorted(names), sorted(want))
+        self.assertEqual(sorted(row["case"] for row in rows), sorted(want))
         for row in rows:
             self.check_row(row)
 
@@ -821,11 +711,15 @@ class Bench(Case):
         self.assertRegex(text, r"(?m)^2 rows of 4 classes, enqueue +\d+\.\d\d us ")
         self.assertRegex(text, r"(?m)^\d met, \d missed$")
         self.assertEqual(len(text.splitlines()), 7)
+        row, time = self.suite("--case", "2 rows")
+        self.assertEqual(row["figure"], int(row["figure"]))
+        self.assertTrue(1 <= row["figure"] <= 9, row)
+        self.assertEqual((row["unit"], time["unit"]), ("launches", "us"))
 
     @unittest.skipIf(SMALL, "an interpreter takes minutes for 2^20 logits")
     def test_cold_processes_start_with_nothing_and_leave_nothing(self):
         os.mkdir(self.path("tmp"))
-        case = "cold, loss + gradient, 4,096 x 256"
+        case = "cold, loss, 64 x 50,257"
         environment = {**os.environ, **COMPILES, "TMPDIR": self.path("tmp")}
         args = ("bench", "--suite", "--json", "--case", case, "--pairs", 1)
         row = json.loads(self.succeed(*args, env=environment))
@@ -839,12 +733,6 @@ class Bench(Case):
         self.assertEqual((result.returncode, json.loads(result.stdout)["verdict"]), (1, "failed"))
         self.assertRegex(result.stderr, r"\Aclxent bench: [^\n]+none/clxent-cold\.[^\n]+TMPDIR[^\n]+\n\Z")
 
-    def test_launches_are_those_of_the_run(self):
-        row, time = self.suite("--case", "2 rows")
-        self.assertEqual(row["figure"], int(row["figure"]))
-        self.assertTrue(1 <= row["figure"] <= 9, row)
-        self.assertEqual((row["unit"], time["unit"]), ("launches", "us"))
-
     def test_loop(self):
         for turns in (0, 3):
             lines = self.succeed("bench", "--loop", *self.SIZE, input="\n" * turns).splitlines()
@@ -857,10 +745,7 @@ class Bench(Case):
         if not FULL:
             self.skipTest("31 class counts: in a full run")
         self.succeed("bench", *self.SIZE, "--json", "--plot", self.path("bench.png"))
-        with open(self.path("bench.png"), "rb") as stream:
-            data = stream.read()
-        self.assertEqual(data[:8], b"\x89PNG\r\n\x1a\n")
-        self.assertGreater(len(data), 10000)
+        self.check_picture("bench.png")
         text = self.succeed("bench", *self.SIZE, "--pairs", 1, "--plot", self.path("bench.png"))
         classes = [int(line.split()[0]) for line in text.splitlines() if re.match(r" +\d+ ", line)]
         self.assertEqual((classes[0], classes[-1]), (2, 262144))
@@ -869,30 +754,15 @@ class Bench(Case):
         self.refuse("bench", *self.SIZE, "--plot", self.path("no/bench.png"), mentions=["no/bench.png"])
 
     def test_peers_take_turns_in_one_table(self):
-        script = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "tools", "peers.py")
-        peer = self.path("peer")
-        with open(peer, "w") as stream:
-            stream.write("#!/bin/sh\necho fake $1 $2\nwhile read -r _; do echo 4096; done\n")
+        script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools", "peers.py")
+        peer = self.raw("peer", b"#!/bin/sh\necho fake $1 $2\nwhile read -r _; do echo 4096; done\n")
         os.chmod(peer, 0o755)
-        command = [
-            sys.executable,
-            "-B",
-            script,
-            "--clxent",
-            BIN,
-            "--shape",
-            "64x100",
-            "--rounds",
-            "3",
-            "--pause",
-            "0",
-        ]
+        command = [sys.executable, "-B", script, "--clxent", BIN, "--shape", "64x100", "--rounds", "3", "--pause", "0"]
         command += ["--skip", "tinygrad", "--python", "pytorch=" + self.path("none"), "--onednn"]
 
         def run(onednn, *args):
-            return subprocess.run(
-                [*command, onednn, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True
-            )
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "universal_newlines": True}
+            return subprocess.run([*command, onednn, *args], **pipes)
 
         result = run(peer, "--json")
         self.assertEqual((result.returncode, result.stderr), (0, ""))
@@ -944,11 +814,14 @@ class Tune(Case):
         self.env = {**os.environ, "XDG_CACHE_HOME": self.path("cache")}
 
     def tune(self, *args):
-        """stderr may have the words of a driver's compiler, but none of ours."""
-        result = clxent("tune", "--json", *args, env=self.env)
+        """stdout; stderr may have the words of a driver's compiler, but none of ours."""
+        result = clxent("tune", "--quick", *args, env=self.env)
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertNotIn("clxent", result.stderr)
-        return json.loads(result.stdout)
+        return result.stdout
+
+    def tune_json(self, *args):
+        return json.loads(self.tune("--json", *args))
 
     def stored(self):
         folder = self.path("cache/clxent")
@@ -959,25 +832,22 @@ class Tune(Case):
     def store(self, text):
         """Writes text where the search would."""
         if not os.path.exists(self.path("cache")):
-            self.tune("--quick", "--seconds", 0)
+            self.tune("--seconds", 0)
         with open(self.stored(), "w") as stream:
             stream.write(text)
 
     def info(self, *args):
-        return json.loads(self.succeed("info", "--json", *args, env=self.env))["devices"][0]
+        return self.succeed_json("info", *args, env=self.env)["devices"][0]
 
     @unittest.skipIf(SMALL, "a simulator's times say nothing")
     def test_a_search_is_stored_and_used(self):
         before = self.info()
         self.assertIsNone(before["tuning"])
         self.assertFalse(os.path.exists(self.path("cache")), "looking for parameters made a folder")
-        result = self.tune("--quick", "--seconds", 3)
-        self.assertEqual(
-            list(result), ["device", "driver", "path", "complete", "shapes", "rows"], "keys of the result"
-        )
+        result = self.tune_json("--seconds", 1)
+        self.assertEqual(list(result), ["device", "driver", "path", "complete", "shapes", "rows"])
         self.assertEqual((result["device"], result["path"]), (before["name"], self.stored()))
-        with open(self.stored()) as stream:
-            text = stream.read()
+        text = self.read(self.stored()).decode()
         self.assertIn("* device  " + before["name"], text)
         self.assertIn(before["driver"], text)
         self.assertEqual([line for line in text.splitlines() if line.startswith("TUNE")], result["rows"])
@@ -989,7 +859,7 @@ class Tune(Case):
         # No parameter that decides bits was searched: all but elements, stream and split, of which a device may like others.
         names = ["group", "vector", "block", "cache", "elements", "stream", "piece", "split"]
         names += ["lane_classes", "lane_group", "lane_vector", "lane_cache"]
-        for line, own in zip(result["rows"], self.tune("--quick", "--seconds", 0)["rows"]):
+        for line, own in zip(result["rows"], self.tune_json("--seconds", 0)["rows"]):
             found, built_in = (row.rsplit(",", len(names)) for row in (line.rstrip(")"), own.rstrip(")")))
             self.assertEqual(len(found), len(names) + 1, line)
             self.assertEqual(found[0], built_in[0])
@@ -999,17 +869,13 @@ class Tune(Case):
         with open(self.stored(), "w") as stream:
             stream.write(text)  # what the search had found
         # And results are the same, bit for bit.
-        x, y = batch(7)
-        args = ["--logits", self.save("x.npy", x), "--targets", self.save("y.npy", y), "--grad-out"]
         for name, flags in (("tuned.npy", []), ("own.npy", ["--no-tuning"])):
-            self.succeed("eval", *args, self.path(name), *flags, env=self.env)
-        with open(self.path("tuned.npy"), "rb") as one, open(self.path("own.npy"), "rb") as other:
-            self.assertEqual(one.read(), other.read())
+            self.succeed("eval", *self.files(*batch(7)), "--grad-out", self.path(name), *flags, env=self.env)
+        self.assertEqual(self.read("tuned.npy"), self.read("own.npy"))
 
     @unittest.skipIf(SMALL, "a simulator's times say nothing")
     def test_the_text_is_for_people(self):
-        result = clxent("tune", "--quick", "--seconds", 0, env=self.env)
-        self.assertEqual(result.returncode, 0, result.stderr)
+        text = self.tune("--seconds", 0)
         for part in (
             r"(?m)^device +\d+: ",
             r"(?m)^.* f32 loss \+ gradient +[0-9.]+ ms +[0-9.]+ ms +1\.000$",
@@ -1018,7 +884,7 @@ class Tune(Case):
             r"The time was up",
             "(?m)^stored +" + re.escape(self.stored()) + "$",
         ):
-            self.assertRegex(result.stdout, part)
+            self.assertRegex(text, part)
 
     @unittest.skipIf(SMALL, "a simulator's times say nothing")
     def test_stored_rows_reach_plans_unless_told_otherwise(self):
@@ -1030,14 +896,13 @@ class Tune(Case):
         self.assertIn(self.stored(), self.succeed("info", env=self.env))
         self.assertIn("built in", self.succeed("info", "--no-tuning", env=self.env))
         x, y = batch(8)
-        files = ["--logits", self.save("x.npy", x), "--targets", self.save("y.npy", y)]
-        got = json.loads(self.succeed("eval", *files, "--json", env=self.env))
+        got = self.succeed_json("eval", *self.files(x, y), env=self.env)
         self.assertAlmostEqual(got["loss"], float(oracle(x, y)["loss"][0]), delta=1e-5)
         # A relative folder is no folder; without one HOME's is looked at.
         os.makedirs(self.path(".cache"))
         os.rename(self.path("cache/clxent"), self.path(".cache/clxent"))
         self.env.update(XDG_CACHE_HOME="cache", HOME=self.dir)
-        told = json.loads(self.succeed("info", "--json", env=self.env, cwd=self.dir))  # where a driver may use it
+        told = self.succeed_json("info", env=self.env, cwd=self.dir)  # where a driver may use it
         self.assertTrue(told["devices"][0]["tuning"].startswith(self.path(".cache/clxent")))
 
     @unittest.skipIf(SMALL, "a simulator's times say nothing")
@@ -1063,9 +928,7 @@ class Tune(Case):
         self.assertIsNone(self.info()["tuning"])
 
     def test_a_named_file_of_rows_is_used_and_its_faults_are_final(self):
-        own = self.path("own.def")
-        with open(own, "w") as stream:
-            stream.write(self.ROW)
+        own = self.raw("own.def", self.ROW.encode())
         mine = self.info("--tuning", own)
         self.assertEqual(mine["tuning"], own)
         self.assertIn("vectors of 4, blocks of 32", mine["strategies"][1]["strategy"])
@@ -1073,8 +936,7 @@ class Tune(Case):
             (self.ROW.replace("1, 4, 8", "1, 3, 8"), ["line 1", "vector is '3'"]),
             ("a\0b", ["text"]),
         ):
-            with open(own, "w") as stream:
-                stream.write(text)
+            self.raw("own.def", text.encode())
             self.refuse("verify", "--cases", 1, "--tuning", own, env=self.env, mentions=[own, *mentions])
         self.refuse("verify", "--cases", 1, "--tuning", self.path("none"), env=self.env, mentions=["No such file"])
 
@@ -1111,17 +973,15 @@ class Store(Case):
 
     def eval(self, **environment):
         """The bytes of the losses, and the calls that make programs where the shim tells of them."""
-        report = self.path("report")
         if SHIM:
-            environment.update(LD_PRELOAD=SHIM, CLXENT_FAIL_REPORT=report)
+            environment.update(LD_PRELOAD=SHIM, CLXENT_FAIL_REPORT=self.path("report"))
         self.succeed("eval", *self.args, self.path("losses.npy"), env={**self.env, **environment})
-        calls = ["not told"]
+        calls = {"not told"}
         if SHIM:
-            with open(report) as stream:
-                *calls, live = stream.read().split("\n")[:-1]
+            *calls, live = self.read("report").decode().splitlines()
             self.assertEqual(live, "live 0")
-        with open(self.path("losses.npy"), "rb") as stream:
-            return stream.read(), {call for call in calls if call.startswith("clCreateProgram") or call == "not told"}
+            calls = {call for call in calls if call.startswith("clCreateProgram")}
+        return self.read("losses.npy"), calls
 
     def expect(self, losses, call):
         got, calls = self.eval()
@@ -1169,15 +1029,13 @@ class Store(Case):
     def test_only_what_this_user_has_stored_is_run(self):
         losses, path = self.store_one()
         self.assertEqual([os.stat(p).st_mode & 0o777 for p in (path, self.folder)], [0o600, 0o700])
-        with open(path, "rb") as stream:
-            whole = stream.read()
+        whole = self.read(path)
         for data, mode in ((whole[:-1], 0o600), (whole[:-1] + b"?", 0o600), (b"", 0o600), (whole, 0o622), (whole, 0o660)):
             self.raw(path, data)
             os.chmod(path, mode)
             losses_now, _ = self.eval()
             self.assertEqual(losses_now, losses)
-            with open(path, "rb") as stream:
-                self.assertEqual(stream.read(), whole)
+            self.assertEqual(self.read(path), whole)
             self.assertEqual(os.stat(path).st_mode & 0o777, 0o600, "it was not stored anew")
 
     @unittest.skipUnless(SMALL, "an interpreter runs it")
