@@ -3,10 +3,10 @@
 """Whatever OpenCL call of the command line fails, alone or with all later ones, it ends with a message of one line.
 
 CLXENT_BIN names the executable, CLXENT_SHIM the library that fault_shim.c is, CLXENT_LIBRARY libclxent, CLXENT_NM the
-tool that lists symbols. By default the first and the last call of each function fail, with CLXENT_TEST_ALL_FAULTS=1
-each call.
+tool that lists symbols. By default one to three calls of each function fail, with CLXENT_TEST_ALL_FAULTS=1 each call.
 """
 
+import itertools
 import os
 import re
 import subprocess
@@ -73,21 +73,27 @@ class Faults(unittest.TestCase):
         np.save(self.logits, random.normal(size=(3, 5)).astype(np.float32))
         np.save(self.targets, np.array([4, 0, 2], np.int32))
 
-    def sweep(self, arguments, expected_files=(), calls_of_each=1):
-        """Fails the first and the last calls of each function, calls_of_each of them, or all calls."""
+    def sweep(self, arguments, expected_files=(), thorough=False):
+        """By default one call of each function fails, in turn the first with all later ones and the last alone. Thorough:
+        both, and the last with all later ones where kernels wait."""
         good = Run(self.folder, arguments)
         self.assertEqual((good.status, good.stderr, good.live), (0, "", 0))
         self.assertEqual(sorted(good.files), sorted(expected_files))
-        chosen = set()
-        for name in set(good.calls):
+        kernel = good.calls.index("clEnqueueNDRangeKernel") + 1
+        chosen = set()  # call, whether all later ones fail too
+        for number, name in enumerate(sorted(set(good.calls))):
             at = [i for i, call in enumerate(good.calls, 1) if call == name]
-            chosen |= set(at if ALL else at[-1:] + at[: calls_of_each - 1])
-        for at in sorted(chosen):
-            # Kernels that wait are the harder case, once there are any.
-            late = "clEnqueueNDRangeKernel" in good.calls[: at - 1]
-            for fault in {}, {"forever": 1, "late": int(late)}:
-                with self.subTest(command=arguments[0], call=at, name=good.calls[at - 1], **fault):
-                    self.check(good, Run(self.folder, arguments, at=at, **fault))
+            ways = [(at[0], True), (at[-1], False)]
+            if ALL:
+                chosen |= set(itertools.product(at, (False, True)))
+            elif thorough:
+                chosen |= {*ways, (at[-1], at[-1] > kernel)}
+            else:
+                chosen.add(ways[number % 2])
+        for at, forever in sorted(chosen):
+            fault = {"forever": 1, "late": int(at > kernel)} if forever else {}
+            with self.subTest(command=arguments[0], call=at, name=good.calls[at - 1], **fault):
+                self.check(good, Run(self.folder, arguments, at=at, **fault))
 
     def check(self, good, run):
         self.assertIn(run.status, (0, 1), run.stderr)
@@ -105,7 +111,7 @@ class Faults(unittest.TestCase):
         for output in OUTPUTS:
             files.append(output + ".npy")
             arguments += ["--%s-out" % output, files[-1]]
-        self.sweep(arguments, files, calls_of_each=2)
+        self.sweep(arguments, files, thorough=True)
 
     def test_demo(self):
         self.sweep(["demo"])
