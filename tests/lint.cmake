@@ -123,42 +123,41 @@ foreach(shape IN LISTS shapes)
   endforeach()
 endforeach()
 
-# The compiler reports unused functions of the main file alone; those of the kernels stand in included files. A function
-# whose name occurs once in all kernels is unused.
-file(GLOB files ${KERNELS}/*.cl)
-set(text "")
-foreach(file IN LISTS files)
-  file(READ ${file} part)
-  string(APPEND text "${part}")
-endforeach()
-string(REGEX MATCHALL "\n(static inline|ALWAYS_INLINE|INLINE_ON_GPU|PART|PART_OF_SLAB) [A-Za-z_0-9 *]*[ *][a-z_0-9]+\\(" definitions "${text}")
-foreach(definition IN LISTS definitions)
-  string(REGEX REPLACE ".*[ *]([A-Za-z_0-9]+)\\($" "\\1" name "${definition}")
-  string(REGEX MATCHALL "[^A-Za-z_0-9]${name}[^A-Za-z_0-9]" uses "${text}")
-  list(LENGTH uses count)
-  if(count EQUAL 1)
-    message(FATAL_ERROR "${name}: no kernel uses it")
-  endif()
-endforeach()
+# Sets name to the functions that text defines, each once.
+function(list_definitions name text)
+  string(REGEX MATCHALL "\n(static inline|ALWAYS_INLINE|INLINE_ON_GPU|PART|PART_OF_SLAB) [A-Za-z_0-9 *]*[ *][a-z_0-9]+\\("
+    found "${text}")
+  list(TRANSFORM found REPLACE ".*[ *]([A-Za-z_0-9]+)\\($" "\\1")
+  list(REMOVE_DUPLICATES found) # one file may have it for each of two shapes
+  set(${name} ${found} PARENT_SCOPE)
+endfunction()
 
 # One name is one thing: only what fused.cl asks of a mapping, and map_lane.cl of a scan, is defined in more than one file.
 set(of_mapping find_classes stage sum_tile tile_excluding_max count_units epilogue_of_unit make_input open_rows open_unit scan_rows target_logits units_of_group)
+file(GLOB files ${KERNELS}/*.cl)
+set(text "")
 set(known "")
 foreach(file IN LISTS files)
   file(READ ${file} part)
-  string(REGEX MATCHALL "\n(static inline|ALWAYS_INLINE|INLINE_ON_GPU|PART|PART_OF_SLAB) [A-Za-z_0-9 *]*[ *][a-z_0-9]+\\(" definitions "${part}")
-  set(here "")
-  foreach(definition IN LISTS definitions)
-    string(REGEX REPLACE ".*[ *]([A-Za-z_0-9]+)\\($" "\\1" name "${definition}")
-    list(APPEND here ${name})
-  endforeach()
-  list(REMOVE_DUPLICATES here) # one file may have it for each of two shapes
+  string(APPEND text "${part}")
+  list_definitions(here "${part}")
   foreach(name IN LISTS here)
     if(name IN_LIST known AND NOT name IN_LIST of_mapping)
       message(FATAL_ERROR "${name}: two files define it")
     endif()
   endforeach()
   list(APPEND known ${here})
+endforeach()
+
+# The compiler reports unused functions of the main file alone; those of the kernels stand in included files. A function
+# whose name occurs once in all kernels is unused.
+list(REMOVE_DUPLICATES known)
+foreach(name IN LISTS known)
+  string(REGEX MATCHALL "[^A-Za-z_0-9]${name}[^A-Za-z_0-9]" uses "${text}")
+  list(LENGTH uses count)
+  if(count EQUAL 1)
+    message(FATAL_ERROR "${name}: no kernel uses it")
+  endif()
 endforeach()
 
 get_state(state_behind)
