@@ -502,8 +502,8 @@ class Files(EvalCase):
 
     def test_no_room_for_an_output(self):
         """A limit stands for a full device, which no test can make. The driver's own files are smaller."""
-        limit = 1 << 24
-        x, y = np.zeros((1100, 4099), "<f4"), np.zeros(1100, "<i8")
+        limit = 1 << 26
+        x, y = np.zeros((4200, 4099), "<f4"), np.zeros(4200, "<i8")
         self.assertGreater(x.nbytes, limit)
         self.files(x, y)
         self.refuse_eval(
