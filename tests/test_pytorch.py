@@ -9,6 +9,7 @@ tensor's largest element. CLXENT_BIN names the executable; CLXENT_TEST_RATIOS=1 
 Where PyTorch's answers are other than ours by definition, not by accuracy, `Differences` says exactly how.
 """
 
+import itertools
 import json
 import math
 import os
@@ -34,38 +35,35 @@ ROUNDING_LEVEL = 4.0
 LUCK = 0.5
 
 
-def evaluate(directory, x, y, *flags):
+def clxent(x, y, weight=None, **options):
     """What clxent eval gives, by output, and its JSON object."""
-    command = [BIN, "eval", "--json"]
-    for name, array in (("logits", x), ("targets", y)):
-        np.save(os.path.join(directory, name + ".npy"), array)
-        command += ["--" + name, os.path.join(directory, name + ".npy")]
-    for name in OUTPUTS:
-        command += ["--%s-out" % name, os.path.join(directory, name + "-out.npy")]
-    done = subprocess.run(
-        command + list(map(str, flags)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=200
-    )
-    if done.returncode != 0:
-        raise AssertionError(done.stderr.decode())
-    arrays = {name: np.load(os.path.join(directory, name + "-out.npy")) for name in OUTPUTS}
-    return arrays, json.loads(done.stdout)
+    with tempfile.TemporaryDirectory(prefix="clxent-pytorch-") as directory:
+
+        def path(name):
+            return os.path.join(directory, name + ".npy")
+
+        command = [BIN, "eval", "--json"]
+        for name, array in (("logits", x), ("targets", y), ("class-weights", weight)):
+            if array is not None:
+                np.save(path(name), array)
+                command += ["--" + name, path(name)]
+        for name in OUTPUTS:
+            command += ["--%s-out" % name, path(name + "-out")]
+        for name, value in options.items():
+            command += ["--" + name.replace("_", "-"), str(value)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=200)
+        if done.returncode != 0:
+            raise AssertionError(done.stderr.decode())
+        return {name: np.load(path(name + "-out")) for name in OUTPUTS}, json.loads(done.stdout)
 
 
-def pytorch(x, y, weight, smoothing):
-    """The same results from PyTorch."""
+def pytorch(x, y, weight=None, **options):
+    """PyTorch's loss (of each row, or reduced), and the logits with their gradient."""
     logits = torch.from_numpy(x).requires_grad_(True)
-    losses = torch.nn.functional.cross_entropy(
-        logits,
-        torch.from_numpy(y),
-        weight=None if weight is None else torch.from_numpy(weight),
-        label_smoothing=smoothing,
-        reduction="none",
-    )
-    losses.sum().backward()
-    with torch.no_grad():
-        softmax = torch.softmax(logits, -1)
-        log_softmax = torch.log_softmax(logits, -1)
-    return dict(zip(OUTPUTS, (v.detach().numpy() for v in (losses, softmax, log_softmax, logits.grad))))
+    weight = None if weight is None else torch.from_numpy(weight)
+    loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(y), weight=weight, **options)
+    loss.sum().backward()
+    return loss.detach().numpy(), logits
 
 
 def truth(x, y, weight, smoothing):
@@ -90,21 +88,18 @@ def worst(got, want):
 
 class Yardstick(unittest.TestCase):
     def compare(self, name, x, y, weight=None, smoothing=0.0):
-        with tempfile.TemporaryDirectory(prefix="clxent-pytorch-") as directory:
-            flags = ["--reduction", "sum", "--label-smoothing", smoothing]
-            if weight is not None:
-                np.save(os.path.join(directory, "w.npy"), weight)
-                flags += ["--class-weights", os.path.join(directory, "w.npy")]
-            ours = evaluate(directory, x, y, *flags)[0]
-        theirs, want = pytorch(x, y, weight, smoothing), truth(x, y, weight, smoothing)
+        ours, _ = clxent(x, y, weight, reduction="sum", label_smoothing=smoothing)
+        losses, logits = pytorch(x, y, weight, reduction="none", label_smoothing=smoothing)
+        with torch.no_grad():
+            matrices = torch.softmax(logits, -1).numpy(), torch.log_softmax(logits, -1).numpy()
+        theirs = dict(zip(OUTPUTS, (losses, *matrices, logits.grad.numpy())))
+        want = truth(x, y, weight, smoothing)
         for output in OUTPUTS:
             pairs = zip(worst(ours[output], want[output]), worst(theirs[output], want[output]))
             for measure, (a, b) in zip(("element", "largest"), pairs):
                 if REPORT:
-                    print(
-                        "| %s | %d | %s | %s | %.3g | %.3g |%s"
-                        % (name, x.shape[1], output, measure, a, b, " !" if a > b else "")
-                    )
+                    mark = " !" if a > b else ""
+                    print("| %s | %d | %s | %s | %.3g | %.3g |%s" % (name, x.shape[1], output, measure, a, b, mark))
                 allowed = b + (LUCK if max(a, b) <= ROUNDING_LEVEL else 0)
                 with self.subTest(case=name, classes=x.shape[1], output=output, measure=measure):
                     self.assertLessEqual(a, allowed, "worst error in ulp: clxent %.3f, PyTorch %.3f" % (a, b))
@@ -174,25 +169,12 @@ class Differences(unittest.TestCase):
         """Loss (of each row, or reduced), gradient: ours, then PyTorch's."""
         x, y = np.array(x, np.float32), np.array(y)
         y = y.astype(np.float32 if y.dtype.kind == "f" else np.int64)
-        with tempfile.TemporaryDirectory(prefix="clxent-pytorch-") as directory:
-            flags = ["--reduction", reduction, "--ignore-index", ignore_index, "--label-smoothing", smoothing]
-            if weight is not None:
-                weight = np.array(weight, np.float32)
-                np.save(os.path.join(directory, "w.npy"), weight)
-                flags += ["--class-weights", os.path.join(directory, "w.npy")]
-            arrays, told = evaluate(directory, x, y, *flags)
-        logits = torch.from_numpy(x).requires_grad_(True)
-        loss = torch.nn.functional.cross_entropy(
-            logits,
-            torch.from_numpy(y),
-            weight=None if weight is None else torch.from_numpy(weight),
-            ignore_index=ignore_index,
-            label_smoothing=smoothing,
-            reduction=reduction,
-        )
-        loss.sum().backward()
+        weight = None if weight is None else np.array(weight, np.float32)
+        options = {"reduction": reduction, "ignore_index": ignore_index, "label_smoothing": smoothing}
+        arrays, told = clxent(x, y, weight, **options)
+        loss, logits = pytorch(x, y, weight, **options)
         ours = arrays["losses"] if reduction == "none" else float(told["loss"])
-        return (ours, arrays["grad"]), (loss.detach().numpy(), logits.grad.numpy())
+        return (ours, arrays["grad"]), (loss, logits.grad.numpy())
 
     def same(self, *args, **options):
         ours, theirs = self.both(*args, **options)
@@ -204,14 +186,12 @@ class Differences(unittest.TestCase):
         x = np.random.RandomState(1).normal(size=(4, 3)).astype(np.float32)
         q = np.array([[0.5, 0, 0.5], [0.2, 0.3, 0.1], [0, 1, 0], [0.1, 0.1, 0.8]])
         weight = [1.0, 2.0, 0.25]
-        for reduction in ("mean", "sum", "none"):
-            for smoothing in (0.0, 0.3):
-                for weights in (None, weight):
-                    options = {"reduction": reduction, "smoothing": smoothing, "weight": weights}
-                    with self.subTest(**options):
-                        self.same(x, [0, -100, 2, 1], **options)  # an ignored row has no smoothing either
-                        self.same(x, [0, 1, 2, 1], ignore_index=1, **options)
-                        self.same(x, q, **options)
+        for reduction, smoothing, weights in itertools.product(("mean", "sum", "none"), (0.0, 0.3), (None, weight)):
+            options = {"reduction": reduction, "smoothing": smoothing, "weight": weights}
+            with self.subTest(**options):
+                self.same(x, [0, -100, 2, 1], **options)  # an ignored row has no smoothing either
+                self.same(x, [0, 1, 2, 1], ignore_index=1, **options)
+                self.same(x, q, **options)
 
     def test_rows_that_are_not_finite_are_the_same(self):
         inf, nan = np.inf, np.nan
@@ -267,8 +247,7 @@ class Differences(unittest.TestCase):
     def test_a_target_out_of_range_is_an_error(self):
         for target in (3, -1, 2**32 + 1):
             with self.assertRaisesRegex(AssertionError, "row 0: target %d .* 0 to 2" % target):
-                with tempfile.TemporaryDirectory() as directory:
-                    evaluate(directory, np.zeros((1, 3), np.float32), np.array([target]))
+                clxent(np.zeros((1, 3), np.float32), np.array([target]))
             with self.assertRaises(IndexError):
                 torch.nn.functional.cross_entropy(torch.zeros(1, 3), torch.tensor([target]))
 
