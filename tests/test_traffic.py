@@ -16,7 +16,7 @@ TRAFFIC = os.environ["CLXENT_TRAFFIC"]
 COUNTING = {"OCLGRIND_INST_COUNTS": "1", "OCLGRIND_BUILD_OPTIONS": "-cl-opt-disable"}
 
 
-def run(rows, classes, inner, lanes, piece, gradient):
+def run(rows, classes, inner=1, lanes=0, piece=0, gradient=1):
     """The plan's strategy, bytes read, bytes written."""
     done = subprocess.run(
         [TRAFFIC, *(str(n) for n in (rows, classes, inner, lanes, piece, gradient))],
@@ -35,37 +35,27 @@ def run(rows, classes, inner, lanes, piece, gradient):
 
 
 class Traffic(unittest.TestCase):
-    def check(self, strategy, expected, rows, classes, inner=1, lanes=0, piece=0, gradient=1):
-        """expected: how often a logit is read, and a gradient written."""
-        few, read_few, written_few = run(rows, classes[0], inner, lanes, piece, gradient)
-        many, read_many, written_many = run(rows, classes[1], inner, lanes, piece, gradient)
-        for plan in (few, many):
-            self.assertRegex(plan, strategy)
-        logits = 4 * rows * (classes[1] - classes[0])
-        self.assertEqual((read_many - read_few, written_many - written_few), (expected[0] * logits, expected[1] * logits))
-
-    def test_rows_on_chip_are_read_once(self):
-        self.check("^rows.* kept in local memory", (1, 1), 2, (1024, 3072))
-
-    def test_rows_of_odd_classes_on_chip_are_read_once(self):
-        self.check("^rows.* kept in local memory", (1, 1), 2, (1021, 3069))
-
-    def test_longer_rows_are_read_twice(self):
-        self.check("^rows.* read twice", (2, 1), 2, (8192, 12288))
-
-    def test_split_rows_are_read_twice(self):
-        self.check("^split rows.* 2 pieces", (2, 1), 2, (12288, 16384), piece=8192)
-
-    def test_lanes_are_read_once(self):
-        self.check("^lanes.* kept in local memory", (1, 1), 128, (8, 24), lanes=32)
-
-    def test_lanes_of_an_inner_axis_are_read_once(self):
-        self.check("^lanes.* kept in local memory", (1, 1), 512, (4, 12), inner=256)
-
-    def test_a_loss_alone_reads_once(self):
-        self.check("^rows", (1, 0), 2, (1024, 3072), gradient=0)
-        self.check("^rows", (1, 0), 2, (8192, 12288), gradient=0)
-        self.check("^lanes", (1, 0), 128, (8, 24), lanes=32, gradient=0)
+    def test_logits_are_read_and_gradients_written_as_often_as_said(self):
+        lanes, split = {"lanes": 32}, {"piece": 8192}
+        on_chip, of_lanes = "^rows.* kept in local memory", "^lanes.* kept in local memory"
+        for name, strategy, expected, rows, classes, options in (
+            ("rows on chip", on_chip, (1, 1), 2, (1024, 3072), {}),
+            ("odd rows on chip", on_chip, (1, 1), 2, (1021, 3069), {}),
+            ("longer rows", "^rows.* read twice", (2, 1), 2, (8192, 12288), {}),
+            ("split rows", "^split rows.* 2 pieces", (2, 1), 2, (12288, 16384), split),
+            ("lanes", of_lanes, (1, 1), 128, (8, 24), lanes),
+            ("lanes of an inner axis", of_lanes, (1, 1), 512, (4, 12), {"inner": 256}),
+            ("a loss alone", "^rows", (1, 0), 2, (1024, 3072), {"gradient": 0}),
+            ("a loss alone of longer rows", "^rows", (1, 0), 2, (8192, 12288), {"gradient": 0}),
+            ("a loss alone of lanes", "^lanes", (1, 0), 128, (8, 24), {**lanes, "gradient": 0}),
+        ):
+            with self.subTest(name):
+                (few, *moved_few), (many, *moved_many) = (run(rows, count, **options) for count in classes)
+                for plan in (few, many):
+                    self.assertRegex(plan, strategy)
+                logits = 4 * rows * (classes[1] - classes[0])
+                moved = [(b - a) / logits for a, b in zip(moved_few, moved_many)]
+                self.assertEqual(moved, list(expected), "how often a logit is read, and a gradient written")
 
 
 if __name__ == "__main__":
