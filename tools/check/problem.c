@@ -56,7 +56,7 @@ double random_uniform(random_state *random, double low, double high)
     return low + (high - low) * (random_u32(random) * 0x1p-32);
 }
 
-static size_t dtype_size(uint32_t dtype) { return dtype == CLXENT_F64 ? 8 : dtype == CLXENT_F32 ? 4 : 2; }
+size_t dtype_size(uint32_t dtype) { return dtype == CLXENT_F64 ? 8 : dtype == CLXENT_F32 ? 4 : 2; }
 
 double get_element(const void *data, uint32_t dtype, size_t index)
 {
@@ -231,36 +231,31 @@ typedef struct layout {
 
 static void set_element(layout *l, const clxent_desc *desc, enum element element)
 {
-    const bool indices = has_index_targets(desc);
+    const bool target = element == ELEMENT_TARGET, index = target && has_index_targets(desc);
+    const bool narrow = target && desc->target_type == CLXENT_TARGET_PROBABILITIES_F32;
 
-    l->dtype = desc->dtype;
-    switch (element) {
-    case ELEMENT_DTYPE: break;
-    case ELEMENT_GRADIENT: l->dtype = gradient_dtype(desc); break;
-    case ELEMENT_REAL: l->dtype = real_dtype(desc); break;
-    case ELEMENT_TARGET:
-        if (indices) l->dtype = 0;
-        else if (desc->target_type == CLXENT_TARGET_PROBABILITIES_F32) l->dtype = CLXENT_F32;
-        break;
-    default: l->dtype = 0; break;
-    }
-    l->element_size = l->dtype != 0 ? dtype_size(l->dtype) : 8;
-    if (element == ELEMENT_TARGET && desc->target_type == CLXENT_TARGET_U8) l->element_size = 1;
-    if (element == ELEMENT_TARGET && desc->target_type == CLXENT_TARGET_I32) l->element_size = 4;
+    l->dtype = element > ELEMENT_TARGET || index ? 0
+               : narrow                          ? CLXENT_F32
+               : element == ELEMENT_GRADIENT     ? gradient_dtype(desc)
+               : element == ELEMENT_REAL         ? real_dtype(desc)
+                                                 : desc->dtype;
+    l->element_size = l->dtype != 0                                     ? dtype_size(l->dtype)
+                      : index && desc->target_type == CLXENT_TARGET_U8  ? 1
+                      : index && desc->target_type == CLXENT_TARGET_I32 ? 4
+                                                                        : 8;
 }
 
 static layout layout_of(const clxent_desc *desc, int tensor)
 {
+    const bool given_rows = desc->reduction == CLXENT_REDUCTION_NONE;
     struct tensor own = tensors[tensor];
     layout l = { .rows = rows_of(desc), .columns = 1 };
 
-    if (tensor == TENSOR_TARGETS && has_index_targets(desc)) {
-        own.shape = SHAPE_ROWS;
-    } else if (tensor == TENSOR_GRAD_OUTPUT && desc->op == CLXENT_OP_SOFTMAX_BACKWARD) {
+    if (tensor == TENSOR_GRAD_OUTPUT && desc->op == CLXENT_OP_SOFTMAX_BACKWARD)
         own = tensors[TENSOR_PROBABILITIES];
-    } else if (tensor == TENSOR_GRAD_OUTPUT && desc->reduction == CLXENT_REDUCTION_NONE) {
+    else if ((tensor == TENSOR_GRAD_OUTPUT && given_rows) ||
+             (tensor == TENSOR_TARGETS && has_index_targets(desc)))
         own.shape = SHAPE_ROWS;
-    }
     set_element(&l, desc, own.element);
     switch (own.shape) {
     case SHAPE_ONE:
@@ -293,6 +288,12 @@ bool shows_arithmetic(const clxent_desc *desc, int tensor)
 static size_t index_of(const clxent_desc *desc, const layout *l, size_t row, size_t column)
 {
     return l->matrix ? element_index(desc, l->stride, row, column) : row * l->columns + column;
+}
+
+/* Byte of element number k, counted row by row. */
+static size_t offset_of(const clxent_desc *desc, const layout *l, size_t k)
+{
+    return index_of(desc, l, k / l->columns, k % l->columns) * l->element_size;
 }
 
 /* Elements of a row or slab without its padding, and with it. */
@@ -797,11 +798,9 @@ static bool check_image_untouched(const problem *p, const image *i, int image_te
     memcpy(after, i->after, i->total);
     if (written >= 0) {
         const layout l = layout_of(&p->desc, written);
-        for (size_t row = 0; row < l.rows; row++) {
-            for (size_t column = 0; column < l.columns; column++) {
-                const size_t offset = i->front + index_of(&p->desc, &l, row, column) * l.element_size;
-                memcpy(after + offset, i->before + offset, l.element_size);
-            }
+        for (size_t k = 0; k < l.rows * l.columns; k++) {
+            const size_t offset = i->front + offset_of(&p->desc, &l, k);
+            memcpy(after + offset, i->before + offset, l.element_size);
         }
         if (written == TENSOR_GRADIENT && l.full && !check_zero_padding(p, i, &l, after, f)) {
             free(after);
@@ -841,13 +840,11 @@ bool check_same_bits(const char *what, const problem *p, const execution *a, con
         if ((outputs & output_bit(t)) == 0) continue;
         const layout l = layout_of(&p->desc, t);
         const image *x = image_of(a, t), *y = image_of(b, t);
-        for (size_t row = 0; row < l.rows; row++) {
-            for (size_t column = 0; column < l.columns; column++) {
-                const size_t offset = index_of(&p->desc, &l, row, column) * l.element_size;
-                if (memcmp(x->after + x->front + offset, y->after + y->front + offset, l.element_size) != 0)
-                    return say_fault(f, "%s: row %zu column %zu has other bits %s", tensor_names[t], row,
-                                     column, what);
-            }
+        for (size_t k = 0; k < l.rows * l.columns; k++) {
+            const size_t offset = offset_of(&p->desc, &l, k);
+            if (memcmp(x->after + x->front + offset, y->after + y->front + offset, l.element_size) != 0)
+                return say_fault(f, "%s: row %zu column %zu has other bits %s", tensor_names[t],
+                                 k / l.columns, k % l.columns, what);
         }
     }
     return true;

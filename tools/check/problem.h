@@ -36,6 +36,7 @@ double random_uniform(random_state *random, double low, double high);
 
 double get_element(const void *data, uint32_t dtype, size_t index);
 void put_element(void *data, uint32_t dtype, size_t index, double value);
+size_t dtype_size(uint32_t dtype); /* bytes of an element */
 int64_t get_target(const void *data, uint32_t target_type, size_t index);
 void put_target(void *data, uint32_t target_type, size_t index, int64_t value);
 

@@ -18,7 +18,7 @@
 /* Named by value, from 0; each list ends with NULL. */
 #define VALUE(prefix, NAME, word) word,
 #define NO_VALUE(word) word,
-#define ENUMERATION(name, prefix, first, values) static const char *const name##_names[] = { values NULL };
+#define ENUMERATION(name, prefix, first, values) const char *const name##_names[] = { values NULL };
 #include "../../host/options.def"
 
 /* Named by bit. */
@@ -63,38 +63,52 @@ static const struct field {
 };
 enum { FIELDS = sizeof fields / sizeof *fields };
 
-static size_t field_size(const struct field *field)
+/* Whether the field has 64 bits: those of a double are a whole number too. */
+static bool is_wide(const struct field *field)
 {
-    switch (field->kind) {
-    case KIND_SIZE: return sizeof(size_t);
-    case KIND_I64:
-    case KIND_U64: return sizeof(uint64_t);
-    case KIND_REAL: return sizeof(double);
-    default: return sizeof(uint32_t);
-    }
+    const bool size = field->kind == KIND_SIZE && sizeof(size_t) == sizeof(uint64_t);
+    return size || field->kind == KIND_I64 || field->kind == KIND_U64 || field->kind == KIND_REAL;
 }
 
-static void *field_of(verify_case *c, const struct field *field) { return (char *)c + field->offset; }
-
-static uint32_t u32_of(const verify_case *c, const struct field *field)
+static uint64_t get_bits(const verify_case *c, const struct field *field)
 {
-    uint32_t value;
-    memcpy(&value, (const char *)c + field->offset, sizeof value);
-    return value;
+    const char *at = (const char *)c + field->offset;
+    uint32_t narrow;
+    uint64_t wide;
+
+    memcpy(&narrow, at, sizeof narrow);
+    if (!is_wide(field)) return narrow;
+    memcpy(&wide, at, sizeof wide);
+    return wide;
 }
 
-static bool fields_equal(const verify_case *a, const verify_case *b, const struct field *field)
+static void set_bits(verify_case *c, const struct field *field, uint64_t bits)
 {
-    return memcmp((const char *)a + field->offset, (const char *)b + field->offset, field_size(field)) == 0;
+    const uint32_t narrow = (uint32_t)bits;
+
+    if (is_wide(field)) memcpy((char *)c + field->offset, &bits, sizeof bits);
+    else memcpy((char *)c + field->offset, &narrow, sizeof narrow);
+}
+
+static bool is_default(const verify_case *c, const struct field *field)
+{
+    const verify_case plain = case_default();
+    return get_bits(c, field) == get_bits(&plain, field);
 }
 
 static bool is_field(const struct field *field, const char *name) { return strcmp(field->name, name) == 0; }
 
-static size_t count_names(const char *const *names)
+/* The index of the name that the n characters of word are; the number of names where they are none. */
+static size_t find_name(const char *const *names, const char *word, size_t n)
 {
-    size_t count = 0;
-    while (names[count] != NULL) count++;
-    return count;
+    size_t i = 0;
+    while (names[i] != NULL && (strlen(names[i]) != n || strncmp(names[i], word, n) != 0)) i++;
+    return i;
+}
+
+static bool is_name(const char *const *names, const char *word)
+{
+    return names[find_name(names, word, strlen(word))] != NULL;
 }
 
 verify_case case_default(void)
@@ -145,51 +159,36 @@ static void add(char text[CASE_TEXT_SIZE], const char *format, ...)
 
 static void add_value(char text[CASE_TEXT_SIZE], const verify_case *c, const struct field *field)
 {
-    const char *data = (const char *)c + field->offset;
+    const uint64_t bits = get_bits(c, field);
     const char *between = "";
-    uint64_t whole;
     double real;
-    size_t size;
     char digits[32];
 
     switch (field->kind) {
-    case KIND_ENUM: add(text, "%s", field->names[u32_of(c, field)]); break;
+    case KIND_ENUM: add(text, "%s", field->names[bits]); break;
     case KIND_SET:
         for (size_t bit = 0; field->names[bit] != NULL; bit++) {
-            if ((u32_of(c, field) >> bit & 1u) == 0) continue;
+            if ((bits >> bit & 1u) == 0) continue;
             add(text, "%s%s", between, field->names[bit]);
             between = "+";
         }
         break;
-    case KIND_FLAG: add(text, "%u", (unsigned)u32_of(c, field)); break;
-    case KIND_SIZE:
-        memcpy(&size, data, sizeof size);
-        add(text, "%zu", size);
-        break;
-    case KIND_I64:
-        memcpy(&whole, data, sizeof whole);
-        add(text, "%" PRId64, (int64_t)whole);
-        break;
-    case KIND_U64:
-        memcpy(&whole, data, sizeof whole);
-        add(text, "%" PRIu64, whole);
-        break;
     case KIND_REAL:
-        memcpy(&real, data, sizeof real);
+        memcpy(&real, &bits, sizeof real);
         snprintf(digits, sizeof digits, "%g", real);
         if (strtod(digits, NULL) != real) snprintf(digits, sizeof digits, "%.17g", real);
         add(text, "%s", digits);
         break;
+    case KIND_I64: add(text, "%" PRId64, (int64_t)bits); break;
+    default: add(text, "%" PRIu64, bits); break;
     }
 }
 
 void case_write(const verify_case *c, char text[CASE_TEXT_SIZE])
 {
-    const verify_case plain = case_default();
-
     text[0] = '\0';
     for (size_t i = 0; i < FIELDS; i++) {
-        if (fields_equal(c, &plain, &fields[i])) continue;
+        if (is_default(c, &fields[i])) continue;
         add(text, "%s%s=", text[0] != '\0' ? ";" : "", fields[i].name);
         add_value(text, c, &fields[i]);
     }
@@ -198,26 +197,15 @@ void case_write(const verify_case *c, char text[CASE_TEXT_SIZE])
 void case_describe(const verify_case *c, char text[CASE_TEXT_SIZE])
 {
     static const char *const said[] = { "op", "dtype", "batch", "seq", "classes", NULL };
-    const verify_case plain = case_default();
 
     text[0] = '\0';
     add(text, "%s of %s [%zu, %zu, %zu]", op_names[c->desc.op], dtype_names[c->desc.dtype], c->desc.batch,
         c->desc.seq, c->desc.classes);
     for (size_t i = 0; i < FIELDS; i++) {
-        size_t k = 0;
-        while (said[k] != NULL && !is_field(&fields[i], said[k])) k++;
-        if (said[k] != NULL || fields_equal(c, &plain, &fields[i])) continue;
+        if (is_default(c, &fields[i]) || is_name(said, fields[i].name)) continue;
         add(text, ", %s ", fields[i].name);
         add_value(text, c, &fields[i]);
     }
-}
-
-/* The index of the name that the n characters of word are; the number of names where they are none. */
-static size_t find_name(const char *const *names, const char *word, size_t n)
-{
-    size_t i = 0;
-    while (names[i] != NULL && (strlen(names[i]) != n || strncmp(names[i], word, n) != 0)) i++;
-    return i;
 }
 
 static bool say_names(problem_fault *f, const struct field *field, const char *word, size_t n)
@@ -230,19 +218,18 @@ static bool say_names(problem_fault *f, const struct field *field, const char *w
 
 static bool read_names(verify_case *c, const struct field *field, const char *value, problem_fault *f)
 {
-    const size_t count = count_names(field->names);
     uint32_t result = 0;
 
     for (const char *word = value; *value != '\0';) {
         const size_t n = field->kind == KIND_SET ? strcspn(word, "+") : strlen(word);
         const size_t found = find_name(field->names, word, n);
-        if (found == count) return say_names(f, field, word, n);
+        if (field->names[found] == NULL) return say_names(f, field, word, n);
         result = field->kind == KIND_SET ? result | 1u << found : (uint32_t)found;
         if (word[n] == '\0') break;
         word += n + 1;
     }
     if (*value == '\0' && field->kind == KIND_ENUM) return say_names(f, field, value, 0);
-    memcpy(field_of(c, field), &result, sizeof result);
+    set_bits(c, field, result);
     return true;
 }
 
@@ -250,35 +237,26 @@ static bool read_number(verify_case *c, const struct field *field, const char *v
 {
     const bool negative = value[0] == '-';
     char *end = NULL;
-    uint64_t whole = 0;
-    double real = 0;
+    uint64_t bits = 0;
 
     errno = 0;
     if (field->kind == KIND_REAL) {
-        real = strtod(value, &end);
+        const double real = strtod(value, &end);
         if (end == value || *end != '\0' || !isfinite(real))
             return say_fault(f, "%s is '%s': takes a finite number", field->name, value);
-        memcpy(field_of(c, field), &real, sizeof real);
-        return true;
-    }
-    if (value[negative] >= '0' && value[negative] <= '9') {
-        if (field->kind == KIND_I64) whole = (uint64_t)strtoimax(value, &end, 10);
-        else if (!negative) whole = strtoumax(value, &end, 10);
-    }
-    if (end == NULL || *end != '\0' || errno != 0 || (field->kind == KIND_FLAG && whole > 1))
-        return say_fault(f, "%s is '%s': takes a whole number%s", field->name, value,
-                         field->kind == KIND_FLAG  ? ", 0 or 1"
-                         : field->kind == KIND_I64 ? " of 64 bits"
-                                                   : " of at least 0");
-    if (field->kind == KIND_FLAG) {
-        const uint32_t narrow = (uint32_t)whole;
-        memcpy(field_of(c, field), &narrow, sizeof narrow);
-    } else if (field->kind == KIND_SIZE) {
-        const size_t size = (size_t)whole;
-        memcpy(field_of(c, field), &size, sizeof size);
+        memcpy(&bits, &real, sizeof bits);
     } else {
-        memcpy(field_of(c, field), &whole, sizeof whole);
+        if (value[negative] >= '0' && value[negative] <= '9') {
+            if (field->kind == KIND_I64) bits = (uint64_t)strtoimax(value, &end, 10);
+            else if (!negative) bits = strtoumax(value, &end, 10);
+        }
+        if (end == NULL || *end != '\0' || errno != 0 || (field->kind == KIND_FLAG && bits > 1))
+            return say_fault(f, "%s is '%s': takes a whole number%s", field->name, value,
+                             field->kind == KIND_FLAG  ? ", 0 or 1"
+                             : field->kind == KIND_I64 ? " of 64 bits"
+                                                       : " of at least 0");
     }
+    set_bits(c, field, bits);
     return true;
 }
 
@@ -459,7 +437,7 @@ void case_draw(verify_case *c, uint64_t seed, uint64_t number, size_t max_elemen
 
     *c = case_default();
     c->seed = seed * 1000003 + number;
-    c->checks = random_u32(&random) & ((1u << count_names(check_names)) - 1);
+    c->checks = random_u32(&random) & ((1u << (sizeof check_names / sizeof *check_names - 1)) - 1);
     c->checks &= random_u32(&random); /* each in a quarter of the cases */
     if ((c->checks & CASE_HOST_ARRAYS) != 0) c->chunk_bytes = PICK(&random, chunks);
     desc->op = chance(&program, 80) ? CLXENT_OP_CROSS_ENTROPY : (uint32_t)between(&program, 1, 4);
@@ -526,9 +504,9 @@ static bool drop_bits(shrinking *s, const struct field *field)
 
     for (uint32_t bit = 0; bit < 32; bit++) {
         verify_case candidate = *s->smallest;
-        const uint32_t value = u32_of(&candidate, field) & ~((uint32_t)1 << bit);
-        if (value == u32_of(&candidate, field)) continue;
-        memcpy(field_of(&candidate, field), &value, sizeof value);
+        const uint64_t bits = get_bits(&candidate, field);
+        if ((bits >> bit & 1u) == 0) continue;
+        set_bits(&candidate, field, bits & ~((uint64_t)1 << bit));
         if (still_fails(s, &candidate)) smaller = true;
     }
     return smaller;
@@ -539,8 +517,8 @@ static bool set_default(shrinking *s, const struct field *field)
     const verify_case plain = case_default();
     verify_case candidate = *s->smallest;
 
-    if (fields_equal(&candidate, &plain, field)) return false;
-    memcpy(field_of(&candidate, field), (const char *)&plain + field->offset, field_size(field));
+    if (is_default(&candidate, field)) return false;
+    set_bits(&candidate, field, get_bits(&plain, field));
     return still_fails(s, &candidate);
 }
 
@@ -548,21 +526,15 @@ static bool set_default(shrinking *s, const struct field *field)
 static bool bisect(shrinking *s, const struct field *field)
 {
     const verify_case plain = case_default();
+    uint64_t passes = get_bits(&plain, field), failing = get_bits(s->smallest, field);
     bool smaller = false;
-    size_t passes, failing;
 
-    memcpy(&passes, (const char *)&plain + field->offset, sizeof passes);
-    memcpy(&failing, field_of(s->smallest, field), sizeof failing);
     while (failing > passes + 1) {
-        const size_t middle = passes + (failing - passes) / 2;
+        const uint64_t middle = passes + (failing - passes) / 2;
         verify_case candidate = *s->smallest;
-        memcpy(field_of(&candidate, field), &middle, sizeof middle);
-        if (still_fails(s, &candidate)) {
-            failing = middle;
-            smaller = true;
-        } else {
-            passes = middle;
-        }
+        set_bits(&candidate, field, middle);
+        if (still_fails(s, &candidate)) failing = middle, smaller = true;
+        else passes = middle;
     }
     return smaller;
 }
@@ -634,8 +606,7 @@ size_t case_list_features(case_feature list[CASE_FEATURES])
     for (size_t i = 0; i < FIELDS; i++) {
         const struct field *field = &fields[i];
         if (field->names == NULL) {
-            if (find_name(none, field->name, strlen(field->name)) == count_names(none))
-                add_feature(list, &count, (int)i, 0, field->name, "");
+            if (!is_name(none, field->name)) add_feature(list, &count, (int)i, 0, field->name, "");
             continue;
         }
         for (uint32_t k = 0; field->names[k] != NULL; k++)
@@ -646,14 +617,12 @@ size_t case_list_features(case_feature list[CASE_FEATURES])
 
 bool case_has_feature(const verify_case *c, const case_feature *feature)
 {
-    const verify_case plain = case_default();
-
     if (feature->field == NO_ROWS_FIELD) return c->desc.batch * c->desc.seq == 0;
     if (feature->field == CLASSES_FIELD)
         return c->desc.classes >= class_counts[feature->value].smallest &&
                c->desc.classes <= class_counts[feature->value].largest;
     const struct field *field = &fields[feature->field];
-    if (field->kind == KIND_SET) return (u32_of(c, field) >> feature->value & 1u) != 0;
-    if (field->kind == KIND_ENUM) return u32_of(c, field) == feature->value;
-    return !fields_equal(c, &plain, field);
+    if (field->kind == KIND_SET) return (get_bits(c, field) >> feature->value & 1u) != 0;
+    if (field->kind == KIND_ENUM) return get_bits(c, field) == feature->value;
+    return !is_default(c, field);
 }

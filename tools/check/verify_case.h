@@ -8,6 +8,8 @@
 
 #include "problem.h"
 
+extern const char *const dtype_names[], *const reduction_names[]; /* by value */
+
 typedef struct verify_case {
     clxent_desc desc;
     uint32_t fill;      /* FILL_* */
