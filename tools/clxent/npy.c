@@ -5,17 +5,18 @@
  *
  * A file is magic "\x93NUMPY", version, header length, header, data. The header is the text of a Python
  * dictionary with the keys 'descr', 'fortran_order' and 'shape'; the parser below reads exactly the
- * literals that can stand there and nothing else of Python. All of a file is mapped before it is parsed,
- * so every read is checked against the mapping's end and every length against the file's.
+ * literals that can stand there and nothing else of Python. It reads a copy of the header that ends with a
+ * zero byte; every length is checked against the file's.
  */
 #ifndef _GNU_SOURCE
-#    define _GNU_SOURCE /* O_TMPFILE */
+#    define _GNU_SOURCE /* O_TMPFILE, asprintf */
 #endif
 #include "npy.h"
 #include "signals.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -36,45 +37,47 @@ static bool fail(npy_fault *fault, const char *format, ...)
     return false;
 }
 
+/* New text; NULL where there is no memory. */
+static char *text_of(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+static char *text_of(const char *format, ...)
+{
+    va_list list;
+    char *text;
+    va_start(list, format);
+    if (vasprintf(&text, format, list) < 0) text = NULL;
+    va_end(list);
+    return text;
+}
+
 static bool little_endian(void)
 {
     const uint16_t one = 1;
-    unsigned char first;
-    memcpy(&first, &one, 1);
-    return first == 1;
+    return *(const unsigned char *)&one == 1;
 }
 
 /* ---- Header -------------------------------------------------------------------------------- */
 
 typedef struct cursor {
-    const char *at, *end, *start;
+    const char *at, *text;
+    size_t first; /* of the file's bytes that text is */
     npy_fault *fault;
 } cursor;
 
 static bool expected(const cursor *c, const char *what)
 {
-    return fail(c->fault, "malformed header: expected %s at byte %zu", what, (size_t)(c->at - c->start));
+    return fail(c->fault, "malformed header: expected %s at byte %zu", what,
+                c->first + (size_t)(c->at - c->text));
 }
 
-static void skip_space(cursor *c)
-{
-    while (c->at < c->end && (*c->at == ' ' || (*c->at >= '\t' && *c->at <= '\r'))) c->at++;
-}
+static void skip_space(cursor *c) { c->at += strspn(c->at, " \t\n\v\f\r"); }
 
-/* Consumes one character if it is next. */
-static bool take(cursor *c, char wanted)
-{
-    skip_space(c);
-    if (c->at == c->end || *c->at != wanted) return false;
-    c->at++;
-    return true;
-}
-
-static bool take_word(cursor *c, const char *word)
+/* Consumes a word if it is next. */
+static bool take(cursor *c, const char *word)
 {
     const size_t length = strlen(word);
     skip_space(c);
-    if ((size_t)(c->end - c->at) < length || memcmp(c->at, word, length) != 0) return false;
+    if (strncmp(c->at, word, length) != 0) return false;
     c->at += length;
     return true;
 }
@@ -82,14 +85,14 @@ static bool take_word(cursor *c, const char *word)
 /* A string literal without escapes; text points into the header. */
 static bool read_string(cursor *c, const char *what, const char **text, size_t *length)
 {
-    char quote;
     skip_space(c);
-    if (c->at == c->end || (*c->at != '\'' && *c->at != '"')) return expected(c, what);
-    quote = *c->at++;
+    if (*c->at != '\'' && *c->at != '"') return expected(c, what);
+    const char ends[] = { *c->at++, '\\', '\n', '\0' };
     *text = c->at;
-    while (c->at < c->end && *c->at != quote && *c->at != '\\' && *c->at != '\n') c->at++;
-    if (c->at == c->end || *c->at != quote) return expected(c, "the end of a string");
-    *length = (size_t)(c->at++ - *text);
+    *length = strcspn(c->at, ends);
+    c->at += *length;
+    if (*c->at != ends[0]) return expected(c, "the end of a string");
+    c->at++;
     return true;
 }
 
@@ -97,33 +100,32 @@ static bool read_string(cursor *c, const char *what, const char **text, size_t *
 static bool read_size(cursor *c, size_t *value)
 {
     skip_space(c);
-    if (c->end - c->at > 1 && c->at[0] == '-' && c->at[1] >= '0' && c->at[1] <= '9') {
-        size_t length = 1;
-        while (length < (size_t)(c->end - c->at) && c->at[length] >= '0' && c->at[length] <= '9') length++;
-        return fail(c->fault, "shape has the length %.*s: takes 0 or more", (int)(length < 24 ? length : 24),
-                    c->at);
-    }
-    if (c->at == c->end || *c->at < '0' || *c->at > '9') return expected(c, "a length");
-    *value = 0;
-    for (; c->at < c->end && *c->at >= '0' && *c->at <= '9'; c->at++) {
-        const size_t digit = (size_t)(*c->at - '0');
-        if (*value > (SIZE_MAX - digit) / 10) return fail(c->fault, "an axis is longer than memory can be");
-        *value = *value * 10 + digit;
-    }
-    if (c->at < c->end && *c->at == 'L') c->at++;
+    const bool negative = *c->at == '-';
+    const size_t digits = strspn(c->at + negative, "0123456789");
+
+    if (digits == 0) return expected(c, "a length");
+    if (negative)
+        return fail(c->fault, "shape has the length %.*s: takes 0 or more",
+                    digits < 23 ? (int)digits + 1 : 24, c->at);
+    errno = 0;
+    const uintmax_t number = strtoumax(c->at, NULL, 10);
+    if (errno != 0 || number > SIZE_MAX) return fail(c->fault, "an axis is longer than memory can be");
+    *value = (size_t)number;
+    c->at += digits;
+    if (*c->at == 'L') c->at++;
     return true;
 }
 
 static bool read_shape(cursor *c, npy_header *header)
 {
-    if (!take(c, '(')) return expected(c, "a tuple, the shape");
+    if (!take(c, "(")) return expected(c, "a tuple, the shape");
     header->axes = 0;
-    while (!take(c, ')')) {
+    while (!take(c, ")")) {
         if (header->axes == NPY_MAX_AXES) return fail(c->fault, "more than %d axes", NPY_MAX_AXES);
         if (!read_size(c, &header->shape[header->axes++])) return false;
-        if (take(c, ',')) continue;
+        if (take(c, ",")) continue;
         /* "(3)" is a number in Python, "(3,)" a tuple. */
-        if (header->axes == 1 || !take(c, ')')) return expected(c, "','");
+        if (header->axes == 1 || !take(c, ")")) return expected(c, "','");
         break;
     }
     return true;
@@ -131,84 +133,68 @@ static bool read_shape(cursor *c, npy_header *header)
 
 static bool read_descr(cursor *c, npy_header *header)
 {
-    const char *text;
-    size_t length, i = 0;
-    char order = '=';
-    char shown[24];
+    const char *text, *at;
+    char descr[24] = "", order = '=', *end = descr;
+    size_t length;
 
     skip_space(c);
-    if (c->at < c->end && (*c->at == '[' || *c->at == '('))
-        return fail(c->fault, "structured dtype: takes plain numbers");
+    if (*c->at == '[' || *c->at == '(') return fail(c->fault, "structured dtype: takes plain numbers");
     if (!read_string(c, "a dtype", &text, &length)) return false;
 
     /* What the file says goes into messages: printable and short. */
-    for (size_t k = 0; k < sizeof shown; k++) {
-        shown[k] = k < length ? text[k] : '\0';
-        if (k < length && (shown[k] < ' ' || shown[k] > '~')) shown[k] = '?';
-    }
-    shown[sizeof shown - 1] = '\0';
-
-    if (length > 0 && strchr("<>|=", text[0]) != NULL && text[0] != '\0') order = text[i++];
+    for (size_t k = 0; k < length && k < sizeof descr - 1; k++)
+        descr[k] = text[k] < ' ' || text[k] > '~' ? '?' : text[k];
+    at = descr;
+    if (*at != '\0' && strchr("<>|=", *at) != NULL) order = *at++;
+    if (*at == 'O') return fail(c->fault, "dtype '%s': Python objects are not read", descr);
     /* As some libraries name what NumPy, which has no such type, calls V2. */
-    if (length - i == 8 && memcmp(text + i, "bfloat16", 8) == 0) {
-        text = "V2";
-        length = 2;
-        i = 0;
-    }
-    if (length > i && text[i] == 'O') return fail(c->fault, "dtype '%s': Python objects are not read", shown);
-    header->kind = length > i ? text[i++] : '\0';
-    header->item_size = 0;
-    for (; i < length && text[i] >= '0' && text[i] <= '9' && header->item_size < 100000; i++)
-        header->item_size = header->item_size * 10 + (size_t)(text[i] - '0');
-    if (header->kind == '\0' || strchr("fiubcV", header->kind) == NULL || i != length ||
-        header->item_size == 0)
-        return fail(c->fault, "dtype '%s' is not a number", shown);
+    if (strcmp(at, "bfloat16") == 0) at = "V2";
+    header->kind = *at;
+    if (*at != '\0' && at[1] >= '0' && at[1] <= '9') header->item_size = strtoul(at + 1, &end, 10);
+    if (header->item_size == 0 || header->item_size > 999999 || *end != '\0' || length >= sizeof descr ||
+        strchr("fiubcV", header->kind) == NULL)
+        return fail(c->fault, "dtype '%s' is not a number", descr);
     header->swapped =
         header->item_size > 1 && (order == '<' || order == '>') && (order == '<') != little_endian();
     return true;
 }
 
-static bool read_dictionary(cursor *c, npy_header *header)
+/* length: of the header, which may have zero bytes of its own. */
+static bool read_dictionary(cursor *c, npy_header *header, size_t length)
 {
     static const char *const names[] = { "descr", "fortran_order", "shape" };
     bool seen[3] = { false, false, false };
 
-    if (!take(c, '{')) return expected(c, "'{'");
-    while (!take(c, '}')) {
+    if (!take(c, "{")) return expected(c, "'{'");
+    while (!take(c, "}")) {
         const char *key = "";
-        size_t length = 0, which = 0;
-        if (!read_string(c, "a key", &key, &length)) return false;
-        while (which < 3 && (strlen(names[which]) != length || memcmp(names[which], key, length) != 0))
-            which++;
+        size_t size = 0, which = 0;
+        if (!read_string(c, "a key", &key, &size)) return false;
+        while (which < 3 && (strlen(names[which]) != size || memcmp(names[which], key, size) != 0)) which++;
         if (which == 3)
             return fail(c->fault, "malformed header: a key that is not descr, fortran_order or shape");
         if (seen[which]) return fail(c->fault, "malformed header: %s twice", names[which]);
         seen[which] = true;
-        if (!take(c, ':')) return expected(c, "':'");
+        if (!take(c, ":")) return expected(c, "':'");
 
-        if (which == 0) {
-            if (!read_descr(c, header)) return false;
-        } else if (which == 2) {
-            if (!read_shape(c, header)) return false;
-        } else {
-            header->fortran = take_word(c, "True");
-            if (!header->fortran && !take_word(c, "False")) return expected(c, "True or False");
-        }
-        if (take(c, ',')) continue;
-        if (!take(c, '}')) return expected(c, "',' or '}'");
+        if (which == 0 && !read_descr(c, header)) return false;
+        if (which == 1) header->fortran = take(c, "True");
+        if (which == 1 && !header->fortran && !take(c, "False")) return expected(c, "True or False");
+        if (which == 2 && !read_shape(c, header)) return false;
+        if (take(c, ",")) continue;
+        if (!take(c, "}")) return expected(c, "',' or '}'");
         break;
     }
     for (size_t k = 0; k < 3; k++)
         if (!seen[k]) return fail(c->fault, "malformed header: no %s", names[k]);
     skip_space(c);
-    return c->at == c->end || expected(c, "nothing more");
+    return c->at == c->text + length || expected(c, "nothing more");
 }
 
 bool npy_parse(npy_header *header, const void *bytes, size_t size, npy_fault *fault)
 {
     const unsigned char *file = bytes;
     size_t length_bytes, length, product = 1, data_bytes;
-    cursor c;
 
     memset(header, 0, sizeof *header);
     if (size >= 4 && memcmp(file, "PK\x03\x04", 4) == 0) return fail(fault, "a .npz archive: takes .npy");
@@ -224,23 +210,23 @@ bool npy_parse(npy_header *header, const void *bytes, size_t size, npy_fault *fa
     if (length > size - 8 - length_bytes) return fail(fault, "truncated: ends within the .npy header");
     header->data_offset = 8 + length_bytes + length;
 
-    c.start = (const char *)bytes;
-    c.at = c.start + 8 + length_bytes;
-    c.end = c.at + length;
-    c.fault = fault;
-    if (!read_dictionary(&c, header)) return false;
+    char *text = malloc(length + 1);
+    if (text == NULL) return fail(fault, "no memory for a header of %zu bytes", length);
+    memcpy(text, file + 8 + length_bytes, length);
+    text[length] = '\0';
+    cursor c = { text, text, 8 + length_bytes, fault };
+    const bool good = read_dictionary(&c, header, length);
+    free(text);
+    if (!good) return false;
 
     /* Axes of length 0 are left out, so that the product of any axes fits once this one does. */
     header->count = 1;
     for (size_t axis = 0; axis < header->axes; axis++) {
         const size_t n = header->shape[axis];
-        if (n == 0) {
-            header->count = 0;
-        } else if (product > (SIZE_MAX / 2 / header->item_size) / n) {
+        if (n > 0 && product > (SIZE_MAX / 2 / header->item_size) / n)
             return fail(fault, "its shape has more items than memory can hold");
-        } else {
-            product *= n;
-        }
+        if (n > 0) product *= n;
+        else header->count = 0;
     }
     header->count *= product;
 
@@ -356,33 +342,30 @@ bool npy_native(npy_array *array, npy_fault *fault)
     }
 }
 
-bool npy_open(npy_array *array, const char *path, npy_fault *fault)
+bool npy_map(const char *path, void **mapping, size_t *bytes, npy_fault *fault)
 {
     struct stat info;
-    void *mapping = NULL;
-    size_t size;
-    int descriptor;
+    const int descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe would block */
+    bool good = descriptor >= 0 && fstat(descriptor, &info) == 0;
 
+    *mapping = NULL;
+    if (!good) fail(fault, "cannot be read: %s", strerror(errno));
+    else if (!S_ISREG(info.st_mode)) good = fail(fault, "not a regular file");
+    *bytes = good ? (size_t)info.st_size : 0;
+    if (*bytes > 0) *mapping = mmap(NULL, *bytes, PROT_READ, MAP_PRIVATE, descriptor, 0);
+    if (*mapping == MAP_FAILED) {
+        good = fail(fault, "cannot be mapped: %s", strerror(errno));
+        *mapping = NULL;
+    }
+    if (descriptor >= 0) close(descriptor);
+    return good;
+}
+
+bool npy_open(npy_array *array, const char *path, npy_fault *fault)
+{
     memset(array, 0, sizeof *array);
-    descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe would block */
-    if (descriptor < 0 || fstat(descriptor, &info) != 0) {
-        fail(fault, "cannot be read: %s", strerror(errno));
-        if (descriptor >= 0) close(descriptor);
-        return false;
-    }
-    size = (size_t)info.st_size;
-    if (!S_ISREG(info.st_mode)) {
-        close(descriptor);
-        return fail(fault, "not a regular file");
-    }
-    if (size > 0) mapping = mmap(NULL, size, PROT_READ, MAP_PRIVATE, descriptor, 0);
-    if (mapping == MAP_FAILED) fail(fault, "cannot be mapped: %s", strerror(errno));
-    close(descriptor);
-    if (mapping == MAP_FAILED) return false;
-
-    array->mapping = mapping;
-    array->mapping_bytes = size;
-    if (!npy_parse(&array->header, mapping, size, fault)) {
+    if (!npy_map(path, &array->mapping, &array->mapping_bytes, fault) ||
+        !npy_parse(&array->header, array->mapping, array->mapping_bytes, fault)) {
         npy_close(array);
         return false;
     }
@@ -446,22 +429,11 @@ void npy_scratch_free(void *data, size_t bytes)
     if (data != NULL) munmap(data, scratch_bytes(bytes));
 }
 
-/* The first length characters of folder, then name, in new memory. */
-static char *join(const char *folder, size_t length, const char *name)
-{
-    const size_t rest = strlen(name) + 1;
-    char *path = malloc(length + rest);
-    if (path == NULL) return NULL;
-    memcpy(path, folder, length);
-    memcpy(path + length, name, rest);
-    return path;
-}
-
 /* Up to the last slash, that included; 0 where there is none. */
-static size_t folder_length(const char *path)
+static int folder_length(const char *path)
 {
     const char *slash = strrchr(path, '/');
-    return slash != NULL ? (size_t)(slash - path) + 1 : 0;
+    return slash != NULL ? (int)(slash - path) + 1 : 0;
 }
 
 /* The one name that every spelling of path has, whether or not the file is there yet; a symbolic link to what is not
@@ -470,33 +442,28 @@ static size_t folder_length(const char *path)
 static char *resolve(const char *path)
 {
     enum { MOST_LINKS = 40 }; /* as in Linux: more are taken for a circle */
-    char *at = strdup(path), *folder, *name, target[4096];
+    char *at = strdup(path), target[4096];
 
     for (int links = 0; at != NULL; links++) {
-        char *found = realpath(at, NULL);
-        const ssize_t length = found == NULL ? readlink(at, target, sizeof target - 1) : 0;
-        if (found == NULL && length < 0) break;
-        if (found == NULL && links < MOST_LINKS) {
-            target[length] = '\0';
-            found = join(at, target[0] == '/' ? 0 : folder_length(at), target);
-            free(at);
-            at = found;
-            continue;
-        }
+        char *next = realpath(at, NULL);
+        const bool found = next != NULL;
+        const ssize_t length = found ? 0 : readlink(at, target, sizeof target);
+        if (!found && length < 0) break;
+        if (!found && links < MOST_LINKS)
+            next = text_of("%.*s%.*s", target[0] == '/' ? 0 : folder_length(at), at, (int)length, target);
         free(at);
-        if (found == NULL) errno = ELOOP;
-        return found;
+        if (!found && links == MOST_LINKS) errno = ELOOP;
+        if (found || links == MOST_LINKS) return next;
+        at = next;
     }
     if (at == NULL) return NULL;
 
-    folder = join(at, folder_length(at), ".");
-    name = folder != NULL ? realpath(folder, NULL) : NULL;
+    char *folder = text_of("%.*s.", folder_length(at), at);
+    char *real = folder != NULL ? realpath(folder, NULL) : NULL;
     free(folder);
-    if (name == NULL) return at;
-    folder = join(name, strlen(name), strcmp(name, "/") == 0 ? "" : "/");
-    free(name);
-    name = folder != NULL ? join(folder, strlen(folder), at + folder_length(at)) : NULL;
-    free(folder);
+    if (real == NULL) return at;
+    char *name = text_of("%s/%s", strcmp(real, "/") == 0 ? "" : real, at + folder_length(at));
+    free(real);
     free(at);
     return name;
 }
@@ -505,13 +472,11 @@ static char *resolve(const char *path)
 static char *name_beside(const char *path, int descriptor)
 {
     struct timespec now;
-    char suffix[16];
 
     clock_gettime(CLOCK_MONOTONIC, &now);
-    snprintf(suffix, sizeof suffix, ".%06lx",
-             ((unsigned long)getpid() << 10 ^ (unsigned long)now.tv_nsec ^ (unsigned long)descriptor) &
-                 0xfffffful);
-    return join(path, strlen(path), suffix);
+    return text_of("%s.%06lx", path,
+                   ((unsigned long)getpid() << 10 ^ (unsigned long)now.tv_nsec ^ (unsigned long)descriptor) &
+                       0xfffffful);
 }
 
 /* The name of a file that has one although it is temporary; NULL: it has none. */
@@ -538,8 +503,8 @@ int npy_temporary(const char *path, char **resolved, npy_fault *fault)
         fail(fault, S_ISDIR(info.st_mode) ? "is a directory" : "exists and is not a regular file");
         goto fail;
     }
-    name = *resolved != NULL ? join(*resolved, folder_length(*resolved), "") : NULL;
-    if (name != NULL) descriptor = open(name[0] != '\0' ? name : ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0666);
+    name = *resolved != NULL ? text_of("%.*s.", folder_length(*resolved), *resolved) : NULL;
+    if (name != NULL) descriptor = open(name, O_TMPFILE | O_RDWR | O_CLOEXEC, 0666);
     if (name != NULL && descriptor < 0 && (errno == EOPNOTSUPP || errno == EISDIR)) {
         free(name);
         name = name_beside(*resolved, 0);
@@ -668,7 +633,7 @@ bool npy_commit(npy_output *outputs, size_t count, size_t *failed, npy_fault *fa
         char *name = name_beside(o->path, o->descriptor);
         *failed = i;
         /* the file that this one replaces keeps a second name, by which it can come back */
-        o->former = name != NULL ? join(name, strlen(name), "~") : NULL;
+        o->former = name != NULL ? text_of("%s~", name) : NULL;
         free(name);
         const bool kept = o->former != NULL && link(o->path, o->former) == 0;
         o->is_new = !kept && errno == ENOENT;

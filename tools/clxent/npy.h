@@ -45,6 +45,9 @@ typedef struct npy_array {
     size_t mapping_bytes;
 } npy_array;
 
+/* Maps any file to be read; of an empty one the mapping is NULL. */
+bool npy_map(const char *path, void **mapping, size_t *bytes, npy_fault *fault);
+
 /* Maps path and reads its header: cheap, so that callers can look at dtype and shape before npy_native(). */
 bool npy_open(npy_array *array, const char *path, npy_fault *fault);
 
