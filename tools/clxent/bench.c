@@ -14,103 +14,66 @@ static const char *const ops[] = { "loss", "fused", "softmax", NULL };
 static const char *const op_texts[] = { "mean loss", "mean loss + gradient", "softmax" };
 static const uint32_t op_outputs[] = { CLXENT_OUTPUT_LOSS, CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT,
                                        CLXENT_OUTPUT_SOFTMAX };
-static const char *const dtypes[] = { "f32", "f16", "bf16", "f64", NULL }; /* CLXENT_F32 first */
 
 typedef struct options {
-    cli_common common;
     uint32_t op, dtype;
     size_t rows, classes, pairs, log2_logits; /* rows, classes: 0 where not given */
-    bool suite, loop, has_child;
-    size_t child;
+    bool suite, loop;
     const char *only, *plot;
-    const char *single; /* an option given that a suite does not take */
+    const char *single;         /* an option given that a suite does not take */
+    const char *child, *caches; /* of suite_child(); NULL: not given */
 } options;
 
-/* ---- Options -------------------------------------------------------------------------------- */
+/* ---- Flags ---------------------------------------------------------------------------------- */
 
-enum {
-    KEY_OP = 0x2000,
-    KEY_ROWS,
-    KEY_CLASSES,
-    KEY_DTYPE,
-    KEY_PAIRS,
-    KEY_LOG2_LOGITS,
-    KEY_PLOT,
-    KEY_SUITE,
-    KEY_CASE,
-    KEY_LOOP,
-    KEY_CHILD,
-    KEY_CACHES
-};
-
-static const struct argp_option option_list[] = {
-    { "op", KEY_OP, "OP", 0, "loss, fused (loss and gradient) or softmax (default: fused)", 0 },
-    { "rows", KEY_ROWS, "R", 0, "Rows of logits (default: as many as --log2-logits gives)", 0 },
-    { "classes", KEY_CLASSES, "C", 0, "Classes (default: 1024; with --rows as many as --log2-logits gives)",
-      0 },
-    { "dtype", KEY_DTYPE, "T", 0, "f32, f16, bf16 or f64, of logits and results (default: f32)", 0 },
-    { "pairs", KEY_PAIRS, "N", 0, "Alternated runs of which figures are the median (default: 11)", 0 },
-    { "log2-logits", KEY_LOG2_LOGITS, "N", 0,
-      "2^N logits where rows and classes do not say otherwise, 16 to 36 (default: 26)", 0 },
-    { "plot", KEY_PLOT, "FILE.png", 0,
+#define SINGLE .mark = offsetof(options, single)
+static const cli_flag flags[] = {
+    { "op", "OP", "loss, fused (loss and gradient) or softmax (default: fused)", CLI_CHOICE,
+      offsetof(options, op), .words = "loss|fused|softmax", SINGLE },
+    { "rows", "R", "Rows of logits (default: as many as --log2-logits gives)", CLI_SIZE,
+      offsetof(options, rows), .least = 1, SINGLE },
+    { "classes", "C", "Classes (default: 1024; with --rows as many as --log2-logits gives)", CLI_SIZE,
+      offsetof(options, classes), .least = 1, SINGLE },
+    { "dtype", "T", "f32, f16, bf16 or f64, of logits and results (default: f32)", CLI_CHOICE,
+      offsetof(options, dtype), CLXENT_F32, .words = "f32|f16|bf16|f64", SINGLE },
+    { "pairs", "N", "Alternated runs of which figures are the median (default: 11)", CLI_SIZE,
+      offsetof(options, pairs), .least = 1 },
+    { "log2-logits", "N", "2^N logits where rows and classes do not say otherwise, 16 to 36 (default: 26)",
+      CLI_SIZE, offsetof(options, log2_logits), .least = 16 },
+    { "plot", "FILE.png",
       "Also runs class counts from 2 to 262144 and draws time per element and ratio to the copy over them, "
       "with gnuplot (default: no picture)",
-      0 },
-    { "suite", KEY_SUITE, NULL, 0,
+      CLI_PATH, offsetof(options, plot), SINGLE },
+    { "suite", NULL,
       "Runs every case that has a goal (default: one shape). Prints the figure, goal and verdict, the "
       "range over the pairs, and the speed of the memory. Cases 'cold, ...' measure CPU time, of a plan "
       "and its first run over that of a textbook softmax kernel, each in a process of its own without "
       "cached kernels",
-      0 },
-    { "case", KEY_CASE, "PART", 0,
-      "With --suite, runs only the cases whose name contains PART, such as cold (default: all)", 0 },
-    { "loop", KEY_LOOP, NULL, 0,
+      .kind = CLI_SWITCH, offsetof(options, suite) },
+    { "case", "PART",
+      "With --suite, runs only the cases whose name contains PART, such as cold (default: all)",
+      .kind = CLI_TEXT, offsetof(options, only) },
+    { "loop", NULL,
       "Prints a line once warm, then for each line of standard input the seconds of one run, so that "
       "programs can take turns (default: off)",
-      0 },
-    { "child", KEY_CHILD, "N", OPTION_HIDDEN, NULL, 0 },
-    { "caches", KEY_CACHES, "FOLDER", OPTION_HIDDEN, NULL, 0 },
-    { 0 },
+      CLI_SWITCH, offsetof(options, loop), SINGLE },
+    { "child", "N", NULL, .kind = CLI_TEXT, offsetof(options, child) },
+    { "caches", "FOLDER", NULL, .kind = CLI_TEXT, offsetof(options, caches) },
 };
 
-static error_t parse(int key, char *text, struct argp_state *state)
+static void check_flags(void *data, struct argp_state *state)
 {
-    options *o = state->input;
+    const options *o = data;
 
-    switch (key) {
-    case ARGP_KEY_INIT: state->child_inputs[0] = &o->common; return 0;
-    case KEY_OP: o->op = cli_choice(state, o->single = "op", text, "loss|fused|softmax"); return 0;
-    case KEY_ROWS: o->rows = cli_size(state, o->single = "rows", text, 1); return 0;
-    case KEY_CLASSES: o->classes = cli_size(state, o->single = "classes", text, 1); return 0;
-    case KEY_DTYPE:
-        o->dtype = CLXENT_F32 + cli_choice(state, o->single = "dtype", text, "f32|f16|bf16|f64");
-        return 0;
-    case KEY_PLOT: o->plot = cli_path(state, o->single = "plot", text); return 0;
-    case KEY_LOOP: o->loop = true, o->single = "loop"; return 0;
-    case KEY_SUITE: o->suite = true; return 0;
-    case KEY_CHILD: o->child = cli_size(state, "child", text, 0), o->has_child = true; return 0;
-    case KEY_CACHES: suite_set_caches(text); return 0;
-    case KEY_PAIRS:
-        o->pairs = cli_size(state, "pairs", text, 1);
-        if (o->pairs > 100000) argp_error(state, "--pairs is '%s': takes at most 100000", text);
-        return 0;
-    case KEY_LOG2_LOGITS:
-        o->log2_logits = cli_size(state, "log2-logits", text, 16);
-        if (o->log2_logits > 36) argp_error(state, "--log2-logits is '%s': takes 16 to 36", text);
-        return 0;
-    case KEY_CASE:
-        o->only = text;
-        if (suite_count(text) == 0) argp_error(state, "--case is '%s': no case of the suite has that", text);
-        return 0;
-    case ARGP_KEY_END:
-        if (o->only != NULL && !o->suite) argp_error(state, "--case is for --suite");
-        if (o->suite && o->single != NULL) argp_error(state, "--%s is not for --suite", o->single);
-        if (o->loop && (o->plot != NULL || o->common.json)) argp_error(state, "--loop prints seconds only");
-        if (o->rows != 0 && o->classes != 0 && o->rows > SIZE_MAX / 64 / o->classes)
-            argp_error(state, "--rows %zu times --classes %zu is too much", o->rows, o->classes);
-        return 0;
-    default: return ARGP_ERR_UNKNOWN;
-    }
+    if (o->pairs > 100000) argp_error(state, "--pairs is '%zu': takes at most 100000", o->pairs);
+    if (o->log2_logits > 36) argp_error(state, "--log2-logits is '%zu': takes 16 to 36", o->log2_logits);
+    if (o->only != NULL && suite_count(o->only) == 0)
+        argp_error(state, "--case is '%s': no case of the suite has that", o->only);
+    if (o->only != NULL && !o->suite) argp_error(state, "--case is for --suite");
+    if (o->suite && o->single != NULL) argp_error(state, "--%s is not for --suite", o->single);
+    if (o->loop && (o->plot != NULL || cli_given.json)) argp_error(state, "--loop prints seconds only");
+    if (o->rows != 0 && o->classes != 0 && o->rows > SIZE_MAX / 64 / o->classes)
+        argp_error(state, "--rows %zu times --classes %zu is too much", o->rows, o->classes);
 }
 
 /* ---- One shape ------------------------------------------------------------------------------ */
@@ -130,7 +93,7 @@ static clxent_desc desc_of(const options *o, size_t rows, size_t classes)
 /* Bytes that a run cannot but move: the logits, and as much for a result of their shape. */
 static double traffic(const options *o, size_t rows, size_t classes)
 {
-    return (o->op == OP_LOSS ? 1.0 : 2.0) * (double)rows * (double)classes * (double)dtype_bytes(o->dtype);
+    return (o->op == OP_LOSS ? 1.0 : 2.0) * (double)rows * (double)classes * (double)dtype_size(o->dtype);
 }
 
 enum { RUN_COPY, RUN_PLAN, RUN_STREAM, RUN_READ, RUNS };
@@ -142,49 +105,46 @@ typedef struct figures {
 static bool time_shape(measure *m, const options *o, size_t rows, size_t classes, size_t runs, figures *f)
 {
     const clxent_desc desc = desc_of(o, rows, classes);
-    const size_t bytes = rows * classes * dtype_bytes(o->dtype);
+    const size_t bytes = rows * classes * dtype_size(o->dtype);
     static const uint32_t moves[] = { MOVE_COPY, 0, MOVE_STREAM, MOVE_READ };
     timed timed_runs[RUNS];
-    const timed *list[RUNS];
-    double *seconds = NULL;
-    bool good;
+    times *t = NULL;
 
     memset(timed_runs, 0, sizeof timed_runs);
-    good = timed_plan(m, &timed_runs[RUN_PLAN], &desc, false,
-                      NULL); /* first: it knows what the device cannot do */
+    /* the plan first: it knows what the device cannot do */
+    bool good = timed_plan(m, &timed_runs[RUN_PLAN], &desc, false, NULL);
     for (size_t i = 0; good && i < runs; i++)
         good = i == RUN_PLAN || timed_move(m, &timed_runs[i], moves[i], o->dtype, bytes);
-    for (size_t i = 0; i < runs; i++) list[i] = &timed_runs[i];
-    good = good && measure_times(m, list, runs, o->pairs, &seconds);
-    for (size_t i = 0; good && i < runs; i++) {
-        f->seconds[i] = summarize_times(seconds, runs, o->pairs, i, runs);
-        f->ratio[i] = summarize_times(seconds, runs, o->pairs, RUN_PLAN, i);
+    if (good) t = measure_times(m, timed_runs, runs, o->pairs);
+    for (size_t i = 0; t != NULL && i < runs; i++) {
+        f->seconds[i] = times_of(t, i);
+        f->ratio[i] = ratio_of(t, RUN_PLAN, i);
     }
-    free(seconds);
-    for (size_t i = 0; i < runs; i++) timed_release(&timed_runs[i]);
+    good = t != NULL;
+    free(t);
+    timed_release(timed_runs, RUNS);
     return good;
 }
 
 static void print_shape(const options *o, const measure *m, const figures *f)
 {
     const double bytes = traffic(o, o->rows, o->classes), mib = 1024.0 * 1024.0;
-    const double logits = (double)o->rows * (double)o->classes * (double)dtype_bytes(o->dtype);
+    const double logits = (double)o->rows * (double)o->classes * (double)dtype_size(o->dtype);
     const summary *t = &f->seconds[RUN_PLAN];
 
-    if (o->common.json) {
-        cli_json_print(json_pack(
-            "{s:s, s:I, s:I, s:s, s:o, s:o, s:o, s:o, s:o, s:o}", "op", ops[o->op], "rows",
-            (json_int_t)o->rows, "classes", (json_int_t)o->classes, "dtype", dtypes[o->dtype - CLXENT_F32],
-            "device", cli_json_text(m->session.device.name), "median_s", cli_json_number(t->median), "min_s",
-            cli_json_number(t->least), "copy_median_s", cli_json_number(f->seconds[RUN_COPY].median),
-            "ratio_to_copy", cli_json_number(f->ratio[RUN_COPY].median), "gb_per_s",
-            cli_json_number(bytes / t->median * 1e-9)));
+    if (cli_given.json) {
+        cli_json_print(json_pack("{s:s, s:I, s:I, s:s, s:o, s:o, s:o, s:o, s:o, s:o}", "op", ops[o->op],
+                                 "rows", (json_int_t)o->rows, "classes", (json_int_t)o->classes, "dtype",
+                                 dtype_names[o->dtype], "device", cli_json_text(m->session.device.name),
+                                 "median_s", cli_json_number(t->median), "min_s", cli_json_number(t->least),
+                                 "copy_median_s", cli_json_number(f->seconds[RUN_COPY].median),
+                                 "ratio_to_copy", cli_json_number(f->ratio[RUN_COPY].median), "gb_per_s",
+                                 cli_json_number(bytes / t->median * 1e-9)));
         return;
     }
     printf("device      %zu: %s\n", m->session.device.index, m->session.device.name);
     printf("op          %s\n", op_texts[o->op]);
-    printf("logits      %zu x %zu %s, %.4g MiB\n", o->rows, o->classes, dtypes[o->dtype - CLXENT_F32],
-           logits / mib);
+    printf("logits      %zu x %zu %s, %.4g MiB\n", o->rows, o->classes, dtype_names[o->dtype], logits / mib);
     printf("time        %.4g ms, the best of %zu %.4g ms\n", t->median * 1e3, o->pairs, t->least * 1e3);
     printf("bandwidth   %.3g GB/s\n", bytes / t->median * 1e-9);
     printf("/ copy      %.2f (%.2f - %.2f; copy %.4g ms, %.3g GB/s)\n", f->ratio[RUN_COPY].median,
@@ -244,7 +204,7 @@ static void write_sweep(FILE *to, const void *data)
     fprintf(
         to,
         "set multiplot layout 1,2 margins 0.06,0.96,0.2,0.86 spacing 0.07,0 title \"%s, %s\" font ',16'\n",
-        op_texts[s->o->op], dtypes[s->o->dtype - CLXENT_F32]);
+        op_texts[s->o->op], dtype_names[s->o->dtype]);
     /* From 0, unless slow cases would press all others to the ground. */
     fputs(worst < 20 ? "set yrange [0:*]\n" : "set logscale y\n", to);
     fputs("set title 'Time per element'\n"
@@ -292,26 +252,24 @@ static bool run_loop(measure *m, const options *o)
 {
     const clxent_desc desc = desc_of(o, o->rows, o->classes);
     timed plan;
-    const timed *const list[] = { &plan };
-    double *seconds = NULL;
-    char line[64];
     bool good = timed_plan(m, &plan, &desc, false, NULL);
+    times *warm = good ? measure_times(m, &plan, 1, 1) : NULL;
 
-    good = good && measure_times(m, list, 1, 1, &seconds); /* warms up */
-    free(seconds);
+    good = warm != NULL;
+    free(warm);
     if (good) printf("clxent %s on %s\n", clxent_version(), m->session.device.name);
-    while (good && fflush(stdout) == 0 && fgets(line, sizeof line, stdin) != NULL) {
+    for (char line[64]; good && fflush(stdout) == 0 && fgets(line, sizeof line, stdin) != NULL;) {
         const double start = cli_seconds();
         good = measure_enqueue(m, &plan) && clFinish(m->queue) == CL_SUCCESS;
         if (good) printf("%.9f\n", cli_seconds() - start);
     }
-    timed_release(&plan);
+    timed_release(&plan, 1);
     return good;
 }
 
 int command_bench(int argc, char **argv)
 {
-    static const char *const about =
+    static const cli_syntax syntax = {
         "Times the loss, the loss with its gradient, or the softmax against kernels that only move the "
         "same bytes: a plain copy of the logits, a copy with non-temporal stores, and a pass that only "
         "reads. All take turns in one process; a ratio is the median over the turns of time / time of the "
@@ -320,8 +278,9 @@ int command_bench(int argc, char **argv)
         "none), verdict (met, missed, none, unsupported, failed), least and most (of the figure, over the "
         "pairs), nt_ratio (the same run against the copy with non-temporal stores), seconds, "
         "reference_seconds, reference_gb_per_s, note, device; null where a case has no such figure. The "
-        "exit status tells whether the work was done, not whether goals were met.";
-    const struct argp argp = { option_list, parse, NULL, about, cli_common_options, NULL, NULL };
+        "exit status tells whether the work was done, not whether goals were met.",
+        flags, sizeof flags / sizeof *flags, check_flags
+    };
     options o = { .op = OP_FUSED, .dtype = CLXENT_F32, .pairs = 11, .log2_logits = 26 };
     sweep s;
     measure m;
@@ -329,15 +288,16 @@ int command_bench(int argc, char **argv)
     figures f;
     bool good;
 
-    cli_parse(&argp, argc, argv, &o);
+    cli_parse(&syntax, argc, argv, &o);
     const size_t logits = (size_t)1 << o.log2_logits;
     if (o.rows == 0) o.rows = o.classes == 0 ? logits / 1024 : logits > o.classes ? logits / o.classes : 1;
     if (o.classes == 0) o.classes = o.rows == logits / 1024 ? 1024 : logits > o.rows ? logits / o.rows : 1;
+    if (o.caches != NULL) suite_set_caches(o.caches);
     if (o.plot != NULL && !plot_check(o.plot)) return CLI_FAILED;
-    if (!cli_find_device(&device, o.common.device)) return CLI_FAILED;
-    if (o.has_child) return suite_child(&device, o.child);
+    if (!cli_find_device(&device)) return CLI_FAILED;
+    if (o.child != NULL) return suite_child(&device, strtoul(o.child, NULL, 10));
     if (o.suite) {
-        const suite_options suite = { device, logits, o.pairs, o.only, o.common.json };
+        const suite_options suite = { device, logits, o.pairs, o.only };
         return suite_run(&suite);
     }
 
@@ -352,7 +312,7 @@ int command_bench(int argc, char **argv)
         cli_progress_stop();
         good = good && (o.plot == NULL || plot_png(o.plot, write_sweep, &s));
         if (good) print_shape(&o, &m, &f);
-        if (good && o.plot != NULL && !o.common.json) print_sweep(&s);
+        if (good && o.plot != NULL && !cli_given.json) print_sweep(&s);
     }
     cli_progress_stop();
     measure_close(&m);

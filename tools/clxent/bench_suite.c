@@ -136,23 +136,21 @@ enum { RUN_REFERENCE, RUN_SUBJECT, RUN_STREAM, RUNS };
 
 /* Times count runs in turn, and releases all of them. good: they could be made. The figure is that of the subject over
  * the reference, times scale. */
-static bool compare(measure *m, timed runs[RUNS], size_t count, bool good, double scale,
-                    const suite_options *o, result *r)
+static bool take_ratio(measure *m, timed runs[RUNS], size_t count, bool good, double scale,
+                       const suite_options *o, result *r)
 {
-    const timed *const list[RUNS] = { &runs[0], &runs[1], &runs[2] };
-    double *seconds = NULL;
+    times *t = good ? measure_times(m, runs, count, o->pairs) : NULL;
 
-    good = good && measure_times(m, list, count, o->pairs, &seconds);
+    good = t != NULL;
     if (good) {
-        const summary s = summarize_times(seconds, count, o->pairs, RUN_SUBJECT, RUN_REFERENCE);
+        const summary s = ratio_of(t, RUN_SUBJECT, RUN_REFERENCE);
         set_figure(r, (summary){ s.median * scale, s.least * scale, s.most * scale });
-        r->seconds = summarize_times(seconds, count, o->pairs, RUN_SUBJECT, count).median;
-        r->reference_seconds = summarize_times(seconds, count, o->pairs, RUN_REFERENCE, count).median;
-        if (count > RUN_STREAM)
-            r->nt_ratio = summarize_times(seconds, count, o->pairs, RUN_SUBJECT, RUN_STREAM).median;
+        r->seconds = times_of(t, RUN_SUBJECT).median;
+        r->reference_seconds = times_of(t, RUN_REFERENCE).median;
+        if (count > RUN_STREAM) r->nt_ratio = ratio_of(t, RUN_SUBJECT, RUN_STREAM).median;
     }
-    free(seconds);
-    for (size_t i = 0; i < RUNS; i++) timed_release(&runs[i]);
+    free(t);
+    timed_release(runs, RUNS);
     return good;
 }
 
@@ -189,21 +187,19 @@ static FUNCTION(measure_ratio)
     if (c->inner > 1)
         snprintf(r->note, sizeof r->note, "%zu slabs of %zu x %zu", desc.batch, desc.classes, desc.inner);
     else if (c->rows != 0) snprintf(r->note, sizeof r->note, "%zu x %zu", desc.batch, desc.classes);
-    return compare(m, runs, count, good, 1, o, r);
+    return take_ratio(m, runs, count, good, 1, o, r);
 }
 
 static FUNCTION(measure_memory)
 {
-    const size_t bytes = o->logits * dtype_bytes(c->dtype);
+    const size_t bytes = o->logits * dtype_size(c->dtype);
     const double gb = 1e-9 * passes_of(c->moves) * (double)bytes;
     timed move;
-    const timed *const list[] = { &move };
-    double *seconds = NULL;
-    bool good =
-        timed_move(m, &move, c->moves, c->dtype, bytes) && measure_times(m, list, 1, o->pairs, &seconds);
+    times *t = timed_move(m, &move, c->moves, c->dtype, bytes) ? measure_times(m, &move, 1, o->pairs) : NULL;
+    const bool good = t != NULL;
 
     if (good) {
-        const summary s = summarize_times(seconds, 1, o->pairs, 0, 1);
+        const summary s = times_of(t, 0);
         set_figure(r, (summary){ gb / s.median, gb / s.most, gb / s.least });
         r->seconds = s.median;
         if (c->moves == STREAM && !m->has_stream)
@@ -212,8 +208,8 @@ static FUNCTION(measure_memory)
             snprintf(r->note, sizeof r->note, "less than 4 times the largest cache, %zu MiB",
                      m->cache_bytes >> 20);
     }
-    free(seconds);
-    timed_release(&move);
+    free(t);
+    timed_release(&move, 1);
     return good;
 }
 
@@ -228,7 +224,7 @@ static FUNCTION(measure_odd_even)
     const clxent_desc desc[] = { desc_of(&even, o), desc_of(c, o) };
     memset(runs, 0, sizeof runs);
     good = timed_plan(m, &runs[0], &desc[0], false, NULL) && timed_plan(m, &runs[1], &desc[1], false, NULL);
-    return compare(m, runs, 2, good, (double)runs[0].bytes / (double)runs[1].bytes, o, r);
+    return take_ratio(m, runs, 2, good, (double)runs[0].bytes / (double)runs[1].bytes, o, r);
 }
 
 /* The largest time per element over the smallest, among class counts where neither should matter. Each is taken as a
@@ -270,8 +266,8 @@ static FUNCTION(measure_host_arrays)
 
     memset(runs, 0, sizeof runs);
     good = timed_plan(m, &runs[0], &desc, false, NULL) && timed_host(m, &runs[1], &runs[0], &desc);
-    good = compare(m, runs, 2, good, 1, o, r);
-    if (good && !m->host_memory) {
+    good = take_ratio(m, runs, 2, good, 1, o, r);
+    if (good && !m->session.device.host_memory) {
         r->verdict = NO_GOAL;
         strcpy(r->note, "memory of its own: up- and download count");
     }
@@ -295,7 +291,7 @@ static FUNCTION(measure_launches)
         r->verdict = UNSUPPORTED; /* a run launches something */
         strcpy(r->note, "launches cannot be counted on this system");
     }
-    timed_release(&t);
+    timed_release(&t, 1);
     return good;
 }
 
@@ -316,7 +312,7 @@ static FUNCTION(measure_enqueue_time)
         good = good && clFinish(m->queue) == CL_SUCCESS;
     }
     if (good) set_figure(r, summarize(micros, TIMES));
-    timed_release(&t);
+    timed_release(&t, 1);
     return good;
 }
 
@@ -342,10 +338,7 @@ static FUNCTION(measure_new_classes)
         millis[i] = 1e3 * (cli_seconds() - start);
         clxent_plan_destroy(plan);
     }
-    if (status != CLXENT_OK) {
-        cli_fail_status(m->session.ctx, m->session.device.name, status);
-        return false;
-    }
+    if (status != CLXENT_OK) return cli_fail_status(m->session.ctx, m->session.device.name, status);
     if (strcmp(c->unit, "ms") == 0) set_figure(r, summarize(millis, COUNTS));
     else set_count(r, measure_calls().builds - builds);
     return true;
@@ -418,7 +411,7 @@ int suite_child(const cli_device *device, size_t number)
     clxent_status status;
     cli_session session;
 
-    if (number >= 2 * (size_t)CASES || !cli_open(&session, device)) return CLI_FAILED;
+    if (number >= 2 * (size_t)CASES || !cli_open(&session, device, false)) return CLI_FAILED;
     const double cpu = cpu_seconds(RUSAGE_SELF) + cpu_seconds(RUSAGE_CHILDREN), start = cli_seconds();
     if (number >= CASES) {
         status = run_textbook(&session, &desc);
@@ -438,12 +431,12 @@ int suite_child(const cli_device *device, size_t number)
 
 /* Runs suite_child(number) as a process, whose caches are in folder, where given. CLXENT_ERROR_INTERNAL, after a
  * message, where there is no report; else the status of its plan or run. */
-static clxent_status run_child(const cli_device *device, size_t number, char *folder, child_report *report)
+static clxent_status run_child(const cli_device *device, size_t number, const char *folder,
+                               child_report *report)
 {
-    static char self[] = "/proc/self/exe", bench[] = "bench", child_flag[] = "--child", flag[] = "--device",
-                caches[] = "--caches", plain[] = "--no-tuning", tuning[] = "--tuning";
     char which[32], index[32], text[256] = "";
-    char *argv[16] = { self, bench, child_flag, which, flag, index }, **end = &argv[6];
+    const char *argv[16] = { "/proc/self/exe", "bench", "--child", which, "--device", index };
+    const char **end = &argv[6];
     const double before = cpu_seconds(RUSAGE_CHILDREN);
     posix_spawn_file_actions_t actions;
     posix_spawnattr_t attributes;
@@ -451,9 +444,9 @@ static clxent_status run_child(const cli_device *device, size_t number, char *fo
     FILE *from;
     pid_t child;
 
-    if (cli_tuning_file != NULL) *end++ = tuning, *end++ = cli_tuning_file;
-    else if (cli_no_tuning) *end++ = plain;
-    if (folder != NULL) *end++ = caches, *end++ = folder;
+    if (cli_given.tuning != NULL) *end++ = "--tuning", *end++ = cli_given.tuning;
+    else if (cli_given.no_tuning) *end++ = "--no-tuning";
+    if (folder != NULL) *end++ = "--caches", *end++ = folder;
     snprintf(which, sizeof which, "%zu", number);
     snprintf(index, sizeof index, "%zu", device->index);
     if (pipe(ends) != 0) {
@@ -467,7 +460,7 @@ static clxent_status run_child(const cli_device *device, size_t number, char *fo
     posix_spawnattr_init(&attributes);
     posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK);
     posix_spawnattr_setsigmask(&attributes, signals_of_caller()); /* Ctrl-C ends it too */
-    error = posix_spawn(&child, self, &actions, &attributes, argv, environ);
+    error = posix_spawn(&child, argv[0], &actions, &attributes, (char **)argv, environ);
     posix_spawnattr_destroy(&attributes);
     posix_spawn_file_actions_destroy(&actions);
     close(ends[1]);
@@ -481,7 +474,7 @@ static clxent_status run_child(const cli_device *device, size_t number, char *fo
         sscanf(text, "%d %lf %lf %zu %zu", &status, &report->plan_seconds, &report->cpu_seconds,
                &report->builds, &report->log_bytes) == 5)
         return status;
-    if (error != 0) cli_fail(self, "%s", strerror(error));
+    if (error != 0) cli_fail(argv[0], "%s", strerror(error));
     else cli_fail("a process of its own", "ended with status %d", ended);
     return CLXENT_ERROR_INTERNAL;
 }
@@ -693,7 +686,7 @@ int suite_run(const suite_options *o)
     }
     cli_progress_stop();
 
-    if (!o->json) {
+    if (!cli_given.json) {
         printf("device %zu: %s; %s", o->device.index, o->device.name, "f32 unless a case says otherwise, ");
         printf("%zu logits, median and range of %zu pairs, cold at most 5\n\n", o->logits, o->pairs);
         printf("%-46s %7s %-21s %5s  %-11s %17s %6s %8s %8s\n", "case", "figure", "", "goal", "", "range",
@@ -701,10 +694,10 @@ int suite_run(const suite_options *o)
     }
     for (size_t i = 0; i < CASES; i++) {
         if (!selected(&cases[i], o->only)) continue;
-        if (o->json) print_json(&cases[i], &results[i], &o->device);
+        if (cli_given.json) print_json(&cases[i], &results[i], &o->device);
         else print_text(&cases[i], &results[i]);
     }
-    if (!o->json) {
+    if (!cli_given.json) {
         printf("\n%zu met, %zu missed", verdicts_of[MET], verdicts_of[MISSED]);
         if (verdicts_of[FAILED] > 0) printf(", %zu failed", verdicts_of[FAILED]);
         putchar('\n');

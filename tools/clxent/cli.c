@@ -2,9 +2,10 @@
  *
  * cli.c - what the subcommands share; see cli.h.
  */
-#define _XOPEN_SOURCE 700
+#define _GNU_SOURCE /* asprintf, strcasestr */
 #include "cli.h"
 
+#include <assert.h>
 #include <ctype.h>
 #include <errno.h>
 #include <inttypes.h>
@@ -22,7 +23,7 @@ static const char *command = "clxent"; /* what messages begin with */
 
 /* ---- Messages ------------------------------------------------------------------------------- */
 
-int cli_fail(const char *subject, const char *format, ...)
+bool cli_fail(const char *subject, const char *format, ...)
 {
     char message[2048];
     va_list list;
@@ -39,72 +40,40 @@ int cli_fail(const char *subject, const char *format, ...)
     for (const char *at = subject; at != NULL && *at != '\0'; at++)
         fputc(iscntrl((unsigned char)*at) ? '?' : *at, stderr);
     fprintf(stderr, "%s%s\n", subject != NULL ? ": " : "", message);
-    return CLI_FAILED;
+    return false;
 }
 
-int cli_fail_status(const clxent_context *ctx, const char *subject, clxent_status status)
+bool cli_fail_status(const clxent_context *ctx, const char *subject, clxent_status status)
 {
     char text[1024] = "";
     if (ctx != NULL) clxent_context_last_error(ctx, text, sizeof text);
     (void)cli_fail(subject, "%s", text[0] != '\0' ? text : clxent_status_string(status));
     if (status == CLXENT_ERROR_ARRAYS_IN_USE) exit(CLI_FAILED);
-    return CLI_FAILED;
+    return false;
 }
 
-/* ---- Options -------------------------------------------------------------------------------- */
+/* ---- Flags ---------------------------------------------------------------------------------- */
 
-enum { KEY_DEVICE = 0x1000, KEY_JSON, KEY_NO_TUNING, KEY_TUNING };
+cli_common cli_given;
 
-/* A number or a part of a name; which of them there are is not known yet. */
-static const char *check_device(struct argp_state *state, const char *text)
-{
-    const bool negative =
-        text[0] == '-' && text[1] != '\0' && text[1 + strspn(text + 1, "0123456789")] == '\0';
-    if (text[0] == '\0' || negative)
-        argp_error(state, "--device is '%s': takes a number of at least 0, or part of a name", text);
-    return text;
-}
-
-static error_t parse_common(int key, char *text, struct argp_state *state)
-{
-    cli_common *common = state->input;
-    if (key == KEY_DEVICE) common->device = check_device(state, text);
-    else if (key == KEY_JSON) common->json = true;
-    else if (key == KEY_NO_TUNING) cli_no_tuning = true;
-    else if (key == KEY_TUNING) (void)cli_path(state, "tuning", cli_tuning_file = text);
-    else if (key == ARGP_KEY_ARG) argp_error(state, "unexpected argument '%s'", text);
-    else return ARGP_ERR_UNKNOWN;
-    return 0;
-}
-
-static const struct argp_option common_options[] = {
-    { "device", KEY_DEVICE, "N|NAME", 0,
+static const cli_flag common_flags[] = {
+    { "device", "N|NAME",
       "OpenCL device: its number in `clxent info`, or part of its name in any case (default: the first "
       "GPU, else the first device)",
-      0 },
-    { "json", KEY_JSON, NULL, 0, "Print one JSON object instead of text (default: text)", 0 },
-    { "no-tuning", KEY_NO_TUNING, NULL, 0,
+      .kind = CLI_TEXT, offsetof(cli_common, device) },
+    { "json", NULL, "Print one JSON object instead of text (default: text)", .kind = CLI_SWITCH,
+      offsetof(cli_common, json) },
+    { "no-tuning", NULL,
       "Use the built-in parameters of kernels, not those that clxent tune stored for the device (default: "
       "stored ones where there are any)",
-      0 },
-    { "tuning", KEY_TUNING, "FILE", 0,
+      .kind = CLI_SWITCH, offsetof(cli_common, no_tuning) },
+    { "tuning", "FILE",
       "Use the parameters of kernels in FILE, written as clxent tune stores them (default: those stored "
       "for the device)",
-      0 },
-    { 0 },
+      .kind = CLI_PATH, offsetof(cli_common, tuning) },
 };
 
-static const struct argp common_argp = { common_options, parse_common, NULL, NULL, NULL, NULL, NULL };
-const struct argp_child cli_common_options[] = { { &common_argp, 0, "Everywhere:", 100 }, { 0 } };
-
-error_t cli_parse(const struct argp *argp, int argc, char **argv, void *input)
-{
-    command = argv[0];
-    argp_err_exit_status = CLI_USAGE;
-    return argp_parse(argp, argc, argv, 0, NULL, input);
-}
-
-size_t cli_size(struct argp_state *state, const char *option, const char *text, size_t smallest)
+size_t cli_size(struct argp_state *state, const char *flag, const char *text, size_t smallest)
 {
     char *end = NULL;
     uintmax_t value = 0;
@@ -112,141 +81,222 @@ size_t cli_size(struct argp_state *state, const char *option, const char *text, 
     errno = 0;
     if (isdigit((unsigned char)text[0])) value = strtoumax(text, &end, 10);
     if (end == NULL || *end != '\0' || errno != 0 || value > SIZE_MAX / 2 || value < smallest)
-        argp_error(state, "--%s is '%s': takes a whole number of at least %zu", option, text, smallest);
+        argp_error(state, "--%s is '%s': takes a whole number of at least %zu", flag, text, smallest);
     return (size_t)value;
 }
 
-int64_t cli_integer(struct argp_state *state, const char *option, const char *text, const char *takes)
-{
-    char *end = NULL;
-    intmax_t value = 0;
-
-    errno = 0;
-    if (isdigit((unsigned char)text[text[0] == '-'])) value = strtoimax(text, &end, 10);
-    if (end == NULL || *end != '\0' || errno != 0 || value < INT64_MIN || value > INT64_MAX)
-        argp_error(state, "--%s is '%s': takes %s", option, text, takes);
-    return (int64_t)value;
-}
-
-double cli_number(struct argp_state *state, const char *option, const char *text, double smallest,
-                  double largest)
+static double number(struct argp_state *state, const cli_flag *flag, const char *text)
 {
     char *end = NULL;
     const double value = strtod(text, &end);
 
     /* strtod() skips leading space; NaN fails the comparisons. */
-    if (end == text || *end != '\0' || isspace((unsigned char)text[0]) ||
-        !(value >= smallest && value <= largest)) {
-        if (largest < HUGE_VAL && isfinite(largest) && largest < 1e300)
-            argp_error(state, "--%s is '%s': takes a number from %g to %g", option, text, smallest, largest);
-        else if (smallest > -1e300)
-            argp_error(state, "--%s is '%s': takes a finite number of at least %g", option, text, smallest);
-        else argp_error(state, "--%s is '%s': takes a finite number", option, text);
-    }
+    if (end != text && *end == '\0' && !isspace((unsigned char)text[0]) && value >= flag->least &&
+        value <= flag->most)
+        return value;
+    if (flag->most < 1e300)
+        argp_error(state, "--%s is '%s': takes a number from %g to %g", flag->name, text, flag->least,
+                   flag->most);
+    else if (flag->least > -1e300)
+        argp_error(state, "--%s is '%s': takes a finite number of at least %g", flag->name, text,
+                   flag->least);
+    else argp_error(state, "--%s is '%s': takes a finite number", flag->name, text);
     return value;
 }
 
-const char *cli_path(struct argp_state *state, const char *option, const char *text)
+static const char *path(struct argp_state *state, const cli_flag *flag, const char *text)
 {
-    if (text[0] == '\0') argp_error(state, "--%s is '': takes a path", option);
+    if (text[0] == '\0') argp_error(state, "--%s is '': takes a path", flag->name);
     if (strcmp(text, "-") == 0)
         argp_error(state,
                    "--%s is '-': takes the path of a file, not standard input or output (./- for that name)",
-                   option);
+                   flag->name);
     return text;
 }
 
-uint32_t cli_choice(struct argp_state *state, const char *option, const char *text, const char *words)
+/* Index of text among the words. */
+static uint32_t choice(struct argp_state *state, const cli_flag *flag, const char *text)
 {
     const size_t length = strlen(text);
     char takes[256] = "";
     uint32_t index = 0;
 
-    for (const char *word = words;; index++) {
-        const size_t n = strcspn(word, "|");
+    for (const char *word = flag->words != NULL ? flag->words : flag->argument;; index++) {
+        const size_t n = strcspn(word, "|"), used = strlen(takes);
         if (n == length && strncmp(word, text, n) == 0) return index;
-        snprintf(takes + strlen(takes), sizeof takes - strlen(takes), "%s%.*s", index > 0 ? ", " : "", (int)n,
-                 word);
+        snprintf(takes + used, sizeof takes - used, "%s%.*s", index > 0 ? ", " : "", (int)n, word);
         if (word[n] == '\0') break;
         word += n + 1;
     }
-    argp_error(state, "--%s is '%s': takes %s", option, text, takes);
+    argp_error(state, "--%s is '%s': takes %s", flag->name, text, takes);
     return index;
+}
+
+static void take(struct argp_state *state, const cli_flag *flag, char *text, char *options)
+{
+    void *to = options + flag->offset;
+
+    if (flag->mark != 0) memcpy(options + flag->mark, &flag->name, sizeof flag->name);
+    switch (flag->kind) {
+    case CLI_SWITCH: *(bool *)to = true; break;
+    case CLI_TEXT: *(const char **)to = text; break;
+    case CLI_PATH: *(const char **)to = path(state, flag, text); break;
+    case CLI_SIZE: *(size_t *)to = cli_size(state, flag->name, text, (size_t)flag->least); break;
+    case CLI_NUMBER: *(double *)to = number(state, flag, text); break;
+    case CLI_CHOICE: *(uint32_t *)to = (uint32_t)flag->least + choice(state, flag, text); break;
+    }
+}
+
+/* A number or a part of a name; which of them there are is not known yet. */
+static void check_common(void *options, struct argp_state *state)
+{
+    const char *text = ((const cli_common *)options)->device;
+
+    if (text == NULL) return;
+    const bool negative =
+        text[0] == '-' && text[1] != '\0' && text[1 + strspn(text + 1, "0123456789")] == '\0';
+    if (text[0] == '\0' || negative)
+        argp_error(state, "--device is '%s': takes a number of at least 0, or part of a name", text);
+}
+
+typedef struct parsing {
+    const cli_syntax *syntax;
+    void *options;
+    int first_key;
+    struct parsing *common; /* its child */
+} parsing;
+
+static int key_of(const parsing *p, size_t i)
+{
+    const cli_flag *flag = &p->syntax->flags[i];
+    return flag->letter != 0 ? flag->letter : flag->name != NULL ? p->first_key + (int)i : 0;
+}
+
+static error_t parse(int key, char *text, struct argp_state *state)
+{
+    const parsing *p = state->input;
+
+    if (key == ARGP_KEY_INIT && p->common != NULL) state->child_inputs[0] = p->common;
+    if (key == ARGP_KEY_ARG) argp_error(state, "unexpected argument '%s'", text);
+    if (key == ARGP_KEY_END && p->syntax->check != NULL) p->syntax->check(p->options, state);
+    for (size_t i = 0; key > 0 && i < p->syntax->num_flags; i++) {
+        if (key != key_of(p, i)) continue;
+        take(state, &p->syntax->flags[i], text, p->options);
+        return 0;
+    }
+    return ARGP_ERR_UNKNOWN;
+}
+
+enum { MOST_FLAGS = 64 };
+
+static void list_flags(const parsing *p, struct argp_option list[MOST_FLAGS + 1])
+{
+    assert(p->syntax->num_flags <= MOST_FLAGS);
+    memset(list, 0, (MOST_FLAGS + 1) * sizeof *list);
+    for (size_t i = 0; i < p->syntax->num_flags; i++) {
+        const cli_flag *f = &p->syntax->flags[i];
+        const int hidden = f->help == NULL ? OPTION_HIDDEN : 0;
+        if (f->name == NULL && f->help == NULL) continue;
+        *list++ = (struct argp_option){ f->name, key_of(p, i), f->argument, hidden, f->help, f->group };
+    }
+}
+
+void cli_parse(const cli_syntax *syntax, int argc, char **argv, void *options)
+{
+    static const cli_syntax common = { NULL, common_flags, sizeof common_flags / sizeof *common_flags,
+                                       check_common };
+    parsing everywhere = { &common, &cli_given, 0x1000, NULL },
+            own = { syntax, options, 0x2000, &everywhere };
+    struct argp_option lists[2][MOST_FLAGS + 1];
+    const struct argp child = { lists[0], parse, NULL, NULL, NULL, NULL, NULL };
+    const struct argp_child children[] = { { &child, 0, "Everywhere:", 100 }, { 0 } };
+    const struct argp argp = { lists[1], parse, NULL, syntax->about, children, NULL, NULL };
+
+    list_flags(&everywhere, lists[0]);
+    list_flags(&own, lists[1]);
+    command = argv[0];
+    argp_err_exit_status = CLI_USAGE;
+    argp_parse(&argp, argc, argv, 0, NULL, &own);
 }
 
 /* ---- Device --------------------------------------------------------------------------------- */
 
+static const struct fact {
+    cl_device_info parameter;
+    size_t offset, size;
+} facts[] = {
+#define FACT(member, parameter) \
+    { parameter, offsetof(cli_device, member), sizeof((const cli_device *)NULL)->member },
+    FACT(type, CL_DEVICE_TYPE) FACT(name, CL_DEVICE_NAME) FACT(vendor, CL_DEVICE_VENDOR)
+        FACT(driver, CL_DRIVER_VERSION) FACT(version, CL_DEVICE_VERSION) FACT(
+            compute_units, CL_DEVICE_MAX_COMPUTE_UNITS) FACT(max_work_group, CL_DEVICE_MAX_WORK_GROUP_SIZE)
+            FACT(memory, CL_DEVICE_GLOBAL_MEM_SIZE) FACT(max_allocation, CL_DEVICE_MAX_MEM_ALLOC_SIZE)
+                FACT(local_memory, CL_DEVICE_LOCAL_MEM_SIZE) FACT(cache, CL_DEVICE_GLOBAL_MEM_CACHE_SIZE)
+                    FACT(host_memory, CL_DEVICE_HOST_UNIFIED_MEMORY) FACT(f64, CL_DEVICE_DOUBLE_FP_CONFIG)
+                        FACT(queue, CL_DEVICE_QUEUE_PROPERTIES)
+};
+
+static cli_device describe(cl_platform_id platform, cl_device_id id, size_t index)
+{
+    cli_device device = { .platform = platform, .id = id, .index = index };
+
+    for (size_t i = 0; i < sizeof facts / sizeof *facts; i++) {
+        char *fact = (char *)&device + facts[i].offset;
+        if (clGetDeviceInfo(id, facts[i].parameter, facts[i].size, fact, NULL) != CL_SUCCESS)
+            memset(fact, 0, facts[i].size);
+    }
+    if (device.name[0] == '\0') strcpy(device.name, "unnamed device");
+    return device;
+}
+
 size_t cli_list_devices(cli_device **devices)
 {
-    cl_platform_id platforms[64];
+    enum { MOST = 64 };
+    cl_platform_id platforms[MOST];
     cl_uint num_platforms = 0;
     size_t count = 0;
 
     *devices = NULL;
-    if (clGetPlatformIDs(64, platforms, &num_platforms) != CL_SUCCESS) return 0;
-    if (num_platforms > 64) num_platforms = 64;
-    for (cl_uint p = 0; p < num_platforms; p++) {
-        cl_device_id ids[64];
+    if (clGetPlatformIDs(MOST, platforms, &num_platforms) != CL_SUCCESS) return 0;
+    for (cl_uint p = 0; p < num_platforms && p < MOST; p++) {
+        cl_device_id ids[MOST];
         cl_uint num_ids = 0;
-        cli_device *more;
 
-        if (clGetDeviceIDs(platforms[p], CL_DEVICE_TYPE_ALL, 64, ids, &num_ids) != CL_SUCCESS) continue;
-        if (num_ids > 64) num_ids = 64;
-        more = realloc(*devices, (count + num_ids) * sizeof **devices);
+        if (clGetDeviceIDs(platforms[p], CL_DEVICE_TYPE_ALL, MOST, ids, &num_ids) != CL_SUCCESS) continue;
+        cli_device *more = realloc(*devices, (count + MOST) * sizeof *more);
         if (more == NULL) return count;
         *devices = more;
-        for (cl_uint d = 0; d < num_ids; d++, count++) {
-            cli_device *device = &more[count];
-            memset(device, 0, sizeof *device);
-            device->platform = platforms[p];
-            device->id = ids[d];
-            device->index = count;
-            (void)clGetDeviceInfo(ids[d], CL_DEVICE_TYPE, sizeof device->type, &device->type, NULL);
-            if (clGetDeviceInfo(ids[d], CL_DEVICE_NAME, sizeof device->name, device->name, NULL) !=
-                CL_SUCCESS)
-                strcpy(device->name, "unnamed device");
-            device->name[sizeof device->name - 1] = '\0';
-        }
+        for (cl_uint d = 0; d < num_ids && d < MOST; d++, count++)
+            more[count] = describe(platforms[p], ids[d], count);
     }
     return count;
 }
 
-static bool contains(const char *text, const char *part)
+bool cli_find_device(cli_device *device)
 {
-    for (; *text != '\0'; text++) {
-        size_t i = 0;
-        while (part[i] != '\0' && tolower((unsigned char)text[i]) == tolower((unsigned char)part[i])) i++;
-        if (part[i] == '\0') return true;
-    }
-    return false;
-}
-
-bool cli_find_device(cli_device *device, const char *wanted)
-{
+    const char *wanted = cli_given.device;
+    const bool number = wanted != NULL && wanted[strspn(wanted, "0123456789")] == '\0';
     cli_device *devices;
     const size_t count = cli_list_devices(&devices);
-    const bool number = wanted != NULL && wanted[strspn(wanted, "0123456789")] == '\0';
-    size_t found = count;
+    size_t found = 0;
 
-    if (count == 0) {
+    if (number) {
+        errno = 0;
+        const unsigned long long index = strtoull(wanted, NULL, 10);
+        found = errno == 0 && index < count ? (size_t)index : count;
+    } else {
+        while (found < count && (wanted == NULL ? (devices[found].type & CL_DEVICE_TYPE_GPU) == 0
+                                                : strcasestr(devices[found].name, wanted) == NULL))
+            found++;
+        if (wanted == NULL && found == count) found = 0;
+    }
+    if (found < count) *device = devices[found];
+    else if (count == 0)
         cli_fail(NULL,
                  "no OpenCL device: install a driver (for the CPU Debian's pocl-opencl-icd, whose cache "
                  "directory must be writable)");
-    } else if (wanted == NULL) {
-        for (found = 0; found < count && (devices[found].type & CL_DEVICE_TYPE_GPU) == 0; found++) {
-        }
-        if (found == count) found = 0;
-    } else if (number) {
-        errno = 0;
-        const unsigned long long index = strtoull(wanted, NULL, 10);
-        if (errno == 0 && index < count) found = (size_t)index;
-        if (found == count) cli_fail(NULL, "--device %s: takes 0 to %zu, see clxent info", wanted, count - 1);
-    } else {
-        for (found = 0; found < count && !contains(devices[found].name, wanted); found++) {
-        }
-        if (found == count) cli_fail(NULL, "--device '%s': no device has that name, see clxent info", wanted);
-    }
-    if (found < count) *device = devices[found];
+    else if (number) cli_fail(NULL, "--device %s: takes 0 to %zu, see clxent info", wanted, count - 1);
+    else cli_fail(NULL, "--device '%s': no device has that name, see clxent info", wanted);
     free(devices);
     return found < count;
 }
@@ -264,27 +314,23 @@ static void read_log(const char *message, void *payload)
 
 char *cli_cache_path(const char *name)
 {
-    const char *folder = getenv("XDG_CACHE_HOME"), *below = "";
+    const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+    const bool given = cache != NULL && cache[0] == '/'; /* the specification says to ignore relative ones */
+    char *path;
 
-    if (folder == NULL || folder[0] != '/') { /* the specification says to ignore relative ones */
-        folder = getenv("HOME");
-        below = "/.cache";
-    }
-    if (folder == NULL || folder[0] != '/') return NULL;
-    const size_t size = strlen(folder) + strlen(name) + 32;
-    char *path = malloc(size);
-    if (path != NULL) snprintf(path, size, "%s%s/clxent/%s", folder, below, name);
-    return path;
+    if (!given && (home == NULL || home[0] != '/')) return NULL;
+    return asprintf(&path, "%s%s/clxent/%s", given ? cache : home, given ? "" : "/.cache", name) < 0 ? NULL
+                                                                                                     : path;
 }
 
-bool cli_make_folders(const char *path)
+bool cli_make_folders(const char *path, mode_t mode)
 {
     char *copy = strdup(path);
     bool good = copy != NULL;
 
     for (char *at = copy; good && (at = strchr(at + 1, '/')) != NULL;) {
         *at = '\0';
-        good = mkdir(copy, 0700) == 0 || errno == EEXIST;
+        good = mkdir(copy, mode) == 0 || errno == EEXIST;
         *at = '/';
     }
     free(copy);
@@ -293,24 +339,21 @@ bool cli_make_folders(const char *path)
 
 /* ---- Stored parameters ---------------------------------------------------------------------- */
 
-bool cli_no_tuning;
-char *cli_tuning_file;
-
 /* Device and driver, as far as file names can tell them, and a hash (FNV-1a) of both whole. */
 char *cli_tuning_path(const cli_device *device)
 {
-    char names[2][256] = { "", "" }, name[160];
+    const char *names[] = { device->name, device->driver };
+    char texts[2][81] = { "", "" }, name[160];
     uint64_t hash = 0xcbf29ce484222325u;
 
-    snprintf(names[0], sizeof names[0], "%s", device->name);
-    (void)clGetDeviceInfo(device->id, CL_DRIVER_VERSION, sizeof names[1] - 1, names[1], NULL);
     for (size_t n = 0; n < 2; n++) {
         for (size_t i = 0; i < strlen(names[n]) + 1; i++)
             hash = (hash ^ (unsigned char)names[n][i]) * 0x100000001b3u;
-        for (char *at = names[n]; *at != '\0'; at++)
+        snprintf(texts[n], sizeof texts[n], "%s", names[n]);
+        for (char *at = texts[n]; *at != '\0'; at++)
             if (!isalnum((unsigned char)*at) && *at != '.' && *at != '-') *at = '_';
     }
-    snprintf(name, sizeof name, "%.80s-%.40s-%016" PRIx64 ".def", names[0], names[1], hash);
+    snprintf(name, sizeof name, "%s-%.40s-%016" PRIx64 ".def", texts[0], texts[1], hash);
     return cli_cache_path(name);
 }
 
@@ -319,23 +362,19 @@ static char *read_tuning(const char *path, const char *follows)
 {
     enum { MOST = 65536 };
     FILE *file = fopen(path, "r");
-    char *text = NULL;
-    size_t length = 0;
+    char *text = file != NULL ? calloc(1, MOST + 2) : NULL;
 
-    errno = file == NULL ? errno : 0;
-    if (file != NULL) text = malloc(MOST + 1);
-    if (text != NULL) length = fread(text, 1, MOST + 1, file);
-    const bool absent = file == NULL && (errno == ENOENT || errno == ENOTDIR);
-    if ((file == NULL && !absent) || (absent && cli_tuning_file != NULL) || (file != NULL && ferror(file))) {
-        cli_fail(path, "cannot be read: %s%s", strerror(errno), follows);
-    } else if (length > MOST || (text != NULL && memchr(text, '\0', length) != NULL)) {
-        cli_fail(path, "is no text of at most %d bytes%s", MOST, follows);
-    } else if (text != NULL) {
-        text[length] = '\0';
-        fclose(file);
-        return text;
+    if (file == NULL) {
+        if (cli_given.tuning != NULL || (errno != ENOENT && errno != ENOTDIR))
+            cli_fail(path, "cannot be read: %s%s", strerror(errno), follows);
+        return NULL;
     }
-    if (file != NULL) fclose(file);
+    const size_t length = text != NULL ? fread(text, 1, MOST + 1, file) : 0;
+    const bool unread = ferror(file) != 0, whole = text != NULL && length <= MOST && strlen(text) == length;
+    if (unread) cli_fail(path, "cannot be read: %s%s", strerror(errno), follows);
+    else if (!whole && text != NULL) cli_fail(path, "is no text of at most %d bytes%s", MOST, follows);
+    fclose(file);
+    if (whole && !unread) return text;
     free(text);
     return NULL;
 }
@@ -351,69 +390,58 @@ static clxent_status create_context(cli_session *session, const char *tuning, cl
     return clxent_context_create(ctx, session->cl, session->device.id, &options);
 }
 
+static bool fail_context(const cli_session *session, clxent_status status)
+{
+    return cli_fail(session->device.name, "%s",
+                    latest_line[0] != '\0' ? latest_line : clxent_status_string(status));
+}
+
 bool cli_retune(cli_session *session, const char *text)
 {
     clxent_context *ctx;
     const clxent_status status = create_context(session, text, &ctx);
 
-    if (status != CLXENT_OK) {
-        cli_fail(session->device.name, "%s",
-                 latest_line[0] != '\0' ? latest_line : clxent_status_string(status));
-        return false;
-    }
+    if (status != CLXENT_OK) return fail_context(session, status);
     clxent_context_destroy(session->ctx);
     session->ctx = ctx;
     return true;
 }
 
-static bool open_session(cli_session *session, const cli_device *device, bool stored)
+bool cli_open(cli_session *session, const cli_device *device, bool stored)
 {
     const cl_context_properties properties[] = { CL_CONTEXT_PLATFORM, (cl_context_properties)device->platform,
                                                  0 };
-    const bool asked = cli_tuning_file != NULL; /* then nothing else will do */
+    const bool asked = cli_given.tuning != NULL; /* then nothing else will do */
     const char *follows = asked ? "" : "; the built-in parameters are used";
-    char *path = asked ? strdup(cli_tuning_file) : cli_no_tuning ? NULL : cli_tuning_path(device);
+    char *path = asked ? strdup(cli_given.tuning) : cli_given.no_tuning ? NULL : cli_tuning_path(device);
     char *text = path != NULL ? read_tuning(path, follows) : NULL;
     clxent_status status = CLXENT_ERROR_INTERNAL;
     cl_int code;
 
     memset(session, 0, sizeof *session);
     session->device = *device;
-    if (stored) session->store = cli_store_open(device, &session->callbacks);
     if (asked && text == NULL) goto done;
+    if (stored) session->store = cli_store_open(device, &session->callbacks);
     session->cl = clCreateContext(properties, 1, &device->id, NULL, NULL, &code);
     if (session->cl == NULL) {
         cli_fail(device->name, "clCreateContext: %s", clxent_status_string(code));
         goto done;
     }
     status = create_context(session, text, &session->ctx);
-    if (text != NULL && status == CLXENT_ERROR_INVALID_ARGUMENT) {
-        cli_fail(path, "%s%s", latest_line, follows);
-        if (asked) {
-            cli_close(session);
-            goto done;
-        }
-        status = create_context(session, NULL, &session->ctx);
-    } else if (text != NULL && status == CLXENT_OK) {
+    const bool refused = text != NULL && status == CLXENT_ERROR_INVALID_ARGUMENT;
+    if (refused) cli_fail(path, "%s%s", latest_line, follows);
+    if (refused && !asked) status = create_context(session, NULL, &session->ctx);
+    if (status != CLXENT_OK && !(refused && asked)) fail_context(session, status);
+    if (status == CLXENT_OK && text != NULL && !refused) {
         session->tuning = path;
         path = NULL;
-    }
-    if (status != CLXENT_OK) {
-        cli_fail(device->name, "%s", latest_line[0] != '\0' ? latest_line : clxent_status_string(status));
-        cli_close(session);
     }
 
 done:
     free(path);
     free(text);
+    if (status != CLXENT_OK) cli_close(session);
     return status == CLXENT_OK;
-}
-
-bool cli_open(cli_session *session, const cli_device *device) { return open_session(session, device, false); }
-
-bool cli_open_stored(cli_session *session, const cli_device *device)
-{
-    return open_session(session, device, true);
 }
 
 void cli_close(cli_session *session)
@@ -461,7 +489,8 @@ bool cli_terminal_is_utf8(void)
     static const char *const names[] = { "LC_ALL", "LC_CTYPE", "LANG" };
     for (size_t i = 0; i < 3; i++) {
         const char *value = getenv(names[i]);
-        if (value != NULL && value[0] != '\0') return contains(value, "utf-8") || contains(value, "utf8");
+        if (value != NULL && value[0] != '\0')
+            return strcasestr(value, "utf-8") != NULL || strcasestr(value, "utf8") != NULL;
     }
     return false;
 }

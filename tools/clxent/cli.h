@@ -13,6 +13,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
+#include <sys/types.h>
 
 /* Exit status: CLI_FAILED is for whatever depends on files, data or the machine, CLI_USAGE for flags that
  * are wrong by themselves. */
@@ -31,32 +32,54 @@ int command_tune(int argc, char **argv);
 
 /* ---- Messages ------------------------------------------------------------------------------- */
 
-/* Prints the one line "clxent eval: subject: message" on stderr, without the subject where that is NULL,
- * and returns CLI_FAILED. */
-int cli_fail(const char *subject, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* Prints the one line "clxent eval: subject: message" on stderr, without the subject where that is NULL, and returns
+ * false. */
+bool cli_fail(const char *subject, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-/* ---- Options -------------------------------------------------------------------------------- */
+/* ---- Flags ---------------------------------------------------------------------------------- */
 
-/* Options of every subcommand: a child of its argp, whose ARGP_KEY_INIT puts a cli_common into
- * state->child_inputs[0]. */
+/* The flags of every subcommand, as they were given. */
 typedef struct cli_common {
     const char *device; /* --device; NULL: the default one */
-    bool json;          /* --json */
+    const char
+        *tuning;    /* --tuning: these parameters instead of the stored ones, and a fault of them is final */
+    bool json;      /* --json */
+    bool no_tuning; /* --no-tuning: no stored parameters are looked for */
 } cli_common;
-extern const struct argp_child cli_common_options[];
+extern cli_common cli_given;
 
-/* Parses argv with the settings that every subcommand has; returns as argp_parse() does, or exits with
- * CLI_USAGE. */
-error_t cli_parse(const struct argp *argp, int argc, char **argv, void *input);
+/* A flag of a subcommand: its help, and which member of the subcommand's options takes its value. */
+typedef struct cli_flag {
+    const char *name, *argument,
+        *help; /* argument NULL: has none; help NULL: hidden; name NULL: a headline */
+    enum {
+        CLI_SWITCH, /* bool */
+        CLI_TEXT,   /* const char * */
+        CLI_PATH,   /* const char *, a file's: not empty, not "-" */
+        CLI_SIZE,   /* size_t */
+        CLI_NUMBER, /* double */
+        CLI_CHOICE  /* uint32_t */
+    } kind;
+    size_t offset;
+    double least, most; /* a size has no most; of a choice the value of its first word */
+    const char *words;  /* of a choice, "mean|sum|none"; NULL: argument has them */
+    int group;          /* of the help */
+    char letter;        /* the flag's short form; 0: none */
+    size_t mark;        /* offset of a const char * that becomes the name of the latest such flag; 0: none */
+} cli_flag;
 
-/* The value of an option, or a usage error that says what the option takes. */
-size_t cli_size(struct argp_state *state, const char *option, const char *text, size_t smallest);
-int64_t cli_integer(struct argp_state *state, const char *option, const char *text, const char *takes);
-double cli_number(struct argp_state *state, const char *option, const char *text, double smallest,
-                  double largest);
-const char *cli_path(struct argp_state *state, const char *option, const char *text); /* not empty, not "-" */
-/* Index of text among words, "mean|sum|none". */
-uint32_t cli_choice(struct argp_state *state, const char *option, const char *text, const char *words);
+typedef struct cli_syntax {
+    const char *about;
+    const cli_flag *flags; /* those without name and help are skipped */
+    size_t num_flags;
+    void (*check)(void *options, struct argp_state *state); /* at the end of the arguments; optional */
+} cli_syntax;
+
+/* Parses argv into options and cli_given, or exits with CLI_USAGE. */
+void cli_parse(const cli_syntax *syntax, int argc, char **argv, void *options);
+
+/* The value of a flag, or a usage error that says what the flag takes. */
+size_t cli_size(struct argp_state *state, const char *flag, const char *text, size_t smallest);
 
 /* ---- Device --------------------------------------------------------------------------------- */
 
@@ -64,16 +87,24 @@ typedef struct cli_device {
     cl_platform_id platform;
     cl_device_id id;
     size_t index; /* as `clxent info` numbers them */
+
+    /* What the driver says of it; zero where it does not. */
     cl_device_type type;
-    char name[256];
+    char name[256], vendor[256], driver[256], version[256];
+    cl_uint compute_units;
+    size_t max_work_group;
+    cl_ulong memory, max_allocation, local_memory, cache;
+    cl_bool host_memory;
+    cl_device_fp_config f64;
+    cl_command_queue_properties queue;
 } cli_device;
 
 /* Every device of every platform; platforms without devices are skipped. The caller frees *devices. */
 size_t cli_list_devices(cli_device **devices);
 
-/* The first device that wanted names: an index, or part of a name in any case. NULL: the first GPU, else
- * the first device. Says why there is none and returns false. */
-bool cli_find_device(cli_device *device, const char *wanted);
+/* The first device that --device names: by its index, or by part of its name in any case. Without the flag the first GPU,
+ * else the first device. Says why there is none and returns false. */
+bool cli_find_device(cli_device *device);
 
 typedef struct cli_store cli_store;
 
@@ -87,14 +118,10 @@ typedef struct cli_session {
     atomic_size_t programs; /* compiled so far */
 } cli_session;
 /* With the parameters that `clxent tune` stored for the device; where they cannot be read, warns and takes the library's
- * own. Says what failed. The session stays where it is until it is closed. */
-bool cli_open(cli_session *session, const cli_device *device);
-
-/* The same for commands whose user waits for one result: with programs that such commands have stored, where the driver
+ * own. Says what failed. The session stays where it is until it is closed.
+ * stored: for commands whose user waits for one result, with programs that such commands have stored, where the driver
  * keeps none itself. Measurements and checks of a device compile theirs. One thread at a time may make plans. */
-bool cli_open_stored(cli_session *session, const cli_device *device);
-extern bool cli_no_tuning;    /* --no-tuning: no stored parameters are looked for */
-extern char *cli_tuning_file; /* --tuning: these instead of the stored ones, and a fault of them is final */
+bool cli_open(cli_session *session, const cli_device *device, bool stored);
 
 /* Where parameters for device are stored, whether or not they are; NULL where the environment names no folder. The
  * caller frees it. */
@@ -108,8 +135,8 @@ void cli_close(cli_session *session); /* accepts a zeroed session */
  * caller frees it. */
 char *cli_cache_path(const char *name);
 
-/* Creates every folder above path, for this user alone; errno where it cannot. */
-bool cli_make_folders(const char *path);
+/* Creates every folder above path; errno where it cannot. */
+bool cli_make_folders(const char *path, mode_t mode);
 
 /* Of the session, store.c: NULL where device's driver keeps programs, or there is nowhere to put them. */
 cli_store *cli_store_open(const cli_device *device, clxent_store *callbacks);
@@ -124,7 +151,7 @@ clxent_status cli_compile(cli_session *session, const clxent_desc *desc, double 
 
 /* cli_fail() with the text of ctx's latest error. Ends the command where the status is CLXENT_ERROR_ARRAYS_IN_USE: the
  * caller would unmap or free what the device may still use. */
-int cli_fail_status(const clxent_context *ctx, const char *subject, clxent_status status);
+bool cli_fail_status(const clxent_context *ctx, const char *subject, clxent_status status);
 
 /* ---- Results -------------------------------------------------------------------------------- */
 
@@ -150,8 +177,7 @@ void cli_progress_stop(void);
 
 /* Draws path as a PNG from gnuplot's commands as script(to, data) writes them, the terminal included; on failure
  * says why, leaves no file and returns false. */
-bool plot_check(
-    const char *path); /* whether plot_png() could write there, and replaces no input; before the work */
+bool plot_check(const char *path); /* before the work: plot_png() could write there, and replaces no input */
 bool plot_png(const char *path, void (*script)(FILE *to, const void *data), const void *data);
 
 /* ---- The worked example --------------------------------------------------------------------- */
@@ -164,6 +190,6 @@ typedef struct example {
     float gradient[EXAMPLE_ROWS][EXAMPLE_CLASSES];
 } example;
 
-bool plot_example(const example *e, const char *path); /* as plot_png() */
+void plot_example(FILE *to, const void *e); /* a script for plot_png() */
 
 #endif

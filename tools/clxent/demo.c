@@ -10,20 +10,6 @@
 #include <stdio.h>
 #include <string.h>
 
-typedef struct options {
-    cli_common common;
-    const char *plot;
-} options;
-
-static error_t parse(int key, char *text, struct argp_state *state)
-{
-    options *o = state->input;
-    if (key == ARGP_KEY_INIT) state->child_inputs[0] = &o->common;
-    else if (key == 'p') o->plot = cli_path(state, "plot", text);
-    else return ARGP_ERR_UNKNOWN;
-    return 0;
-}
-
 typedef struct times {
     double seconds, compile_seconds;
 } times;
@@ -55,8 +41,7 @@ static bool compute(example *e, cli_session *session, times *t)
         t->seconds = cli_seconds() - start;
     }
     cli_progress_stop();
-    if (status != CLXENT_OK) cli_fail_status(session->ctx, session->device.name, status);
-    return status == CLXENT_OK;
+    return status == CLXENT_OK || cli_fail_status(session->ctx, session->device.name, status);
 }
 
 enum { CELLS = 20 };
@@ -139,31 +124,29 @@ static void print_json(const example *e, const cli_device *device, const times *
 
 int command_demo(int argc, char **argv)
 {
-    static const char *const about =
-        "Computes softmax, losses and gradient (of the losses' sum) of logits [[[1, 3, 5, 7], [1, -9, 4, "
-        "8]]] against targets [[3, 1]] on the device.";
-    static const struct argp_option list[] = {
-        { "plot", 'p', "FILE.png", 0,
+    static const cli_flag flags[] = {
+        { "plot", "FILE.png",
           "Also draws prediction against label for both rows, and the gradient, with gnuplot (default: no "
           "picture)",
-          0 },
-        { 0 },
+          CLI_PATH, .letter = 'p' },
     };
-    const struct argp argp = { list, parse, NULL, about, cli_common_options, NULL, NULL };
-    options o = { { NULL, false }, NULL };
+    static const cli_syntax syntax = {
+        "Computes softmax, losses and gradient (of the losses' sum) of logits [[[1, 3, 5, 7], [1, -9, 4, "
+        "8]]] against targets [[3, 1]] on the device.",
+        flags, 1, NULL
+    };
+    const char *plot = NULL;
     example e = { .logits = { { 1, 3, 5, 7 }, { 1, -9, 4, 8 } }, .targets = { 3, 1 } };
     times t = { 0, 0 };
     cli_session session = { 0 };
     cli_device device;
-    bool good;
 
-    cli_parse(&argp, argc, argv, &o);
-    if (o.plot != NULL && !plot_check(o.plot)) return CLI_FAILED;
-    if (!cli_find_device(&device, o.common.device)) return CLI_FAILED;
-    good = cli_open_stored(&session, &device) && compute(&e, &session, &t);
-    good = good && (o.plot == NULL || plot_example(&e, o.plot));
+    cli_parse(&syntax, argc, argv, &plot);
+    const bool good = (plot == NULL || plot_check(plot)) && cli_find_device(&device) &&
+                      cli_open(&session, &device, true) && compute(&e, &session, &t) &&
+                      (plot == NULL || plot_png(plot, plot_example, &e));
     if (good) {
-        if (o.common.json) print_json(&e, &device, &t);
+        if (cli_given.json) print_json(&e, &device, &t);
         else print_text(&e, &device, &t);
         cli_store_keep(session.store);
     }

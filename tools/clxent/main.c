@@ -88,7 +88,8 @@ static void check_output(void)
 {
     errno = 0;
     if (fflush(stdout) == 0 && !ferror(stdout)) return;
-    _exit(cli_fail("standard output", "%s", errno != 0 ? strerror(errno) : "cannot be written"));
+    cli_fail("standard output", "%s", errno != 0 ? strerror(errno) : "cannot be written");
+    _exit(CLI_FAILED);
 }
 
 int main(int argc, char **argv)

@@ -5,7 +5,6 @@
  */
 #define _GNU_SOURCE /* RTLD_NEXT */
 #include "measure.h"
-#include "problem.h"
 
 #include <dlfcn.h>
 #include <math.h>
@@ -64,28 +63,18 @@ static const char *const move_names[MOVES] = { "move_copy", "move_stream", "move
                                                "move_two" };
 static const char *const fill_names[] = { "fill_f32", "fill_f16", "fill_bf16", "fill_f64", "fill_targets" };
 
-size_t dtype_bytes(uint32_t dtype) { return dtype == CLXENT_F64 ? 8 : dtype == CLXENT_F32 ? 4 : 2; }
-
 static bool check(const measure *m, cl_int code, const char *what)
 {
-    if (code != CL_SUCCESS) cli_fail(m->session.device.name, "%s: %s", what, clxent_status_string(code));
-    return code == CL_SUCCESS;
+    return code == CL_SUCCESS || cli_fail(m->session.device.name, "%s: %s", what, clxent_status_string(code));
 }
 
 static size_t cache_of(const cli_device *device)
 {
-    cl_ulong bytes = 0;
-
 #ifdef _SC_LEVEL3_CACHE_SIZE
-    if ((device->type & CL_DEVICE_TYPE_CPU) != 0) {
-        const long level3 = sysconf(_SC_LEVEL3_CACHE_SIZE);
-        if (level3 > 0) return (size_t)level3;
-    }
+    const long level3 = (device->type & CL_DEVICE_TYPE_CPU) != 0 ? sysconf(_SC_LEVEL3_CACHE_SIZE) : 0;
+    if (level3 > 0) return (size_t)level3;
 #endif
-    if (clGetDeviceInfo(device->id, CL_DEVICE_GLOBAL_MEM_CACHE_SIZE, sizeof bytes, &bytes, NULL) !=
-        CL_SUCCESS)
-        return 0;
-    return (size_t)bytes;
+    return (size_t)device->cache;
 }
 
 cl_program measure_program(const cli_session *session, size_t source, const char *options)
@@ -105,7 +94,7 @@ cl_program measure_program(const cli_session *session, size_t source, const char
 static bool build(measure *m)
 {
     const bool cpu = (m->session.device.type & CL_DEVICE_TYPE_CPU) != 0;
-    cl_device_fp_config f64 = 0;
+    const bool f64 = m->session.device.f64 != 0;
     cl_program program;
     char options[128];
     cl_int code;
@@ -116,9 +105,8 @@ static bool build(measure *m)
     m->group = cpu ? 1 : 256;
     m->each = cpu ? 1024 : 8;
     m->vector = cpu ? 64 : 16;
-    (void)clGetDeviceInfo(m->session.device.id, CL_DEVICE_DOUBLE_FP_CONFIG, sizeof f64, &f64, NULL);
     snprintf(options, sizeof options, "-cl-std=CL1.2 -w -DGROUP=%zu -DEACH=%zu -DVECTOR=%s%s", m->group,
-             m->each, cpu ? "uint16" : "uint4", f64 != 0 ? " -DHAS_F64" : "");
+             m->each, cpu ? "uint16" : "uint4", f64 ? " -DHAS_F64" : "");
 
     program = measure_program(&m->session, SOURCE_MOVES, options);
     good = program != NULL;
@@ -130,7 +118,7 @@ static bool build(measure *m)
         good = check(m, code, move_names[i]);
     }
     for (size_t i = 0; good && i < sizeof m->fill / sizeof *m->fill; i++) {
-        if (i == CLXENT_F64 - 1 && f64 == 0) continue;
+        if (i == CLXENT_F64 - 1 && !f64) continue;
         m->fill[i] = clCreateKernel(program, fill_names[i], &code);
         good = check(m, code, fill_names[i]);
     }
@@ -140,15 +128,12 @@ static bool build(measure *m)
 
 bool measure_open(measure *m, const cli_device *device, size_t elements)
 {
-    cl_bool host_memory = CL_FALSE;
     cl_int code;
 
     memset(m, 0, sizeof *m);
     m->progress_to = 1;
     m->elements = elements;
-    if (!cli_open(&m->session, device)) return false;
-    (void)clGetDeviceInfo(device->id, CL_DEVICE_HOST_UNIFIED_MEMORY, sizeof host_memory, &host_memory, NULL);
-    m->host_memory = host_memory;
+    if (!cli_open(&m->session, device, false)) return false;
     m->cache_bytes = cache_of(device);
     m->queue = clCreateCommandQueue(m->session.cl, device->id, 0, &code);
     if (check(m, code, "clCreateCommandQueue") && build(m)) return true;
@@ -199,34 +184,45 @@ static cl_mem allocate(const measure *m, size_t bytes)
     return mem;
 }
 
-/* Launches one of the kernels above, whose arguments are set, over count vectors or elements. */
-static bool launch(measure *m, cl_kernel kernel, const char *name, cl_ulong count)
+/* Launches one of the kernels above, over count vectors or elements. */
+typedef struct argument {
+    size_t size;
+    const void *value;
+} argument;
+enum { ARGUMENTS = 5 };
+#define ARGUMENT(variable)            \
+    {                                 \
+        sizeof(variable), &(variable) \
+    }
+
+static bool launch(measure *m, cl_kernel kernel, const char *name, size_t count,
+                   const argument arguments[ARGUMENTS])
 {
     const size_t share = m->each * m->group;
-    const size_t global = ((size_t)count + share - 1) / share * m->group;
+    const size_t global = (count + share - 1) / share * m->group;
 
+    for (cl_uint i = 0; i < ARGUMENTS; i++)
+        if (!check(m, clSetKernelArg(kernel, i, arguments[i].size, arguments[i].value), "clSetKernelArg"))
+            return false;
     return check(m, clEnqueueNDRangeKernel(m->queue, kernel, 1, NULL, &global, &m->group, 0, NULL, NULL),
                  name);
 }
 
 static bool fill(measure *m, cl_mem mem, size_t which, size_t count, float lowest, float range, cl_uint seed)
 {
-    cl_kernel kernel = m->fill[which];
     const cl_ulong elements = count;
+    const argument arguments[] = { ARGUMENT(mem), ARGUMENT(lowest), ARGUMENT(range), ARGUMENT(seed),
+                                   ARGUMENT(elements) };
 
-    return check(m, clSetKernelArg(kernel, 0, sizeof mem, &mem), "clSetKernelArg") &&
-           check(m, clSetKernelArg(kernel, 1, sizeof lowest, &lowest), "clSetKernelArg") &&
-           check(m, clSetKernelArg(kernel, 2, sizeof range, &range), "clSetKernelArg") &&
-           check(m, clSetKernelArg(kernel, 3, sizeof seed, &seed), "clSetKernelArg") &&
-           check(m, clSetKernelArg(kernel, 4, sizeof elements, &elements), "clSetKernelArg") &&
-           launch(m, kernel, fill_names[which], elements) && check(m, clFinish(m->queue), fill_names[which]);
+    return launch(m, m->fill[which], fill_names[which], count, arguments) &&
+           check(m, clFinish(m->queue), fill_names[which]);
 }
 
 /* Makes buffer one of at least so many bytes. One that grew would leave an earlier run of the same case behind, so
  * it starts with what most runs have. */
 static cl_mem grow(measure *m, bulk *buffer, uint32_t dtype, size_t bytes)
 {
-    if (bytes < m->elements * dtype_bytes(dtype)) bytes = m->elements * dtype_bytes(dtype);
+    if (bytes < m->elements * dtype_size(dtype)) bytes = m->elements * dtype_size(dtype);
     if (buffer->bytes < bytes) {
         drop(buffer);
         buffer->mem = allocate(m, bytes);
@@ -235,13 +231,18 @@ static cl_mem grow(measure *m, bulk *buffer, uint32_t dtype, size_t bytes)
     return buffer->mem;
 }
 
+static cl_mem filled(measure *m, bulk *buffer, uint32_t dtype, size_t bytes, float lowest, float range,
+                     cl_uint seed)
+{
+    if (grow(m, buffer, dtype, bytes) != NULL && !buffer->filled)
+        buffer->filled =
+            fill(m, buffer->mem, dtype - 1, buffer->bytes / dtype_size(dtype), lowest, range, seed);
+    return buffer->filled ? buffer->mem : NULL;
+}
+
 static cl_mem logits_of(measure *m, uint32_t dtype, size_t bytes)
 {
-    bulk *buffer = &m->logits[dtype - 1];
-
-    if (grow(m, buffer, dtype, bytes) != NULL && !buffer->filled)
-        buffer->filled = fill(m, buffer->mem, dtype - 1, buffer->bytes / dtype_bytes(dtype), -8, 16, 1);
-    return buffer->filled ? buffer->mem : NULL;
+    return filled(m, &m->logits[dtype - 1], dtype, bytes, -8, 16, 1);
 }
 
 static cl_mem result_of(measure *m, uint32_t dtype, size_t bytes)
@@ -251,11 +252,7 @@ static cl_mem result_of(measure *m, uint32_t dtype, size_t bytes)
 
 static cl_mem labels_of(measure *m, size_t bytes)
 {
-    bulk *buffer = &m->labels;
-
-    if (grow(m, buffer, CLXENT_F32, bytes) != NULL && !buffer->filled)
-        buffer->filled = fill(m, buffer->mem, CLXENT_F32 - 1, buffer->bytes / sizeof(cl_float), 0, 1, 2);
-    return buffer->filled ? buffer->mem : NULL;
+    return filled(m, &m->labels, CLXENT_F32, bytes, 0, 1, 2);
 }
 
 /* A small buffer that t owns. */
@@ -279,58 +276,66 @@ bool timed_move(measure *m, timed *t, uint32_t moves, uint32_t dtype, size_t byt
            ((moves & MOVE_TWO) == 0 || labels_of(m, bytes) != NULL);
 }
 
+/* The inputs beside the logits. */
+static bool make_inputs(measure *m, timed *t, const clxent_desc *desc)
+{
+    const size_t rows = desc->batch * desc->seq;
+    const uint32_t acc_dtype = desc->dtype == CLXENT_F64 ? CLXENT_F64 : CLXENT_F32;
+    const struct {
+        int tensor;
+        size_t fill, count;
+        float lowest, range;
+        cl_uint seed;
+    } inputs[] = { { TENSOR_TARGETS, FILL_TARGETS, rows, 0, 0, (cl_uint)desc->classes },
+                   { TENSOR_CLASS_WEIGHTS, acc_dtype - 1, desc->classes, 0.5f, 1, 78 },
+                   { TENSOR_ROW_WEIGHTS, acc_dtype - 1, rows, 0.5f, 1, 79 } };
+
+    for (size_t i = 0; i < sizeof inputs / sizeof *inputs; i++) {
+        clxent_buffer *buffer = buffer_of(&t->args, inputs[i].tensor);
+        const size_t bytes = tensor_bytes(desc, inputs[i].tensor);
+        if (bytes == 0) continue;
+        if (i == 0 && desc->target_type != CLXENT_TARGET_I32) buffer->mem = labels_of(m, bytes);
+        else if (!own(m, t, buffer, bytes) || !fill(m, buffer->mem, inputs[i].fill, inputs[i].count,
+                                                    inputs[i].lowest, inputs[i].range, inputs[i].seed))
+            return false;
+        if (buffer->mem == NULL) return false;
+    }
+    return true;
+}
+
+static bool make_outputs(measure *m, timed *t, const clxent_desc *desc)
+{
+    const uint32_t large = CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_LOG_SOFTMAX;
+
+    for (int i = FIRST_OUTPUT; i < TENSORS; i++) {
+        const uint32_t bit = 1u << (i - FIRST_OUTPUT);
+        clxent_buffer *buffer = buffer_of(&t->args, i);
+        if ((desc->outputs & bit) == 0) continue;
+        if ((large & bit) != 0) buffer->mem = result_of(m, desc->dtype, t->bytes);
+        else (void)own(m, t, buffer, tensor_bytes(desc, i));
+        if (buffer->mem == NULL) return false;
+    }
+    return own(m, t, &t->args.workspace, clxent_plan_workspace_size(t->plan));
+}
+
 bool timed_plan(measure *m, timed *t, const clxent_desc *desc, bool in_place, clxent_status *status)
 {
-    const size_t rows = desc->batch * desc->seq, real = desc->dtype == CLXENT_F64 ? 8 : 4;
-    const size_t real_fill = (desc->dtype == CLXENT_F64 ? CLXENT_F64 : CLXENT_F32) - 1;
-    const uint32_t large = CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_LOG_SOFTMAX;
-    clxent_status created;
-    clxent_args *a = &t->args;
-    cl_mem logits, result = NULL;
-    bool good = true;
-
     memset(t, 0, sizeof *t);
-    t->bytes = rows * desc->classes * dtype_bytes(desc->dtype);
+    t->bytes = desc->batch * desc->seq * desc->classes * dtype_size(desc->dtype);
     t->dtype = desc->dtype;
     t->restore = in_place;
-    clxent_args_init(a);
-    created = clxent_plan_create(&t->plan, m->session.ctx, desc);
+    clxent_args_init(&t->args);
+    const clxent_status created = clxent_plan_create(&t->plan, m->session.ctx, desc);
     if (status != NULL) *status = created;
-    if (created != CLXENT_OK) {
-        if (created != CLXENT_ERROR_UNSUPPORTED || status == NULL)
-            cli_fail_status(m->session.ctx, m->session.device.name, created);
-        return false;
+    if (created == CLXENT_ERROR_UNSUPPORTED && status != NULL) return false;
+    if (created != CLXENT_OK) return cli_fail_status(m->session.ctx, m->session.device.name, created);
+
+    t->args.logits.mem = logits_of(m, desc->dtype, t->bytes);
+    if (t->args.logits.mem != NULL && make_inputs(m, t, desc) && make_outputs(m, t, desc)) {
+        if (in_place) t->args.logits.mem = m->results[desc->dtype - 1].mem;
+        return true;
     }
-
-    logits = logits_of(m, desc->dtype, t->bytes);
-    if (logits != NULL && (desc->outputs & large) != 0) result = result_of(m, desc->dtype, t->bytes);
-    if (logits == NULL || (result == NULL && (desc->outputs & large) != 0)) goto fail;
-    a->logits.mem = in_place ? result : logits;
-    if ((desc->outputs & CLXENT_OUTPUT_GRADIENT) != 0) a->gradient.mem = result;
-    if ((desc->outputs & CLXENT_OUTPUT_SOFTMAX) != 0) a->softmax.mem = result;
-    if ((desc->outputs & CLXENT_OUTPUT_LOG_SOFTMAX) != 0) a->log_softmax.mem = result;
-
-    if (desc->target_type == CLXENT_TARGET_I32) {
-        good = own(m, t, &a->targets, rows * sizeof(cl_int)) &&
-               fill(m, a->targets.mem, FILL_TARGETS, rows, 0, 0, (cl_uint)desc->classes);
-    } else {
-        a->targets.mem = labels_of(m, rows * desc->classes * sizeof(cl_float));
-        good = a->targets.mem != NULL;
-    }
-    if (good && desc->has_class_weights != 0)
-        good = own(m, t, &a->class_weights, desc->classes * real) &&
-               fill(m, a->class_weights.mem, real_fill, desc->classes, 0.5f, 1.0f, 78);
-    if (good && desc->has_row_weights != 0)
-        good = own(m, t, &a->row_weights, rows * real) &&
-               fill(m, a->row_weights.mem, real_fill, rows, 0.5f, 1.0f, 79);
-    for (int i = FIRST_OUTPUT; good && i < TENSORS; i++)
-        if (((desc->outputs & ~large) >> (i - FIRST_OUTPUT) & 1u) != 0)
-            good = own(m, t, buffer_of(a, i), tensor_bytes(desc, i));
-    if (good) good = own(m, t, &a->workspace, clxent_plan_workspace_size(t->plan));
-    if (good) return true;
-
-fail:
-    timed_release(t);
+    timed_release(t, 1);
     return false;
 }
 
@@ -341,49 +346,44 @@ static void *host_array(size_t bytes)
     return aligned_alloc(page, (bytes + page - 1) / page * page);
 }
 
+static bool download(measure *m, cl_mem from, void *to, size_t bytes)
+{
+    return check(m, clEnqueueReadBuffer(m->queue, from, CL_TRUE, 0, bytes, to, 0, NULL, NULL),
+                 "clEnqueueReadBuffer");
+}
+
 bool timed_host(measure *m, timed *host, const timed *t, const clxent_desc *desc)
 {
-    const size_t rows = desc->batch * desc->seq, target_bytes = rows * sizeof(cl_int);
-    void *logits = host_array(t->bytes), *targets = host_array(target_bytes),
-         *gradient = host_array(t->bytes);
-    double *loss = malloc(sizeof *loss);
+    static const int tensors[] = { TENSOR_LOGITS, TENSOR_TARGETS, TENSOR_GRADIENT, TENSOR_LOSS };
+    bool good = true;
 
     memset(host, 0, sizeof *host);
     clxent_host_args_init(&host->host);
     host->bytes = t->bytes;
     host->dtype = t->dtype;
     host->host_desc = desc;
-    host->host.logits = (clxent_input){ logits, t->bytes };
-    host->host.targets = (clxent_input){ targets, target_bytes };
-    host->host.gradient = (clxent_output){ gradient, t->bytes };
-    host->host.loss = (clxent_output){ loss, desc->dtype == CLXENT_F64 ? 8 : 4 };
-    if (logits == NULL || targets == NULL || gradient == NULL || loss == NULL) {
-        cli_fail(NULL, "out of memory: two arrays of %zu bytes", t->bytes);
-    } else if (check(m,
-                     clEnqueueReadBuffer(m->queue, t->args.logits.mem, CL_TRUE, 0, t->bytes, logits, 0, NULL,
-                                         NULL),
-                     "clEnqueueReadBuffer") &&
-               check(m,
-                     clEnqueueReadBuffer(m->queue, t->args.targets.mem, CL_TRUE, 0, target_bytes, targets, 0,
-                                         NULL, NULL),
-                     "clEnqueueReadBuffer")) {
-        return true;
+    for (size_t i = 0; i < 4; i++) {
+        const size_t bytes = tensor_bytes(desc, tensors[i]);
+        void *data = host_array(bytes);
+        *array_of(&host->host, tensors[i]) = (clxent_output){ data, bytes };
+        good = good && data != NULL;
     }
-    timed_release(host);
+    if (!good) cli_fail(NULL, "out of memory: two arrays of %zu bytes", t->bytes);
+    if (good && download(m, t->args.logits.mem, (void *)host->host.logits.data, t->bytes) &&
+        download(m, t->args.targets.mem, (void *)host->host.targets.data, host->host.targets.size))
+        return true;
+    timed_release(host, 1);
     return false;
 }
 
-void timed_release(timed *t)
+void timed_release(timed runs[], size_t count)
 {
-    clxent_plan_destroy(t->plan);
-    while (t->num_owned > 0) clReleaseMemObject(t->owned[--t->num_owned]);
-    if (t->host_desc != NULL) {
-        free((void *)t->host.logits.data);
-        free((void *)t->host.targets.data);
-        free(t->host.gradient.data);
-        free(t->host.loss.data);
+    for (timed *t = runs; t < runs + count; t++) {
+        clxent_plan_destroy(t->plan);
+        while (t->num_owned > 0) clReleaseMemObject(t->owned[--t->num_owned]);
+        for (int i = 0; t->host_desc != NULL && i < TENSORS; i++) free(array_of(&t->host, i)->data);
     }
-    memset(t, 0, sizeof *t);
+    memset(runs, 0, count * sizeof *runs);
 }
 
 /* ---- Timing --------------------------------------------------------------------------------- */
@@ -391,17 +391,13 @@ void timed_release(timed *t)
 static bool enqueue_move(measure *m, size_t which, uint32_t dtype, size_t bytes)
 {
     const cl_ulong vectors = bytes / m->vector;
-    cl_kernel kernel = m->move[which];
-    cl_mem from = m->logits[dtype - 1].mem, to = m->results[dtype - 1].mem;
-    cl_mem also = (1 << which) == MOVE_TWO ? m->labels.mem : from;
+    const cl_mem from = m->logits[dtype - 1].mem, to = m->results[dtype - 1].mem;
+    const cl_mem also = (1 << which) == MOVE_TWO ? m->labels.mem : from;
     const cl_uint key = 0;
+    const argument arguments[] = { ARGUMENT(from), ARGUMENT(also), ARGUMENT(to), ARGUMENT(vectors),
+                                   ARGUMENT(key) };
 
-    return check(m, clSetKernelArg(kernel, 0, sizeof from, &from), "clSetKernelArg") &&
-           check(m, clSetKernelArg(kernel, 1, sizeof also, &also), "clSetKernelArg") &&
-           check(m, clSetKernelArg(kernel, 2, sizeof to, &to), "clSetKernelArg") &&
-           check(m, clSetKernelArg(kernel, 3, sizeof vectors, &vectors), "clSetKernelArg") &&
-           check(m, clSetKernelArg(kernel, 4, sizeof key, &key), "clSetKernelArg") &&
-           launch(m, kernel, move_names[which], vectors);
+    return launch(m, m->move[which], move_names[which], vectors, arguments);
 }
 
 bool measure_enqueue(measure *m, const timed *t)
@@ -413,8 +409,7 @@ bool measure_enqueue(measure *m, const timed *t)
     else
         for (size_t i = 0; i < MOVES; i++)
             if ((t->moves & (1u << i)) != 0 && !enqueue_move(m, i, t->dtype, t->bytes)) return false;
-    if (status != CLXENT_OK) cli_fail_status(m->session.ctx, m->session.device.name, status);
-    return status == CLXENT_OK;
+    return status == CLXENT_OK || cli_fail_status(m->session.ctx, m->session.device.name, status);
 }
 
 /* Seconds of one of repeats runs one after the other; negative on failure. */
@@ -431,43 +426,38 @@ static double sample(measure *m, const timed *t, size_t repeats)
     return (cli_seconds() - start) / (double)repeats;
 }
 
-bool measure_times(measure *m, const timed *const runs[], size_t count, size_t pairs, double **seconds)
+times *measure_times(measure *m, const timed runs[], size_t count, size_t pairs)
 {
     const double enough = 4e-3; /* far above launch latency and clock */
     double shortest = enough;
     size_t repeats = 1;
+    times *t = malloc(sizeof *t + pairs * count * sizeof *t->seconds);
 
-    *seconds = malloc(pairs * count * sizeof **seconds);
-    if (*seconds == NULL) {
+    if (t == NULL) {
         cli_fail(NULL, "out of memory");
-        return false;
+        return NULL;
     }
+    *t = (times){ count, pairs };
     /* The first turn compiles: drivers finish that at a kernel's first launch. */
-    for (size_t turn = 0; turn < 2; turn++) {
-        for (size_t i = 0; i < count; i++) {
-            if (turn == 0) cli_progress_compiling(true);
-            const double once = sample(m, runs[i], 1);
-            if (turn == 0) cli_progress_compiling(false);
-            if (once < 0) goto fail;
-            if (turn == 1 && once < shortest) shortest = once;
-        }
+    for (size_t i = 0; i < 2 * count; i++) {
+        if (i < count) cli_progress_compiling(true);
+        const double once = sample(m, &runs[i % count], 1);
+        if (i < count) cli_progress_compiling(false);
+        if (once < 0) goto fail;
+        if (i >= count && once < shortest) shortest = once;
     }
     while ((double)repeats * shortest < enough && repeats < 256) repeats *= 2;
-    for (size_t pair = 0; pair < pairs; pair++) {
-        for (size_t i = 0; i < count; i++) {
-            const double one = sample(m, runs[i], repeats);
-            if (one < 0) goto fail;
-            (*seconds)[pair * count + i] = one;
-        }
+    for (size_t i = 0; i < pairs * count; i++) {
+        t->seconds[i] = sample(m, &runs[i % count], repeats);
+        if (t->seconds[i] < 0) goto fail;
         cli_progress_set(m->progress_from +
-                         (m->progress_to - m->progress_from) * (double)(pair + 1) / (double)pairs);
+                         (m->progress_to - m->progress_from) * (double)(i / count + 1) / (double)pairs);
     }
-    return true;
+    return t;
 
 fail:
-    free(*seconds);
-    *seconds = NULL;
-    return false;
+    free(t);
+    return NULL;
 }
 
 static int by_value(const void *a, const void *b)
@@ -482,14 +472,19 @@ summary summarize(double *values, size_t count)
     return (summary){ 0.5 * (values[(count - 1) / 2] + values[count / 2]), values[0], values[count - 1] };
 }
 
-summary summarize_times(const double *seconds, size_t count, size_t pairs, size_t over, size_t under)
+static summary summarize_quotients(const times *t, size_t over, size_t under)
 {
-    double *values = malloc(pairs * sizeof *values);
+    double *values = malloc(t->pairs * sizeof *values);
     summary s = { NAN, NAN, NAN };
 
-    for (size_t i = 0; values != NULL && i < pairs; i++)
-        values[i] = seconds[i * count + over] / (under < count ? seconds[i * count + under] : 1.0);
-    if (values != NULL) s = summarize(values, pairs);
+    for (size_t i = 0; values != NULL && i < t->pairs; i++)
+        values[i] =
+            t->seconds[i * t->count + over] / (under < t->count ? t->seconds[i * t->count + under] : 1.0);
+    if (values != NULL) s = summarize(values, t->pairs);
     free(values);
     return s;
 }
+
+summary times_of(const times *t, size_t run) { return summarize_quotients(t, run, t->count); }
+
+summary ratio_of(const times *t, size_t over, size_t under) { return summarize_quotients(t, over, under); }

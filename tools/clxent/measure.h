@@ -7,6 +7,7 @@
 #define CLXENT_TOOLS_MEASURE_H
 
 #include "cli.h"
+#include "verify_case.h"
 
 /* Kernels that move bytes and compute next to nothing; a run may consist of several, one after the other. */
 enum {
@@ -30,7 +31,6 @@ typedef struct measure {
     cl_command_queue queue;
     size_t elements;    /* that most runs have */
     size_t cache_bytes; /* of the largest cache; 0: not known */
-    bool host_memory;   /* the device's memory is the host's */
     bool has_stream;    /* the compiler has stores that bypass the caches; else MOVE_STREAM is MOVE_COPY */
     cl_kernel move[MOVES], fill[5];
     size_t group, each;                /* of move: work-items of a group, vectors of a work-item */
@@ -71,12 +71,16 @@ bool timed_plan(measure *m, timed *t, const clxent_desc *desc, bool in_place, cl
  * frees; t came from timed_plan() with in_place false, index targets and no weights. desc must outlive it. */
 bool timed_host(measure *m, timed *host, const timed *t, const clxent_desc *desc);
 
-void timed_release(timed *t); /* accepts a zeroed one */
+void timed_release(timed runs[], size_t count); /* accepts zeroed ones */
 
-/* Runs all of runs in turn, pairs times, after two turns that are not counted; *seconds becomes an array
- * [pairs][count] that the caller frees. Runs so short that a clock's tick or a launch's latency would count are
- * repeated within a turn; the seconds are those of one. */
-bool measure_times(measure *m, const timed *const runs[], size_t count, size_t pairs, double **seconds);
+typedef struct times {
+    size_t count, pairs;
+    double seconds[]; /* [pairs][count] */
+} times;
+
+/* Runs all of runs in turn, pairs times, after two turns that are not counted; the caller frees the result. Runs so short
+ * that a clock's tick or a launch's latency would count are repeated within a turn; the seconds are those of one. */
+times *measure_times(measure *m, const timed runs[], size_t count, size_t pairs);
 
 /* Enqueues t once, without waiting for it. */
 bool measure_enqueue(measure *m, const timed *t);
@@ -86,8 +90,9 @@ typedef struct summary {
 } summary;
 summary summarize(double *values, size_t count); /* sorts them */
 
-/* Summary of column over, or where under < count of the quotients of column over and column under. */
-summary summarize_times(const double *seconds, size_t count, size_t pairs, size_t over, size_t under);
+summary times_of(const times *t, size_t run); /* of one run */
+summary ratio_of(const times *t, size_t over,
+                 size_t under); /* of one run's seconds to another's in the same turn */
 
 /* Kernel launches and program builds of this process, libclxent's included, until now. */
 typedef struct cl_calls {
@@ -95,8 +100,6 @@ typedef struct cl_calls {
     size_t log_bytes; /* of the builds' logs */
 } cl_calls;
 cl_calls measure_calls(void);
-
-size_t dtype_bytes(uint32_t dtype); /* of an element */
 
 /* tools/bench/<name>, embedded by tools/cmake/embed.cmake. */
 typedef struct bench_source {
@@ -120,7 +123,6 @@ typedef struct suite_options {
     cli_device device;
     size_t logits, pairs;
     const char *only; /* optional: cases whose name has it */
-    bool json;
 } suite_options;
 
 size_t suite_count(const char *only);  /* cases that only names */

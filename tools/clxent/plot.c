@@ -37,7 +37,7 @@ static const char *const style =
     "set xlabel 'class' textcolor rgb '#333333'\n"
     "set multiplot layout 1,3 margins 0.055,0.99,0.13,0.87 spacing 0.045,0\n";
 
-static void write_script(FILE *to, const void *data)
+void plot_example(FILE *to, const void *data)
 {
     const example *e = data;
 
@@ -98,14 +98,9 @@ bool plot_check(const char *path)
     npy_fault fault;
     char *resolved;
 
-    if (cli_tuning_file != NULL && npy_one_file(path, cli_tuning_file)) {
-        cli_fail(path, "--plot and --tuning name the same file: each output takes its own");
-        return false;
-    }
-    if (!npy_can_write(path, &resolved, &fault)) {
-        cli_fail(path, "%s", fault.text);
-        return false;
-    }
+    if (cli_given.tuning != NULL && npy_one_file(path, cli_given.tuning))
+        return cli_fail(path, "--plot and --tuning name the same file: each output takes its own");
+    if (!npy_can_write(path, &resolved, &fault)) return cli_fail(path, "%s", fault.text);
     free(resolved);
     return true;
 }
@@ -119,11 +114,9 @@ bool plot_png(const char *path, void (*script)(FILE *to, const void *data), cons
     const int descriptor = npy_temporary(path, &resolved, &fault);
     FILE *to;
     int status = -1;
+    bool good = false;
 
-    if (descriptor < 0) {
-        cli_fail(path, "%s", fault.text);
-        return false;
-    }
+    if (descriptor < 0) return cli_fail(path, "%s", fault.text);
     snprintf(command, sizeof command, "exec gnuplot >/proc/$PPID/fd/%d 2>/dev/null", descriptor);
     sigaction(SIGPIPE, &ignore, &before); /* the exit status of a gnuplot that ends early is reported below */
     to = popen(command, "w");
@@ -140,11 +133,9 @@ bool plot_png(const char *path, void (*script)(FILE *to, const void *data), cons
         cli_fail("gnuplot", "failed with status %d: --plot needs its pngcairo terminal",
                  WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status));
     else if (!is_whole(descriptor))
-        status = cli_fail(path, "gnuplot wrote no whole picture: is there room on the device?");
-    else if (!npy_temporary_keep(descriptor, resolved, &fault)) status = cli_fail(path, "%s", fault.text);
-    if (status != 0) npy_temporary_drop(descriptor);
+        cli_fail(path, "gnuplot wrote no whole picture: is there room on the device?");
+    else good = npy_temporary_keep(descriptor, resolved, &fault) || cli_fail(path, "%s", fault.text);
+    if (!good) npy_temporary_drop(descriptor);
     free(resolved);
-    return status == 0;
+    return good;
 }
-
-bool plot_example(const example *e, const char *path) { return plot_png(path, write_script, e); }

@@ -7,7 +7,7 @@
  * fails here only costs the next process time, and is not told. A binary is code: files that others may have written are
  * left alone.
  */
-#define _XOPEN_SOURCE 700
+#define _GNU_SOURCE /* asprintf */
 #include "cli.h"
 #include "npy.h"
 
@@ -66,10 +66,8 @@ static bool driver_keeps_programs(cl_platform_id platform)
 
 static char *path_of(const cli_store *store, const char *name)
 {
-    const size_t size = strlen(store->folder) + strlen(name) + 2;
-    char *path = malloc(size);
-    if (path != NULL) snprintf(path, size, "%s/%s", store->folder, name);
-    return path;
+    char *path;
+    return asprintf(&path, "%s/%s", store->folder, name) < 0 ? NULL : path;
 }
 
 static size_t load(const char *key, void *binary, size_t size, void *payload)
@@ -192,7 +190,7 @@ void cli_store_keep(cli_store *store)
 
     if (inside == NULL) return;
     (void)fflush(stdout); /* results come first */
-    if (cli_make_folders(inside)) {
+    if (cli_make_folders(inside, 0700)) {
         for (const waiting *one = store->first; one != NULL; one = one->next)
             if (make_room(store, one->size)) write_file(store, one);
     }

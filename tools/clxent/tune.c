@@ -69,9 +69,8 @@ static const char *const family_dtypes[] = { "ANY_DTYPE", "F64" };
 
 typedef struct tuner {
     measure m;
-    bool cpu, has_f64, quick, any_bits;
-    char vendor[128], driver[128];
-    cl_uint units;
+    const cli_device *device;
+    bool cpu, quick, any_bits;
     size_t logits, pairs;
     double deadline;
     bool late;           /* the time was up before the search was through */
@@ -88,47 +87,44 @@ static parameters start_of(const tuner *t, int family)
         const bool dtype = built_in[i].dtype == (family == FAMILY_F64 ? CLXENT_F64 : ANY_DTYPE) ||
                            built_in[i].dtype == ANY_DTYPE;
         const bool name = strcmp(built_in[i].name, "*") == 0 ||
-                          strstr(t->m.session.device.name, built_in[i].name) != NULL ||
-                          strstr(t->vendor, built_in[i].name) != NULL;
+                          strstr(t->device->name, built_in[i].name) != NULL ||
+                          strstr(t->device->vendor, built_in[i].name) != NULL;
         if (kind && dtype && name) return built_in[i].start;
     }
 }
 
+enum { ROW_SIZE = 512 };
+
 /* One row of tuning.def. A name that such a row cannot hold is "*": the file is for one device all the same. */
-static void print_row(FILE *to, const tuner *t, int family, const parameters *p)
+static void write_row(const tuner *t, int family, const parameters *p, char text[ROW_SIZE])
 {
     enum { MOST = 127 };
-    const char *name = t->m.session.device.name;
+    const char *name = t->device->name;
 
     for (const char *at = name; *at != '\0'; at++)
         if (*at == '"' || *at == '\\' || (unsigned char)*at < ' ') name = "*";
-    fprintf(to, "TUNE(%s, \"%.*s\", %s", t->cpu ? "CPU" : "GPU", MOST, name[0] != '\0' ? name : "*",
-            family_dtypes[family]);
-    for (size_t i = 0; i < PARAMETERS; i++) fprintf(to, ", %u", (unsigned)p->value[i]);
-    fputs(")\n", to);
+    int n = snprintf(text, ROW_SIZE, "TUNE(%s, \"%.*s\", %s", t->cpu ? "CPU" : "GPU", MOST,
+                     name[0] != '\0' ? name : "*", family_dtypes[family]);
+    for (size_t i = 0; i < PARAMETERS; i++)
+        n += snprintf(text + n, (size_t)(ROW_SIZE - n), ", %u", (unsigned)p->value[i]);
+    snprintf(text + n, (size_t)(ROW_SIZE - n), ")");
 }
 
 /* The row of f64 comes first, and never lacks: ANY_DTYPE would take its place. */
-static void print_rows(FILE *to, const tuner *t, const parameters rows[FAMILIES])
+static void write_rows(const tuner *t, const parameters rows[FAMILIES], char text[FAMILIES * ROW_SIZE])
 {
-    for (int family = FAMILIES; family-- > 0;) print_row(to, t, family, &rows[family]);
+    text[0] = '\0';
+    for (int family = FAMILIES; family-- > 0;) {
+        write_row(t, family, &rows[family], text + strlen(text));
+        strcat(text, "\n");
+    }
 }
 
 static bool use(tuner *t, const parameters rows[FAMILIES])
 {
-    char *text = NULL;
-    size_t size = 0;
-    FILE *to = open_memstream(&text, &size);
-    bool good = to != NULL;
-
-    if (good) {
-        print_rows(to, t, rows);
-        good = fclose(to) == 0;
-    }
-    if (good) good = cli_retune(&t->m.session, text);
-    else cli_fail(NULL, "out of memory");
-    free(text);
-    return good;
+    char text[FAMILIES * ROW_SIZE];
+    write_rows(t, rows, text);
+    return cli_retune(&t->m.session, text);
 }
 
 /* ---- What is searched ----------------------------------------------------------------------- */
@@ -204,9 +200,16 @@ static const struct search {
 };
 enum { SEARCHES = sizeof searches / sizeof *searches, ROUNDS = 2 };
 
-static bool has_shape(const tuner *t, const struct shape *s, int family)
+static int family_of(const struct shape *s) { return s->dtype == CLXENT_F64 ? FAMILY_F64 : FAMILY_ANY; }
+
+static bool has_family(const tuner *t, int family)
 {
-    return (s->dtype == CLXENT_F64) == (family == FAMILY_F64) && (s->quick || !t->quick);
+    return family != FAMILY_F64 || (t->device->f64 != 0 && !t->quick);
+}
+
+static bool has_shape(const tuner *t, const struct shape *s)
+{
+    return (s->quick || !t->quick) && has_family(t, family_of(s));
 }
 
 static clxent_desc desc_of(const tuner *t, const struct shape *s)
@@ -219,7 +222,8 @@ static clxent_desc desc_of(const tuner *t, const struct shape *s)
     desc.target_type = CLXENT_TARGET_I32;
     desc.inner = s->inner;
     desc.seq = s->inner;
-    desc.batch = s->classes == 0 ? s->each * t->units : logits / (s->classes * s->inner);
+    desc.batch = s->classes == 0 ? s->each * (t->device->compute_units > 0 ? t->device->compute_units : 1)
+                                 : logits / (s->classes * s->inner);
     if (desc.batch == 0) desc.batch = 1;
     desc.classes = s->classes != 0 ? s->classes : logits / desc.batch;
     return desc;
@@ -227,24 +231,21 @@ static clxent_desc desc_of(const tuner *t, const struct shape *s)
 
 static void shape_text(const clxent_desc *desc, char *text, size_t size)
 {
-    const char *dtype = desc->dtype == CLXENT_F64 ? "f64" : desc->dtype == CLXENT_BF16 ? "bf16" : "f32";
     char inner[32] = "";
 
     if (desc->inner > 1) snprintf(inner, sizeof inner, " x %zu", desc->inner);
-    snprintf(text, size, "%zu x %zu%s %s %s", desc->batch, desc->classes, inner, dtype,
+    snprintf(text, size, "%zu x %zu%s %s %s", desc->batch, desc->classes, inner, dtype_names[desc->dtype],
              desc->outputs == LOSS ? "loss" : "loss + gradient");
 }
 
-/* Seconds of desc under each of rows, in turn: an array [pairs][*timed_rows] that the caller frees, or NULL. column[i] is
- * the place of row i in it, NO_COLUMN where the driver refuses the row; it never refuses the first. */
+/* Seconds of desc under each of rows, in turn; NULL on failure. column[i] is the place of row i in it, NO_COLUMN where the
+ * driver refuses the row; it never refuses the first. */
 enum { NO_COLUMN = -1 };
-static double *time_rows(tuner *t, const struct shape *s, parameters rows[][FAMILIES], size_t count,
-                         int column[], size_t *timed_rows)
+static times *time_rows(tuner *t, const struct shape *s, parameters rows[][FAMILIES], size_t count,
+                        int column[])
 {
     const clxent_desc desc = desc_of(t, s);
     timed runs[VALUES + 1];
-    const timed *list[VALUES + 1];
-    double *seconds = NULL;
     size_t n = 0;
     bool good = true;
 
@@ -253,20 +254,14 @@ static double *time_rows(tuner *t, const struct shape *s, parameters rows[][FAMI
         clxent_status status = CLXENT_OK;
         column[i] = NO_COLUMN;
         good = use(t, rows[i]);
-        if (good && timed_plan(&t->m, &runs[n], &desc, false, i > 0 ? &status : NULL)) {
-            column[i] = (int)n;
-            list[n] = &runs[n];
-            n++;
-        } else if (status != CLXENT_ERROR_UNSUPPORTED) {
-            good = false;
-        }
+        if (good && timed_plan(&t->m, &runs[n], &desc, false, i > 0 ? &status : NULL)) column[i] = (int)n++;
+        else if (status != CLXENT_ERROR_UNSUPPORTED) good = false;
     }
     t->m.progress_from = (double)t->taken / (double)t->steps;
     t->m.progress_to = (double)++t->taken / (double)t->steps;
-    if (good && !measure_times(&t->m, list, n, t->pairs, &seconds)) seconds = NULL;
-    for (size_t i = 0; i < n; i++) timed_release(&runs[i]);
-    *timed_rows = n;
-    return seconds;
+    times *result = good ? measure_times(&t->m, runs, n, t->pairs) : NULL;
+    timed_release(runs, VALUES + 1);
+    return result;
 }
 
 /* Tries every value of one parameter; *moved: another than before is the best. */
@@ -286,19 +281,19 @@ static bool search_one(tuner *t, int family, const struct search *search, bool *
     }
     if (count == 1) return true;
     for (size_t s = 0; s < SHAPES; s++) {
-        if (!has_shape(t, &shapes[s], family) || (shapes[s].is & search->bears_on) == 0) continue;
+        if (family_of(&shapes[s]) != family || !has_shape(t, &shapes[s]) ||
+            (shapes[s].is & search->bears_on) == 0)
+            continue;
         if (cli_seconds() > t->deadline) {
             t->late = true;
             return true;
         }
         int column[VALUES + 1];
-        size_t n;
-        double *seconds = time_rows(t, &shapes[s], rows, count, column, &n);
+        times *seconds = time_rows(t, &shapes[s], rows, count, column);
         if (seconds == NULL) return false;
         for (size_t i = 1; i < count; i++)
-            logs[i] += column[i] == NO_COLUMN
-                           ? INFINITY
-                           : log(summarize_times(seconds, n, t->pairs, (size_t)column[i], 0).median);
+            logs[i] +=
+                column[i] == NO_COLUMN ? INFINITY : log(ratio_of(seconds, (size_t)column[i], 0).median);
         free(seconds);
         bearing++;
     }
@@ -333,7 +328,7 @@ typedef struct outcome {
     bool kept[FAMILIES]; /* the search found something else, which the last comparison did not bear out */
 } outcome;
 
-static bool compare(tuner *t, const parameters start[FAMILIES], outcome *o)
+static bool compare_ends(tuner *t, const parameters start[FAMILIES], outcome *o)
 {
     parameters rows[2][FAMILIES];
     double logs[FAMILIES] = { 0 };
@@ -341,17 +336,17 @@ static bool compare(tuner *t, const parameters start[FAMILIES], outcome *o)
     memcpy(rows[0], start, sizeof rows[0]);
     memcpy(rows[1], t->best, sizeof rows[1]);
     for (size_t s = 0; s < SHAPES; s++) {
-        const int family = shapes[s].dtype == CLXENT_F64 ? FAMILY_F64 : FAMILY_ANY;
+        const int family = family_of(&shapes[s]);
         const bool same = memcmp(&start[family], &t->best[family], sizeof start[family]) == 0;
-        if (!has_shape(t, &shapes[s], family) || (family == FAMILY_F64 && !t->has_f64)) continue;
+        if (!has_shape(t, &shapes[s])) continue;
         int column[2];
-        size_t n;
-        double *seconds = time_rows(t, &shapes[s], rows, same ? 1 : 2, column, &n);
+        times *seconds = time_rows(t, &shapes[s], rows, same ? 1 : 2, column);
         if (seconds == NULL) return false;
+        const size_t after = seconds->count - 1;
         o->measured[s] = true;
-        o->before[s] = summarize_times(seconds, n, t->pairs, 0, 2).median;
-        o->after[s] = n == 1 ? o->before[s] : summarize_times(seconds, n, t->pairs, 1, 2).median;
-        o->ratio[s] = n == 1 ? 1 : summarize_times(seconds, n, t->pairs, 1, 0).median;
+        o->before[s] = times_of(seconds, 0).median;
+        o->after[s] = times_of(seconds, after).median;
+        o->ratio[s] = ratio_of(seconds, after, 0).median;
         logs[family] += log(o->ratio[s]);
         free(seconds);
     }
@@ -370,49 +365,53 @@ static void print_comment(FILE *to, const char *what, const char *text)
     fputc('\n', to);
 }
 
-/* Writes the file whole or not at all. Without rows only tries whether it could be: no search should be lost. */
-static bool store(const tuner *t, const char *path, const parameters *rows)
+/* Whether store() will be able to: no search should be lost. */
+static bool can_store(const char *path)
 {
     char *resolved = NULL;
-    npy_fault fault = { .text = "" };
-    int descriptor;
-    FILE *to;
-    bool good;
+    npy_fault fault;
 
-    if (!cli_make_folders(path)) {
-        cli_fail(path, "its folder cannot be made: %s", strerror(errno));
-        return false;
-    }
-    descriptor = npy_temporary(path, &resolved, &fault);
-    if (descriptor < 0) {
-        cli_fail(path, "%s", fault.text);
-        return false;
-    }
-    to = rows != NULL ? fdopen(dup(descriptor), "w") : NULL;
-    good = to != NULL;
+    if (!cli_make_folders(path, 0700))
+        return cli_fail(path, "its folder cannot be made: %s", strerror(errno));
+    if (!npy_can_write(path, &resolved, &fault)) return cli_fail(path, "%s", fault.text);
+    free(resolved);
+    return true;
+}
+
+/* Writes the file whole or not at all. */
+static bool store(const tuner *t, const char *path)
+{
+    char *resolved = NULL, rows[FAMILIES * ROW_SIZE];
+    npy_fault fault;
+    const int descriptor = npy_temporary(path, &resolved, &fault);
+    FILE *to = descriptor >= 0 ? fdopen(dup(descriptor), "w") : NULL;
+    bool good = to != NULL;
+
+    if (descriptor < 0) return cli_fail(path, "%s", fault.text);
     if (good) {
         fputs("/* Parameters of clxent's kernels, found by `clxent tune`.\n", to);
-        print_comment(to, "device  ", t->m.session.device.name);
-        print_comment(to, "driver  ", t->driver);
+        print_comment(to, "device  ", t->device->name);
+        print_comment(to, "driver  ", t->device->driver);
         fputs(" * Without this file the built-in ones are used. */\n", to);
-        print_rows(to, t, rows);
+        write_rows(t, t->best, rows);
+        fputs(rows, to);
         good = fflush(to) == 0 && !ferror(to) && fsync(descriptor) == 0;
         if (fclose(to) != 0) good = false;
     }
-    if (!good && rows != NULL) cli_fail(path, "cannot be written: %s", strerror(errno));
-    if (good && !npy_temporary_keep(descriptor, resolved, &fault)) {
-        good = false;
-        cli_fail(path, "%s", fault.text);
-    }
+    if (!good) cli_fail(path, "cannot be written: %s", strerror(errno));
+    good = good && (npy_temporary_keep(descriptor, resolved, &fault) || cli_fail(path, "%s", fault.text));
     if (!good) npy_temporary_drop(descriptor);
     free(resolved);
-    return good || rows == NULL;
+    return good;
 }
 
 static void print_outcome(const tuner *t, const outcome *o)
 {
-    printf("device      %zu: %s\n", t->m.session.device.index, t->m.session.device.name);
-    printf("driver      %s\n\n%-40s %11s %11s %7s\n", t->driver, "logits", "built in", "tuned", "ratio");
+    char rows[FAMILIES * ROW_SIZE];
+
+    printf("device      %zu: %s\n", t->device->index, t->device->name);
+    printf("driver      %s\n\n%-40s %11s %11s %7s\n", t->device->driver, "logits", "built in", "tuned",
+           "ratio");
     for (size_t s = 0; s < SHAPES; s++) {
         const clxent_desc desc = desc_of(t, &shapes[s]);
         char text[96];
@@ -426,7 +425,8 @@ static void print_outcome(const tuner *t, const outcome *o)
             printf("%s: no gain in this last comparison; the built-in parameters stay\n",
                    family_dtypes[family]);
     if (t->late) printf("The time was up before the search was through: see --seconds.\n");
-    print_rows(stdout, t, t->best);
+    write_rows(t, t->best, rows);
+    fputs(rows, stdout);
 }
 
 static void print_json(const tuner *t, const outcome *o, const char *path)
@@ -444,70 +444,32 @@ static void print_json(const tuner *t, const outcome *o, const char *path)
                                         cli_json_number(o->after[s]), "ratio", cli_json_number(o->ratio[s])));
     }
     for (int family = FAMILIES; family-- > 0;) {
-        char text[512] = "";
-        FILE *to = fmemopen(text, sizeof text, "w");
-        if (to == NULL) continue;
-        print_row(to, t, family, &t->best[family]);
-        fclose(to);
-        text[strcspn(text, "\n")] = '\0';
+        char text[ROW_SIZE];
+        write_row(t, family, &t->best[family], text);
         json_array_append_new(rows, cli_json_text(text));
     }
-    cli_json_print(json_pack("{s:o, s:o, s:o, s:b, s:o, s:o}", "device",
-                             cli_json_text(t->m.session.device.name), "driver", cli_json_text(t->driver),
-                             "path", cli_json_text(path), "complete", (int)!t->late, "shapes", list, "rows",
-                             rows));
+    cli_json_print(json_pack("{s:o, s:o, s:o, s:b, s:o, s:o}", "device", cli_json_text(t->device->name),
+                             "driver", cli_json_text(t->device->driver), "path", cli_json_text(path),
+                             "complete", (int)!t->late, "shapes", list, "rows", rows));
 }
 
 /* ---- The command ---------------------------------------------------------------------------- */
 
 typedef struct options {
-    cli_common common;
     double seconds;
     bool quick, any_bits;
 } options;
 
-enum { KEY_SECONDS = 0x2000, KEY_QUICK, KEY_ANY_BITS };
-
-static const struct argp_option option_list[] = {
-    { "seconds", KEY_SECONDS, "S", 0,
-      "Ends the search after S seconds; what was found is compared and stored (default: 300)", 0 },
-    { "quick", KEY_QUICK, NULL, 0, "Fewer and smaller shapes, f32 only: a first impression (default: off)",
-      0 },
-    { "any-bits", KEY_ANY_BITS, NULL, 0,
+static const cli_flag flags[] = {
+    { "seconds", "S", "Ends the search after S seconds; what was found is compared and stored (default: 300)",
+      CLI_NUMBER, offsetof(options, seconds), .least = 0, .most = 1e6 },
+    { "quick", NULL, "Fewer and smaller shapes, f32 only: a first impression (default: off)",
+      .kind = CLI_SWITCH, offsetof(options, quick) },
+    { "any-bits", NULL,
       "Also searches what decides the last bits of results, such as work-group size and vector width "
       "(default: only what leaves every bit as it is)",
-      0 },
-    { 0 },
+      .kind = CLI_SWITCH, offsetof(options, any_bits) },
 };
-
-static error_t parse(int key, char *text, struct argp_state *state)
-{
-    options *o = state->input;
-
-    switch (key) {
-    case ARGP_KEY_INIT: state->child_inputs[0] = &o->common; return 0;
-    case KEY_SECONDS: o->seconds = cli_number(state, "seconds", text, 0, 1e6); return 0;
-    case KEY_QUICK: o->quick = true; return 0;
-    case KEY_ANY_BITS: o->any_bits = true; return 0;
-    default: return ARGP_ERR_UNKNOWN;
-    }
-}
-
-static void describe_device(tuner *t)
-{
-    cl_device_id id = t->m.session.device.id;
-    cl_ulong most = 0;
-    cl_device_fp_config f64 = 0;
-
-    (void)clGetDeviceInfo(id, CL_DEVICE_VENDOR, sizeof t->vendor - 1, t->vendor, NULL);
-    (void)clGetDeviceInfo(id, CL_DRIVER_VERSION, sizeof t->driver - 1, t->driver, NULL);
-    (void)clGetDeviceInfo(id, CL_DEVICE_MAX_COMPUTE_UNITS, sizeof t->units, &t->units, NULL);
-    (void)clGetDeviceInfo(id, CL_DEVICE_MAX_MEM_ALLOC_SIZE, sizeof most, &most, NULL);
-    (void)clGetDeviceInfo(id, CL_DEVICE_DOUBLE_FP_CONFIG, sizeof f64, &f64, NULL);
-    t->has_f64 = f64 != 0;
-    if (t->units == 0) t->units = 1;
-    while (t->logits > 65536 && t->logits * sizeof(double) > most) t->logits /= 2;
-}
 
 /* Progress steps that a search cannot exceed. */
 static size_t most_steps(const tuner *t)
@@ -515,8 +477,7 @@ static size_t most_steps(const tuner *t)
     size_t steps = 0;
 
     for (size_t s = 0; s < SHAPES; s++) {
-        const int family = shapes[s].dtype == CLXENT_F64 ? FAMILY_F64 : FAMILY_ANY;
-        if (!has_shape(t, &shapes[s], family) || (family == FAMILY_F64 && !t->has_f64)) continue;
+        if (!has_shape(t, &shapes[s])) continue;
         steps++;
         for (size_t i = 0; i < SEARCHES; i++)
             if (takes(t, &searches[i]) && (searches[i].bears_on & shapes[s].is) != 0)
@@ -535,62 +496,61 @@ static bool run(tuner *t, const options *o, outcome *result)
     t->steps = most_steps(t);
     cli_progress_start("tuning");
     for (int family = 0; good && family < FAMILIES; family++) {
-        if (family == FAMILY_F64 && (!t->has_f64 || t->quick)) continue;
+        if (!has_family(t, family)) continue;
         /* The last third is that of f64. */
-        t->deadline = begin + o->seconds * (family == FAMILY_ANY && t->has_f64 && !t->quick ? 2.0 / 3 : 1.0);
-        const bool was_late = t->late;
+        const bool more = family == FAMILY_ANY && has_family(t, FAMILY_F64), was_late = t->late;
+        t->deadline = begin + o->seconds * (more ? 2.0 / 3 : 1.0);
         t->late = false;
         good = search_all(t, family);
         t->late = t->late || was_late;
     }
-    good = good && compare(t, start, result);
+    good = good && compare_ends(t, start, result);
     cli_progress_stop();
     return good;
 }
 
 int command_tune(int argc, char **argv)
 {
-    static const char *const about =
+    static const cli_syntax syntax = {
         "Searches the parameters of the kernels for one device, prints time with the built-in parameters "
         "and with those found for a list of shapes, and rows for host/tuning.def, and stores the rows in "
         "$XDG_CACHE_HOME/clxent (else ~/.cache/clxent) under the names of device and driver. The other "
         "subcommands use them from then on, unless told --no-tuning; programs hand the file's text to "
         "clxent_context_create(). Nothing else should run meanwhile.\v"
         "JSON keys: device, driver, path (of the stored file), complete (false: the time was up), shapes "
-        "(logits, built_in_s, tuned_s, ratio), rows.";
-    const struct argp argp = { option_list, parse, NULL, about, cli_common_options, NULL, NULL };
+        "(logits, built_in_s, tuned_s, ratio), rows.",
+        flags, sizeof flags / sizeof *flags, NULL
+    };
     options o = { .seconds = 300 };
     cli_device device;
     outcome result;
     tuner t;
 
-    cli_parse(&argp, argc, argv, &o);
-    if (!cli_find_device(&device, o.common.device)) return CLI_FAILED;
+    cli_parse(&syntax, argc, argv, &o);
+    if (!cli_find_device(&device)) return CLI_FAILED;
     memset(&t, 0, sizeof t);
     memset(&result, 0, sizeof result);
+    t.device = &device;
     t.cpu = (device.type & CL_DEVICE_TYPE_CPU) != 0;
     t.quick = o.quick;
     t.any_bits = o.any_bits;
     t.pairs = o.quick ? 3 : 7;
     t.logits = (size_t)1 << (o.quick ? 20 : t.cpu ? 24 : 26);
+    while (t.logits > 65536 && t.logits * sizeof(double) > device.max_allocation) t.logits /= 2;
 
     char *path = cli_tuning_path(&device);
-    if (path == NULL)
-        return cli_fail(NULL, "neither XDG_CACHE_HOME nor HOME names a folder to store the result in");
-    cli_tuning_file = NULL;
-    cli_no_tuning = true; /* the search starts from the library's own */
-    bool good = store(&t, path, NULL) && measure_open(&t.m, &device, t.logits);
-    if (good) {
-        describe_device(&t);
-        t.m.elements = t.logits;
-        good = run(&t, &o, &result);
+    if (path == NULL) {
+        cli_fail(NULL, "neither XDG_CACHE_HOME nor HOME names a folder to store the result in");
+        return CLI_FAILED;
     }
+    cli_given.tuning = NULL;
+    cli_given.no_tuning = true; /* the search starts from the library's own */
+    bool good = can_store(path) && measure_open(&t.m, &device, t.logits) && run(&t, &o, &result);
     if (good) {
-        const bool stored = store(&t, path, t.best);
-        if (o.common.json) print_json(&t, &result, stored ? path : "");
+        good = store(&t, path);
+        if (cli_given.json) print_json(&t, &result, good ? path : "");
         else print_outcome(&t, &result);
-        if (stored && !o.common.json) printf("stored      %s\n", path);
-        good = stored;
+        if (good && !cli_given.json) printf("stored      %s\n", path);
     }
     measure_close(&t.m);
     free(path);

@@ -20,74 +20,50 @@
 enum { DEFAULT_CASES = 5000, DEFAULT_FAILURES = 10, COMMAND_SIZE = CASE_TEXT_SIZE + 512 };
 
 typedef struct options {
-    cli_common common;
-    size_t cases, seed, number, max_elements, max_failures;
-    double seconds;
-    bool has_cases, has_seconds, has_number, no_host_arrays;
-    const char *text; /* --case, where it is no number */
-    verify_case one;  /* as text has it */
+    size_t cases, seed, max_elements, max_failures; /* cases: 0 where not given */
+    double seconds;                                 /* INFINITY: not given */
+    const char *text;                               /* of --case; NULL: not given */
+    bool no_host_arrays, has_number;                /* whether text is one */
+    size_t number;
+    verify_case one; /* the case that text is */
 } options;
 
-enum { KEY_CASES = 1, KEY_SECONDS, KEY_SEED, KEY_CASE, KEY_MAX_ELEMENTS, KEY_MAX_FAILURES, KEY_NO_HOST };
-
-static const struct argp_option option_list[] = {
-    { "cases", KEY_CASES, "N", 0,
-      "Check N cases (default: 5000; with --seconds as many as there is time for)", 0 },
-    { "seconds", KEY_SECONDS, "T", 0, "Check cases for T seconds (default: until --cases are done)", 0 },
-    { "seed", KEY_SEED, "S", 0, "Which cases: the same seed gives the same ones everywhere (default: 1)", 0 },
-    { "case", KEY_CASE, "I|TEXT", 0,
+static const cli_flag flags[] = {
+    { "cases", "N", "Check N cases (default: 5000; with --seconds as many as there is time for)", CLI_SIZE,
+      offsetof(options, cases), .least = 1 },
+    { "seconds", "T", "Check cases for T seconds (default: until --cases are done)", CLI_NUMBER,
+      offsetof(options, seconds), .least = 0, .most = 1e9 },
+    { "seed", "S", "Which cases: the same seed gives the same ones everywhere (default: 1)", .kind = CLI_SIZE,
+      offsetof(options, seed) },
+    { "case", "I|TEXT",
       "Check one case: number I of the seed, or the one that TEXT describes, as a failure prints it, "
       "'field=value;field=value...' (default: numbers 0 to N - 1)",
-      0 },
-    { "max-elements", KEY_MAX_ELEMENTS, "N", 0,
-      "Logits of the largest case, for slow devices (default: 1048576, which limits none)", 0 },
-    { "no-host-arrays", KEY_NO_HOST, NULL, 0,
+      .kind = CLI_TEXT, offsetof(options, text) },
+    { "max-elements", "N",
+      "Logits of the largest case, for slow devices (default: 1048576, which limits none)", CLI_SIZE,
+      offsetof(options, max_elements), .least = 1 },
+    { "no-host-arrays", NULL,
       "Leave out clxent_run_host, for checkers that do not see the host write into shared memory (default: "
       "it is checked in some cases)",
-      0 },
-    { "max-failures", KEY_MAX_FAILURES, "N", 0, "Stop after N failures (default: 10)", 0 },
-    { 0 },
+      .kind = CLI_SWITCH, offsetof(options, no_host_arrays) },
+    { "max-failures", "N", "Stop after N failures (default: 10)", CLI_SIZE, offsetof(options, max_failures),
+      .least = 1 },
 };
 
-static void parse_case(options *o, char *value, struct argp_state *state)
+static void check_flags(void *data, struct argp_state *state)
 {
+    options *o = data;
     problem_fault f;
 
-    if (value[0] != '\0' && value[strspn(value, "0123456789")] == '\0') {
-        o->number = cli_size(state, "case", value, 0);
-        o->has_number = true;
-        o->text = NULL;
-    } else {
-        o->text = value;
-        o->has_number = false;
-        if (!case_read(&o->one, value, &f)) argp_error(state, "--case is '%s': %s", value, f.text);
+    if (o->text != NULL) {
+        o->has_number = o->text[0] != '\0' && o->text[strspn(o->text, "0123456789")] == '\0';
+        if (o->has_number) o->number = cli_size(state, "case", o->text, 0);
+        if (o->has_number) case_draw(&o->one, o->seed, o->number, o->max_elements);
+        else if (!case_read(&o->one, o->text, &f)) argp_error(state, "--case is '%s': %s", o->text, f.text);
     }
-}
-
-static error_t parse(int key, char *value, struct argp_state *state)
-{
-    options *o = state->input;
-    switch (key) {
-    case ARGP_KEY_INIT: state->child_inputs[0] = &o->common; return 0;
-    case KEY_CASES:
-        o->cases = cli_size(state, "cases", value, 1);
-        o->has_cases = true;
-        return 0;
-    case KEY_SECONDS:
-        o->seconds = cli_number(state, "seconds", value, 0, 1e9);
-        o->has_seconds = true;
-        return 0;
-    case KEY_SEED: o->seed = cli_size(state, "seed", value, 0); return 0;
-    case KEY_CASE: parse_case(o, value, state); return 0;
-    case KEY_MAX_ELEMENTS: o->max_elements = cli_size(state, "max-elements", value, 1); return 0;
-    case KEY_MAX_FAILURES: o->max_failures = cli_size(state, "max-failures", value, 1); return 0;
-    case KEY_NO_HOST: o->no_host_arrays = true; return 0;
-    case ARGP_KEY_END:
-        if ((o->text != NULL || o->has_number) && (o->has_cases || o->has_seconds))
-            argp_error(state, "--case is one case: takes neither --cases nor --seconds beside it");
-        return 0;
-    default: return ARGP_ERR_UNKNOWN;
-    }
+    if (o->text != NULL && (o->cases != 0 || isfinite(o->seconds)))
+        argp_error(state, "--case is one case: takes neither --cases nor --seconds beside it");
+    if (o->cases == 0) o->cases = isfinite(o->seconds) ? SIZE_MAX : DEFAULT_CASES;
 }
 
 /* ---- Checking ------------------------------------------------------------------------------ */
@@ -101,12 +77,11 @@ typedef struct verification {
     const options *options;
     cli_session session;
     runner on;
-    bool has_f64;
-    char driver[256], version[256];
     size_t done, skipped, failures;
     int ended_by;     /* the signal; 0: none */
     bool out_of_time; /* --seconds passed */
-    double began, seconds, compile_seconds, worst;
+    double began, deadline, seconds, compile_seconds,
+        worst; /* began, deadline: by the clock of cli_seconds() */
     case_feature features[CASE_FEATURES];
     tally tallies[CASE_FEATURES];
     size_t num_features;
@@ -161,14 +136,14 @@ static void wait_for_end(double seconds)
 
 static int print_summary(void);
 
-/* *deadline: by the clock of cli_seconds(); 0: none. */
-static void *end_in_time(void *data)
+static void *end_in_time(void *unused)
 {
-    const double deadline = *(const double *)data, often = 0.1;
+    const double often = 0.1;
+    (void)unused;
 
     pthread_mutex_lock(&ending.lock);
-    while (!ending.over && !atomic_load(&ending.wanted) && (deadline == 0 || cli_seconds() < deadline))
-        wait_for_end(deadline == 0 ? often : fmin(often, deadline - cli_seconds()));
+    while (!ending.over && !atomic_load(&ending.wanted) && cli_seconds() < v.deadline)
+        wait_for_end(fmin(often, v.deadline - cli_seconds()));
     atomic_store(&ending.wanted, true);
     const double latest = cli_seconds() + GRACE_SECONDS;
     while (!ending.over && cli_seconds() < latest) wait_for_end(latest - cli_seconds());
@@ -181,7 +156,7 @@ static void *end_in_time(void *data)
     return NULL;
 }
 
-static bool start_end(pthread_t *thread, double *deadline)
+static bool start_end(pthread_t *thread)
 {
     pthread_condattr_t attributes;
 
@@ -189,10 +164,8 @@ static bool start_end(pthread_t *thread, double *deadline)
     pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
     pthread_cond_init(&ending.changed, &attributes);
     pthread_condattr_destroy(&attributes);
-    if (pthread_create(thread, NULL, end_in_time, deadline) != 0) {
-        cli_fail(NULL, "no thread could be started");
-        return false;
-    }
+    if (pthread_create(thread, NULL, end_in_time, NULL) != 0)
+        return cli_fail(NULL, "no thread could be started");
     signals_on_interrupt(interrupt);
     return true;
 }
@@ -202,14 +175,14 @@ static bool start_end(pthread_t *thread, double *deadline)
 /* ' in it would end the shell's quotes; such a device is named by its number. */
 static void write_command(const char *arguments, char command[COMMAND_SIZE])
 {
-    const char *device = v.options->common.device;
+    const char *device = cli_given.device;
     char chosen[256] = "", tuning[1024] = "";
 
     if (device != NULL && strchr(device, '\'') == NULL)
         snprintf(chosen, sizeof chosen, " --device '%s'", device);
     else if (device != NULL) snprintf(chosen, sizeof chosen, " --device %zu", v.session.device.index);
-    if (cli_tuning_file != NULL) snprintf(tuning, sizeof tuning, " --tuning '%s'", cli_tuning_file);
-    else if (cli_no_tuning) snprintf(tuning, sizeof tuning, " --no-tuning");
+    if (cli_given.tuning != NULL) snprintf(tuning, sizeof tuning, " --tuning '%s'", cli_given.tuning);
+    else if (cli_given.no_tuning) snprintf(tuning, sizeof tuning, " --no-tuning");
     snprintf(command, COMMAND_SIZE, "clxent verify%s%s %s", chosen, tuning, arguments);
 }
 
@@ -355,7 +328,7 @@ static void report(size_t tried, bool unfinished)
     write_case_command(&v.failure.smallest, repeat_smallest);
 
     cli_progress_stop();
-    if (!o->common.json) {
+    if (!cli_given.json) {
         printf("FAILED %s: %s\n", name, v.failure.fault.text);
         printf("  repeat    %s\n", repeat);
         if (unfinished) printf("  smallest  %s (interrupted)\n", words);
@@ -379,7 +352,7 @@ static void check_case(verify_case *c, const size_t *number)
     worst_error worst[OUTPUTS] = { { 0, 0 } };
     problem_fault f = { "" };
 
-    if (c->desc.dtype == CLXENT_F64 && !v.has_f64) {
+    if (c->desc.dtype == CLXENT_F64 && v.session.device.f64 == 0) {
         pthread_mutex_lock(&ending.lock);
         v.skipped++;
         pthread_mutex_unlock(&ending.lock);
@@ -418,17 +391,10 @@ static void check_cases(void)
     const options *o = v.options;
     verify_case c = o->one;
 
-    if (o->text != NULL) {
-        check_case(&c, NULL);
-    } else if (o->has_number) {
-        case_draw(&c, o->seed, o->number, o->max_elements);
-        check_case(&c, &o->number);
-    }
-    for (size_t i = 0; o->text == NULL && !o->has_number; i++) {
-        const double passed = cli_seconds() - v.began;
-        double fraction = o->has_seconds ? passed / o->seconds : 0;
+    if (o->text != NULL) check_case(&c, o->has_number ? &o->number : NULL);
+    for (size_t i = 0; o->text == NULL; i++) {
+        const double fraction = fmax((cli_seconds() - v.began) / o->seconds, (double)i / (double)o->cases);
 
-        if (o->has_cases || !o->has_seconds) fraction = fmax(fraction, (double)i / (double)o->cases);
         if (!(fraction < 1) || v.failures >= o->max_failures || atomic_load(&ending.wanted)) break;
         show_progress(fraction);
         case_draw(&c, o->seed, i, o->max_elements);
@@ -451,17 +417,15 @@ static void print_text(void)
     const cli_device *device = &v.session.device;
     char words[CASE_TEXT_SIZE];
 
-    if (v.options->text != NULL || v.options->has_number) {
-        verify_case c = v.options->one;
-        if (v.options->has_number) case_draw(&c, v.options->seed, v.options->number, v.options->max_elements);
-        case_describe(&c, words);
+    if (v.options->text != NULL) {
+        case_describe(&v.options->one, words);
         printf("case      %s\n", words);
     }
     printf("device    %zu: %s\n", device->index, device->name);
-    printf("driver    %s, %s\n", v.driver, v.version);
+    printf("driver    %s, %s\n", device->driver, device->version);
     printf("clxent    %s\n", clxent_version());
     printf("cases     %zu", v.done);
-    if (v.options->text == NULL) printf(" of seed %zu", v.options->seed);
+    if (v.options->text == NULL || v.options->has_number) printf(" of seed %zu", v.options->seed);
     printf(": %zu passed, %zu failed", v.done - v.failures, v.failures);
     if (v.skipped > 0) printf("; %zu more need f64, which the device has not", v.skipped);
     if (v.ended_by != 0) printf("; interrupted by %s", v.ended_by == SIGINT ? "SIGINT" : "SIGTERM");
@@ -497,12 +461,12 @@ static void print_json(void)
     }
     cli_json_print(json_pack(
         "{s:o, s:o, s:o, s:s, s:I, s:I, s:I, s:I, s:I, s:b, s:o, s:o, s:o, s:O, s:o}", "device",
-        cli_json_text(v.session.device.name), "driver", cli_json_text(v.driver), "opencl",
-        cli_json_text(v.version), "version", clxent_version(), "seed", (json_int_t)v.options->seed, "cases",
-        (json_int_t)v.done, "failed", (json_int_t)v.failures, "skipped", (json_int_t)v.skipped, "programs",
-        (json_int_t)v.session.programs, "interrupted", (int)(v.ended_by != 0), "worst",
-        worst_or_null(v.worst), "seconds", cli_json_number(v.seconds), "compile_seconds",
-        cli_json_number(v.compile_seconds), "failures", v.reports, "features", features));
+        cli_json_text(v.session.device.name), "driver", cli_json_text(v.session.device.driver), "opencl",
+        cli_json_text(v.session.device.version), "version", clxent_version(), "seed",
+        (json_int_t)v.options->seed, "cases", (json_int_t)v.done, "failed", (json_int_t)v.failures, "skipped",
+        (json_int_t)v.skipped, "programs", (json_int_t)v.session.programs, "interrupted",
+        (int)(v.ended_by != 0), "worst", worst_or_null(v.worst), "seconds", cli_json_number(v.seconds),
+        "compile_seconds", cli_json_number(v.compile_seconds), "failures", v.reports, "features", features));
 }
 
 /* With the lock. Returns the exit status. */
@@ -514,9 +478,9 @@ static int print_summary(void)
     v.seconds = cli_seconds() - v.began;
     v.compile_seconds += compiling_seconds();
     v.ended_by = atomic_load(&ending.signal);
-    v.out_of_time = o->has_seconds && v.seconds >= o->seconds;
+    v.out_of_time = v.seconds >= o->seconds;
     if (v.failure.open) report(0, true);
-    if (o->common.json) print_json();
+    if (cli_given.json) print_json();
     else print_text();
     if (v.failures > 0) return CLI_FAILED;
     return v.ended_by != 0 ? 128 + v.ended_by : CLI_DONE;
@@ -528,44 +492,32 @@ static int print_summary(void)
 static bool fits_device(const verify_case *c)
 {
     const clxent_desc *d = &c->desc;
-    const size_t element = d->dtype == CLXENT_F64 ? 8 : d->dtype == CLXENT_F32 ? 4 : 2;
-    const double bytes = (double)d->batch * (double)d->seq * (double)d->classes * (double)element;
-    cl_ulong most = 0;
+    const double bytes =
+        (double)d->batch * (double)d->seq * (double)d->classes * (double)dtype_size(d->dtype);
+    const cl_ulong most = v.session.device.max_allocation;
 
-    (void)clGetDeviceInfo(v.session.device.id, CL_DEVICE_MAX_MEM_ALLOC_SIZE, sizeof most, &most, NULL);
-    if (bytes <= (double)most) return true;
-    cli_fail("--case", "logits of %.0f bytes: the device takes at most %llu in one buffer", bytes,
-             (unsigned long long)most);
-    return false;
+    return bytes <= (double)most ||
+           cli_fail("--case", "logits of %.0f bytes: the device takes at most %llu in one buffer", bytes,
+                    (unsigned long long)most);
 }
 
 static bool open_runner(void)
 {
-    const cli_session *session = &v.session;
-    cl_command_queue_properties can = 0;
-    cl_device_fp_config f64 = 0;
+    const cli_device *device = &v.session.device;
+    const cl_command_queue_properties any = CL_QUEUE_OUT_OF_ORDER_EXEC_MODE_ENABLE;
     cl_int code;
 
-    (void)clGetDeviceInfo(session->device.id, CL_DRIVER_VERSION, sizeof v.driver - 1, v.driver, NULL);
-    (void)clGetDeviceInfo(session->device.id, CL_DEVICE_VERSION, sizeof v.version - 1, v.version, NULL);
-    (void)clGetDeviceInfo(session->device.id, CL_DEVICE_DOUBLE_FP_CONFIG, sizeof f64, &f64, NULL);
-    (void)clGetDeviceInfo(session->device.id, CL_DEVICE_QUEUE_PROPERTIES, sizeof can, &can, NULL);
-    v.has_f64 = f64 != 0;
-    v.on.cl = session->cl;
-    v.on.ctx = session->ctx;
-    v.on.make_plan = make_plan;
-    v.on.queue = clCreateCommandQueue(session->cl, session->device.id, 0, &code);
-    if (code == CL_SUCCESS && (can & CL_QUEUE_OUT_OF_ORDER_EXEC_MODE_ENABLE) != 0)
-        v.on.out_of_order = clCreateCommandQueue(session->cl, session->device.id,
-                                                 CL_QUEUE_OUT_OF_ORDER_EXEC_MODE_ENABLE, &code);
-    if (code != CL_SUCCESS)
-        cli_fail(session->device.name, "clCreateCommandQueue: %s", clxent_status_string(code));
-    return code == CL_SUCCESS;
+    v.on = (runner){ .cl = v.session.cl, .ctx = v.session.ctx, .make_plan = make_plan };
+    v.on.queue = clCreateCommandQueue(v.session.cl, device->id, 0, &code);
+    if (code == CL_SUCCESS && (device->queue & any) != 0)
+        v.on.out_of_order = clCreateCommandQueue(v.session.cl, device->id, any, &code);
+    return code == CL_SUCCESS ||
+           cli_fail(device->name, "clCreateCommandQueue: %s", clxent_status_string(code));
 }
 
 int command_verify(int argc, char **argv)
 {
-    static const char *const about =
+    static const cli_syntax syntax = {
         "Checks the device against the CPU reference over random cases: operations, options, dtypes, "
         "shapes, layouts and outputs, with data designed to find faults. Every result must lie within the "
         "library's error bounds, a second run must have the same bits, and nothing but the outputs may "
@@ -577,27 +529,27 @@ int command_verify(int argc, char **argv)
         "Ctrl-C (SIGINT), SIGTERM and the end of --seconds end it within a second with the summary of the "
         "cases done until then, even while a driver compiles; a second signal ends it at once.\n"
         "Exit status: 0 all cases passed, 1 some failed, 2 wrong flags, 130 after SIGINT and 143 after "
-        "SIGTERM where none had failed.";
-    const struct argp argp = { option_list, parse, NULL, about, cli_common_options, NULL, NULL };
+        "SIGTERM where none had failed.",
+        flags, sizeof flags / sizeof *flags, check_flags
+    };
     options o = {
-        .cases = DEFAULT_CASES, .seed = 1, .max_elements = (size_t)1 << 20, .max_failures = DEFAULT_FAILURES
+        .seed = 1, .max_elements = (size_t)1 << 20, .max_failures = DEFAULT_FAILURES, .seconds = INFINITY
     };
     cli_device device;
-    double deadline;
     pthread_t thread;
     int status = CLI_FAILED;
 
-    cli_parse(&argp, argc, argv, &o);
+    cli_parse(&syntax, argc, argv, &o);
     signals_on_crash(say_crash);
     v.options = &o;
     v.worst = -1;
-    if (!cli_find_device(&device, o.common.device) || !cli_open(&v.session, &device)) return CLI_FAILED;
+    if (!cli_find_device(&device) || !cli_open(&v.session, &device, false)) return CLI_FAILED;
     v.reports = json_array();
     v.num_features = case_list_features(v.features);
     for (size_t i = 0; i < v.num_features; i++) v.tallies[i].worst = -1;
     v.began = cli_seconds();
-    deadline = o.has_seconds ? v.began + o.seconds : 0;
-    if ((o.text == NULL || fits_device(&o.one)) && open_runner() && start_end(&thread, &deadline)) {
+    v.deadline = v.began + o.seconds;
+    if ((o.text == NULL || o.has_number || fits_device(&o.one)) && open_runner() && start_end(&thread)) {
         check_cases();
         pthread_mutex_lock(&ending.lock);
         ending.over = true;
