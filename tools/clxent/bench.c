@@ -107,22 +107,17 @@ static bool time_shape(measure *m, const options *o, size_t rows, size_t classes
     const clxent_desc desc = desc_of(o, rows, classes);
     const size_t bytes = rows * classes * dtype_size(o->dtype);
     static const uint32_t moves[] = { MOVE_COPY, 0, MOVE_STREAM, MOVE_READ };
-    timed timed_runs[RUNS];
-    times *t = NULL;
 
-    memset(timed_runs, 0, sizeof timed_runs);
     /* the plan first: it knows what the device cannot do */
-    bool good = timed_plan(m, &timed_runs[RUN_PLAN], &desc, false, NULL);
+    bool good = timed_plan(m, RUN_PLAN, &desc, false, NULL);
     for (size_t i = 0; good && i < runs; i++)
-        good = i == RUN_PLAN || timed_move(m, &timed_runs[i], moves[i], o->dtype, bytes);
-    if (good) t = measure_times(m, timed_runs, runs, o->pairs);
-    for (size_t i = 0; t != NULL && i < runs; i++) {
-        f->seconds[i] = times_of(t, i);
-        f->ratio[i] = ratio_of(t, RUN_PLAN, i);
+        good = i == RUN_PLAN || timed_move(m, i, moves[i], o->dtype, bytes);
+    good = good && measure_times(m, o->pairs);
+    for (size_t i = 0; good && i < runs; i++) {
+        f->seconds[i] = times_of(m, i);
+        f->ratio[i] = ratio_of(m, RUN_PLAN, i);
     }
-    good = t != NULL;
-    free(t);
-    timed_release(timed_runs, RUNS);
+    measure_clear(m);
     return good;
 }
 
@@ -251,19 +246,14 @@ static void print_sweep(const sweep *s)
 static bool run_loop(measure *m, const options *o)
 {
     const clxent_desc desc = desc_of(o, o->rows, o->classes);
-    timed plan;
-    bool good = timed_plan(m, &plan, &desc, false, NULL);
-    times *warm = good ? measure_times(m, &plan, 1, 1) : NULL;
+    bool good = timed_plan(m, 0, &desc, false, NULL) && measure_times(m, 1); /* warms up */
 
-    good = warm != NULL;
-    free(warm);
     if (good) printf("clxent %s on %s\n", clxent_version(), m->session.device.name);
     for (char line[64]; good && fflush(stdout) == 0 && fgets(line, sizeof line, stdin) != NULL;) {
         const double start = cli_seconds();
-        good = measure_enqueue(m, &plan) && clFinish(m->queue) == CL_SUCCESS;
+        good = measure_enqueue(m, 0) && clFinish(m->queue) == CL_SUCCESS;
         if (good) printf("%.9f\n", cli_seconds() - start);
     }
-    timed_release(&plan, 1);
     return good;
 }
 

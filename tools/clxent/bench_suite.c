@@ -27,7 +27,7 @@ static const char *const verdicts[] = { "met", "missed", "none", "unsupported", 
 
 typedef struct result {
     verdict verdict;
-    double figure, least, most;
+    summary figure;
     double nt_ratio, seconds, reference_seconds, reference_bytes; /* NAN: none */
     char note[96];
 } result;
@@ -117,40 +117,25 @@ static const char *grouped(size_t value, char text[32])
     return text;
 }
 
-static void set_figure(result *r, summary s)
-{
-    r->figure = s.median;
-    r->least = s.least;
-    r->most = s.most;
-}
-
-static bool set_count(result *r, size_t count)
-{
-    r->figure = r->least = r->most = (double)count;
-    return true;
-}
+static summary counted(size_t count) { return (summary){ (double)count, (double)count, (double)count }; }
 
 /* ---- Figures that are ratios of times ------------------------------------------------------- */
 
-enum { RUN_REFERENCE, RUN_SUBJECT, RUN_STREAM, RUNS };
+enum { RUN_REFERENCE, RUN_SUBJECT, RUN_STREAM };
 
-/* Times count runs in turn, and releases all of them. good: they could be made. The figure is that of the subject over
- * the reference, times scale. */
-static bool take_ratio(measure *m, timed runs[RUNS], size_t count, bool good, double scale,
-                       const suite_options *o, result *r)
+/* Times the runs in turn, and releases all of them. The figure is that of the subject over the reference, times scale. */
+static bool take_ratio(measure *m, double scale, const suite_options *o, result *r)
 {
-    times *t = good ? measure_times(m, runs, count, o->pairs) : NULL;
+    const bool good = measure_times(m, o->pairs);
 
-    good = t != NULL;
     if (good) {
-        const summary s = ratio_of(t, RUN_SUBJECT, RUN_REFERENCE);
-        set_figure(r, (summary){ s.median * scale, s.least * scale, s.most * scale });
-        r->seconds = times_of(t, RUN_SUBJECT).median;
-        r->reference_seconds = times_of(t, RUN_REFERENCE).median;
-        if (count > RUN_STREAM) r->nt_ratio = ratio_of(t, RUN_SUBJECT, RUN_STREAM).median;
+        const summary s = ratio_of(m, RUN_SUBJECT, RUN_REFERENCE);
+        r->figure = (summary){ s.median * scale, s.least * scale, s.most * scale };
+        r->seconds = times_of(m, RUN_SUBJECT).median;
+        r->reference_seconds = times_of(m, RUN_REFERENCE).median;
+        if (m->num_runs > RUN_STREAM) r->nt_ratio = ratio_of(m, RUN_SUBJECT, RUN_STREAM).median;
     }
-    free(t);
-    timed_release(runs, RUNS);
+    measure_clear(m);
     return good;
 }
 
@@ -165,66 +150,53 @@ static double passes_of(uint32_t moves)
 static FUNCTION(measure_ratio)
 {
     const clxent_desc desc = desc_of(c, o);
-    timed runs[RUNS];
-    /* The copy with non-temporal stores says something only beside what is compared with the plain one. */
-    const size_t count = c->moves == COPY && m->has_stream ? 3 : 2;
     clxent_status status = CLXENT_OK;
-    bool good;
+    bool good = timed_plan(m, RUN_SUBJECT, &desc, c->how == IN_PLACE, &status);
 
-    memset(runs, 0, sizeof runs);
-    good = timed_plan(m, &runs[RUN_SUBJECT], &desc, c->how == IN_PLACE, &status);
     if (status == CLXENT_ERROR_UNSUPPORTED) r->verdict = UNSUPPORTED;
-    const size_t bytes = runs[RUN_SUBJECT].bytes;
+    const size_t bytes = m->runs[RUN_SUBJECT].bytes;
     if (good && c->moves != NONE) {
-        good = timed_move(m, &runs[RUN_REFERENCE], c->moves, c->dtype, bytes);
+        good = timed_move(m, RUN_REFERENCE, c->moves, c->dtype, bytes);
         r->reference_bytes = passes_of(c->moves) * (double)bytes;
     } else if (good) {
         clxent_desc f32 = desc;
         f32.dtype = CLXENT_F32;
-        good = timed_plan(m, &runs[RUN_REFERENCE], &f32, false, NULL);
+        good = timed_plan(m, RUN_REFERENCE, &f32, false, NULL);
     }
-    if (good && count > RUN_STREAM) good = timed_move(m, &runs[RUN_STREAM], STREAM, c->dtype, bytes);
+    /* The copy with non-temporal stores says something only beside what is compared with the plain one. */
+    if (good && c->moves == COPY && m->has_stream) good = timed_move(m, RUN_STREAM, STREAM, c->dtype, bytes);
     if (c->inner > 1)
         snprintf(r->note, sizeof r->note, "%zu slabs of %zu x %zu", desc.batch, desc.classes, desc.inner);
     else if (c->rows != 0) snprintf(r->note, sizeof r->note, "%zu x %zu", desc.batch, desc.classes);
-    return take_ratio(m, runs, count, good, 1, o, r);
+    return good && take_ratio(m, 1, o, r);
 }
 
 static FUNCTION(measure_memory)
 {
     const size_t bytes = o->logits * dtype_size(c->dtype);
     const double gb = 1e-9 * passes_of(c->moves) * (double)bytes;
-    timed move;
-    times *t = timed_move(m, &move, c->moves, c->dtype, bytes) ? measure_times(m, &move, 1, o->pairs) : NULL;
-    const bool good = t != NULL;
 
-    if (good) {
-        const summary s = times_of(t, 0);
-        set_figure(r, (summary){ gb / s.median, gb / s.most, gb / s.least });
-        r->seconds = s.median;
-        if (c->moves == STREAM && !m->has_stream)
-            strcpy(r->note, "this compiler has no such stores: a plain copy");
-        else if ((double)bytes < 4 * (double)m->cache_bytes)
-            snprintf(r->note, sizeof r->note, "less than 4 times the largest cache, %zu MiB",
-                     m->cache_bytes >> 20);
-    }
-    free(t);
-    timed_release(&move, 1);
-    return good;
+    if (!timed_move(m, 0, c->moves, c->dtype, bytes) || !measure_times(m, o->pairs)) return false;
+    const summary s = times_of(m, 0);
+    r->figure = (summary){ gb / s.median, gb / s.most, gb / s.least };
+    r->seconds = s.median;
+    if (c->moves == STREAM && !m->has_stream)
+        strcpy(r->note, "this compiler has no such stores: a plain copy");
+    else if ((double)bytes < 4 * (double)m->cache_bytes)
+        snprintf(r->note, sizeof r->note, "less than 4 times the largest cache, %zu MiB",
+                 m->cache_bytes >> 20);
+    return true;
 }
 
 /* Time per element with c->classes over that with a neighbour that divides into whole vectors. */
 static FUNCTION(measure_odd_even)
 {
     suite_case even = *c;
-    timed runs[RUNS];
-    bool good;
 
     even.classes = (c->classes + 63) / 64 * 64;
     const clxent_desc desc[] = { desc_of(&even, o), desc_of(c, o) };
-    memset(runs, 0, sizeof runs);
-    good = timed_plan(m, &runs[0], &desc[0], false, NULL) && timed_plan(m, &runs[1], &desc[1], false, NULL);
-    return take_ratio(m, runs, 2, good, (double)runs[0].bytes / (double)runs[1].bytes, o, r);
+    return timed_plan(m, 0, &desc[0], false, NULL) && timed_plan(m, 1, &desc[1], false, NULL) &&
+           take_ratio(m, (double)m->runs[0].bytes / (double)m->runs[1].bytes, o, r);
 }
 
 /* The largest time per element over the smallest, among class counts where neither should matter. Each is taken as a
@@ -248,10 +220,10 @@ static FUNCTION(measure_cliff)
         m->progress_to = from + part * (double)(i + 1);
         memset(&each, 0, sizeof each);
         if (!measure_ratio(m, &one, o, &each)) return false;
-        if (each.figure > worst) worst = each.figure, slow = i;
-        if (each.figure < best) best = each.figure, fast = i;
+        if (each.figure.median > worst) worst = each.figure.median, slow = i;
+        if (each.figure.median < best) best = each.figure.median, fast = i;
     }
-    set_figure(r, (summary){ worst / best, best, worst });
+    r->figure = (summary){ worst / best, best, worst };
     snprintf(r->note, sizeof r->note, "%s classes %.2f x copy, %s %.2f", grouped(counts[slow], a), worst,
              grouped(counts[fast], b), best);
     return true;
@@ -261,12 +233,8 @@ static FUNCTION(measure_cliff)
 static FUNCTION(measure_host_arrays)
 {
     const clxent_desc desc = desc_of(c, o);
-    timed runs[RUNS];
-    bool good;
+    const bool good = timed_plan(m, 0, &desc, false, NULL) && timed_host(m, 1, 0) && take_ratio(m, 1, o, r);
 
-    memset(runs, 0, sizeof runs);
-    good = timed_plan(m, &runs[0], &desc, false, NULL) && timed_host(m, &runs[1], &runs[0], &desc);
-    good = take_ratio(m, runs, 2, good, 1, o, r);
     if (good && !m->session.device.host_memory) {
         r->verdict = NO_GOAL;
         strcpy(r->note, "memory of its own: up- and download count");
@@ -279,20 +247,16 @@ static FUNCTION(measure_host_arrays)
 static FUNCTION(measure_launches)
 {
     const clxent_desc desc = desc_of(c, o);
-    timed t;
-    bool good = timed_plan(m, &t, &desc, false, NULL);
 
-    if (good) {
-        const size_t before = measure_calls().launches;
-        good = measure_enqueue(m, &t) && clFinish(m->queue) == CL_SUCCESS;
-        set_count(r, measure_calls().launches - before);
-    }
-    if (good && r->figure == 0) {
+    if (!timed_plan(m, 0, &desc, false, NULL)) return false;
+    const size_t before = measure_calls().launches;
+    if (!measure_enqueue(m, 0) || clFinish(m->queue) != CL_SUCCESS) return false;
+    r->figure = counted(measure_calls().launches - before);
+    if (r->figure.median == 0) {
         r->verdict = UNSUPPORTED; /* a run launches something */
         strcpy(r->note, "launches cannot be counted on this system");
     }
-    timed_release(&t, 1);
-    return good;
+    return true;
 }
 
 /* Host time of clxent_enqueue() on an idle queue. */
@@ -300,20 +264,17 @@ static FUNCTION(measure_enqueue_time)
 {
     enum { TIMES = 1001 };
     const clxent_desc desc = desc_of(c, o);
-    double micros[TIMES];
-    timed t;
-    bool good =
-        timed_plan(m, &t, &desc, false, NULL) && measure_enqueue(m, &t) && clFinish(m->queue) == CL_SUCCESS;
+    double micros[TIMES + 1];
 
-    for (size_t i = 0; good && i < TIMES; i++) {
+    if (!timed_plan(m, 0, &desc, false, NULL)) return false;
+    for (size_t i = 0; i <= TIMES; i++) { /* the first may compile */
         const double start = cli_seconds();
-        good = measure_enqueue(m, &t);
+        if (!measure_enqueue(m, 0)) return false;
         micros[i] = 1e6 * (cli_seconds() - start);
-        good = good && clFinish(m->queue) == CL_SUCCESS;
+        if (clFinish(m->queue) != CL_SUCCESS) return false;
     }
-    if (good) set_figure(r, summarize(micros, TIMES));
-    timed_release(&t, 1);
-    return good;
+    r->figure = summarize(micros + 1, TIMES);
+    return true;
 }
 
 /* Plans of other class counts than one that the context has seen: their time, or the programs built for them. */
@@ -339,8 +300,8 @@ static FUNCTION(measure_new_classes)
         clxent_plan_destroy(plan);
     }
     if (status != CLXENT_OK) return cli_fail_status(m->session.ctx, m->session.device.name, status);
-    if (strcmp(c->unit, "ms") == 0) set_figure(r, summarize(millis, COUNTS));
-    else set_count(r, measure_calls().builds - builds);
+    r->figure =
+        strcmp(c->unit, "ms") == 0 ? summarize(millis, COUNTS) : counted(measure_calls().builds - builds);
     return true;
 }
 
@@ -499,7 +460,7 @@ static FUNCTION(measure_first_plan)
             return false;
         if (i > 0) millis[i - 1] = 1e3 * report.plan_seconds;
     }
-    set_figure(r, summarize(millis, TIMES));
+    r->figure = summarize(millis, TIMES);
     return true;
 }
 
@@ -553,10 +514,9 @@ static FUNCTION(measure_cold)
         whole[1][i] = report.process_cpu_seconds;
         cold_reports[number] = report;
         has_cold_report[number] = true;
-        cli_progress_set(m->progress_from +
-                         (m->progress_to - m->progress_from) * (double)(i + 1) / (double)pairs);
+        measure_progress(m, i + 1, pairs);
     }
-    set_figure(r, summarize(ratio, pairs));
+    r->figure = summarize(ratio, pairs);
     r->seconds = summarize(plan, pairs).median;
     r->reference_seconds = summarize(textbook, pairs).median;
     snprintf(r->note, sizeof r->note,
@@ -585,7 +545,8 @@ static bool find_most_cold(measure *m, result *r, size_t field)
             snprintf(r->note, sizeof r->note, "%s", cases[i].name);
         }
     }
-    return set_count(r, most);
+    r->figure = counted(most);
+    return true;
 }
 
 static FUNCTION(measure_cold_builds)
@@ -618,10 +579,10 @@ size_t suite_count(const char *only)
 static void print_json(const suite_case *c, const result *r, const cli_device *device)
 {
     cli_json_print(json_pack("{s:s, s:o, s:s, s:o, s:s, s:o, s:o, s:o, s:o, s:o, s:o, s:s?, s:o}", "case",
-                             c->name, "figure", cli_json_known(r->figure), "unit", c->unit, "goal",
+                             c->name, "figure", cli_json_known(r->figure.median), "unit", c->unit, "goal",
                              cli_json_known(c->goal), "verdict", verdicts[r->verdict], "least",
-                             cli_json_known(r->least), "most", cli_json_known(r->most), "nt_ratio",
-                             cli_json_known(r->nt_ratio), "seconds", cli_json_known(r->seconds),
+                             cli_json_known(r->figure.least), "most", cli_json_known(r->figure.most),
+                             "nt_ratio", cli_json_known(r->nt_ratio), "seconds", cli_json_known(r->seconds),
                              "reference_seconds", cli_json_known(r->reference_seconds), "reference_gb_per_s",
                              cli_json_known(1e-9 * r->reference_bytes / r->reference_seconds), "note",
                              r->note[0] != '\0' ? r->note : NULL, "device", cli_json_text(device->name)));
@@ -642,10 +603,10 @@ static void print_text(const suite_case *c, const result *r)
     const int digits = counts ? 0 : 2;
     char a[7][32], line[512];
     int length = snprintf(line, sizeof line, "%-46s %7s %-21s %5s  %-11s %7s - %7s %6s %8s %8s  %s", c->name,
-                          number(a[0], digits, r->figure), c->unit, number(a[1], digits, c->goal),
-                          r->verdict == NO_GOAL ? "" : verdicts[r->verdict], number(a[2], digits, r->least),
-                          number(a[3], digits, r->most), number(a[4], 2, r->nt_ratio),
-                          number(a[5], 2, 1e3 * r->seconds),
+                          number(a[0], digits, r->figure.median), c->unit, number(a[1], digits, c->goal),
+                          r->verdict == NO_GOAL ? "" : verdicts[r->verdict],
+                          number(a[2], digits, r->figure.least), number(a[3], digits, r->figure.most),
+                          number(a[4], 2, r->nt_ratio), number(a[5], 2, 1e3 * r->seconds),
                           number(a[6], 1, 1e-9 * r->reference_bytes / r->reference_seconds), r->note);
 
     if (length >= (int)sizeof line) length = (int)sizeof line - 1;
@@ -670,15 +631,13 @@ int suite_run(const suite_options *o)
         cli_progress_start("bench"); /* goes on where a failure has stopped it */
         m.progress_from = (double)done / (double)wanted;
         m.progress_to = (double)++done / (double)wanted;
-        cli_progress_set(m.progress_from);
-        r->figure = r->least = r->most = r->nt_ratio = r->seconds = r->reference_seconds =
-            r->reference_bytes = NAN;
-        r->verdict = MET;
+        measure_progress(&m, 0, 1);
+        *r = (result){ MET, { NAN, NAN, NAN }, NAN, NAN, NAN, NAN, "" };
         if (!c->measure(&m, c, o, r)) {
             if (r->verdict != UNSUPPORTED) r->verdict = FAILED;
         } else if (isnan(c->goal)) {
             r->verdict = NO_GOAL;
-        } else if (r->verdict == MET && !(r->figure <= c->goal)) {
+        } else if (r->verdict == MET && !(r->figure.median <= c->goal)) {
             r->verdict = MISSED;
         }
         measure_trim(&m);

@@ -141,14 +141,31 @@ bool measure_open(measure *m, const cli_device *device, size_t elements)
     return false;
 }
 
+static void release_run(timed *t)
+{
+    clxent_plan_destroy(t->plan);
+    while (t->num_owned > 0) clReleaseMemObject(t->owned[--t->num_owned]);
+    for (int i = 0; t->is_host && i < TENSORS; i++) free(array_of(&t->host, i)->data);
+    memset(t, 0, sizeof *t);
+}
+
 static void drop(bulk *buffer)
 {
     if (buffer->mem != NULL) clReleaseMemObject(buffer->mem);
     memset(buffer, 0, sizeof *buffer);
 }
 
+void measure_clear(measure *m)
+{
+    for (size_t i = 0; i < m->num_runs; i++) release_run(&m->runs[i]);
+    m->num_runs = 0;
+    free(m->seconds);
+    m->seconds = NULL;
+}
+
 void measure_trim(measure *m)
 {
+    measure_clear(m);
     for (uint32_t dtype = CLXENT_F32 + 1; dtype <= CLXENT_F64; dtype++) {
         drop(&m->logits[dtype - 1]);
         drop(&m->results[dtype - 1]);
@@ -265,12 +282,20 @@ static bool own(measure *m, timed *t, clxent_buffer *buffer, size_t bytes)
 
 /* ---- What is timed -------------------------------------------------------------------------- */
 
-bool timed_move(measure *m, timed *t, uint32_t moves, uint32_t dtype, size_t bytes)
+static timed *new_run(measure *m, size_t run, uint32_t dtype, size_t bytes)
 {
-    memset(t, 0, sizeof *t);
+    release_run(&m->runs[run]);
+    if (m->num_runs <= run) m->num_runs = run + 1;
+    m->runs[run].bytes = bytes;
+    m->runs[run].dtype = dtype;
+    return &m->runs[run];
+}
+
+bool timed_move(measure *m, size_t run, uint32_t moves, uint32_t dtype, size_t bytes)
+{
+    timed *t = new_run(m, run, dtype, bytes);
+
     t->moves = moves;
-    t->bytes = bytes;
-    t->dtype = dtype;
     t->restore = (moves & MOVE_IN_PLACE) != 0;
     return logits_of(m, dtype, bytes) != NULL && result_of(m, dtype, bytes) != NULL &&
            ((moves & MOVE_TWO) == 0 || labels_of(m, bytes) != NULL);
@@ -318,12 +343,13 @@ static bool make_outputs(measure *m, timed *t, const clxent_desc *desc)
     return own(m, t, &t->args.workspace, clxent_plan_workspace_size(t->plan));
 }
 
-bool timed_plan(measure *m, timed *t, const clxent_desc *desc, bool in_place, clxent_status *status)
+bool timed_plan(measure *m, size_t run, const clxent_desc *desc, bool in_place, clxent_status *status)
 {
-    memset(t, 0, sizeof *t);
-    t->bytes = desc->batch * desc->seq * desc->classes * dtype_size(desc->dtype);
-    t->dtype = desc->dtype;
+    timed *t =
+        new_run(m, run, desc->dtype, desc->batch * desc->seq * desc->classes * dtype_size(desc->dtype));
+
     t->restore = in_place;
+    t->desc = *desc;
     clxent_args_init(&t->args);
     const clxent_status created = clxent_plan_create(&t->plan, m->session.ctx, desc);
     if (status != NULL) *status = created;
@@ -331,12 +357,9 @@ bool timed_plan(measure *m, timed *t, const clxent_desc *desc, bool in_place, cl
     if (created != CLXENT_OK) return cli_fail_status(m->session.ctx, m->session.device.name, created);
 
     t->args.logits.mem = logits_of(m, desc->dtype, t->bytes);
-    if (t->args.logits.mem != NULL && make_inputs(m, t, desc) && make_outputs(m, t, desc)) {
-        if (in_place) t->args.logits.mem = m->results[desc->dtype - 1].mem;
-        return true;
-    }
-    timed_release(t, 1);
-    return false;
+    if (t->args.logits.mem == NULL || !make_inputs(m, t, desc) || !make_outputs(m, t, desc)) return false;
+    if (in_place) t->args.logits.mem = m->results[desc->dtype - 1].mem;
+    return true;
 }
 
 /* As much memory as pages, so that a driver that can use it in place does. */
@@ -352,38 +375,23 @@ static bool download(measure *m, cl_mem from, void *to, size_t bytes)
                  "clEnqueueReadBuffer");
 }
 
-bool timed_host(measure *m, timed *host, const timed *t, const clxent_desc *desc)
+bool timed_host(measure *m, size_t run, size_t plan)
 {
     static const int tensors[] = { TENSOR_LOGITS, TENSOR_TARGETS, TENSOR_GRADIENT, TENSOR_LOSS };
-    bool good = true;
+    const timed *from = &m->runs[plan];
+    timed *t = new_run(m, run, from->dtype, from->bytes);
 
-    memset(host, 0, sizeof *host);
-    clxent_host_args_init(&host->host);
-    host->bytes = t->bytes;
-    host->dtype = t->dtype;
-    host->host_desc = desc;
+    t->is_host = true;
+    t->desc = from->desc;
+    clxent_host_args_init(&t->host);
     for (size_t i = 0; i < 4; i++) {
-        const size_t bytes = tensor_bytes(desc, tensors[i]);
-        void *data = host_array(bytes);
-        *array_of(&host->host, tensors[i]) = (clxent_output){ data, bytes };
-        good = good && data != NULL;
+        const size_t bytes = tensor_bytes(&t->desc, tensors[i]);
+        clxent_output *array = array_of(&t->host, tensors[i]);
+        *array = (clxent_output){ host_array(bytes), bytes };
+        if (array->data == NULL) return cli_fail(NULL, "out of memory: two arrays of %zu bytes", t->bytes);
     }
-    if (!good) cli_fail(NULL, "out of memory: two arrays of %zu bytes", t->bytes);
-    if (good && download(m, t->args.logits.mem, (void *)host->host.logits.data, t->bytes) &&
-        download(m, t->args.targets.mem, (void *)host->host.targets.data, host->host.targets.size))
-        return true;
-    timed_release(host, 1);
-    return false;
-}
-
-void timed_release(timed runs[], size_t count)
-{
-    for (timed *t = runs; t < runs + count; t++) {
-        clxent_plan_destroy(t->plan);
-        while (t->num_owned > 0) clReleaseMemObject(t->owned[--t->num_owned]);
-        for (int i = 0; t->host_desc != NULL && i < TENSORS; i++) free(array_of(&t->host, i)->data);
-    }
-    memset(runs, 0, count * sizeof *runs);
+    return download(m, from->args.logits.mem, (void *)t->host.logits.data, t->host.logits.size) &&
+           download(m, from->args.targets.mem, (void *)t->host.targets.data, t->host.targets.size);
 }
 
 /* ---- Timing --------------------------------------------------------------------------------- */
@@ -400,64 +408,63 @@ static bool enqueue_move(measure *m, size_t which, uint32_t dtype, size_t bytes)
     return launch(m, m->move[which], move_names[which], vectors, arguments);
 }
 
-bool measure_enqueue(measure *m, const timed *t)
+bool measure_enqueue(measure *m, size_t run)
 {
+    const timed *t = &m->runs[run];
     clxent_status status = CLXENT_OK;
 
-    if (t->host_desc != NULL) status = clxent_run_host(m->session.ctx, t->host_desc, &t->host);
+    if (t->is_host) status = clxent_run_host(m->session.ctx, &t->desc, &t->host);
     else if (t->plan != NULL) status = clxent_enqueue(t->plan, m->queue, &t->args, 0, NULL, NULL);
-    else
-        for (size_t i = 0; i < MOVES; i++)
-            if ((t->moves & (1u << i)) != 0 && !enqueue_move(m, i, t->dtype, t->bytes)) return false;
+    for (size_t i = 0; i < MOVES; i++)
+        if ((t->moves & (1u << i)) != 0 && !enqueue_move(m, i, t->dtype, t->bytes)) return false;
     return status == CLXENT_OK || cli_fail_status(m->session.ctx, m->session.device.name, status);
 }
 
 /* Seconds of one of repeats runs one after the other; negative on failure. */
-static double sample(measure *m, const timed *t, size_t repeats)
+static double sample(measure *m, size_t run, size_t repeats)
 {
-    double start;
+    const timed *t = &m->runs[run];
 
     if (t->restore && !(enqueue_move(m, 0, t->dtype, t->bytes) && check(m, clFinish(m->queue), "clFinish")))
         return -1;
-    start = cli_seconds();
+    const double start = cli_seconds();
     for (size_t i = 0; i < repeats; i++)
-        if (!measure_enqueue(m, t)) return -1;
+        if (!measure_enqueue(m, run)) return -1;
     if (!check(m, clFinish(m->queue), "clFinish")) return -1;
     return (cli_seconds() - start) / (double)repeats;
 }
 
-times *measure_times(measure *m, const timed runs[], size_t count, size_t pairs)
+void measure_progress(const measure *m, size_t done, size_t all)
+{
+    cli_progress_set(m->progress_from + (m->progress_to - m->progress_from) * (double)done / (double)all);
+}
+
+bool measure_times(measure *m, size_t pairs)
 {
     const double enough = 4e-3; /* far above launch latency and clock */
+    const size_t count = m->num_runs;
     double shortest = enough;
     size_t repeats = 1;
-    times *t = malloc(sizeof *t + pairs * count * sizeof *t->seconds);
 
-    if (t == NULL) {
-        cli_fail(NULL, "out of memory");
-        return NULL;
-    }
-    *t = (times){ count, pairs };
+    free(m->seconds);
+    m->pairs = pairs;
+    m->seconds = malloc(pairs * count * sizeof *m->seconds);
+    if (m->seconds == NULL) return cli_fail(NULL, "out of memory");
     /* The first turn compiles: drivers finish that at a kernel's first launch. */
     for (size_t i = 0; i < 2 * count; i++) {
         if (i < count) cli_progress_compiling(true);
-        const double once = sample(m, &runs[i % count], 1);
+        const double once = sample(m, i % count, 1);
         if (i < count) cli_progress_compiling(false);
-        if (once < 0) goto fail;
+        if (once < 0) return false;
         if (i >= count && once < shortest) shortest = once;
     }
     while ((double)repeats * shortest < enough && repeats < 256) repeats *= 2;
     for (size_t i = 0; i < pairs * count; i++) {
-        t->seconds[i] = sample(m, &runs[i % count], repeats);
-        if (t->seconds[i] < 0) goto fail;
-        cli_progress_set(m->progress_from +
-                         (m->progress_to - m->progress_from) * (double)(i / count + 1) / (double)pairs);
+        m->seconds[i] = sample(m, i % count, repeats);
+        if (m->seconds[i] < 0) return false;
+        measure_progress(m, i / count + 1, pairs);
     }
-    return t;
-
-fail:
-    free(t);
-    return NULL;
+    return true;
 }
 
 static int by_value(const void *a, const void *b)
@@ -472,19 +479,21 @@ summary summarize(double *values, size_t count)
     return (summary){ 0.5 * (values[(count - 1) / 2] + values[count / 2]), values[0], values[count - 1] };
 }
 
-static summary summarize_quotients(const times *t, size_t over, size_t under)
+/* under: num_runs for seconds themselves. */
+static summary summarize_quotients(const measure *m, size_t over, size_t under)
 {
-    double *values = malloc(t->pairs * sizeof *values);
+    double *values = malloc(m->pairs * sizeof *values);
     summary s = { NAN, NAN, NAN };
 
-    for (size_t i = 0; values != NULL && i < t->pairs; i++)
-        values[i] =
-            t->seconds[i * t->count + over] / (under < t->count ? t->seconds[i * t->count + under] : 1.0);
-    if (values != NULL) s = summarize(values, t->pairs);
+    for (size_t i = 0; values != NULL && i < m->pairs; i++) {
+        const double *row = &m->seconds[i * m->num_runs];
+        values[i] = row[over] / (under < m->num_runs ? row[under] : 1.0);
+    }
+    if (values != NULL) s = summarize(values, m->pairs);
     free(values);
     return s;
 }
 
-summary times_of(const times *t, size_t run) { return summarize_quotients(t, run, t->count); }
+summary times_of(const measure *m, size_t run) { return summarize_quotients(m, run, m->num_runs); }
 
-summary ratio_of(const times *t, size_t over, size_t under) { return summarize_quotients(t, over, under); }
+summary ratio_of(const measure *m, size_t over, size_t under) { return summarize_quotients(m, over, under); }

@@ -26,6 +26,23 @@ typedef struct bulk {
     bool filled;
 } bulk;
 
+/* One thing to time: a plan, clxent_run_host() or moves. Owns its small buffers; the large ones are shared. */
+typedef struct timed {
+    uint32_t moves; /* MOVE_* */
+    size_t bytes;   /* of the logits */
+    uint32_t dtype;
+    clxent_plan *plan; /* NULL: moves or host */
+    clxent_args args;
+    bool restore; /* in place: the logits are put back before each run, untimed */
+    bool is_host; /* clxent_run_host() of desc and host */
+    clxent_desc desc;
+    clxent_host_args host;
+    cl_mem owned[16];
+    size_t num_owned;
+} timed;
+
+enum { MOST_RUNS = 8 };
+
 typedef struct measure {
     cli_session session;
     cl_command_queue queue;
@@ -38,61 +55,46 @@ typedef struct measure {
     bulk logits[4], results[4];        /* by dtype - 1 */
     bulk labels;                       /* probabilities, f32 */
     double progress_from, progress_to; /* the part of the progress line that measure_times() fills */
+    timed runs[MOST_RUNS];             /* what takes turns */
+    size_t num_runs, pairs;
+    double *seconds; /* [pairs][num_runs], of the latest measure_times() */
 } measure;
 
 /* elements: of the logits of most runs. */
 bool measure_open(measure *m, const cli_device *device, size_t elements);
 void measure_close(measure *m); /* accepts a zeroed one */
-void measure_trim(measure *m);  /* releases the large buffers that f32 does not use */
+void measure_clear(measure *m); /* releases the runs */
+void measure_trim(measure *m);  /* and the large buffers that f32 does not use */
 
-/* One thing to time. Owns its plan and its small buffers; the large ones are the measure's. */
-typedef struct timed {
-    uint32_t moves; /* MOVE_* */
-    size_t bytes;   /* of the logits */
-    uint32_t dtype;
-    clxent_plan *plan; /* NULL: moves */
-    clxent_args args;
-    bool restore;                 /* in place: the logits are put back before each run, untimed */
-    const clxent_desc *host_desc; /* not NULL: clxent_run_host() of host instead */
-    clxent_host_args host;
-    cl_mem owned[16];
-    size_t num_owned;
-} timed;
+/* done of all in the part of the progress line. */
+void measure_progress(const measure *m, size_t done, size_t all);
 
-/* Kernels moves over logits of so many bytes. */
-bool timed_move(measure *m, timed *t, uint32_t moves, uint32_t dtype, size_t bytes);
+/* These make run number run, in the place of another that it was. Moves: of logits of so many bytes. */
+bool timed_move(measure *m, size_t run, uint32_t moves, uint32_t dtype, size_t bytes);
 
 /* A run of desc, of op CROSS_ENTROPY, on data of the measure's making: logits uniform in [-8, 8), targets over all
  * classes, weights in [0.5, 1.5), probabilities in [0, 1). *status, optional, is CLXENT_ERROR_UNSUPPORTED where the
  * device cannot; then nothing is said. in_place: gradient or softmax replaces the logits. */
-bool timed_plan(measure *m, timed *t, const clxent_desc *desc, bool in_place, clxent_status *status);
+bool timed_plan(measure *m, size_t run, const clxent_desc *desc, bool in_place, clxent_status *status);
 
-/* The same through clxent_run_host() on arrays in host memory, which hold what t's buffers hold and which release
- * frees; t came from timed_plan() with in_place false, index targets and no weights. desc must outlive it. */
-bool timed_host(measure *m, timed *host, const timed *t, const clxent_desc *desc);
+/* The same through clxent_run_host() on arrays in host memory, which hold what plan's buffers hold. plan: a run made by
+ * timed_plan() with in_place false, index targets and no weights. */
+bool timed_host(measure *m, size_t run, size_t plan);
 
-void timed_release(timed runs[], size_t count); /* accepts zeroed ones */
+/* Runs all in turn, pairs times, after two turns that are not counted. Runs so short that a clock's tick or a launch's
+ * latency would count are repeated within a turn; the seconds are those of one. */
+bool measure_times(measure *m, size_t pairs);
 
-typedef struct times {
-    size_t count, pairs;
-    double seconds[]; /* [pairs][count] */
-} times;
-
-/* Runs all of runs in turn, pairs times, after two turns that are not counted; the caller frees the result. Runs so short
- * that a clock's tick or a launch's latency would count are repeated within a turn; the seconds are those of one. */
-times *measure_times(measure *m, const timed runs[], size_t count, size_t pairs);
-
-/* Enqueues t once, without waiting for it. */
-bool measure_enqueue(measure *m, const timed *t);
+bool measure_enqueue(measure *m, size_t run); /* once, without waiting for it */
 
 typedef struct summary {
     double median, least, most;
 } summary;
 summary summarize(double *values, size_t count); /* sorts them */
 
-summary times_of(const times *t, size_t run); /* of one run */
-summary ratio_of(const times *t, size_t over,
-                 size_t under); /* of one run's seconds to another's in the same turn */
+summary times_of(const measure *m, size_t run); /* of one run */
+summary ratio_of(const measure *m, size_t over,
+                 size_t under); /* of the quotients of two runs in the same turn */
 
 /* Kernel launches and program builds of this process, libclxent's included, until now. */
 typedef struct cl_calls {

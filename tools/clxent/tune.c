@@ -238,30 +238,27 @@ static void shape_text(const clxent_desc *desc, char *text, size_t size)
              desc->outputs == LOSS ? "loss" : "loss + gradient");
 }
 
-/* Seconds of desc under each of rows, in turn; NULL on failure. column[i] is the place of row i in it, NO_COLUMN where the
- * driver refuses the row; it never refuses the first. */
+/* Times the shape under each of rows, in turn. column[i] is the number of row i's run, NO_COLUMN where the driver refuses
+ * the row; it never refuses the first. */
 enum { NO_COLUMN = -1 };
-static times *time_rows(tuner *t, const struct shape *s, parameters rows[][FAMILIES], size_t count,
-                        int column[])
+static bool time_rows(tuner *t, const struct shape *s, parameters rows[][FAMILIES], size_t count,
+                      int column[])
 {
     const clxent_desc desc = desc_of(t, s);
-    timed runs[VALUES + 1];
-    size_t n = 0;
-    bool good = true;
+    int n = 0;
 
-    memset(runs, 0, sizeof runs);
-    for (size_t i = 0; good && i < count; i++) {
+    measure_clear(&t->m);
+    for (size_t i = 0; i < count; i++) {
         clxent_status status = CLXENT_OK;
-        column[i] = NO_COLUMN;
-        good = use(t, rows[i]);
-        if (good && timed_plan(&t->m, &runs[n], &desc, false, i > 0 ? &status : NULL)) column[i] = (int)n++;
-        else if (status != CLXENT_ERROR_UNSUPPORTED) good = false;
+        if (!use(t, rows[i])) return false;
+        const bool good = timed_plan(&t->m, (size_t)n, &desc, false, i > 0 ? &status : NULL);
+        if (!good && status != CLXENT_ERROR_UNSUPPORTED) return false;
+        column[i] = good ? n++ : NO_COLUMN;
     }
+    t->m.num_runs = (size_t)n; /* the last may have been refused */
     t->m.progress_from = (double)t->taken / (double)t->steps;
     t->m.progress_to = (double)++t->taken / (double)t->steps;
-    times *result = good ? measure_times(&t->m, runs, n, t->pairs) : NULL;
-    timed_release(runs, VALUES + 1);
-    return result;
+    return measure_times(&t->m, t->pairs);
 }
 
 /* Tries every value of one parameter; *moved: another than before is the best. */
@@ -289,12 +286,9 @@ static bool search_one(tuner *t, int family, const struct search *search, bool *
             return true;
         }
         int column[VALUES + 1];
-        times *seconds = time_rows(t, &shapes[s], rows, count, column);
-        if (seconds == NULL) return false;
+        if (!time_rows(t, &shapes[s], rows, count, column)) return false;
         for (size_t i = 1; i < count; i++)
-            logs[i] +=
-                column[i] == NO_COLUMN ? INFINITY : log(ratio_of(seconds, (size_t)column[i], 0).median);
-        free(seconds);
+            logs[i] += column[i] == NO_COLUMN ? INFINITY : log(ratio_of(&t->m, (size_t)column[i], 0).median);
         bearing++;
     }
     for (size_t i = 1; i < count; i++)
@@ -340,15 +334,13 @@ static bool compare_ends(tuner *t, const parameters start[FAMILIES], outcome *o)
         const bool same = memcmp(&start[family], &t->best[family], sizeof start[family]) == 0;
         if (!has_shape(t, &shapes[s])) continue;
         int column[2];
-        times *seconds = time_rows(t, &shapes[s], rows, same ? 1 : 2, column);
-        if (seconds == NULL) return false;
-        const size_t after = seconds->count - 1;
+        if (!time_rows(t, &shapes[s], rows, same ? 1 : 2, column)) return false;
+        const size_t after = t->m.num_runs - 1;
         o->measured[s] = true;
-        o->before[s] = times_of(seconds, 0).median;
-        o->after[s] = times_of(seconds, after).median;
-        o->ratio[s] = ratio_of(seconds, after, 0).median;
+        o->before[s] = times_of(&t->m, 0).median;
+        o->after[s] = times_of(&t->m, after).median;
+        o->ratio[s] = ratio_of(&t->m, after, 0).median;
         logs[family] += log(o->ratio[s]);
-        free(seconds);
     }
     for (int family = 0; family < FAMILIES; family++) {
         o->kept[family] = logs[family] > 0;
