@@ -3,8 +3,8 @@
  * desc.c - what a desc means: what makes it valid, and the size and shape of every tensor that a run of it
  * touches.
  *
- * Two tables carry the file, tensors.def and options.def. No OpenCL call: the reference and the host-array path judge
- * arrays by the same rules as the device path judges buffers.
+ * Two tables carry the file, tensors.def and options.def. No OpenCL call: the reference and the host-array path check
+ * arrays by the same rules by which the device path checks buffers.
  */
 #include "internal.h"
 #include "tensors.h"
@@ -474,7 +474,7 @@ static clxent_status check_shape(const clxent_desc *desc, struct message say)
     return CLXENT_OK;
 }
 
-/* The options are computed with as "real", so that is where they must be finite; a softcap that rounds
+/* The options are computed with as acc_t, so that is where they must be finite; a softcap that rounds
  * to 0 there would be switched off, and a subnormal one has no reciprocal. The conditions are written so that
  * NaN fails them. */
 static clxent_status check_numbers(const clxent_desc *desc, struct message say)

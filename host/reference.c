@@ -6,9 +6,9 @@
  * lose what the contract promises, the loss is avoided in the open: long sums are compensated, exp(z - m)
  * is corrected by the rounding of z - m, and 1 - p is never formed by subtracting from 1.
  *
- * The options of desc are doubles, but a plan computes with them as "real" (f32 unless the logits are
+ * The options of desc are doubles, but a plan computes with them as acc_t (f32 unless the logits are
  * f64). The reference rounds them the same way first, so that this rounding is part of the problem, not of
- * the error. Likewise logit_scale * x overflows to infinity where it does in real.
+ * the error. Likewise logit_scale * x overflows to infinity where it does in acc_t.
  */
 #include <clxent/reference.h>
 
@@ -22,7 +22,7 @@
 
 /* ---- Error bounds ------------------------------------------------------------------------- */
 
-/* All bounds are absolute and counted in u, the rounding unit of real: 2^-24 for f32, 2^-53 for f64. Write
+/* All bounds are absolute and counted in u, the rounding unit of acc_t: 2^-24 for f32, 2^-53 for f64. Write
  *
  *     delta_j = m - z_j      L = log sum_exp      Z = the largest |z_k| that matters (delta_k < 110, f64: 750)
  *     X_j     = 0, or argument * max(Z, |z_j|) with a logit_scale or a softcap: z itself is rounded then, and
@@ -271,10 +271,10 @@ static void put(double *values, double *bounds, size_t i, double value, double b
 
 /* ---- Targets ----------------------------------------------------------------------------------- */
 
-enum fate { COUNTED, SILENT, BAD };
+enum row_status { COUNTED, IGNORED, BAD };
 
-struct verdict {
-    enum fate fate;
+struct target_terms {
+    enum row_status status;
     bool out_of_range;
     double row_weight;
     size_t target_row; /* where its target stands */
@@ -300,16 +300,16 @@ static double load_probability(const struct problem *p, size_t row, size_t class
 }
 
 /* The order matters: a masked row's target is not looked at, and ignore_index may be out of range. */
-static struct verdict judge(const struct problem *p, size_t row)
+static struct target_terms load_target_terms(const struct problem *p, size_t row)
 {
     const clxent_desc *desc = p->desc;
-    struct verdict v = { COUNTED, false, 1.0, row, 0, 1.0 };
+    struct target_terms v = { COUNTED, false, 1.0, row, 0, 1.0 };
 
     if (!p->reads_targets) return v;
     if (desc->has_row_weights != 0) v.row_weight = load(p->in->row_weights.data, p->real, row);
     v.weight = v.row_weight;
     if (v.row_weight == 0 || desc->seq - row % desc->seq <= desc->shift) {
-        v.fate = SILENT;
+        v.status = IGNORED;
         return v;
     }
     v.target_row = row + desc->shift;
@@ -317,10 +317,10 @@ static struct verdict judge(const struct problem *p, size_t row)
 
     v.target = load_target(p, v.target_row);
     if (desc->use_ignore_index != 0 && v.target == desc->ignore_index) {
-        v.fate = SILENT;
+        v.status = IGNORED;
     } else if (v.target < 0 || (uint64_t)v.target >= p->classes) {
         v.out_of_range = true;
-        v.fate = desc->bad_target == CLXENT_BAD_TARGET_IGNORE ? SILENT : BAD;
+        v.status = desc->bad_target == CLXENT_BAD_TARGET_IGNORE ? IGNORED : BAD;
     } else if (desc->has_class_weights != 0) {
         v.weight *= load(p->in->class_weights.data, p->real, (size_t)v.target);
     }
@@ -338,12 +338,12 @@ static void count_rows(struct problem *p)
     clxent_bad_targets bad = { 0, 0, 0 };
 
     for (size_t row = 0; row < p->rows; row++) {
-        const struct verdict v = judge(p, row);
+        const struct target_terms v = load_target_terms(p, row);
         if (v.out_of_range && bad.count++ == 0) {
             bad.first_row = row;
             bad.value = v.target;
         }
-        if (v.fate != COUNTED) continue;
+        if (v.status != COUNTED) continue;
         counted++;
         sum_add(&weights, v.weight);
         size += fabs(v.weight);
@@ -581,7 +581,7 @@ static void put_entropy(const struct problem *p, size_t index, const struct row 
 }
 
 /* a_j, and its size where its two terms have opposite signs. */
-static void load_targets(struct problem *p, const struct verdict *v)
+static void load_targets(struct problem *p, const struct target_terms *v)
 {
     const clxent_desc *desc = p->desc;
     const bool indices = clxent_targets_are_indices(desc);
@@ -598,7 +598,7 @@ static void load_targets(struct problem *p, const struct verdict *v)
     }
 }
 
-static void take_loss(struct problem *p, size_t index, const struct row *row, const struct verdict *v)
+static void take_loss(struct problem *p, size_t index, const struct row *row, const struct target_terms *v)
 {
     struct sum terms = { 0, 0 }, errors = { 0, 0 };
     double lost = 0; /* by underflow */
@@ -632,7 +632,7 @@ static void take_loss(struct problem *p, size_t index, const struct row *row, co
 }
 
 static void take_gradient(const struct problem *p, size_t index, const struct row *row,
-                          const struct verdict *v)
+                          const struct target_terms *v)
 {
     const bool one_hot = clxent_targets_are_indices(p->desc) && p->smoothing == 0;
     const double factor = v->row_weight * outer_factor(p, index);
@@ -679,7 +679,7 @@ static void take_gradient(const struct problem *p, size_t index, const struct ro
 }
 
 /* Returns whether the row is one that counts and that argmax gets right. */
-static bool cross_entropy_row(struct problem *p, size_t index, const struct verdict *v)
+static bool cross_entropy_row(struct problem *p, size_t index, const struct target_terms *v)
 {
     const bool gradient = (p->asked & CLXENT_OUTPUT_GRADIENT) != 0;
     struct row row;
@@ -690,8 +690,8 @@ static bool cross_entropy_row(struct problem *p, size_t index, const struct verd
     if ((p->asked & (CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_LOG_SOFTMAX)) != 0) put_softmax(p, index, &row);
     if ((p->asked & CLXENT_OUTPUT_ENTROPY) != 0) put_entropy(p, index, &row);
     if (!p->reads_targets) return false;
-    if (v->fate != COUNTED) {
-        const double nothing = v->fate == BAD ? NAN : 0.0;
+    if (v->status != COUNTED) {
+        const double nothing = v->status == BAD ? NAN : 0.0;
         put_loss(p, index, nothing, 0);
         for (size_t j = 0; gradient && j < p->classes; j++) put_gradient(p, index, j, nothing, 0);
         return false;
@@ -711,7 +711,7 @@ static double given_probability(const struct problem *p, size_t row, size_t clas
                 element(desc, desc->probabilities_row_stride, row, class));
 }
 
-static double given_label(const struct problem *p, const struct verdict *v, size_t class)
+static double given_label(const struct problem *p, const struct target_terms *v, size_t class)
 {
     if (!clxent_targets_are_indices(p->desc)) return load_probability(p, v->target_row, class);
     return (int64_t) class == v->target ? 1.0 : 0.0;
@@ -735,23 +735,23 @@ static void softmax_backward_row(const struct problem *p, size_t row)
                      p->u * ulps.backward * fabs(p->e[j]) * (fabs(p->a[j]) + size));
 }
 
-static void one_hot_row(const struct problem *p, size_t row, const struct verdict *v)
+static void one_hot_row(const struct problem *p, size_t row, const struct target_terms *v)
 {
     for (size_t j = 0; j < p->classes; j++)
         put(p->out->one_hot, NULL, row * p->classes + j,
-            v->fate == BAD                                  ? NAN
-            : v->fate == COUNTED && (int64_t)j == v->target ? 1.0
-                                                            : 0.0,
+            v->status == BAD                                  ? NAN
+            : v->status == COUNTED && (int64_t)j == v->target ? 1.0
+                                                              : 0.0,
             0);
 }
 
-static void probability_loss_row(struct problem *p, size_t row, const struct verdict *v)
+static void probability_loss_row(struct problem *p, size_t row, const struct target_terms *v)
 {
     struct sum terms = { 0, 0 };
     double size = 0;
 
-    if (v->fate != COUNTED) {
-        put_loss(p, row, v->fate == BAD ? NAN : 0, 0);
+    if (v->status != COUNTED) {
+        put_loss(p, row, v->status == BAD ? NAN : 0, 0);
         return;
     }
     for (size_t j = 0; j < p->classes; j++) {
@@ -764,12 +764,12 @@ static void probability_loss_row(struct problem *p, size_t row, const struct ver
     put_loss(p, row, sum_value(terms), p->u * ulps.loss * size);
 }
 
-static void softmax_gradient_row(const struct problem *p, size_t row, const struct verdict *v)
+static void softmax_gradient_row(const struct problem *p, size_t row, const struct target_terms *v)
 {
     const double factor = outer_factor(p, row);
     for (size_t j = 0; j < p->classes; j++) {
-        if (v->fate != COUNTED) {
-            put_gradient(p, row, j, v->fate == BAD ? NAN : 0, 0);
+        if (v->status != COUNTED) {
+            put_gradient(p, row, j, v->status == BAD ? NAN : 0, 0);
             continue;
         }
         const double gradient = (given_probability(p, row, j) - given_label(p, v, j)) * factor;
@@ -834,7 +834,7 @@ static void compute(struct problem *p)
 
     count_rows(p);
     for (size_t row = 0; p->asked != 0 && row < p->rows; row++) {
-        const struct verdict v = judge(p, row);
+        const struct target_terms v = load_target_terms(p, row);
         switch (p->desc->op) {
         case CLXENT_OP_CROSS_ENTROPY: correct += cross_entropy_row(p, row, &v) ? 1u : 0u; break;
         case CLXENT_OP_SOFTMAX_BACKWARD: softmax_backward_row(p, row); break;

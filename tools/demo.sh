@@ -28,7 +28,7 @@ mkdir -p "$POCL_CACHE_DIR"
 step 'runs the worked example; a driver without compiled kernels compiles them first, for some seconds'
 "$clxent" demo
 
-# The bigram model of a text, judged on the same text: the longest that every Debian has, else ours.
+# The bigram model of a text, evaluated on the same text: the longest that every Debian has, else ours.
 text=/usr/share/common-licenses/GPL-3 batch=64 seq=512
 if [ "$(wc -c <"$text" 2>/dev/null || echo 0)" -le $((batch * seq)) ]; then
     text=LICENSE batch=8 seq=128

@@ -240,8 +240,8 @@ enum {
                                        args.probabilities and targets q */
 };
 
-/* Storage of logits-shaped tensors. Sums, losses, weights, lse and statistics are "real": f32, and f64
- * when the logits are f64. A device without f64 still runs the others. */
+/* Storage of logits-shaped tensors. Sums, losses, weights, lse and statistics have the accumulator
+ * type, acc_t below: f32, and f64 when the logits are f64. A device without f64 still runs the others. */
 enum { CLXENT_F32 = 1, CLXENT_F16 = 2, CLXENT_BF16 = 3, CLXENT_F64 = 4 };
 
 enum {
@@ -281,10 +281,10 @@ enum {
 /* Outputs: bits of clxent_desc.outputs and clxent_args.outputs, in the order of clxent_args.
  * Those marked * depend on the logits alone and are computed for every row, ignored or not. */
 enum {
-    CLXENT_OUTPUT_LOSSES = 1 << 0,       /* [rows] real: row losses, with row weight and z-loss, without
+    CLXENT_OUTPUT_LOSSES = 1 << 0,       /* [rows] acc_t: row losses, with row weight and z-loss, without
                                             denominator and grad_output; 0 where ignored */
-    CLXENT_OUTPUT_LOSS = 1 << 1,         /* [1] real: their sum / denominator; not with REDUCTION_NONE */
-    CLXENT_OUTPUT_LSE = 1 << 2,          /* * [rows] real */
+    CLXENT_OUTPUT_LOSS = 1 << 1,         /* [1] acc_t: their sum / denominator; not with REDUCTION_NONE */
+    CLXENT_OUTPUT_LSE = 1 << 2,          /* * [rows] acc_t */
     CLXENT_OUTPUT_SOFTMAX = 1 << 3,      /* * [rows, classes] dtype */
     CLXENT_OUTPUT_LOG_SOFTMAX = 1 << 4,  /* * [rows, classes] dtype */
     CLXENT_OUTPUT_GRADIENT = 1 << 5,     /* [rows, classes] gradient_dtype */
@@ -293,8 +293,8 @@ enum {
                                            to the same z; it changes no other order */
     CLXENT_OUTPUT_CORRECT = 1 << 7,      /* [1] uint64_t: rows that count (row weight not 0) whose
                                             argmax is their target; index targets */
-    CLXENT_OUTPUT_ENTROPY = 1 << 8,      /* * [rows] real: log sum_exp + sum p (m - z); p = 0 adds 0 */
-    CLXENT_OUTPUT_STATISTICS = 1 << 9,   /* [rows, 2] real: what a later gradient run needs of a row: m
+    CLXENT_OUTPUT_ENTROPY = 1 << 8,      /* * [rows] acc_t: log sum_exp + sum p (m - z); p = 0 adds 0 */
+    CLXENT_OUTPUT_STATISTICS = 1 << 9,   /* [rows, 2] acc_t: what a later gradient run needs of a row: m
                                             and the scaled sum over the classes other than the target; opaque */
     CLXENT_OUTPUT_BAD_TARGETS = 1 << 10, /* [1] clxent_bad_targets; CLXENT_BAD_TARGET_REPORT, index targets */
     CLXENT_OUTPUT_ONE_HOT = 1 << 11      /* [rows, classes] dtype; CLXENT_OP_ONE_HOT only */
@@ -344,9 +344,9 @@ typedef struct clxent_desc {
                                    last shift rows of each sequence are ignored; at most seq; default 0.
                                    Row weights belong to the logits' row. */
     double label_smoothing;     /* [0, 1]; default 0 */
-    double z_loss;              /* finite (as real: see CLXENT_F32), >= 0; default 0 */
-    double logit_scale;         /* finite as real; default 1 */
-    double softcap;             /* finite as real, >= 0, not subnormal; 0: off; default 0 */
+    double z_loss;              /* finite (as acc_t: see CLXENT_F32), >= 0; default 0 */
+    double logit_scale;         /* finite as acc_t; default 1 */
+    double softcap;             /* finite as acc_t, >= 0, not subnormal; 0: off; default 0 */
     uint32_t gradient_padding;  /* CLXENT_GRADIENT_PADDING_*; default KEEP. ZERO takes gradient among the
                                    outputs, and gradient_mode WRITE: each run that writes the gradient
                                    writes its padding too */
@@ -420,7 +420,7 @@ typedef struct clxent_buffer {
 
 #define CLXENT_ALL_ROWS SIZE_MAX
 
-/* "in" and "out" as seen by the device; "real" is f32, f64 for f64 logits. Fields that a run does
+/* "in" and "out" as seen by the device; acc_t is f32, f64 for f64 logits. Fields that a run does
  * not use are ignored. Buffers of one run may not overlap, except that gradient (also softmax or log_softmax,
  * where it is the only [rows, classes] output of the run) may be logits itself: same mem, offset, stride and
  * dtype; not with CLXENT_GRADIENT_ACCUMULATE.
@@ -443,11 +443,11 @@ typedef struct clxent_args {
     clxent_buffer targets;       /* in  [rows], or [rows, classes] probabilities, target_row_stride; as the
                                     weights below needed by every run of a plan one of whose outputs
                                     depends on them */
-    clxent_buffer class_weights; /* in  [classes] real, any finite numbers */
-    clxent_buffer row_weights;   /* in  [rows] real; 0 masks the row whatever it holds */
-    clxent_buffer grad_output;   /* in  optional: absent means 1. [1] real, or [rows] with
+    clxent_buffer class_weights; /* in  [classes] acc_t, any finite numbers */
+    clxent_buffer row_weights;   /* in  [rows] acc_t; 0 masks the row whatever it holds */
+    clxent_buffer grad_output;   /* in  optional: absent means 1. [1] acc_t, or [rows] with
                                     CLXENT_REDUCTION_NONE; SOFTMAX_BACKWARD: [rows, classes] dtype, required */
-    clxent_buffer denominator;   /* in  optional: [1] real, in the place of the computed one */
+    clxent_buffer denominator;   /* in  optional: [1] acc_t, in the place of the computed one */
 
     clxent_buffer losses;  /* out, shapes at CLXENT_OUTPUT_*; in and out of a run that computes loss too */
     clxent_buffer loss;    /* out */

@@ -7,7 +7,7 @@
  * and written to be read.
  *
  * Beside each result it can return the error that the library's contract allows there, so that tests,
- * `clxent verify` and users judge by the same numbers.
+ * `clxent verify` and users compare with the same numbers.
  *
  * The bounds. u is half an ulp of 1: 2^-24, for f64 logits 2^-53; A = sum |a_k|, delta_j = m - z_j, H the entropy.
  *
@@ -64,7 +64,7 @@ extern "C" {
  *
  * A bound is absolute, for results in desc's storage: |device - reference| <= bound. Where the reference is
  * NaN or infinite, the device must give exactly that, and where the bound is 0 exactly the value. The bounds
- * include the one rounding to dtype or gradient_dtype, and the smallest normal number of real where a result or a
+ * include the one rounding to dtype or gradient_dtype, and the smallest normal number of acc_t where a result or a
  * factor of it may underflow. Row losses and gradients of one-hot targets include the share of the classes whose
  * exponentials may underflow. Bounds are infinite where the result may overflow in its storage. Their derivation is in
  * host/reference.c. */

@@ -448,7 +448,7 @@ static double logit_of(const clxent_desc *desc, enum row_kind kind, size_t j, si
     return plain;
 }
 
-/* The class that row is judged against; classes where there is none. */
+/* The class that row is compared with; classes where there is none. */
 static size_t target_class(const problem *p, size_t row)
 {
     const clxent_desc *desc = &p->desc;
