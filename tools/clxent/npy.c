@@ -551,6 +551,27 @@ void npy_temporary_drop(int descriptor)
     close(descriptor);
 }
 
+bool npy_save(const char *path, const void *bytes, size_t size, bool cached, npy_fault *fault)
+{
+    char *resolved;
+    const int descriptor = npy_temporary(path, &resolved, fault);
+    size_t done = 0;
+
+    if (descriptor < 0) return false;
+    bool good = !cached || fchmod(descriptor, S_IRUSR | S_IWUSR) == 0;
+    while (good && done < size) {
+        const ssize_t n = write(descriptor, (const char *)bytes + done, size - done);
+        good = n >= 0 || errno == EINTR;
+        if (n > 0) done += (size_t)n;
+    }
+    good = good && (cached || fsync(descriptor) == 0);
+    if (!good) fail(fault, "cannot be written: %s", strerror(errno));
+    good = good && npy_temporary_keep(descriptor, resolved, fault);
+    if (!good) npy_temporary_drop(descriptor);
+    free(resolved);
+    return good;
+}
+
 bool npy_can_write(const char *path, char **resolved, npy_fault *fault)
 {
     const int descriptor = npy_temporary(path, resolved, fault);

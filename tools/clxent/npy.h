@@ -112,4 +112,7 @@ int npy_temporary(const char *path, char **resolved, npy_fault *fault);
 bool npy_temporary_keep(int descriptor, const char *resolved, npy_fault *fault);
 void npy_temporary_drop(int descriptor);
 
+/* Writes such a file whole. cached: for this user alone, and without waiting for the disk. */
+bool npy_save(const char *path, const void *bytes, size_t size, bool cached, npy_fault *fault);
+
 #endif

@@ -104,32 +104,6 @@ static void save(const char *key, const void *binary, size_t size, void *payload
     store->first = one;
 }
 
-static bool write_all(int descriptor, const unsigned char *bytes, size_t size)
-{
-    while (size > 0) {
-        const ssize_t n = write(descriptor, bytes, size);
-        if (n < 0 && errno != EINTR) return false;
-        if (n < 0) continue;
-        bytes += n;
-        size -= (size_t)n;
-    }
-    return true;
-}
-
-static void write_file(const cli_store *store, const waiting *one)
-{
-    char *path = path_of(store, one->key), *resolved = NULL;
-    npy_fault fault;
-    const int descriptor = path != NULL ? npy_temporary(path, &resolved, &fault) : -1;
-
-    free(path);
-    if (descriptor < 0) return;
-    if (fchmod(descriptor, S_IRUSR | S_IWUSR) != 0 || !write_all(descriptor, one->bytes, one->size) ||
-        !npy_temporary_keep(descriptor, resolved, &fault))
-        npy_temporary_drop(descriptor);
-    free(resolved);
-}
-
 /* Bytes of the folder's files; path is the oldest of them, to be freed, NULL where there is none. */
 static size_t measure_folder(const cli_store *store, char **path)
 {
@@ -191,8 +165,13 @@ void cli_store_keep(cli_store *store)
     if (inside == NULL) return;
     (void)fflush(stdout); /* results come first */
     if (cli_make_folders(inside, 0700)) {
-        for (const waiting *one = store->first; one != NULL; one = one->next)
-            if (make_room(store, one->size)) write_file(store, one);
+        for (const waiting *one = store->first; one != NULL; one = one->next) {
+            char *path = path_of(store, one->key);
+            npy_fault fault;
+            if (path != NULL && make_room(store, one->size))
+                (void)npy_save(path, one->bytes, one->size, true, &fault);
+            free(path);
+        }
     }
     free(inside);
 }

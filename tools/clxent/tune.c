@@ -16,7 +16,6 @@
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 /* ---- Rows of parameters --------------------------------------------------------------------- */
 
@@ -349,12 +348,14 @@ static bool compare_ends(tuner *t, const parameters start[FAMILIES], outcome *o)
     return true;
 }
 
-static void print_comment(FILE *to, const char *what, const char *text)
+/* Text within a comment. */
+static void add_comment(char *to, size_t size, const char *what, const char *text)
 {
-    fprintf(to, " * %s", what);
-    for (const char *at = text; *at != '\0'; at++)
-        fputc((unsigned char)*at < ' ' || (at[0] == '/' && at > text && at[-1] == '*') ? '?' : *at, to);
-    fputc('\n', to);
+    const size_t used = strlen(to);
+
+    snprintf(to + used, size - used, " * %s%s\n", what, text);
+    for (char *at = to + used + strlen(" * ") + strlen(what); *at != '\0' && at[1] != '\0'; at++)
+        if ((unsigned char)*at < ' ' || (at[0] == '/' && at[-1] == '*')) *at = '?';
 }
 
 /* Whether store() will be able to: no search should be lost. */
@@ -373,28 +374,14 @@ static bool can_store(const char *path)
 /* Writes the file whole or not at all. */
 static bool store(const tuner *t, const char *path)
 {
-    char *resolved = NULL, rows[FAMILIES * ROW_SIZE];
+    char text[FAMILIES * ROW_SIZE + 1024] = "/* Parameters of clxent's kernels, found by `clxent tune`.\n";
     npy_fault fault;
-    const int descriptor = npy_temporary(path, &resolved, &fault);
-    FILE *to = descriptor >= 0 ? fdopen(dup(descriptor), "w") : NULL;
-    bool good = to != NULL;
 
-    if (descriptor < 0) return cli_fail(path, "%s", fault.text);
-    if (good) {
-        fputs("/* Parameters of clxent's kernels, found by `clxent tune`.\n", to);
-        print_comment(to, "device  ", t->device->name);
-        print_comment(to, "driver  ", t->device->driver);
-        fputs(" * Without this file the built-in ones are used. */\n", to);
-        write_rows(t, t->best, rows);
-        fputs(rows, to);
-        good = fflush(to) == 0 && !ferror(to) && fsync(descriptor) == 0;
-        if (fclose(to) != 0) good = false;
-    }
-    if (!good) cli_fail(path, "cannot be written: %s", strerror(errno));
-    good = good && (npy_temporary_keep(descriptor, resolved, &fault) || cli_fail(path, "%s", fault.text));
-    if (!good) npy_temporary_drop(descriptor);
-    free(resolved);
-    return good;
+    add_comment(text, sizeof text, "device  ", t->device->name);
+    add_comment(text, sizeof text, "driver  ", t->device->driver);
+    strcat(text, " * Without this file the built-in ones are used. */\n");
+    write_rows(t, t->best, text + strlen(text));
+    return npy_save(path, text, strlen(text), false, &fault) || cli_fail(path, "%s", fault.text);
 }
 
 static void print_outcome(const tuner *t, const outcome *o)
