@@ -85,18 +85,15 @@ read_amd() {
 read_nvidia() {
     ptxas -v -arch "$2" -o /dev/null "$1" >"$work/ptxas" 2>&1 || : >"$work/ptxas"
     awk '
-        # with those of the functions that it calls
-        function sum(counts, name,   n, i, called, total) {
-            total = counts[name] + 0
+        # with those of the functions that it calls: their sum, or the most of any
+        function fold(counts, name, most_of_any,   n, i, called, one, result) {
+            result = counts[name] + 0
             n = split(calls[name], called, " ")
-            for (i = 1; i <= n; i++) total += sum(counts, called[i])
-            return total
-        }
-        function widest(name,   n, i, called, best) {
-            best = most[name] + 0
-            n = split(calls[name], called, " ")
-            for (i = 1; i <= n; i++) if (widest(called[i]) > best) best = widest(called[i])
-            return best
+            for (i = 1; i <= n; i++) {
+                one = fold(counts, called[i], most_of_any)
+                result = !most_of_any ? result + one : one > result ? one : result
+            }
+            return result
         }
         FILENAME ~ /ptxas$/ && /Compiling entry function/ { split($0, part, "\047"); kernel = part[2] }
         FILENAME ~ /ptxas$/ && /bytes stack frame/ { private[kernel] += $1; spills[kernel] += $5 + $9 }
@@ -115,7 +112,7 @@ read_nvidia() {
                 k = names[i]
                 known = k in registers
                 print k, known ? registers[k] : "-", known ? private[k] : "-", known ? spills[k] : "-", "-",
-                    sum(loads, k), sum(stores, k), sum(narrow_loads, k), sum(narrow_stores, k), widest(k)
+                    fold(loads, k), fold(stores, k), fold(narrow_loads, k), fold(narrow_stores, k), fold(most, k, 1)
             }
         }' "$work/ptxas" "$1"
 }
@@ -125,6 +122,27 @@ format='%-42s %-5s %-8s %-8s %7s %6s %7s  %8s %6s  %8s %6s\n'
 heading() {
     printf "$format" '' '' '' registers private spills '' '128-bit' '' narrower ''
     printf "$format" strategy dtype target '' bytes vector scalar loads stores loads stores
+}
+
+# report LOADS STORES [WORD...]: the row of a kernel, whose words are those of read_amd and read_nvidia.
+report() {
+    want_loads=$1 want_stores=$2
+    shift 2
+    if [ $# -lt 10 ]; then
+        say "$target: no $kernel in the code of kernels/programs/$file"
+        exit 1
+    fi
+    # shellcheck disable=SC2059
+    printf "$format" "$strategy" "$dtype" "$target" "$2" "$3" "$4" "$5" "$6" "$7" "$8" "$9"
+    if [ "$4" != - ] && [ "$4" -gt 0 ]; then
+        say "$target, $strategy, $dtype: $kernel spills vector registers ($4)"
+        status=1
+    fi
+    if [ "${10}" -lt "$want_loads" ] || [ "$7" -lt "$want_stores" ]; then
+        say "$target, $strategy, $dtype: $kernel has ${10} loads of 128 bits together and $7 stores, takes" \
+            "$want_loads and $want_stores"
+        status=1
+    fi
 }
 
 # program PROGRAM DTYPE NAME OPTION... <<LINES: compiles for every target. Each line is a kernel, the 128-bit loads that one
@@ -145,28 +163,7 @@ program() {
         esac >"$work/found"
         while read -r kernel want_loads want_stores strategy; do
             # shellcheck disable=SC2046
-            set -- "$@" -- $(grep "^$kernel " "$work/found")
-            while [ "$1" != -- ]; do
-                set -- "$@" "$1"
-                shift
-            done
-            shift
-            if [ $# -lt 10 ] || [ "$1" != "$kernel" ]; then
-                say "$target: no $kernel in the code of kernels/programs/$file"
-                exit 1
-            fi
-            # shellcheck disable=SC2059
-            printf "$format" "$strategy" "$dtype" "$target" "$2" "$3" "$4" "$5" "$6" "$7" "$8" "$9"
-            if [ "$4" != - ] && [ "$4" -gt 0 ]; then
-                say "$target, $strategy, $dtype: $kernel spills vector registers ($4)"
-                status=1
-            fi
-            if [ "${10}" -lt "$want_loads" ] || [ "$7" -lt "$want_stores" ]; then
-                say "$target, $strategy, $dtype: $kernel has ${10} loads of 128 bits together and $7 stores, takes" \
-                    "$want_loads and $want_stores"
-                status=1
-            fi
-            shift 10
+            report "$want_loads" "$want_stores" $(grep "^$kernel " "$work/found")
         done <"$work/kernels"
     done
 }

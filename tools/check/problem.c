@@ -1032,20 +1032,15 @@ static bool check_on_host(const runner *on, const problem *p, const execution *f
 
     if (!find_bad_targets(p, &bad, f)) return false;
     bool good = execute_in_chunks(&e, on, p, flags, &status, f);
-    if (good && bad.count > 0) {
-        const uint32_t record = p->desc.outputs & CLXENT_OUTPUT_BAD_TARGETS;
-        if (status != CLXENT_ERROR_BAD_TARGET)
-            good =
-                say_fault(f, "clxent_run_host: got %s, want CLXENT_ERROR_BAD_TARGET for %" PRIu64 " targets",
-                          clxent_status_string(status), bad.count);
-        e.in_place = -1; /* the logits are as they were */
-        good = good && check_untouched(p, &e, record, f) &&
-               check_same_bits("by clxent_run_host", p, first, &e, record, f);
-    } else if (good) {
-        good = status == CLXENT_OK || say_status(f, "clxent_run_host", status, on->ctx);
-        good = good && check_untouched(p, &e, p->desc.outputs, f) &&
-               check_same_bits("by clxent_run_host", p, first, &e, p->desc.outputs, f);
-    }
+    const uint32_t outputs = bad.count > 0 ? p->desc.outputs & CLXENT_OUTPUT_BAD_TARGETS : p->desc.outputs;
+    if (good && bad.count > 0 && status != CLXENT_ERROR_BAD_TARGET)
+        good = say_fault(f, "clxent_run_host: got %s, want CLXENT_ERROR_BAD_TARGET for %" PRIu64 " targets",
+                         clxent_status_string(status), bad.count);
+    if (good && bad.count == 0 && status != CLXENT_OK)
+        good = say_status(f, "clxent_run_host", status, on->ctx);
+    if (bad.count > 0) e.in_place = -1; /* the logits are as they were */
+    good = good && check_untouched(p, &e, outputs, f) &&
+           check_same_bits("by clxent_run_host", p, first, &e, outputs, f);
     free_execution(&e);
     return good;
 }

@@ -10,7 +10,6 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <math.h>
-#include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -502,6 +501,23 @@ double cli_seconds(void)
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
+void cli_wait_init(pthread_cond_t *changed)
+{
+    pthread_condattr_t attributes;
+
+    pthread_condattr_init(&attributes);
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    pthread_cond_init(changed, &attributes);
+    pthread_condattr_destroy(&attributes);
+}
+
+void cli_wait(pthread_cond_t *changed, pthread_mutex_t *lock, double seconds)
+{
+    const double moment = cli_seconds() + seconds, whole = floor(moment);
+    const struct timespec until = { (time_t)whole, (long)((moment - whole) * 1e9) };
+    pthread_cond_timedwait(changed, lock, &until);
+}
+
 /* ---- Progress ------------------------------------------------------------------------------- */
 
 /* A thread draws, so that one long call shows that it is alive. fraction is in 1/1000, -1 while unknown. */
@@ -542,18 +558,8 @@ static void *draw_until_stopped(void *start)
     pthread_mutex_lock(&progress.lock);
     while (!progress.stop) {
         const double seconds = cli_seconds() - began;
-        struct timespec until;
-        clock_gettime(CLOCK_MONOTONIC, &until);
-        if (seconds >= 1.0) {
-            draw(seconds);
-            drawn = true;
-            until.tv_nsec += 200000000;
-            until.tv_sec += until.tv_nsec / 1000000000;
-            until.tv_nsec %= 1000000000;
-        } else {
-            until.tv_sec += 1;
-        }
-        pthread_cond_timedwait(&progress.changed, &progress.lock, &until);
+        if (seconds >= 1.0) draw(seconds), drawn = true;
+        cli_wait(&progress.changed, &progress.lock, drawn ? 0.2 : 1.0);
     }
     pthread_mutex_unlock(&progress.lock);
     if (drawn) fputs("\r\033[K", stderr);
@@ -563,17 +569,13 @@ static void *draw_until_stopped(void *start)
 void cli_progress_start(const char *what)
 {
     static double began;
-    pthread_condattr_t attributes;
 
     if (!isatty(STDERR_FILENO) || progress.running) return;
     began = cli_seconds();
     progress.what = what;
     progress.stop = false;
     atomic_store(&progress.fraction, -1);
-    pthread_condattr_init(&attributes);
-    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-    pthread_cond_init(&progress.changed, &attributes);
-    pthread_condattr_destroy(&attributes);
+    cli_wait_init(&progress.changed);
     progress.running = pthread_create(&progress.thread, NULL, draw_until_stopped, &began) == 0;
 }
 

@@ -10,6 +10,7 @@
 
 #include <argp.h>
 #include <jansson.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -162,6 +163,10 @@ void cli_json_print(json_t *object);     /* one line on stdout, 17 digits; relea
 
 bool cli_terminal_is_utf8(void);
 double cli_seconds(void); /* monotonic */
+
+/* A condition variable whose waits last so many seconds at most. */
+void cli_wait_init(pthread_cond_t *changed);
+void cli_wait(pthread_cond_t *changed, pthread_mutex_t *lock, double seconds);
 
 /* ---- Progress ------------------------------------------------------------------------------- */
 

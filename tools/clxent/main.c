@@ -55,18 +55,17 @@ static char *help(int key, const char *text, void *input)
 {
     static const char *const about =
         "Softmax cross-entropy on any OpenCL device.\n\nSubcommands (each has its own --help):\n";
-    char *list;
-    size_t size = strlen(about) + 1;
+    char *list = NULL; /* argp frees it */
+    size_t size;
     (void)input;
 
     if (key != ARGP_KEY_HELP_PRE_DOC) return (char *)text;
-    for (size_t i = 0; i < SUBCOMMANDS; i++) size += strlen(subcommands[i].summary) + 16;
-    list = malloc(size); /* argp frees it */
-    if (list == NULL) return NULL;
-    strcpy(list, about);
+    FILE *to = open_memstream(&list, &size);
+    if (to == NULL) return NULL;
+    fputs(about, to);
     for (size_t i = 0; i < SUBCOMMANDS; i++)
-        sprintf(list + strlen(list), "  %-10s%s\n", subcommands[i].name, subcommands[i].summary);
-    return list;
+        fprintf(to, "  %-10s%s\n", subcommands[i].name, subcommands[i].summary);
+    return fclose(to) == 0 ? list : NULL;
 }
 
 static void print_version(FILE *stream, struct argp_state *state)

@@ -93,8 +93,8 @@ typedef struct summary {
 summary summarize(double *values, size_t count); /* sorts them */
 
 summary times_of(const measure *m, size_t run); /* of one run */
-summary ratio_of(const measure *m, size_t over,
-                 size_t under); /* of the quotients of two runs in the same turn */
+/* Of the quotients of two runs in the same turn. */
+summary ratio_of(const measure *m, size_t over, size_t under);
 
 /* Kernel launches and program builds of this process, libclxent's included, until now. */
 typedef struct cl_calls {

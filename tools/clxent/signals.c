@@ -148,13 +148,13 @@ void signals_start(void)
     sigemptyset(&blocked);
     sigemptyset(&waited);
     pthread_sigmask(SIG_BLOCK, NULL, &of_caller);
-    for (size_t i = 0; i < COUNT(ending); i++)
-        if (!was_ignored(ending[i], &blocked) && !sigismember(&of_caller, ending[i]))
-            sigaddset(&waited, ending[i]);
+    for (size_t i = 0; i < COUNT(ending); i++) {
+        if (was_ignored(ending[i], &blocked) || sigismember(&of_caller, ending[i])) continue;
+        sigaddset(&waited, ending[i]);
+        sigaddset(&blocked, ending[i]);
+    }
     for (size_t i = 0; i < COUNT(others); i++) (void)was_ignored(others[i], &blocked);
     sigaddset(&blocked, SIGXFSZ); /* a file beyond the limit is an error of the call that made it so */
-    for (size_t i = 0; i < COUNT(ending); i++)
-        if (sigismember(&waited, ending[i])) sigaddset(&blocked, ending[i]);
     pthread_sigmask(SIG_BLOCK, &blocked, NULL);
 
     if (pthread_create(&thread, NULL, wait_for_signals, NULL) == 0) pthread_detach(thread);

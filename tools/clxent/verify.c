@@ -77,11 +77,12 @@ typedef struct verification {
     const options *options;
     cli_session session;
     runner on;
-    size_t done, skipped, failures;
-    int ended_by;     /* the signal; 0: none */
-    bool out_of_time; /* --seconds passed */
-    double began, deadline, seconds, compile_seconds,
-        worst; /* began, deadline: by the clock of cli_seconds() */
+    size_t skipped;
+    int ended_by;           /* the signal; 0: none */
+    bool out_of_time;       /* --seconds passed */
+    double began, deadline; /* by the clock of cli_seconds() */
+    double seconds, compile_seconds;
+    tally all;
     case_feature features[CASE_FEATURES];
     tally tallies[CASE_FEATURES];
     size_t num_features;
@@ -125,15 +126,6 @@ static bool interrupt(int number)
     return true; /* without the lock: a reader of the summary may keep it for long */
 }
 
-/* Waits, with the lock, for the end of the cases: so many seconds at most. */
-static void wait_for_end(double seconds)
-{
-    const double moment = cli_seconds() + seconds;
-    const time_t whole = (time_t)moment;
-    const struct timespec until = { whole, (long)((moment - (double)whole) * 1e9) };
-    pthread_cond_timedwait(&ending.changed, &ending.lock, &until);
-}
-
 static int print_summary(void);
 
 static void *end_in_time(void *unused)
@@ -143,10 +135,11 @@ static void *end_in_time(void *unused)
 
     pthread_mutex_lock(&ending.lock);
     while (!ending.over && !atomic_load(&ending.wanted) && cli_seconds() < v.deadline)
-        wait_for_end(fmin(often, v.deadline - cli_seconds()));
+        cli_wait(&ending.changed, &ending.lock, fmin(often, v.deadline - cli_seconds()));
     atomic_store(&ending.wanted, true);
     const double latest = cli_seconds() + GRACE_SECONDS;
-    while (!ending.over && cli_seconds() < latest) wait_for_end(latest - cli_seconds());
+    while (!ending.over && cli_seconds() < latest)
+        cli_wait(&ending.changed, &ending.lock, latest - cli_seconds());
     if (!ending.over) {
         const int status = print_summary();
         if (fflush(stdout) != 0 || ferror(stdout)) cli_fail("standard output", "cannot be written");
@@ -158,12 +151,7 @@ static void *end_in_time(void *unused)
 
 static bool start_end(pthread_t *thread)
 {
-    pthread_condattr_t attributes;
-
-    pthread_condattr_init(&attributes);
-    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-    pthread_cond_init(&ending.changed, &attributes);
-    pthread_condattr_destroy(&attributes);
+    cli_wait_init(&ending.changed);
     if (pthread_create(thread, NULL, end_in_time, NULL) != 0)
         return cli_fail(NULL, "no thread could be started");
     signals_on_interrupt(interrupt);
@@ -287,6 +275,13 @@ static double telling_ratio(const verify_case *c, size_t output, const worst_err
     return shows_arithmetic(&c->desc, FIRST_OUTPUT + (int)output) || worst->ratio > 1 ? worst->ratio : -1;
 }
 
+static void add(tally *t, bool good, double worst)
+{
+    t->cases++;
+    t->failures += good ? 0 : 1;
+    t->worst = fmax(t->worst, worst);
+}
+
 static void count(const verify_case *c, bool good, const worst_error worst[OUTPUTS])
 {
     double most = -1, ratios[OUTPUTS];
@@ -295,16 +290,11 @@ static void count(const verify_case *c, bool good, const worst_error worst[OUTPU
         ratios[i] = telling_ratio(c, i, &worst[i]);
         most = fmax(most, ratios[i]);
     }
-    v.worst = fmax(v.worst, most);
-    v.done++;
-    if (!good) v.failures++;
+    add(&v.all, good, most);
     for (size_t i = 0; i < v.num_features; i++) {
-        const case_feature *feature = &v.features[i];
-        tally *t = &v.tallies[i];
-        if (!case_has_feature(c, feature)) continue;
-        t->cases++;
-        if (!good) t->failures++;
-        t->worst = fmax(t->worst, feature->output >= 0 ? ratios[feature->output] : most);
+        const int output = v.features[i].output;
+        if (case_has_feature(c, &v.features[i]))
+            add(&v.tallies[i], good, output >= 0 ? ratios[output] : most);
     }
 }
 
@@ -395,7 +385,7 @@ static void check_cases(void)
     for (size_t i = 0; o->text == NULL; i++) {
         const double fraction = fmax((cli_seconds() - v.began) / o->seconds, (double)i / (double)o->cases);
 
-        if (!(fraction < 1) || v.failures >= o->max_failures || atomic_load(&ending.wanted)) break;
+        if (!(fraction < 1) || v.all.failures >= o->max_failures || atomic_load(&ending.wanted)) break;
         show_progress(fraction);
         case_draw(&c, o->seed, i, o->max_elements);
         check_case(&c, &i);
@@ -413,7 +403,6 @@ static void print_tally(const char *name, const tally *t)
 
 static void print_text(void)
 {
-    const tally all = { v.done, v.failures, v.worst };
     const cli_device *device = &v.session.device;
     char words[CASE_TEXT_SIZE];
 
@@ -424,9 +413,9 @@ static void print_text(void)
     printf("device    %zu: %s\n", device->index, device->name);
     printf("driver    %s, %s\n", device->driver, device->version);
     printf("clxent    %s\n", clxent_version());
-    printf("cases     %zu", v.done);
+    printf("cases     %zu", v.all.cases);
     if (v.options->text == NULL || v.options->has_number) printf(" of seed %zu", v.options->seed);
-    printf(": %zu passed, %zu failed", v.done - v.failures, v.failures);
+    printf(": %zu passed, %zu failed", v.all.cases - v.all.failures, v.all.failures);
     if (v.skipped > 0) printf("; %zu more need f64, which the device has not", v.skipped);
     if (v.ended_by != 0) printf("; interrupted by %s", v.ended_by == SIGINT ? "SIGINT" : "SIGTERM");
     putchar('\n');
@@ -442,7 +431,7 @@ static void print_text(void)
     for (size_t i = 0; i < v.num_features; i++) {
         if (v.tallies[i].cases > 0) print_tally(v.features[i].name, &v.tallies[i]);
     }
-    print_tally("all", &all);
+    print_tally("all", &v.all);
 }
 
 static json_t *worst_or_null(double worst) { return worst >= 0 ? cli_json_number(worst) : json_null(); }
@@ -463,9 +452,9 @@ static void print_json(void)
         "{s:o, s:o, s:o, s:s, s:I, s:I, s:I, s:I, s:I, s:b, s:o, s:o, s:o, s:O, s:o}", "device",
         cli_json_text(v.session.device.name), "driver", cli_json_text(v.session.device.driver), "opencl",
         cli_json_text(v.session.device.version), "version", clxent_version(), "seed",
-        (json_int_t)v.options->seed, "cases", (json_int_t)v.done, "failed", (json_int_t)v.failures, "skipped",
-        (json_int_t)v.skipped, "programs", (json_int_t)v.session.programs, "interrupted",
-        (int)(v.ended_by != 0), "worst", worst_or_null(v.worst), "seconds", cli_json_number(v.seconds),
+        (json_int_t)v.options->seed, "cases", (json_int_t)v.all.cases, "failed", (json_int_t)v.all.failures,
+        "skipped", (json_int_t)v.skipped, "programs", (json_int_t)v.session.programs, "interrupted",
+        (int)(v.ended_by != 0), "worst", worst_or_null(v.all.worst), "seconds", cli_json_number(v.seconds),
         "compile_seconds", cli_json_number(v.compile_seconds), "failures", v.reports, "features", features));
 }
 
@@ -482,7 +471,7 @@ static int print_summary(void)
     if (v.failure.open) report(0, true);
     if (cli_given.json) print_json();
     else print_text();
-    if (v.failures > 0) return CLI_FAILED;
+    if (v.all.failures > 0) return CLI_FAILED;
     return v.ended_by != 0 ? 128 + v.ended_by : CLI_DONE;
 }
 
@@ -542,7 +531,7 @@ int command_verify(int argc, char **argv)
     cli_parse(&syntax, argc, argv, &o);
     signals_on_crash(say_crash);
     v.options = &o;
-    v.worst = -1;
+    v.all.worst = -1;
     if (!cli_find_device(&device) || !cli_open(&v.session, &device, false)) return CLI_FAILED;
     v.reports = json_array();
     v.num_features = case_list_features(v.features);
