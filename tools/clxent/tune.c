@@ -228,13 +228,14 @@ static clxent_desc desc_of(const tuner *t, const struct shape *s)
     return desc;
 }
 
-static void shape_text(const clxent_desc *desc, char *text, size_t size)
+static void shape_text(const tuner *t, const struct shape *s, char *text, size_t size)
 {
+    const clxent_desc desc = desc_of(t, s);
     char inner[32] = "";
 
-    if (desc->inner > 1) snprintf(inner, sizeof inner, " x %zu", desc->inner);
-    snprintf(text, size, "%zu x %zu%s %s %s", desc->batch, desc->classes, inner, dtype_names[desc->dtype],
-             desc->outputs == LOSS ? "loss" : "loss + gradient");
+    if (desc.inner > 1) snprintf(inner, sizeof inner, " x %zu", desc.inner);
+    snprintf(text, size, "%zu x %zu%s %s %s", desc.batch, desc.classes, inner, dtype_names[desc.dtype],
+             s->outputs == LOSS ? "loss" : "loss + gradient");
 }
 
 /* Times the shape under each of rows, in turn. column[i] is the number of row i's run, NO_COLUMN where the driver refuses
@@ -316,8 +317,10 @@ static bool search_all(tuner *t, int family)
 /* ---- The result ----------------------------------------------------------------------------- */
 
 typedef struct outcome {
-    bool measured[SHAPES];
-    double before[SHAPES], after[SHAPES], ratio[SHAPES];
+    struct {
+        char text[96]; /* "": not measured */
+        double before, after, ratio;
+    } shapes[SHAPES];
     bool kept[FAMILIES]; /* the search found something else, which the last comparison did not bear out */
 } outcome;
 
@@ -335,11 +338,11 @@ static bool compare_ends(tuner *t, const parameters start[FAMILIES], outcome *o)
         int column[2];
         if (!time_rows(t, &shapes[s], rows, same ? 1 : 2, column)) return false;
         const size_t after = t->m.num_runs - 1;
-        o->measured[s] = true;
-        o->before[s] = times_of(&t->m, 0).median;
-        o->after[s] = times_of(&t->m, after).median;
-        o->ratio[s] = ratio_of(&t->m, after, 0).median;
-        logs[family] += log(o->ratio[s]);
+        shape_text(t, &shapes[s], o->shapes[s].text, sizeof o->shapes[s].text);
+        o->shapes[s].before = times_of(&t->m, 0).median;
+        o->shapes[s].after = times_of(&t->m, after).median;
+        o->shapes[s].ratio = ratio_of(&t->m, after, 0).median;
+        logs[family] += log(o->shapes[s].ratio);
     }
     for (int family = 0; family < FAMILIES; family++) {
         o->kept[family] = logs[family] > 0;
@@ -391,13 +394,10 @@ static void print_outcome(const tuner *t, const outcome *o)
     printf("device      %zu: %s\n", t->device->index, t->device->name);
     printf("driver      %s\n\n%-40s %11s %11s %7s\n", t->device->driver, "logits", "built in", "tuned",
            "ratio");
-    for (size_t s = 0; s < SHAPES; s++) {
-        const clxent_desc desc = desc_of(t, &shapes[s]);
-        char text[96];
-        if (!o->measured[s]) continue;
-        shape_text(&desc, text, sizeof text);
-        printf("%-40s %8.3f ms %8.3f ms %7.3f\n", text, o->before[s] * 1e3, o->after[s] * 1e3, o->ratio[s]);
-    }
+    for (size_t s = 0; s < SHAPES; s++)
+        if (o->shapes[s].text[0] != '\0')
+            printf("%-40s %8.3f ms %8.3f ms %7.3f\n", o->shapes[s].text, o->shapes[s].before * 1e3,
+                   o->shapes[s].after * 1e3, o->shapes[s].ratio);
     putchar('\n');
     for (int family = 0; family < FAMILIES; family++)
         if (o->kept[family])
@@ -412,16 +412,12 @@ static void print_json(const tuner *t, const outcome *o, const char *path)
 {
     json_t *list = json_array(), *rows = json_array();
 
-    for (size_t s = 0; s < SHAPES; s++) {
-        const clxent_desc desc = desc_of(t, &shapes[s]);
-        char text[96];
-        if (!o->measured[s]) continue;
-        shape_text(&desc, text, sizeof text);
-        json_array_append_new(list,
-                              json_pack("{s:s, s:o, s:o, s:o}", "logits", text, "built_in_s",
-                                        cli_json_number(o->before[s]), "tuned_s",
-                                        cli_json_number(o->after[s]), "ratio", cli_json_number(o->ratio[s])));
-    }
+    for (size_t s = 0; s < SHAPES; s++)
+        if (o->shapes[s].text[0] != '\0')
+            json_array_append_new(list, json_pack("{s:s, s:o, s:o, s:o}", "logits", o->shapes[s].text,
+                                                  "built_in_s", cli_json_number(o->shapes[s].before),
+                                                  "tuned_s", cli_json_number(o->shapes[s].after), "ratio",
+                                                  cli_json_number(o->shapes[s].ratio)));
     for (int family = FAMILIES; family-- > 0;) {
         char text[ROW_SIZE];
         write_row(t, family, &t->best[family], text);
