@@ -399,8 +399,8 @@ bool timed_host(measure *m, size_t run, size_t plan)
 static bool enqueue_move(measure *m, size_t which, uint32_t dtype, size_t bytes)
 {
     const cl_ulong vectors = bytes / m->vector;
-    const cl_mem from = m->logits[dtype - 1].mem, to = m->results[dtype - 1].mem;
-    const cl_mem also = (1 << which) == MOVE_TWO ? m->labels.mem : from;
+    cl_mem from = m->logits[dtype - 1].mem, to = m->results[dtype - 1].mem;
+    cl_mem also = (1 << which) == MOVE_TWO ? m->labels.mem : from;
     const cl_uint key = 0;
     const argument arguments[] = { ARGUMENT(from), ARGUMENT(also), ARGUMENT(to), ARGUMENT(vectors),
                                    ARGUMENT(key) };
@@ -451,18 +451,22 @@ bool measure_times(measure *m, size_t pairs)
     m->seconds = malloc(pairs * count * sizeof *m->seconds);
     if (m->seconds == NULL) return cli_fail(NULL, "out of memory");
     /* The first turn compiles: drivers finish that at a kernel's first launch. */
-    for (size_t i = 0; i < 2 * count; i++) {
-        if (i < count) cli_progress_compiling(true);
-        const double once = sample(m, i % count, 1);
-        if (i < count) cli_progress_compiling(false);
-        if (once < 0) return false;
-        if (i >= count && once < shortest) shortest = once;
+    for (size_t turn = 0; turn < 2; turn++) {
+        for (size_t i = 0; i < count; i++) {
+            if (turn == 0) cli_progress_compiling(true);
+            const double once = sample(m, i, 1);
+            if (turn == 0) cli_progress_compiling(false);
+            if (once < 0) return false;
+            if (turn == 1 && once < shortest) shortest = once;
+        }
     }
     while ((double)repeats * shortest < enough && repeats < 256) repeats *= 2;
-    for (size_t i = 0; i < pairs * count; i++) {
-        m->seconds[i] = sample(m, i % count, repeats);
-        if (m->seconds[i] < 0) return false;
-        measure_progress(m, i / count + 1, pairs);
+    for (size_t pair = 0; pair < pairs; pair++) {
+        for (size_t i = 0; i < count; i++) {
+            m->seconds[pair * count + i] = sample(m, i, repeats);
+            if (m->seconds[pair * count + i] < 0) return false;
+        }
+        measure_progress(m, pair + 1, pairs);
     }
     return true;
 }
