@@ -354,8 +354,9 @@ bool npy_map(const char *path, void **mapping, size_t *bytes, npy_fault *fault)
     *bytes = good ? (size_t)info.st_size : 0;
     if (*bytes > 0) *mapping = mmap(NULL, *bytes, PROT_READ, MAP_PRIVATE, descriptor, 0);
     if (*mapping == MAP_FAILED) {
-        good = fail(fault, "cannot be mapped: %s", strerror(errno));
+        fail(fault, "cannot be mapped: %s", strerror(errno));
         *mapping = NULL;
+        good = false;
     }
     if (descriptor >= 0) close(descriptor);
     return good;

@@ -102,10 +102,12 @@ static bool create(const options *o, const text *t, char *paths[2], npy_output o
 
 static void print_result(const options *o, char *const paths[2], double loss)
 {
+    const size_t rows = o->batch * o->seq;
+
     if (cli_given.json) {
         cli_json_print(json_pack("{s:o, s:o, s:I, s:i, s:o}", "logits", cli_json_text(paths[0]), "targets",
-                                 cli_json_text(paths[1]), "rows", (json_int_t)(o->batch * o->seq), "classes",
-                                 BYTES, "cross_entropy", cli_json_number(loss)));
+                                 cli_json_text(paths[1]), "rows", (json_int_t)rows, "classes", BYTES,
+                                 "cross_entropy", cli_json_number(loss)));
         return;
     }
     printf("logits         %s  [%zu, %zu, %d] f4\n", paths[0], o->batch, o->seq, BYTES);
