@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { ALIGNMENT = 64, OPTIONS_SIZE = 512, TEXT_SIZE = 512, MOST_COLUMNS = 8 };
+enum { ALIGNMENT = 64, TEXT_SIZE = 512, MOST_COLUMNS = 8 };
 enum { MOST_REGISTER_VECTORS = 8 }; /* IN_REGISTERS of row_scan.cl */
 
 static clxent_status supported(clxent_context *ctx, const clxent_desc *desc)
@@ -230,7 +230,7 @@ static unsigned constant_targets(const clxent_desc *desc)
 
 /* Build options as they grow. */
 typedef struct definitions {
-    char text[OPTIONS_SIZE];
+    char text[CLXENT_OPTIONS_SIZE];
     size_t length;
 } definitions;
 
@@ -293,15 +293,18 @@ static void define_all(const clxent_plan *plan, definitions *d)
     }
 }
 
+static const char *program_file(const clxent_plan *plan)
+{
+    if (plan->shares == CLXENT_STRATEGY_LANES) return "lanes.cl";
+    return is_row_kernel(&plan->desc) ? "rows.cl" : "blocks.cl";
+}
+
 static clxent_status get_program(const clxent_plan *plan, cl_program *out)
 {
-    const char *file = plan->shares == CLXENT_STRATEGY_LANES ? "lanes.cl"
-                       : is_row_kernel(&plan->desc)          ? "rows.cl"
-                                                             : "blocks.cl";
     definitions d = { .length = 0 };
 
     define_all(plan, &d);
-    return clxent_program_get(plan->ctx, file, d.text, out);
+    return clxent_program_get(plan->ctx, program_file(plan), d.text, out);
 }
 
 static clxent_status make_main(clxent_plan *plan, cl_program program)
@@ -526,6 +529,18 @@ static void describe(clxent_plan *plan)
     }
 }
 
+/* desc is complete but for its gradient_dtype. span_rows, part_rows: at most its rows. */
+static void set_desc(clxent_plan *plan, const clxent_desc *desc, size_t span_rows, size_t part_rows)
+{
+    plan->desc = *desc;
+    plan->desc.gradient_dtype = clxent_gradient_dtype(desc);
+    plan->rows = desc->batch * desc->seq;
+    plan->span_rows = span_rows < plan->rows ? span_rows : plan->rows;
+    plan->part_rows = part_rows < plan->rows ? part_rows : plan->rows;
+    plan->reduce_unit = clxent_span_unit(desc);
+    plan->partials_per_unit = (plan->reduce_unit - 1) / REDUCE_ROWS + 1;
+}
+
 /* A plan without parameters, kernels and workspace; NULL and *status where it cannot be. span_rows, part_rows: at most the
  * desc's rows. */
 static clxent_plan *prepare(clxent_context *ctx, const clxent_desc *desc, size_t span_rows, size_t part_rows,
@@ -558,13 +573,7 @@ static clxent_plan *prepare(clxent_context *ctx, const clxent_desc *desc, size_t
     }
     clxent_context_retain(ctx);
     plan->ctx = ctx;
-    plan->desc = complete;
-    plan->desc.gradient_dtype = clxent_gradient_dtype(&complete);
-    plan->rows = complete.batch * complete.seq;
-    plan->span_rows = span_rows < plan->rows ? span_rows : plan->rows;
-    plan->part_rows = part_rows < plan->rows ? part_rows : plan->rows;
-    plan->reduce_unit = clxent_span_unit(&complete);
-    plan->partials_per_unit = (plan->reduce_unit - 1) / REDUCE_ROWS + 1;
+    set_desc(plan, &complete, span_rows, part_rows);
     return plan;
 }
 
@@ -621,6 +630,26 @@ clxent_status clxent_plan_describe(clxent_context *ctx, const clxent_desc *desc,
     if (status == CLXENT_OK && text != NULL && size > 0) (void)snprintf(text, size, "%s", plan->strategy);
     clxent_plan_destroy(plan);
     return status;
+}
+
+clxent_status clxent_plan_program(const clxent_device *device, const clxent_desc *desc,
+                                  clxent_plan_build *build)
+{
+    clxent_context ctx = { .device = *device };
+    clxent_plan plan = { .ctx = &ctx };
+    definitions d = { .length = 0 };
+    char text[TEXT_SIZE];
+
+    CLXENT_TRY(clxent_desc_check(desc, text, sizeof text));
+    set_desc(&plan, desc, CLXENT_ALL_ROWS, CLXENT_ALL_ROWS);
+    plan.tuning = clxent_tuning_choose(NULL, device, &plan.desc);
+    choose_strategy(&plan);
+    define_all(&plan, &d);
+    build->file = program_file(&plan);
+    memcpy(build->options, d.text, sizeof d.text);
+    build->group = plan.group;
+    build->local_bytes = plan.local_elements * clxent_acc_size(&plan.desc);
+    return CLXENT_OK;
 }
 
 void clxent_plan_destroy(clxent_plan *plan)
