@@ -12,6 +12,8 @@ can be told. What is not installed is listed as such.
 
 oneDNN (build with -DCLXENT_BUILD_PEERS=ON) has no loss: it runs log-softmax forward and backward, which is less work.
 PyTorch and tinygrad run in the Python that calls this script, or in the one that --python names for them.
+
+With --gpu the peers are PyTorch on its GPU, the same loss by torch.compile(), and Liger's; --dtype sets their logits.
 """
 import argparse
 import json
@@ -24,6 +26,8 @@ import time
 
 SHAPES = ((65536, 1024), (2048, 32768), (512, 131072))
 PEERS = ("clxent", "oneDNN", "PyTorch", "tinygrad")
+GPU_PEERS = ("clxent", "PyTorch", "compiled", "Liger")
+TORCH_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
 
 # ---- Peers in Python: this script as their process ------------------------------------------------
@@ -48,21 +52,32 @@ def serve(name, step):
         print("%.9f" % (time.perf_counter() - start), flush=True)
 
 
-def serve_pytorch(rows, classes, threads):
+def serve_torch(name, rows, classes, options):
     import torch
 
-    torch.set_num_threads(threads)
+    cross_entropy, version = torch.nn.functional.cross_entropy, "PyTorch " + torch.__version__
+    if name == "compiled":
+        cross_entropy, version = torch.compile(cross_entropy), version + ", compiled"
+    if name == "Liger":
+        from liger_kernel.transformers.functional import liger_cross_entropy as cross_entropy
+
+        version = "Liger, " + version
+    torch.set_num_threads(options.threads)
     logits, targets = data(rows, classes)
-    x, y = torch.from_numpy(logits).requires_grad_(True), torch.from_numpy(targets)
+    place = "cuda" if options.gpu else "cpu"
+    x = torch.from_numpy(logits).to(place, getattr(torch, TORCH_DTYPES[options.dtype])).requires_grad_(True)
+    y = torch.from_numpy(targets).to(place)
 
     def step():
         x.grad = None
-        torch.nn.functional.cross_entropy(x, y).backward()
+        cross_entropy(x, y).backward()
+        if options.gpu:
+            torch.cuda.synchronize()
 
-    serve("PyTorch " + torch.__version__, step)
+    serve(version, step)
 
 
-def serve_tinygrad(rows, classes, threads):
+def serve_tinygrad(rows, classes):
     from importlib.metadata import version
 
     from tinygrad import Device, Tensor, TinyJit
@@ -135,17 +150,19 @@ def why_not(peer, command):
 def commands(options, rows, classes):
     threads = str(options.threads)
     python = dict(pair.split("=", 1) for pair in options.python)
-    for name in PEERS:
+    for name in GPU_PEERS if options.gpu else PEERS:
         environment = {"OMP_NUM_THREADS": threads}
         if name == "clxent":
             command = [options.clxent, "bench", "--loop", "--rows", str(rows), "--classes", str(classes)]
+            command += ["--dtype", options.dtype]
             if options.device is not None:
                 command += ["--device", options.device]
         elif name == "oneDNN":
             command = [options.onednn, str(rows), str(classes)]
         else:
             command = [python.get(name.lower(), sys.executable), os.path.abspath(__file__)]
-            command += ["--serve", name, str(rows), str(classes), "--threads", threads]
+            command += ["--serve", name, str(rows), str(classes), "--threads", threads, "--dtype", options.dtype]
+            command += ["--gpu"] if options.gpu else []
             environment.setdefault("DEV", os.environ.get("DEV", "CL"))  # of tinygrad: OpenCL
         yield name, command, environment
 
@@ -210,6 +227,8 @@ def main():
     parser.add_argument(
         "--shape", action="append", metavar="ROWSxCLASSES", help="default: three of 2^26 logits"
     )
+    parser.add_argument("--gpu", action="store_true", help="see above")
+    parser.add_argument("--dtype", choices=TORCH_DTYPES, default="f32", help="takes --gpu; default f32")
     parser.add_argument("--rounds", type=int, default=11, help="default 11")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all")
     parser.add_argument("--pause", type=float, default=0.05, help="seconds between two runs (default 0.05)")
@@ -219,8 +238,13 @@ def main():
     options = parser.parse_args()
     if options.serve:
         peer, rows, classes = options.serve[0], int(options.serve[1]), int(options.serve[2])
-        (serve_pytorch if peer == "PyTorch" else serve_tinygrad)(rows, classes, options.threads)
+        if peer == "tinygrad":
+            serve_tinygrad(rows, classes)
+        else:
+            serve_torch(peer, rows, classes, options)
         return
+    if options.dtype != "f32" and not options.gpu:
+        parser.error("--dtype takes f32 without --gpu")
     if options.rounds < 1 or options.threads < 1 or options.pause < 0:
         parser.error("--rounds and --threads take at least 1, --pause at least 0")
     if any("=" not in pair for pair in options.python):
@@ -234,7 +258,8 @@ def main():
 
     if not options.json:
         print(
-            "mean loss + gradient, f32, %d threads, median of %d rounds" % (options.threads, options.rounds)
+            "mean loss + gradient, %s, %d threads, median of %d rounds"
+            % (options.dtype, options.threads, options.rounds)
         )
     for rows, classes in shapes:
         found = compare(options, rows, classes)
