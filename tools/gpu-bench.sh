@@ -1,16 +1,16 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
 #
-# gpu-bench.sh - checks and times clxent on this machine's OpenCL device: `clxent info`, the tests, random cases, the suite of
-# goals beside the device's own copy, and PyTorch (eager, compiled, Liger's loss) on its GPU where Python imports it. Prints one
-# Markdown table at the end. Ends with 1 where a test, a case or a measurement failed.
+# gpu-bench.sh - checks and times clxent on this machine's OpenCL device: `clxent info`, the tests, random cases, the
+# suite of goals beside the device's own copy, and PyTorch (eager, compiled, Liger's loss) on its GPU where Python
+# imports it. Prints one Markdown table at the end. Ends with 1 where a test, a case or a measurement failed.
 #
 #   gpu-bench.sh [--device N|NAME] [--tests NAMES] [--cases N] [--suite PART] [--log2-logits N]
 #   gpu-bench.sh --pack DIR
 #
-# The first runs the programs of build/, or those of a pack. The second copies them into DIR, with all that a machine with a
-# driver and no network lacks. --tests '' runs none, --tests 'test_api test_limits' these two, all on the first device, whatever
-# --device is. --cases is for `clxent verify`; --suite PART measures the cases whose name contains PART.
+# The first runs the programs of build/, or those of a pack. The second copies them into DIR, with all that a machine
+# with a driver and no network lacks. --tests '' runs none, --tests 'test_api test_limits' these two, all on the first
+# device, whatever --device is. --cases is for `clxent verify`; --suite PART measures the cases named PART.
 # shellcheck disable=SC2317
 set -u
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd -P) || exit 1
@@ -28,8 +28,11 @@ pack() {
         cp "$here/../build/clxent" "$here"/../build/tests/test_* "$1/bin" || exit 1
     ldd "$1"/bin/* | awk '$2 == "=>" && $1 !~ /^lib(c|m|dl|rt|pthread|resolv)\.so/ { print $3 }' | sort -u |
         xargs cp -L -t "$1/lib" || exit 1
-    # shellcheck disable=SC2016
-    printf '#!/bin/sh\nhere=${0%%/*}\nLD_LIBRARY_PATH=$here/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} exec "$here/bin/clxent" "$@"\n' >"$1/clxent"
+    cat >"$1/clxent" <<'END'
+#!/bin/sh
+here=${0%/*}
+LD_LIBRARY_PATH=$here/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} exec "$here/bin/clxent" "$@"
+END
     chmod +x "$1/clxent"
 }
 
@@ -76,7 +79,8 @@ on_device() {
 run() { "$clxent" "$@" ${device:+--device "$device"}; }
 run_test() {
     # One case reads tuning.def of the checkout that the program comes from.
-    LD_LIBRARY_PATH=$here/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} "$programs/$1" --jobs 1 --filter '!(context/the_librarys_own_rows_are_rows)' 2>&1
+    LD_LIBRARY_PATH=$here/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} "$programs/$1" --jobs 1 \
+        --filter '!(context/the_librarys_own_rows_are_rows)' 2>&1
 }
 row() { printf '| %s | %s | %s | %s |\n' "$@" >>"$work/table"; }
 
@@ -92,12 +96,14 @@ on_device verify run verify --cases "$cases"
 row verify "$(sed -n 's/^cases *//p' "$work/verify")" 'no failure' ''
 on_device suite run bench --suite --json --log2-logits "$logits" ${part:+--case "$part"}
 awk -F '"' 'function show(format, text) { return text ~ /null/ ? "none" : sprintf(format, substr(text, 2)) }
-    { printf "| %s | %s %s | %s | %s |\n", $4, show("%.2f", $7), $10, show("%g", $13), $16 }' "$work/suite" >>"$work/table"
+    { printf "| %s | %s %s | %s | %s |\n", $4, show("%.2f", $7), $10, show("%g", $13), $16 }' \
+    "$work/suite" >>"$work/table"
 if python3 -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then
     for dtype in f32 bf16; do
-        on_device "peers-$dtype" python3 "$here/peers.py" --clxent "$clxent" ${device:+--device "$device"} --gpu --json --dtype $dtype
-        # {"rows": N, "classes": N, "peer": NAME, "version": TEXT, "ms": X, "least_ms": X, "ratio": X, ...; a peer that is
-        # absent ends with its version.
+        on_device "peers-$dtype" python3 "$here/peers.py" --clxent "$clxent" ${device:+--device "$device"} \
+            --gpu --json --dtype $dtype
+        # {"rows": N, "classes": N, "peer": NAME, "version": TEXT, "ms": X, "least_ms": X, "ratio": X, ...; a peer
+        # that is absent ends with its version.
         awk -F '"' -v dtype=$dtype '{
             ran = NF > 14
             figure = ran ? sprintf("%.3f ms, %.2f x clxent", substr($15, 2), substr($19, 2)) : $12
