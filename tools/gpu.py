@@ -477,8 +477,8 @@ def misses(measured):
                 yield where, figure, value, sign, limit, beyond(value, sign, float(limit))
 
 
-def judge(measured, targets):
-    """Lines on figures that are neither within their limits nor known. targets: of which all cases were measured."""
+def judge(measured, whole):
+    """Lines on figures that are neither within limits nor known. whole: all cases of the targets were measured."""
     known = [(words, []) for words in rules(KNOWN)]
     for where, figure, value, sign, limit, missed in misses(measured):
         stated = [k for k in known if k[0][5] == figure and all(map(fnmatch.fnmatch, where, k[0][:5]))]
@@ -489,18 +489,23 @@ def judge(measured, targets):
         if missed and not stated:
             yield "%s %s %s  # %s %s" % (" ".join(where), figure, show(value), sign, limit)
     for words, values in known:
-        if values and not any(values) and set(fnmatch.filter(TARGETS, words[0])) <= set(targets):
+        if whole and values and not any(values):
             yield "KNOWN has %s: it is met" % " ".join(words)
 
 
 def summarize(measured):
-    """Lines for KNOWN: all class counts of a maker's targets together, and both 16-bit dtypes."""
-    worst = {}
+    """Lines for KNOWN: all class counts together, both 16-bit dtypes, and a maker's targets where all of them miss."""
+    values = collections.defaultdict(list)
     for (target, dtype, options, _, kernel), figure, value, sign, _, missed in misses(measured):
-        key = (re.sub(r"[_\d].*", "*", target), re.sub(".*16", "*16", dtype), options, "*", kernel, figure)
         if missed:
-            worst[key] = (max if sign == "<=" else min)(value, worst.get(key, value))
-    return [" ".join(key) + " " + show(value) for key, value in worst.items()]
+            values[(re.sub(".*16", "*16", dtype), options, "*", kernel, figure, sign)].append((target, value))
+    for (*where, sign), found in values.items():
+        for maker in ("sm*", "gfx*"):
+            of_maker = {w[0] for w, _ in measured if fnmatch.fnmatch(w[0], maker)}
+            missing = {target for target, _ in found} & of_maker
+            for target in [maker] if missing and missing == of_maker else sorted(missing):
+                worst = (max if sign == "<=" else min)(v for t, v in found if fnmatch.fnmatch(t, target))
+                yield " ".join((target, *where, show(worst)))
 
 
 def main():
@@ -550,7 +555,7 @@ def main():
     if options.known:
         print(*summarize(measured), sep="\n")
     elif not options.list:
-        for line in judge(measured, () if options.quick or options.only else options.target):
+        for line in judge(measured, not options.quick and not options.only):
             print(line)
             status = 1
     return status
