@@ -207,12 +207,14 @@ void cli_parse(const cli_syntax *syntax, int argc, char **argv, void *options)
     parsing everywhere = { &common, &cli_given, 0x1000, NULL },
             own = { syntax, options, 0x2000, &everywhere };
     struct argp_option lists[2][MOST_FLAGS + 1];
-    const struct argp child = { lists[0], parse, NULL, NULL, NULL, NULL, NULL };
-    const struct argp_child children[] = { { &child, 0, "Everywhere:", 100 }, { 0 } };
-    const struct argp argp = { lists[1], parse, NULL, syntax->about, children, NULL, NULL };
 
     list_flags(&everywhere, lists[0]);
     list_flags(&own, lists[1]);
+    const struct argp child = { lists[0], parse, NULL, NULL, NULL, NULL, NULL };
+    const struct argp_child children[] = { { &child, 0, "Everywhere:", 100 }, { 0 } };
+    /* the help of an empty list leaks memory in glibc */
+    const bool none = lists[1][0].name == NULL && lists[1][0].doc == NULL;
+    const struct argp argp = { none ? NULL : lists[1], parse, NULL, syntax->about, children, NULL, NULL };
     command = argv[0];
     argp_err_exit_status = CLI_USAGE;
     argp_parse(&argp, argc, argv, 0, NULL, &own);
