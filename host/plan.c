@@ -11,7 +11,6 @@
 #include <string.h>
 
 enum { ALIGNMENT = 64, TEXT_SIZE = 512, MOST_COLUMNS = 8 };
-enum { MOST_REGISTER_VECTORS = 8 }; /* IN_REGISTERS of row_scan.cl */
 
 static clxent_status supported(clxent_context *ctx, const clxent_desc *desc)
 {
@@ -125,8 +124,7 @@ static size_t local_bytes(const clxent_plan *plan)
     enum { SOFTCAP_FACTOR = 64 };
     const clxent_tuning *t = &plan->tuning;
     const size_t most = (size_t)(plan->ctx->device.local_memory / 2);
-    const bool keeps = t->group == 1 && t->block > MOST_REGISTER_VECTORS &&
-                       (plan->desc.outputs & (CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_GRADIENT)) != 0;
+    const bool keeps = (plan->desc.outputs & (CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_GRADIENT)) != 0;
     size_t wanted;
 
     if (plan->desc.softcap == 0.0 || !keeps || t->cache >= most / SOFTCAP_FACTOR) return t->cache;
@@ -156,9 +154,8 @@ static void choose_strategy(clxent_plan *plan)
     plan->piece_vectors = t->piece / t->vector / block * block;
     if (plan->piece_vectors == 0) plan->piece_vectors = (vectors + block - 1) / block * block;
     plan->pieces = (vectors - 1) / plan->piece_vectors + 1;
-    /* Exponentials are kept at the scale of the piece and, in longer blocks than registers hold, of the work-item that
-     * took them. */
-    if (plan->pieces > 1 || (t->group > 1 && t->block > MOST_REGISTER_VECTORS)) plan->local_elements = 0;
+    /* Exponentials are kept at the scale of the piece. Groups keep rows in registers. */
+    if (plan->pieces > 1 || t->group > 1) plan->local_elements = 0;
     if (!is_row_kernel(desc)) return;
 
     plan->along = lies_along(plan);
@@ -219,6 +216,24 @@ static unsigned row_kernels(const clxent_plan *plan)
     return plan->group > 1 ? 3 : plan->shares == CLXENT_STRATEGY_SPLIT ? 2 : 1;
 }
 
+/* ONE_BLOCK of group_rows.cl. */
+static bool is_one_block(const clxent_plan *plan)
+{
+    const clxent_tuning *t = &plan->tuning;
+    return t->group > 1 && plan->desc.classes <= (size_t)t->group * t->block * t->vector;
+}
+
+/* OUTPUTS of constants.cl. */
+static unsigned constant_outputs(const clxent_plan *plan)
+{
+    const uint32_t of_rows = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_LSE |
+                             CLXENT_OUTPUT_ARGMAX | CLXENT_OUTPUT_CORRECT | CLXENT_OUTPUT_STATISTICS;
+    const uint32_t outputs = plan->desc.outputs;
+
+    if (!is_row_kernel(&plan->desc)) return 0;
+    return (outputs & (clxent_outputs_made(CLXENT_MADE_CLASSES) | of_rows)) | (plan->group > 1 ? 0 : of_rows);
+}
+
 /* TARGETS of constants.cl. */
 static unsigned constant_targets(const clxent_desc *desc)
 {
@@ -261,6 +276,21 @@ static void define_options(definitions *d, const clxent_desc *desc)
         if (options[i].constant != NULL) define(d, options[i].constant, options[i].used);
 }
 
+/* Registers of a work-item, at most, that NVIDIA's compiler is told, which else takes what it likes: with 64 the multiprocessor
+ * has room for half of the work-items that it can hold. ptxas spills none with these (tools/gpu.py); 0: no limit. */
+static unsigned most_registers(const clxent_plan *plan)
+{
+    const clxent_desc *desc = &plan->desc;
+
+    if (strstr(plan->ctx->device.vendor, "NVIDIA") == NULL || plan->group == 1 || !is_row_kernel(desc) ||
+        plan->shares == CLXENT_STRATEGY_LANES || desc->dtype == CLXENT_F64)
+        return 0;
+    if (has_z(desc) || has_dense(desc) ||
+        (desc->outputs & (CLXENT_OUTPUT_ENTROPY | CLXENT_OUTPUT_LOG_SOFTMAX)) != 0)
+        return 96;
+    return desc->dtype == CLXENT_F32 ? 64 : 80;
+}
+
 /* What constants.cl and the files behind it take; equal texts are one program. */
 static void define_all(const clxent_plan *plan, definitions *d)
 {
@@ -273,7 +303,7 @@ static void define_all(const clxent_plan *plan, definitions *d)
     define(d, "GRADIENT_DTYPE", gradient ? desc->gradient_dtype : desc->dtype);
     define(d, "WG_SIZE", plan->group);
     define(d, "LANES", lanes);
-    define(d, "OUTPUTS", rows ? desc->outputs & clxent_outputs_made(CLXENT_MADE_CLASSES) : 0);
+    define(d, "OUTPUTS", constant_outputs(plan));
     define(d, "TARGETS", constant_targets(desc));
     define_options(d, desc);
     define(d, "ACCUMULATE", gradient && desc->gradient_mode == CLXENT_GRADIENT_ACCUMULATE);
@@ -288,8 +318,15 @@ static void define_all(const clxent_plan *plan, definitions *d)
         define(d, "VEC", t->vector);
         define(d, "BLOCK", t->block);
         define(d, "KERNELS", row_kernels(plan));
+        if (t->group > 1) define(d, "ONE_BLOCK", is_one_block(plan));
     } else {
         define(d, "VEC", 1);
+    }
+    const unsigned registers = most_registers(plan);
+    if (registers > 0) {
+        const int n = snprintf(d->text + d->length, sizeof d->text - d->length,
+                               " -DGROUP_IS_HINT -cl-nv-maxrregcount=%u", registers);
+        d->length += (size_t)n;
     }
 }
 
@@ -525,7 +562,9 @@ static void describe(clxent_plan *plan)
         (void)snprintf(text, size, "rows: %zu row%s a work-group of %u, vectors of %u, blocks of %u, %s",
                        plan->rows_per_group, plan->rows_per_group == 1 ? "" : "s", (unsigned)t->group,
                        (unsigned)t->vector, (unsigned)(t->block * t->group * t->vector),
-                       fits ? "kept in local memory" : "read twice");
+                       is_one_block(plan) ? "kept in registers"
+                       : fits             ? "kept in local memory"
+                                          : "read twice");
     }
 }
 

@@ -72,22 +72,49 @@ clxent_tuning clxent_tuning_choose(const clxent_tuning_rows *own, const clxent_d
     return clxent_tuning_clamp(&r->tuning, device, desc);
 }
 
+/* Of a group, whose blocks are in registers (kernels/group_rows.cl): vectors that divide the class count, and the smallest
+ * group that has a row in one block, but for what a device needs to be busy. Decides bits. */
+static void fit_registers(clxent_tuning *t, const clxent_desc *desc)
+{
+    enum { MOST_ELEMENTS = 32, LEAST_GROUP = 64 };
+    const size_t classes = desc->classes;
+
+    /* a_j and slopes take as many registers again (f32, sm_90: 170 of all options, 128 with half of the block) */
+    if (desc->softcap != 0.0 || desc->label_smoothing != 0.0 || !clxent_targets_are_indices(desc))
+        t->block = t->block > 4 ? t->block / 4 * 2 : 2;
+    /* half of the block again: each element has an address of its own (f32, sm_90: 72 bytes spilled with all of it) */
+    if (classes % t->vector != 0) {
+        t->block = t->block * t->vector / 4 * 2;
+        t->vector = 1;
+    }
+    if (t->block * t->vector > MOST_ELEMENTS) t->block = MOST_ELEMENTS / t->vector;
+    while (t->group > LEAST_GROUP && (size_t)t->group / 2 * t->block * t->vector >= classes) t->group /= 2;
+}
+
 clxent_tuning clxent_tuning_clamp(const clxent_tuning *tuning, const clxent_device *device,
                                   const clxent_desc *desc)
 {
-    /* what every work-item has in local memory: the sums of row_state.cl are the largest */
-    const cl_ulong local_item = desc->dtype == CLXENT_F64 ? 96 : 64;
+    /* what every work-item has in local memory: the sums of row_state.cl are the largest, with the entropy's, whatever the
+     * plan's outputs, as groups decide bits */
+    const bool dense = !clxent_targets_are_indices(desc) || desc->label_smoothing != 0.0;
+    const cl_ulong local_item = (dense ? 48u : 32u) * (desc->dtype == CLXENT_F64 ? 2u : 1u);
+    const cl_ulong of_groups = device->local_memory / 4 * 3;
     const uint32_t local =
         (uint32_t)(device->local_memory / 2 < UINT32_MAX ? device->local_memory / 2 : UINT32_MAX);
     clxent_tuning t = *tuning;
 
     const uint32_t most_group =
         device->max_work_group < MOST_GROUP ? (uint32_t)device->max_work_group : MOST_GROUP;
-    while (t.group > 1 && (t.group > most_group || t.group * local_item > local)) t.group /= 2;
+    while (t.group > 1 && (t.group > most_group || t.group * local_item > of_groups)) t.group /= 2;
+    if (t.group > 1) {
+        fit_registers(&t, desc);
+    } else {
+        t.block = (t.block + 3) / 4 * 4;
+    }
     if (t.cache > local) t.cache = local;
     if (t.lane_group == 0) t.lane_group = 1;
     if (t.lane_vector == 0) t.lane_vector = 1;
-    while (t.lane_group > 1 && (t.lane_group > most_group || t.lane_group * local_item > local))
+    while (t.lane_group > 1 && (t.lane_group > most_group || t.lane_group * local_item > of_groups))
         t.lane_group /= 2;
     if (t.lane_cache > local) t.lane_cache = local;
     if (desc->inner > 1) {
@@ -135,7 +162,7 @@ const char *clxent_tuning_driver_fault(const clxent_device *device, uint32_t gro
 
 typedef enum limits { TAKES_GROUP, TAKES_VECTOR, TAKES_BLOCK, TAKES_NUMBER } limits;
 static const char *const takes_texts[] = { "a power of two from 1 to 4096", "1, 4, 8 or 16",
-                                           "a multiple of 4 from 4 to 4096", "a whole number below 2^32" };
+                                           "an even number from 2 to 4096", "a whole number below 2^32" };
 
 /* In the order of clxent_tuning. What the kernels are compiled with is limited to what they are written for, which
  * the device's own limits may clamp further; the others are thresholds, right at any value. */
@@ -271,7 +298,7 @@ static clxent_status read_parameter(reader *r, size_t i, uint32_t *to)
     switch (parameters[i].takes) {
     case TAKES_GROUP: good = good && value >= 1 && value <= 4096 && (value & (value - 1)) == 0; break;
     case TAKES_VECTOR: good = good && (value == 1 || value == 4 || value == 8 || value == 16); break;
-    case TAKES_BLOCK: good = good && value >= 4 && value <= 4096 && value % 4 == 0; break;
+    case TAKES_BLOCK: good = good && value >= 2 && value <= 4096 && value % 2 == 0; break;
     case TAKES_NUMBER: break;
     }
     if (!good) return refuse(r, parameters[i].name, takes_texts[parameters[i].takes]);

@@ -126,13 +126,12 @@ PART void sum_tile(row_state *sums, const run *u, const tile_input *in, const il
         const row_input row = row_of_tile(in, i);
         const row_scan scan = { (uint)apart[i], true, keeps, false, in->own_rows + i * in->classes };
         row_level level = level_of_row(&levels, i);
-        vec unused[REGISTERS];
         block_sums b = empty_block();
         if (fabs(levels.maximum[i]) > MAX_NEAR) {
-            sum_block(&b, &row, &scan, &level, 0, all, unused);
+            sum_block(&b, &row, &scan, &level, 0, all);
         } else {
             level.far = false;
-            sum_block(&b, &row, &scan, &level, 0, all, unused);
+            sum_block(&b, &row, &scan, &level, 0, all);
         }
         high[i] = b.sum_excluding_target.high;
         low[i] = b.sum_excluding_target.low;

@@ -189,16 +189,14 @@ typedef integer ilane;
  * 21.10 knows nothing of what clang makes of those. */
 #if WG_SIZE > 1
 #    define INLINE_ON_GPU ALWAYS_INLINE
-#    define UNROLL_OF_GROUPS _Pragma("unroll")
 #else
 #    define INLINE_ON_GPU static inline
-#    define UNROLL_OF_GROUPS _Pragma("unroll 1")
 #endif
 
 /* ALWAYS_INLINE on GPUs, on CPUs a function of its own: a compiler optimizes what it has inlined once more in each caller
  * (PoCL 3.1, first loss and gradient of 50,257 classes: 0.82 of the CPU time, with all options 0.91). For what a row or a
  * tile passes through a few times; loops over results are slower with their arguments in memory (bf16, 32,768 classes:
- * 1.16 of the time with run_epilogue() as one). */
+ * 1.16 of the time with write_result() as one). */
 #if WG_SIZE > 1
 #    define PART ALWAYS_INLINE
 #else
@@ -256,7 +254,7 @@ typedef double gradient_storage;
 
 /* On GPUs a vector that may stand anywhere can become single elements, as clang makes it for PTX; one that is known to
  * be aligned is one access of 128 bits. CPUs do not tell them apart. */
-#if WG_SIZE > 1 && VEC > 1
+#if WG_SIZE > 1 && VEC > 1 && !defined(POCL_DEVICE_ADDRESS_BITS)
 #    define TELLS_ALIGNED 1
 #else
 #    define TELLS_ALIGNED 0
@@ -510,10 +508,16 @@ static inline void store_gradient_partial(__global gradient_storage *p, const ve
 
 /* ---- Vectors ----------------------------------------------------------------------------- */
 
-/* Maximum that prefers a where either is NaN: one instruction (maxps), unlike fmax. */
+/* Maximum that prefers a where b is NaN: one instruction either way, maxps on CPUs, and fmax on GPUs. */
+#if WG_SIZE > 1
+static inline vec vec_max(const vec a, const vec b) { return fmax(a, b); }
+
+static inline acc_t acc_max(const acc_t a, const acc_t b) { return fmax(a, b); }
+#else
 static inline vec vec_max(const vec a, const vec b) { return b > a ? b : a; }
 
 static inline acc_t acc_max(const acc_t a, const acc_t b) { return b > a ? b : a; }
+#endif
 
 static inline acc_t acc_sum(const acc_t a, const acc_t b) { return a + b; }
 
@@ -588,22 +592,23 @@ static inline compensated_sum compensated_times(const compensated_sum s, const l
 }
 
 /* Over the work-group, by a tree of fixed shape; every work-item must call NAME and gets the result. scratch is [WG_SIZE].
- * The barriers: one before each level (the level above was written by others), one before the result is read, one after it
- * so that the caller may use scratch again. */
-#define DEFINE_GROUP_TREE(NAME, T, MERGE)                                                      \
-    static inline T NAME(const T own, __local T *scratch)                                      \
-    {                                                                                          \
-        if (WG_SIZE == 1) return own;                                                          \
-        const uint lid = LOCAL_ID;                                                             \
-        scratch[lid] = own;                                                                    \
-        for (uint half_size = WG_SIZE / 2; half_size > 0; half_size /= 2) {                    \
-            barrier(CLK_LOCAL_MEM_FENCE);                                                      \
-            if (lid < half_size) scratch[lid] = MERGE(scratch[lid], scratch[lid + half_size]); \
-        }                                                                                      \
-        barrier(CLK_LOCAL_MEM_FENCE);                                                          \
-        const T all = scratch[0];                                                              \
-        barrier(CLK_LOCAL_MEM_FENCE);                                                          \
-        return all;                                                                            \
+ * A level writes and reads a range of its own, so it takes one barrier; one more stands before the result is read, and one
+ * after it so that the caller may use scratch again. */
+#define DEFINE_GROUP_TREE(NAME, T, MERGE)                                    \
+    static inline T NAME(T own, __local T *scratch)                          \
+    {                                                                        \
+        if (WG_SIZE == 1) return own;                                        \
+        const uint lid = LOCAL_ID;                                           \
+        for (uint half_size = WG_SIZE / 2; half_size > 0; half_size /= 2) {  \
+            if (lid >= half_size && lid < 2 * half_size) scratch[lid] = own; \
+            barrier(CLK_LOCAL_MEM_FENCE);                                    \
+            if (lid < half_size) own = MERGE(own, scratch[lid + half_size]); \
+        }                                                                    \
+        if (lid == 0) scratch[0] = own;                                      \
+        barrier(CLK_LOCAL_MEM_FENCE);                                        \
+        const T all = scratch[0];                                            \
+        barrier(CLK_LOCAL_MEM_FENCE);                                        \
+        return all;                                                          \
     }
 
 /* ---- Rows -------------------------------------------------------------------------------- */

@@ -9,8 +9,9 @@
  * first loss and gradient: with the argmax compiled in 0.1 s of CPU more, of 2.2 s.)
  *
  * Set by the host with -D (host/plan.c, define_all()):
- *   OUTPUTS      of OUTPUT_SOFTMAX, OUTPUT_LOG_SOFTMAX, OUTPUT_GRADIENT, OUTPUT_ENTROPY those that some run may ask for;
- *                p.outputs has what this one does
+ *   OUTPUTS      of OUTPUT_SOFTMAX, OUTPUT_LOG_SOFTMAX, OUTPUT_GRADIENT, OUTPUT_ENTROPY those that some run may ask for,
+ *                and of those that are one step of a row all, but in groups likewise: there a work-item's registers and
+ *                each level of a tree pay for them. p.outputs has what this run asks for
  *   TARGETS      TARGET_*; TARGET_NONE where no output depends on targets
  *   HAS_CLASS_WEIGHTS, HAS_SMOOTHING, HAS_LOGIT_SCALE, HAS_SOFTCAP
  *                1: the option is in use, 0: it has its default
@@ -30,6 +31,9 @@
 
 #define HAS_INDICES (TARGETS == TARGET_I32 || TARGETS == TARGET_I64 || TARGETS == TARGET_U8)
 #define HAS_PROBABILITIES (TARGETS >= TARGET_PROBABILITIES_F32)
+#define HAS_BEST ((OUTPUTS & (OUTPUT_ARGMAX | OUTPUT_CORRECT)) != 0)
+/* Which class is NaN is asked for. */
+#define HAS_NAN_AT (HAS_BEST || (OUTPUTS & OUTPUT_LSE) != 0)
 #define HAS_ENTROPY ((OUTPUTS & OUTPUT_ENTROPY) != 0)
 /* z is not x. */
 #define HAS_Z (HAS_LOGIT_SCALE || HAS_SOFTCAP)

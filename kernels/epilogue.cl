@@ -75,8 +75,13 @@ typedef struct {
  * CPU, 1.4 without this). On GPUs such a body took 14 registers more (f32, sm_90).
  * OPEN_SCRATCH(T, n): `scratch` is the group's local memory [n], on CPUs NULL. */
 #if WG_SIZE > 1
-#    define DEFINE_KERNEL(NAME, SIZE) \
-        __kernel __attribute__((reqd_work_group_size(SIZE, 1, 1))) void NAME(ARGUMENTS)
+/* Set by the host where it limits registers (plan.c): NVIDIA's compiler heeds a limit only where no group is required. */
+#    if defined(GROUP_IS_HINT)
+#        define GROUP_OF(SIZE) work_group_size_hint(SIZE, 1, 1)
+#    else
+#        define GROUP_OF(SIZE) reqd_work_group_size(SIZE, 1, 1)
+#    endif
+#    define DEFINE_KERNEL(NAME, SIZE) __kernel __attribute__((GROUP_OF(SIZE))) void NAME(ARGUMENTS)
 #    define OPEN_RUN                   \
         const run of_group = MAKE_RUN; \
         const run *u = &of_group
@@ -179,15 +184,14 @@ static inline void write_rows(const run *u, const ulong row, const uint n, const
                               const target_terms *j, const row_result *r, const row_state *s)
 {
     const clxent_parameters *p = u->p;
-    const uint outputs = p->outputs;
-    if (TARGETS != TARGET_NONE && (outputs & (OUTPUT_LOSSES | OUTPUT_LOSS)) != 0) {
-        __global acc_t *losses = (outputs & OUTPUT_LOSSES)
+    if (TARGETS != TARGET_NONE && WANTS(p, OUTPUT_LOSSES | OUTPUT_LOSS)) {
+        __global acc_t *losses = WANTS(p, OUTPUT_LOSSES)
                                      ? u->losses + p->offset.losses
                                      : (__global acc_t *)(u->workspace + p->row_losses_at);
         store_lanes(losses + row, loss_of(u, r, j), n);
     }
-    if (outputs & OUTPUT_LSE) store_lanes(u->lse + p->offset.lse + row, r->lse, n);
-    if (outputs & (OUTPUT_ARGMAX | OUTPUT_CORRECT)) {
+    if (WANTS(p, OUTPUT_LSE)) store_lanes(u->lse + p->offset.lse + row, r->lse, n);
+    if (WANTS(p, OUTPUT_ARGMAX | OUTPUT_CORRECT)) {
         const ilane target_is_nan = t->has_class && j->z != j->z; /* which the sums have left out */
         const ilane nan_at = target_is_nan ? min(t->class_index, s->nan_at) : s->nan_at;
         const ilane best = nan_at != NO_CLASSES ? nan_at : s->best;
@@ -196,16 +200,16 @@ static inline void write_rows(const run *u, const ulong row, const uint n, const
         STORE_LANE(best, at);
         STORE_LANE(is_hit, hit);
         for (uint i = 0; i < n; i++) {
-            if (outputs & OUTPUT_ARGMAX) u->argmax[p->offset.argmax + row + i] = at[i];
-            if (outputs & OUTPUT_CORRECT) u->workspace[p->correct_at + row + i] = hit[i] != 0;
+            if (WANTS(p, OUTPUT_ARGMAX)) u->argmax[p->offset.argmax + row + i] = at[i];
+            if (WANTS(p, OUTPUT_CORRECT)) u->workspace[p->correct_at + row + i] = hit[i] != 0;
         }
     }
 #if HAS_ENTROPY
-    if (outputs & OUTPUT_ENTROPY) {
+    if (WANTS(p, OUTPUT_ENTROPY)) {
         store_lanes(u->entropy + p->offset.entropy + row, entropy_of(r, j, compensated_value(s->entropy)), n);
     }
 #endif
-    if ((outputs & OUTPUT_STATISTICS) && !(p->flags & FLAG_FROM_STATISTICS)) {
+    if (WANTS(p, OUTPUT_STATISTICS) && !(p->flags & FLAG_FROM_STATISTICS)) {
         __global acc_t *to = u->statistics + p->offset.statistics + 2 * row;
         const lane zero = (lane)(0), kept = r->sum_excluding_target * (lane)(STATISTICS_FACTOR);
         acc_t maximum[LANE_ROWS], rest[LANE_ROWS];

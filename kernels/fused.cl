@@ -105,9 +105,9 @@ DEFINE_KERNEL(clxent_split_partials, WG_SIZE)
         row_record record = *record_of_row(u, in.row);
         row_result r;
         finish_record(u, &in, &t, &j, &record, &r);
-        if (r.confident) sum_piece_excluding_max(&own, u, &in, r.maximum, piece);
+        if (r.confident) sum_part_excluding_max(&own, &in, r.maximum, vectors_of(u, &in, piece));
     } else {
-        sum_piece(&own, u, &in, &t, piece);
+        sum_piece(&own, u, &in, &t, piece, scratch);
     }
     const row_state sum = merge_group(own, scratch);
     if (LOCAL_ID == 0) *piece_record(u, in.row, piece) = sum;

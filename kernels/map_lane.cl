@@ -188,7 +188,7 @@ static inline void open_unit(const run *u, unit_input *in, const ulong unit, __l
 #endif
 }
 
-static inline row_result scan_rows(const run *u, const unit_input *in, const lane_targets *t, target_terms *j,
+static inline row_result scan_rows(const run *u, unit_input *in, const lane_targets *t, target_terms *j,
                                    row_state *s, __local uint *scratch)
 {
     const bool from_statistics = (u->p->flags & FLAG_FROM_STATISTICS) != 0;

@@ -1,68 +1,21 @@
 /* SPDX-License-Identifier: MIT
  *
- * row_scan.cl - what is read of one row whose classes vectors lie along: maximum, sums, the first class with a value. Stands
- * behind epilogue.cl in front of map_row.cl, and of along_scan.cl for tiles of short rows (ALONG).
+ * row_scan.cl - how one work-item reads a row: maximum, sums, the first class with a value. Stands behind row_input.cl in
+ * front of row_results.cl, and of along_scan.cl for tiles of short rows (ALONG); group_rows.cl has the ways of a group.
  *
- * A block's maximum comes first, then its exponentials (online softmax).
- *
- * Set by the host with -D, beside those of constants.cl and common.cl:
- *   BLOCK  vectors that one work-item takes in a block, a multiple of 4. Part of what decides the bits
+ * A block's maximum comes first, then its exponentials (online softmax). A block is read twice, from the first-level
+ * cache.
  */
-#if !defined(ALONG)
-#    define ALONG 0
-#endif
-#if ALONG
-#    define BLOCK 64 /* only says that vectors are not in registers: a row is one block */
-#endif
-#if !defined(BLOCK) || BLOCK < 4 || BLOCK % 4 != 0
-#    error "BLOCK: a multiple of 4"
-#endif
-
-/* Blocks this short are read into registers. Longer ones are read twice, from the first-level cache. */
-#if BLOCK <= 8
-#    define IN_REGISTERS 1
-#    define REGISTERS BLOCK
-#else
-#    define IN_REGISTERS 0
-#    define REGISTERS 1
-#endif
-
-/* Vectors of a work-item between two flushes, see block_sums; a block has no fewer, or is one. */
+/* Vectors between two flushes, see block_sums; a block has no fewer, or is one. */
 #define FLUSH_VECTORS (BLOCK < 16 ? BLOCK : 16)
 
 /* Whether gradients need the logits although local_rows has the exponentials: for the softcap's slope. */
-#define NEEDS_X (!IN_REGISTERS && HAS_SOFTCAP)
-
-/* One row's inputs. Vector v < vectors is x[v * VEC ..]; vector `vectors` is the tail of classes % VEC. */
-typedef struct {
-    __global const storage *x;
-    ulong row;
-    uint n; /* rows, 1 */
-    uint classes;
-    uint vectors;
-    uint tail;
-    uint local_elements;
-    bool fits;         /* rows of this plan fit into local_rows */
-    bool in_local;     /* this one is */
-    uint ahead;        /* vectors from one that is computed with to the one that is prefetched meanwhile */
-    bool shares_lines; /* see prefetch_ahead() */
-    uint slope_at; /* where local_rows has the slope of every class beside its exponential; 0: it has not */
-    __global const void *q;              /* probabilities [classes] */
-    __global const acc_t *class_weights; /* [classes] */
-    bool best;                           /* the argmax is wanted */
-    bool nan;                            /* so is which class is NaN */
-    options o;
-} row_input;
+#define NEEDS_X HAS_SOFTCAP
 
 /* The vector that holds the tail ends with the row and begins among the classes of the one before it, unless the row
  * is shorter than a vector: a load of single elements would cost as much as twenty vectors. `first_new` of its
- * elements are not counted a second time. In larger groups another work-item has the vector before, and would write
- * the same place of local_rows. */
-#if WG_SIZE == 1
-#    define TAIL_OVERLAPS(in) ((in)->vectors > 0)
-#else
-#    define TAIL_OVERLAPS(in) false
-#endif
+ * elements are not counted a second time. */
+#define TAIL_OVERLAPS(in) ((in)->vectors > 0)
 
 static inline uint vector_at(const row_input *in, const uint v)
 {
@@ -136,47 +89,6 @@ ALWAYS_INLINE void prefetch_ahead(const row_input *in, const uint v, const bool 
 #endif
 }
 
-/* ---- a ------------------------------------------------------------------------------------ */
-
-static inline acc_t probability_one(const row_input *in, const uint at)
-{
-#if DTYPE != F32
-    if (TARGETS == TARGET_PROBABILITIES_LOGITS) return load_one((__global const storage *)in->q + at);
-#endif
-    return convert_acc(((__global const float *)in->q)[at]);
-}
-
-static inline vec probability_vector(const row_input *in, const uint at)
-{
-#if DTYPE != F32
-    if (TARGETS == TARGET_PROBABILITIES_LOGITS) return load_vector((__global const storage *)in->q + at);
-#endif
-    return CONVERT_VEC(LOAD((__global const float *)in->q + at));
-}
-
-/* The part of a_j that every class has: of an index target the smoothing, of probabilities all. */
-static inline acc_t dense_one(const row_input *in, const uint at)
-{
-    acc_t a = in->o.smoothing_per_class;
-    if (HAS_PROBABILITIES) a = fma(in->o.one_minus_smoothing, probability_one(in, at), a);
-    if (HAS_CLASS_WEIGHTS) a = a * in->class_weights[at];
-    return a;
-}
-
-/* n < VEC: only the first n exist, the others give 0. */
-static inline vec dense_vector(const row_input *in, const uint at, const uint n)
-{
-    if (n < VEC) {
-        acc_t element[VEC];
-        for (uint i = 0; i < VEC; i++) element[i] = i < n ? dense_one(in, at + i) : 0;
-        return LOAD(element);
-    }
-    vec a = (vec)(in->o.smoothing_per_class);
-    if (HAS_PROBABILITIES) a = fma((vec)(in->o.one_minus_smoothing), probability_vector(in, at), a);
-    if (HAS_CLASS_WEIGHTS) a = a * LOAD(in->class_weights + at);
-    return a;
-}
-
 /* a of vector v, as it is summed. tail: v may be the last one. */
 static inline vec get_a(const row_input *in, const uint v, const bool tail)
 {
@@ -212,7 +124,7 @@ ALWAYS_INLINE void take_vector(terms *t, const row_input *in, const row_scan *sc
 {
     const uint at = tail ? vector_at(in, v) : v * VEC, skipped = tail ? first_new(in, v) : 0;
     vec e = exp_vector(z, level->scale, level->far);
-    if ((tail || apart != NO_CLASS) && scan->in_local && !IN_REGISTERS) STORE(e, scan->local_rows + at);
+    if ((tail || apart != NO_CLASS) && scan->in_local) STORE(e, scan->local_rows + at);
     if (apart != NO_CLASS) e = IOTA == (ivec)((integer)(apart - at)) ? (vec)(0) : e;
     if (skipped > 0) e = IOTA < (ivec)((integer)skipped) ? (vec)(0) : e;
     vec a = (vec)(0);
@@ -237,99 +149,54 @@ ALWAYS_INLINE vec z_of_block(const row_input *in, const row_scan *scan, const ui
     return rare ? vector_z(in, v) : full_z(in, v);
 }
 
-/* Adds this work-item's vectors of [from, to) to b. z: of all of them, where they are in registers. */
+/* Adds the vectors [from, to) to b. */
 ALWAYS_INLINE void sum_block(block_sums *b, const row_input *in, const row_scan *scan, const row_level *level,
-                             const uint from, const uint to, const vec z[REGISTERS])
+                             const uint from, const uint to)
 {
     const uint full = min(to, in->vectors);
     const uint apart_vector = scan->apart / VEC; /* of NO_CLASS: past every row */
-    const uint begin = from + LOCAL_ID;
-    uint v = begin;
+    uint v = from;
     do {
-#if IN_REGISTERS
-#    pragma unroll
-#endif
         for (uint i = 0; i < FLUSH_VECTORS; i += 4) {
-            const uint w = v + i * WG_SIZE, last = w + 3 * WG_SIZE;
-            if (!IN_REGISTERS && w >= to) break;
-            if (!IN_REGISTERS) prefetch_ahead(in, w, false);
+            const uint w = v + i, last = w + 3;
+            if (w >= to) break;
+            prefetch_ahead(in, w, false);
             const bool is_apart = apart_vector >= w && apart_vector <= last;
             terms four[4];
-            if (!IN_REGISTERS && last < full && !is_apart) {
+            if (last < full && !is_apart) {
 #pragma unroll
                 for (uint k = 0; k < 4; k++) {
-                    const uint u = w + k * WG_SIZE;
                     four[k] = no_terms();
-                    take_vector(&four[k], in, scan, level, u, z_of_block(in, scan, from, u, false), NO_CLASS,
-                                false);
+                    take_vector(&four[k], in, scan, level, w + k, z_of_block(in, scan, from, w + k, false),
+                                NO_CLASS, false);
                 }
                 if (scan->in_local) {
 #pragma unroll
                     for (uint k = 0; k < 4; k++)
-                        STORE(four[k].sum_excluding_target, scan->local_rows + (w + k * WG_SIZE) * VEC);
+                        STORE(four[k].sum_excluding_target, scan->local_rows + (w + k) * VEC);
                 }
                 add_four(b, four);
             } else if (ALONG && last < full) { /* of short rows every second four or so */
 #pragma unroll
                 for (uint k = 0; k < 4; k++) {
-                    const uint u = w + k * WG_SIZE;
                     four[k] = no_terms();
-                    take_vector(&four[k], in, scan, level, u, z_of_block(in, scan, from, u, false),
+                    take_vector(&four[k], in, scan, level, w + k, z_of_block(in, scan, from, w + k, false),
                                 scan->apart, false);
                 }
                 add_four(b, four);
             } else {
-                UNROLL_OF_GROUPS
-                for (uint k = 0; k < 4; k++) {
-                    const uint u = w + k * WG_SIZE;
-                    if (u < to) {
-                        const vec of_u =
-                            IN_REGISTERS ? z[(i + k) % REGISTERS] : z_of_block(in, scan, from, u, true);
-                        terms one = no_terms();
-                        take_vector(&one, in, scan, level, u, of_u,
-                                    u == apart_vector ? scan->apart : NO_CLASS, true);
-                        add_one(b, &one);
-                    }
+#pragma unroll 1
+                for (uint u = w; u <= last && u < to; u++) {
+                    terms one = no_terms();
+                    take_vector(&one, in, scan, level, u, z_of_block(in, scan, from, u, true),
+                                u == apart_vector ? scan->apart : NO_CLASS, true);
+                    add_one(b, &one);
                 }
             }
         }
-        flush(b, IN_REGISTERS || (ALONG && to <= FLUSH_VECTORS));
-        v += FLUSH_VECTORS * WG_SIZE;
-    } while (!IN_REGISTERS && v < to);
-}
-
-/* Reads this work-item's vectors of the block [from, to) into registers, and returns the maximum of their z, element by
- * element. */
-ALWAYS_INLINE vec load_block(const row_input *in, const row_scan *scan, const uint from, const uint to,
-                             vec z[REGISTERS])
-{
-    const uint begin = from + LOCAL_ID;
-    const bool aligned = TELLS_ALIGNED && IS_ALIGNED(in->x, storage);
-    vec x[REGISTERS];
-    vec m = (vec)(-ACC_INFINITY);
-    /* a full block without a branch between its loads, which are then under way together */
-    if (aligned && from + REGISTERS * WG_SIZE <= min(to, in->vectors)) {
-#pragma unroll
-        for (uint i = 0; i < REGISTERS; i++) x[i] = load_vector_aligned(in->x + (begin + i * WG_SIZE) * VEC);
-    } else {
-#pragma unroll
-        for (uint i = 0; i < REGISTERS; i++) {
-            const uint v = begin + i * WG_SIZE;
-            x[i] = v < to ? vector_x(in, v) : (vec)(-ACC_INFINITY);
-        }
-    }
-#pragma unroll
-    for (uint i = 0; i < REGISTERS; i++) {
-        const uint v = begin + i * WG_SIZE;
-        z[i] = (vec)(-ACC_INFINITY);
-        if (v < to) {
-            vec unused;
-            if (scan->in_local) STORE(x[i], scan->local_rows + vector_at(in, v));
-            z[i] = softcap_vector_z(x[i], in->o, &unused);
-        }
-        m = vec_max(m, z[i]);
-    }
-    return m;
+        flush(b, ALONG && to <= FLUSH_VECTORS);
+        v += FLUSH_VECTORS;
+    } while (v < to);
 }
 
 /* z of vector v, left behind for sum_block(), and its slope for the gradient. */
@@ -344,7 +211,7 @@ ALWAYS_INLINE vec keep_z(const row_input *in, const row_scan *scan, const uint f
     return z;
 }
 
-/* The maximum of this work-item's vectors of [from, to), element by element. */
+/* The maximum of the vectors [from, to), element by element. */
 ALWAYS_INLINE vec maximum_of(const row_input *in, const row_scan *scan, const uint from, const uint to)
 {
     const uint full = min(to, in->vectors);
@@ -352,20 +219,20 @@ ALWAYS_INLINE vec maximum_of(const row_input *in, const row_scan *scan, const ui
     vec m1 = m0;
     vec m2 = m0;
     vec m3 = m0;
-    uint v = from + LOCAL_ID;
+    uint v = from;
     if (scan->keeps_z) {
 #pragma unroll 4
-        for (; v < full; v += WG_SIZE) m0 = vec_max(m0, keep_z(in, scan, from, v, true));
+        for (; v < full; v++) m0 = vec_max(m0, keep_z(in, scan, from, v, true));
         if (v < to) m0 = vec_max(m0, keep_z(in, scan, from, v, false));
         return m0;
     }
-    for (; v + 3 * WG_SIZE < full; v += 4 * WG_SIZE) {
+    for (; v + 3 < full; v += 4) {
         m0 = vec_max(m0, full_z(in, v));
-        m1 = vec_max(m1, full_z(in, v + WG_SIZE));
-        m2 = vec_max(m2, full_z(in, v + 2 * WG_SIZE));
-        m3 = vec_max(m3, full_z(in, v + 3 * WG_SIZE));
+        m1 = vec_max(m1, full_z(in, v + 1));
+        m2 = vec_max(m2, full_z(in, v + 2));
+        m3 = vec_max(m3, full_z(in, v + 3));
     }
-    for (; v < full; v += WG_SIZE) m0 = vec_max(m0, full_z(in, v));
+    for (; v < full; v++) m0 = vec_max(m0, full_z(in, v));
     if (v < to) m1 = vec_max(m1, vector_z(in, v));
     return vec_max(vec_max(m0, m1), vec_max(m2, m3));
 }
@@ -378,44 +245,38 @@ ALWAYS_INLINE ivec match_vector(const row_input *in, const uint v, const bool is
     return (want_nan ? s != s : s == (vec)(value)) ? (ivec)((integer)vector_at(in, v)) : found;
 }
 
-/* The first class in this work-item's part of the vectors [first, last) whose s is `value`, or that is NaN. NO_CLASS if
- * none. From the last vector to the first, so that each element is left with its first one; four by four, as each waits
- * for the one before. */
+/* The first class of the vectors [first, last) whose s is `value`, or that is NaN. NO_CLASS if none. From the last vector
+ * to the first, so that each element is left with its first one; four by four, as each waits for the one before. */
 PART integer find_first(const row_input *in, const bool want_nan, const acc_t value, const uint first,
                         const uint last)
 {
     const ivec none = (ivec)(NO_CLASS);
-    const uint begin = first + LOCAL_ID;
-    uint left = last > begin ? (last - begin - 1) / WG_SIZE + 1 : 0;
+    uint behind = max(first, last);
     ivec found[4] = { none, none, none, none };
-    if (left > 0 && begin + (left - 1) * WG_SIZE >= in->vectors) {
-        left--;
-        found[0] = match_vector(in, begin + left * WG_SIZE, false, want_nan, value, none);
+    if (behind > first && behind > in->vectors) {
+        behind--;
+        found[0] = match_vector(in, behind, false, want_nan, value, none);
     }
-    for (; left >= 4; left -= 4) {
+    for (; behind >= first + 4; behind -= 4) {
 #pragma unroll
         for (uint k = 0; k < 4; k++) {
-            const uint v = begin + (left - 1 - k) * WG_SIZE;
-            found[k] = match_vector(in, v, true, want_nan, value, found[k]);
+            found[k] = match_vector(in, behind - 1 - k, true, want_nan, value, found[k]);
         }
     }
-    for (; left > 0; left--) {
-        const uint v = begin + (left - 1) * WG_SIZE;
-        found[0] = match_vector(in, v, true, want_nan, value, found[0]);
-    }
+    for (; behind > first; behind--) found[0] = match_vector(in, behind - 1, true, want_nan, value, found[0]);
     const ivec first_at = min(min(found[0], found[1]), min(found[2], found[3]));
     const ivec at = first_at == none ? none : first_at + IOTA;
     const integer least = FOLD(at, min);
     return least < (integer)in->classes ? least : (integer)NO_CLASS;
 }
 
-/* The exponentials of this work-item's vectors of [from, to) once more, without the one class that is the maximum: of
+/* The exponentials of the vectors [from, to) once more, without the one class that is the maximum: of
  * confident rows, where it is one. */
 static inline compensated_vector sum_excluding_max(const row_input *in, const row_level *level,
                                                    const acc_t maximum, const uint from, const uint to)
 {
     compensated_vector rest = { (vec)(0), (vec)(0) };
-    for (uint v = from + LOCAL_ID; v < to; v += WG_SIZE) {
+    for (uint v = from; v < to; v++) {
         const uint skipped = first_new(in, v);
         const vec z = vector_z(in, v);
         vec e = z == (vec)(maximum) ? (vec)(0) : exp_vector(z, level->scale, true);

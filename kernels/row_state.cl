@@ -65,16 +65,13 @@ static inline void raise_maximum(row_state *s, const lane maximum)
 
 #if !LANES
 /* Of two parts, neither of which need be the first. */
-static inline row_state merge(row_state a, row_state b)
+static inline row_state merge_at_one_maximum(row_state a, const row_state b)
 {
-    const acc_t maximum = acc_max(a.maximum, b.maximum);
-    raise_maximum(&a, maximum);
-    raise_maximum(&b, maximum);
-    if (b.top > a.top || (b.top == a.top && b.best < a.best)) {
+    if (HAS_BEST && (b.top > a.top || (b.top == a.top && b.best < a.best))) {
         a.top = b.top;
         a.best = b.best;
     }
-    a.nan_at = min(a.nan_at, b.nan_at);
+    if (HAS_NAN_AT) a.nan_at = min(a.nan_at, b.nan_at);
     a.sum_excluding_target = compensated_merge(a.sum_excluding_target, b.sum_excluding_target);
 #    if HAS_ENTROPY
     a.entropy = compensated_merge(a.entropy, b.entropy);
@@ -86,7 +83,13 @@ static inline row_state merge(row_state a, row_state b)
     return a;
 }
 
-DEFINE_GROUP_TREE(merge_group, row_state, merge)
+static inline row_state merge(row_state a, row_state b)
+{
+    const acc_t maximum = acc_max(a.maximum, b.maximum);
+    raise_maximum(&a, maximum);
+    raise_maximum(&b, maximum);
+    return merge_at_one_maximum(a, b);
+}
 #endif
 
 /* ---- A block -------------------------------------------------------------------------------- */

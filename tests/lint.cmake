@@ -38,19 +38,20 @@ set(gpu -DWG_SIZE=256)
 set(none "-DHAS_CLASS_WEIGHTS=0 -DHAS_SMOOTHING=0 -DHAS_LOGIT_SCALE=0 -DHAS_SOFTCAP=0 -DACCUMULATE=0")
 set(all "-DHAS_CLASS_WEIGHTS=1 -DHAS_SMOOTHING=1 -DHAS_LOGIT_SCALE=1 -DHAS_SOFTCAP=1 -DACCUMULATE=1")
 set(constants
-  "-DOUTPUTS=56 -DTARGETS=1 -DREDUCES=1 -DKERNELS=3 ${none}"
-  "-DOUTPUTS=312 -DTARGETS=5 -DREDUCES=1 -DKERNELS=3 ${all}"
-  "-DOUTPUTS=32 -DTARGETS=2 -DREDUCES=1 -DKERNELS=1 ${all}"
-  "-DOUTPUTS=0 -DTARGETS=3 -DREDUCES=0 -DKERNELS=2 ${none}"
-  "-DOUTPUTS=24 -DTARGETS=0 -DREDUCES=0 -DKERNELS=1 ${none}")
+  "-DOUTPUTS=767 -DTARGETS=1 -DREDUCES=1 -DKERNELS=3 ${none}"
+  "-DOUTPUTS=1023 -DTARGETS=5 -DREDUCES=1 -DKERNELS=3 ${all}"
+  "-DOUTPUTS=34 -DTARGETS=2 -DREDUCES=1 -DKERNELS=1 ${all}"
+  "-DOUTPUTS=3 -DTARGETS=3 -DREDUCES=0 -DKERNELS=2 ${none}"
+  "-DOUTPUTS=12 -DTARGETS=0 -DREDUCES=0 -DKERNELS=1 ${none}")
 set(shapes "")
 if(PROGRAM STREQUAL "rows")
   foreach(of_plan IN LISTS constants)
     list(APPEND shapes
       "${cpu} -DLANES=0 -DVEC=16 -DBLOCK=64 ${of_plan}"
       "${cpu} -DLANES=0 -DVEC=1 -DBLOCK=4 ${of_plan}"
-      "${gpu} -DLANES=0 -DVEC=4 -DBLOCK=4 ${of_plan}"
-      "${gpu} -DLANES=0 -DVEC=8 -DBLOCK=64 ${of_plan}")
+      "${gpu} -DLANES=0 -DVEC=4 -DBLOCK=4 -DONE_BLOCK=1 ${of_plan}"
+      "${gpu} -DLANES=0 -DVEC=8 -DBLOCK=2 -DONE_BLOCK=0 ${of_plan}"
+      "${gpu} -DLANES=0 -DVEC=1 -DBLOCK=16 -DONE_BLOCK=0 ${of_plan}")
   endforeach()
 elseif(PROGRAM STREQUAL "lanes")
   foreach(of_plan IN LISTS constants)
@@ -64,7 +65,7 @@ elseif(PROGRAM STREQUAL "lanes")
       "${gpu} -DVEC=1 -DCOLUMNS=1 -DLANES=1 -DALONG=0 -DINNER=0 -DIN_LOCAL=1 ${of_plan}")
   endforeach()
   foreach(vector 4 16)
-    foreach(outputs 0 288)
+    foreach(outputs 711 999)
       list(APPEND shapes
         "${cpu} -DVEC=${vector} -DCOLUMNS=1 -DLANES=1 -DALONG=1 -DINNER=0 -DIN_LOCAL=1 -DOUTPUTS=${outputs} -DTARGETS=1 -DREDUCES=1 ${none}")
     endforeach()
@@ -133,7 +134,7 @@ function(list_definitions name text)
 endfunction()
 
 # One name is one thing: only what fused.cl asks of a mapping, and map_lane.cl of a scan, is defined in more than one file.
-set(of_mapping find_classes stage sum_tile tile_excluding_max count_units epilogue_of_unit make_input open_rows open_unit scan_rows target_logits units_of_group)
+set(of_mapping find_classes stage sum_tile tile_excluding_max count_units epilogue_of_unit make_input open_rows open_unit scan_rows sum_part sum_part_excluding_max target_logits units_of_group write_result)
 file(GLOB files ${KERNELS}/*.cl)
 set(text "")
 set(known "")

@@ -63,11 +63,13 @@ static clxent_status forced_plan(clxent_plan **out, clxent_context *ctx, const c
     return clxent_plan_create_tuned(out, ctx, desc, &tuning);
 }
 
-/* As strategy_for() each, but for the groups of a large GPU. */
+/* As strategy_for() each, but for the groups of a large GPU, and blocks so short that group_desc() needs them. */
 static clxent_tuning large_groups(void)
 {
     clxent_tuning large = strategy_for(CLXENT_F32, EACH_GROUPS);
     large.group = 256;
+    large.vector = 1;
+    large.block = 2;
     return large;
 }
 
@@ -102,10 +104,7 @@ static void close_fixture(void)
 TestSuite(limits, .init = open_groups, .fini = close_fixture);
 TestSuite(accesses, .init = open_fixture, .fini = close_fixture);
 
-static clxent_desc group_desc(void)
-{
-    return make_desc(TRAINING_OUTPUTS, CLXENT_F32, 5, 1, small_run() ? 70 : 300);
-}
+static clxent_desc group_desc(void) { return make_desc(TRAINING_OUTPUTS, CLXENT_F32, 5, 1, 300); }
 
 /* The group of a plan made of desc and `tuning`. */
 static uint32_t group_of(const clxent_desc *desc)

@@ -48,13 +48,12 @@ int main(int argc, char **argv)
     const clxent_tuning tuning = { .group = 256,
                                    .vector = 4,
                                    .block = 4,
-                                   .cache = 16384,
                                    .elements = 1,
                                    .piece = number[4] > 0 ? (uint32_t)number[4] : 32768,
                                    .split = number[4] > 0 ? UINT32_MAX : 0,
                                    .lane_classes = (uint32_t)number[3],
                                    .lane_group = 64,
-                                   .lane_vector = 4,
+                                   .lane_vector = 1,
                                    .lane_cache = 16384 };
 
     check(clGetPlatformIDs(1, &platform, NULL), "clGetPlatformIDs");

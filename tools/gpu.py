@@ -61,69 +61,49 @@ sm_*  bf16 plain *      rows     instructions <= 42
 # Misses that are known: where, the figure, its worst value, as --known prints them. Those of sm_80, by ptxas 13, and of
 # gfx90a; other targets may have worse.
 KNOWN = """
-sm*   f32  plain * rows         registers    128
-sm*   f32  plain * rows         occupancy    25
-sm*   f32  plain * rows         instructions 48.9
-sm*   f32  plain * strided      registers    128
-sm*   f32  plain * strided      spills       60
-sm*   f32  plain * strided      private      64
-sm*   f32  all   * rows         registers    128
-sm*   f32  all   * rows         spills       620
-sm*   f32  all   * rows         private      160
-sm*   f32  all   * strided      registers    223
-sm*   f32  all   * strided      private      32
-sm*   *16  plain * rows         registers    128
-sm*   *16  plain * rows         spills       304
-sm*   *16  plain * rows         private      144
-sm*   *16  plain * rows-sums    registers    98
-sm*   *16  plain * rows-results spills       32
-sm*   *16  plain * rows-results private      80
-sm*   *16  plain * strided      registers    128
-sm*   *16  plain * strided      spills       88
-sm*   *16  plain * strided      private      64
-sm*   *16  all   * rows         registers    219
-sm*   *16  all   * rows         private      880
-sm*   *16  all   * rows-sums    registers    174
-sm*   *16  all   * rows-results private      48
-sm*   *16  all   * strided      registers    222
-sm*   *16  all   * strided      private      32
-sm*   *16  plain * rows         instructions 48.8
-sm*   *16  all   * rows-results spills       36
-sm*   f64  plain * rows         registers    188
-sm*   f64  plain * rows-sums    spills       8
-sm*   f64  plain * rows-sums    private      8
-sm*   f64  plain * strided      registers    76
-sm*   f64  all   * rows         registers    255
-sm*   f64  all   * rows         spills       32
-sm*   f64  all   * rows         private      16
-sm*   f64  all   * rows-sums    registers    166
-sm*   f64  all   * strided      registers    128
-sm*   f64  all   * strided      spills       72
-sm*   f64  all   * strided      private      32
-gfx*  f32  plain * rows         registers    114
-gfx*  f32  plain * rows         occupancy    25
-gfx*  f32  plain * strided      registers    170
-gfx*  f32  plain * strided      private      8
-gfx*  f32  all   * rows         registers    170
-gfx*  f32  all   * rows-sums    registers    108
-gfx*  f32  all   * strided      registers    242
-gfx*  f32  all   * strided      private      8
-gfx*  *16  plain * rows         registers    156
-gfx*  *16  plain * rows-sums    registers    94
-gfx*  *16  plain * strided      registers    181
-gfx*  *16  plain * strided      private      8
-gfx*  *16  all   * rows         registers    280
-gfx*  *16  all   * rows         private      760
-gfx*  *16  all   * rows-sums    registers    180
-gfx*  *16  all   * strided      registers    246
-gfx*  *16  all   * strided      private      8
-gfx*  *16  all   * rows-results registers    86
-gfx*  f64  plain * rows         registers    206
-gfx*  f64  plain * strided      registers    146
-gfx*  f64  all   * rows         registers    328
-gfx*  f64  all   * rows-sums    registers    190
-gfx*  f64  all   * rows-sums    private      104
-gfx*  f64  all   * strided      registers    192
+sm*  f32 plain * rows         instructions 48.9
+sm*  f32 all   * rows         missing128   1
+sm*  f32 all   * strided      registers    72
+gfx* f32 all   * strided      registers    95
+sm*  *16 plain * rows         in_flight    7168
+gfx* *16 plain * rows         in_flight    14336
+sm*  *16 all   * rows         registers    96
+gfx* *16 all   * rows         registers    181
+sm*  *16 all   * rows         spills       176
+sm*  *16 all   * rows         private      72
+sm*  *16 all   * rows-sums    registers    87
+gfx* *16 all   * rows-sums    registers    108
+sm*  *16 all   * strided      registers    72
+gfx* *16 all   * strided      registers    97
+sm*  *16 plain * rows         instructions 53.3
+sm*  *16 plain * strided      spills       48
+sm*  *16 plain * strided      private      16
+sm*  f64 plain * lanes        spills       24
+sm*  f64 plain * lanes        private      16
+sm*  f64 plain * rows         in_flight    12288
+gfx* f64 plain * rows         in_flight    12288
+sm*  f64 plain * strided      registers    72
+gfx* f64 plain * strided      registers    132
+sm*  f64 plain * strided      spills       8
+sm*  f64 plain * strided      private      8
+sm*  f64 all   * rows         registers    226
+gfx* f64 all   * rows         registers    256
+sm*  f64 all   * rows         missing128   2
+gfx* f64 all   * rows         missing128   2
+sm*  f64 all   * rows         spills       420
+sm*  f64 all   * rows         private      144
+sm*  f64 all   * strided      registers    128
+gfx* f64 all   * strided      registers    190
+gfx* f32 plain * rows         registers    116
+gfx* f32 plain * rows-results registers    69
+gfx* f32 plain * strided      registers    70
+gfx* f32 all   * rows         registers    132
+gfx* *16 plain * rows         registers    128
+gfx* *16 plain * rows-results registers    90
+gfx* *16 plain * strided      registers    73
+gfx* f64 plain * rows         registers    168
+gfx* f64 plain * rows         missing128   1
+gfx* f64 all   * rows-sums    private      104
 """
 
 # A multiprocessor or compute unit has `parts` schedulers. Each has room for so many `waves` of `wave` work-items, which
@@ -381,8 +361,9 @@ def compile_program(target, program, folder):
     code, facts = read_ptx(text), {}
     if PTXAS:
         # NVIDIA's OpenCL fits registers to the work-group that a kernel requires; clang does not pass that on.
-        group = re.search(r"-DWG_SIZE=(\d+)", options)[1]
-        text = re.sub(r"(\.entry (?:%s)\([^)]*\))" % "|".join(KERNELS), r"\1 .reqntid " + group, text)
+        if "GROUP_IS_HINT" not in options:
+            group = re.search(r"-DWG_SIZE=(\d+)", options)[1]
+            text = re.sub(r"(\.entry (?:%s)\([^)]*\))" % "|".join(KERNELS), r"\1 .reqntid " + group, text)
         with open(out, "w", encoding="utf-8") as source:
             source.write(text)
         cap = ["-maxrregcount", str(registers)] if registers else []
@@ -412,8 +393,8 @@ def read_amd_facts(text):
 Case = collections.namedtuple("Case", "dtype options classes inner group local program vector block one_block lanes")
 
 
-def make_case(gpu_options, dtype, options, shape):
-    said = run(gpu_options, "--dtype", dtype, "--classes", str(shape[0]), "--inner", str(shape[1]),
+def make_case(gpu_options, vendor, dtype, options, shape):
+    said = run(gpu_options, "--vendor", vendor, "--dtype", dtype, "--classes", str(shape[0]), "--inner", str(shape[1]),
                *(["--all-options"] if options == "all" else []))
     found = dict(word.split("=", 1) for word in shlex.split(said))
     define = dict(re.findall(r"-D(\w+)=(\d+)", found["options"]))
@@ -527,17 +508,20 @@ def main():
     if not (PTXAS and NVDISASM) and "sm_" in "".join(options.target):
         print("gpu.py: no ptxas or no nvdisasm (pip: nvidia-cuda-nvcc, nvidia-cuda-nvdisasm)", file=sys.stderr)
     shapes = QUICK if options.quick else SHAPES
-    cases = [make_case(options.options, *c) for c in itertools.product(SIZES, ("plain", "all"), shapes)]
-    cases = [c for c in cases if options.only in "%s %s %d" % c[:3]]
+    cases = {}  # of a target
+    for target in options.target:
+        vendor = "NVIDIA" if target.startswith("sm_") else "AMD"
+        made = [make_case(options.options, vendor, *c) for c in itertools.product(SIZES, ("plain", "all"), shapes)]
+        cases[target] = [c for c in made if options.only in "%s %s %d" % c[:3]]
     measured, status = [], 0
     with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        programs = {(t, c.program): None for t in options.target for c in cases}
+        programs = {(t, c.program): None for t in options.target for c in cases[t]}
         for key in programs:
             programs[key] = pool.submit(compile_program, *key, folder)
         print("%-8s%-5s%-6s%-7s%-13s%s" % ("target", "dtype", "opt", "class", "kernel", "".join(
             "%*s" % (len(c) + 2, c) for c in COLUMNS)))
         for target in options.target:
-            for case in cases:
+            for case in cases[target]:
                 try:
                     compiled = programs[target, case.program].result()
                 except Failure as failure:

@@ -10,6 +10,7 @@
 #include "../row_state.cl"
 #include "../epilogue.cl"
 #if ALONG
+#    include "../row_input.cl"
 #    include "../row_scan.cl"
 #endif
 #include "../tile.cl"

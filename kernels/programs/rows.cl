@@ -9,6 +9,12 @@
 #include "../math.cl"
 #include "../row_state.cl"
 #include "../epilogue.cl"
-#include "../row_scan.cl"
+#include "../row_input.cl"
+#if WG_SIZE > 1
+#    include "../group_rows.cl"
+#else
+#    include "../row_scan.cl"
+#    include "../row_results.cl"
+#endif
 #include "../map_row.cl"
 #include "../fused.cl"

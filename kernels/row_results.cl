@@ -1,0 +1,240 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * row_results.cl - how one work-item sums a row block by block, and writes its results. Stands behind row_scan.cl in front
+ * of map_row.cl; group_rows.cl has the ways of a group.
+ */
+static inline row_level level_of(const acc_t maximum)
+{
+    return (row_level){ exp_scale_of(maximum), distance_base(maximum), true };
+}
+
+/* The sums of the vectors [begin, end), block by block. range: where the maximum was met first. */
+static inline void scan_own(row_state *s, const row_input *in, const row_scan *scan, const uint begin,
+                            const uint end, vector_range *range)
+{
+    const uint step = scan->whole ? end - begin : BLOCK;
+    *s = empty_state();
+    for (uint first = begin; first < end; first += step) {
+        const uint last = min(first + step, end);
+        const vec m = maximum_of(in, scan, first, last);
+        const acc_t maximum = FOLD(m, acc_max);
+        if (maximum > s->maximum) {
+            raise_maximum(s, maximum);
+            *range = (vector_range){ first, last };
+        }
+        row_level level = level_of(s->maximum);
+        for (uint from = first; from < last; from += BLOCK) {
+            const uint to = min(from + BLOCK, last);
+            block_sums b = empty_block();
+            if (!SUMS_PLAINLY || fabs(s->maximum) > MAX_NEAR) {
+                sum_block(&b, in, scan, &level, from, to);
+            } else {
+                level.far = false;
+                sum_block(&b, in, scan, &level, from, to);
+            }
+            add_block(s, &b);
+        }
+    }
+}
+
+/* Everything that is summed over the vectors of a part of the row, but for the target's class. */
+PART void sum_part(row_state *s, const run *u, row_input *in, const integer target, const vector_range part,
+                   __local row_state *scratch)
+{
+    vector_range range = part; /* all -inf: no block ever raised the maximum */
+    (void)scratch;
+    row_scan scan = { (uint)target, in->fits, in->in_local, false, u->local_rows };
+    scan.keeps_z = HAS_SOFTCAP && (scan.whole || in->local_elements >= BLOCK * VEC);
+    scan_own(s, in, &scan, part.first, part.last, &range);
+    const bool has_nan = s->sum_excluding_target.high != s->sum_excluding_target.high;
+    if (in->best) {
+        s->top = s->maximum;
+        if (HAS_SOFTCAP) {
+            vec m = (vec)(-ACC_INFINITY);
+            for (uint v = part.first; v < part.last; v++) {
+                m = vec_max(m, softcap_vector_s(vector_x(in, v), in->o));
+            }
+            s->top = FOLD(m, acc_max);
+            range = part;
+        }
+        s->best = find_first(in, false, s->top, range.first, range.last);
+    }
+    /* also true where +inf - inf made it, without a NaN among the logits */
+    if (has_nan && in->nan) {
+        /* of s, which is NaN too where a logit_scale of 0 meets an infinity */
+        s->nan_at = find_first(in, true, 0, part.first, part.last);
+    }
+}
+
+/* The exponentials once more, without the one class that is the maximum: of confident rows, where it is one. */
+static inline void sum_part_excluding_max(row_state *s, const row_input *in, const acc_t maximum,
+                                          const vector_range part)
+{
+    const row_level level = level_of(maximum);
+    s->maximum = maximum;
+    for (uint from = part.first; from < part.last; from += BLOCK) {
+        const uint to = min(from + BLOCK, part.last);
+        s->sum_excluding_target =
+            fold(s->sum_excluding_target, sum_excluding_max(in, &level, maximum, from, to));
+    }
+}
+
+/* ---- The results of a row ------------------------------------------------------------------ */
+
+/* Streaming stores need their elements moved to where vectors are aligned, see write_result(). */
+#if HAS_NONTEMPORAL
+#    define CAN_STREAM 1
+#else
+#    define CAN_STREAM 0
+#endif
+
+/* How a row is written. */
+typedef struct {
+    bool in_local;  /* its exponentials are in local_rows */
+    bool folds;     /* the factor, a finite one, goes into the exponential: where those are never kept */
+    bool streaming; /* large results bypass the cache where they can */
+    const __local acc_t *local_rows;
+} row_source;
+
+/* has_slope: kept_slope is as local_rows has it, which with exponentials from there leaves no need of x. */
+ALWAYS_INLINE vec epilogue_value(const row_input *in, const row_result *r, const epilogue *g,
+                                 const row_source *from, const vec x, const vec kept_e, const bool has_slope,
+                                 const vec kept_slope, const uint at, const uint n)
+{
+    vec slope = (vec)(1);
+    vec z = x;
+    vec a = (vec)(0);
+    if (has_slope) {
+        slope = kept_slope;
+    } else {
+        z = softcap_vector_z(x, in->o, &slope);
+    }
+    if (from->folds && !IS_KIND(g, OUTPUT_LOG_SOFTMAX)) return exp_vector_times(z, r->scale, true, g->factor);
+    const vec e = from->in_local ? kept_e : exp_vector(z, r->scale, true);
+    if (HAS_DENSE && IS_KIND(g, OUTPUT_GRADIENT)) a = dense_vector(in, at, n);
+    return result_of(r, g, z, slope, e, a);
+}
+
+/* n elements from `at`, 1 <= n <= VEC, the target's class among them or not. */
+static inline void epilogue_part(const row_input *in, const row_result *r, const epilogue *g,
+                                 const row_source *from, const destination *to, const uint at, const uint n)
+{
+    const row_source own = { false, from->folds, false, from->local_rows };
+    const vec x = load_partial(in->x + at, n, -ACC_INFINITY);
+    vec value = epilogue_value(in, r, g, &own, x, x, false, x, at, n);
+    const integer hit = g->class_index - (integer)at;
+    if (hit >= 0 && hit < (integer)n) value = IOTA == (ivec)(hit) ? (vec)(g->target) : value;
+    put(to, at, with_old(to, at, value, n), n);
+}
+
+/* What belongs into a whole vector; with_target: the target's class may be in it. */
+ALWAYS_INLINE vec value_of_vector(const row_input *in, const row_result *r, const epilogue *g,
+                                  const row_source *from, const destination *to, const uint at,
+                                  const bool with_target)
+{
+    const vec kept = from->in_local ? LOAD(from->local_rows + at) : (vec)(0);
+    const bool has_slope = from->in_local && HAS_SOFTCAP && IS_KIND(g, OUTPUT_GRADIENT) && in->slope_at > 0;
+    const vec slope = has_slope ? LOAD(from->local_rows + in->slope_at + at) : kept;
+    const bool has_x = from->in_local && (!NEEDS_X || has_slope || IS_KIND(g, OUTPUT_SOFTMAX));
+    const vec x = !has_x ? load_vector(in->x + at) : kept;
+    vec value = epilogue_value(in, r, g, from, x, kept, has_slope, slope, at, VEC);
+    if (with_target) value = IOTA == (ivec)(g->class_index - (integer)at) ? (vec)(g->target) : value;
+    return with_old(to, at, value, VEC);
+}
+
+/* The same, of a vector that the target's class may be in. */
+PART vec value_with_target(const row_input *in, const row_result *r, const epilogue *g,
+                           const row_source *from, const destination *to, const uint at)
+{
+    destination anywhere = *to;
+    anywhere.aligned = false;
+    return value_of_vector(in, r, g, from, &anywhere, at, true);
+}
+
+static inline void put_anywhere(const destination *to, const uint at, const vec value)
+{
+    destination anywhere = *to;
+    anywhere.aligned = false;
+    put(&anywhere, at, value, VEC);
+}
+
+/* epilogue_loop() for a row that is filled. */
+static inline void fill_loop(const epilogue *g, const destination *to, const uint begin, const uint head,
+                             const uint end)
+{
+    uint at = begin;
+    for (; at < begin + head; at++) put_one(to, at, g->fill);
+    for (; at + VEC <= end; at += VEC) put(to, at, (vec)(g->fill), VEC);
+    for (; at < end; at++) put_one(to, at, g->fill);
+}
+
+/* The classes [begin, end), vectors beginning at `begin` + head. The elements before those and behind them are
+ * vectors too that overlap their neighbours: they are computed first, before anything is written in place, and written
+ * last. */
+ALWAYS_INLINE void epilogue_loop(const row_input *in, const row_result *r, const epilogue *g,
+                                 const row_source *from, const destination *to, const uint begin,
+                                 const uint head, const uint end)
+{
+    const uint first = begin + head;
+    const uint vectors = (end - first) / VEC;
+    const uint tail = (end - first) % VEC;
+    const bool overlaps = end - begin >= VEC;
+    const uint class_index = (uint)g->class_index;
+    const uint special =
+        class_index != NO_CLASS && class_index >= first ? (class_index - first) / VEC : NO_CLASS;
+    uint v = 0;
+    uint stop = min(special, vectors);
+    vec head_value = (vec)(0), tail_value = (vec)(0);
+    if (overlaps) {
+        if (head > 0) head_value = value_with_target(in, r, g, from, to, begin);
+        if (tail > 0) tail_value = value_with_target(in, r, g, from, to, end - VEC);
+    } else if (head > 0) {
+        epilogue_part(in, r, g, from, to, begin, head);
+    }
+    for (;;) {
+        for (; v < stop; v++) {
+            const uint at = first + v * VEC;
+            put(to, at, value_of_vector(in, r, g, from, to, at, false), VEC);
+            if (!from->in_local && v % 4 == 0) prefetch_ahead(in, v, true);
+        }
+        if (stop == vectors) break;
+        const uint at = first + v * VEC;
+        put(to, at, value_with_target(in, r, g, from, to, at), VEC);
+        v++;
+        stop = vectors;
+    }
+    if (overlaps) {
+        if (head > 0) put_anywhere(to, begin, head_value);
+        if (tail > 0) put_anywhere(to, end - VEC, tail_value);
+    } else if (tail > 0) {
+        epilogue_part(in, r, g, from, to, first + v * VEC, tail);
+    }
+}
+
+/* Rows of fewer classes than this are streamed only where all of them are aligned. */
+#define LONG_ROW 4096u
+
+/* Writes the classes [begin, end) of one row of one result, `stride` elements from the next. Streaming stores need
+ * aligned vectors: the elements before the first aligned one go apart, which moves no bit, as elements do not depend on
+ * each other here. But a line that is written both ways costs several memory accesses, and every row that is not aligned
+ * has two (1,000 classes on PoCL: 1.99 of a copy, all plain 1.18). */
+static inline void write_result(const run *u, const row_input *in, const row_result *r, const epilogue *g,
+                                const destination *at, const ulong stride, const uint begin, const uint end)
+{
+    destination to = *at;
+    const row_source from = { in->in_local && !IS_KIND(g, OUTPUT_LOG_SOFTMAX),
+                              !in->fits && (IS_KIND(g, OUTPUT_SOFTMAX) ||
+                                            (HAS_ONE_FACTOR && fabs(g->factor) < ACC_INFINITY)),
+                              (u->p->flags & FLAG_NONTEMPORAL) != 0, u->local_rows };
+    const size_t size = BYTES_OF(&to), address = address_of(&to, begin);
+    const uint to_aligned = (uint)((0 - address) & (VEC * size - 1)) / (uint)size;
+    to.aligned =
+        CAN_STREAM && from.streaming && address % size == 0 &&
+        ((to_aligned == 0 && stride % VEC == 0) || (in->classes >= LONG_ROW && to_aligned < end - begin));
+    const uint head = to.aligned ? to_aligned : 0;
+    if (g->filled) {
+        fill_loop(g, &to, begin, head, end);
+    } else {
+        epilogue_loop(in, r, g, &from, &to, begin, head, end);
+    }
+}
