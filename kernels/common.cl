@@ -509,15 +509,17 @@ static inline void store_gradient_partial(__global gradient_storage *p, const ve
 /* ---- Vectors ----------------------------------------------------------------------------- */
 
 /* Maximum that prefers a where b is NaN: one instruction either way, maxps on CPUs, and fmax on GPUs. */
-#if WG_SIZE > 1
-static inline vec vec_max(const vec a, const vec b) { return fmax(a, b); }
+static inline vec vec_max(const vec a, const vec b)
+{
+    if (WG_SIZE > 1) return fmax(a, b);
+    return b > a ? b : a;
+}
 
-static inline acc_t acc_max(const acc_t a, const acc_t b) { return fmax(a, b); }
-#else
-static inline vec vec_max(const vec a, const vec b) { return b > a ? b : a; }
-
-static inline acc_t acc_max(const acc_t a, const acc_t b) { return b > a ? b : a; }
-#endif
+static inline acc_t acc_max(const acc_t a, const acc_t b)
+{
+    if (WG_SIZE > 1) return fmax(a, b);
+    return b > a ? b : a;
+}
 
 static inline acc_t acc_sum(const acc_t a, const acc_t b) { return a + b; }
 

@@ -566,3 +566,34 @@ Test(context, threads_share_programs)
         for (int round = 0; round < ROUNDS; round++) clReleaseProgram(programs[t][round]);
     }
 }
+
+/* The smallest group that has a row in one block, on both sides of each boundary; outputs do not change it. */
+Test(tuning, groups_follow_from_the_class_count)
+{
+    static const struct {
+        size_t classes;
+        uint32_t group;
+        bool one_block;
+    } cases[] = { { 40, 64, true },    { 1024, 64, true },    { 1028, 128, true },    { 4096, 256, true },
+                  { 4100, 512, true }, { 16384, 1024, true }, { 16388, 1024, false }, { 511, 64, true },
+                  { 513, 128, true },  { 50257, 1024, false } };
+    const clxent_device facts = {
+        .type = CL_DEVICE_TYPE_GPU, .max_work_group = 1024, .local_memory = 48 << 10, .compute_units = 8
+    };
+
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        for (int entropy = 0; entropy < 2; entropy++) {
+            clxent_desc desc = CLXENT_DESC_INIT;
+            clxent_plan_build build;
+            desc.batch = 100;
+            desc.seq = 1;
+            desc.classes = cases[i].classes;
+            desc.outputs = CLXENT_OUTPUT_LOSSES | (entropy ? CLXENT_OUTPUT_ENTROPY : 0u);
+            cr_assert(clxent_plan_program(&facts, &desc, &build) == CLXENT_OK);
+            cr_assert(build.group == cases[i].group, "%zu classes: groups of %u", desc.classes,
+                      (unsigned)build.group);
+            cr_assert((strstr(build.options, "-DONE_BLOCK=1") != NULL) == cases[i].one_block, "%s",
+                      build.options);
+        }
+    }
+}
