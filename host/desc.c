@@ -126,6 +126,11 @@ uint32_t clxent_outputs_made(clxent_made made)
     return outputs;
 }
 
+uint32_t clxent_outputs_of_rows(uint32_t outputs)
+{
+    return outputs & ~clxent_outputs_made(CLXENT_MADE_TARGETS_PASS);
+}
+
 static uint32_t outputs_of(uint32_t op)
 {
     uint32_t outputs = 0;
@@ -221,9 +226,8 @@ static clxent_use use_of(const clxent_desc *desc, uint32_t outputs, bool statist
     switch (which) {
     case CLXENT_TENSOR_LOGITS:
     case CLXENT_TENSOR_PROBABILITIES:
-        return clxent_op_reads(desc->op, which) && (outputs & ~(uint32_t)CLXENT_OUTPUT_BAD_TARGETS) != 0
-                   ? CLXENT_REQUIRED
-                   : CLXENT_UNUSED;
+        return clxent_op_reads(desc->op, which) && clxent_outputs_of_rows(outputs) != 0 ? CLXENT_REQUIRED
+                                                                                        : CLXENT_UNUSED;
     /* By what the plan can be asked for, not by this run: the class that a row's sum keeps apart is its target's,
      * and each output of a plan has the same bits whichever others are asked for beside it. */
     case CLXENT_TENSOR_TARGETS:
@@ -242,6 +246,12 @@ static clxent_use use_of(const clxent_desc *desc, uint32_t outputs, bool statist
                        (outputs & (CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT)) != 0
                    ? CLXENT_OPTIONAL
                    : CLXENT_UNUSED;
+    case CLXENT_TENSOR_GRAD_ENTROPY:
+        return desc->has_grad_entropy != 0 && (outputs & CLXENT_OUTPUT_GRADIENT) != 0 ? CLXENT_REQUIRED
+                                                                                      : CLXENT_UNUSED;
+    case CLXENT_TENSOR_GRAD_LSE:
+        return desc->has_grad_lse != 0 && (outputs & CLXENT_OUTPUT_GRADIENT) != 0 ? CLXENT_REQUIRED
+                                                                                  : CLXENT_UNUSED;
     case CLXENT_TENSOR_STATISTICS: return asked || statistics_in ? CLXENT_REQUIRED : CLXENT_UNUSED;
     case CLXENT_TENSOR_BAD_TARGETS: return asked ? CLXENT_OPTIONAL : CLXENT_UNUSED;
     default: return asked ? CLXENT_REQUIRED : CLXENT_UNUSED;
@@ -272,10 +282,10 @@ clxent_status clxent_tensor_need(const clxent_desc *desc, uint32_t outputs, bool
         step = 1;
         snprintf(need->shape, sizeof need->shape, "[rows %zu] %s", rows, type);
         break;
-    case SHAPE_PAIRS:
-        fits = clxent_size_mul(rows, 2, &elements);
-        step = 2;
-        snprintf(need->shape, sizeof need->shape, "[rows %zu, 2] %s", rows, type);
+    case SHAPE_STATISTICS:
+        step = desc->has_grad_entropy != 0 ? 3 : 2;
+        fits = clxent_size_mul(rows, step, &elements);
+        snprintf(need->shape, sizeof need->shape, "[rows %zu, %zu] %s", rows, step, type);
         break;
     case SHAPE_MATRIX: {
         const bool full =
@@ -519,7 +529,7 @@ static clxent_status check_numbers(const clxent_desc *desc, struct message say)
 /* An option that an operation would silently pass over is refused. */
 static clxent_status check_unused(const clxent_desc *desc, struct message say)
 {
-    enum { ANY, LOGITS, LOSS, ROWS };
+    enum { ANY, LOGITS, LOSS, GRADIENT, ROWS };
     const char *op = op_names.text[desc->op];
     const struct {
         const char *name;
@@ -554,6 +564,12 @@ static clxent_status check_unused(const clxent_desc *desc, struct message say)
                           "ACCUMULATE, which adds to what is there",
                           padding);
     }
+    if ((desc->has_grad_entropy != 0 || desc->has_grad_lse != 0) &&
+        (desc->outputs & CLXENT_OUTPUT_GRADIENT) == 0)
+        return REJECT("%s is %" PRIu32 ": takes 0 with outputs 0x%" PRIx32 ", which have no gradient",
+                      desc->has_grad_entropy != 0 ? "has_grad_entropy" : "has_grad_lse",
+                      desc->has_grad_entropy != 0 ? desc->has_grad_entropy : desc->has_grad_lse,
+                      desc->outputs);
     if (desc->reserved != 0) return REJECT("reserved is %" PRIu32 ": takes 0", desc->reserved);
     return CLXENT_OK;
 }

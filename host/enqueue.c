@@ -58,7 +58,7 @@ static clxent_status copy_args(run *r, const clxent_args *args)
 static clxent_status check_outputs(run *r)
 {
     clxent_plan *plan = r->plan;
-    const uint32_t gradient_only = r->args.outputs & ~(uint32_t)CLXENT_OUTPUT_BAD_TARGETS;
+    const uint32_t gradient_only = clxent_outputs_of_rows(r->args.outputs);
 
     if ((r->args.outputs & ~plan->desc.outputs) != 0) {
         return clxent_fail(plan->ctx, CLXENT_ERROR_INVALID_ARGUMENT,
@@ -71,27 +71,79 @@ static clxent_status check_outputs(run *r)
     return CLXENT_OK;
 }
 
-static clxent_status check_rows(run *r)
+static clxent_status check_count(const run *r, const char *name, size_t count)
 {
     const clxent_plan *plan = r->plan;
     const clxent_desc *desc = &plan->desc;
 
-    r->rows = r->args.rows == CLXENT_ALL_ROWS ? plan->rows : r->args.rows;
-    if (r->rows > plan->rows) {
+    if (count > plan->rows) {
         return clxent_fail(plan->ctx, CLXENT_ERROR_INVALID_ARGUMENT,
-                           "args.rows is %zu: takes at most the plan's batch * seq = %zu", r->rows,
+                           "args.%s is %zu: takes at most the plan's batch * seq = %zu", name, count,
                            plan->rows);
     }
-    if (desc->inner > 1 && r->rows % desc->inner != 0) {
+    if (desc->inner > 1 && count % desc->inner != 0) {
         return clxent_fail(plan->ctx, CLXENT_ERROR_INVALID_ARGUMENT,
-                           "args.rows is %zu: takes a multiple of inner = %zu", r->rows, desc->inner);
+                           "args.%s is %zu: takes a multiple of inner = %zu", name, count, desc->inner);
     }
-    if (desc->shift > 0 && r->rows > 0 && r->rows % desc->seq != 0) { /* without rows seq may be 0 */
+    if (desc->shift > 0 && count > 0 && count % desc->seq != 0) { /* without rows seq may be 0 */
         return clxent_fail(plan->ctx, CLXENT_ERROR_INVALID_ARGUMENT,
-                           "args.rows is %zu: takes a multiple of seq = %zu, as targets are shifted", r->rows,
-                           desc->seq);
+                           "args.%s is %zu: takes a multiple of seq = %zu, as targets are shifted", name,
+                           count, desc->seq);
     }
     return CLXENT_OK;
+}
+
+/* The batch and the part of it that the caller's numbers name. A part too many would write over the loss, one too few never
+ * write it: a part says where in the batch it is, and is held to it. */
+static clxent_status check_part(run *r)
+{
+    static const char *const names[] = { "WHOLE", "FIRST", "MIDDLE", "LAST" };
+    clxent_context *ctx = r->plan->ctx;
+    const clxent_args *args = &r->args;
+    const uint32_t part = args->part;
+    const bool begins = part == CLXENT_PART_WHOLE || part == CLXENT_PART_FIRST;
+    const bool ends = part == CLXENT_PART_WHOLE || part == CLXENT_PART_LAST;
+    const size_t given =
+        part == CLXENT_PART_WHOLE && args->rows != CLXENT_ALL_ROWS ? args->rows : r->plan->rows;
+    const size_t total = args->total_rows != 0 ? args->total_rows : given;
+
+    if (part > CLXENT_PART_LAST) {
+        return clxent_fail(ctx, CLXENT_ERROR_INVALID_ARGUMENT,
+                           "args.part is %u: takes CLXENT_PART_WHOLE (0), CLXENT_PART_FIRST (1), "
+                           "CLXENT_PART_MIDDLE (2), CLXENT_PART_LAST (3)",
+                           (unsigned)part);
+    }
+    if (args->reserved != 0) {
+        return clxent_fail(ctx, CLXENT_ERROR_INVALID_ARGUMENT, "args.reserved is %u: takes 0",
+                           (unsigned)args->reserved);
+    }
+    CLXENT_TRY(check_count(r, args->total_rows != 0 ? "total_rows" : "rows", total));
+    if (begins ? args->first_row != 0 : args->first_row > total || (args->first_row == 0 && !ends)) {
+        return clxent_fail(ctx, CLXENT_ERROR_INVALID_ARGUMENT, "args.first_row is %zu: takes %s with part %s",
+                           args->first_row, begins ? "0" : "a row of the batch behind the first",
+                           names[part]);
+    }
+    r->rows = args->rows == CLXENT_ALL_ROWS ? total - args->first_row : args->rows;
+    CLXENT_TRY(check_count(r, "first_row", args->first_row));
+    CLXENT_TRY(check_count(r, "rows", r->rows));
+    const size_t rest = total - args->first_row;
+    if (r->rows > rest || (r->rows == rest) != ends) {
+        return clxent_fail(
+            ctx, CLXENT_ERROR_INVALID_ARGUMENT,
+            "args.rows is %zu and args.first_row is %zu: takes %s %zu rows with part %s of a batch "
+            "of %zu",
+            r->rows, args->first_row, ends ? "exactly" : "less than", rest, names[part], total);
+    }
+    r->part = (clxent_part){ ends ? CLXENT_PASS_ALL : CLXENT_PASS_LOGITS, total, 0, total, args->first_row };
+    return CLXENT_OK;
+}
+
+/* Whether this part ends the batch, or the rows that the [rows] buffers hold. */
+static bool ends_batch(const run *r) { return r->part.span_first + r->part.span_rows == r->part.total_rows; }
+
+static bool ends_span(const run *r)
+{
+    return r->part.first_row + r->rows == r->part.span_first + r->part.span_rows;
 }
 
 /* What the passes of this part touch. */
@@ -103,7 +155,11 @@ static bool part_uses(const run *r, clxent_tensor tensor)
         return r->part.pass != CLXENT_PASS_TARGETS || clxent_targets_are_indices(&r->plan->desc);
     case CLXENT_TENSOR_CLASS_WEIGHTS:
     case CLXENT_TENSOR_ROW_WEIGHTS: return true;
-    case CLXENT_TENSOR_BAD_TARGETS: return r->part.pass != CLXENT_PASS_LOGITS;
+    case CLXENT_TENSOR_BAD_TARGETS:
+    case CLXENT_TENSOR_COMPUTED_DENOMINATOR:
+    case CLXENT_TENSOR_COUNTED: return r->part.pass != CLXENT_PASS_LOGITS;
+    case CLXENT_TENSOR_LOSS:
+    case CLXENT_TENSOR_CORRECT: return r->part.pass != CLXENT_PASS_TARGETS && ends_span(r);
     default: return r->part.pass != CLXENT_PASS_TARGETS;
     }
 }
@@ -568,14 +624,6 @@ static clxent_status launch(run *r, const setter *s, size_t groups, size_t group
     return CLXENT_OK;
 }
 
-/* Whether this part ends the batch, or the rows that the [rows] buffers hold. */
-static bool ends_batch(const run *r) { return r->part.span_first + r->part.span_rows == r->part.total_rows; }
-
-static bool ends_span(const run *r)
-{
-    return r->part.first_row + r->rows == r->part.span_first + r->part.span_rows;
-}
-
 /* Partials of the rows that the [rows] buffers hold stand behind those of the rows before. */
 static clxent_parameters partials_parameters(const run *r)
 {
@@ -584,6 +632,14 @@ static clxent_parameters partials_parameters(const run *r)
     p.partials_at +=
         r->part.span_first / plan->reduce_unit * plan->partials_per_unit * (cl_ulong)PARTIAL_BYTES;
     return p;
+}
+
+static void set_targets_results(const run *r, setter *s)
+{
+    set_buffer(s, &r->args.bad_targets);
+    set_buffer(s, &r->args.computed_denominator);
+    set_buffer(s, &r->args.counted);
+    set_buffer(s, &r->args.workspace);
 }
 
 static clxent_status launch_targets(run *r, bool last, cl_event *event)
@@ -596,13 +652,11 @@ static clxent_status launch_targets(run *r, bool last, cl_event *event)
     set_buffer(&s, &r->args.targets);
     set_buffer(&s, &r->args.class_weights);
     set_buffer(&s, &r->args.row_weights);
-    set_buffer(&s, &r->args.bad_targets);
-    set_buffer(&s, &r->args.workspace);
+    set_targets_results(r, &s);
     CLXENT_TRY(launch(r, &s, clxent_partials(plan, r->part.span_rows), plan->group, last && !folds, event));
     if (!folds) return CLXENT_OK;
     s = set_begin(plan->targets_fold, &r->p);
-    set_buffer(&s, &r->args.bad_targets);
-    set_buffer(&s, &r->args.workspace);
+    set_targets_results(r, &s);
     return launch(r, &s, 1, 1, last, event);
 }
 
@@ -703,9 +757,10 @@ static clxent_status launch_all(run *r, cl_event *event)
     const bool needs_denominator =
         divides_by_denominator(r) && r->args.denominator.mem == NULL && !finds_own_denominator(r);
     const bool targets =
-        r->part.pass != CLXENT_PASS_LOGITS && (needs_denominator || r->args.bad_targets.mem != NULL);
+        r->part.pass != CLXENT_PASS_LOGITS &&
+        (needs_denominator || (r->p.outputs & clxent_outputs_made(CLXENT_MADE_TARGETS_PASS)) != 0);
     const bool logits = r->part.pass != CLXENT_PASS_TARGETS;
-    const bool main = logits && r->rows > 0 && (r->outputs & ~(uint32_t)CLXENT_OUTPUT_BAD_TARGETS) != 0;
+    const bool main = logits && r->rows > 0 && clxent_outputs_of_rows(r->outputs) != 0;
     const bool padding = main && r->plan->padding != NULL && (r->outputs & CLXENT_OUTPUT_GRADIENT) != 0;
     const bool losses = logits && ends_span(r) && (r->outputs & clxent_outputs_made(CLXENT_MADE_LOSSES)) != 0;
 
@@ -720,33 +775,87 @@ static clxent_status launch_all(run *r, cl_event *event)
     return CLXENT_OK;
 }
 
+/* What the run is by its arguments, before its buffers are looked at. */
+static clxent_status open_run(run *r, const clxent_args *args)
+{
+    CLXENT_TRY(copy_args(r, args));
+    CLXENT_TRY(check_queue(r));
+    return check_wait_list(r);
+}
+
+static clxent_status enqueue(run *r, cl_event *event)
+{
+    clxent_plan *plan = r->plan;
+
+    CLXENT_TRY(find_needs(r));
+    CLXENT_TRY(check_buffers(r));
+    CLXENT_TRY(check_overlap(r));
+    fill_parameters(r);
+    mutex_lock(&plan->lock);
+    const clxent_status status = launch_all(r, event);
+    mutex_unlock(&plan->lock);
+    if (r->previous != NULL) (void)clReleaseEvent(r->previous);
+    return clxent_check_cl(plan->ctx, status, r->failed);
+}
+
 clxent_status clxent_enqueue_part(clxent_plan *plan, cl_command_queue queue, const clxent_args *args,
                                   const clxent_part *part, cl_uint num_wait, const cl_event *wait,
                                   cl_event *event)
 {
-    if (plan == NULL) return CLXENT_ERROR_NULL_ARGUMENT;
     clxent_need needs[CLXENT_TENSORS];
     run r = { .plan = plan, .needs = needs, .queue = queue, .num_wait = num_wait, .wait = wait };
 
-    CLXENT_TRY(copy_args(&r, args));
-    CLXENT_TRY(check_queue(&r));
-    CLXENT_TRY(check_wait_list(&r));
+    CLXENT_TRY(open_run(&r, args));
     CLXENT_TRY(check_outputs(&r));
-    CLXENT_TRY(check_rows(&r));
-    r.part = part != NULL ? *part : (clxent_part){ CLXENT_PASS_ALL, r.rows, 0, r.rows, 0 };
-    CLXENT_TRY(find_needs(&r));
-    CLXENT_TRY(check_buffers(&r));
-    CLXENT_TRY(check_overlap(&r));
-    fill_parameters(&r);
-    mutex_lock(&plan->lock);
-    const clxent_status status = launch_all(&r, event);
-    mutex_unlock(&plan->lock);
-    if (r.previous != NULL) (void)clReleaseEvent(r.previous);
-    return clxent_check_cl(plan->ctx, status, r.failed);
+    r.part = *part;
+    r.rows = r.args.rows;
+    return enqueue(&r, event);
 }
 
 clxent_status clxent_enqueue(clxent_plan *plan, cl_command_queue queue, const clxent_args *args,
                              cl_uint num_wait, const cl_event *wait, cl_event *event)
 {
-    return clxent_enqueue_part(plan, queue, args, NULL, num_wait, wait, event);
+    if (plan == NULL) return CLXENT_ERROR_NULL_ARGUMENT;
+    clxent_need needs[CLXENT_TENSORS];
+    run r = { .plan = plan, .needs = needs, .queue = queue, .num_wait = num_wait, .wait = wait };
+
+    CLXENT_TRY(open_run(&r, args));
+    CLXENT_TRY(check_outputs(&r));
+    CLXENT_TRY(check_part(&r));
+    if (r.args.part != CLXENT_PART_WHOLE && divides_by_denominator(&r) && r.args.denominator.mem == NULL) {
+        return clxent_fail(
+            plan->ctx, CLXENT_ERROR_NULL_ARGUMENT,
+            "denominator.mem is NULL: takes a buffer of [1], as clxent_enqueue_denominator() writes it, "
+            "for a part of a mean");
+    }
+    return enqueue(&r, event);
+}
+
+clxent_status clxent_enqueue_denominator(clxent_plan *plan, cl_command_queue queue, const clxent_args *args,
+                                         cl_uint num_wait, const cl_event *wait, cl_event *event)
+{
+    if (plan == NULL) return CLXENT_ERROR_NULL_ARGUMENT;
+    clxent_need needs[CLXENT_TENSORS];
+    run r = { .plan = plan, .needs = needs, .queue = queue, .num_wait = num_wait, .wait = wait };
+
+    CLXENT_TRY(open_run(&r, args));
+    if (plan->targets_partials == NULL) {
+        return clxent_fail(
+            plan->ctx, CLXENT_ERROR_INVALID_ARGUMENT,
+            "plan has outputs 0x%x and reduction %u: takes one of CLXENT_REDUCTION_MEAN with loss or "
+            "gradient, or one with computed_denominator or counted",
+            (unsigned)plan->desc.outputs, (unsigned)plan->desc.reduction);
+    }
+    r.outputs =
+        (r.args.computed_denominator.mem != NULL ? (uint32_t)CLXENT_OUTPUT_COMPUTED_DENOMINATOR : 0u) |
+        (r.args.counted.mem != NULL ? (uint32_t)CLXENT_OUTPUT_COUNTED : 0u);
+    if (r.outputs == 0) {
+        return clxent_fail(
+            plan->ctx, CLXENT_ERROR_NULL_ARGUMENT,
+            "computed_denominator.mem and counted.mem are NULL: takes a buffer of [1] for either");
+    }
+    r.rows = r.args.total_rows != 0 ? r.args.total_rows : plan->rows;
+    CLXENT_TRY(check_count(&r, "total_rows", r.rows));
+    r.part = (clxent_part){ CLXENT_PASS_TARGETS, r.rows, 0, r.rows, 0 };
+    return enqueue(&r, event);
 }

@@ -63,8 +63,12 @@ typedef struct run {
     size_t span_first;                  /* of the span that `held` has */
     device_buffer held[CLXENT_TENSORS]; /* SCOPE_CALL, SCOPE_SPAN */
     slot slots[SLOTS];
-    clxent_bad_targets bad;          /* what the first pass found */
-    clxent_bad_targets *bad_targets; /* the caller's; optional */
+    struct { /* what the first pass found; the caller's arrays get it once targets are known to be good */
+        clxent_bad_targets bad_targets;
+        double computed_denominator; /* or a float */
+        uint64_t counted;
+    } found;
+    char *callers[CLXENT_TENSORS]; /* of these outputs, the caller's arrays; optional */
 } run;
 
 static bool is_input(clxent_tensor t) { return t < CLXENT_TENSOR_LOSSES; }
@@ -324,6 +328,13 @@ static clxent_status choose_part(run *r, size_t max_chunk_bytes, size_t limit, s
     return CLXENT_OK;
 }
 
+/* Lets the first pass write the output to found. */
+static void find_into(run *r, clxent_tensor t, void *found)
+{
+    r->callers[t] = r->tensors[t].data;
+    r->tensors[t].data = found;
+}
+
 static clxent_status read_arguments(run *r, const clxent_desc *desc, const clxent_host_args *args)
 {
     const clxent_device *device = &r->ctx->device;
@@ -341,16 +352,20 @@ static clxent_status read_arguments(run *r, const clxent_desc *desc, const clxen
     if (reports_bad_targets(&r->desc)) r->desc.outputs |= CLXENT_OUTPUT_BAD_TARGETS;
     for (int t = 0; t < CLXENT_TENSORS; t++) CLXENT_TRY(read_tensor(r, (clxent_tensor)t, &own));
     CLXENT_TRY(check_overlaps(r));
+    /* The record is needed whether the caller wants it or not. */
+    tensor *record = &r->tensors[CLXENT_TENSOR_BAD_TARGETS];
+    const size_t record_bytes = sizeof r->found.bad_targets;
     if (reports_bad_targets(&r->desc)) {
-        /* The record is needed whether the caller wants it or not. */
-        tensor *record = &r->tensors[CLXENT_TENSOR_BAD_TARGETS];
-        const tensor own_record = {
-            .used = true, .output = true, .scope = SCOPE_CALL, .bytes = sizeof r->bad, .width = sizeof r->bad
-        };
-        r->bad_targets = (clxent_bad_targets *)(void *)record->data;
-        *record = own_record;
-        record->data = (char *)&r->bad;
+        *record = (tensor){ .used = true,
+                            .output = true,
+                            .scope = SCOPE_CALL,
+                            .data = record->data,
+                            .bytes = record_bytes,
+                            .width = record_bytes };
     }
+    find_into(r, CLXENT_TENSOR_BAD_TARGETS, &r->found.bad_targets);
+    find_into(r, CLXENT_TENSOR_COMPUTED_DENOMINATOR, &r->found.computed_denominator);
+    find_into(r, CLXENT_TENSOR_COUNTED, &r->found.counted);
     r->slot_count = 1;
     if (r->rows == 0) return CLXENT_OK;
     CLXENT_TRY(choose_span(r, limit, memory));
@@ -563,10 +578,11 @@ static clxent_status wait_for_all(run *r)
 static bool in_pass(const run *r, clxent_pass pass, clxent_tensor t)
 {
     if (!r->tensors[t].used) return false;
-    if (pass == CLXENT_PASS_LOGITS) return t != CLXENT_TENSOR_BAD_TARGETS;
+    const bool of_targets = t == CLXENT_TENSOR_BAD_TARGETS || t == CLXENT_TENSOR_COMPUTED_DENOMINATOR ||
+                            t == CLXENT_TENSOR_COUNTED;
+    if (pass == CLXENT_PASS_LOGITS) return !of_targets;
     return (t == CLXENT_TENSOR_TARGETS && clxent_targets_are_indices(&r->desc)) ||
-           t == CLXENT_TENSOR_CLASS_WEIGHTS || t == CLXENT_TENSOR_ROW_WEIGHTS ||
-           t == CLXENT_TENSOR_BAD_TARGETS;
+           t == CLXENT_TENSOR_CLASS_WEIGHTS || t == CLXENT_TENSOR_ROW_WEIGHTS || of_targets;
 }
 
 /* Windows belong to one part; buffers that are copied to stay with the slot. */
@@ -708,21 +724,27 @@ static clxent_status run_pass(run *r, clxent_pass pass)
     return wait_for_all(r);
 }
 
-/* The denominator and the record of bad targets, before any output is touched. */
+/* The denominator, the rows that count and the record of bad targets. */
 static clxent_status run_targets(run *r)
 {
     const clxent_desc *desc = &r->desc;
+    const bool counts =
+        r->tensors[CLXENT_TENSOR_COMPUTED_DENOMINATOR].used || r->tensors[CLXENT_TENSOR_COUNTED].used;
     const bool divides = desc->reduction == CLXENT_REDUCTION_MEAN &&
                          !r->tensors[CLXENT_TENSOR_DENOMINATOR].used &&
                          (desc->outputs & (CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT)) != 0 &&
                          clxent_needs_targets(desc, desc->outputs);
 
-    if (!divides && !reports_bad_targets(desc)) return CLXENT_OK;
+    if (!divides && !counts && !reports_bad_targets(desc)) return CLXENT_OK;
     CLXENT_TRY(run_pass(r, CLXENT_PASS_TARGETS));
-    if (r->bad_targets != NULL) *r->bad_targets = r->bad;
-    if (r->bad.count == 0) return CLXENT_OK;
+    const clxent_bad_targets bad = r->found.bad_targets;
+    for (int t = 0; t < CLXENT_TENSORS; t++) {
+        if (r->callers[t] != NULL && (bad.count == 0 || t == CLXENT_TENSOR_BAD_TARGETS))
+            memcpy(r->callers[t], r->tensors[t].data, r->tensors[t].bytes);
+    }
+    if (bad.count == 0) return CLXENT_OK;
 
-    const unsigned long long row = r->bad.first_row, count = r->bad.count;
+    const unsigned long long row = bad.first_row, count = bad.count;
     char ignored[48] = "", shifted[64] = "";
     if (desc->use_ignore_index) {
         (void)snprintf(ignored, sizeof ignored, " or %lld (ignored)", (long long)desc->ignore_index);
@@ -733,7 +755,7 @@ static clxent_status run_targets(run *r)
     return clxent_fail(
         r->ctx, CLXENT_ERROR_BAD_TARGET,
         "targets: row %llu%s is %lld, must be in [0, %zu)%s; %llu of %zu rows are out of range", row, shifted,
-        (long long)r->bad.value, desc->classes, ignored, count, r->rows);
+        (long long)bad.value, desc->classes, ignored, count, r->rows);
 }
 
 static clxent_status run_all(run *r, const clxent_desc *desc, const clxent_host_args *args)

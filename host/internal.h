@@ -73,7 +73,8 @@ typedef enum clxent_made {
     CLXENT_MADE_LOSSES,
     CLXENT_MADE_TARGETS_PASS
 } clxent_made;
-uint32_t clxent_outputs_made(clxent_made made); /* CLXENT_OUTPUT_* bits */
+uint32_t clxent_outputs_made(clxent_made made);    /* CLXENT_OUTPUT_* bits */
+uint32_t clxent_outputs_of_rows(uint32_t outputs); /* those that take more than a pass over the targets */
 /* The operation's main kernel has the tensor among its arguments, which are in the order of clxent_tensor. */
 bool clxent_tensor_is_argument(uint32_t op, clxent_tensor tensor);
 bool clxent_op_reads(uint32_t op, clxent_tensor input);

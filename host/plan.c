@@ -77,13 +77,14 @@ static bool keeps_logits(const clxent_plan *plan)
     const uint32_t wide = plan->desc.outputs & (CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_GRADIENT);
     /* Where work-items share the storing of rows, results are gathered in the place of the exponentials. */
     const bool overwrites = plan->tuning.lane_group > 1;
-    return has_z(&plan->desc) || (overwrites && (wide & (wide - 1)) != 0) ||
+    return has_z(&plan->desc) || plan->desc.has_grad_entropy != 0 ||
+           (overwrites && (wide & (wide - 1)) != 0) ||
            (plan->desc.outputs & (CLXENT_OUTPUT_LOG_SOFTMAX | CLXENT_OUTPUT_ARGMAX | CLXENT_OUTPUT_CORRECT |
                                   CLXENT_OUTPUT_LSE)) != 0;
 }
 
 /* Whether vectors of map_lane.cl lie along the classes (ALONG), which serves all but scale, softcap, smoothing, probabilities,
- * log-softmax, and softmax and gradient together. PoCL 3.1, 2 hyperthreads of Emerald Rapids, loss + gradient over 2^26 f32
+ * gradients of entropy or lse, log-softmax, and softmax and gradient together. PoCL 3.1, 2 hyperthreads of Emerald Rapids, loss + gradient over 2^26 f32
  * logits: next to lanes that are transposed whole, 0.96 of the time at 48 classes, 0.87 at 64, 0.62 at 256; next to rows,
  * 0.90 at 512, 1.03 at 768, and 0.8 from 600 to 4,000 where rows lie side by side and begin at any element: a tile is
  * streamed whole, short rows one by one are not (LONG_ROW). Loss alone 0.76 at 512, 0.98 at 1,024, 1.04 at 2,048. */
@@ -98,9 +99,10 @@ static bool lies_along(const clxent_plan *plan)
                                                               : MOST_UNALIGNED;
 
     return t->lane_classes > 0 && t->lane_group == 1 && t->lane_vector > 1 && desc->inner == 1 &&
-           !has_z(desc) && !has_dense(desc) && (desc->outputs & CLXENT_OUTPUT_LOG_SOFTMAX) == 0 &&
-           (wide & (wide - 1)) == 0 && desc->classes >= LEAST_VECTORS * (size_t)t->lane_vector &&
-           desc->classes <= most && desc->classes <= t->lane_cache / clxent_acc_size(desc) / t->lane_vector;
+           !has_z(desc) && !has_dense(desc) && desc->has_grad_entropy == 0 && desc->has_grad_lse == 0 &&
+           (desc->outputs & CLXENT_OUTPUT_LOG_SOFTMAX) == 0 && (wide & (wide - 1)) == 0 &&
+           desc->classes >= LEAST_VECTORS * (size_t)t->lane_vector && desc->classes <= most &&
+           desc->classes <= t->lane_cache / clxent_acc_size(desc) / t->lane_vector;
 }
 
 /* Units, of so many rows each, that one group takes, as long as every compute unit has a few groups to take.
@@ -201,7 +203,7 @@ static bool may_sum_weights(const clxent_desc *desc)
 
 static bool reduces_targets(const clxent_desc *desc)
 {
-    return may_sum_weights(desc) || (desc->outputs & CLXENT_OUTPUT_BAD_TARGETS) != 0;
+    return may_sum_weights(desc) || (desc->outputs & clxent_outputs_made(CLXENT_MADE_TARGETS_PASS)) != 0;
 }
 
 static bool reduces_losses(const clxent_desc *desc)
@@ -266,6 +268,7 @@ static void define_options(definitions *d, const clxent_desc *desc)
     } options[] = {
 #define USED_ANY false
 #define USED_LOSS targets
+#define USED_GRADIENT targets
 #define USED_ROWS targets
 #define USED_LOGITS logits
 #define OPTION(name, kind, initial, acts, constant, ...) { constant, USED_##acts && desc->name != (initial) },

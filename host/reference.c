@@ -48,6 +48,10 @@
  *                exponent. The target of a one-hot row without smoothing is -(sum of the others) / sum_exp instead:
  *                its error is that of the others, sum p_k * E_k, however small. In f64 twice, as the
  *                oracle rounds as often.
+ *   upstreams    k of lse and h of entropy add p_j * (k + h * (delta_j - D)), D = sum p_i delta_i: E_j * p_j * (|k| +
+ *                |h| * (delta_j + D + L)). The exponential's 8 u hold the roundings of delta_j, of D, whose terms have one
+ *                sign, and of the sum; L, which the part itself has not, is what |log p_j| + H has more. Errors X of z
+ *                move delta_j, and D by sum p_i X_i (1 + delta_i). In f64 twice.
  *   1 - tanh^2   of y = s / softcap, relative: slope + slope_argument * |y| tanh|y|. With t = exp(-2|y|) it is
  *                4 t / (1 + t)^2. An error of y, relative to y, is multiplied by its derivative, 2 |y| tanh|y|:
  *                s, 1 / softcap and their product round, and t's reduction by ln2 in one part adds 0.1 |y|,
@@ -234,7 +238,7 @@ struct problem {
     double span;                          /* beyond it exp(-span) is 0 in real */
     double divisor;                       /* the denominator, as used */
     double divisor_error;                 /* relative */
-    bool no_divisor;                      /* it is 0 and none was given */
+    bool no_divisor;                      /* it is 0 */
     struct sum loss, loss_size, loss_bound;
     /* Work arrays, [classes] each. */
     double *z, *slope, *slope_bound, *e, *a, *a_size;
@@ -349,15 +353,19 @@ static void count_rows(struct problem *p)
         size += fabs(v.weight);
     }
 
+    const double denominator = sum_value(weights);
+    const double error = p->u * (weighted ? (ulps.sum + 1) * size : denominator);
     p->divisor = 1;
     if (p->reads_targets && p->in->denominator.data != NULL) {
         p->divisor = load(p->in->denominator.data, p->real, 0);
     } else if (p->reads_targets && desc->reduction == CLXENT_REDUCTION_MEAN) {
-        p->divisor = sum_value(weights);
-        p->no_divisor = p->divisor == 0;
-        const double relative = weighted ? (ulps.sum + 1) * p->u * size / fabs(p->divisor) : p->u;
-        if (!p->no_divisor) p->divisor_error = relative < 1 ? relative / (1 - relative) : INFINITY;
+        const double relative = error / fabs(denominator);
+        p->divisor = denominator;
+        if (denominator != 0) p->divisor_error = relative < 1 ? relative / (1 - relative) : INFINITY;
     }
+    p->no_divisor = p->divisor == 0;
+    put(p->out->computed_denominator, p->out->computed_denominator_bound, 0, denominator,
+        finish(p, p->real, denominator, error));
     if (p->out->counted != NULL) *p->out->counted = counted;
     if (p->out->denominator != NULL) *p->out->denominator = p->divisor;
     if (p->out->bad_targets != NULL) *p->out->bad_targets = bad;
@@ -394,7 +402,7 @@ static void put_gradient(const struct problem *p, size_t row, size_t class, doub
         finish(p, dtype, want, bound));
 }
 
-/* grad_output / denominator of one row. 0 with none given makes the gradient 0; one given is divided by as it is. */
+/* grad_output / denominator of one row; a denominator of 0 makes the gradient 0. */
 static double outer_factor(const struct problem *p, size_t row)
 {
     double grad_output = 1;
@@ -631,9 +639,57 @@ static void take_loss(struct problem *p, size_t index, const struct row *row, co
              fabs(v->row_weight) * (p->u * sum_value(errors) + lost));
 }
 
+/* The gradient of h * entropy + k * lse, without the slope. */
+struct upstreams {
+    double of_lse, of_entropy;       /* k, h */
+    double distance, distance_error; /* D; by errors of z, in u */
+};
+
+static struct upstreams load_upstreams(const struct problem *p, size_t index, const struct row *row)
+{
+    const clxent_host_args *in = p->in;
+    struct upstreams up = { 0, 0, 0, 0 };
+    struct sum distance = { 0, 0 }, error = { 0, 0 };
+
+    if (in->grad_lse.data != NULL) up.of_lse = load(in->grad_lse.data, p->real, index);
+    if (in->grad_entropy.data != NULL) up.of_entropy = load(in->grad_entropy.data, p->real, index);
+    for (size_t j = 0; row->finite && up.of_entropy != 0 && j < p->classes; j++) {
+        const double probable = probability(p, row, j), delta = row->max - p->z[j];
+        if (probable == 0) continue;
+        sum_add(&distance, probable * delta);
+        sum_add(&error, probable * argument_error(p, row, j) * (1 + delta));
+    }
+    up.distance = sum_value(distance);
+    up.distance_error = sum_value(error);
+    return up;
+}
+
+/* Of class j; its bound in *error. */
+static double pull_of(const struct problem *p, const struct row *row, const struct upstreams *up, size_t j,
+                      double *error)
+{
+    const double probable = probability(p, row, j), delta = row->max - p->z[j];
+    const double size = fabs(up->of_lse) + fabs(up->of_entropy) * (delta + up->distance + row->log_sum);
+
+    *error = 0;
+    if ((up->of_lse == 0 && up->of_entropy == 0) || p->z[j] == -INFINITY) return 0;
+    *error = probability_error(p, row, j) * size;
+    if (p->moves_z)
+        *error += probable * fabs(up->of_entropy) *
+                  (argument_error(p, row, j) + moved(p, row->z_size) + up->distance_error);
+    *error = (p->real == CLXENT_F64 ? 2 : 1) * p->u * *error + underflow(p, row, j) * size;
+    if (probable == 0) return 0;
+    const double pull = probable * (up->of_lse + up->of_entropy * (delta - up->distance));
+    if (fabs(pull) - *error < p->smallest) *error += p->smallest;
+    return pull;
+}
+
+/* The loss's part of a row that counts, and that of the upstreams of any. */
 static void take_gradient(const struct problem *p, size_t index, const struct row *row,
                           const struct target_terms *v)
 {
+    const struct upstreams up = load_upstreams(p, index, row);
+    const bool counts = v->status == COUNTED, pulls = up.of_lse != 0 || up.of_entropy != 0;
     const bool one_hot = clxent_targets_are_indices(p->desc) && p->smoothing == 0;
     const double factor = v->row_weight * outer_factor(p, index);
     const double z_pull = 2 * p->z_loss * row->lse; /* times p_j: the gradient of the z-loss */
@@ -645,8 +701,19 @@ static void take_gradient(const struct problem *p, size_t index, const struct ro
         a_size += p->a_size[j];
     }
     for (size_t j = 0; j < p->classes; j++) {
-        if (!row->finite) {
+        if (v->status == BAD || ((counts || pulls) && !row->finite)) {
             put_gradient(p, index, j, NAN, 0);
+            continue;
+        }
+        if (!counts && !pulls) {
+            put_gradient(p, index, j, 0, 0);
+            continue;
+        }
+        double pull_error;
+        const double pull = pull_of(p, row, &up, j, &pull_error);
+        if (!counts) {
+            put_gradient(p, index, j, pull * p->slope[j],
+                         pull_error * fabs(p->slope[j]) + p->slope_bound[j] * (fabs(pull) + pull_error));
             continue;
         }
         /* p_j * sum a - a_j = p_j * (sum over the others of a) - a_j * (1 - p_j): neither term cancels. */
@@ -671,10 +738,10 @@ static void take_gradient(const struct problem *p, size_t index, const struct ro
         if ((dz != 0 || error != 0) && fabs(dz) - error < p->smallest) error += p->smallest;
 
         const double gradient = dz * p->slope[j] * factor;
-        double bound = error * fabs(p->slope[j] * factor);
-        bound += p->slope_bound[j] * (fabs(dz) + error) * fabs(factor);
+        double bound = (error * fabs(factor) + pull_error) * fabs(p->slope[j]);
+        bound += p->slope_bound[j] * ((fabs(dz) + error) * fabs(factor) + fabs(pull) + pull_error);
         if (gradient != 0) bound += fabs(gradient) * p->divisor_error;
-        put_gradient(p, index, j, gradient, bound);
+        put_gradient(p, index, j, gradient + pull * p->slope[j], bound);
     }
 }
 
@@ -693,7 +760,7 @@ static bool cross_entropy_row(struct problem *p, size_t index, const struct targ
     if (v->status != COUNTED) {
         const double nothing = v->status == BAD ? NAN : 0.0;
         put_loss(p, index, nothing, 0);
-        for (size_t j = 0; gradient && j < p->classes; j++) put_gradient(p, index, j, nothing, 0);
+        if (gradient) take_gradient(p, index, &row, v);
         return false;
     }
     load_targets(p, v);
@@ -780,7 +847,7 @@ static void softmax_gradient_row(const struct problem *p, size_t row, const stru
 
 /* ---- Entry ------------------------------------------------------------------------------------------- */
 
-/* bad_targets comes from the targets, which are counted whatever is asked for. */
+/* What comes from the targets alone is found whatever is asked for. */
 static uint32_t outputs_asked(const clxent_reference_results *out)
 {
     uint32_t asked = 0;
@@ -791,7 +858,7 @@ static uint32_t outputs_asked(const clxent_reference_results *out)
 #define OUTPUT(name, NAME, element, shape, stride, operations, depends, made, reference, file) \
     if (ASKED_##reference(name)) asked |= CLXENT_OUTPUT_##NAME;
 #include "tensors.def"
-    return asked & ~(uint32_t)CLXENT_OUTPUT_BAD_TARGETS;
+    return clxent_outputs_of_rows(asked);
 }
 
 /* Checks one array; one that the outputs do not use becomes NULL, so that nothing reads it unchecked. */
@@ -871,7 +938,8 @@ clxent_status clxent_reference_run(const clxent_desc *desc, const clxent_host_ar
                                 ": takes those of desc.outputs, 0x%" PRIx32,
                                 p.asked, own_desc.outputs);
     /* Counts come from the targets alone, but take whatever desc says they depend on. */
-    const bool counts = out.counted != NULL || out.denominator != NULL || out.bad_targets != NULL;
+    const bool counts = out.counted != NULL || out.denominator != NULL || out.bad_targets != NULL ||
+                        out.computed_denominator != NULL || out.computed_denominator_bound != NULL;
     const uint32_t inputs = p.asked | (counts ? own_desc.outputs : 0);
     own_desc.outputs =
         inputs; /* a plan's runs need what any of its outputs does: here only these are asked for */

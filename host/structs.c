@@ -40,15 +40,14 @@ enum {
 LISTS_ALL(clxent_desc, DESC_BYTES);
 
 static const field args_fields[] = {
-    FIELD_OF(clxent_args, struct_size),
-    FIELD_OF(clxent_args, outputs),
-    FIELD_OF(clxent_args, rows),
-    FIELD_OF(clxent_args, workspace),
+    FIELD_OF(clxent_args, struct_size), FIELD_OF(clxent_args, outputs),    FIELD_OF(clxent_args, rows),
+    FIELD_OF(clxent_args, workspace),   FIELD_OF(clxent_args, total_rows), FIELD_OF(clxent_args, first_row),
+    FIELD_OF(clxent_args, part),        FIELD_OF(clxent_args, reserved),
 #define INPUT(name, ...) FIELD_OF(clxent_args, name),
 #define OUTPUT(name, ...) FIELD_OF(clxent_args, name),
 #include "tensors.def"
 };
-LISTS_ALL(clxent_args, 3 * sizeof(size_t) + (CLXENT_TENSORS + 1) * sizeof(clxent_buffer));
+LISTS_ALL(clxent_args, 6 * sizeof(size_t) + (CLXENT_TENSORS + 1) * sizeof(clxent_buffer));
 
 static const field host_args_fields[] = {
     FIELD_OF(clxent_host_args, struct_size),
@@ -74,7 +73,6 @@ LISTS_ALL(clxent_context_options,
     RESULT_##reference(name)
 static const field results_fields[] = {
     FIELD_OF(clxent_reference_results, struct_size),
-    FIELD_OF(clxent_reference_results, counted),
     FIELD_OF(clxent_reference_results, denominator),
 #include "tensors.def"
 };

@@ -16,11 +16,11 @@ enum element {
 };
 
 enum shape {
-    SHAPE_ONE,     /* [1] */
-    SHAPE_ROWS,    /* [rows] */
-    SHAPE_PAIRS,   /* [rows, 2] */
-    SHAPE_CLASSES, /* [classes] */
-    SHAPE_MATRIX   /* [rows, classes] with a stride, or [rows / inner, classes, inner] */
+    SHAPE_ONE,        /* [1] */
+    SHAPE_ROWS,       /* [rows] */
+    SHAPE_STATISTICS, /* [rows, 2], with an upstream of the entropy [rows, 3] */
+    SHAPE_CLASSES,    /* [classes] */
+    SHAPE_MATRIX      /* [rows, classes] with a stride, or [rows / inner, classes, inner] */
 };
 
 #endif

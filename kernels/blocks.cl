@@ -109,14 +109,13 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_softma
 {
     const ulong row = get_group_id(0);
     const row_target t = get_target(&p, row, targets, 0);
-    const bool has_own_denominator = divides_by_own_denominator(&p);
     const acc_t divisor = (p.flags & FLAG_DENOMINATOR) ? denominator[p.offset.denominator]
-                          : has_own_denominator ? *(__global const acc_t *)(workspace + p.denominator_at)
-                                                : ACC(1.0);
+                          : (p.flags & FLAG_MEAN) ? *(__global const acc_t *)(workspace + p.denominator_at)
+                                                  : ACC(1.0);
     const acc_t up = (p.flags & FLAG_GRAD_OUTPUT_ROWS) ? grad_output[p.offset.grad_output + row]
                      : (p.flags & FLAG_GRAD_OUTPUT)    ? grad_output[p.offset.grad_output]
                                                        : ACC(1.0);
-    const bool zero = !t.counts || (has_own_denominator && divisor == 0);
+    const bool zero = !t.counts || divisor == 0;
     const ulong start = p.offset.probabilities + row_start(&p, row, p.probabilities_row_stride);
     const ulong q_start = p.offset.targets + row_start(&p, row, p.target_row_stride);
     const ulong to = p.offset.gradient + row_start(&p, row, p.gradient_row_stride);

@@ -615,12 +615,6 @@ static inline compensated_sum compensated_times(const compensated_sum s, const l
 
 /* ---- Rows -------------------------------------------------------------------------------- */
 
-/* The denominator is the sum of the weights of the rows that count, not the caller's. */
-static inline bool divides_by_own_denominator(const clxent_parameters *p)
-{
-    return (p->flags & (FLAG_MEAN | FLAG_DENOMINATOR)) == FLAG_MEAN;
-}
-
 /* The element that class 0 of a row stands at: [rows / inner, classes, inner]. */
 static inline ulong row_start(const clxent_parameters *p, const ulong row, const ulong stride)
 {

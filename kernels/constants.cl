@@ -13,7 +13,7 @@
  *                and of those that are one step of a row all, but in groups likewise: there a work-item's registers and
  *                each level of a tree pay for them. p.outputs has what this run asks for
  *   TARGETS      TARGET_*; TARGET_NONE where no output depends on targets
- *   HAS_CLASS_WEIGHTS, HAS_SMOOTHING, HAS_LOGIT_SCALE, HAS_SOFTCAP
+ *   HAS_CLASS_WEIGHTS, HAS_SMOOTHING, HAS_LOGIT_SCALE, HAS_SOFTCAP, HAS_GRAD_ENTROPY, HAS_GRAD_LSE
  *                1: the option is in use, 0: it has its default
  *   ACCUMULATE   1: gradient +=
  *   REDUCES      1: with the kernels of reduce.cl
@@ -21,8 +21,9 @@
 #if !defined(OUTPUTS) || !defined(TARGETS) || TARGETS < 0 || TARGETS > 5
 #    error "OUTPUTS: OUTPUT_* bits; TARGETS: TARGET_*"
 #endif
-#if !defined(HAS_CLASS_WEIGHTS) || !defined(HAS_SMOOTHING) || !defined(HAS_LOGIT_SCALE) || \
-    !defined(HAS_SOFTCAP) || !defined(ACCUMULATE) || !defined(REDUCES)
+#if !defined(HAS_CLASS_WEIGHTS) || !defined(HAS_SMOOTHING) || !defined(HAS_LOGIT_SCALE) ||                   \
+    !defined(HAS_SOFTCAP) || !defined(HAS_GRAD_ENTROPY) || !defined(HAS_GRAD_LSE) || !defined(ACCUMULATE) || \
+    !defined(REDUCES)
 #    error "HAS_*, ACCUMULATE, REDUCES: 0 or 1"
 #endif
 
@@ -34,7 +35,9 @@
 #define HAS_BEST ((OUTPUTS & (OUTPUT_ARGMAX | OUTPUT_CORRECT)) != 0)
 /* Which class is NaN is asked for. */
 #define HAS_NAN_AT (HAS_BEST || (OUTPUTS & OUTPUT_LSE) != 0)
-#define HAS_ENTROPY ((OUTPUTS & OUTPUT_ENTROPY) != 0)
+/* The gradient has a part that does not come from the loss. */
+#define HAS_UPSTREAMS (HAS_GRAD_ENTROPY || HAS_GRAD_LSE)
+#define HAS_ENTROPY ((OUTPUTS & OUTPUT_ENTROPY) != 0 || HAS_GRAD_ENTROPY)
 /* z is not x. */
 #define HAS_Z (HAS_LOGIT_SCALE || HAS_SOFTCAP)
 /* Every class has its own a_j. */
@@ -44,4 +47,6 @@
 /* Nothing but the exponentials is summed over the logits as they are. */
 #define SUMS_PLAINLY (!HAS_Z && !HAS_DENSE && !HAS_ENTROPY)
 /* But for the target's class, a row's gradient is its exponentials times one factor. */
-#define HAS_ONE_FACTOR (!HAS_SOFTCAP && !HAS_DENSE)
+#define HAS_ONE_FACTOR (!HAS_SOFTCAP && !HAS_DENSE && !HAS_UPSTREAMS)
+/* Saved statistics of a row. */
+#define STATISTICS_WIDTH (HAS_GRAD_ENTROPY ? 3 : 2)

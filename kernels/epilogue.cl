@@ -14,6 +14,8 @@
         __global const acc_t *restrict row_weights,                   /* [rows] */                    \
         __global const acc_t *restrict grad_output,                   /* [1] or [rows] */             \
         __global const acc_t *restrict denominator,                   /* [1] */                       \
+        __global const acc_t *restrict grad_entropy,                  /* [rows] */                    \
+        __global const acc_t *restrict grad_lse,                      /* [rows] */                    \
         __global acc_t *restrict losses,                              /* [rows] */                    \
         __global acc_t *restrict lse,                                 /* [rows] */                    \
         __global storage *softmax,                                    /* [rows, classes] */           \
@@ -21,7 +23,7 @@
         __global gradient_storage *gradient,                          /* [rows, classes] */           \
         __global long *restrict argmax,                               /* [rows] */                    \
         __global acc_t *restrict entropy,                             /* [rows] */                    \
-        __global acc_t *restrict statistics,                          /* [rows, 2] */                 \
+        __global acc_t *restrict statistics,                          /* [rows, STATISTICS_WIDTH] */  \
         __global uchar *restrict workspace, __local acc_t *local_rows /* [local_elements] */
 
 /* What losses and gradients are divided by: the caller's denominator, or the sum as the pass over the targets left it. Of
@@ -49,7 +51,7 @@ typedef struct {
     size_t group; /* the work-group */
     __global const storage *logits;
     __global const void *targets;
-    __global const acc_t *class_weights, *row_weights, *grad_output;
+    __global const acc_t *class_weights, *row_weights, *grad_output, *grad_entropy, *grad_lse;
     __global acc_t *losses, *lse;
     __global storage *softmax, *log_softmax;
     __global gradient_storage *gradient;
@@ -61,12 +63,12 @@ typedef struct {
     acc_t denominator; /* what gradients are divided by */
 } run;
 
-#define MAKE_RUN                                                                                   \
-    {                                                                                              \
-        &p, get_group_id(0), logits, targets, class_weights + p.offset.class_weights, row_weights, \
-            grad_output, losses, lse, softmax, log_softmax, gradient, argmax, entropy, statistics, \
-            workspace, local_rows, options_of(&p),                                                 \
-            get_denominator(&p, targets, row_weights, denominator, workspace)                      \
+#define MAKE_RUN                                                                                      \
+    {                                                                                                 \
+        &p, get_group_id(0), logits, targets, class_weights + p.offset.class_weights, row_weights,    \
+            grad_output, grad_entropy, grad_lse, losses, lse, softmax, log_softmax, gradient, argmax, \
+            entropy, statistics, workspace, local_rows, options_of(&p),                               \
+            get_denominator(&p, targets, row_weights, denominator, workspace)                         \
     }
 
 /* DEFINE_KERNEL(NAME, SIZE) { OPEN_RUN; ... } is a kernel of groups of SIZE work-items, with `u` as its run. On CPUs its
@@ -146,8 +148,14 @@ static inline row_result finish(target_terms *j, const lane_targets *t, const ro
 #endif
     const lane of_target = exp_lane(j->z, exp_scale_of(s->maximum), true);
     const lane target_exp = t->has_class ? of_target : (lane)(0);
-    return finish_state(s->maximum, compensated_value(s->sum_excluding_target), target_exp,
-                        s->nan_at != NO_CLASSES || j->z != j->z);
+    row_result r = finish_state(s->maximum, compensated_value(s->sum_excluding_target), target_exp,
+                                s->nan_at != NO_CLASSES || j->z != j->z);
+#if HAS_ENTROPY
+    const lane zero = (lane)(0);
+    const lane distance = target_exp == zero ? zero : target_exp * (r.maximum - j->z);
+    r.mean_distance = (compensated_value(s->entropy) + distance) / r.sum_exp;
+#endif
+    return r;
 }
 
 static inline lane loss_of(const run *u, const row_result *r, const target_terms *t)
@@ -161,14 +169,6 @@ static inline lane loss_of(const run *u, const row_result *r, const target_terms
     if (z_loss != 0) loss = fma((lane)(z_loss), lse * lse, loss); /* 0 * inf would be NaN */
     loss = r->valid ? t->weight * loss : (lane)(ACC_NAN);
     return t->counts ? loss : t->bad ? (lane)(ACC_NAN) : zero;
-}
-
-/* sum: of exp(z) (maximum - z) at scale over all classes but the target's. */
-static inline lane entropy_of(const row_result *r, const target_terms *t, const lane sum)
-{
-    const lane zero = (lane)(0);
-    const lane of_target = r->target_exp == zero ? zero : r->target_exp * (r->maximum - t->z);
-    return r->valid ? r->fine_lse_minus_max + (sum + of_target) / r->sum_exp : (lane)(ACC_NAN);
 }
 
 /* Adding 0, as at a class whose p has vanished, leaves even -0 as it is, as rows that do not count do. */
@@ -206,18 +206,22 @@ static inline void write_rows(const run *u, const ulong row, const uint n, const
     }
 #if HAS_ENTROPY
     if (WANTS(p, OUTPUT_ENTROPY)) {
-        store_lanes(u->entropy + p->offset.entropy + row, entropy_of(r, j, compensated_value(s->entropy)), n);
+        const lane entropy = r->valid ? r->fine_lse_minus_max + r->mean_distance : (lane)(ACC_NAN);
+        store_lanes(u->entropy + p->offset.entropy + row, entropy, n);
     }
 #endif
     if (WANTS(p, OUTPUT_STATISTICS) && !(p->flags & FLAG_FROM_STATISTICS)) {
-        __global acc_t *to = u->statistics + p->offset.statistics + 2 * row;
-        const lane zero = (lane)(0), kept = r->sum_excluding_target * (lane)(STATISTICS_FACTOR);
-        acc_t maximum[LANE_ROWS], rest[LANE_ROWS];
-        STORE_LANE(t->counts ? r->maximum : zero, maximum);
-        STORE_LANE(t->counts ? kept : zero, rest);
+        __global acc_t *to = u->statistics + p->offset.statistics + STATISTICS_WIDTH * row;
+        const lane zero = (lane)(0), factor = (lane)(STATISTICS_FACTOR);
+        const ilane is_kept = HAS_UPSTREAMS ? (ilane)(-1) : t->counts;
+        acc_t value[STATISTICS_WIDTH][LANE_ROWS];
+        STORE_LANE(is_kept ? r->maximum : zero, value[0]);
+        STORE_LANE(is_kept ? r->sum_excluding_target * factor : zero, value[1]);
+#if HAS_GRAD_ENTROPY
+        STORE_LANE(compensated_value(s->entropy) * factor, value[2]);
+#endif
         for (uint i = 0; i < n; i++) {
-            to[2 * i] = maximum[i];
-            to[2 * i + 1] = rest[i];
+            for (uint k = 0; k < STATISTICS_WIDTH; k++) to[STATISTICS_WIDTH * i + k] = value[k][i];
         }
     }
 }
@@ -225,15 +229,19 @@ static inline void write_rows(const run *u, const ulong row, const uint n, const
 /* The sums that write_rows() of another run has saved. */
 static inline void read_statistics(const run *u, const ulong row, const uint n, row_state *s)
 {
-    __global const acc_t *from = u->statistics + u->p->offset.statistics + 2 * row;
-    acc_t maximum[LANE_ROWS], rest[LANE_ROWS];
+    __global const acc_t *from = u->statistics + u->p->offset.statistics + STATISTICS_WIDTH * row;
+    const lane factor = (lane)(1 / STATISTICS_FACTOR);
+    acc_t value[STATISTICS_WIDTH][LANE_ROWS];
     for (uint i = 0; i < LANE_ROWS; i++) {
-        maximum[i] = from[2 * min(i, n - 1)];
-        rest[i] = from[2 * min(i, n - 1) + 1];
+        for (uint k = 0; k < STATISTICS_WIDTH; k++) value[k][i] = from[STATISTICS_WIDTH * min(i, n - 1) + k];
     }
-    s->maximum = LOAD_LANE(maximum);
+    s->maximum = LOAD_LANE(value[0]);
     s->sum_excluding_target = compensated_zero();
-    s->sum_excluding_target.high = LOAD_LANE(rest) * (lane)(1 / STATISTICS_FACTOR);
+    s->sum_excluding_target.high = LOAD_LANE(value[1]) * factor;
+#if HAS_GRAD_ENTROPY
+    s->entropy = compensated_zero();
+    s->entropy.high = LOAD_LANE(value[2]) * factor;
+#endif
 }
 
 /* row_weight grad_output logit_scale / denominator; of rows that do not count it is not used. */
@@ -269,20 +277,50 @@ typedef struct {
     uint kind;    /* OUTPUT_SOFTMAX, OUTPUT_LOG_SOFTMAX or OUTPUT_GRADIENT */
     ilane filled; /* every element is fill. Rows of NaN are: computed NaNs differ in bits */
     lane fill;
-    lane factor;       /* softmax: 1 / sum_exp; gradient: what multiplies the exponentials */
-    lane rest;         /* what the factor was rounded by: of lanes, as few classes have large shares */
-    lane outer;        /* gradient, unless HAS_ONE_FACTOR: what multiplies dz */
+    lane factor; /* softmax: 1 / sum_exp; gradient: what multiplies the exponentials */
+    lane rest;   /* what the factor was rounded by: of lanes, as few classes have large shares */
+    lane outer;  /* gradient, unless HAS_ONE_FACTOR: what multiplies dz */
+#if HAS_UPSTREAMS
+    ilane is_out;       /* of the loss: its part is 0 */
+    lane pull;          /* what multiplies exp(z) besides */
+    lane distance_pull; /* and exp(z) (maximum - z) */
+#endif
     ilane class_index; /* NO_CLASS, or the class whose gradient is `target` */
     lane target;
 } epilogue;
+
+#if HAS_UPSTREAMS
+/* Adds what the upstreams k of lse and h of entropy pull at: k p_j + h p_j ((maximum - z_j) - mean_distance). Rows that the loss
+ * leaves out have this part alone; upstreams of 0 add nothing, whatever the row holds. */
+static inline void add_upstreams(epilogue *g, const run *u, const ulong row, const uint n,
+                                 const row_result *r, const target_terms *t)
+{
+    const clxent_offsets *at = &u->p->offset;
+    const lane zero = (lane)(0), scale = (lane)(HAS_LOGIT_SCALE ? u->o.logit_scale : ACC(1.0)) / r->sum_exp;
+    const lane of_lse = HAS_GRAD_LSE ? load_lanes(u->grad_lse + at->grad_lse + row, n) : zero;
+    const lane of_entropy = HAS_GRAD_ENTROPY ? load_lanes(u->grad_entropy + at->grad_entropy + row, n) : zero;
+    const ilane pulls = of_lse != zero || of_entropy != zero;
+    g->is_out = g->filled && g->fill == zero;
+    g->pull = of_lse;
+#    if HAS_GRAD_ENTROPY
+    g->pull = fma(-of_entropy, r->mean_distance, of_lse);
+#    endif
+    g->pull = pulls ? g->pull * scale : zero;
+    g->distance_pull = pulls ? of_entropy * scale : zero;
+    const lane distance = HAS_GRAD_ENTROPY ? r->maximum - t->z : zero;
+    const lane at_target = r->target_exp * fma(g->distance_pull, distance, g->pull) * t->slope;
+    const lane of_loss = g->is_out ? zero : g->target;
+    g->target = r->target_exp == zero ? of_loss : of_loss + at_target;
+    g->fill = g->is_out && pulls && !r->valid ? (lane)(ACC_NAN) : g->fill;
+    g->filled = g->filled && !(g->is_out && pulls && r->valid);
+}
+#endif
 
 /* dx_j = (exp(z_j) * factor - dense a_j) * outer * slope_j, at the target's class `target`. Where a row has no gradient all
  * its elements are `fill`. outer: row_weight grad_output logit_scale / denominator. */
 static inline void gradient_of(epilogue *g, const run *u, const row_result *r, const target_terms *t,
                                const lane outer)
 {
-    const bool no_rows =
-        divides_by_own_denominator(u->p) && u->denominator == 0; /* it is the sum of weights */
     const lane z_term = (lane)(2 * ACC_OF(u->p->z_loss)) * r->lse;
     /* the lesser of p and 1 - p, rounded as their quotient is; of the other the difference to 1 cancels nothing */
     const ilane is_likely = r->target_exp > r->sum_excluding_target;
@@ -298,12 +336,12 @@ static inline void gradient_of(epilogue *g, const run *u, const row_result *r, c
     g->rest = fma(-g->factor, r->sum_exp, sum) * inverse;
     g->outer = outer;
     g->target = (HAS_DENSE ? at_target - t->dense : at_target) * outer * t->slope;
-    g->filled = (ilane)(no_rows ? -1 : 0) || !t->counts || !r->valid;
+    g->filled = (ilane)(u->denominator == 0 ? -1 : 0) || !t->counts || !r->valid;
     g->fill = t->bad || (t->counts && !r->valid) ? (lane)(ACC_NAN) : (lane)(0);
     if (HAS_ONE_FACTOR) {
         const lane factor = g->factor * outer;
         const lane rest = fma(g->factor, outer, -factor) + g->rest * outer;
-        /* an infinite factor, as a denominator of 0 gives, was rounded by nothing */
+        /* an infinite factor was rounded by nothing */
         g->rest = fabs(factor) < (lane)(ACC_INFINITY) ? rest : (lane)(0);
         g->factor = factor;
     }
@@ -318,6 +356,9 @@ static inline epilogue epilogue_of(const run *u, const uint kind, const ulong ro
     if (kind == OUTPUT_GRADIENT) {
         g.class_index = t->class_index;
         gradient_of(&g, u, r, j, outer_of(u, row, n, t));
+#if HAS_UPSTREAMS
+        add_upstreams(&g, u, row, n, r, j);
+#endif
         return g;
     }
     g.filled = !r->valid;
@@ -339,7 +380,14 @@ ALWAYS_INLINE vec result_of(const row_result *r, const epilogue *g, const vec z,
     if (LANES) value = fma(e, (vec)(g->factor), e * (vec)(g->rest));
     if (IS_KIND(g, OUTPUT_SOFTMAX) || HAS_ONE_FACTOR) return value;
     if (HAS_DENSE) value = LANES ? value - a : fma(e, (vec)(g->factor), -a);
-    return value * (vec)(g->outer) * slope;
+    value = value * (vec)(g->outer);
+#if HAS_UPSTREAMS
+    value = g->is_out ? (vec)(0) : value;
+    vec pull = (vec)(g->pull);
+    if (HAS_GRAD_ENTROPY) pull = fma((vec)(g->distance_pull), (vec)(r->maximum) - z, pull);
+    value = e == (vec)(0) ? value : fma(e, pull, value);
+#endif
+    return value * slope;
 }
 
 /* Where the values of one result go. */

@@ -23,8 +23,9 @@
 #    define UNROLL_BLOCK _Pragma("unroll")
 #endif
 
-/* Whether a row stays as its exponentials, or as its logits, which log-softmax and the softcap's slope need. */
-#define KEEPS_EXP (ONE_BLOCK && !HAS_SOFTCAP && (OUTPUTS & OUTPUT_LOG_SOFTMAX) == 0)
+/* Whether a row stays as its exponentials, or as its logits, which log-softmax, the softcap's slope and an entropy's gradient
+ * need. */
+#define KEEPS_EXP (ONE_BLOCK && !HAS_SOFTCAP && !HAS_GRAD_ENTROPY && (OUTPUTS & OUTPUT_LOG_SOFTMAX) == 0)
 
 DEFINE_GROUP_TREE(group_max, acc_t, acc_max)
 

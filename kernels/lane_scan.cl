@@ -146,9 +146,11 @@ ALWAYS_INLINE vec value_of_class(const tile_input *in, const row_result *r, cons
         z = class_z(in, c);
     } else if (IN_LOCAL && !again) {
         e = LOAD(in->values + (size_t)c * PITCH);
-        if (HAS_SOFTCAP && is_gradient) (void)softcap_vector_z(class_x(in, c), in->o, &slope);
+        if ((HAS_SOFTCAP || HAS_GRAD_ENTROPY) && is_gradient)
+            z = softcap_vector_z(class_x(in, c), in->o, &slope);
     } else {
-        e = exp_vector(softcap_vector_z(class_x(in, c), in->o, &slope), r->scale, true);
+        z = softcap_vector_z(class_x(in, c), in->o, &slope);
+        e = exp_vector(z, r->scale, true);
     }
     if (HAS_DENSE && is_gradient) a = dense_class(in, c);
     vec value = result_of(r, g, z, slope, e, a);

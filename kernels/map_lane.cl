@@ -196,7 +196,12 @@ static inline row_result scan_rows(const run *u, unit_input *in, const lane_targ
     (void)scratch;
     if (from_statistics) read_statistics(u, in->row, in->n, &saved);
     sum_tile(s, u, in, t->class_index, from_statistics, from_statistics ? saved.maximum : in->maximum[in->w]);
-    if (from_statistics) s->sum_excluding_target = saved.sum_excluding_target;
+    if (from_statistics) {
+        s->sum_excluding_target = saved.sum_excluding_target;
+#if HAS_GRAD_ENTROPY
+        s->entropy = saved.entropy;
+#endif
+    }
     find_classes(u, in, s);
     row_result r = finish(j, t, s);
     if (count_passes(u) > 1 && ANY_LANE(r.confident)) keep_max_apart(&r, tile_excluding_max(in, &r));

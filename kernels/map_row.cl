@@ -52,8 +52,9 @@ static inline unit_input make_input(const run *u, const bool whole_rows)
     in.fits = fits;
     in.in_local = fits && WANTS_WIDE(p) && !(p->flags & FLAG_FROM_STATISTICS);
     in.shares_lines = WANTS_WIDE(p) && whole_rows && !fits && p->classes * sizeof(storage) <= MOST_KEPT_BYTES;
-    in.slope_at =
-        NEEDS_X && in.in_local && WANTS(p, OUTPUT_GRADIENT) && p->local_elements / 2 >= padded ? padded : 0;
+    in.slope_at = KEEPS_SLOPE && in.in_local && WANTS(p, OUTPUT_GRADIENT) && p->local_elements / 2 >= padded
+                      ? padded
+                      : 0;
 #endif
     return in;
 }
@@ -117,7 +118,8 @@ INLINE_ON_GPU void sum_piece(row_state *s, const run *u, row_input *in, const la
     const bool of_logits =
         WANTS(u->p, OUTPUT_LSE | OUTPUT_SOFTMAX | OUTPUT_LOG_SOFTMAX | OUTPUT_ARGMAX | OUTPUT_ENTROPY);
     const bool from_statistics = (u->p->flags & FLAG_FROM_STATISTICS) != 0;
-    if ((from_statistics && !SUMS_WEIGHT) || !(of_logits || t->counts)) part.last = part.first;
+    if ((from_statistics && !SUMS_WEIGHT) || !(HAS_UPSTREAMS || of_logits || t->counts))
+        part.last = part.first;
     sum_part(s, u, in, (integer)t->class_index, part, scratch);
 }
 
@@ -140,7 +142,7 @@ static inline row_result scan_rows(const run *u, unit_input *in, const lane_targ
         if (r.confident) sum_part_excluding_max(&own, in, r.maximum, vectors_of(u, in, 0));
         excluding_max = merge_group(own, scratch);
     }
-    if ((u->p->flags & FLAG_FROM_STATISTICS) && t->counts) keep_row(in, &r);
+    if ((u->p->flags & FLAG_FROM_STATISTICS) && (HAS_UPSTREAMS || t->counts)) keep_row(in, &r);
 #else
     const uint pieces = u->p->pieces, steps = pieces * count_passes(u);
     r.confident = 0;

@@ -13,9 +13,9 @@ typedef uint u32;
 
 /* Offsets of the caller's buffers, in elements, by name. */
 typedef struct clxent_offsets {
-    u64 logits, probabilities, targets, class_weights, row_weights, grad_output, denominator;
+    u64 logits, probabilities, targets, class_weights, row_weights, grad_output, denominator, grad_entropy, grad_lse;
     u64 losses, loss, lse, softmax, log_softmax, gradient, argmax, correct, entropy, statistics;
-    u64 bad_targets, one_hot;
+    u64 bad_targets, one_hot, computed_denominator, counted;
 } clxent_offsets;
 
 typedef struct clxent_parameters {
@@ -56,6 +56,8 @@ typedef struct clxent_parameters {
 #define OUTPUT_STATISTICS (1u << 9)
 #define OUTPUT_BAD_TARGETS (1u << 10)
 #define OUTPUT_ONE_HOT (1u << 11)
+#define OUTPUT_COMPUTED_DENOMINATOR (1u << 12)
+#define OUTPUT_COUNTED (1u << 13)
 
 #define TARGET_NONE 0u
 #define TARGET_I32 1u

@@ -18,11 +18,13 @@ typedef struct {
     ulong count;             /* of bad targets, or of correct predictions */
     ulong first_bad;
     long bad_value;
+    ulong counted; /* rows that count */
 } partial;
 
 static inline partial merge_partials(const partial a, const partial b)
 {
-    partial c = { compensated_merge_one(a.sum, b.sum), a.count + b.count, a.first_bad, a.bad_value };
+    partial c = { compensated_merge_one(a.sum, b.sum), a.count + b.count, a.first_bad, a.bad_value,
+                  a.counted + b.counted };
     if (b.first_bad < a.first_bad) {
         c.first_bad = b.first_bad;
         c.bad_value = b.bad_value;
@@ -33,7 +35,7 @@ static inline partial merge_partials(const partial a, const partial b)
 /* Rows between one that is summed and the one that is prefetched meanwhile. */
 #    define REDUCE_AHEAD 1024u
 
-static inline partial empty_partial(void) { return (partial){ { 0, 0 }, 0, 0xffffffffffffffffUL, 0 }; }
+static inline partial empty_partial(void) { return (partial){ { 0, 0 }, 0, 0xffffffffffffffffUL, 0, 0 }; }
 
 /* Of one partial: [begin, end). */
 typedef struct {
@@ -90,10 +92,24 @@ static inline compensated_sum_one fold_lanes(const compensated_sum s)
     return all;
 }
 
+static inline ulong count_lanes(const ilane counts)
+{
+    integer of_lane[LANE_ROWS];
+    ulong all = 0;
+    STORE_LANE(counts, of_lane);
+    for (uint i = 0; i < LANE_ROWS; i++) all += (ulong)of_lane[i];
+    return all;
+}
+
 static inline void fold_targets(const clxent_parameters *p, const partial all, __global ulong *bad_targets,
+                                __global acc_t *computed_denominator, __global ulong *counted,
                                 __global uchar *workspace)
 {
-    *(__global acc_t *)(workspace + p->denominator_at) = compensated_value_one(all.sum);
+    const acc_t weights = compensated_value_one(all.sum);
+    *(__global acc_t *)(workspace + p->denominator_at) = weights;
+    if (p->outputs & OUTPUT_COMPUTED_DENOMINATOR)
+        computed_denominator[p->offset.computed_denominator] = weights;
+    if (p->outputs & OUTPUT_COUNTED) counted[p->offset.counted] = all.counted;
     if (p->outputs & OUTPUT_BAD_TARGETS) {
         __global ulong *record = bad_targets + 3 * p->offset.bad_targets; /* counted in records */
         record[0] = all.count;
@@ -105,7 +121,8 @@ static inline void fold_targets(const clxent_parameters *p, const partial all, _
 /* One partial of clxent_targets_partials. */
 PART void sum_targets(const clxent_parameters *p, __global const void *targets,
                       __global const acc_t *class_weights, __global const acc_t *row_weights,
-                      __global ulong *bad_targets, __global uchar *workspace, __local partial *scratch,
+                      __global ulong *bad_targets, __global acc_t *computed_denominator,
+                      __global ulong *counted, __global uchar *workspace, __local partial *scratch,
                       const size_t group)
 {
     const row_range range = rows_of_partial(p, group);
@@ -113,6 +130,7 @@ PART void sum_targets(const clxent_parameters *p, __global const void *targets,
     const uint target_bytes = TARGETS == TARGET_I32 ? 4 : TARGETS == TARGET_I64 ? 8 : 1;
     partial own = empty_partial();
     compensated_sum weights = compensated_zero();
+    ilane counts = (ilane)(0); /* at most REDUCE_ROWS */
     for (ulong row = range.begin + LOCAL_ID * LANE_ROWS; row < range.end; row += WG_SIZE * LANE_ROWS) {
         const uint n = (uint)min((ulong)LANE_ROWS, range.end - row);
         PREFETCH((__global const uchar *)targets + (p->offset.targets + row + REDUCE_AHEAD) * target_bytes);
@@ -123,19 +141,21 @@ PART void sum_targets(const clxent_parameters *p, __global const void *targets,
             weight = t.has_class ? weight * of_class : weight;
         }
         weights = compensated_add(weights, keep_first(weight, n));
+        counts -= n == LANE_ROWS || LANE_IOTA < (ilane)((integer)n) ? t.counts : (ilane)(0);
         if (ANY_LANE(t.bad)) {
             for (uint i = 0; i < n; i++) {
                 const row_target one = get_target(p, row + i, targets, row_weights);
                 if (one.bad)
-                    own = merge_partials(own, (partial){ { 0, 0 }, 1, p->first_row + row + i, one.value });
+                    own = merge_partials(own, (partial){ { 0, 0 }, 1, p->first_row + row + i, one.value, 0 });
             }
         }
     }
     own.sum = fold_lanes(weights);
+    own.counted = count_lanes(counts);
     const partial all = merge_partials_of_group(own, scratch);
     if (LOCAL_ID != 0) return;
     if (p->partials == 1) {
-        fold_targets(p, all, bad_targets, workspace);
+        fold_targets(p, all, bad_targets, computed_denominator, counted, workspace);
     } else {
         *partial_at(p, workspace, group) = all;
     }
@@ -146,17 +166,23 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_target
     __global const acc_t *restrict class_weights,                     /* [classes] */
     __global const acc_t *restrict row_weights,                       /* [rows] */
     __global ulong *restrict bad_targets,                             /* [3] */
+    __global acc_t *restrict computed_denominator,                    /* [1] */
+    __global ulong *restrict counted,                                 /* [1] */
     __global uchar *restrict workspace)
 {
     __local partial scratch[WG_SIZE];
-    sum_targets(&p, targets, class_weights, row_weights, bad_targets, workspace, scratch, get_group_id(0));
+    sum_targets(&p, targets, class_weights, row_weights, bad_targets, computed_denominator, counted,
+                workspace, scratch, get_group_id(0));
 }
 
 /* Grid: one work-group of one work-item. */
 __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void clxent_targets_fold(
-    const clxent_parameters p, __global ulong *restrict bad_targets, __global uchar *restrict workspace)
+    const clxent_parameters p, __global ulong *restrict bad_targets,
+    __global acc_t *restrict computed_denominator, __global ulong *restrict counted,
+    __global uchar *restrict workspace)
 {
-    fold_targets(&p, merge_all_partials(&p, workspace), bad_targets, workspace);
+    fold_targets(&p, merge_all_partials(&p, workspace), bad_targets, computed_denominator, counted,
+                 workspace);
 }
 
 static inline void fold_losses(const clxent_parameters *p, const partial all,
@@ -167,12 +193,12 @@ static inline void fold_losses(const clxent_parameters *p, const partial all,
     if (!(p->outputs & OUTPUT_LOSS)) return;
     const acc_t value = compensated_value_one(all.sum);
     acc_t result = value;
-    if (p->flags & FLAG_DENOMINATOR) {
-        result = value / denominator[p->offset.denominator];
-    } else if (p->flags & FLAG_MEAN) {
-        const acc_t sum_of_weights = *(__global const acc_t *)(workspace + p->denominator_at);
-        result = value / sum_of_weights;
-        if (sum_of_weights == 0) {
+    if (p->flags & (FLAG_DENOMINATOR | FLAG_MEAN)) {
+        const acc_t divisor = (p->flags & FLAG_DENOMINATOR)
+                                  ? denominator[p->offset.denominator]
+                                  : *(__global const acc_t *)(workspace + p->denominator_at);
+        result = value / divisor;
+        if (divisor == 0) {
             /* a bad row's NaN is not hidden */
             const bool zero = (p->flags & FLAG_ALL_IGNORED_ZERO) != 0 && value == value;
             result = zero ? ACC(0.0) : ACC_NAN;
@@ -206,9 +232,7 @@ PART void sum_losses(const clxent_parameters *p, __global const acc_t *losses,
         }
     }
     own.sum = fold_lanes(total);
-    integer of_lane[LANE_ROWS];
-    STORE_LANE(hits, of_lane);
-    for (uint i = 0; i < LANE_ROWS; i++) own.count += (ulong)of_lane[i];
+    own.count += count_lanes(hits);
     const partial all = merge_partials_of_group(own, scratch);
     if (LOCAL_ID != 0) return;
     if (p->partials == 1) {

@@ -133,7 +133,7 @@ ALWAYS_INLINE vec value_of_vector(const row_input *in, const row_result *r, cons
                                   const bool with_target)
 {
     const vec kept = from->in_local ? LOAD(from->local_rows + at) : (vec)(0);
-    const bool has_slope = from->in_local && HAS_SOFTCAP && IS_KIND(g, OUTPUT_GRADIENT) && in->slope_at > 0;
+    const bool has_slope = from->in_local && KEEPS_SLOPE && IS_KIND(g, OUTPUT_GRADIENT) && in->slope_at > 0;
     const vec slope = has_slope ? LOAD(from->local_rows + in->slope_at + at) : kept;
     const bool has_x = from->in_local && (!NEEDS_X || has_slope || IS_KIND(g, OUTPUT_SOFTMAX));
     const vec x = !has_x ? load_vector(in->x + at) : kept;

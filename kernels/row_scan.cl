@@ -9,8 +9,10 @@
 /* Vectors between two flushes, see block_sums; a block has no fewer, or is one. */
 #define FLUSH_VECTORS (BLOCK < 16 ? BLOCK : 16)
 
-/* Whether gradients need the logits although local_rows has the exponentials: for the softcap's slope. */
-#define NEEDS_X HAS_SOFTCAP
+/* Whether gradients need the logits although local_rows has the exponentials: for the softcap's slope, which may be kept
+ * instead, and for the distances of an entropy's gradient. */
+#define NEEDS_X (HAS_SOFTCAP || HAS_GRAD_ENTROPY)
+#define KEEPS_SLOPE (HAS_SOFTCAP && !HAS_GRAD_ENTROPY)
 
 /* The vector that holds the tail ends with the row and begins among the classes of the one before it, unless the row
  * is shorter than a vector: a load of single elements would cost as much as twenty vectors. `first_new` of its

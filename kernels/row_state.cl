@@ -207,7 +207,10 @@ typedef struct {
     lane sum_excluding_target; /* sum of exp(z) at scale, without the target's class */
     lane target_exp;           /* at scale; 0 without a target */
     lane sum_exp;              /* sum_excluding_target + target_exp */
-    lane lse_minus_max;        /* log sum exp(z - maximum) */
+#if HAS_ENTROPY
+    lane mean_distance; /* sum of p_j (maximum - z_j) */
+#endif
+    lane lse_minus_max; /* log sum exp(z - maximum) */
     /* the same after a second pass, with full relative precision, where results need it */
     lane fine_lse_minus_max;
     lane lse;

@@ -17,7 +17,7 @@
  *   ALONG    1: vectors lie along the classes of a row while sums are taken and results are made, and only what a row
  *            has one of is a lane, so that nothing but the rows' partial sums is transposed. For at least VEC
  *            classes (plan.c: lies_along()), a group of one work-item, z that is x, no smoothing or probabilities, no
- *            log-softmax, and not both softmax and gradient
+ *            gradient of lse or entropy, no log-softmax, and not both softmax and gradient
  */
 #if !defined(INNER) || INNER < 0 || INNER > 1 || (!INNER && VEC > 1 && WG_SIZE > 1)
 #    error "INNER: 0, with VEC 1 or WG_SIZE 1, or 1"
@@ -30,9 +30,9 @@
 #endif
 
 #if !defined(ALONG) || ALONG < 0 || ALONG > 1 || \
-    (ALONG && (INNER || HAS_Z || HAS_DENSE || !IN_LOCAL || VEC == 1 || WG_SIZE > 1))
+    (ALONG && (INNER || HAS_Z || HAS_DENSE || HAS_UPSTREAMS || !IN_LOCAL || VEC == 1 || WG_SIZE > 1))
 #    error \
-        "ALONG: 0, or 1 with IN_LOCAL, no INNER, HAS_Z, HAS_DENSE, VEC more than 1 and a group of one work-item"
+        "ALONG: 0, or 1 with IN_LOCAL, no INNER, HAS_Z, HAS_DENSE, HAS_UPSTREAMS, VEC more than 1, a group of one"
 #endif
 
 /* With INNER as PART. With the class axis last, tiles of few classes are so short that a call shows (PoCL, loss and

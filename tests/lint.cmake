@@ -33,15 +33,17 @@ endif()
 set(dtypes 1:1 2:2 3:3 4:4 1:2 3:1 4:1)
 set(cpu -DWG_SIZE=1)
 set(gpu -DWG_SIZE=256)
-# kernels/constants.cl: every output without options, everything at once, what training asks for, the loss alone, and
-# no targets.
-set(none "-DHAS_CLASS_WEIGHTS=0 -DHAS_SMOOTHING=0 -DHAS_LOGIT_SCALE=0 -DHAS_SOFTCAP=0 -DACCUMULATE=0")
-set(all "-DHAS_CLASS_WEIGHTS=1 -DHAS_SMOOTHING=1 -DHAS_LOGIT_SCALE=1 -DHAS_SOFTCAP=1 -DACCUMULATE=1")
+# kernels/constants.cl: every output without options, everything at once, what training asks for, the loss alone, an
+# entropy's gradient, and no targets.
+set(none "-DHAS_CLASS_WEIGHTS=0 -DHAS_SMOOTHING=0 -DHAS_LOGIT_SCALE=0 -DHAS_SOFTCAP=0 -DHAS_GRAD_ENTROPY=0 -DHAS_GRAD_LSE=0 -DACCUMULATE=0")
+set(all "-DHAS_CLASS_WEIGHTS=1 -DHAS_SMOOTHING=1 -DHAS_LOGIT_SCALE=1 -DHAS_SOFTCAP=1 -DHAS_GRAD_ENTROPY=1 -DHAS_GRAD_LSE=1 -DACCUMULATE=1")
+set(upstreams "-DHAS_CLASS_WEIGHTS=0 -DHAS_SMOOTHING=0 -DHAS_LOGIT_SCALE=0 -DHAS_SOFTCAP=0 -DHAS_GRAD_ENTROPY=1 -DHAS_GRAD_LSE=0 -DACCUMULATE=0")
 set(constants
   "-DOUTPUTS=767 -DTARGETS=1 -DREDUCES=1 -DKERNELS=3 ${none}"
   "-DOUTPUTS=1023 -DTARGETS=5 -DREDUCES=1 -DKERNELS=3 ${all}"
   "-DOUTPUTS=34 -DTARGETS=2 -DREDUCES=1 -DKERNELS=1 ${all}"
   "-DOUTPUTS=3 -DTARGETS=3 -DREDUCES=0 -DKERNELS=2 ${none}"
+  "-DOUTPUTS=34 -DTARGETS=2 -DREDUCES=1 -DKERNELS=3 ${upstreams}"
   "-DOUTPUTS=12 -DTARGETS=0 -DREDUCES=0 -DKERNELS=1 ${none}")
 set(shapes "")
 if(PROGRAM STREQUAL "rows")

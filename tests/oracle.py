@@ -130,7 +130,7 @@ def oracle(
         divisor = (weight * pull)[counts].sum()
     if denominator is not None:
         divisor = wide(real(denominator))
-    no_rows = denominator is None and reduction == "mean" and divisor == 0
+    no_rows = divisor == 0
     factor = np.ones(rows, wide)
     if grad_output is not None:
         factor = factor * grad_output.astype(real).astype(wide).reshape(-1)

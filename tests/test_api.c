@@ -599,6 +599,74 @@ Test(api, rows_come_in_whole_sequences_and_slabs)
     use_own_plan();
 }
 
+Test(api, parts_say_where_in_the_batch_they_are)
+{
+    REFUSED("part", INVALID_ARGUMENT, WORDS("args.part is 4: takes", "CLXENT_PART_LAST (3)"), args.part = 4);
+    REFUSED("reserved", INVALID_ARGUMENT, WORDS("args.reserved is 1: takes 0"), args.reserved = 1);
+    REFUSED("total", INVALID_ARGUMENT, WORDS("args.total_rows is 7", "6"), args.total_rows = ALL_ROWS + 1);
+    REFUSED("whole", INVALID_ARGUMENT, WORDS("args.first_row is 2: takes 0 with part WHOLE"),
+            args.first_row = 2);
+    REFUSED("whole", INVALID_ARGUMENT,
+            WORDS("args.rows is 3", "exactly 5 rows with part WHOLE of a batch of 5"), args.rows = 3,
+            args.total_rows = 5);
+    REFUSED("first", INVALID_ARGUMENT, WORDS("args.first_row is 1: takes 0 with part FIRST"),
+            args.first_row = 1, args.part = CLXENT_PART_FIRST);
+    REFUSED("first", INVALID_ARGUMENT, WORDS("args.rows is 6", "less than 6 rows with part FIRST"),
+            args.part = CLXENT_PART_FIRST);
+    REFUSED("middle", INVALID_ARGUMENT, WORDS("args.first_row is 0: takes a row", "behind the first"),
+            args.part = CLXENT_PART_MIDDLE, args.rows = 2);
+    REFUSED("middle", INVALID_ARGUMENT, WORDS("less than 4 rows with part MIDDLE of a batch of 6"),
+            args.part = CLXENT_PART_MIDDLE, args.first_row = 2, args.rows = 4);
+    REFUSED("last", INVALID_ARGUMENT, WORDS("exactly 4 rows with part LAST of a batch of 6"),
+            args.part = CLXENT_PART_LAST, args.first_row = 2, args.rows = 3);
+    REFUSED("last", INVALID_ARGUMENT, WORDS("args.first_row is 7: takes a row"), args.part = CLXENT_PART_LAST,
+            args.first_row = ALL_ROWS + 1, args.rows = 0);
+    REFUSED("a mean without a denominator", NULL_ARGUMENT,
+            WORDS("denominator.mem is NULL", "clxent_enqueue_denominator()"), args.denominator.mem = NULL,
+            args.part = CLXENT_PART_FIRST, args.rows = 2);
+    /* what the last part writes, the others need not be given */
+    clxent_args part = f.args;
+    part.part = CLXENT_PART_FIRST;
+    part.rows = 2;
+    part.loss.mem = part.correct.mem = part.bad_targets.mem = part.counted.mem = NULL;
+    part.computed_denominator.mem = NULL;
+    expect_accepted("first", &part);
+    part = f.args;
+    part.part = CLXENT_PART_LAST;
+    part.first_row = 2;
+    expect_accepted("last, to the end by default", &part);
+    REFUSED("last", NULL_ARGUMENT, WORDS("loss.mem"), args.part = CLXENT_PART_LAST, args.first_row = 2,
+            args.loss.mem = NULL);
+}
+
+Test(api, a_denominator_needs_a_plan_that_sums_weights_and_a_place)
+{
+    clxent_args args = CLXENT_ARGS_INIT;
+
+    cr_assert(clxent_enqueue_denominator(NULL, device.queue, &args, 0, NULL, NULL) ==
+              CLXENT_ERROR_NULL_ARGUMENT);
+#define REFUSED_DENOMINATOR(status, ...)                                                           \
+    cr_assert(clxent_enqueue_denominator(f.plan, device.queue, &args, 0, NULL, NULL) == (status)); \
+    check_text("denominator", WORDS(__VA_ARGS__))
+    REFUSED_DENOMINATOR(CLXENT_ERROR_NULL_ARGUMENT, "computed_denominator.mem and counted.mem are NULL");
+    args.counted = f.args.counted;
+    args.total_rows = ALL_ROWS + 1;
+    REFUSED_DENOMINATOR(CLXENT_ERROR_INVALID_ARGUMENT, "args.total_rows is 7");
+    args.total_rows = 0;
+    REFUSED_DENOMINATOR(CLXENT_ERROR_NULL_ARGUMENT, "targets.mem is NULL");
+    args.targets = f.args.targets;
+    args.class_weights = f.args.class_weights;
+    args.row_weights = f.args.row_weights;
+    args.workspace = f.args.workspace;
+    cr_assert(clxent_enqueue_denominator(f.plan, device.queue, &args, 0, NULL, NULL) == CLXENT_OK);
+    clFinish(device.queue);
+    clxent_desc desc = make_desc(CLXENT_OUTPUT_LSE, CLXENT_F32, 2, 3, CLASSES);
+    use_plan(&desc);
+    REFUSED_DENOMINATOR(CLXENT_ERROR_INVALID_ARGUMENT, "plan has outputs 0x4", "CLXENT_REDUCTION_MEAN");
+    use_own_plan();
+#undef REFUSED_DENOMINATOR
+}
+
 /* No size of a batch without rows divides, overflows or is allocated. */
 Test(api, plans_without_rows_run_whatever_their_sizes)
 {

@@ -39,7 +39,7 @@ class Frame(Case):
         for flag in (
             "logits targets bf16 class-axis ignore-index class-weights row-weights label-smoothing z-loss "
             "logit-scale softcap reduction denominator shift on-bad-target all-ignored grad-output "
-            "grad-dtype json"
+            "grad-entropy grad-lse grad-dtype json"
         ).split():
             self.assertIn("--" + flag, text)
         for name in OUTPUTS:
@@ -60,7 +60,7 @@ class Frame(Case):
         for given, missing in (("--logits", "--targets"), ("--targets", "--logits")):
             text = self.refuse("eval", given, "x.npy", status=2, mentions=[missing + " is required"])
             self.assertNotIn(given, text)
-        for flag in ("--grad-dtype", "--grad-output"):
+        for flag in ("--grad-dtype", "--grad-output", "--grad-entropy", "--grad-lse"):
             self.refuse("eval", *files, flag, "f16", status=2, mentions=[flag, "--grad-out,"])
         outputs = ["--%s-out" % name for name in OUTPUTS]
         for flag in (*outputs, "--logits", "--targets", "--class-weights", "--row-weights", "--grad-output"):

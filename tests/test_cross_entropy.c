@@ -263,7 +263,6 @@ Test(cross_entropy, sums_over_very_many_classes_lose_nothing)
 
 /* ---- Arguments of a run -------------------------------------------------------------------- */
 
-/* A denominator of 0, unlike a computed one, is the caller's business: it is divided by. */
 Test(cross_entropy, reductions_grad_output_and_denominator_combine)
 {
     const uint32_t fills[] = { 0, FILL_GRAD_OUTPUT, FILL_DENOMINATOR, FILL_GRAD_OUTPUT | FILL_DENOMINATOR,
@@ -273,14 +272,78 @@ Test(cross_entropy, reductions_grad_output_and_denominator_combine)
             for (int general = 0; general < 2; general++) {
                 clxent_desc desc =
                     make_desc(general ? GENERAL : plain(), CLXENT_F32, 4, 7, small_run() ? 5 : 67);
-                const bool by_zero = fills[i] == FILL_ZERO_DENOMINATOR; /* nothing that underflows: 0 / 0 */
-                const uint32_t rows = by_zero ? FILL_PLAIN : FILL_DESIGNED | FILL_MASKED | FILL_IGNORED;
-                if (by_zero && !small_run()) desc.classes = general ? 5 : 300;
                 reduce_by(&desc, reduction);
-                run_filled_case("reductions", &desc, rows | fills[i], 70 + i, 0);
+                run_filled_case("reductions", &desc, FILL_DESIGNED | FILL_MASKED | FILL_IGNORED | fills[i],
+                                70 + i, 0);
             }
         }
     }
+}
+
+/* On tiles, rows, rows of several pieces and an inner class axis; from saved statistics, in place, and of rows that do not
+ * count, or are not finite. */
+Test(cross_entropy, gradients_of_entropy_and_lse_match_the_reference)
+{
+    const struct {
+        size_t classes, inner;
+        uint32_t flags;
+    } cases[] = {
+        { 3, 1, CASE_PARTS },       { 33, 1, CASE_IN_PLACE },   { 300, 1, CASE_SUBSETS },
+        { 1024, 1, CASE_ALIGNED },  { 4099, 1, CASE_IN_PLACE }, { 70001, 1, CASE_PARTS },
+        { 7, 6, CASE_HOST_ARRAYS }, { 200, 12, CASE_IN_PLACE }, { 1, 1, CASE_PARTS },
+    };
+    const uint32_t outputs = TRAINING_OUTPUTS | CLXENT_OUTPUT_STATISTICS | CLXENT_OUTPUT_ENTROPY |
+                             CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_COUNTED;
+    const uint32_t dtypes[] = { CLXENT_F32, CLXENT_BF16, CLXENT_F64, CLXENT_F16 };
+
+    for (size_t d = 0; d < (runs_all() ? COUNT(dtypes) : 1); d++) {
+        for (int general = 0; general < 2; general++) {
+            for (size_t i = 0; i < COUNT(cases); i++) {
+                if (small_run() && cases[i].classes > 300) continue;
+                clxent_desc desc = make_desc(outputs, dtypes[d], small_run() ? 1 : 4, 12, cases[i].classes);
+                desc.inner = cases[i].inner;
+                desc.has_grad_entropy = 1;
+                desc.has_grad_lse = general || !runs_all();
+                desc.has_row_weights = 1;
+                if (general) {
+                    desc.softcap = SHARED_SOFTCAP;
+                    desc.label_smoothing = 0.1;
+                    desc.has_class_weights = 1;
+                    desc.logit_scale = 0.5;
+                }
+                run_filled_case("upstreams", &desc,
+                                FILL_DESIGNED | FILL_MASKED | FILL_SPECIAL | FILL_IGNORED | FILL_BAD_TARGETS,
+                                40 + i, cases[i].flags);
+            }
+        }
+    }
+}
+
+/* Programs of other tests, and every cut of a batch: rows of their own, sequences under a shift, slabs; outputs of the last
+ * part alone; weights, soft targets, accumulation. */
+Test(cross_entropy, a_batch_in_parts_has_the_bits_of_one_run)
+{
+    for (uint32_t reduction = CLXENT_REDUCTION_MEAN; reduction <= CLXENT_REDUCTION_NONE; reduction++) {
+        for (int k = 0; k < 6; k++) {
+            clxent_desc desc =
+                make_desc(k == 3 ? OF_PROBABILITIES : GENERAL, CLXENT_F32, 6, 5, small_run() ? 5 : 67);
+            uint32_t fill = FILL_DESIGNED | FILL_MASKED | FILL_IGNORED | FILL_GRAD_OUTPUT;
+            reduce_by(&desc, reduction);
+            if (k == 1) desc.shift = 2;
+            if (k == 2) desc.inner = 10;
+            if (k == 3) desc.target_type = CLXENT_TARGET_PROBABILITIES_F32;
+            if (k == 4) fill |= FILL_DENOMINATOR | FILL_BAD_TARGETS;
+            if (k == 5) desc.shift = 1, desc.inner = 2;
+            desc.has_row_weights = k != 0;
+            for (uint64_t seed = 0; seed < 4; seed++)
+                run_filled_case("parts", &desc, fill, 30 + seed,
+                                CASE_PARTS | (seed == 3 ? CASE_OUT_OF_ORDER : 0));
+        }
+    }
+    /* more rows than one partial sum has, of which none is a row's own cut */
+    clxent_desc many = make_desc(GENERAL, CLXENT_F32, small_run() ? 300 : 9001, 1, small_run() ? 2 : 5);
+    many.has_row_weights = 1;
+    run_filled_case("many rows in parts", &many, FILL_DESIGNED | FILL_IGNORED, 7, CASE_PARTS);
 }
 
 /* Two classes alike that hold nearly everything: neither is all but the whole of the sum. */

@@ -332,18 +332,20 @@ Test(desc, unknown_output_bits_are_refused)
 
 Test(desc, each_operation_gives_its_own_outputs)
 {
-    static const uint32_t gives[] = { 0x7ff, 1u << 5, 1u << 11 | 1u << 10, 1u << 0 | 1u << 1 | 1u << 10,
-                                      1u << 5 | 1u << 10 };
+    const uint32_t of_targets = 1u << 10 | 1u << 12 | 1u << 13;
+    const uint32_t gives[] = { 0x37ff, 1u << 5, 1u << 11 | 1u << 10, 1u << 0 | 1u << 1 | of_targets,
+                               1u << 5 | of_targets };
     for (uint32_t op = 0; op < 5; op++)
-        for (unsigned bit = 0; bit < 12; bit++) {
+        for (unsigned bit = 0; bit < OUTPUTS; bit++) {
             reset();
             use_op(op, 1u << bit);
             const clxent_status status = clxent_desc_check(&desc, text, sizeof text);
             cr_assert_eq(status == CLXENT_OK, gives[op] >> bit & 1u, "op %u, bit %u: %s", op, bit, text);
         }
     use_op(CLXENT_OP_PROBABILITY_LOSS, CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_LSE);
-    check_refused(
-        "outputs is 0x26 with lse, gradient: takes losses, loss, bad_targets with op PROBABILITY_LOSS");
+    check_refused("outputs is 0x26 with lse, gradient: takes losses, loss, bad_targets, "
+                  "computed_denominator, counted with "
+                  "op PROBABILITY_LOSS");
     desc.outputs = CLXENT_OUTPUT_ONE_HOT;
     check_refused("%s", with_names("outputs is 0x800 with one_hot: takes ", CROSS_ENTROPY_OUTPUTS,
                                    " with op CROSS_ENTROPY"));
@@ -550,6 +552,7 @@ Test(desc, options_that_an_operation_would_pass_over_are_refused)
     check_refused("%s is %g: takes %d with op %s, which does not use it", #name, (double)other, initial, \
                   ops[i].op_name);
 #define ACTS_LOSS ACTS_LOGITS
+#define ACTS_GRADIENT ACTS_LOGITS
 #define ACTS_ROWS ACTS_LOGITS
 #define OPTION(name, kind, initial, acts, constant, ...) ACTS_##acts(name, initial, OTHER_##kind)
 #include "options.def"
@@ -592,6 +595,20 @@ Test(desc, zero_padding_needs_a_gradient_that_is_written)
     }
     reset();
     REFUSED(reserved, 1, "reserved is 1: takes 0");
+}
+
+Test(desc, gradients_of_entropy_and_lse_need_a_gradient)
+{
+    const uint32_t outputs = CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_ENTROPY;
+    use_op(CLXENT_OP_CROSS_ENTROPY, outputs);
+    REFUSED(has_grad_entropy, 1, "has_grad_entropy is 1: takes 0 with outputs 0x102, which have no gradient");
+    use_op(CLXENT_OP_CROSS_ENTROPY, outputs);
+    REFUSED(has_grad_lse, 2, "has_grad_lse is 2: takes 0 with outputs 0x102, which have no gradient");
+    desc.outputs |= CLXENT_OUTPUT_GRADIENT;
+    desc.has_grad_entropy = desc.has_grad_lse = 1;
+    check_accepted();
+    use_op(CLXENT_OP_SOFTMAX_GRADIENT, CLXENT_OUTPUT_GRADIENT);
+    REFUSED(has_grad_lse, 1, "has_grad_lse is 1: takes 0 with op SOFTMAX_GRADIENT, which does not use it");
 }
 
 Test(desc, ignore_index_of_probability_targets_is_refused)

@@ -25,6 +25,7 @@ static struct fixture {
     clxent_host_args args;
     uint64_t logits[MAX_ELEMENTS], probabilities[MAX_ELEMENTS], targets[MAX_ELEMENTS], old[MAX_ELEMENTS];
     uint64_t grad_output[MAX_ELEMENTS], class_weights[MAX_ELEMENTS], row_weights[MAX_ROWS], denominator[1];
+    uint64_t grad_entropy[MAX_ROWS], grad_lse[MAX_ROWS];
 
     double losses[MAX_ROWS], losses_bound[MAX_ROWS], loss[1], loss_bound[1], lse[MAX_ROWS],
         lse_bound[MAX_ROWS];
@@ -251,6 +252,58 @@ Test(reference, gives_softplus_for_two_classes)
         check_one("gradient of the other", w.gradient[1], other, 2e-15);
         check_one("gradient of the target", w.gradient[0], -other, 2e-15);
     }
+}
+
+/* Of two classes whose logits are g apart, p = 1 / (1 + exp(-g)) is the share of the second: the entropy's derivative by g is
+ * -g p (1 - p), that of lse by the second logit p. Neither is weighted or divided, nor does the target matter, while the
+ * loss's part, of a sum divided by 8, is (p - 1) / 8 where the row counts. */
+Test(reference, upstreams_of_entropy_and_lse_add_their_gradients)
+{
+    static const double h[] = { 0.75, -2, 0, 0 }, k[] = { 0, 3, -0.5, 0 }, divisor = 8, scale = 0.5;
+    static const int64_t targets[] = { 1, -100, -100, -100 };
+
+    for (double g = -60; g <= 60; g += 7.5) {
+        double logits[8];
+        for (int r = 0; r < 4; r++) logits[2 * r] = 1, logits[2 * r + 1] = 1 + g / scale;
+        reset();
+        w.desc.reduction = CLXENT_REDUCTION_SUM;
+        w.desc.has_grad_entropy = w.desc.has_grad_lse = 1;
+        w.desc.logit_scale = scale;
+        shape(CLXENT_F64, 4, 1, 2);
+        w.args.denominator = real_array(w.denominator, &divisor, 1);
+        w.args.grad_entropy = real_array(w.grad_entropy, h, 4);
+        w.args.grad_lse = real_array(w.grad_lse, k, 4);
+        solve(CLXENT_F64, 4, 1, 2, logits, targets);
+        const double p = 1 / (1 + exp(-g)), q = 1 / (1 + exp(g));
+        for (int r = 0; r < 4; r++) {
+            const double of_loss = r == 0 ? q / divisor : 0, of_entropy = h[r] * g * p * q;
+            const double want[] = { scale * (of_loss + of_entropy + k[r] * q),
+                                    scale * (-of_loss - of_entropy + k[r] * p) };
+            for (int j = 0; j < 2; j++) {
+                const double got = w.gradient[2 * r + j], bound = w.gradient_bound[2 * r + j];
+                cr_assert(fabs(got - want[j]) <=
+                              1e-14 * (fabs(h[r] * g * p * q) + fabs(k[r]) * (j ? p : q) + q),
+                          "g %g, row %d: got %g, want %g", g, r, got, want[j]);
+                cr_assert(r == 3 ? got == 0 && bound == 0 : bound < 1e-12, "row %d: %g +- %g", r, got, bound);
+            }
+        }
+    }
+}
+
+/* What upstreams pull at may not be finite: 0 pulls at nothing, and does not look. */
+Test(reference, upstreams_of_0_leave_rows_alone_that_do_not_count)
+{
+    static const double logits[] = { NAN, 1, NAN, 1, -INFINITY, -INFINITY, 2, -INFINITY, 2, 2 };
+    static const double up[] = { 0, 1, -1, 1, 0 };
+    static const int64_t targets[] = { -100, -100, -100, -100, 7 };
+    static const double want[] = { 0, 0, NAN, NAN, NAN, NAN, 1, 0, NAN, NAN };
+
+    w.desc.has_grad_lse = 1;
+    w.desc.bad_target = CLXENT_BAD_TARGET_NAN;
+    shape(CLXENT_F32, 5, 1, 2);
+    w.args.grad_lse = real_array(w.grad_lse, up, 5);
+    solve(CLXENT_F32, 5, 1, 2, logits, targets);
+    check_close("upstreams", "gradient", w.gradient, want, 10, 0, 0);
 }
 
 Test(reference, keeps_relative_precision_of_confident_rows)
@@ -686,7 +739,10 @@ Test(reference, means_of_nothing_follow_the_policy_and_given_denominators_divide
         CASE("ignored and bad", 2, IGNORED, BAD, MEAN, NAN, NAN, false, NAN, 0, OF(0, 0, NAN, NAN), 0),
         CASE("ignored and bad, or 0", 2, IGNORED, BAD, MEAN, ZERO, NAN, false, NAN, 0, OF(0, 0, NAN, NAN), 0),
         CASE("weights that cancel", 2, 0, 1, MEAN, NAN, NAN, true, NAN, 0, OF(0, 0, 0, 0), 2),
-        CASE("divided by 0", 2, 0, IGNORED, MEAN, NAN, 0, false, INF, 0, OF(-INF, INF, 0, 0), 1),
+        /* one given is no other than one computed */
+        CASE("divided by 0", 2, 0, IGNORED, MEAN, NAN, 0, false, NAN, 0, OF(0, 0, 0, 0), 1),
+        CASE("divided by 0, or 0", 2, 0, IGNORED, SUM, ZERO, 0, false, 0, 0, OF(0, 0, 0, 0), 1),
+        CASE("bad and divided by 0", 2, 0, BAD, SUM, ZERO, 0, false, NAN, 0, OF(0, 0, NAN, NAN), 1),
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         const char *name = cases[i].name;

@@ -45,7 +45,16 @@
  *
  * The denominator is 1 for reductions "none" and "sum". For "mean" it is the sum of row_weight * class_weight[y]
  * over the rows that count (index targets) or of row_weight (probability targets), as in PyTorch. args.denominator,
- * where given, takes its place, whatever the reduction.
+ * where given, takes its place, whatever the reduction. Where it is 0, computed or given, the gradient is 0 and the loss
+ * is as desc.all_ignored says.
+ *
+ * Entropy and lse have gradients too, for losses made of them: with upstreams h of a row's entropy H and k of its lse
+ * (desc.has_grad_entropy, has_grad_lse)
+ *
+ *     gradient_j += (k * p_j + h * p_j * ((m - z_j) - sum_i p_i (m - z_i))) * (dz/dx)_j
+ *
+ * which is the gradient of h * H + k * lse: neither divided by the denominator nor weighted, and of every row, ignored or
+ * not. Upstreams of 0 add exactly 0, whatever the row's logits are; others make the gradient of a row that is not finite NaN.
  *
  * Rows that are not finite or do not count, on every strategy and in every dtype. z decides: a softcap turns +inf into
  * the cap, with gradient 0 there, while -inf stays a mask.
@@ -262,7 +271,7 @@ enum {
     CLXENT_BAD_TARGET_IGNORE = 2  /* as an ignored row */
 };
 
-/* The mean loss when the computed denominator is 0 (every row ignored). Gradients are 0. A row that is
+/* The reduced loss when the denominator is 0 (every row ignored, or 0 given). Gradients are 0. A row that is
  * NaN for another reason (its target, its logits) is not hidden. */
 enum { CLXENT_ALL_IGNORED_NAN = 0, CLXENT_ALL_IGNORED_ZERO = 1 };
 
@@ -295,9 +304,15 @@ enum {
                                             argmax is their target; index targets */
     CLXENT_OUTPUT_ENTROPY = 1 << 8,      /* * [rows] acc_t: log sum_exp + sum p (m - z); p = 0 adds 0 */
     CLXENT_OUTPUT_STATISTICS = 1 << 9,   /* [rows, 2] acc_t: what a later gradient run needs of a row: m
-                                            and the scaled sum over the classes other than the target; opaque */
+                                            and the scaled sum over the classes other than the target; opaque.
+                                            With has_grad_entropy [rows, 3] */
     CLXENT_OUTPUT_BAD_TARGETS = 1 << 10, /* [1] clxent_bad_targets; CLXENT_BAD_TARGET_REPORT, index targets */
-    CLXENT_OUTPUT_ONE_HOT = 1 << 11      /* [rows, classes] dtype; CLXENT_OP_ONE_HOT only */
+    CLXENT_OUTPUT_ONE_HOT = 1 << 11,     /* [rows, classes] dtype; CLXENT_OP_ONE_HOT only */
+    CLXENT_OUTPUT_COMPUTED_DENOMINATOR =
+        1 << 12,                    /* [1] acc_t: the sum of weights that a mean divides by, whatever
+                                                     the reduction, and also where args.denominator is given */
+    CLXENT_OUTPUT_COUNTED = 1 << 13 /* [1] uint64_t: rows that are neither ignored, masked nor out
+                                                     of range */
 };
 
 typedef struct clxent_desc {
@@ -350,6 +365,9 @@ typedef struct clxent_desc {
     uint32_t gradient_padding;  /* CLXENT_GRADIENT_PADDING_*; default KEEP. ZERO takes gradient among the
                                    outputs, and gradient_mode WRITE: each run that writes the gradient
                                    writes its padding too */
+    uint32_t has_grad_entropy;  /* nonzero: every run that writes the gradient gives args.grad_entropy; takes
+                                   gradient among the outputs */
+    uint32_t has_grad_lse;      /* likewise args.grad_lse */
     uint32_t reserved;          /* takes 0 */
 } clxent_desc;
 #define CLXENT_DESC_INIT                                                                      \
@@ -357,7 +375,7 @@ typedef struct clxent_desc {
         sizeof(clxent_desc), CLXENT_OP_CROSS_ENTROPY, 0, CLXENT_F32, 0, CLXENT_TARGET_I64,    \
             CLXENT_REDUCTION_MEAN, 0, 0, 0, 1, 0, 0, 0, 0, -100, 1, CLXENT_BAD_TARGET_REPORT, \
             CLXENT_ALL_IGNORED_NAN, CLXENT_GRADIENT_WRITE, 0, 0, 0, 0.0, 0.0, 1.0, 0.0,       \
-            CLXENT_GRADIENT_PADDING_KEEP, 0                                                   \
+            CLXENT_GRADIENT_PADDING_KEEP, 0, 0, 0                                             \
     }
 CLXENT_API void clxent_desc_init(clxent_desc *desc);
 
@@ -420,6 +438,22 @@ typedef struct clxent_buffer {
 
 #define CLXENT_ALL_ROWS SIZE_MAX
 
+/* A batch whose [rows, classes] arrays come part by part, as micro-batches or chunks of logits do, in one run for each,
+ * in order, on one plan and workspace, which nothing else uses in between (on queues that do not run them in order each waits
+ * for the event of the one before). args.total_rows is the whole batch, args.first_row and args.rows are the part. All
+ * [rows] buffers hold the whole batch, whatever part a run computes; [rows, classes] buffers hold the part alone. Both
+ * counts are multiples of inner, and of seq when shift > 0.
+ *
+ * Whatever one row has of its own is written by its part; loss, correct, bad_targets, computed_denominator and counted by the
+ * last one, from all rows: outputs have the bits of one run of the whole batch, however it is cut, down to one row. A mean
+ * takes the batch's denominator from clxent_enqueue_denominator(), or any other, as args.denominator. */
+enum {
+    CLXENT_PART_WHOLE = 0,  /* the run is the batch: first_row is 0 */
+    CLXENT_PART_FIRST = 1,  /* first_row is 0, and rows follow */
+    CLXENT_PART_MIDDLE = 2, /* rows go before and follow */
+    CLXENT_PART_LAST = 3    /* ends with the batch */
+};
+
 /* "in" and "out" as seen by the device; acc_t is f32, f64 for f64 logits. Fields that a run does
  * not use are ignored. Buffers of one run may not overlap, except that gradient (also softmax or log_softmax,
  * where it is the only [rows, classes] output of the run) may be logits itself: same mem, offset, stride and
@@ -435,8 +469,8 @@ typedef struct clxent_args {
                          gradient from statistics that an earlier run saved for the same logits and targets:
                          bit for bit what one run of both gives where the run was of the same plan, else
                          within the same bounds */
-    size_t rows;      /* at most desc.batch * desc.seq; CLXENT_ALL_ROWS: all of them; 0 is allowed. A
-                         multiple of inner, and of seq when shift > 0 */
+    size_t rows;      /* at most desc.batch * desc.seq; CLXENT_ALL_ROWS: all of them, from first_row on; 0 is
+                         allowed. A multiple of inner, and of seq when shift > 0 */
 
     clxent_buffer logits;        /* in  [rows, classes] dtype, row_stride */
     clxent_buffer probabilities; /* in  [rows, classes] dtype, probabilities_row_stride; ops that say so */
@@ -464,16 +498,28 @@ typedef struct clxent_args {
     clxent_buffer workspace;   /* in and out: scratch, clxent_plan_workspace_size() bytes, offset a multiple
                                   of 64; one for each run in flight: runs that share it must not overlap
                                   in time */
+
+    /* A batch in parts: see CLXENT_PART_WHOLE. */
+    size_t
+        total_rows; /* of the batch; 0: rows with part WHOLE, else desc.batch * desc.seq, which is the most */
+    size_t first_row;  /* of the part, in the batch */
+    uint32_t part;     /* CLXENT_PART_*; default WHOLE */
+    uint32_t reserved; /* takes 0 */
+
+    clxent_buffer computed_denominator; /* out */
+    clxent_buffer counted;              /* out */
+    clxent_buffer grad_entropy;         /* in  [rows] acc_t, with desc.has_grad_entropy */
+    clxent_buffer grad_lse;             /* in  [rows] acc_t, with desc.has_grad_lse */
 } clxent_args;
-#define CLXENT_ARGS_INIT                                                                               \
-    {                                                                                                  \
-        sizeof(clxent_args), 0, CLXENT_ALL_ROWS, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 },   \
-            { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, \
-            { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, \
-            { NULL, 0 },                                                                               \
-        {                                                                                              \
-            NULL, 0                                                                                    \
-        }                                                                                              \
+#define CLXENT_ARGS_INIT                                                                                 \
+    {                                                                                                    \
+        sizeof(clxent_args), 0, CLXENT_ALL_ROWS, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 },     \
+            { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 },   \
+            { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 },   \
+            { NULL, 0 }, { NULL, 0 }, 0, 0, CLXENT_PART_WHOLE, 0, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, \
+        {                                                                                                \
+            NULL, 0                                                                                      \
+        }                                                                                                \
     }
 CLXENT_API void clxent_args_init(clxent_args *args);
 
@@ -500,6 +546,14 @@ CLXENT_API void clxent_args_init(clxent_args *args);
  *              event, and take the time from CL_PROFILING_COMMAND_END of the marker to that of event. */
 CLXENT_API clxent_status clxent_enqueue(clxent_plan *plan, cl_command_queue queue, const clxent_args *args,
                                         cl_uint num_wait, const cl_event *wait, cl_event *event);
+
+/* Enqueues what a mean over a batch in parts needs first: reads targets, class_weights and row_weights of all
+ * args.total_rows rows, as far as desc has them, and writes args.computed_denominator and args.counted (either may be
+ * absent), whether desc.outputs names them or not. No other buffer but the workspace is looked at. The plan is one of a mean
+ * with loss or gradient, or one with one of these outputs. The rest is as for clxent_enqueue(). */
+CLXENT_API clxent_status clxent_enqueue_denominator(clxent_plan *plan, cl_command_queue queue,
+                                                    const clxent_args *args, cl_uint num_wait,
+                                                    const cl_event *wait, cl_event *event);
 
 /* ---- Host arrays ------------------------------------------------------------------------- */
 
@@ -538,12 +592,17 @@ typedef struct clxent_host_args {
     clxent_output statistics;
     clxent_output bad_targets;
     clxent_output one_hot;
+    clxent_output computed_denominator;
+    clxent_output counted;
+    clxent_input grad_entropy;
+    clxent_input grad_lse;
 } clxent_host_args;
 #define CLXENT_HOST_ARGS_INIT                                                                          \
     {                                                                                                  \
         sizeof(clxent_host_args), 0, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 },  \
             { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, \
-            { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 },              \
+            { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, \
+            { NULL, 0 }, { NULL, 0 }, { NULL, 0 },                                                     \
         {                                                                                              \
             NULL, 0                                                                                    \
         }                                                                                              \

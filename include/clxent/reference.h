@@ -81,13 +81,14 @@ typedef struct clxent_reference_results {
     int64_t *argmax;                   /* [rows] */
     uint64_t *correct;                 /* [1] */
     uint64_t *counted;                 /* [1]: rows neither ignored, masked nor out of range */
-    double *denominator;               /* [1]: as used */
+    double *denominator;               /* [1]: as used, computed or given */
     clxent_bad_targets *bad_targets;   /* [1] */
+    double *computed_denominator, *computed_denominator_bound; /* [1] */
 } clxent_reference_results;
 #define CLXENT_REFERENCE_RESULTS_INIT                                                                       \
     {                                                                                                       \
         sizeof(clxent_reference_results), NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, \
-            NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL                                            \
+            NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL                                \
     }
 CLXENT_API void clxent_reference_results_init(clxent_reference_results *results);
 

@@ -203,10 +203,16 @@ static bool needs_targets(const clxent_desc *desc)
     return false;
 }
 
+/* What a pass over the targets gives, without logits or probabilities. */
+enum {
+    OUTPUTS_OF_TARGETS =
+        CLXENT_OUTPUT_BAD_TARGETS | CLXENT_OUTPUT_COMPUTED_DENOMINATOR | CLXENT_OUTPUT_COUNTED
+};
+
 /* Whether a run of outputs takes the tensor at all; grad_output and denominator it need not be given. */
 static bool takes(const clxent_desc *desc, uint32_t outputs, int tensor)
 {
-    const bool rows_are_read = (outputs & ~(uint32_t)CLXENT_OUTPUT_BAD_TARGETS) != 0;
+    const bool rows_are_read = (outputs & ~(uint32_t)OUTPUTS_OF_TARGETS) != 0;
 
     switch (tensor) {
     case TENSOR_LOGITS:
@@ -215,6 +221,8 @@ static bool takes(const clxent_desc *desc, uint32_t outputs, int tensor)
     case TENSOR_CLASS_WEIGHTS: return desc->has_class_weights != 0 && needs_targets(desc);
     case TENSOR_ROW_WEIGHTS: return desc->has_row_weights != 0 && needs_targets(desc);
     case TENSOR_GRAD_OUTPUT: return (outputs & CLXENT_OUTPUT_GRADIENT) != 0;
+    case TENSOR_GRAD_ENTROPY: return desc->has_grad_entropy != 0 && (outputs & CLXENT_OUTPUT_GRADIENT) != 0;
+    case TENSOR_GRAD_LSE: return desc->has_grad_lse != 0 && (outputs & CLXENT_OUTPUT_GRADIENT) != 0;
     case TENSOR_DENOMINATOR:
         return has_tensor(desc->op, tensor) && (outputs & (CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT)) != 0;
     default: return (outputs & output_bit(tensor)) != 0;
@@ -263,7 +271,7 @@ static layout layout_of(const clxent_desc *desc, int tensor)
         l.columns = own.element == ELEMENT_RECORD ? 3 : 1;
         break;
     case SHAPE_ROWS: break;
-    case SHAPE_PAIRS: l.columns = 2; break;
+    case SHAPE_STATISTICS: l.columns = desc->has_grad_entropy != 0 ? 3 : 2; break;
     case SHAPE_CLASSES: l.rows = desc->classes; break;
     case SHAPE_MATRIX:
         l.columns = desc->classes;
@@ -560,6 +568,8 @@ static void fill_tensor(const problem *p, int tensor, void *data, random_state *
     case TENSOR_PROBABILITIES: fill_probabilities(desc, data, p->fill, random); break;
     case TENSOR_CLASS_WEIGHTS:
     case TENSOR_ROW_WEIGHTS: fill_weights(data, l.dtype, l.rows, random); break;
+    case TENSOR_GRAD_ENTROPY:
+    case TENSOR_GRAD_LSE:
     case TENSOR_GRAD_OUTPUT: fill_uniform(desc, tensor, data, 2, !backward, random); break;
     case TENSOR_DENOMINATOR: {
         const double denominator = random_u32(random) % 2 == 0 ? 7.25 : -3.5;
@@ -584,7 +594,9 @@ bool fill_problem(problem *p, const clxent_desc *desc, uint32_t fill, uint64_t s
                   { TENSOR_ROW_WEIGHTS, true },
                   { TENSOR_GRAD_OUTPUT, backward || (fill & FILL_GRAD_OUTPUT) != 0 },
                   { TENSOR_DENOMINATOR, (fill & (FILL_DENOMINATOR | FILL_ZERO_DENOMINATOR)) != 0 },
-                  { TENSOR_GRADIENT, desc->gradient_mode == CLXENT_GRADIENT_ACCUMULATE } };
+                  { TENSOR_GRADIENT, desc->gradient_mode == CLXENT_GRADIENT_ACCUMULATE },
+                  { TENSOR_GRAD_ENTROPY, true },
+                  { TENSOR_GRAD_LSE, true } };
     const clxent_host_args absent = CLXENT_HOST_ARGS_INIT;
     random_state random = random_start(seed);
 
@@ -718,35 +730,117 @@ static bool download(image *i, const runner *on, problem_fault *f)
     return code == CL_SUCCESS || say_status(f, "clEnqueueReadBuffer", code, NULL);
 }
 
-bool execute(execution *e, const runner *on, clxent_plan *plan, const problem *p, uint32_t outputs,
-             const execution *saved, uint32_t flags, problem_fault *f)
+/* Everything on the device, and args that name it. */
+static bool upload_all(execution *e, const runner *on, clxent_plan *plan, const problem *p, uint32_t outputs,
+                       const execution *saved, uint32_t flags, clxent_args *args, problem_fault *f)
 {
-    const bool out_of_order = (flags & CASE_OUT_OF_ORDER) != 0 && on->out_of_order != NULL;
-    clxent_args args = CLXENT_ARGS_INIT;
-    cl_event done = NULL;
+    const clxent_args init = CLXENT_ARGS_INIT;
 
+    *args = init;
     if (!make_images(e, p, outputs, saved, flags, f)) return false;
     for (int t = 0; t < TENSORS; t++) {
         if (!upload(&e->images[t], on, f)) return false;
-        *buffer_of(&args, t) = (clxent_buffer){ image_of(e, t)->mem, image_of(e, t)->front };
+        *buffer_of(args, t) = (clxent_buffer){ image_of(e, t)->mem, image_of(e, t)->front };
     }
+    args->workspace = (clxent_buffer){ NULL, 64 };
     if (!make_image(&e->workspace, 64, clxent_plan_workspace_size(plan), 64, NULL, 0xFF, f) ||
         !upload(&e->workspace, on, f))
         return false;
-    args.workspace = (clxent_buffer){ e->workspace.mem, e->workspace.front };
-    args.outputs = outputs;
-    args.rows = rows_of(&p->desc);
+    args->workspace.mem = e->workspace.mem;
+    args->outputs = outputs;
+    args->rows = rows_of(&p->desc);
+    return true;
+}
 
-    clxent_status status =
-        clxent_enqueue(plan, out_of_order ? on->out_of_order : on->queue, &args, 0, NULL, &done);
-    if (status != CLXENT_OK) return say_status(f, "clxent_enqueue", status, on->ctx);
-    status = clWaitForEvents(1, &done);
-    clReleaseEvent(done);
-    if (status != CL_SUCCESS) return say_status(f, "clWaitForEvents", status, NULL);
-
+static bool download_all(execution *e, const runner *on, problem_fault *f)
+{
     for (int t = 0; t < TENSORS; t++)
         if (!download(&e->images[t], on, f)) return false;
     return download(&e->workspace, on, f);
+}
+
+typedef clxent_status (*enqueue_fn)(clxent_plan *plan, cl_command_queue queue, const clxent_args *args,
+                                    cl_uint num_wait, const cl_event *wait, cl_event *event);
+
+/* Enqueues and waits. */
+static bool run_once(const char *name, enqueue_fn enqueue, const runner *on, clxent_plan *plan,
+                     const clxent_args *args, uint32_t flags, problem_fault *f)
+{
+    const bool out_of_order = (flags & CASE_OUT_OF_ORDER) != 0 && on->out_of_order != NULL;
+    cl_event done = NULL;
+
+    clxent_status status = enqueue(plan, out_of_order ? on->out_of_order : on->queue, args, 0, NULL, &done);
+    if (status != CLXENT_OK) return say_status(f, name, status, on->ctx);
+    status = clWaitForEvents(1, &done);
+    clReleaseEvent(done);
+    return status == CL_SUCCESS || say_status(f, "clWaitForEvents", status, NULL);
+}
+
+bool execute(execution *e, const runner *on, clxent_plan *plan, const problem *p, uint32_t outputs,
+             const execution *saved, uint32_t flags, problem_fault *f)
+{
+    clxent_args args;
+
+    return upload_all(e, on, plan, p, outputs, saved, flags, &args, f) &&
+           run_once("clxent_enqueue", clxent_enqueue, on, plan, &args, flags, f) && download_all(e, on, f);
+}
+
+/* Rows that parts are cut between. */
+static size_t part_unit(const clxent_desc *desc)
+{
+    size_t unit = desc->inner;
+    while (desc->shift > 0 && unit % desc->seq != 0) unit += desc->inner;
+    return unit;
+}
+
+/* Moves the [rows, classes] buffers of args to where the part begins. */
+static void move_to_part(clxent_args *args, const problem *p, const execution *e, size_t first_row)
+{
+    for (int t = 0; t < TENSORS; t++) {
+        const layout l = layout_of(&p->desc, t);
+        if (!l.matrix || image_of(e, t)->mem == NULL) continue;
+        buffer_of(args, t)->offset =
+            image_of(e, t)->front + element_index(&p->desc, l.stride, first_row, 0) * l.element_size;
+    }
+}
+
+/* As execute(), part by part. A mean without a denominator gets one from its own pass. */
+static bool execute_in_parts(execution *e, const runner *on, clxent_plan *plan, const problem *p,
+                             uint32_t flags, problem_fault *f)
+{
+    const clxent_desc *desc = &p->desc;
+    const size_t rows = rows_of(desc), unit = part_unit(desc);
+    random_state random = random_start(p->seed ^ 0x7061727473);
+    const uint32_t divided = desc->outputs & (CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT);
+    const bool is_mean = desc->reduction == CLXENT_REDUCTION_MEAN && divided != 0 && needs_targets(desc);
+    image denominator = { 0 };
+    clxent_args args;
+
+    bool good = upload_all(e, on, plan, p, desc->outputs, NULL, flags, &args, f) &&
+                make_image(&denominator, 0, sizeof(double), 0, NULL, 0xFF, f) && upload(&denominator, on, f);
+    args.total_rows = rows;
+    if (good && is_mean && args.denominator.mem == NULL) {
+        clxent_args of_targets = args;
+        of_targets.counted.mem = NULL;
+        of_targets.computed_denominator = (clxent_buffer){ denominator.mem, 0 };
+        good = run_once("clxent_enqueue_denominator", clxent_enqueue_denominator, on, plan, &of_targets,
+                        flags, f);
+        args.denominator = of_targets.computed_denominator;
+    }
+    for (size_t first = 0; good && first < rows; first += args.rows) {
+        const size_t left = (rows - first) / unit, few = left < 4 ? left : 4;
+        const size_t units = random_u32(&random) % 4 == 0 ? left : 1 + random_u32(&random) % few;
+        const size_t least = rows / unit / 16; /* of many rows not too many parts */
+        args.rows = (units > least ? units : least < left ? least : left) * unit;
+        args.first_row = first;
+        args.part = first + args.rows == rows ? CLXENT_PART_LAST
+                    : first == 0              ? CLXENT_PART_FIRST
+                                              : CLXENT_PART_MIDDLE;
+        move_to_part(&args, p, e, first);
+        good = run_once("clxent_enqueue of a part", clxent_enqueue, on, plan, &args, flags, f);
+    }
+    free_image(&denominator);
+    return good && download_all(e, on, f);
 }
 
 bool execute_on_host(execution *e, const runner *on, const problem *p, uint32_t flags, size_t max_chunk_bytes,
@@ -985,6 +1079,17 @@ static bool check_again(const char *what, const runner *on, clxent_plan *plan, c
     return good;
 }
 
+static bool check_parts(const runner *on, clxent_plan *plan, const problem *p, const execution *first,
+                        uint32_t flags, problem_fault *f)
+{
+    execution parts;
+    const bool good = execute_in_parts(&parts, on, plan, p, flags, f) &&
+                      check_untouched(p, &parts, p->desc.outputs, f) &&
+                      check_same_bits("in parts", p, first, &parts, p->desc.outputs, f);
+    free_execution(&parts);
+    return good;
+}
+
 /* The record of bad targets as the reference has it, whether desc asks for it or not. */
 static bool find_bad_targets(const problem *p, clxent_bad_targets *bad, problem_fault *f)
 {
@@ -1072,6 +1177,8 @@ bool check_problem(const runner *on, const problem *p, uint32_t flags, worst_err
             good && check_again("when it is the only output", on, plan, p, &first, bit, NULL, elsewhere, f);
     }
     if ((flags & CASE_HOST_ARRAYS) != 0) good = good && check_on_host(on, p, &first, flags, f);
+    if ((flags & CASE_PARTS) != 0 && rows_of(desc) > 0)
+        good = good && check_parts(on, plan, p, &first, flags, f);
     free_execution(&first);
     clxent_plan_destroy(plan);
     return good;

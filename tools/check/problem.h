@@ -97,7 +97,7 @@ enum {
     FILL_HIT = 1 << 7, /* every second target is its row's maximum: correct predictions, small losses */
     FILL_ALL_IGNORED = 1 << 8,      /* every target is ignore_index, but for one with BAD_TARGETS */
     FILL_STEADY = 1 << 9,           /* rows of equal logits but for one */
-    FILL_ZERO_DENOMINATOR = 1 << 10 /* gives denominator 0, which divides as any other */
+    FILL_ZERO_DENOMINATOR = 1 << 10 /* gives denominator 0 */
 };
 
 /* Inputs of desc in host memory, exactly as large as desc needs (logits as a gradient in their place needs), padding
@@ -136,6 +136,7 @@ enum {
     CASE_LARGER_PLAN = 1 << 2,  /* a plan for more rows than are run */
     CASE_OUT_OF_ORDER = 1 << 3, /* on an out-of-order queue, where there is one */
     CASE_ALIGNED = 1 << 4,      /* buffers begin at offset 0: the cases of aligned fast paths */
+    CASE_PARTS = 1 << 6,        /* also in parts, cut anywhere by the problem's seed: the same bits */
     CASE_HOST_ARRAYS =
         1 << 5 /* also by clxent_run_host(), with args.max_chunk_bytes or the next double of it that
                                    is not too small: the same bits, or CLXENT_ERROR_BAD_TARGET and no output but

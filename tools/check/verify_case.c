@@ -26,7 +26,7 @@ static const char *const fill_names[] = { "designed",    "masked",      "special
                                           "bad-targets", "grad-output", "denominator",      "hit",
                                           "all-ignored", "steady",      "zero-denominator", NULL };
 static const char *const check_names[] = { "in-place", "subsets",     "larger-plan", "out-of-order",
-                                           "aligned",  "host-arrays", NULL };
+                                           "aligned",  "host-arrays", "parts",       NULL };
 
 enum kind {
     KIND_ENUM, /* uint32_t, one of names */
@@ -420,6 +420,9 @@ static void draw_gradient(clxent_desc *desc, random_state *program, random_state
         desc->gradient_dtype = desc->dtype; /* the default by its name */
     }
     if (chance(program, 20)) desc->gradient_mode = CLXENT_GRADIENT_ACCUMULATE;
+    if (desc->op != CLXENT_OP_CROSS_ENTROPY || (desc->outputs & CLXENT_OUTPUT_GRADIENT) == 0) return;
+    desc->has_grad_entropy = chance(program, 25);
+    desc->has_grad_lse = chance(program, 25);
 }
 
 /* What a driver compiles a program for is drawn once for 16 cases, and 64 times for each seed, as compiling takes longer than
@@ -460,9 +463,7 @@ void case_draw(verify_case *c, uint64_t seed, uint64_t number, size_t max_elemen
     if (chance(&random, 20)) c->fill |= FILL_STEADY;
     if (chance(&random, 40)) c->fill |= FILL_GRAD_OUTPUT;
     if (chance(&random, 25)) {
-        /* An element of a gradient that underflows becomes 0 / 0, where the reference, of more range, divides it. */
-        const bool zero = chance(&random, 20) && (desc->outputs & CLXENT_OUTPUT_GRADIENT) == 0;
-        c->fill |= zero ? FILL_ZERO_DENOMINATOR : FILL_DENOMINATOR;
+        c->fill |= chance(&random, 20) ? FILL_ZERO_DENOMINATOR : FILL_DENOMINATOR;
     }
 
     /* a gradient in place lies as the logits do; what cannot be in place is not */

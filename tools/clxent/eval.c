@@ -135,8 +135,11 @@ static void check_flags(void *data, struct argp_state *state)
         d->outputs |= 1u << (t - FIRST_OUTPUT);
     }
     if ((d->outputs & CLXENT_OUTPUT_GRADIENT) != 0) return;
-    if (o->path[TENSOR_GRAD_OUTPUT] != NULL)
-        argp_error(state, "--grad-output without --grad-out, the only result that it changes");
+    for (int t = 0; t < FIRST_OUTPUT; t++) {
+        if (o->path[t] != NULL &&
+            (t == TENSOR_GRAD_OUTPUT || t == TENSOR_GRAD_ENTROPY || t == TENSOR_GRAD_LSE))
+            argp_error(state, "--%s without --grad-out, the only result that it changes", files[t].flag);
+    }
     if (d->gradient_dtype != 0)
         argp_error(state, "--grad-dtype without --grad-out, the file whose dtype it is");
 }
@@ -417,8 +420,13 @@ static bool open_inputs(job *j)
     }
     j->desc.has_class_weights = j->o.path[TENSOR_CLASS_WEIGHTS] != NULL;
     j->desc.has_row_weights = j->o.path[TENSOR_ROW_WEIGHTS] != NULL;
+    j->desc.has_grad_entropy = j->o.path[TENSOR_GRAD_ENTROPY] != NULL;
+    j->desc.has_grad_lse = j->o.path[TENSOR_GRAD_LSE] != NULL;
+    if (j->o.path[TENSOR_GRADIENT] != NULL) j->desc.outputs |= CLXENT_OUTPUT_GRADIENT;
     return check_weights(j, TENSOR_CLASS_WEIGHTS, &j->desc.classes, 1, "class weights") &&
            check_weights(j, TENSOR_ROW_WEIGHTS, j->row_shape, j->row_axes, "row weights") &&
+           check_weights(j, TENSOR_GRAD_ENTROPY, j->row_shape, j->row_axes, "values of --grad-entropy") &&
+           check_weights(j, TENSOR_GRAD_LSE, j->row_shape, j->row_axes, "values of --grad-lse") &&
            check_grad_output(j) && check_options(j) && check_outputs(j) &&
            (clxent_desc_check(&j->desc, text, sizeof text) == CLXENT_OK ||
             cli_fail(j->o.path[TENSOR_LOGITS], "%s", text));
@@ -595,6 +603,7 @@ static bool make_plain(clxent_desc *d)
 #define PLAIN_ANY(name, initial)
 #define PLAIN_LOGITS(name, initial)
 #define PLAIN_ROWS(name, initial)
+#define PLAIN_GRADIENT(name, initial) d->name = initial;
 #define PLAIN_LOSS(name, initial)              \
     changed = changed || d->name != (initial); \
     d->name = initial;
@@ -712,6 +721,7 @@ int command_eval(int argc, char **argv)
     good = good && load(&j, TENSOR_TARGETS) && load_weights(&j, TENSOR_ROW_WEIGHTS, j.rows) &&
            count_rows(&j) && load(&j, TENSOR_LOGITS) &&
            load_weights(&j, TENSOR_CLASS_WEIGHTS, j.desc.classes) &&
+           load_weights(&j, TENSOR_GRAD_ENTROPY, j.rows) && load_weights(&j, TENSOR_GRAD_LSE, j.rows) &&
            load_weights(&j, TENSOR_GRAD_OUTPUT, j.desc.reduction == CLXENT_REDUCTION_NONE ? j.rows : 1) &&
            cli_find_device(&device) && cli_open(&session, &device, true);
     if (good) choose_outputs(&j);
