@@ -177,7 +177,7 @@ static inline bool open_rows(const run *u, unit_input *in, const ulong unit, con
     return in->n > 0;
 }
 
-static inline void open_unit(const run *u, unit_input *in, const ulong unit, __local uint *scratch)
+TAKES_LOCAL void open_unit(const run *u, unit_input *in, const ulong unit, __local uint *scratch)
 {
     in->rows = (uint)min((ulong)TILE, rows_of_slab(u->p) - unit % u->p->tiles * TILE);
     if (COOPERATIVE && LOCAL_ID == 0) scratch[unit & 1] = in->rows;
@@ -188,8 +188,8 @@ static inline void open_unit(const run *u, unit_input *in, const ulong unit, __l
 #endif
 }
 
-static inline row_result scan_rows(const run *u, unit_input *in, const lane_targets *t, target_terms *j,
-                                   row_state *s, __local uint *scratch)
+TAKES_LOCAL row_result scan_rows(const run *u, unit_input *in, const lane_targets *t, target_terms *j,
+                                 row_state *s, __local uint *scratch)
 {
     const bool from_statistics = (u->p->flags & FLAG_FROM_STATISTICS) != 0;
     row_state saved = empty_state();
@@ -209,9 +209,9 @@ static inline row_result scan_rows(const run *u, unit_input *in, const lane_targ
 }
 
 /* Each kind has code of its own where registers are not short. */
-static inline void epilogue_of_unit(const run *u, unit_input *in, const ulong unit,
-                                    const lane_targets t[COLUMNS], const target_terms j[COLUMNS],
-                                    const row_result r[COLUMNS], __local uint *scratch)
+TAKES_LOCAL void epilogue_of_unit(const run *u, unit_input *in, const ulong unit,
+                                  const lane_targets t[COLUMNS], const target_terms j[COLUMNS],
+                                  const row_result r[COLUMNS], __local uint *scratch)
 {
     const clxent_parameters *p = u->p;
     const uint kinds[3] = { OUTPUT_LOG_SOFTMAX, OUTPUT_SOFTMAX, OUTPUT_GRADIENT };

@@ -61,7 +61,7 @@ static inline unit_input make_input(const run *u, const bool whole_rows)
 
 /* A row that has no probabilities because targets are shifted is given the last row's, of which nothing reaches its
  * results: behind those there may be no memory. */
-static inline void open_unit(const run *u, unit_input *in, const ulong row, __local row_state *scratch)
+TAKES_LOCAL void open_unit(const run *u, unit_input *in, const ulong row, __local row_state *scratch)
 {
     const clxent_parameters *p = u->p;
     (void)scratch;
@@ -94,7 +94,7 @@ DEFINE_GROUP_TREE(merge_group, row_state, merge_at_one_maximum)
 DEFINE_GROUP_TREE(merge_group, row_state, merge)
 #else
 DEFINE_GROUP_TREE(merge_sums, row_state, merge_at_one_maximum)
-static inline row_state merge_group(row_state own, __local row_state *scratch)
+TAKES_LOCAL row_state merge_group(row_state own, __local row_state *scratch)
 {
     const acc_t maximum = group_max(own.maximum, (__local acc_t *)scratch);
     raise_maximum(&own, maximum);
@@ -126,8 +126,8 @@ INLINE_ON_GPU void sum_piece(row_state *s, const run *u, row_input *in, const la
 /* Of the row's pieces in order, and once more of a confident row's. One merge_group() whatever the row needs: compilers for
  * CPUs must see that all work-items of a group meet the same barriers, and some copy everything behind one that stands
  * under a condition. */
-static inline row_result scan_rows(const run *u, unit_input *in, const lane_targets *t, target_terms *j,
-                                   row_state *all, __local row_state *scratch)
+TAKES_LOCAL row_result scan_rows(const run *u, unit_input *in, const lane_targets *t, target_terms *j,
+                                 row_state *all, __local row_state *scratch)
 {
     row_state excluding_max = empty_state();
     row_result r;

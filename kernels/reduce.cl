@@ -63,7 +63,7 @@ static inline partial merge_all_partials(const clxent_parameters *p, __global uc
 }
 
 /* Work-item 0 returns the group's sum, in the order of the work-items. */
-static inline partial merge_partials_of_group(const partial own, __local partial *scratch)
+TAKES_LOCAL partial merge_partials_of_group(const partial own, __local partial *scratch)
 {
     if (WG_SIZE == 1) return own;
     scratch[LOCAL_ID] = own;

@@ -126,9 +126,32 @@ foreach(shape IN LISTS shapes)
   endforeach()
 endforeach()
 
+# A kernel's __local variables belong to the kernel: what an optimizer leaves in another function, PoCL shares between threads
+# (TAKES_LOCAL in kernels/common.cl).
+foreach(shape IN LISTS shapes)
+  if(NOT shape MATCHES "-DWG_SIZE=1 ")
+    separate_arguments(arguments UNIX_COMMAND "${shape} -DDTYPE=1 -DGRADIENT_DTYPE=1 -DPOCL_DEVICE_ADDRESS_BITS=64")
+    execute_process(
+      COMMAND ${CLANG} -x cl -cl-std=CL1.2 -cl-no-stdinc -Xclang -finclude-default-header -target spir64 -O2 -w -S
+        -emit-llvm -o - -Xclang -cl-ext=-all ${arguments} ${KERNELS}/programs/${PROGRAM}.cl
+      RESULT_VARIABLE status OUTPUT_VARIABLE output ERROR_VARIABLE errors)
+    if(NOT status EQUAL 0)
+      message(FATAL_ERROR "${PROGRAM}.cl with ${shape}:\n${errors}")
+    endif()
+    string(REPLACE ";" "," output "${output}")
+    string(REPLACE "\ndefine " ";" output "${output}")
+    list(POP_FRONT output)
+    list(FILTER output EXCLUDE REGEX "^[^\n]*spir_kernel")
+    list(FILTER output INCLUDE REGEX "\\.scratch")
+    if(NOT output STREQUAL "")
+      message(FATAL_ERROR "${PROGRAM}.cl with ${shape}: a function names a kernel's __local variable:\n${output}")
+    endif()
+  endif()
+endforeach()
+
 # Sets name to the functions that text defines, each once.
 function(list_definitions name text)
-  string(REGEX MATCHALL "\n(static inline|ALWAYS_INLINE|INLINE_ON_GPU|PART|PART_OF_SLAB) [A-Za-z_0-9 *]*[ *][a-z_0-9]+\\("
+  string(REGEX MATCHALL "\n(static inline|ALWAYS_INLINE|INLINE_ON_GPU|TAKES_LOCAL|PART|PART_OF_SLAB) [A-Za-z_0-9 *]*[ *][a-z_0-9]+\\("
     found "${text}")
   list(TRANSFORM found REPLACE ".*[ *]([A-Za-z_0-9]+)\\($" "\\1")
   list(REMOVE_DUPLICATES found) # one file may have it for each of two shapes
