@@ -296,7 +296,7 @@ Test(cross_entropy, gradients_of_entropy_and_lse_match_the_reference)
                              CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_COUNTED;
     const uint32_t dtypes[] = { CLXENT_F32, CLXENT_BF16, CLXENT_F64, CLXENT_F16 };
 
-    for (size_t d = 0; d < (runs_all() ? COUNT(dtypes) : 1); d++) {
+    for (size_t d = 0; d < (full_run() ? COUNT(dtypes) : small_run() ? 2 : 1); d++) {
         for (int general = 0; general < 2; general++) {
             for (size_t i = 0; i < COUNT(cases); i++) {
                 if (small_run() && cases[i].classes > 300) continue;

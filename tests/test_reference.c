@@ -508,35 +508,41 @@ Test(reference, agrees_with_numpy_on_options_combined) { check_all_golden(true, 
 /* ---- Derivatives and symmetries ------------------------------------------------------------ */
 
 /* What the gradient is the gradient of. */
-static double objective(const double *logits, const double *grad_output)
+static double objective(const double *logits, const double *grad_output, const double *of_rows)
 {
     double value = 0;
     give_logits(logits);
     run();
-    if (w.desc.reduction != CLXENT_REDUCTION_NONE) return grad_output[0] * w.loss[0];
-    for (size_t r = 0; r < rows(); r++) value += grad_output[r] * w.losses[r] / w.divisor;
-    return value;
+    for (size_t r = 0; r < rows(); r++) {
+        if (w.desc.has_grad_entropy) value += of_rows[r] * w.entropy[r];
+        if (w.desc.has_grad_lse) value -= of_rows[r] * w.lse[r];
+        if (w.desc.reduction == CLXENT_REDUCTION_NONE) value += grad_output[r] * w.losses[r] / w.divisor;
+    }
+    return w.desc.reduction == CLXENT_REDUCTION_NONE ? value : value + grad_output[0] * w.loss[0];
 }
 
 Test(reference, gradient_is_the_derivative_of_the_loss_for_every_option)
 {
-    enum { ROWS = 4, CLASSES = 3, N = ROWS * CLASSES, OPTIONS = 10 };
+    enum { ROWS = 4, CLASSES = 3, N = ROWS * CLASSES, OPTIONS = 13 };
     static const int64_t targets[ROWS] = { 2, 0, -100, 1 };
     static const double denominator[] = { 2.5 };
     const double step = 1e-5;
-    double logits[N], q[N], class_weights[CLASSES], row_weights[ROWS], grad_output[ROWS], moved[N],
-        gradient[N];
+    double logits[N], q[N], class_weights[CLASSES], row_weights[ROWS], grad_output[ROWS], of_rows[ROWS],
+        against[ROWS], moved[N], gradient[N];
 
     for (unsigned on = 0; on < 1u << OPTIONS; on++) {
         for (unsigned reduction = 0; reduction < 3; reduction++) {
-            if ((on * 3 + reduction) % 5 != 0 && (on & (on - 1)) != 0)
-                continue; /* alone: all; combined: a fifth */
+            if ((on * 3 + reduction) % 17 != 0 && (on & (on - 1)) != 0)
+                continue; /* alone: all; combined: some */
             reset();
             for (int i = 0; i < N; i++) logits[i] = 3 * uniform();
             for (int i = 0; i < N; i++) q[i] = uniform();
             for (int i = 0; i < CLASSES; i++) class_weights[i] = 1.5 + uniform();
             for (int i = 0; i < ROWS; i++) row_weights[i] = 1.5 + uniform();
             for (int i = 0; i < ROWS; i++) grad_output[i] = on & 1u << 7 ? uniform() : 1.0;
+            for (int i = 0; i < ROWS; i++) against[i] = -(of_rows[i] = uniform());
+            /* a mask at a class that no row has as its target, of a row that counts and of one that does not */
+            if (on & 1u << 12) logits[1] = logits[7] = -INFINITY;
             w.desc.reduction = reduction;
             if (on & 1u << 0) w.desc.label_smoothing = 0.2;
             if (on & 1u << 1) w.desc.z_loss = 0.1;
@@ -545,7 +551,13 @@ Test(reference, gradient_is_the_derivative_of_the_loss_for_every_option)
             if (on & 1u << 4) w.desc.target_type = CLXENT_TARGET_PROBABILITIES_LOGITS;
             if (on & 1u << 8) w.desc.shift = 1;
             if (on & 1u << 9) w.desc.inner = 2;
+            w.desc.has_grad_entropy = on >> 10 & 1u;
+            w.desc.has_grad_lse = on >> 11 & 1u;
+            if ((on & 1u << 12) != 0 && (on & (1u << 0 | 1u << 4 | 1u << 8)) != 0)
+                continue; /* infinite losses */
             shape(CLXENT_F64, 2, 2, CLASSES);
+            w.args.grad_entropy = real_array(w.grad_entropy, of_rows, ROWS);
+            w.args.grad_lse = real_array(w.grad_lse, against, ROWS);
             if (on & 1u << 4) give_probability_targets(q);
             else give_targets(targets);
             if (on & 1u << 5) give_class_weights(class_weights);
@@ -555,14 +567,15 @@ Test(reference, gradient_is_the_derivative_of_the_loss_for_every_option)
                     real_array(w.grad_output, grad_output, reduction == CLXENT_REDUCTION_NONE ? ROWS : 1);
                 w.args.denominator = real_array(w.denominator, denominator, 1);
             }
-            objective(logits, grad_output);
+            objective(logits, grad_output, of_rows);
             memcpy(gradient, w.gradient, sizeof gradient);
             for (int i = 0; i < N; i++) {
+                if (logits[i] == -INFINITY) continue;
                 memcpy(moved, logits, sizeof moved);
                 moved[i] = logits[i] + step;
-                const double up = objective(moved, grad_output);
+                const double up = objective(moved, grad_output, of_rows);
                 moved[i] = logits[i] - step;
-                const double down = objective(moved, grad_output);
+                const double down = objective(moved, grad_output, of_rows);
                 /* Truncation step^2 f'''/6 and rounding 2^-53 |f| / step are both about 1e-10. */
                 const double slope = (up - down) / (2 * step);
                 cr_assert(fabs(slope - gradient[i]) <= 5e-9,
