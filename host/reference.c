@@ -25,11 +25,14 @@
 /* All bounds are absolute and counted in u, the rounding unit of acc_t: 2^-24 for f32, 2^-53 for f64. Write
  *
  *     delta_j = m - z_j      L = log sum_exp      Z = the largest |z_k| that matters (delta_k < 110, f64: 750)
- *     X_j     = 0, or argument * max(Z, |z_j|) with a logit_scale or a softcap: z itself is rounded then, and
+ *     X_j     = 0, or argument * max(Z, |z_j|) with a logit_scale, cap_argument with a softcap: z itself is rounded then, and
  *               what moves the exponents by that much moves the exponentials by that factor. In f64 twice:
  *               the oracle rounds z as often
  *     E_j     = exponential + delta_j + X_j
  *
+ *   X            A product rounds z by u: 2 u of z_j and the maximum together, and 4 u leave room for a scale that is
+ *                rounded itself. A softcap's quotient, tanh and product round by up to 6.2 u (every third f32 up to 20
+ *                caps, of caps from 0.5 to 50: 4.4 to 6.2), twice that together.
  *   softmax      p_j * E_j. The exponential and the sum have a few roundings each (8 in all); delta_j is the
  *                rounding of z_j - m, which the exponential turns into a relative error.
  *   lse          |lse| + lse * L + lse_floor + argument * Z: the sum m + L rounds to half an ulp of itself (in
@@ -81,11 +84,12 @@
  * Storage narrower than real adds half an ulp at the value, and where value and bound together reach the storage's
  * overflow threshold, so that infinity is a correct rounding, the bound is infinite. */
 static const struct {
-    double exponential, argument, lse, lse_floor, log_floor, log, loss, slope, slope_argument, sum, backward,
-        product;
+    double exponential, argument, cap_argument, lse, lse_floor, log_floor, log, loss, slope, slope_argument,
+        sum, backward, product;
 } ulps = {
     .exponential = 8,
     .argument = 4,
+    .cap_argument = 12,
     .lse = 2,
     .lse_floor = 4,
     .log_floor = 8,
@@ -429,10 +433,11 @@ static void put_reduced_loss(const struct problem *p)
 
 /* ---- Cross-entropy ------------------------------------------------------------------------------- */
 
-/* `argument` of a z of that size. */
+/* `argument` or `cap_argument` of a z of that size. */
 static double moved(const struct problem *p, double z_size)
 {
-    return p->moves_z ? (p->real == CLXENT_F64 ? 2 : 1) * ulps.argument * z_size : 0;
+    const double moves = p->cap > 0 ? ulps.cap_argument : ulps.argument;
+    return p->moves_z ? (p->real == CLXENT_F64 ? 2 : 1) * moves * z_size : 0;
 }
 
 struct row {

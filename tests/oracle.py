@@ -138,11 +138,12 @@ def oracle(
     gradient = np.where(counts[:, None], dz * slope * outer[:, None], 0)
     losses = np.where(counts, losses, 0)
 
-    # Bounds. `argument`: a scale or a cap moves the exponents by 4 u times the largest |z| that matters.
+    # Bounds. `argument`: a scale moves the exponents by 4 u times the largest |z| that matters, a cap by 12.
     near = np.where(delta < (750 if f64 else 110), np.abs(z), 0).max(axis=1, keepdims=True)
     scaled = logit_scale != 1 or softcap > 0
-    argument = 4 * near if scaled else np.zeros_like(near)
-    far = 4 * np.maximum(near, np.where(np.isfinite(z), np.abs(z), 0)) if scaled else np.zeros_like(z)
+    moves = 12 if softcap > 0 else 4
+    argument = moves * near if scaled else np.zeros_like(near)
+    far = moves * np.maximum(near, np.where(np.isfinite(z), np.abs(z), 0)) if scaled else np.zeros_like(z)
     exponent = 8 + finite_delta + far
     lse_bound = u * ((2 if f64 else 1) * np.abs(lse) + 2 * log_d + 4 + argument)
     with np.errstate(invalid="ignore"):

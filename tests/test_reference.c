@@ -809,7 +809,7 @@ Test(reference, the_slope_of_a_saturated_softcap_keeps_its_digits)
                           "y %g: %.17g, not %.17g", y, sign * w.gradient[0], (double)want);
                 cr_assert(w.gradient[1] == 0 && w.gradient_bound[1] == 0);
                 /* the bound is one of digits, and of nothing but underflow beyond them */
-                const double digits = (f64 ? 2 : 1) * (30 + 8 * y) * u * (double)want;
+                const double digits = (f64 ? 2 : 1) * (62 + 8 * y) * u * (double)want;
                 cr_assert(w.gradient_bound[0] <= digits + (want < 4 * tiny ? 4 * tiny : 0), "y %g: bound %g",
                           y, w.gradient_bound[0]);
             }

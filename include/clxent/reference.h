@@ -29,9 +29,9 @@
  *     f16, bf16          the above, then one rounding: bit-equal to the f32 result rounded once
  *
  * A logit_scale or a softcap rounds z itself. Let Z be the largest |z_k| of the classes that matter (delta_k < 110, f64
- * 750) and X_j = 4 max(|z_j|, Z), f64 8. Then softmax, gradient and entropy have 8 + delta_j + X_j for 8 + delta_j; a row
- * loss has 2 u (1 - p_j) X_j |a_j| more for each class, lse, log-softmax and entropy 4 u Z (f64 8 u Z), besides log-softmax
- * u X_j and entropy u sum p_j X_j. The slope of a softcap, 1 - tanh(y)^2 with y = s x / c, has a relative error of
+ * 750) and X_j = X max(|z_j|, Z), where X is 4, with a softcap 12, f64 twice. Then softmax, gradient and entropy have
+ * 8 + delta_j + X_j for 8 + delta_j; a row loss has 2 u (1 - p_j) X_j |a_j| more for each class, lse, log-softmax and
+ * entropy X u Z, besides log-softmax u X_j and entropy u sum p_j X_j. The slope of a softcap, 1 - tanh(y)^2 with y = s x / c, has a relative error of
  * u (8 + 7 |y| tanh |y|), f64 twice, which adds to the gradient's. A logit at y = 40 has a gradient with digits still;
  * beyond 44 (f64: 355) it underflows.
  *
