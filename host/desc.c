@@ -169,8 +169,12 @@ uint32_t clxent_gradient_dtype(const clxent_desc *desc)
 
 bool clxent_targets_are_indices(const clxent_desc *desc)
 {
-    return desc->target_type == CLXENT_TARGET_U8 || desc->target_type == CLXENT_TARGET_I32 ||
-           desc->target_type == CLXENT_TARGET_I64;
+    switch (desc->target_type) {
+#define INDEX_TYPE(NAME, word, type) case CLXENT_TARGET_##NAME:
+#include "options.def"
+        return true;
+    default: return false;
+    }
 }
 
 bool clxent_needs_targets(const clxent_desc *desc, uint32_t outputs)
@@ -204,9 +208,11 @@ static size_t element_of(const clxent_desc *desc, enum element kind, const char 
     case ELEMENT_RECORD: *name = "clxent_bad_targets"; return sizeof(clxent_bad_targets);
     case ELEMENT_TARGET:
         switch (desc->target_type) {
-        case CLXENT_TARGET_U8: *name = "u8"; return 1;
-        case CLXENT_TARGET_I32: *name = "i32"; return 4;
-        case CLXENT_TARGET_I64: *name = "i64"; return 8;
+#define INDEX_TYPE(NAME, word, type) \
+    case CLXENT_TARGET_##NAME:       \
+        *name = word;                \
+        return sizeof(type);
+#include "options.def"
         case CLXENT_TARGET_PROBABILITIES_F32: dtype = CLXENT_F32; break;
         default: break;
         }
@@ -410,6 +416,8 @@ static clxent_status check_types(const clxent_desc *desc, struct message say)
     return CLXENT_OK;
 }
 
+#define AN_INDEX_TYPE "an index type (I32, I64, U8, U16, U32)"
+
 static clxent_status check_outputs(const clxent_desc *desc, struct message say)
 {
     const uint32_t given = outputs_of(desc->op), of_indices = desc->outputs & OUTPUTS_OF_INDICES;
@@ -433,11 +441,10 @@ static clxent_status check_outputs(const clxent_desc *desc, struct message say)
                       "takes MEAN or SUM, or losses alone",
                       desc->outputs);
     if (desc->op == CLXENT_OP_ONE_HOT && !indices)
-        return REJECT("target_type is %s: takes an index type (I32, I64, U8) with op ONE_HOT",
+        return REJECT("target_type is %s: takes " AN_INDEX_TYPE " with op ONE_HOT",
                       target_type_names.text[desc->target_type]);
     if (of_indices != 0 && !indices)
-        return REJECT("outputs is 0x%" PRIx32
-                      " with %s and target_type is %s: takes an index type (I32, I64, U8)",
+        return REJECT("outputs is 0x%" PRIx32 " with %s and target_type is %s: takes " AN_INDEX_TYPE,
                       desc->outputs, list_outputs(of_indices, list, sizeof list),
                       target_type_names.text[desc->target_type]);
     if ((desc->outputs & CLXENT_OUTPUT_BAD_TARGETS) != 0 && desc->bad_target != CLXENT_BAD_TARGET_REPORT)

@@ -29,9 +29,10 @@ _Static_assert(offsetof(clxent_parameters, classes) ==
 #include "tensors.def"
 _Static_assert(sizeof(clxent_offsets) == CLXENT_TENSORS * sizeof(u64), "one offset for every tensor");
 
-_Static_assert(TARGET_I32 == CLXENT_TARGET_I32 && TARGET_I64 == CLXENT_TARGET_I64 &&
-                   TARGET_U8 == CLXENT_TARGET_U8 &&
-                   TARGET_PROBABILITIES_F32 == CLXENT_TARGET_PROBABILITIES_F32 &&
+#define INDEX_TYPE(NAME, word, type) \
+    _Static_assert(TARGET_##NAME == CLXENT_TARGET_##NAME, "target type " #NAME);
+#include "options.def"
+_Static_assert(TARGET_PROBABILITIES_F32 == CLXENT_TARGET_PROBABILITIES_F32 &&
                    TARGET_PROBABILITIES_LOGITS == CLXENT_TARGET_PROBABILITIES_LOGITS,
                "parameters.cl and clxent.h name the same targets");
 

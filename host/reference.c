@@ -292,11 +292,14 @@ struct target_terms {
 
 static int64_t load_target(const struct problem *p, size_t row)
 {
-    const void *data = p->in->targets.data;
     switch (p->desc->target_type) {
-    case CLXENT_TARGET_U8: return ((const uint8_t *)data)[row];
-    case CLXENT_TARGET_I32: return ((const int32_t *)data)[row];
-    default: return ((const int64_t *)data)[row];
+#define INDEX_TYPE(NAME, word, type)            \
+    case CLXENT_TARGET_##NAME: {                \
+        const type *data = p->in->targets.data; \
+        return data[row];                       \
+    }
+#include "options.def"
+    default: return -1; /* not reached: only index targets are loaded */
     }
 }
 

@@ -649,6 +649,8 @@ static inline long load_target(__global const void *targets, const ulong at)
 {
     if (TARGETS == TARGET_I32) return ((__global const int *)targets)[at];
     if (TARGETS == TARGET_I64) return ((__global const long *)targets)[at];
+    if (TARGETS == TARGET_U16) return ((__global const ushort *)targets)[at];
+    if (TARGETS == TARGET_U32) return ((__global const uint *)targets)[at];
     return ((__global const uchar *)targets)[at];
 }
 
@@ -740,13 +742,16 @@ static inline lane_targets get_targets(const clxent_parameters *p, const ulong r
         ignored = TO_INTEGERS(wide == (LONGS)(p->ignore_index));
         value = TO_INTEGERS(wide);
     } else {
-        const LANE(int) narrow = TARGETS == TARGET_I32
-                                     ? LOAD_LANE((__global const int *)targets + at)
+        /* A u32 from 2^31 on reads as a negative number, which is out of range as well. */
+        const LANE(int) narrow = HAS_4_BYTE_INDICES ? LOAD_LANE((__global const int *)targets + at)
+                                 : TARGETS == TARGET_U16
+                                     ? LANE_OF(int)(LOAD_LANE((__global const ushort *)targets + at))
                                      : LANE_OF(int)(LOAD_LANE((__global const uchar *)targets + at));
         const int index = (int)p->ignore_index;
+        const long full_width = TARGETS == TARGET_U32 ? (long)(uint)index : (long)index;
         known = TO_INTEGERS(narrow >= (LANE(int))(0) && narrow < (LANE(int))((int)p->classes));
         ignored = TO_INTEGERS(narrow == (LANE(int))(index));
-        if (index != p->ignore_index) ignored = (ilane)(0);
+        if (full_width != p->ignore_index) ignored = (ilane)(0);
         value = TO_INTEGERS(narrow);
     }
     if (!ignores) ignored = (ilane)(0);

@@ -18,7 +18,7 @@
  *   ACCUMULATE   1: gradient +=
  *   REDUCES      1: with the kernels of reduce.cl
  */
-#if !defined(OUTPUTS) || !defined(TARGETS) || TARGETS < 0 || TARGETS > 5
+#if !defined(OUTPUTS) || !defined(TARGETS) || TARGETS < 0 || TARGETS > 7
 #    error "OUTPUTS: OUTPUT_* bits; TARGETS: TARGET_*"
 #endif
 #if !defined(HAS_CLASS_WEIGHTS) || !defined(HAS_SMOOTHING) || !defined(HAS_LOGIT_SCALE) ||                   \
@@ -30,8 +30,9 @@
 /* What this run asks for, of what its program has. */
 #define WANTS(p, mask) ((OUTPUTS & (mask)) != 0 && ((p)->outputs & (mask)) != 0)
 
-#define HAS_INDICES (TARGETS == TARGET_I32 || TARGETS == TARGET_I64 || TARGETS == TARGET_U8)
-#define HAS_PROBABILITIES (TARGETS >= TARGET_PROBABILITIES_F32)
+#define HAS_PROBABILITIES (TARGETS == TARGET_PROBABILITIES_F32 || TARGETS == TARGET_PROBABILITIES_LOGITS)
+#define HAS_INDICES (TARGETS != TARGET_NONE && !HAS_PROBABILITIES)
+#define HAS_4_BYTE_INDICES (TARGETS == TARGET_I32 || TARGETS == TARGET_U32)
 #define HAS_BEST ((OUTPUTS & (OUTPUT_ARGMAX | OUTPUT_CORRECT)) != 0)
 /* Which class is NaN is asked for. */
 #define HAS_NAN_AT (HAS_BEST || (OUTPUTS & OUTPUT_LSE) != 0)

@@ -65,6 +65,8 @@ typedef struct clxent_parameters {
 #define TARGET_U8 3u
 #define TARGET_PROBABILITIES_F32 4u
 #define TARGET_PROBABILITIES_LOGITS 5u
+#define TARGET_U16 6u
+#define TARGET_U32 7u
 
 #define FLAG_IGNORE_INDEX (1u << 0) /* ignore_index is in use */
 #define FLAG_ROW_WEIGHTS (1u << 1)

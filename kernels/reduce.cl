@@ -127,7 +127,10 @@ PART void sum_targets(const clxent_parameters *p, __global const void *targets,
 {
     const row_range range = rows_of_partial(p, group);
     /* of i64 a step is two lines, of which one is prefetched */
-    const uint target_bytes = TARGETS == TARGET_I32 ? 4 : TARGETS == TARGET_I64 ? 8 : 1;
+    const uint target_bytes = TARGETS == TARGET_I64   ? 8
+                              : HAS_4_BYTE_INDICES    ? 4
+                              : TARGETS == TARGET_U16 ? 2
+                                                      : 1;
     partial own = empty_partial();
     compensated_sum weights = compensated_zero();
     ilane counts = (ilane)(0); /* at most REDUCE_ROWS */

@@ -76,7 +76,7 @@ elseif(PROGRAM STREQUAL "padding")
   set(dtypes 1:1)
   set(shapes "${cpu} -DELEMENT_BYTES=2" "${gpu} -DELEMENT_BYTES=4" "${gpu} -DELEMENT_BYTES=8")
 else()
-  foreach(targets 1 5)
+  foreach(targets 1 5 7)
     list(APPEND shapes
       "${cpu} -DLANES=0 -DVEC=1 -DOUTPUTS=0 -DTARGETS=${targets} -DREDUCES=1 ${none}"
       "${gpu} -DLANES=0 -DVEC=1 -DOUTPUTS=0 -DTARGETS=${targets} -DREDUCES=1 ${none}")

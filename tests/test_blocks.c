@@ -70,7 +70,8 @@ Test(blocks, softmax_and_losses_need_no_more_than_they_are_asked_for)
 Test(blocks, one_hot_matches_the_reference)
 {
     clxent_desc desc = make_op(CLXENT_OP_ONE_HOT, CLXENT_OUTPUT_ONE_HOT, 8, 1);
-    const uint32_t types[] = { CLXENT_TARGET_I32, CLXENT_TARGET_I64, CLXENT_TARGET_U8 };
+    const uint32_t types[] = { CLXENT_TARGET_I32, CLXENT_TARGET_I64, CLXENT_TARGET_U8, CLXENT_TARGET_U16,
+                               CLXENT_TARGET_U32 };
     for (size_t i = 0; i < COUNT(types); i++) {
         desc.target_type = types[i];
         check_op(desc, FILL_IGNORED | FILL_BAD_TARGETS, types[i] == CLXENT_TARGET_I64);

@@ -266,9 +266,10 @@ Test(desc, unknown_enumerators_are_refused_with_the_list)
              "CLXENT_OP_CROSS_ENTROPY (0), CLXENT_OP_SOFTMAX_BACKWARD (1), CLXENT_OP_ONE_HOT (2), "
              "CLXENT_OP_PROBABILITY_LOSS (3), CLXENT_OP_SOFTMAX_GRADIENT (4)"),
         ENUM(dtype, 1, 4, "CLXENT_F32 (1), CLXENT_F16 (2), CLXENT_BF16 (3), CLXENT_F64 (4)"),
-        ENUM(target_type, 1, 5,
+        ENUM(target_type, 1, 7,
              "CLXENT_TARGET_I32 (1), CLXENT_TARGET_I64 (2), CLXENT_TARGET_U8 (3), "
-             "CLXENT_TARGET_PROBABILITIES_F32 (4), CLXENT_TARGET_PROBABILITIES_LOGITS (5)"),
+             "CLXENT_TARGET_PROBABILITIES_F32 (4), CLXENT_TARGET_PROBABILITIES_LOGITS (5), "
+             "CLXENT_TARGET_U16 (6), CLXENT_TARGET_U32 (7)"),
         ENUM(reduction, 0, 2,
              "CLXENT_REDUCTION_MEAN (0), CLXENT_REDUCTION_SUM (1), CLXENT_REDUCTION_NONE (2)"),
         ENUM(bad_target, 0, 2,
@@ -362,13 +363,14 @@ Test(desc, outputs_that_contradict_other_fields_are_refused)
     REFUSED(target_type, CLXENT_TARGET_PROBABILITIES_F32,
             "outputs is 0x484 with correct, bad_targets and target_type is PROBABILITIES_F32: takes an index "
             "type "
-            "(I32, I64, U8)");
+            "(I32, I64, U8, U16, U32)");
     desc.outputs = CLXENT_OUTPUT_BAD_TARGETS | CLXENT_OUTPUT_LOSS;
     REFUSED(bad_target, CLXENT_BAD_TARGET_IGNORE,
             "outputs is 0x402 with bad_targets and bad_target is IGNORE: takes CLXENT_BAD_TARGET_REPORT");
     use_op(CLXENT_OP_ONE_HOT, CLXENT_OUTPUT_ONE_HOT);
-    REFUSED(target_type, CLXENT_TARGET_PROBABILITIES_LOGITS,
-            "target_type is PROBABILITIES_LOGITS: takes an index type (I32, I64, U8) with op ONE_HOT");
+    REFUSED(
+        target_type, CLXENT_TARGET_PROBABILITIES_LOGITS,
+        "target_type is PROBABILITIES_LOGITS: takes an index type (I32, I64, U8, U16, U32) with op ONE_HOT");
 }
 
 /* ---- Shape --------------------------------------------------------------------------------- */

@@ -93,9 +93,8 @@ static void give_probability_targets(const double *values)
 
 static void give_targets(const int64_t *values)
 {
-    const size_t sizes[] = { [CLXENT_TARGET_U8] = 1, [CLXENT_TARGET_I32] = 4, [CLXENT_TARGET_I64] = 8 };
     for (size_t r = 0; r < rows(); r++) put_target(w.targets, w.desc.target_type, r, values[r]);
-    w.args.targets = (clxent_input){ w.targets, rows() * sizes[w.desc.target_type] };
+    w.args.targets = (clxent_input){ w.targets, rows() * index_size(w.desc.target_type) };
 }
 
 static void give_class_weights(const double *values)
@@ -827,9 +826,10 @@ Test(reference, bad_targets_follow_the_policy_in_every_integer_type)
 {
     static const double logits[] = { 1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2, 3 };
     static const int64_t targets[] = { 2, 3, 0, 200 };
-    static const uint32_t types[] = { CLXENT_TARGET_U8, CLXENT_TARGET_I32, CLXENT_TARGET_I64 };
+    static const uint32_t types[] = { CLXENT_TARGET_U8, CLXENT_TARGET_U16, CLXENT_TARGET_U32,
+                                      CLXENT_TARGET_I32, CLXENT_TARGET_I64 };
 
-    for (int t = 0; t < 3; t++)
+    for (size_t t = 0; t < sizeof types / sizeof *types; t++)
         for (uint32_t policy = 0; policy < 3; policy++) {
             const bool ignore = policy == CLXENT_BAD_TARGET_IGNORE;
             reset();
@@ -863,6 +863,30 @@ Test(reference, targets_are_compared_at_full_width)
     w.desc.ignore_index = 0xff; /* not the bits of -1 */
     run();
     cr_assert(isnan(w.losses[2]));
+}
+
+Test(reference, unsigned_targets_have_no_negative_values)
+{
+    static const double logits[] = { 1, 2, 3, 4, 1, 2, 3, 4 };
+    static const struct {
+        uint32_t type;
+        int64_t largest, same_bits; /* as a signed number */
+    } types[] = { { CLXENT_TARGET_U8, UINT8_MAX, -1 },
+                  { CLXENT_TARGET_U16, UINT16_MAX, -1 },
+                  { CLXENT_TARGET_U32, UINT32_MAX, -1 },
+                  { CLXENT_TARGET_U32, (int64_t)UINT32_MAX - 99, -100 } };
+
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
+        reset();
+        w.desc.target_type = types[i].type;
+        w.desc.ignore_index = types[i].same_bits;
+        solve(CLXENT_F32, 2, 1, 4, logits, (const int64_t[]){ types[i].largest, 1 });
+        cr_assert(isnan(w.losses[0]) && w.losses[1] > 0 && w.divisor == 1);
+        cr_assert(w.bad.count == 1 && w.bad.first_row == 0 && w.bad.value == types[i].largest);
+        w.desc.ignore_index = types[i].largest;
+        run();
+        cr_assert(w.losses[0] == 0 && w.losses[1] > 0 && w.bad.count == 0 && isfinite(w.loss[0]));
+    }
 }
 
 Test(reference, argmax_is_the_first_maximum_and_is_taken_before_the_softcap)

@@ -379,6 +379,40 @@ Test(variants, accumulating_a_gradient_of_0_leaves_the_sign_of_a_0)
     }
 }
 
+/* The largest number that an unsigned type holds, and the bits of -100, in vectors of rows and row by row: out of range, or
+ * ignored where ignore_index is that number, and no other of the same bits. The last class of 65,536 is a u16 too. */
+Test(variants, unsigned_targets_are_compared_at_full_width)
+{
+    const struct {
+        uint32_t type;
+        int64_t most;
+    } types[] = { { CLXENT_TARGET_U8, UINT8_MAX },
+                  { CLXENT_TARGET_U16, UINT16_MAX },
+                  { CLXENT_TARGET_U32, UINT32_MAX } };
+    const size_t places[] = { EACH_ROWS, EACH_LANES };
+    for (size_t i = 0; i < COUNT(types) * COUNT(places); i++) {
+        const size_t place = places[i % COUNT(places)];
+        const int64_t most = types[i / COUNT(places)].most;
+        const int64_t ignored[] = { most, -1, -100, most - 99, 7 };
+        const clxent_tuning tuning = tuning_of(place);
+        for (size_t k = 0; k < COUNT(ignored); k++) {
+            const size_t classes =
+                ignored[k] == 7 && place == EACH_ROWS && !small_run() ? (size_t)UINT16_MAX + 1 : 21;
+            clxent_desc desc = make_desc(TRAINING_OUTPUTS, CLXENT_F32, 37, 1, classes);
+            problem p;
+            desc.target_type = types[i / COUNT(places)].type;
+            desc.ignore_index = ignored[k];
+            force(&tuning);
+            make_problem(&p, &desc, FILL_PLAIN, k);
+            set_target(&p, 2, most);
+            set_target(&p, 3, most - 99);
+            set_target(&p, 36, most);
+            run_case("unsigned", &p, 0);
+            free_problem(&p);
+        }
+    }
+}
+
 /* The padding of every row is 0, the last one's too, and nothing beside it is written: rows that begin at every element,
  * ignored and bad rows, in the logits' place, and in a plan for more rows. */
 Test(variants, padding_of_the_gradient_is_zero_where_asked)

@@ -268,7 +268,8 @@ Test(verify, text_that_is_no_case_is_refused_by_name)
 /* The denominator is 0 then by ignored rows, and the one bad row must show all the same. */
 Test(verify, all_ignored_with_bad_targets_is_all_but_one_bad_row)
 {
-    const uint32_t types[] = { CLXENT_TARGET_I32, CLXENT_TARGET_I64, CLXENT_TARGET_U8 };
+    const uint32_t types[] = { CLXENT_TARGET_I32, CLXENT_TARGET_I64, CLXENT_TARGET_U8, CLXENT_TARGET_U16,
+                               CLXENT_TARGET_U32 };
     const int64_t ignored[] = { -100, -1, 3, 255 };
     clxent_desc desc = make_op(CLXENT_OP_CROSS_ENTROPY, CLXENT_OUTPUT_LOSS);
     const size_t rows = desc.batch * desc.seq;
@@ -277,8 +278,9 @@ Test(verify, all_ignored_with_bad_targets_is_all_but_one_bad_row)
     for (uint64_t seed = 0; seed < 200; seed++) {
         problem p;
         size_t bad = 0, kept = 0;
-        desc.target_type = types[seed % 3];
-        desc.ignore_index = ignored[desc.target_type == CLXENT_TARGET_U8 ? 2 + seed % 2 : seed % 4];
+        desc.target_type = types[seed % COUNT(types)];
+        const bool is_signed = desc.target_type == CLXENT_TARGET_I32 || desc.target_type == CLXENT_TARGET_I64;
+        desc.ignore_index = ignored[is_signed ? seed % 4 : 2 + seed % 2];
         make_problem(&p, &desc, FILL_ALL_IGNORED | FILL_BAD_TARGETS, seed);
         for (size_t row = 0; row < rows; row++) {
             const int64_t target = target_of(&p, row);

@@ -254,11 +254,13 @@ enum {
 enum { CLXENT_F32 = 1, CLXENT_F16 = 2, CLXENT_BF16 = 3, CLXENT_F64 = 4 };
 
 enum {
-    CLXENT_TARGET_I32 = 1,                 /* int32_t  [rows] */
-    CLXENT_TARGET_I64 = 2,                 /* int64_t  [rows] */
-    CLXENT_TARGET_U8 = 3,                  /* uint8_t  [rows] */
-    CLXENT_TARGET_PROBABILITIES_F32 = 4,   /* float    [rows, classes], any numbers */
-    CLXENT_TARGET_PROBABILITIES_LOGITS = 5 /* the logits' dtype [rows, classes] */
+    CLXENT_TARGET_I32 = 1,                  /* int32_t  [rows] */
+    CLXENT_TARGET_I64 = 2,                  /* int64_t  [rows] */
+    CLXENT_TARGET_U8 = 3,                   /* uint8_t  [rows] */
+    CLXENT_TARGET_PROBABILITIES_F32 = 4,    /* float    [rows, classes], any numbers */
+    CLXENT_TARGET_PROBABILITIES_LOGITS = 5, /* the logits' dtype [rows, classes] */
+    CLXENT_TARGET_U16 = 6,                  /* uint16_t [rows] */
+    CLXENT_TARGET_U32 = 7                   /* uint32_t [rows] */
 };
 
 enum { CLXENT_REDUCTION_MEAN = 0, CLXENT_REDUCTION_SUM = 1, CLXENT_REDUCTION_NONE = 2 };

@@ -93,24 +93,29 @@ void put_element(void *data, uint32_t dtype, size_t index, double value)
 
 int64_t get_target(const void *data, uint32_t target_type, size_t index)
 {
-    int32_t narrow;
-    int64_t wide;
-
     switch (target_type) {
-    case CLXENT_TARGET_U8: return ((const uint8_t *)data)[index];
-    case CLXENT_TARGET_I32: memcpy(&narrow, (const char *)data + 4 * index, 4); return narrow;
-    default: memcpy(&wide, (const char *)data + 8 * index, 8); return wide;
+#define INDEX_TYPE(NAME, word, type)                              \
+    case CLXENT_TARGET_##NAME: {                                  \
+        type value;                                               \
+        memcpy(&value, (const type *)data + index, sizeof value); \
+        return value;                                             \
+    }
+#include "../../host/options.def"
+    default: return -1;
     }
 }
 
 void put_target(void *data, uint32_t target_type, size_t index, int64_t value)
 {
-    const int32_t narrow = (int32_t)value;
-
     switch (target_type) {
-    case CLXENT_TARGET_U8: ((uint8_t *)data)[index] = (uint8_t)value; return;
-    case CLXENT_TARGET_I32: memcpy((char *)data + 4 * index, &narrow, 4); return;
-    default: memcpy((char *)data + 8 * index, &value, 8);
+#define INDEX_TYPE(NAME, word, type)                    \
+    case CLXENT_TARGET_##NAME: {                        \
+        const type own = (type)value;                   \
+        memcpy((type *)data + index, &own, sizeof own); \
+        return;                                         \
+    }
+#include "../../host/options.def"
+    default: return;
     }
 }
 
@@ -176,11 +181,16 @@ static uint32_t gradient_dtype(const clxent_desc *desc)
     return desc->gradient_dtype != 0 ? desc->gradient_dtype : desc->dtype;
 }
 
-bool has_index_targets(const clxent_desc *desc)
+size_t index_size(uint32_t target_type)
 {
-    return desc->target_type != CLXENT_TARGET_PROBABILITIES_F32 &&
-           desc->target_type != CLXENT_TARGET_PROBABILITIES_LOGITS;
+    static const size_t sizes[] = {
+#define INDEX_TYPE(NAME, word, type) [CLXENT_TARGET_##NAME] = sizeof(type),
+#include "../../host/options.def"
+    };
+    return target_type < sizeof sizes / sizeof *sizes ? sizes[target_type] : 0;
 }
+
+bool has_index_targets(const clxent_desc *desc) { return index_size(desc->target_type) != 0; }
 
 uint32_t possible_outputs(const clxent_desc *desc)
 {
@@ -247,10 +257,7 @@ static void set_element(layout *l, const clxent_desc *desc, enum element element
                : element == ELEMENT_GRADIENT     ? gradient_dtype(desc)
                : element == ELEMENT_REAL         ? real_dtype(desc)
                                                  : desc->dtype;
-    l->element_size = l->dtype != 0                                     ? dtype_size(l->dtype)
-                      : index && desc->target_type == CLXENT_TARGET_U8  ? 1
-                      : index && desc->target_type == CLXENT_TARGET_I32 ? 4
-                                                                        : 8;
+    l->element_size = l->dtype != 0 ? dtype_size(l->dtype) : index ? index_size(desc->target_type) : 8;
 }
 
 static layout layout_of(const clxent_desc *desc, int tensor)
@@ -330,17 +337,24 @@ size_t tensor_bytes(const clxent_desc *desc, int tensor)
 
 static bool target_fits(uint32_t target_type, int64_t value)
 {
-    if (target_type == CLXENT_TARGET_U8) return value >= 0 && value <= UINT8_MAX;
-    return target_type != CLXENT_TARGET_I32 || (value >= INT32_MIN && value <= INT32_MAX);
+    int64_t stored = 0;
+
+    put_target(&stored, target_type, 0, value);
+    return get_target(&stored, target_type, 0) == value;
 }
 
 /* The next value of a list that is no class, nor ignored, and fits the targets' type: false where none does. */
 static bool next_bad_target(const clxent_desc *desc, size_t *next, int64_t *value)
 {
     /* 2^32 + 1 is class 1 to code that compares 32 bits. */
-    const int64_t bad[] = {
-        (int64_t)desc->classes, -1, ((int64_t)1 << 32) + 1, INT32_MIN, INT64_MIN, INT32_MAX
-    };
+    const int64_t bad[] = { (int64_t)desc->classes,
+                            -1,
+                            ((int64_t)1 << 32) + 1,
+                            INT32_MIN,
+                            INT64_MIN,
+                            INT32_MAX,
+                            UINT16_MAX,
+                            UINT32_MAX };
     const size_t count = sizeof bad / sizeof *bad;
 
     for (size_t tried = 0; tried < count; tried++) {

@@ -44,6 +44,7 @@ void put_target(void *data, uint32_t target_type, size_t index, int64_t value);
 size_t element_index(const clxent_desc *desc, size_t stride, size_t row, size_t class_index);
 
 bool has_index_targets(const clxent_desc *desc); /* not probabilities */
+size_t index_size(uint32_t target_type);         /* bytes of an index target; 0 for probabilities */
 
 /* ---- Tensors ------------------------------------------------------------------------------- */
 

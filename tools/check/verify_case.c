@@ -362,11 +362,14 @@ static void draw_targets(verify_case *c, random_state *program, random_state *ra
                                       CLXENT_TARGET_I64,
                                       CLXENT_TARGET_I64,
                                       CLXENT_TARGET_U8,
+                                      CLXENT_TARGET_U16,
+                                      CLXENT_TARGET_U32,
                                       CLXENT_TARGET_PROBABILITIES_F32,
                                       CLXENT_TARGET_PROBABILITIES_LOGITS };
-    const int64_t ignored[] = { -100, -1, 0, (int64_t)desc->classes / 2, 255, (int64_t)1 << 32 };
+    const int64_t ignored[] = { -100,      -1,         0,          (int64_t)desc->classes / 2,
+                                UINT8_MAX, UINT16_MAX, UINT32_MAX, (int64_t)1 << 32 };
 
-    desc->target_type = desc->op == CLXENT_OP_ONE_HOT ? types[random_u32(program) % 5] : PICK(program, types);
+    desc->target_type = desc->op == CLXENT_OP_ONE_HOT ? types[random_u32(program) % 7] : PICK(program, types);
     desc->use_ignore_index = !chance(random, 15);
     desc->ignore_index = chance(random, 40) ? PICK(random, ignored) : -100;
     if (!has_index_targets(desc) && desc->ignore_index >= 0) desc->ignore_index = -100;
