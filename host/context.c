@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * context.c - one device of one cl_context: its facts, queried once; the programs built for it; the text
- * of the latest error. Knows nothing of what the programs compute.
+ * context.c - one device of one cl_context, found by name where the application has none: its facts, queried once; the
+ * programs built for it; the text of the latest error. Knows nothing of what the programs compute.
  *
  * Plans hold a reference, so that a context may be destroyed before them. The lock guards only the
  * reference count, the list of programs and the error text: nothing is compiled and no callback is called
@@ -9,6 +9,7 @@
  */
 #include "internal.h"
 
+#include <ctype.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -212,23 +213,110 @@ static clxent_status check_device_of_context(clxent_context *ctx, cl_context cl,
     return status;
 }
 
+/* ---- A device by name ---------------------------------------------------------------------- */
+
+/* In any case of letters. */
+static bool has_part(const char *text, const char *part)
+{
+    for (; *text != '\0'; text++) {
+        size_t i = 0;
+        while (part[i] != '\0' && tolower((unsigned char)text[i]) == tolower((unsigned char)part[i])) i++;
+        if (part[i] == '\0') return true;
+    }
+    return false;
+}
+
+static bool is_word(const char *text, const char *word)
+{
+    return strlen(text) == strlen(word) && has_part(text, word);
+}
+
+/* 0: another device is wanted; the first with the highest number is taken. */
+static int rank_device(const char *wanted, cl_device_type type, const char *name)
+{
+    if (wanted == NULL) return (type & CL_DEVICE_TYPE_GPU) != 0 ? 2 : 1;
+    if (is_word(wanted, "gpu")) return (type & CL_DEVICE_TYPE_GPU) != 0;
+    if (is_word(wanted, "cpu")) return (type & CL_DEVICE_TYPE_CPU) != 0;
+    return has_part(name, wanted);
+}
+
+typedef struct found_device {
+    cl_platform_id platform;
+    cl_device_id id; /* NULL: none is wanted */
+    cl_int code;     /* of the latest query that failed; CL_SUCCESS: none did */
+    char names[512]; /* of all devices */
+} found_device;
+
+/* A platform or device whose query fails is not there: a loader lists drivers whose hardware is absent. */
+static void find_device(const char *wanted, found_device *found)
+{
+    enum { MOST = 64 }; /* platforms; devices of each */
+    cl_platform_id platforms[MOST];
+    cl_uint num_platforms = 0;
+    size_t used = 0;
+    int best = 0;
+
+    memset(found, 0, sizeof *found);
+    found->code = clGetPlatformIDs(MOST, platforms, &num_platforms);
+    if (found->code != CL_SUCCESS) return;
+    for (cl_uint p = 0; p < num_platforms && p < MOST; p++) {
+        cl_device_id ids[MOST];
+        cl_uint num_ids = 0;
+        const cl_int listed = clGetDeviceIDs(platforms[p], CL_DEVICE_TYPE_ALL, MOST, ids, &num_ids);
+        if (listed != CL_SUCCESS) found->code = listed;
+        for (cl_uint d = 0; listed == CL_SUCCESS && d < num_ids && d < MOST; d++) {
+            cl_device_type type = 0;
+            char name[256] = "";
+            cl_int code = clGetDeviceInfo(ids[d], CL_DEVICE_TYPE, sizeof type, &type, NULL);
+            if (code == CL_SUCCESS) code = clGetDeviceInfo(ids[d], CL_DEVICE_NAME, sizeof name, name, NULL);
+            if (code != CL_SUCCESS) {
+                found->code = code;
+                continue;
+            }
+            const int rank = rank_device(wanted, type, name);
+            if (rank > best) {
+                best = rank;
+                found->platform = platforms[p];
+                found->id = ids[d];
+            }
+            const int length = snprintf(found->names + used, sizeof found->names - used, "%s\"%s\"",
+                                        used > 0 ? ", " : "", name);
+            if ((size_t)length < sizeof found->names - used) used += (size_t)length;
+            found->names[used] = '\0'; /* whole names */
+        }
+    }
+}
+
+/* *cl is the caller's. */
+static clxent_status open_device(clxent_context *ctx, const char *wanted, cl_context *cl, cl_device_id *id)
+{
+    found_device found;
+    cl_int code;
+
+    find_device(wanted, &found);
+    if (found.id == NULL) {
+        const clxent_status status = found.code != CL_SUCCESS ? found.code : CL_DEVICE_NOT_FOUND;
+        if (found.names[0] == '\0')
+            return clxent_fail(ctx, status, "no OpenCL device: takes an installed driver with one: %s (%d)",
+                               clxent_status_string(status), (int)status);
+        return clxent_fail(
+            ctx, CL_DEVICE_NOT_FOUND,
+            "device is \"%s\": takes NULL, \"gpu\", \"cpu\" or part of a name, and the devices are %s",
+            wanted, found.names);
+    }
+    const cl_context_properties properties[] = { CL_CONTEXT_PLATFORM, (cl_context_properties)found.platform,
+                                                 0 };
+    *cl = clCreateContext(properties, 1, &found.id, NULL, NULL, &code);
+    *id = found.id;
+    return clxent_check_cl(ctx, code, "clCreateContext");
+}
+
 /* ---- Lifetime ------------------------------------------------------------------------------ */
 
-clxent_status clxent_context_create(clxent_context **out, cl_context context, cl_device_id device,
-                                    const clxent_context_options *options)
+/* A context without a device. */
+static clxent_status start(clxent_context **out, const clxent_context_options *own)
 {
-    clxent_status status;
-    clxent_context *ctx;
-    clxent_context_options own;
-
-    if (out == NULL) return CLXENT_ERROR_NULL_ARGUMENT;
-    *out = NULL;
-    if (context == NULL || device == NULL) return CLXENT_ERROR_NULL_ARGUMENT;
-    clxent_context_options_init(&own);
-    if (options != NULL)
-        CLXENT_TRY(clxent_struct_copy(CLXENT_STRUCT_CONTEXT_OPTIONS, &own, options, NULL, 0));
-
-    ctx = calloc(1, sizeof *ctx);
+    clxent_context *ctx = calloc(1, sizeof *ctx);
     if (ctx == NULL) return CLXENT_ERROR_OUT_OF_HOST_MEMORY;
     ctx->cache = calloc(1, sizeof *ctx->cache);
     if (ctx->cache == NULL || !mutex_init(&ctx->cache->lock)) {
@@ -237,24 +325,71 @@ clxent_status clxent_context_create(clxent_context **out, cl_context context, cl
         return CLXENT_ERROR_OUT_OF_HOST_MEMORY;
     }
     ctx->cache->references = 1;
-    ctx->log = own.log;
-    ctx->log_payload = own.log_payload;
-    ctx->store = own.store;
-
-    CLXENT_TRY_OR_FAIL(check_device_of_context(ctx, context, device));
-    CLXENT_TRY_OR_FAIL(clxent_check_cl(ctx, clRetainContext(context), "clRetainContext"));
-    ctx->cl = context;
-    CLXENT_TRY_OR_FAIL(clxent_check_cl(ctx, clRetainDevice(device), "clRetainDevice"));
-    ctx->id = device;
-    CLXENT_TRY_OR_FAIL(query_device(ctx));
-    CLXENT_TRY_OR_FAIL(read_tuning(ctx, own.tuning));
+    ctx->log = own->log;
+    ctx->log_payload = own->log_payload;
+    ctx->store = own->store;
     *out = ctx;
     return CLXENT_OK;
+}
 
-fail:
-    clxent_context_destroy(ctx);
+static clxent_status bind(clxent_context *ctx, cl_context context, cl_device_id device, const char *tuning)
+{
+    CLXENT_TRY(check_device_of_context(ctx, context, device));
+    CLXENT_TRY(clxent_check_cl(ctx, clRetainContext(context), "clRetainContext"));
+    ctx->cl = context;
+    CLXENT_TRY(clxent_check_cl(ctx, clRetainDevice(device), "clRetainDevice"));
+    ctx->id = device;
+    CLXENT_TRY(query_device(ctx));
+    return read_tuning(ctx, tuning);
+}
+
+static clxent_status read_options(clxent_context_options *own, const clxent_context_options *options)
+{
+    clxent_context_options_init(own);
+    if (options == NULL) return CLXENT_OK;
+    return clxent_struct_copy(CLXENT_STRUCT_CONTEXT_OPTIONS, own, options, NULL, 0);
+}
+
+clxent_status clxent_context_create(clxent_context **out, cl_context context, cl_device_id device,
+                                    const clxent_context_options *options)
+{
+    clxent_context *ctx;
+    clxent_context_options own;
+
+    if (out == NULL) return CLXENT_ERROR_NULL_ARGUMENT;
+    *out = NULL;
+    if (context == NULL || device == NULL) return CLXENT_ERROR_NULL_ARGUMENT;
+    CLXENT_TRY(read_options(&own, options));
+    CLXENT_TRY(start(&ctx, &own));
+    const clxent_status status = bind(ctx, context, device, own.tuning);
+    if (status == CLXENT_OK) *out = ctx;
+    else clxent_context_destroy(ctx);
     return status;
 }
+
+clxent_status clxent_context_create_default(clxent_context **out, const char *device,
+                                            const clxent_context_options *options)
+{
+    clxent_context *ctx;
+    clxent_context_options own;
+    cl_context cl = NULL;
+    cl_device_id id = NULL;
+
+    if (out == NULL) return CLXENT_ERROR_NULL_ARGUMENT;
+    *out = NULL;
+    CLXENT_TRY(read_options(&own, options));
+    CLXENT_TRY(start(&ctx, &own));
+    clxent_status status = open_device(ctx, device, &cl, &id);
+    if (status == CLXENT_OK) status = bind(ctx, cl, id, own.tuning);
+    if (cl != NULL) (void)clReleaseContext(cl); /* ctx has a reference of its own */
+    if (status == CLXENT_OK) *out = ctx;
+    else clxent_context_destroy(ctx);
+    return status;
+}
+
+cl_context clxent_context_cl(const clxent_context *ctx) { return ctx == NULL ? NULL : ctx->cl; }
+
+cl_device_id clxent_context_device(const clxent_context *ctx) { return ctx == NULL ? NULL : ctx->id; }
 
 void clxent_context_retain(clxent_context *ctx)
 {

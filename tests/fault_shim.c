@@ -181,13 +181,6 @@ static cl_event make_gate(cl_command_queue queue)
 
 /* ---- Calls of the command line alone, or of neither ----------------------------------------------- */
 
-CODE(clGetPlatformIDs, (cl_uint a, cl_platform_id *b, cl_uint *c), (a, b, c), 0)
-CODE(clGetDeviceIDs, (cl_platform_id a, cl_device_type b, cl_uint c, cl_device_id *d, cl_uint *e),
-     (a, b, c, d, e), 0)
-OBJECT(cl_context, clCreateContext,
-       (const cl_context_properties *a, cl_uint b, const cl_device_id *c,
-        void(CL_CALLBACK *d)(const char *, const void *, size_t, void *), void *e, cl_int *code),
-       (a, b, c, d, e, code), 1)
 OBJECT(cl_event, clCreateUserEvent, (cl_context a, cl_int *code), (a, code), 1)
 CODE(clSetUserEventStatus, (cl_event a, cl_int b), (a, b), 0)
 OBJECT(cl_mem, clCreateSubBuffer,

@@ -9,6 +9,7 @@
 
 #include <criterion/criterion.h>
 
+#include <ctype.h>
 #include <dlfcn.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -28,14 +29,47 @@ const clxent_source clxent_sources[] = {
 };
 
 /* Stands before the loader's: tests make the device an old one, or one without a compiler, or
- * take it out of the context. */
+ * take it out of the context, or list devices before it. */
 static const char *device_version;
 static bool device_has_no_compiler, context_has_another_device;
 static size_t device_work_items[3]; /* CL_DEVICE_MAX_WORK_ITEM_SIZES; 0: the device's own */
 
+/* A platform before the driver's own, with one device; *_code: what its calls return. */
+static struct {
+    bool listed;
+    cl_int platforms_code, devices_code, name_code;
+    cl_device_type type, type_of_others; /* 0: their own */
+} fake;
+static int fake_object;
+#define FAKE_PLATFORM ((cl_platform_id)(void *)&fake_object)
+#define FAKE_DEVICE ((cl_device_id)(void *)&fake_object)
+#define FAKE_NAME "Fake accelerator"
+
 #define REAL(name)          \
     __typeof__(&name) real; \
     *(void **)&real = dlsym(RTLD_NEXT, #name)
+
+cl_int clGetPlatformIDs(cl_uint most, cl_platform_id *ids, cl_uint *count)
+{
+    REAL(clGetPlatformIDs);
+    if (fake.platforms_code != CL_SUCCESS) return fake.platforms_code;
+    if (!fake.listed) return real(most, ids, count);
+    ids[0] = FAKE_PLATFORM;
+    const cl_int code = real(most - 1, ids + 1, count);
+    ++*count;
+    return code;
+}
+
+cl_int clGetDeviceIDs(cl_platform_id platform, cl_device_type type, cl_uint most, cl_device_id *ids,
+                      cl_uint *count)
+{
+    REAL(clGetDeviceIDs);
+    if (platform != FAKE_PLATFORM) return real(platform, type, most, ids, count);
+    if (fake.devices_code != CL_SUCCESS) return fake.devices_code;
+    ids[0] = FAKE_DEVICE;
+    *count = 1;
+    return CL_SUCCESS;
+}
 
 cl_int clGetContextInfo(cl_context cl, cl_context_info info, size_t size, void *value, size_t *size_ret)
 {
@@ -48,6 +82,12 @@ cl_int clGetContextInfo(cl_context cl, cl_context_info info, size_t size, void *
 cl_int clGetDeviceInfo(cl_device_id id, cl_device_info info, size_t size, void *value, size_t *size_ret)
 {
     REAL(clGetDeviceInfo);
+    if (id == FAKE_DEVICE) {
+        if (info == CL_DEVICE_NAME && fake.name_code != CL_SUCCESS) return fake.name_code;
+        if (info == CL_DEVICE_NAME) (void)snprintf(value, size, "%s", FAKE_NAME);
+        else if (size == sizeof fake.type) memcpy(value, &fake.type, sizeof fake.type);
+        return CL_SUCCESS;
+    }
     if (info == CL_DEVICE_VERSION && device_version != NULL) {
         const size_t needed = strlen(device_version) + 1;
         if (size_ret != NULL) *size_ret = needed;
@@ -57,6 +97,8 @@ cl_int clGetDeviceInfo(cl_device_id id, cl_device_info info, size_t size, void *
         return CL_SUCCESS;
     }
     const cl_int code = real(id, info, size, value, size_ret);
+    if (info == CL_DEVICE_TYPE && fake.type_of_others != 0 && size == sizeof fake.type)
+        memcpy(value, &fake.type_of_others, sizeof fake.type_of_others);
     if (info == CL_DEVICE_COMPILER_AVAILABLE && device_has_no_compiler && value != NULL)
         memset(value, 0, sizeof(cl_bool));
     if (info == CL_DEVICE_MAX_WORK_ITEM_SIZES && device_work_items[0] != 0 && value != NULL)
@@ -239,6 +281,123 @@ Test(context, a_part_of_a_device_is_a_device)
     clxent_context_destroy(ctx);
     clReleaseContext(of_part);
     for (cl_uint i = 0; i < parts; i++) clReleaseDevice(subs[i]);
+}
+
+/* ---- A device by name ---------------------------------------------------------------------- */
+
+static void expect_found(const char *wanted)
+{
+    clxent_context *ctx = NULL;
+    const clxent_status status = clxent_context_create_default(&ctx, wanted, &listening);
+    cr_assert(status == CLXENT_OK, "%s: %s: %s", wanted, clxent_status_string(status), book.last);
+    cr_assert(clxent_context_device(ctx) == device.id && ctx->device.compute_units > 0, "%s", wanted);
+    clxent_context_destroy(ctx);
+}
+
+static void expect_not_found(const char *wanted, cl_int want, const char *text)
+{
+    clxent_context *ctx = device.ctx;
+    const clxent_status status = clxent_context_create_default(&ctx, wanted, &listening);
+    cr_assert(status == want && ctx == NULL, "%s: %s", wanted, clxent_status_string(status));
+    cr_assert_str_eq(book.last, text);
+}
+
+Test(context, the_default_has_a_context_of_its_own)
+{
+    clxent_context *ctx;
+    cl_context listed = NULL;
+    cl_uint count = 0;
+    cl_int code;
+
+    cr_assert(clxent_context_create_default(NULL, NULL, NULL) == CLXENT_ERROR_NULL_ARGUMENT);
+    cr_assert(clxent_context_cl(NULL) == NULL && clxent_context_device(NULL) == NULL);
+    cr_assert(clxent_context_cl(device.ctx) == device.cl && clxent_context_device(device.ctx) == device.id);
+    cr_assert(clxent_context_create_default(&ctx, NULL, NULL) == CLXENT_OK);
+    cl_context own = clxent_context_cl(ctx);
+    cr_assert(own != NULL && own != device.cl && clxent_context_device(ctx) == device.id);
+
+    cl_command_queue queue = clCreateCommandQueue(own, clxent_context_device(ctx), 0, &code);
+    cr_assert(code == CL_SUCCESS);
+    cr_assert(clGetCommandQueueInfo(queue, CL_QUEUE_CONTEXT, sizeof listed, &listed, NULL) == CL_SUCCESS);
+    cr_assert(listed == own);
+    clReleaseCommandQueue(queue);
+    cr_assert(clRetainContext(own) == CL_SUCCESS);
+    clxent_context_destroy(ctx);
+    clGetContextInfo(own, CL_CONTEXT_REFERENCE_COUNT, sizeof count, &count, NULL);
+    cr_assert(count == 1, "%u references are left", count);
+    clReleaseContext(own);
+}
+
+Test(context, a_device_is_found_by_type_or_part_of_its_name)
+{
+    char name[256], text[512];
+
+    cr_assert(clGetDeviceInfo(device.id, CL_DEVICE_NAME, sizeof name, name, NULL) == CL_SUCCESS);
+    for (size_t i = 0; name[i] != '\0'; i++)
+        name[i] = (char)(i % 2 == 0 ? toupper(name[i]) : tolower(name[i]));
+    expect_found(name);
+    expect_found(name + strlen(name) / 2);
+    fake.type_of_others = CL_DEVICE_TYPE_CPU | CL_DEVICE_TYPE_DEFAULT;
+    expect_found("cpu");
+    expect_found("CPU");
+    expect_found(NULL);
+    fake.type_of_others = CL_DEVICE_TYPE_GPU;
+    expect_found("Gpu");
+
+    fake.listed = true; /* before the driver's own */
+    fake.type = CL_DEVICE_TYPE_CPU;
+    expect_found(NULL);
+    expect_found("gpu");
+    expect_found(name);
+    expect_not_found("no device of this", CL_DEVICE_NOT_FOUND, book.last);
+    cr_assert(clGetDeviceInfo(device.id, CL_DEVICE_NAME, sizeof name, name, NULL) == CL_SUCCESS);
+    snprintf(text, sizeof text,
+             "device is \"gpu-2\": takes NULL, \"gpu\", \"cpu\" or part of a name, and the devices are "
+             "\"" FAKE_NAME "\", \"%s\"",
+             name);
+    expect_not_found("gpu-2", CL_DEVICE_NOT_FOUND, text);
+    fake.type_of_others = CL_DEVICE_TYPE_ACCELERATOR;
+    expect_found(name);
+    memcpy(text + strlen("device is \""), "gpu", 3);
+    memmove(text + strlen("device is \"gpu"), text + strlen("device is \"gpu-2"),
+            strlen(text + strlen("device is \"gpu-2")) + 1);
+    expect_not_found("gpu", CL_DEVICE_NOT_FOUND, text);
+}
+
+Test(context, platforms_that_fail_are_skipped)
+{
+    fake.listed = true;
+    fake.type = CL_DEVICE_TYPE_GPU;
+    fake.devices_code = CL_DEVICE_NOT_FOUND;
+    expect_found(NULL);
+    fake.devices_code = CL_OUT_OF_RESOURCES;
+    expect_found(NULL);
+    fake.devices_code = CL_SUCCESS;
+    fake.name_code = CL_INVALID_VALUE;
+    expect_found(NULL);
+    expect_not_found("fake", CL_DEVICE_NOT_FOUND, book.last);
+    cr_assert(strstr(book.last, "Fake") == NULL, "%s", book.last);
+    fake.platforms_code = -1001;
+    expect_not_found(
+        NULL, -1001,
+        "no OpenCL device: takes an installed driver with one: CL_PLATFORM_NOT_FOUND_KHR (-1001)");
+}
+
+Test(context, the_default_takes_the_options)
+{
+    clxent_context *ctx = device.ctx;
+    clxent_context_options options = listening;
+
+    options.struct_size = 3;
+    cr_assert(clxent_context_create_default(&ctx, NULL, &options) == CLXENT_ERROR_INVALID_ARGUMENT &&
+              ctx == NULL);
+    options = listening;
+    options.tuning = "no row";
+    ctx = device.ctx;
+    cr_assert(clxent_context_create_default(&ctx, NULL, &options) == CLXENT_ERROR_INVALID_ARGUMENT &&
+              ctx == NULL);
+    device_has_no_compiler = true;
+    expect_not_found(NULL, CLXENT_ERROR_UNSUPPORTED, book.last);
 }
 
 Test(context, outlives_its_owner_while_a_plan_holds_it)

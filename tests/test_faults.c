@@ -272,6 +272,15 @@ static clxent_status create_context(void)
     return status;
 }
 
+static clxent_status create_default_context(void)
+{
+    clxent_context *made = device.ctx;
+    const clxent_status status = clxent_context_create_default(&made, NULL, NULL);
+    cr_assert((status == CLXENT_OK) == (made != NULL), "*out is not NULL after a failure");
+    clxent_context_destroy(made);
+    return status;
+}
+
 /* A store for one program, whose allocations are not the library's. */
 static struct {
     bool used;
@@ -399,6 +408,12 @@ Test(faults, context_create)
     fail_every_call(&op, 15);
 }
 
+Test(faults, context_create_default)
+{
+    const operation op = { "clxent_context_create_default", nothing, create_default_context };
+    fail_every_call(&op, 20);
+}
+
 Test(faults, plan_create)
 {
     const operation op = { "clxent_plan_create", nothing, create_plan };
@@ -487,7 +502,7 @@ Test(faults, host_arrays_with_copies)
 Test(faults, no_host_memory)
 {
     const operation operations[] = {
-        { "clxent_context_create", nothing, create_context },
+        { "clxent_context_create_default", nothing, create_default_context },
         { "clxent_plan_create", nothing, create_plan },
         { "clxent_enqueue", make_plan, enqueue },
         { "clxent_run_host", nothing, run_host },

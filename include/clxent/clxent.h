@@ -221,6 +221,23 @@ CLXENT_API void clxent_context_options_init(clxent_context_options *options);
 CLXENT_API clxent_status clxent_context_create(clxent_context **out, cl_context context, cl_device_id device,
                                                const clxent_context_options *options);
 
+/* For programs without OpenCL code of their own: finds a device, makes a cl_context for it and binds both.
+ *
+ * device   NUL-terminated, letters in any case: "gpu" or "cpu": the first device of that type; else a part of
+ *          CL_DEVICE_NAME: the first device with it. NULL: the first GPU, else the first device. "First" is in the order
+ *          of the OpenCL loader. A platform without devices is skipped, and so is what fails while it is asked.
+ * options  optional
+ * Returns  CL_DEVICE_NOT_FOUND where no device is meant; the log gets the names of those that there are. Without any:
+ *          the cl_int of the query that failed (CL_PLATFORM_NOT_FOUND_KHR, -1001, without a driver). Else as
+ *          clxent_context_create(). *out is NULL then. */
+CLXENT_API clxent_status clxent_context_create_default(clxent_context **out, const char *device,
+                                                       const clxent_context_options *options);
+
+/* What ctx is bound to, for queues and buffers; NULL of NULL. Not retained for the caller: valid until ctx and the last
+ * of its plans are destroyed. Any thread. */
+CLXENT_API cl_context clxent_context_cl(const clxent_context *ctx);
+CLXENT_API cl_device_id clxent_context_device(const clxent_context *ctx);
+
 /* Plans keep what they need of a context: destroy them before or after it. */
 CLXENT_API void clxent_context_destroy(clxent_context *ctx);
 
