@@ -660,7 +660,7 @@ static clxent_status launch_targets(run *r, bool last, cl_event *event)
     return launch(r, &s, 1, 1, last, event);
 }
 
-static clxent_status launch_losses(run *r, cl_event *event)
+static clxent_status launch_losses(run *r, bool last, cl_event *event)
 {
     const clxent_plan *plan = r->plan;
     const clxent_parameters p = partials_parameters(r);
@@ -672,14 +672,14 @@ static clxent_status launch_losses(run *r, cl_event *event)
     set_buffer(&s, &r->args.loss);
     set_buffer(&s, &r->args.correct);
     set_buffer(&s, &r->args.workspace);
-    CLXENT_TRY(launch(r, &s, clxent_partials(plan, r->part.span_rows), plan->group, !folds, event));
+    CLXENT_TRY(launch(r, &s, clxent_partials(plan, r->part.span_rows), plan->group, last && !folds, event));
     if (!folds) return CLXENT_OK;
     s = set_begin(plan->losses_fold, &r->p);
     set_buffer(&s, &r->args.denominator);
     set_buffer(&s, &r->args.loss);
     set_buffer(&s, &r->args.correct);
     set_buffer(&s, &r->args.workspace);
-    return launch(r, &s, 1, 1, true, event);
+    return launch(r, &s, 1, 1, last, event);
 }
 
 /* The arguments of the operation's main kernel behind the parameters. */
@@ -767,7 +767,7 @@ static clxent_status launch_all(run *r, cl_event *event)
     if (targets) CLXENT_TRY(launch_targets(r, !main && !losses, event));
     if (main) CLXENT_TRY(launch_main(r, !padding && !losses, event));
     if (padding) CLXENT_TRY(launch_padding(r, !losses, event));
-    if (losses) CLXENT_TRY(launch_losses(r, event));
+    if (losses) CLXENT_TRY(launch_losses(r, true, event));
     if (!targets && !main && !losses) {
         r->failed = "clEnqueueMarkerWithWaitList";
         return clEnqueueMarkerWithWaitList(r->queue, r->num_wait, r->wait, event);
@@ -858,4 +858,77 @@ clxent_status clxent_enqueue_denominator(clxent_plan *plan, cl_command_queue que
     CLXENT_TRY(check_count(&r, "total_rows", r.rows));
     r.part = (clxent_part){ CLXENT_PASS_TARGETS, r.rows, 0, r.rows, 0 };
     return enqueue(&r, event);
+}
+
+/* ---- Launches ahead of the first run ------------------------------------------------------- */
+
+/* Parameters with which kernels run on the grids of a whole run and touch nothing but the workspace: no outputs, no rows to
+ * go over. Split rows and the building blocks have a group for each row whatever p.rows is: there each row's target is
+ * shifted out, so that its logits are not read, and the building blocks loop over no classes. */
+static void ask_for_nothing(run *r)
+{
+    const clxent_plan *plan = r->plan;
+
+    r->p.outputs = 0;
+    r->p.flags = plan->flags;
+    r->p.seq = r->p.shift = 1;
+    r->own = r->p;
+    r->p.rows = 0;
+    if (plan->desc.op != CLXENT_OP_CROSS_ENTROPY) {
+        r->own.classes = 0;
+        r->own.row_losses_at = plan->workspace_size; /* which has them only where LOSS is an output */
+    } else if (plan->shares == CLXENT_STRATEGY_LANES) {
+        r->own.tiles = 0; /* p.rows is a divisor */
+    } else if (plan->shares == CLXENT_STRATEGY_ROWS) {
+        r->own.rows = 0;
+    }
+}
+
+/* Every kernel of the plan, then a marker. Needs the lock. */
+static clxent_status launch_every_kernel(run *r, cl_event *event)
+{
+    const clxent_plan *plan = r->plan;
+
+    if (plan->targets_partials != NULL) CLXENT_TRY(launch_targets(r, false, NULL));
+    if (plan->rows > 0) CLXENT_TRY(launch_main(r, false, NULL));
+    r->own.rows = 0;
+    if (plan->padding != NULL && plan->rows > 0) CLXENT_TRY(launch_padding(r, false, NULL));
+    if (plan->losses_partials != NULL) CLXENT_TRY(launch_losses(r, false, NULL));
+    r->failed = "clEnqueueMarkerWithWaitList";
+    return clEnqueueMarkerWithWaitList(r->queue, r->previous != NULL,
+                                       r->previous != NULL ? &r->previous : NULL, event);
+}
+
+clxent_status clxent_plan_warm(clxent_plan *plan, cl_command_queue queue)
+{
+    if (plan == NULL) return CLXENT_ERROR_NULL_ARGUMENT;
+    clxent_need unused[CLXENT_TENSORS] = { { CLXENT_UNUSED, 0, 0, 0, false, "" } };
+    run r = { .plan = plan, .needs = unused, .queue = queue, .rows = plan->rows };
+    clxent_context *ctx = plan->ctx;
+    cl_event done = NULL;
+    cl_int code = CL_SUCCESS;
+
+    CLXENT_TRY(check_queue(&r));
+    const size_t row_losses =
+        plan->desc.op == CLXENT_OP_PROBABILITY_LOSS ? plan->rows * clxent_acc_size(&plan->desc) : 0;
+    if (plan->workspace_size + row_losses > 0) {
+        r.args.workspace.mem =
+            clCreateBuffer(ctx->cl, CL_MEM_READ_WRITE, plan->workspace_size + row_losses, NULL, &code);
+        CLXENT_TRY(clxent_check_cl(ctx, code, "clCreateBuffer"));
+    }
+    r.part = (clxent_part){ CLXENT_PASS_ALL, r.rows, 0, r.rows, 0 };
+    fill_parameters(&r);
+    ask_for_nothing(&r);
+    mutex_lock(&plan->lock);
+    clxent_status status = launch_every_kernel(&r, &done);
+    mutex_unlock(&plan->lock);
+    if (status == CLXENT_OK) {
+        r.failed = "clWaitForEvents";
+        status = clWaitForEvents(1, &done);
+    }
+    if (done != NULL) (void)clReleaseEvent(done);
+    if (r.previous != NULL) (void)clReleaseEvent(r.previous);
+    /* what is still enqueued keeps it */
+    if (r.args.workspace.mem != NULL) (void)clReleaseMemObject(r.args.workspace.mem);
+    return clxent_check_cl(ctx, status, r.failed);
 }

@@ -116,10 +116,10 @@ INLINE_ON_GPU void sum_piece(row_state *s, const run *u, row_input *in, const la
 {
     vector_range part = vectors_of(u, in, piece);
     const bool of_logits =
-        WANTS(u->p, OUTPUT_LSE | OUTPUT_SOFTMAX | OUTPUT_LOG_SOFTMAX | OUTPUT_ARGMAX | OUTPUT_ENTROPY);
+        WANTS(u->p, OUTPUT_LSE | OUTPUT_SOFTMAX | OUTPUT_LOG_SOFTMAX | OUTPUT_ARGMAX | OUTPUT_ENTROPY) ||
+        (HAS_UPSTREAMS && WANTS(u->p, OUTPUT_GRADIENT | OUTPUT_STATISTICS));
     const bool from_statistics = (u->p->flags & FLAG_FROM_STATISTICS) != 0;
-    if ((from_statistics && !SUMS_WEIGHT) || !(HAS_UPSTREAMS || of_logits || t->counts))
-        part.last = part.first;
+    if ((from_statistics && !SUMS_WEIGHT) || !(of_logits || t->counts)) part.last = part.first;
     sum_part(s, u, in, (integer)t->class_index, part, scratch);
 }
 

@@ -333,6 +333,39 @@ static void refuse_buffer(int tensor, cl_mem mem, size_t offset, clxent_status s
     expect_enqueue(name_of(tensor), &args, status, words);
 }
 
+Test(api, warming_needs_a_queue_of_the_plan)
+{
+    cl_int code;
+    cr_assert(clxent_plan_warm(NULL, device.queue) == CLXENT_ERROR_NULL_ARGUMENT);
+    cr_assert(clxent_plan_warm(f.plan, NULL) == CLXENT_ERROR_NULL_ARGUMENT);
+    check_text("queue", WORDS("queue is NULL", "takes"));
+    cl_context other = clCreateContext(NULL, 1, &device.id, NULL, NULL, &code);
+    cl_command_queue queue = clCreateCommandQueue(other, device.id, 0, &code);
+    cr_assert(code == CL_SUCCESS);
+    cr_assert(clxent_plan_warm(f.plan, queue) == CLXENT_ERROR_INVALID_ARGUMENT);
+    check_text("queue", WORDS("queue", "another cl_context", "takes"));
+    clReleaseCommandQueue(queue);
+    clReleaseContext(other);
+}
+
+/* Nothing of it is left in the plan, on either kind of queue, also of a plan without rows. */
+Test(api, a_warm_plan_runs_as_any_other)
+{
+    cl_command_queue queues[] = { device.queue, make_out_of_order_queue() };
+    for (size_t i = 0; i < COUNT(queues); i++) {
+        if (queues[i] == NULL) continue;
+        expect_accepted("before", &f.args);
+        cr_assert(clxent_plan_warm(f.plan, queues[i]) == CLXENT_OK, "%s", last_error());
+        expect_accepted("behind", &f.args);
+    }
+    clxent_desc empty = f.desc;
+    empty.batch = 0;
+    use_plan(&empty);
+    cr_assert(clxent_plan_warm(f.plan, device.queue) == CLXENT_OK, "%s", last_error());
+    use_own_plan();
+    if (queues[1] != NULL) clReleaseCommandQueue(queues[1]);
+}
+
 Test(api, every_buffer_must_be_there)
 {
     for (int t = 0; t <= CLXENT_TENSORS; t++) {

@@ -348,6 +348,8 @@ static clxent_status enqueue(void)
     return status;
 }
 
+static clxent_status warm(void) { return clxent_plan_warm(plan, queue); }
+
 static clxent_status run_host(void) { return clxent_run_host(device.ctx, &desc, &host_args); }
 
 /* What may still run keeps all that it uses. Here it really runs, so that the next attempt needs its end. */
@@ -439,7 +441,9 @@ Test(faults, plan_create_with_a_store)
 static void enqueue_on(cl_command_queue on)
 {
     const operation op = { "clxent_enqueue", make_plan, enqueue };
+    const operation first = { "clxent_plan_warm", make_plan, warm };
     queue = on;
+    fail_every_call(&first, 30);
     fail_every_call(&op, 60);
     clxent_plan_destroy(plan);
     plan = NULL;

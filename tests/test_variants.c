@@ -9,7 +9,9 @@
 
 #include <criterion/criterion.h>
 
+#include <dlfcn.h>
 #include <math.h>
+#include <string.h>
 
 TestSuite(variants, .init = open_device, .fini = close_device);
 
@@ -435,6 +437,121 @@ Test(variants, padding_of_the_gradient_is_zero_where_asked)
                 check_desc(&tuning, &desc, flags[k]);
             }
         }
+    }
+}
+
+/* ---- The first launch ---------------------------------------------------------------------- */
+
+/* What was launched, while anybody looks. */
+typedef struct launches {
+    size_t count;
+    struct {
+        char kernel[64];
+        size_t global, group;
+    } each[64];
+} launches;
+static launches *watching;
+
+cl_int clEnqueueNDRangeKernel(cl_command_queue queue, cl_kernel kernel, cl_uint dims, const size_t *offset,
+                              const size_t *global, const size_t *group, cl_uint num, const cl_event *wait,
+                              cl_event *event)
+{
+    __typeof__(&clEnqueueNDRangeKernel) real;
+    *(void **)&real = dlsym(RTLD_NEXT, "clEnqueueNDRangeKernel");
+    if (watching != NULL && watching->count < COUNT(watching->each)) {
+        const size_t i = watching->count++;
+        memset(&watching->each[i], 0, sizeof watching->each[i]);
+        clGetKernelInfo(kernel, CL_KERNEL_FUNCTION_NAME, sizeof watching->each[i].kernel,
+                        watching->each[i].kernel, NULL);
+        watching->each[i].global = *global;
+        watching->each[i].group = *group;
+    }
+    return real(queue, kernel, dims, offset, global, group, num, wait, event);
+}
+
+static bool has_launch(const launches *l, const launches *of, size_t i)
+{
+    for (size_t k = 0; k < l->count; k++)
+        if (memcmp(&l->each[k], &of->each[i], sizeof l->each[k]) == 0) return true;
+    return false;
+}
+
+static clxent_status (*make_cold)(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc);
+static launches warm, runs;
+
+static clxent_status make_warm(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc)
+{
+    const clxent_status made = make_cold(out, ctx, desc);
+    if (made != CLXENT_OK) return made;
+    watching = &warm;
+    const clxent_status status = clxent_plan_warm(*out, device.queue);
+    watching = &runs;
+    cr_assert(status == CLXENT_OK, "%s: %s", clxent_status_string(status), last_error());
+    return CLXENT_OK;
+}
+
+/* All that a run launches was launched before it, kernel for kernel with the same sizes, and the run's results are right. */
+static void check_warm(const char *name, const clxent_desc *desc)
+{
+    memset(&warm, 0, sizeof warm);
+    memset(&runs, 0, sizeof runs);
+    make_cold = plan_maker;
+    plan_maker = make_warm;
+    run_filled_case(name, desc, FILL_DESIGNED | FILL_IGNORED | FILL_BAD_TARGETS, 1, 0);
+    plan_maker = make_cold;
+    watching = NULL;
+    cr_assert(runs.count > 0 && runs.count < COUNT(runs.each) && warm.count < COUNT(warm.each));
+    for (size_t i = 0; i < runs.count; i++)
+        cr_assert(has_launch(&warm, &runs, i), "%s: a run launches %s, %zu work-items in groups of %zu", name,
+                  runs.each[i].kernel, runs.each[i].global, runs.each[i].group);
+}
+
+Test(variants, warming_launches_what_a_run_does)
+{
+    const size_t classes[] = { 1100, 1100, 1100, 5, 5 };
+    for (size_t t = 0; t < EACH_PLACE; t++) {
+        const clxent_tuning tuning = tuning_of(t);
+        if (!driver_takes(&tuning)) continue;
+        force(&tuning);
+        for (int general = 0; general < 2; general++) {
+            clxent_desc desc = variant_desc(CLXENT_F32, small_run() ? 5 : 20, classes[t],
+                                            t == EACH_INNER ? 5 : 1, general != 0, 0);
+            if (general && t == EACH_GROUPS && !runs_all()) continue;
+            /* Oclgrind 21.10 loses which bytes of a new buffer kernels have written, depending on its address */
+            if (general && t == EACH_SPLIT && small_run()) continue;
+            if (!general && t != EACH_INNER) desc.outputs = TRAINING_OUTPUTS | CLXENT_OUTPUT_STATISTICS;
+            desc.gradient_padding = CLXENT_GRADIENT_PADDING_ZERO;
+            check_warm("strategy", &desc);
+        }
+    }
+    /* what counts for every row is not asked for */
+    const clxent_tuning split = tuning_of(EACH_SPLIT);
+    force(&split);
+    clxent_desc upstreams = make_desc(TRAINING_OUTPUTS | CLXENT_OUTPUT_STATISTICS, CLXENT_F32, 5, 1, 1100);
+    upstreams.has_grad_entropy = upstreams.has_grad_lse = 1;
+    check_warm("upstreams", &upstreams);
+    /* more than one partial sum: the folds too */
+    const clxent_tuning rows = tuning_of(EACH_ROWS);
+    force(&rows);
+    clxent_desc many = variant_desc(CLXENT_F32, 1, 3, 1, false, 0);
+    many.batch = clxent_span_unit(&many) + 5;
+    many.outputs = TRAINING_OUTPUTS | CLXENT_OUTPUT_STATISTICS;
+    if (!small_run()) check_warm("many rows", &many);
+}
+
+Test(variants, warming_launches_what_a_run_of_a_building_block_does)
+{
+    const struct {
+        uint32_t op, outputs;
+    } blocks[] = { { CLXENT_OP_SOFTMAX_BACKWARD, CLXENT_OUTPUT_GRADIENT },
+                   { CLXENT_OP_ONE_HOT, CLXENT_OUTPUT_ONE_HOT | CLXENT_OUTPUT_BAD_TARGETS },
+                   { CLXENT_OP_PROBABILITY_LOSS, CLXENT_OUTPUT_LOSSES },
+                   { CLXENT_OP_PROBABILITY_LOSS, CLXENT_OUTPUT_LOSS },
+                   { CLXENT_OP_SOFTMAX_GRADIENT, CLXENT_OUTPUT_GRADIENT } };
+    for (size_t i = 0; i < COUNT(blocks); i++) {
+        clxent_desc desc = make_desc(blocks[i].outputs, CLXENT_F32, 8, 1, 5);
+        desc.op = blocks[i].op;
+        check_warm("building block", &desc);
     }
 }
 

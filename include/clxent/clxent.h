@@ -7,7 +7,8 @@
  *            validation, tuning and compilation by this library happens when it is created.
  *            Enqueueing a plan only sets kernel arguments and launches: it never compiles, allocates
  *            device memory, blocks or prints. (Some drivers, PoCL among them, finish their own
- *            compilation at the first launch of a kernel, after the enqueue call has returned.)
+ *            compilation at the first launch of a kernel, after the enqueue call has returned:
+ *            clxent_plan_warm() has them do it before.)
  * Ownership  Whatever *_create() returned goes to the matching *_destroy(), which accepts NULL.
  *            CL objects passed in are retained, never taken over. The library has no globals, no
  *            exit handlers, and reads no environment variable and no file.
@@ -424,6 +425,18 @@ typedef struct clxent_plan clxent_plan;
  * _BUILD_FAILED or a cl_int; *out is NULL then. */
 CLXENT_API clxent_status clxent_plan_create(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc);
 CLXENT_API void clxent_plan_destroy(clxent_plan *plan);
+
+/* Optional: launches every kernel of the plan once and waits for their end, so that what a driver leaves for the first
+ * launch (compilation, loading of code) is done before the first run. The launches have the sizes of a run of all rows; a
+ * driver may have work left for a run of fewer. They read and write only a buffer that the call creates and releases, of
+ * clxent_plan_workspace_size() bytes and, with op PROBABILITY_LOSS, [rows] acc_t more.
+ *
+ * queue    of the plan's context and device, in-order or out-of-order. On an in-order queue the call waits for what was
+ *          enqueued before, too.
+ * Returns  CLXENT_ERROR_NULL_ARGUMENT; CLXENT_ERROR_INVALID_ARGUMENT where queue is of another context or device; or a
+ *          cl_int. After a failure the plan can be used as before.
+ * Threads  Any, also beside runs of the same plan. */
+CLXENT_API clxent_status clxent_plan_warm(clxent_plan *plan, cl_command_queue queue);
 
 /* Bytes of args.workspace that any run of the plan needs; may be 0. Runs that may overlap in time need that much
  * each: one workspace for each run in flight. */
