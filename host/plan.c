@@ -712,4 +712,32 @@ void clxent_plan_destroy(clxent_plan *plan)
 
 size_t clxent_plan_workspace_size(const clxent_plan *plan) { return plan == NULL ? 0 : plan->workspace_size; }
 
+size_t clxent_plan_bytes(const clxent_plan *plan, const char *argument)
+{
+    char names[512] = "";
+    size_t used = 0;
+
+    if (plan == NULL) return 0;
+    if (argument == NULL) argument = "";
+    if (strcmp(argument, "workspace") == 0) return plan->workspace_size;
+    const clxent_desc *desc = &plan->desc;
+    /* what a gradient run reads of an earlier one, and what clxent_enqueue_denominator() writes */
+    const bool statistics =
+        desc->op == CLXENT_OP_CROSS_ENTROPY && (desc->outputs & CLXENT_OUTPUT_GRADIENT) != 0;
+    const uint32_t of_targets = CLXENT_OUTPUT_COMPUTED_DENOMINATOR | CLXENT_OUTPUT_COUNTED;
+    const uint32_t outputs = desc->outputs | (plan->targets_partials != NULL ? of_targets : 0);
+    for (int i = 0; i < CLXENT_TENSORS; i++) {
+        const char *name = clxent_tensor_name((clxent_tensor)i);
+        clxent_need need;
+        used += (size_t)snprintf(names + used, sizeof names - used, "%s, ", name);
+        if (strcmp(argument, name) != 0) continue;
+        const clxent_status status =
+            clxent_tensor_need(desc, outputs, statistics, plan->rows, (clxent_tensor)i, &need, NULL, 0);
+        return status == CLXENT_OK ? need.bytes : 0;
+    }
+    (void)clxent_fail(plan->ctx, CLXENT_ERROR_INVALID_ARGUMENT,
+                      "argument is \"%s\": takes one of %sworkspace", argument, names);
+    return 0;
+}
+
 const char *clxent_plan_strategy(const clxent_plan *plan) { return plan == NULL ? "" : plan->strategy; }

@@ -333,6 +333,48 @@ static void refuse_buffer(int tensor, cl_mem mem, size_t offset, clxent_status s
     expect_enqueue(name_of(tensor), &args, status, words);
 }
 
+Test(api, the_bytes_of_every_argument_are_those_that_a_run_needs)
+{
+    for (int t = 0; t < CLXENT_TENSORS; t++) {
+        const size_t bytes = clxent_plan_bytes(f.plan, tensor_names[t]);
+        cr_assert(bytes == f.sizes[t], "%s: %zu", tensor_names[t], bytes);
+    }
+    cr_assert(clxent_plan_bytes(f.plan, "workspace") == f.workspace && f.workspace > 0);
+    /* by the header's shapes */
+    cr_assert(clxent_plan_bytes(f.plan, "logits") == ALL_ROWS * CLASSES * sizeof(float));
+    cr_assert(clxent_plan_bytes(f.plan, "targets") == ALL_ROWS * sizeof(int64_t));
+    cr_assert(clxent_plan_bytes(f.plan, "class_weights") == CLASSES * sizeof(float));
+    cr_assert(clxent_plan_bytes(f.plan, "denominator") == sizeof(float));
+    cr_assert(clxent_plan_bytes(f.plan, "statistics") == ALL_ROWS * 2 * sizeof(float));
+    cr_assert(clxent_plan_bytes(f.plan, "bad_targets") == sizeof(clxent_bad_targets));
+    cr_assert(clxent_plan_bytes(f.plan, "probabilities") == 0 && clxent_plan_bytes(f.plan, "one_hot") == 0);
+
+    clxent_desc desc = make_desc(CLXENT_OUTPUT_GRADIENT, CLXENT_F64, ALL_ROWS, 1, CLASSES);
+    if (device.has_f64) {
+        desc.gradient_dtype = CLXENT_F32;
+        desc.row_stride = CLASSES + 3;
+        use_plan(&desc);
+        cr_assert(clxent_plan_bytes(f.plan, "logits") == ((ALL_ROWS - 1) * desc.row_stride + CLASSES) * 8);
+        cr_assert(clxent_plan_bytes(f.plan, "gradient") == ALL_ROWS * CLASSES * sizeof(float));
+        cr_assert(clxent_plan_bytes(f.plan, "statistics") == ALL_ROWS * 2 * 8, "in of a gradient run");
+        cr_assert(clxent_plan_bytes(f.plan, "loss") == 0 && clxent_plan_bytes(f.plan, "row_weights") == 0);
+        use_own_plan();
+    }
+    desc = make_desc(CLXENT_OUTPUT_LOSS, CLXENT_F32, ALL_ROWS, 1, CLASSES);
+    use_plan(&desc);
+    cr_assert(clxent_plan_bytes(f.plan, "computed_denominator") == sizeof(float), "of a mean");
+    cr_assert(clxent_plan_bytes(f.plan, "counted") == sizeof(uint64_t));
+    cr_assert(clxent_plan_bytes(f.plan, "statistics") == 0, "without a gradient");
+    use_own_plan();
+    cr_assert(clxent_plan_bytes(NULL, "logits") == 0);
+    cr_assert_str_eq(last_error(), "");
+    cr_assert(clxent_plan_bytes(f.plan, "logit") == 0);
+    check_text("no such argument",
+               WORDS("argument is \"logit\": takes one of logits, ", ", one_hot, ", ", workspace"));
+    cr_assert(clxent_plan_bytes(f.plan, NULL) == 0);
+    check_text("NULL", WORDS("argument is \"\": takes one of logits, "));
+}
+
 Test(api, warming_needs_a_queue_of_the_plan)
 {
     cl_int code;

@@ -442,6 +442,16 @@ CLXENT_API clxent_status clxent_plan_warm(clxent_plan *plan, cl_command_queue qu
  * each: one workspace for each run in flight. */
 CLXENT_API size_t clxent_plan_workspace_size(const clxent_plan *plan);
 
+/* Bytes that the buffer of one argument must have behind its offset for a run of all outputs and rows of the plan.
+ * Optional arguments count as given. Statistics also count where only a gradient run may read them, computed_denominator and
+ * counted where only clxent_enqueue_denominator() may write them.
+ *
+ * argument  the name of a field of clxent_args, e.g. "logits" or "workspace": a word that every language has, without
+ *           numbers to keep in step with the struct
+ * Returns   0 where no run of the plan uses the argument, and where there is no such argument; the context's error text
+ *           then lists those that there are. Any thread. */
+CLXENT_API size_t clxent_plan_bytes(const clxent_plan *plan, const char *argument);
+
 /* One line naming the strategy and its parameters, for people. Lives as long as the plan. */
 CLXENT_API const char *clxent_plan_strategy(const clxent_plan *plan);
 
