@@ -543,7 +543,7 @@ static void fill_parameters(run *r)
 #include "options.def"
     p->classes = (cl_uint)desc->classes;
     p->outputs = r->outputs;
-    if (r->args.bad_targets.mem == NULL) p->outputs &= ~(cl_uint)CLXENT_OUTPUT_BAD_TARGETS;
+    if (r->args.bad_targets.mem == NULL) p->outputs &= ~CLXENT_OUTPUT_BAD_TARGETS;
     p->local_elements = plan->local_elements;
     p->rows_per_group = (cl_uint)plan->rows_per_group;
     p->piece_vectors = (cl_uint)plan->piece_vectors;
@@ -847,8 +847,8 @@ clxent_status clxent_enqueue_denominator(clxent_plan *plan, cl_command_queue que
             (unsigned)plan->desc.outputs, (unsigned)plan->desc.reduction);
     }
     r.outputs =
-        (r.args.computed_denominator.mem != NULL ? (uint32_t)CLXENT_OUTPUT_COMPUTED_DENOMINATOR : 0u) |
-        (r.args.counted.mem != NULL ? (uint32_t)CLXENT_OUTPUT_COUNTED : 0u);
+        (r.args.computed_denominator.mem != NULL ? CLXENT_OUTPUT_COMPUTED_DENOMINATOR : 0u) |
+        (r.args.counted.mem != NULL ? CLXENT_OUTPUT_COUNTED : 0u);
     if (r.outputs == 0) {
         return clxent_fail(
             plan->ctx, CLXENT_ERROR_NULL_ARGUMENT,

@@ -30,7 +30,7 @@ enum { ALL_KINDS = 26 };
  * from one pass here. */
 static uint32_t plain(void)
 {
-    return runs_all() ? EVERY_OUTPUT & ~(uint32_t)CLXENT_OUTPUT_ENTROPY : ONE_PASS_OUTPUTS;
+    return runs_all() ? EVERY_OUTPUT & ~CLXENT_OUTPUT_ENTROPY : ONE_PASS_OUTPUTS;
 }
 
 /* Strides with padding, odd ones so that rows begin at every alignment. */
@@ -47,7 +47,7 @@ static void pad(clxent_desc *desc)
 static void reduce_by(clxent_desc *desc, uint32_t reduction)
 {
     desc->reduction = reduction;
-    if (reduction == CLXENT_REDUCTION_NONE) desc->outputs &= ~(uint32_t)CLXENT_OUTPUT_LOSS;
+    if (reduction == CLXENT_REDUCTION_NONE) desc->outputs &= ~CLXENT_OUTPUT_LOSS;
 }
 
 /* Around the vector, the unrolled loop, the block of 1,024, the cache of 8 KiB, and several blocks. */
@@ -99,7 +99,7 @@ Test(cross_entropy, rows_with_specials_and_bad_targets_match_the_reference)
             const uint32_t outputs = i % 2 == 0 ? plain() : GENERAL;
             clxent_desc desc = make_desc(outputs, CLXENT_F32, small_run() ? 9 : 37, 1, classes[i]);
             desc.bad_target = policy;
-            if (policy != CLXENT_BAD_TARGET_REPORT) desc.outputs &= ~(uint32_t)CLXENT_OUTPUT_BAD_TARGETS;
+            if (policy != CLXENT_BAD_TARGET_REPORT) desc.outputs &= ~CLXENT_OUTPUT_BAD_TARGETS;
             reduce_by(&desc, policy);
             desc.ignore_index = 0;
             pad(&desc);
@@ -579,7 +579,7 @@ Test(cross_entropy, options_serve_gradients_in_place_and_accumulated)
     for (unsigned option = 1; option < OPTIONS; option <<= 1) {
         if (!all && option != OPTION_SMOOTHING) continue;
         for (size_t i = 0; i < (small_run() ? 1 : COUNT(classes)); i++) {
-            const uint32_t outputs = all ? GENERAL & ~(uint32_t)CLXENT_OUTPUT_LOG_SOFTMAX : ONE_PASS_OUTPUTS;
+            const uint32_t outputs = all ? GENERAL & ~CLXENT_OUTPUT_LOG_SOFTMAX : ONE_PASS_OUTPUTS;
             clxent_desc desc = make_desc(outputs, CLXENT_F32, 6, 4, classes[i]);
             set_options(&desc, option);
             desc.gradient_row_stride = desc.row_stride;

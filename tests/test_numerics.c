@@ -38,7 +38,7 @@ static void measure(uint32_t dtype, size_t classes)
     const uint32_t fills[] = { FILL_PLAIN | FILL_HIT, FILL_DESIGNED | FILL_MASKED | FILL_HIT };
 
     for (size_t i = 0; i < COUNT(fills); i++) {
-        const uint32_t without = EVERY_OUTPUT & ~(uint32_t)CLXENT_OUTPUT_ENTROPY;
+        const uint32_t without = EVERY_OUTPUT & ~CLXENT_OUTPUT_ENTROPY;
         const clxent_desc plain = make_sum(without, dtype, rows, classes);
         const bool all = runs_all() || wants_ratios();
         /* split rows are programs of their own */
@@ -249,7 +249,7 @@ static void check_underflow(int shape, uint32_t dtype, uint32_t target_type)
     if (dtype == CLXENT_F64 && !device.has_f64) return;
     desc.inner = underflow_shapes[shape].inner;
     desc.target_type = target_type;
-    if (!has_index_targets(&desc)) desc.outputs &= ~(uint32_t)CLXENT_OUTPUT_BAD_TARGETS;
+    if (!has_index_targets(&desc)) desc.outputs &= ~CLXENT_OUTPUT_BAD_TARGETS;
     const clxent_tuning tuning = strategy_for(dtype, underflow_shapes[shape].strategy);
     if (!driver_takes(&tuning)) return;
     force(&tuning);

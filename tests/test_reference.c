@@ -53,7 +53,7 @@ static void shape(uint32_t dtype, size_t batch, size_t seq, size_t classes)
     w.desc.batch = batch;
     w.desc.seq = seq;
     w.desc.classes = classes;
-    w.desc.outputs = possible_outputs(&w.desc) & ~(uint32_t)CLXENT_OUTPUT_STATISTICS;
+    w.desc.outputs = possible_outputs(&w.desc) & ~CLXENT_OUTPUT_STATISTICS;
 }
 
 static size_t element_size(uint32_t dtype) { return dtype == CLXENT_F64 ? 8 : dtype == CLXENT_F32 ? 4 : 2; }

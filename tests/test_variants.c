@@ -19,7 +19,7 @@ static clxent_desc variant_desc(uint32_t dtype, size_t rows, size_t classes, siz
                                 uint32_t flags)
 {
     const size_t slab = classes * inner;
-    const uint32_t plain = EVERY_OUTPUT & ~(uint32_t)CLXENT_OUTPUT_ENTROPY;
+    const uint32_t plain = EVERY_OUTPUT & ~CLXENT_OUTPUT_ENTROPY;
     /* where few programs are compiled, those of other tests */
     const uint32_t few = dtype == CLXENT_F32 ? ONE_PASS_OUTPUTS : EVERY_OUTPUT;
     const uint32_t outputs = general ? EVERY_OUTPUT : runs_all() ? plain : few;

@@ -16,6 +16,8 @@
  *            Pointers must not be NULL unless marked "optional".
  * Units      Shapes are [slow, ..., fast] in elements, strides in elements; offsets and sizes in
  *            bytes. "rows" is batch * seq.
+ * Constants  Macros with the type of the fields that they go into, uint32_t or clxent_status (an enumerator is an int in
+ *            C11 and a type of its own in C++): for initialisers, case labels and #if.
  * Structs    Every struct the caller fills begins with struct_size, set by its *_INIT macro or
  *            its *_init() function (for language bindings). Fields added by later versions are appended
  *            and mean "as before" when zero. A struct_size that does not end with a field is refused.
@@ -121,19 +123,17 @@ extern "C" {
 /* 0 is success; positive values are the library's (below); negative values are the cl_int of the
  * OpenCL call that failed, unchanged. clxent_status_string() names them all. */
 typedef int32_t clxent_status;
-enum {
-    CLXENT_OK = 0,
-    CLXENT_ERROR_NULL_ARGUMENT = 1,      /* a required pointer or buffer was NULL */
-    CLXENT_ERROR_INVALID_DESC = 2,       /* a desc field is out of range or contradicts another */
-    CLXENT_ERROR_INVALID_ARGUMENT = 3,   /* an argument of a run is out of range or contradicts the plan */
-    CLXENT_ERROR_UNSUPPORTED = 4,        /* valid, but this device or this version cannot do it */
-    CLXENT_ERROR_BUFFER_TOO_SMALL = 5,   /* offset + bytes needed exceed the buffer */
-    CLXENT_ERROR_BAD_TARGET = 6,         /* host-array calls: a target is out of range */
-    CLXENT_ERROR_OUT_OF_HOST_MEMORY = 7, /* malloc failed */
-    CLXENT_ERROR_BUILD_FAILED = 8,       /* the driver could not compile a kernel; the log has its words */
-    CLXENT_ERROR_INTERNAL = 9,           /* a bug in clxent: please report it */
-    CLXENT_ERROR_ARRAYS_IN_USE = 10      /* clxent_run_host(): the driver failed, and so did waiting for it */
-};
+#define CLXENT_OK 0
+#define CLXENT_ERROR_NULL_ARGUMENT 1      /* a required pointer or buffer was NULL */
+#define CLXENT_ERROR_INVALID_DESC 2       /* a desc field is out of range or contradicts another */
+#define CLXENT_ERROR_INVALID_ARGUMENT 3   /* an argument of a run is out of range or contradicts the plan */
+#define CLXENT_ERROR_UNSUPPORTED 4        /* valid, but this device or this version cannot do it */
+#define CLXENT_ERROR_BUFFER_TOO_SMALL 5   /* offset + bytes needed exceed the buffer */
+#define CLXENT_ERROR_BAD_TARGET 6         /* host-array calls: a target is out of range */
+#define CLXENT_ERROR_OUT_OF_HOST_MEMORY 7 /* malloc failed */
+#define CLXENT_ERROR_BUILD_FAILED 8       /* the driver could not compile a kernel; the log has its words */
+#define CLXENT_ERROR_INTERNAL 9           /* a bug in clxent: please report it */
+#define CLXENT_ERROR_ARRAYS_IN_USE 10 /* clxent_run_host(): the driver failed, and so did waiting for it */
 
 /* The name of a status, e.g. "CLXENT_ERROR_BAD_TARGET" or "CL_OUT_OF_RESOURCES".
  * Never NULL; static storage. Any thread. */
@@ -252,88 +252,108 @@ CLXENT_API size_t clxent_context_last_error(const clxent_context *ctx, char *tex
 /* What a plan computes from what. Unless another buffer is named, the input is args.logits. The operations
  * but CROSS_ENTROPY take neither label_smoothing, z_loss, logit_scale, softcap, class or row weights nor shift:
  * setting one is an error, as are gradient_dtype and gradient_mode where no gradient is given, and
- * gradient_padding where none is among the outputs. */
-enum {
-    CLXENT_OP_CROSS_ENTROPY = 0,    /* any outputs but ONE_HOT, from logits; targets only where an
-                                       output depends on them */
-    CLXENT_OP_SOFTMAX_BACKWARD = 1, /* GRADIENT_j = p_j * (g_j - sum_k p_k g_k) from args.probabilities p (a
-                                       softmax) and args.grad_output g, both [rows, classes] */
-    CLXENT_OP_ONE_HOT = 2,          /* ONE_HOT from index targets: 1 at the target, else 0; a row whose
-                                       target is ignored is all 0, out of range all NaN */
-    CLXENT_OP_PROBABILITY_LOSS = 3, /* LOSSES and LOSS: sum_j q_j * -log p_j of given probabilities p =
-                                       args.probabilities against index targets or soft targets q;
-                                       q_j = 0 adds 0, also at p_j = 0; p_j = 0 under q_j > 0 is +inf */
-    CLXENT_OP_SOFTMAX_GRADIENT = 4  /* GRADIENT = (p - q) * grad_output / denominator of given softmax p =
-                                       args.probabilities and targets q */
-};
+ * gradient_padding where none is among the outputs.
+ *
+ *     CROSS_ENTROPY     any outputs but ONE_HOT, from logits; targets only where an output depends on them
+ *     SOFTMAX_BACKWARD  GRADIENT_j = p_j * (g_j - sum_k p_k g_k) from args.probabilities p (a softmax) and
+ *                       args.grad_output g, both [rows, classes]
+ *     ONE_HOT           ONE_HOT from index targets: 1 at the target, else 0; a row whose target is ignored is all 0,
+ *                       out of range all NaN
+ *     PROBABILITY_LOSS  LOSSES and LOSS: sum_j q_j * -log p_j of given probabilities p = args.probabilities against
+ *                       index targets or soft targets q; q_j = 0 adds 0, also at p_j = 0; p_j = 0 under q_j > 0 is
+ *                       +inf
+ *     SOFTMAX_GRADIENT  GRADIENT = (p - q) * grad_output / denominator of given softmax p = args.probabilities and
+ *                       targets q */
+#define CLXENT_OP_CROSS_ENTROPY 0u
+#define CLXENT_OP_SOFTMAX_BACKWARD 1u
+#define CLXENT_OP_ONE_HOT 2u
+#define CLXENT_OP_PROBABILITY_LOSS 3u
+#define CLXENT_OP_SOFTMAX_GRADIENT 4u
 
 /* Storage of logits-shaped tensors. Sums, losses, weights, lse and statistics have the accumulator
  * type, acc_t below: f32, and f64 when the logits are f64. A device without f64 still runs the others. */
-enum { CLXENT_F32 = 1, CLXENT_F16 = 2, CLXENT_BF16 = 3, CLXENT_F64 = 4 };
+#define CLXENT_F32 1u
+#define CLXENT_F16 2u
+#define CLXENT_BF16 3u
+#define CLXENT_F64 4u
 
-enum {
-    CLXENT_TARGET_I32 = 1,                  /* int32_t  [rows] */
-    CLXENT_TARGET_I64 = 2,                  /* int64_t  [rows] */
-    CLXENT_TARGET_U8 = 3,                   /* uint8_t  [rows] */
-    CLXENT_TARGET_PROBABILITIES_F32 = 4,    /* float    [rows, classes], any numbers */
-    CLXENT_TARGET_PROBABILITIES_LOGITS = 5, /* the logits' dtype [rows, classes] */
-    CLXENT_TARGET_U16 = 6,                  /* uint16_t [rows] */
-    CLXENT_TARGET_U32 = 7                   /* uint32_t [rows] */
-};
+#define CLXENT_TARGET_I32 1u                  /* int32_t  [rows] */
+#define CLXENT_TARGET_I64 2u                  /* int64_t  [rows] */
+#define CLXENT_TARGET_U8 3u                   /* uint8_t  [rows] */
+#define CLXENT_TARGET_PROBABILITIES_F32 4u    /* float    [rows, classes], any numbers */
+#define CLXENT_TARGET_PROBABILITIES_LOGITS 5u /* the logits' dtype [rows, classes] */
+#define CLXENT_TARGET_U16 6u                  /* uint16_t [rows] */
+#define CLXENT_TARGET_U32 7u                  /* uint32_t [rows] */
 
-enum { CLXENT_REDUCTION_MEAN = 0, CLXENT_REDUCTION_SUM = 1, CLXENT_REDUCTION_NONE = 2 };
+#define CLXENT_REDUCTION_MEAN 0u
+#define CLXENT_REDUCTION_SUM 1u
+#define CLXENT_REDUCTION_NONE 2u
 
-/* A target t that is not ignored and not in [0, classes). It never causes an access out of bounds. */
-enum {
-    CLXENT_BAD_TARGET_REPORT = 0, /* loss and gradient of the row are NaN, and args.bad_targets, where
-                                     given, records it; host-array calls return CLXENT_ERROR_BAD_TARGET */
-    CLXENT_BAD_TARGET_NAN = 1,    /* loss and gradient of the row are NaN; no record */
-    CLXENT_BAD_TARGET_IGNORE = 2  /* as an ignored row */
-};
+/* A target t that is not ignored and not in [0, classes). It never causes an access out of bounds.
+ *
+ *     REPORT  loss and gradient of the row are NaN, and args.bad_targets, where given, records it; host-array calls
+ *             return CLXENT_ERROR_BAD_TARGET
+ *     NAN     loss and gradient of the row are NaN; no record
+ *     IGNORE  as an ignored row */
+#define CLXENT_BAD_TARGET_REPORT 0u
+#define CLXENT_BAD_TARGET_NAN 1u
+#define CLXENT_BAD_TARGET_IGNORE 2u
 
 /* The reduced loss when the denominator is 0 (every row ignored, or 0 given). Gradients are 0. A row that is
  * NaN for another reason (its target, its logits) is not hidden. */
-enum { CLXENT_ALL_IGNORED_NAN = 0, CLXENT_ALL_IGNORED_ZERO = 1 };
+#define CLXENT_ALL_IGNORED_NAN 0u
+#define CLXENT_ALL_IGNORED_ZERO 1u
 
-enum { CLXENT_GRADIENT_WRITE = 0, CLXENT_GRADIENT_ACCUMULATE = 1 };
+#define CLXENT_GRADIENT_WRITE 0u
+#define CLXENT_GRADIENT_ACCUMULATE 1u
 
 /* What becomes of the gradient's padding, the elements from classes * inner to gradient_row_stride of each row or slab.
  * A gradient written in the place of logits with a padded vocabulary (classes 50257, row_stride 50304) leaves logits in
  * the padding under KEEP. The matrix product of the backward pass reads whole rows, so that training is wrong, and
- * nothing reports it: ask for ZERO there. */
-enum {
-    CLXENT_GRADIENT_PADDING_KEEP = 0, /* as it was before the run */
-    CLXENT_GRADIENT_PADDING_ZERO = 1  /* 0, of the last row too: the buffer holds rows * gradient_row_stride
-                                         elements, with inner > 1 rows / inner * gradient_row_stride, in full */
-};
+ * nothing reports it: ask for ZERO there.
+ *
+ *     KEEP  as it was before the run
+ *     ZERO  0, of the last row too: the buffer holds rows * gradient_row_stride elements, with inner > 1
+ *           rows / inner * gradient_row_stride, in full */
+#define CLXENT_GRADIENT_PADDING_KEEP 0u
+#define CLXENT_GRADIENT_PADDING_ZERO 1u
 
-/* Outputs: bits of clxent_desc.outputs and clxent_args.outputs, in the order of clxent_args.
- * Those marked * depend on the logits alone and are computed for every row, ignored or not. */
-enum {
-    CLXENT_OUTPUT_LOSSES = 1 << 0,       /* [rows] acc_t: row losses, with row weight and z-loss, without
-                                            denominator and grad_output; 0 where ignored */
-    CLXENT_OUTPUT_LOSS = 1 << 1,         /* [1] acc_t: their sum / denominator; not with REDUCTION_NONE */
-    CLXENT_OUTPUT_LSE = 1 << 2,          /* * [rows] acc_t */
-    CLXENT_OUTPUT_SOFTMAX = 1 << 3,      /* * [rows, classes] dtype */
-    CLXENT_OUTPUT_LOG_SOFTMAX = 1 << 4,  /* * [rows, classes] dtype */
-    CLXENT_OUTPUT_GRADIENT = 1 << 5,     /* [rows, classes] gradient_dtype */
-    CLXENT_OUTPUT_ARGMAX = 1 << 6,       /* * [rows] int64_t: the first NaN, else the first maximum of
-                                           logit_scale * x, as a saturated softcap rounds different logits
-                                           to the same z; it changes no other order */
-    CLXENT_OUTPUT_CORRECT = 1 << 7,      /* [1] uint64_t: rows that count (row weight not 0) whose
-                                            argmax is their target; index targets */
-    CLXENT_OUTPUT_ENTROPY = 1 << 8,      /* * [rows] acc_t: log sum_exp + sum p (m - z); p = 0 adds 0 */
-    CLXENT_OUTPUT_STATISTICS = 1 << 9,   /* [rows, 2] acc_t: what a later gradient run needs of a row: m
-                                            and the scaled sum over the classes other than the target; opaque.
-                                            With has_grad_entropy [rows, 3] */
-    CLXENT_OUTPUT_BAD_TARGETS = 1 << 10, /* [1] clxent_bad_targets; CLXENT_BAD_TARGET_REPORT, index targets */
-    CLXENT_OUTPUT_ONE_HOT = 1 << 11,     /* [rows, classes] dtype; CLXENT_OP_ONE_HOT only */
-    CLXENT_OUTPUT_COMPUTED_DENOMINATOR =
-        1 << 12,                    /* [1] acc_t: the sum of weights that a mean divides by, whatever
-                                                     the reduction, and also where args.denominator is given */
-    CLXENT_OUTPUT_COUNTED = 1 << 13 /* [1] uint64_t: rows that are neither ignored, masked nor out
-                                                     of range */
-};
+/* Outputs: bits of clxent_desc.outputs and clxent_args.outputs.
+ * Those marked * depend on the logits alone and are computed for every row, ignored or not.
+ *
+ *       LOSSES       [rows] acc_t: row losses, with row weight and z-loss, without denominator and grad_output; 0
+ *                    where ignored
+ *       LOSS         [1] acc_t: their sum / denominator; not with REDUCTION_NONE
+ *     * LSE          [rows] acc_t
+ *     * SOFTMAX      [rows, classes] dtype
+ *     * LOG_SOFTMAX  [rows, classes] dtype
+ *       GRADIENT     [rows, classes] gradient_dtype
+ *     * ARGMAX       [rows] int64_t: the first NaN, else the first maximum of logit_scale * x, as a saturated softcap
+ *                    rounds different logits to the same z; it changes no other order
+ *       CORRECT      [1] uint64_t: rows that count (row weight not 0) whose argmax is their target; index targets
+ *     * ENTROPY      [rows] acc_t: log sum_exp + sum p (m - z); p = 0 adds 0
+ *       STATISTICS   [rows, 2] acc_t: what a later gradient run needs of a row: m and the scaled sum over the classes
+ *                    other than the target; opaque. With has_grad_entropy [rows, 3]
+ *       BAD_TARGETS  [1] clxent_bad_targets; CLXENT_BAD_TARGET_REPORT, index targets
+ *       ONE_HOT      [rows, classes] dtype; CLXENT_OP_ONE_HOT only
+ *       COMPUTED_DENOMINATOR
+ *                    [1] acc_t: the sum of weights that a mean divides by, whatever the reduction, and also where
+ *                    args.denominator is given
+ *       COUNTED      [1] uint64_t: rows that are neither ignored, masked nor out of range */
+#define CLXENT_OUTPUT_LOSSES (1u << 0)
+#define CLXENT_OUTPUT_LOSS (1u << 1)
+#define CLXENT_OUTPUT_LSE (1u << 2)
+#define CLXENT_OUTPUT_SOFTMAX (1u << 3)
+#define CLXENT_OUTPUT_LOG_SOFTMAX (1u << 4)
+#define CLXENT_OUTPUT_GRADIENT (1u << 5)
+#define CLXENT_OUTPUT_ARGMAX (1u << 6)
+#define CLXENT_OUTPUT_CORRECT (1u << 7)
+#define CLXENT_OUTPUT_ENTROPY (1u << 8)
+#define CLXENT_OUTPUT_STATISTICS (1u << 9)
+#define CLXENT_OUTPUT_BAD_TARGETS (1u << 10)
+#define CLXENT_OUTPUT_ONE_HOT (1u << 11)
+#define CLXENT_OUTPUT_COMPUTED_DENOMINATOR (1u << 12)
+#define CLXENT_OUTPUT_COUNTED (1u << 13)
 
 typedef struct clxent_desc {
     size_t struct_size;
@@ -489,12 +509,10 @@ typedef struct clxent_buffer {
  * Whatever one row has of its own is written by its part; loss, correct, bad_targets, computed_denominator and counted by the
  * last one, from all rows: outputs have the bits of one run of the whole batch, however it is cut, down to one row. A mean
  * takes the batch's denominator from clxent_enqueue_denominator(), or any other, as args.denominator. */
-enum {
-    CLXENT_PART_WHOLE = 0,  /* the run is the batch: first_row is 0 */
-    CLXENT_PART_FIRST = 1,  /* first_row is 0, and rows follow */
-    CLXENT_PART_MIDDLE = 2, /* rows go before and follow */
-    CLXENT_PART_LAST = 3    /* ends with the batch */
-};
+#define CLXENT_PART_WHOLE 0u  /* the run is the batch: first_row is 0 */
+#define CLXENT_PART_FIRST 1u  /* first_row is 0, and rows follow */
+#define CLXENT_PART_MIDDLE 2u /* rows go before and follow */
+#define CLXENT_PART_LAST 3u   /* ends with the batch */
 
 /* "in" and "out" as seen by the device; acc_t is f32, f64 for f64 logits. Fields that a run does
  * not use are ignored. Buffers of one run may not overlap, except that gradient (also softmax or log_softmax,

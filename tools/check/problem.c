@@ -200,8 +200,8 @@ uint32_t possible_outputs(const clxent_desc *desc)
         if (has_tensor(desc->op, t) && (tensors[t].depends != DEPENDS_INDICES || has_index_targets(desc)))
             outputs |= output_bit(t);
     }
-    if (desc->reduction == CLXENT_REDUCTION_NONE) outputs &= ~(uint32_t)CLXENT_OUTPUT_LOSS;
-    if (desc->bad_target != CLXENT_BAD_TARGET_REPORT) outputs &= ~(uint32_t)CLXENT_OUTPUT_BAD_TARGETS;
+    if (desc->reduction == CLXENT_REDUCTION_NONE) outputs &= ~CLXENT_OUTPUT_LOSS;
+    if (desc->bad_target != CLXENT_BAD_TARGET_REPORT) outputs &= ~CLXENT_OUTPUT_BAD_TARGETS;
     return outputs;
 }
 
