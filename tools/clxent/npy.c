@@ -14,6 +14,7 @@
 #include "npy.h"
 #include "signals.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -26,14 +27,15 @@
 #include <time.h>
 #include <unistd.h>
 
-static bool fail(npy_fault *fault, const char *format, ...) __attribute__((format(printf, 2, 3)));
-
-static bool fail(npy_fault *fault, const char *format, ...)
+bool npy_fail(npy_fault *fault, const char *format, ...)
 {
     va_list list;
     va_start(list, format);
     vsnprintf(fault->text, sizeof fault->text, format, list);
     va_end(list);
+    /* one line, whatever a file puts into it */
+    for (char *at = fault->text; *at != '\0'; at++)
+        if (iscntrl((unsigned char)*at)) *at = '?';
     return false;
 }
 
@@ -66,8 +68,8 @@ typedef struct cursor {
 
 static bool expected(const cursor *c, const char *what)
 {
-    return fail(c->fault, "malformed header: expected %s at byte %zu", what,
-                c->first + (size_t)(c->at - c->text));
+    return npy_fail(c->fault, "malformed header: expected %s at byte %zu", what,
+                    c->first + (size_t)(c->at - c->text));
 }
 
 static void skip_space(cursor *c) { c->at += strspn(c->at, " \t\n\v\f\r"); }
@@ -105,11 +107,11 @@ static bool read_size(cursor *c, size_t *value)
 
     if (digits == 0) return expected(c, "a length");
     if (negative)
-        return fail(c->fault, "shape has the length %.*s: takes 0 or more",
-                    digits < 23 ? (int)digits + 1 : 24, c->at);
+        return npy_fail(c->fault, "shape has the length %.*s: takes 0 or more",
+                        digits < 23 ? (int)digits + 1 : 24, c->at);
     errno = 0;
     const uintmax_t number = strtoumax(c->at, NULL, 10);
-    if (errno != 0 || number > SIZE_MAX) return fail(c->fault, "an axis is longer than memory can be");
+    if (errno != 0 || number > SIZE_MAX) return npy_fail(c->fault, "an axis is longer than memory can be");
     *value = (size_t)number;
     c->at += digits;
     if (*c->at == 'L') c->at++;
@@ -121,7 +123,7 @@ static bool read_shape(cursor *c, npy_header *header)
     if (!take(c, "(")) return expected(c, "a tuple, the shape");
     header->axes = 0;
     while (!take(c, ")")) {
-        if (header->axes == NPY_MAX_AXES) return fail(c->fault, "more than %d axes", NPY_MAX_AXES);
+        if (header->axes == NPY_MAX_AXES) return npy_fail(c->fault, "more than %d axes", NPY_MAX_AXES);
         if (!read_size(c, &header->shape[header->axes++])) return false;
         if (take(c, ",")) continue;
         /* "(3)" is a number in Python, "(3,)" a tuple. */
@@ -138,7 +140,7 @@ static bool read_descr(cursor *c, npy_header *header)
     size_t length;
 
     skip_space(c);
-    if (*c->at == '[' || *c->at == '(') return fail(c->fault, "structured dtype: takes plain numbers");
+    if (*c->at == '[' || *c->at == '(') return npy_fail(c->fault, "structured dtype: takes plain numbers");
     if (!read_string(c, "a dtype", &text, &length)) return false;
 
     /* What the file says goes into messages: printable and short. */
@@ -146,14 +148,14 @@ static bool read_descr(cursor *c, npy_header *header)
         descr[k] = text[k] < ' ' || text[k] > '~' ? '?' : text[k];
     at = descr;
     if (*at != '\0' && strchr("<>|=", *at) != NULL) order = *at++;
-    if (*at == 'O') return fail(c->fault, "dtype '%s': Python objects are not read", descr);
+    if (*at == 'O') return npy_fail(c->fault, "dtype '%s': Python objects are not read", descr);
     /* As some libraries name what NumPy, which has no such type, calls V2. */
     if (strcmp(at, "bfloat16") == 0) at = "V2";
     header->kind = *at;
     if (*at != '\0' && at[1] >= '0' && at[1] <= '9') header->item_size = strtoul(at + 1, &end, 10);
     if (header->item_size == 0 || header->item_size > 999999 || *end != '\0' || length >= sizeof descr ||
         strchr("fiubcV", header->kind) == NULL)
-        return fail(c->fault, "dtype '%s' is not a number", descr);
+        return npy_fail(c->fault, "dtype '%s' is not a number", descr);
     header->swapped =
         header->item_size > 1 && (order == '<' || order == '>') && (order == '<') != little_endian();
     return true;
@@ -172,8 +174,8 @@ static bool read_dictionary(cursor *c, npy_header *header, size_t length)
         if (!read_string(c, "a key", &key, &size)) return false;
         while (which < 3 && (strlen(names[which]) != size || memcmp(names[which], key, size) != 0)) which++;
         if (which == 3)
-            return fail(c->fault, "malformed header: a key that is not descr, fortran_order or shape");
-        if (seen[which]) return fail(c->fault, "malformed header: %s twice", names[which]);
+            return npy_fail(c->fault, "malformed header: a key that is not descr, fortran_order or shape");
+        if (seen[which]) return npy_fail(c->fault, "malformed header: %s twice", names[which]);
         seen[which] = true;
         if (!take(c, ":")) return expected(c, "':'");
 
@@ -186,32 +188,49 @@ static bool read_dictionary(cursor *c, npy_header *header, size_t length)
         break;
     }
     for (size_t k = 0; k < 3; k++)
-        if (!seen[k]) return fail(c->fault, "malformed header: no %s", names[k]);
+        if (!seen[k]) return npy_fail(c->fault, "malformed header: no %s", names[k]);
     skip_space(c);
     return c->at == c->text + length || expected(c, "nothing more");
+}
+
+bool npy_measure(npy_header *header, npy_fault *fault)
+{
+    size_t product = 1;
+
+    /* Axes of length 0 are left out, so that the product of any axes fits once this one does. */
+    header->count = 1;
+    for (size_t axis = 0; axis < header->axes; axis++) {
+        const size_t n = header->shape[axis];
+        if (n > 0 && product > (SIZE_MAX / 2 / header->item_size) / n)
+            return npy_fail(fault, "its shape has more items than memory can hold");
+        if (n > 0) product *= n;
+        else header->count = 0;
+    }
+    header->count *= product;
+    return true;
 }
 
 bool npy_parse(npy_header *header, const void *bytes, size_t size, npy_fault *fault)
 {
     const unsigned char *file = bytes;
-    size_t length_bytes, length, product = 1, data_bytes;
+    size_t length_bytes, length;
 
     memset(header, 0, sizeof *header);
-    if (size >= 4 && memcmp(file, "PK\x03\x04", 4) == 0) return fail(fault, "a .npz archive: takes .npy");
+    if (size >= 4 && memcmp(file, "PK\x03\x04", 4) == 0) return npy_fail(fault, "a .npz archive: takes .npy");
     if (size < 6 || memcmp(file, "\x93NUMPY", 6) != 0)
-        return fail(fault, size == 0 ? "empty: takes a .npy file" : "not a .npy file");
-    if (size < 8) return fail(fault, "truncated: ends within the .npy header");
-    if (file[6] < 1 || file[6] > 3) return fail(fault, "version %d of .npy: takes 1, 2 and 3", file[6]);
+        return npy_fail(fault, size == 0 ? "empty: takes a .npy file" : "not a .npy file");
+    if (size < 8) return npy_fail(fault, "truncated: ends within the .npy header");
+    if (file[6] < 1 || file[6] > 3) return npy_fail(fault, "version %d of .npy: takes 1, 2 and 3", file[6]);
 
     length_bytes = file[6] == 1 ? 2 : 4;
-    if (size < 8 + length_bytes) return fail(fault, "truncated: ends within the .npy header");
+    if (size < 8 + length_bytes) return npy_fail(fault, "truncated: ends within the .npy header");
     length = (size_t)file[8] | (size_t)file[9] << 8;
     if (length_bytes == 4) length |= (size_t)file[10] << 16 | (size_t)file[11] << 24;
-    if (length > size - 8 - length_bytes) return fail(fault, "truncated: ends within the .npy header");
+    if (length > size - 8 - length_bytes) return npy_fail(fault, "truncated: ends within the .npy header");
     header->data_offset = 8 + length_bytes + length;
 
     char *text = malloc(length + 1);
-    if (text == NULL) return fail(fault, "no memory for a header of %zu bytes", length);
+    if (text == NULL) return npy_fail(fault, "no memory for a header of %zu bytes", length);
     memcpy(text, file + 8 + length_bytes, length);
     text[length] = '\0';
     cursor c = { text, text, 8 + length_bytes, fault };
@@ -219,22 +238,12 @@ bool npy_parse(npy_header *header, const void *bytes, size_t size, npy_fault *fa
     free(text);
     if (!good) return false;
 
-    /* Axes of length 0 are left out, so that the product of any axes fits once this one does. */
-    header->count = 1;
-    for (size_t axis = 0; axis < header->axes; axis++) {
-        const size_t n = header->shape[axis];
-        if (n > 0 && product > (SIZE_MAX / 2 / header->item_size) / n)
-            return fail(fault, "its shape has more items than memory can hold");
-        if (n > 0) product *= n;
-        else header->count = 0;
-    }
-    header->count *= product;
-
-    data_bytes = header->count * header->item_size;
+    if (!npy_measure(header, fault)) return false;
+    const size_t data_bytes = header->count * header->item_size;
     if (size - header->data_offset < data_bytes)
-        return fail(fault, "truncated: %zu of %zu data bytes", size - header->data_offset, data_bytes);
+        return npy_fail(fault, "truncated: %zu of %zu data bytes", size - header->data_offset, data_bytes);
     if (size - header->data_offset > data_bytes)
-        return fail(fault, "%zu bytes follow the array", size - header->data_offset - data_bytes);
+        return npy_fail(fault, "%zu bytes follow the array", size - header->data_offset - data_bytes);
     return true;
 }
 
@@ -338,7 +347,7 @@ bool npy_native(npy_array *array, npy_fault *fault)
     case 4: convert(array->converted, stored, 4, header, shape, axes); return true;
     case 8: convert(array->converted, stored, 8, header, shape, axes); return true;
     default:
-        return fail(fault, "dtype %s: items of 1, 2, 4 or 8 bytes are read", npy_dtype_text(header).text);
+        return npy_fail(fault, "dtype %s: items of 1, 2, 4 or 8 bytes are read", npy_dtype_text(header).text);
     }
 }
 
@@ -349,12 +358,12 @@ bool npy_map(const char *path, void **mapping, size_t *bytes, npy_fault *fault)
     bool good = descriptor >= 0 && fstat(descriptor, &info) == 0;
 
     *mapping = NULL;
-    if (!good) fail(fault, "cannot be read: %s", strerror(errno));
-    else if (!S_ISREG(info.st_mode)) good = fail(fault, "not a regular file");
+    if (!good) npy_fail(fault, "cannot be read: %s", strerror(errno));
+    else if (!S_ISREG(info.st_mode)) good = npy_fail(fault, "not a regular file");
     *bytes = good ? (size_t)info.st_size : 0;
     if (*bytes > 0) *mapping = mmap(NULL, *bytes, PROT_READ, MAP_PRIVATE, descriptor, 0);
     if (*mapping == MAP_FAILED) {
-        fail(fault, "cannot be mapped: %s", strerror(errno));
+        npy_fail(fault, "cannot be mapped: %s", strerror(errno));
         *mapping = NULL;
         good = false;
     }
@@ -390,12 +399,12 @@ static void *map_new(int descriptor, size_t bytes, npy_fault *fault)
     void *mapping;
 
     if (error != 0) {
-        fail(fault, "no room for %zu bytes: %s", bytes, strerror(error));
+        npy_fail(fault, "no room for %zu bytes: %s", bytes, strerror(error));
         return NULL;
     }
     mapping = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0);
     if (mapping != MAP_FAILED) return mapping;
-    fail(fault, "cannot be mapped: %s", strerror(errno));
+    npy_fail(fault, "cannot be mapped: %s", strerror(errno));
     return NULL;
 }
 
@@ -413,14 +422,15 @@ void *npy_scratch(size_t bytes, npy_fault *fault)
     snprintf(path, sizeof path, "%s/clxent.XXXXXX", directory);
     descriptor = mkstemp(path);
     if (descriptor < 0) {
-        fail(fault, "no temporary file in %.200s (TMPDIR names another place): %s", directory,
-             strerror(errno));
+        npy_fail(fault, "no temporary file in %.200s (TMPDIR names another place): %s", directory,
+                 strerror(errno));
         return NULL;
     }
     unlink(path);
     mapping = map_new(descriptor, scratch_bytes(bytes), &reason);
     if (mapping == NULL)
-        fail(fault, "temporary file in %.200s (TMPDIR names another place): %.200s", directory, reason.text);
+        npy_fail(fault, "temporary file in %.200s (TMPDIR names another place): %.200s", directory,
+                 reason.text);
     close(descriptor);
     return mapping;
 }
@@ -501,7 +511,7 @@ int npy_temporary(const char *path, char **resolved, npy_fault *fault)
     *resolved = resolve(path);
     const bool exists = *resolved != NULL && stat(*resolved, &info) == 0;
     if (exists && !S_ISREG(info.st_mode)) {
-        fail(fault, S_ISDIR(info.st_mode) ? "is a directory" : "exists and is not a regular file");
+        npy_fail(fault, S_ISDIR(info.st_mode) ? "is a directory" : "exists and is not a regular file");
         goto fail;
     }
     name = *resolved != NULL ? text_of("%.*s.", folder_length(*resolved), *resolved) : NULL;
@@ -513,7 +523,7 @@ int npy_temporary(const char *path, char **resolved, npy_fault *fault)
     }
     free(name);
     if (descriptor >= 0 && (!exists || fchmod(descriptor, info.st_mode & 0777) == 0)) return descriptor;
-    fail(fault, "cannot be written: %s", strerror(errno));
+    npy_fail(fault, "cannot be written: %s", strerror(errno));
     if (descriptor >= 0) npy_temporary_drop(descriptor);
 
 fail:
@@ -536,7 +546,7 @@ bool npy_temporary_keep(int descriptor, const char *resolved, npy_fault *fault)
     if (good) {
         close(descriptor);
     } else {
-        fail(fault, "cannot be written: %s", strerror(errno));
+        npy_fail(fault, "cannot be written: %s", strerror(errno));
         if (name != NULL) unlink(name);
     }
     free(name);
@@ -566,7 +576,7 @@ bool npy_save(const char *path, const void *bytes, size_t size, bool cached, npy
         if (n > 0) done += (size_t)n;
     }
     good = good && (cached || fsync(descriptor) == 0);
-    if (!good) fail(fault, "cannot be written: %s", strerror(errno));
+    if (!good) npy_fail(fault, "cannot be written: %s", strerror(errno));
     good = good && npy_temporary_keep(descriptor, resolved, fault);
     if (!good) npy_temporary_drop(descriptor);
     free(resolved);
@@ -616,7 +626,7 @@ bool npy_create(npy_output *output, const char *path, const char *dtype, const s
     output->descriptor = -1;
     for (size_t axis = 0; axis < axes; axis++) {
         if (shape[axis] != 0 && bytes > (SIZE_MAX / 4) / shape[axis])
-            return fail(fault, "too large for a file");
+            return npy_fail(fault, "too large for a file");
         bytes *= shape[axis];
     }
     output->descriptor = npy_temporary(path, &output->path, fault);

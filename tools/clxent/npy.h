@@ -19,6 +19,9 @@ typedef struct npy_fault {
     char text[512];
 } npy_fault;
 
+/* Writes the line, without control characters, and returns false. */
+bool npy_fail(npy_fault *fault, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
 /* What the header of a file says. */
 typedef struct npy_header {
     char kind;        /* 'f', 'i', 'u', 'b', 'c' or 'V' as in NumPy's dtype strings */
@@ -34,6 +37,9 @@ typedef struct npy_header {
 /* Reads the header of a file of size bytes at bytes. Accepts versions 1 to 3; refuses a file whose length
  * is not exactly header plus data. Pure. */
 bool npy_parse(npy_header *header, const void *bytes, size_t size, npy_fault *fault);
+
+/* Sets count; refuses a shape whose bytes, with any of its axes left out too, are more than size_t can count. */
+bool npy_measure(npy_header *header, npy_fault *fault);
 
 /* A file, mapped. */
 typedef struct npy_array {
