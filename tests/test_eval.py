@@ -24,6 +24,8 @@ from oracle import NUMPY, OUTPUTS, batch, store
 COMPILED = ("class_weights", "label_smoothing", "logit_scale", "softcap")
 # With the class axis not last.
 STRIDED_OUTPUTS = OUTPUTS if ALL else ("losses", "lse", "softmax", "grad", "argmax")
+# Those that need no targets.
+LOGITS_OUTPUTS = ("lse", "softmax", "log-softmax", "argmax", "entropy")
 
 
 def npy(descr, shape, data):
@@ -511,6 +513,40 @@ class Files(EvalCase):
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
             mentions=["grad.npy: no room for ", "File too large"],
         )
+
+
+class WithoutTargets(EvalCase):
+    def test_outputs_that_depend_on_the_logits_alone(self):
+        x, _ = batch(51)
+        kinds = [("f32", x, {}), ("f32", x, {"logit_scale": -0.7, "softcap": 4.5} if ALL else {})]
+        if ALL:
+            kinds += [(dtype, batch(51, dtype=dtype)[0], {}) for dtype in ("f16", "bf16", "f64")]
+            kinds.append(("f32", np.zeros((2, 0, 3), "<f4"), {}))
+        for dtype, logits, options in kinds:
+            with self.subTest(dtype=dtype, **options):
+                self.evaluate(logits, None, dtype=dtype, outputs=LOGITS_OUTPUTS, **options)
+        for name in ("argmax", *(LOGITS_OUTPUTS if ALL else ())):
+            self.evaluate(x, None, outputs=(name,))
+        if ALL:
+            self.evaluate(np.moveaxis(x, -1, 1), None, axis=1, outputs=LOGITS_OUTPUTS)
+
+    def test_text(self):
+        text = self.succeed("eval", "--logits", self.save("x.npy", batch(52)[0]), "--argmax-out", self.path("a.npy"))
+        names = [line.split()[0] for line in text.splitlines()]
+        self.assertEqual(names, ["rows", "classes", "dtype", "device", "time", "compiling", "bandwidth"])
+
+    def test_what_needs_targets_is_wrong_usage(self):
+        base = ["eval", "--logits", self.save("x.npy", batch(53)[0]), "--lse-out", self.path("lse.npy")]
+        self.refuse(*base[:3], status=2, mentions=["--targets is required: only outputs that depend on the logits"])
+        for flag, value in (
+            *(("--losses-out", self.path("a.npy")), ("--grad-out", self.path("a.npy"))),
+            *((flag, self.path("x.npy")) for flag in ("--class-weights", "--row-weights", "--grad-output", "--grad-lse")),
+            *(("--ignore-index", "none"), ("--label-smoothing", 0), ("--z-loss", 0), ("--reduction", "mean")),
+            *(("--denominator", 1), ("--shift", 0), ("--on-bad-target", "nan"), ("--all-ignored", "zero")),
+            ("--grad-dtype", "f32"),
+        ):
+            self.refuse(*base, flag, value, status=2, mentions=[flag + " needs --targets"])
+        self.succeed(*base, "--logit-scale", 1, "--softcap", 0)
 
 
 class Errors(EvalCase):

@@ -34,6 +34,7 @@ typedef struct options {
     double denominator;      /* NAN: not given */
     clxent_desc desc;        /* the options that are its fields */
     const char *path[PATHS]; /* NULL: not given */
+    const char *of_targets;  /* the latest flag that changes nothing without targets; NULL: none */
 } options;
 
 /* Flags of files and options are NULL where there is none. */
@@ -45,6 +46,17 @@ typedef struct options {
 #define ENUMERATION(name, prefix, first, values) enum { FIRST_##name = first };
 #include "../../host/options.def"
 
+/* Where a flag leaves its name if it changes nothing without targets; else 0. */
+enum {
+    OF_TARGETS = offsetof(options, of_targets),
+    OF_INDICES = OF_TARGETS,
+    OF_LOGITS = 0,
+    OF_ANY = OF_TARGETS, /* those of the indices */
+    OF_LOSS = OF_TARGETS,
+    OF_ROWS = OF_TARGETS,
+    OF_GRADIENT = OF_TARGETS
+};
+
 static const cli_flag flags[] = {
     { .help = "Inputs (.npy, versions 1 to 3, C or Fortran order, either byte order):", .group = 1 },
     { "bf16", NULL, "The logits' 2-byte items are bf16 bits; so are 2-byte outputs (default: off)",
@@ -55,25 +67,27 @@ static const cli_flag flags[] = {
     { "denominator", "VALUE",
       "Divides the reduced loss and the gradient (default: with mean the weights of the rows that count, "
       "else 1)",
-      CLI_NUMBER, offsetof(options, denominator), -DBL_MAX, DBL_MAX, .group = 2 },
+      CLI_NUMBER, offsetof(options, denominator), -DBL_MAX, DBL_MAX, .group = 2, .mark = OF_TARGETS },
     { .help = "Outputs (.npy in C order; f4, f8 for f8 logits, where not said otherwise):", .group = 3 },
-#define INPUT(name, NAME, element, shape, stride, operations, npy) \
-    { npy, CLI_PATH, offsetof(options, path[TENSOR_##NAME]), .group = 1 },
+#define INPUT(name, NAME, element, shape, stride, operations, npy)       \
+    { npy, CLI_PATH, offsetof(options, path[TENSOR_##NAME]), .group = 1, \
+      .mark = TENSOR_##NAME == TENSOR_LOGITS ? 0 : OF_TARGETS },
 #define OUTPUT(name, NAME, element, shape, stride, operations, depends, made, reference, npy) \
-    { npy, CLI_PATH, offsetof(options, path[TENSOR_##NAME]), .group = 3 },
+    { npy, CLI_PATH, offsetof(options, path[TENSOR_##NAME]), .group = 3, .mark = OF_##depends },
 #include "../../host/tensors.def"
 #define CHOICE(name, enumeration, initial, eval) \
-    { eval, CLI_CHOICE, offsetof(options, desc.name), FIRST_##enumeration, .group = 2 },
+    { eval, CLI_CHOICE, offsetof(options, desc.name), FIRST_##enumeration, .group = 2, .mark = OF_TARGETS },
 #define OPTION_FLAG(name) CLI_SWITCH, 0 /* has no flag */
 #define OPTION_SIZE(name) CLI_SIZE, offsetof(options, desc.name)
 #define OPTION_I64(name) CLI_TEXT, offsetof(options, name)
-#define OPTION(name, kind, initial, acts, constant, ...) { __VA_ARGS__, OPTION_##kind(name), .group = 2 },
+#define OPTION(name, kind, initial, acts, constant, ...) \
+    { __VA_ARGS__, OPTION_##kind(name), .group = 2, .mark = OF_##acts },
 #define TAKES_FRACTION 0, 1
 #define TAKES_NOT_NEGATIVE 0, DBL_MAX
 #define TAKES_FINITE -DBL_MAX, DBL_MAX
 #define TAKES_NORMAL 0, DBL_MAX
 #define NUMBER(name, initial, takes, acts, constant, parameter, draws, eval) \
-    { eval, CLI_NUMBER, offsetof(options, desc.name), TAKES_##takes, .group = 2 },
+    { eval, CLI_NUMBER, offsetof(options, desc.name), TAKES_##takes, .group = 2, .mark = OF_##acts },
 #include "../../host/options.def"
 };
 
@@ -121,11 +135,6 @@ static void check_flags(void *data, struct argp_state *state)
     d->use_ignore_index = o->ignore_index == NULL || strcmp(o->ignore_index, "none") != 0;
     if (o->ignore_index != NULL && d->use_ignore_index)
         d->ignore_index = integer(state, "ignore-index", o->ignore_index, "a 64-bit integer or 'none'");
-    if (logits == NULL || targets == NULL)
-        argp_error(state, "%s",
-                   logits != NULL    ? "--targets is required"
-                   : targets != NULL ? "--logits is required"
-                                     : "--logits and --targets are required");
     for (int t = FIRST_OUTPUT; t < TENSORS; t++) {
         if (o->path[t] == NULL) continue;
         for (int k = 0; k < PATHS; k++)
@@ -134,6 +143,12 @@ static void check_flags(void *data, struct argp_state *state)
                            files[k].flag, files[t].flag);
         d->outputs |= 1u << (t - FIRST_OUTPUT);
     }
+    if (logits == NULL)
+        argp_error(state, "%s",
+                   targets != NULL ? "--logits is required" : "--logits and --targets are required");
+    if (targets == NULL && o->of_targets != NULL) argp_error(state, "--%s needs --targets", o->of_targets);
+    if (targets == NULL && d->outputs == 0)
+        argp_error(state, "--targets is required: only outputs that depend on the logits alone do without");
     if ((d->outputs & CLXENT_OUTPUT_GRADIENT) != 0) return;
     for (int t = 0; t < FIRST_OUTPUT; t++) {
         if (o->path[t] != NULL &&
@@ -147,7 +162,8 @@ static void check_flags(void *data, struct argp_state *state)
 static void parse_options(options *o, int argc, char **argv)
 {
     static const char *const about =
-        "Computes softmax cross-entropy of logits against targets, both .npy files, on an OpenCL device.\v"
+        "Computes softmax cross-entropy of logits against targets, both .npy files, on an OpenCL device."
+        " Without --targets it computes outputs that depend on the logits alone.\v"
         "Prints rows, ignored rows (ignored targets, masked or shifted-off rows), rows with a bad "
         "target, classes, the loss, the perplexity (exp of the mean unweighted negative log-likelihood "
         "of the rows that count), the accuracy over the same rows, the time of the run, the time of "
@@ -191,6 +207,8 @@ typedef struct job {
 static size_t acc_bytes(const job *j) { return dtype_size(j->acc_dtype); }
 
 static const npy_header *header_of(const job *j, int tensor) { return &j->in[tensor].header; }
+
+static bool has_targets(const job *j) { return j->o.path[TENSOR_TARGETS] != NULL; }
 
 static bool is(const npy_header *h, char kind, size_t size)
 {
@@ -367,7 +385,7 @@ static bool check_options(job *j)
     if (isinf(stored) || (stored == 0) != (j->o.denominator == 0))
         return cli_fail(path, "--denominator %g: takes an f32 number with %s logits", j->o.denominator,
                         dtype);
-    if (!j->indices && d->use_ignore_index && d->ignore_index >= 0)
+    if (has_targets(j) && !j->indices && d->use_ignore_index && d->ignore_index >= 0)
         return cli_fail(j->o.path[TENSOR_TARGETS],
                         "--ignore-index %" PRId64 ": takes a negative index or 'none' where targets are "
                         "probabilities, which have no index to ignore",
@@ -416,7 +434,7 @@ static bool open_inputs(job *j)
         const char *path = j->o.path[t];
         if (path != NULL && !npy_open(&j->in[t], path, &fault)) return cli_fail(path, "%s", fault.text);
         if (t == TENSOR_LOGITS && !check_logits(j)) return false;
-        if (t == TENSOR_TARGETS && !check_targets(j)) return false;
+        if (t == TENSOR_TARGETS && path != NULL && !check_targets(j)) return false;
     }
     j->desc.has_class_weights = j->o.path[TENSOR_CLASS_WEIGHTS] != NULL;
     j->desc.has_row_weights = j->o.path[TENSOR_ROW_WEIGHTS] != NULL;
@@ -508,7 +526,7 @@ static bool count_rows(job *j)
     size_t first = 0, at, index[NPY_MAX_AXES];
     char ignored[48] = "";
 
-    for (size_t row = 0; row < j->rows; row++) {
+    for (size_t row = 0; row < j->rows && has_targets(j); row++) {
         const row_status status = status_of(j, row);
         if (status == ROW_BAD && j->bad++ == 0) first = row;
         if (status == ROW_IGNORED) j->ignored++;
@@ -532,7 +550,9 @@ static bool count_rows(job *j)
 /* What the files and what is printed need: the row losses give the perplexity. */
 static void choose_outputs(job *j)
 {
-    j->desc.outputs = j->o.desc.outputs | CLXENT_OUTPUT_LOSSES;
+    j->desc.outputs = j->o.desc.outputs;
+    if (!has_targets(j)) return;
+    j->desc.outputs |= CLXENT_OUTPUT_LOSSES;
     if (j->desc.reduction != CLXENT_REDUCTION_NONE) j->desc.outputs |= CLXENT_OUTPUT_LOSS;
     if (j->indices) j->desc.outputs |= CLXENT_OUTPUT_CORRECT;
 }
@@ -564,7 +584,7 @@ static bool create_outputs(job *j)
 
     for (int t = FIRST_OUTPUT; t < TENSORS; t++)
         if (j->o.path[t] != NULL && !create_output(j, t)) return false;
-    if (j->args.losses.data == NULL) {
+    if (has_targets(j) && j->args.losses.data == NULL) {
         j->losses = npy_scratch(j->rows * acc_bytes(j), &fault);
         if (j->losses == NULL) return cli_fail(NULL, "%s", fault.text);
         j->args.losses = (clxent_output){ j->losses, j->rows * acc_bytes(j) };
@@ -656,7 +676,7 @@ static bool mean_nll(job *j, cli_session *session, double *mean)
 
 static void print_results(const job *j, const cli_session *session, double nll)
 {
-    const bool has_loss = j->desc.reduction != CLXENT_REDUCTION_NONE;
+    const bool targets = has_targets(j), has_loss = (j->desc.outputs & CLXENT_OUTPUT_LOSS) != 0;
     const double loss = get_element(&j->loss, j->acc_dtype, 0);
     const uint64_t counted = j->rows - j->ignored - j->bad;
     const bool has_mean = j->indices && counted > 0;
@@ -666,8 +686,9 @@ static void print_results(const job *j, const cli_session *session, double nll)
 
     if (cli_given.json) {
         cli_json_print(json_pack(
-            "{s:I, s:I, s:I, s:I, s:s, s:o, s:o, s:o, s:o, s:o, s:o}", "rows", (json_int_t)j->rows, "ignored",
-            (json_int_t)j->ignored, "bad_targets", (json_int_t)j->bad, "classes", (json_int_t)j->desc.classes,
+            "{s:I, s:o, s:o, s:I, s:s, s:o, s:o, s:o, s:o, s:o, s:o}", "rows", (json_int_t)j->rows, "ignored",
+            targets ? json_integer((json_int_t)j->ignored) : json_null(), "bad_targets",
+            targets ? json_integer((json_int_t)j->bad) : json_null(), "classes", (json_int_t)j->desc.classes,
             "dtype", dtype, "device", cli_json_text(session->device.name), "loss",
             has_loss ? cli_json_number(loss) : json_null(), "perplexity",
             has_mean ? cli_json_number(exp(nll)) : json_null(), "accuracy",
@@ -677,7 +698,7 @@ static void print_results(const job *j, const cli_session *session, double nll)
     }
     for (int t = 0; t < TENSORS; t++) bytes += (double)array_of(&j->args, t)->size;
     printf("rows        %zu\n", j->rows);
-    printf("ignored     %" PRIu64 "\n", j->ignored);
+    if (targets) printf("ignored     %" PRIu64 "\n", j->ignored);
     if (j->bad > 0) printf("bad targets %" PRIu64 "\n", j->bad);
     printf("classes     %zu\n", j->desc.classes);
     printf("dtype       %s\n", dtype);
@@ -713,7 +734,7 @@ int command_eval(int argc, char **argv)
 
     parse_options(&j.o, argc, argv);
     j.desc = j.o.desc;
-    j.desc.outputs = CLXENT_OUTPUT_LOSSES; /* the others once the targets are known */
+    if (has_targets(&j)) j.desc.outputs = CLXENT_OUTPUT_LOSSES; /* the others once the targets are known */
     clxent_host_args_init(&j.args);
 
     bool good = open_inputs(&j);
