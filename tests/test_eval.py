@@ -27,6 +27,10 @@ STRIDED_OUTPUTS = OUTPUTS if ALL else ("losses", "lse", "softmax", "grad", "argm
 # Those that need no targets.
 LOGITS_OUTPUTS = ("lse", "softmax", "log-softmax", "argmax", "entropy")
 
+# Every dtype that is read; byte orders in turn.
+INTEGERS = ("?", "i1", "u1", "<i2", ">u2", ">i4", "<u4", "<i8", ">u8")
+NUMBERS = (*INTEGERS, ">f2", "<f4", ">f8")
+
 
 def npy(descr, shape, data):
     """A file whose header NumPy would not write."""
@@ -45,6 +49,23 @@ class EvalCase(Case):
         """Of the files that are there."""
         files = ["--logits", self.path("x.npy"), "--targets", self.path("y.npy")]
         self.refuse("eval", *files, *flags, mentions=mentions, **kwargs)
+
+    def check(self, x, y, mentions, *flags, name="x.npy"):
+        """One line that names the file. An array, a file's bytes, or None for no file."""
+        for path, array in (("x.npy", x), ("y.npy", y)):
+            if isinstance(array, bytes):
+                self.raw(path, array)
+            elif array is not None:
+                np.save(self.path(path), array, allow_pickle=True)
+            elif os.path.exists(self.path(path)):
+                os.remove(self.path(path))
+        self.refuse_eval("--grad-out", self.path("g.npy"), *flags, mentions=[self.path(name) + ": ", *mentions])
+
+    def check_targets(self, x, y, *mentions, flags=()):
+        self.check(x, y, mentions, *flags, name="y.npy")
+
+    def check_weights(self, x, y, flag, array, *mentions, flags=()):
+        self.check(x, y, mentions, *flags, flag, self.save("w.npy", array), name="w.npy")
 
     def same_bits(self, got, want, names=None):
         for name in want if names is None else names:
@@ -364,12 +385,109 @@ class Files(EvalCase):
             want = self.bits(x, y, outputs=OUTPUTS, dtype=dtype)
             self.same_bits(self.bits(x, y, outputs=OUTPUTS, dtype=dtype, save=save), want)
 
-    def test_target_dtypes(self):
+    def test_dtypes_of_classes_row_weights_and_grad_output(self):
         x, _ = batch(23)
-        y = np.random.RandomState(0).randint(0, 33, (2, 5))
-        want = self.bits(x, y.astype("<i8"))
-        for dtype in ("u1", "<i4", ">i4", ">i8"):
-            self.same_bits(self.bits(x, y.astype(dtype)), want)
+        random = np.random.RandomState(0)
+        y, weights, factor = random.randint(0, 33, (2, 5)), random.randint(0, 4, (2, 5)), np.array(2)
+
+        def of(dtype, values):
+            return np.asarray(values != 0 if dtype == "?" else values, dtype)
+
+        for number, dtype in enumerate(INTEGERS):
+            y[1, 3] = -100 if np.dtype(dtype).kind == "i" else 7
+            arrays = [of(dtype, values).astype("<i8") for values in (y, weights, factor)]
+            options = {"row_weights": arrays[1], "grad_output": arrays[2]}
+            save = lambda name, a: self.save(name, np.array(a, order="CF"[number % 2]))
+            stored = lambda name, a: save(name, a if name == "x.npy" else a.astype(dtype))
+            with self.subTest(dtype=dtype):
+                want = self.bits(x, arrays[0], row_weights=arrays[1].astype("<f4"), grad_output=arrays[2].astype("<f8"))
+                self.same_bits(self.bits(x, arrays[0], save=stored, **options), want)
+        for dtype in ("<f2", ">f2", ">f4", "<f8"):
+            got = self.bits(x, y, row_weights=weights.astype(dtype), grad_output=factor.astype(dtype))
+            self.same_bits(got, self.bits(x, y, row_weights=weights.astype("<f4"), grad_output=factor.astype("<f4")))
+
+    def test_any_byte_but_0_is_true(self):
+        x, _ = batch(23)
+        y = np.arange(10).reshape(2, 5) % 3
+        raw = npy("|b1", y.shape, y.astype("u1").tobytes())
+        stored = lambda name, a: self.save(name, a) if name == "x.npy" else self.raw(name, raw)
+        self.bits(x, (y != 0).astype("<i8"), save=stored)
+
+    def test_dtypes_of_probabilities(self):
+        x, y = self.data()
+        one_hot = (np.arange(33) == y[:, :, None]) * (1 + np.arange(2)[:, None, None])  # of one row 0, 2
+        for kind in ("bool", "numbers"):
+            values = (one_hot != 0 if kind == "bool" else one_hot).astype("<f4")
+            _, want, _ = self.evaluate(x, values)
+            for number, dtype in enumerate(("?",) if kind == "bool" else NUMBERS[1:]):
+                stored = lambda name, a: self.save(
+                    name, a if name == "x.npy" else np.array(a.astype(dtype), order="FC"[number % 2])
+                )
+                with self.subTest(dtype=dtype):
+                    self.same_bits(self.evaluate(x, values, save=stored)[1], want)
+        q = np.random.RandomState(3).uniform(-0.1, 1, x.shape)
+        _, want, _ = self.evaluate(x, q.astype("<f4"))
+        stored = lambda name, a: self.save(name, a if name == "x.npy" else q)
+        self.same_bits(self.evaluate(x, q.astype("<f4"), save=stored)[1], want)
+        if ALL:  # with f64 logits f8 keeps its digits, and integers become f8
+            wide = x.astype("<f8")
+            _, want, _ = self.evaluate(wide, one_hot.astype("<f8"), dtype="f64")
+            stored = lambda name, a: self.save(name, a if name == "x.npy" else a.astype("i1"))
+            self.same_bits(self.evaluate(wide, one_hot.astype("<f8"), dtype="f64", save=stored)[1], want)
+            self.evaluate(wide, q, dtype="f64")
+
+    def test_dtypes_of_class_weights(self):
+        x, y = self.data()
+        y = y.astype("<i4")  # as test_api.c
+        for kind in ("bool", "numbers"):
+            weights = np.arange(33) % 4
+            weights = (weights != 0 if kind == "bool" else weights).astype("<f4")
+            _, want, _ = self.evaluate(x, y, class_weights=weights)
+            for dtype in ("?",) if kind == "bool" else NUMBERS[1:]:
+                with self.subTest(dtype=dtype):
+                    _, got, _ = self.evaluate(x, y, class_weights=weights.astype(dtype))
+                    self.same_bits(got, want)
+
+    def test_one_row_weight_for_all_rows(self):
+        x, y = batch(23)
+        for value in (np.array(3, "u1"), np.array(0.1, ">f2")):
+            want = self.bits(x, y, row_weights=np.full((2, 5), value, "<f4"))
+            stored = lambda name, a: self.save(name, value if name == "row_weights.npy" else a)
+            self.same_bits(self.bits(x, y, row_weights=np.full((2, 5), value, "<f4"), save=stored), want)
+        self.check_weights(x, y, "--row-weights", np.ones(1), "shape (1,): row weights take (2, 5)")
+
+    def test_dtypes_of_the_gradients_of_entropy_and_lse(self):
+        base = ["eval", *self.files(*batch(23)), "--grad-out", self.path("g.npy")]
+        each = np.arange(10).reshape(2, 5)
+        for want, stored in ((each, each.astype(">i2")), (np.full((2, 5), 2), np.array(2, "u1"))):
+            read = []
+            for array in (want.astype("<f4"), stored):
+                flags = [self.save("h.npy", array), "--grad-lse", self.save("k.npy", array)]
+                self.succeed(*base, "--grad-entropy", *flags)
+                read.append(self.read("g.npy"))
+            self.assertEqual(*read)
+
+    def test_class_axis_of_length_1_in_targets_and_row_weights(self):
+        random = np.random.RandomState(1)
+        x, y = batch(23)
+        images = random.normal(size=(2, 7, 3, 5)).astype("<f4")
+        labels = random.randint(0, 7, (2, 3, 5)).astype("<i8")
+        for logits, targets, axis, outputs in (
+            (x, y, -1, ("losses", "grad", "softmax")),
+            (images, labels, 1, STRIDED_OUTPUTS),
+        ):
+            weights = random.uniform(size=targets.shape).astype("<f4")
+            options = {"axis": axis, "outputs": outputs, "row_weights": weights}
+            _, want, _ = self.evaluate(logits, targets, **options)
+            stored = lambda name, a: self.save(name, a if name == "x.npy" else np.expand_dims(a, axis))
+            self.same_bits(self.evaluate(logits, targets, save=stored, **options)[1], want)
+
+    def test_integers_beside_one_class_are_classes(self):
+        x = np.zeros((2, 5, 1), "<f4")
+        stored = lambda name, a: self.save(name, a.reshape(x.shape))
+        got, _, _ = self.evaluate(x, np.zeros((2, 5), "<i8"), save=stored)
+        self.assertEqual(got["accuracy"], 1)
+        self.check_targets(x, np.ones(x.shape, "<i8"), "target 1 at (0, 0)", "takes 0 to 0")
 
     def test_bf16_in_items_of_other_kinds(self):
         x, y = batch(24, dtype="bf16")
@@ -550,23 +668,6 @@ class WithoutTargets(EvalCase):
 
 
 class Errors(EvalCase):
-    def check(self, x, y, mentions, *flags, name="x.npy"):
-        """One line that names the file. An array, a file's bytes, or None for no file."""
-        for path, array in (("x.npy", x), ("y.npy", y)):
-            if isinstance(array, bytes):
-                self.raw(path, array)
-            elif array is not None:
-                np.save(self.path(path), array, allow_pickle=True)
-            elif os.path.exists(self.path(path)):
-                os.remove(self.path(path))
-        self.refuse_eval("--grad-out", self.path("g.npy"), *flags, mentions=[self.path(name) + ": ", *mentions])
-
-    def check_targets(self, x, y, *mentions, flags=()):
-        self.check(x, y, mentions, *flags, name="y.npy")
-
-    def check_weights(self, x, y, flag, array, *mentions, flags=()):
-        self.check(x, y, mentions, *flags, flag, self.save("w.npy", array), name="w.npy")
-
     def test_wrong_shapes(self):
         x, y = batch(31)
         images = np.zeros((2, 5, 3, 4), "<f4")  # N,C,H,W
@@ -575,7 +676,10 @@ class Errors(EvalCase):
         for logits, targets, mentions, axis in (
             (x, y[:1], ["(1, 5)", "(2, 5)"], -1),
             (x, y.T, ["(5, 2)", "(2, 5)"], -1),
-            (x, y.reshape(2, 5, 1), ["(2, 5, 1)"], -1),
+            (x, y.reshape(2, 1, 5), ["(2, 1, 5): targets take (2, 5)"], -1),
+            (x, y.reshape(1, 2, 5, 1), ["(1, 2, 5, 1)"], -1),
+            (x, np.zeros((2, 5, 32), "?"), ["(2, 5, 32): targets take (2, 5)"], -1),
+            (images, np.zeros((2, 1, 3, 4), "u1"), ["these fit --class-axis 1"], -1),
             (x, x[:, :, :32], ["(2, 5, 32)", "(2, 5, 33)"], -1),
             (images, np.zeros((2, 3, 4), "u1"), [told], -1),
             (images, np.zeros((5, 3, 4), "u1"), ["these fit --class-axis 0"], -1),
@@ -602,13 +706,15 @@ class Errors(EvalCase):
             self.check(stored, y, ["dtype %s%d: " % (stored.dtype.kind, 2), "give --bf16"])
         self.check(npy("bfloat16", x.shape, bits.tobytes()), y, ["dtype V2: ", "give --bf16"])
         self.check_targets(x, bits.view("V2"), "dtype V2: ", "--bf16")
-        for dtype in ("f4", "f2", "f8", "u4", "u8", "i2", "?", "i1"):
-            self.check_targets(x, y.astype(dtype), "dtype" if dtype != "f4" else "shape")
+        for dtype in ("f4", "f2", "f8"):
+            self.check_targets(x, y.astype(dtype), "shape (2, 5): probabilities take (2, 5, 33)")
+        for dtype in ("c8", "g"):
+            self.check_targets(x, y.astype(dtype), "dtype", "targets take integers or bool")
         self.check(np.array(["a", "b"]), y, ["'<U1'"])
         self.check(np.array([None, {}]), y, ["Python objects"])
         self.check(np.zeros(2, [("a", "f4")]), y, ["structured"])
         for flag in ("--class-weights", "--row-weights", "--grad-output"):
-            self.check_weights(x, y, flag, np.ones(33, "i8"), "dtype i8")
+            self.check_weights(x, y, flag, np.ones(33, "c8"), "dtype c8", "take f2, f4, f8, integers or bool")
         self.check_weights(x, y, "--class-weights", np.full(33, 1e300), "1e+300", "f32")
 
     def test_options_that_do_not_fit_the_logits(self):
@@ -660,6 +766,20 @@ class Errors(EvalCase):
         y[1, 2] = 40  # read by row 6 under --shift 1; targets that no row reads may be anything
         y[0, 0] = y[1, 0] = 41
         self.check_targets(x, y, "row 6", "target 40", "(1, 2)", "1 bad row)", flags=("--shift", "1"))
+
+    def test_targets_beyond_64_bits_with_a_sign(self):
+        y = np.zeros((2, 5), ">u8")
+        y[1, 2] = 2**63
+        said = "target 9223372036854775808 at (1, 2): takes at most 9223372036854775807"
+        self.check_targets(batch(33)[0], y, said, flags=("--on-bad-target", "ignore"))
+        y[1, 2] = 2**63 - 1
+        self.check_targets(batch(33)[0], y, "target 9223372036854775807 at (1, 2) is out of range")
+
+    def test_probabilities_too_large_for_f32(self):
+        x, _ = batch(33)
+        q = np.zeros(x.shape)
+        q[0, 1, 2] = 1e39
+        self.check_targets(x, q, "item 35 is 1e+39: too large for f32")
 
     def test_missing_truncated_and_other_files(self):
         x, y = batch(34)

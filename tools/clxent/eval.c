@@ -192,8 +192,10 @@ typedef struct job {
     clxent_host_args args;
     npy_array in[FIRST_OUTPUT];
     void *converted[FIRST_OUTPUT];                  /* another dtype's copy; NULL: none */
+    size_t class_axis;                              /* from the front */
     size_t rows, row_axes, row_shape[NPY_MAX_AXES]; /* the logits' shape without the class axis */
     bool indices;                                   /* targets are classes */
+    bool as_stored;                                 /* targets have target_type in the file */
     uint32_t acc_dtype;                             /* of sums and weights: f32, f64 with f64 logits */
     double denominator, loss;                       /* stored in it */
     uint64_t ignored, bad, correct;                 /* rows; those that are not ignored or bad count */
@@ -210,15 +212,27 @@ static const npy_header *header_of(const job *j, int tensor) { return &j->in[ten
 
 static bool has_targets(const job *j) { return j->o.path[TENSOR_TARGETS] != NULL; }
 
-static bool is(const npy_header *h, char kind, size_t size)
-{
-    return h->kind == kind && h->item_size == size;
-}
-
 /* What can hold the bits of a bf16: u2, i2, and the V2 that NumPy writes for dtypes of other libraries. */
 static bool is_bits16(const npy_header *h)
 {
     return h->item_size == 2 && (h->kind == 'u' || h->kind == 'i' || h->kind == 'V');
+}
+
+/* CLXENT_F32, ...; 0: no floating point that is known. bits: 2-byte items are the bits of bf16. */
+static uint32_t float_dtype(const npy_header *h, bool bits)
+{
+    if (bits && is_bits16(h)) return CLXENT_BF16;
+    if (h->kind != 'f') return 0;
+    return h->item_size == 2   ? CLXENT_F16
+           : h->item_size == 4 ? CLXENT_F32
+           : h->item_size == 8 ? CLXENT_F64
+                               : 0;
+}
+
+static bool is_integer(const npy_header *h)
+{
+    const size_t n = h->item_size;
+    return h->kind == 'b' ? n == 1 : (h->kind == 'i' || h->kind == 'u') && n <= 8 && (n & (n - 1)) == 0;
 }
 
 static bool check_logits(job *j)
@@ -228,15 +242,12 @@ static bool check_logits(job *j)
     const int64_t axes = (int64_t)h->axes;
     const int64_t axis = j->o.class_axis < 0 ? j->o.class_axis + axes : j->o.class_axis;
 
-    if (j->o.bf16 ? !is_bits16(h) : h->kind != 'f' || h->item_size > 8)
+    j->desc.dtype = float_dtype(h, j->o.bf16);
+    if (j->desc.dtype == 0 || (j->o.bf16 && j->desc.dtype != CLXENT_BF16))
         return cli_fail(path, "dtype %s: logits take %s", npy_dtype_text(h).text,
                         j->o.bf16      ? "u2, i2 or V2 with --bf16"
                         : is_bits16(h) ? "f2, f4 or f8; if these are the bits of bf16, give --bf16"
                                        : "f2, f4 or f8, or u2 with --bf16");
-    j->desc.dtype = j->o.bf16           ? CLXENT_BF16
-                    : h->item_size == 2 ? CLXENT_F16
-                    : h->item_size == 4 ? CLXENT_F32
-                                        : CLXENT_F64;
     j->acc_dtype = j->desc.dtype == CLXENT_F64 ? CLXENT_F64 : CLXENT_F32;
     if (axes == 0) return cli_fail(path, "shape (): logits take a class axis");
     if (axis < 0 || axis >= axes)
@@ -247,7 +258,8 @@ static bool check_logits(job *j)
         return cli_fail(path, "shape %s has no classes: axis %" PRId64 " takes at least 1",
                         npy_shape_text(h->shape, h->axes).text, axis);
 
-    /* npy_parse() saw to it that no product of these axes overflows. */
+    j->class_axis = (size_t)axis;
+    /* npy_measure() saw to it that no product of these axes overflows. */
     j->rows = j->desc.inner = 1;
     for (int64_t k = 0; k < axes; k++) {
         if (k == axis) continue;
@@ -274,61 +286,87 @@ static bool check_shape(const job *j, int tensor, const size_t *shape, size_t ax
                     npy_shape_text(shape, axes).text);
 }
 
+/* Whether an array has one item for each row of the logits: their shape without that axis, or with 1 in its place. */
+static bool fits_axis(const npy_header *h, const npy_header *logits, size_t axis)
+{
+    const size_t kept = h->axes == logits->axes ? 1 : 0, behind = axis + 1;
+
+    return h->axes + 1 - kept == logits->axes && (kept == 0 || h->shape[axis] == 1) &&
+           memcmp(logits->shape, h->shape, axis * sizeof *h->shape) == 0 &&
+           memcmp(logits->shape + behind, h->shape + axis + kept,
+                  (logits->axes - behind) * sizeof *h->shape) == 0;
+}
+
 /* The class axis that targets of this shape belong to; the logits' number of axes where there is none. */
 static size_t fitting_axis(const npy_header *logits, const npy_header *targets)
 {
     const size_t axes = logits->axes;
 
-    if (targets->axes + 1 != axes) return axes;
     for (size_t i = 0; i < axes; i++) {
         const size_t axis = axes > 1 && i < 2 ? 1 - i : i; /* 1 first: that of N,C,H,W */
-        const size_t behind = (axes - axis - 1) * sizeof *logits->shape;
-        if (memcmp(logits->shape, targets->shape, axis * sizeof *logits->shape) == 0 &&
-            memcmp(logits->shape + axis + 1, targets->shape + axis, behind) == 0)
-            return axis;
+        if (fits_axis(targets, logits, axis)) return axis;
     }
     return axes;
 }
 
+static bool has_row_shape(const job *j, int tensor)
+{
+    return fits_axis(header_of(j, tensor), header_of(j, TENSOR_LOGITS), j->class_axis);
+}
+
+/* Integers are classes where they have the shape of classes, also where that is the logits' shape too, as of one class; else
+ * they are probabilities, as floats are. */
 static bool check_targets(job *j)
 {
     const npy_header *h = header_of(j, TENSOR_TARGETS), *logits = header_of(j, TENSOR_LOGITS);
     const char *path = j->o.path[TENSOR_TARGETS];
-    const bool as_logits = j->o.bf16 ? is_bits16(h) : is(h, 'f', logits->item_size);
+    const bool full = same_shape(h, logits->shape, logits->axes);
+    const uint32_t dtype = float_dtype(h, j->o.bf16 && (full || h->kind == 'V'));
 
-    j->desc.target_type = is(h, 'u', 1)   ? CLXENT_TARGET_U8
-                          : is(h, 'i', 4) ? CLXENT_TARGET_I32
-                          : is(h, 'i', 8) ? CLXENT_TARGET_I64
-                          : is(h, 'f', 4) ? CLXENT_TARGET_PROBABILITIES_F32
-                          : as_logits     ? CLXENT_TARGET_PROBABILITIES_LOGITS
-                                          : 0;
-    j->indices = has_index_targets(&j->desc);
-    if (j->desc.target_type == 0)
-        return cli_fail(
-            path, "dtype %s: targets take u1, i4 or i8 (classes), f4 or the logits' dtype (probabilities)%s",
-            npy_dtype_text(h).text,
-            h->kind == 'V' && is_bits16(h) ? "; bf16 needs --bf16, and logits of it" : "");
-    if (!j->indices) return check_shape(j, TENSOR_TARGETS, logits->shape, logits->axes, "probabilities");
+    if (dtype == 0 && !is_integer(h))
+        return cli_fail(path,
+                        "dtype %s: targets take integers or bool (classes), f2, f4 or f8 (probabilities)%s",
+                        npy_dtype_text(h).text, is_bits16(h) ? "; bf16 needs --bf16, and logits of it" : "");
+    j->indices = dtype == 0 && has_row_shape(j, TENSOR_TARGETS);
+    if (j->indices) {
+        const bool u8 = h->kind == 'u' && h->item_size == 1;
+        j->desc.target_type = u8                                                          ? CLXENT_TARGET_U8
+                              : h->item_size < 4 || (h->kind == 'i' && h->item_size == 4) ? CLXENT_TARGET_I32
+                                                                                          : CLXENT_TARGET_I64;
+        j->as_stored = u8 || (h->kind == 'i' && h->item_size >= 4);
+        return true;
+    }
+    if (full || dtype != 0) {
+        j->as_stored = dtype == CLXENT_F32 || dtype == j->desc.dtype;
+        j->desc.target_type = (j->as_stored ? dtype : j->acc_dtype) == CLXENT_F32
+                                  ? CLXENT_TARGET_PROBABILITIES_F32
+                                  : CLXENT_TARGET_PROBABILITIES_LOGITS;
+        return check_shape(j, TENSOR_TARGETS, logits->shape, logits->axes, "probabilities");
+    }
     const size_t axis = fitting_axis(logits, h);
-    if (same_shape(h, j->row_shape, j->row_axes) || axis == logits->axes)
-        return check_shape(j, TENSOR_TARGETS, j->row_shape, j->row_axes, "targets");
+    if (axis == logits->axes) return check_shape(j, TENSOR_TARGETS, j->row_shape, j->row_axes, "targets");
     return cli_fail(path,
                     "shape %s: targets take %s with --class-axis %" PRId64 "; these fit --class-axis %zu",
                     npy_shape_text(h->shape, h->axes).text, npy_shape_text(j->row_shape, j->row_axes).text,
                     j->o.class_axis, axis);
 }
 
-static bool check_weight_dtype(const job *j, int tensor, const char *what)
+static bool check_numbers(const job *j, int tensor, const char *what)
 {
     const npy_header *h = header_of(j, tensor);
-    return is(h, 'f', 4) || is(h, 'f', 8) ||
-           cli_fail(j->o.path[tensor], "dtype %s: %s take f4 or f8", npy_dtype_text(h).text, what);
+    return float_dtype(h, false) != 0 || is_integer(h) ||
+           cli_fail(j->o.path[tensor], "dtype %s: %s take f2, f4, f8, integers or bool",
+                    npy_dtype_text(h).text, what);
 }
 
-static bool check_weights(const job *j, int tensor, const size_t *shape, size_t axes, const char *what)
+/* [classes], or a number for each row or for all of them. */
+static bool check_weights(const job *j, int tensor, const char *what)
 {
-    return j->o.path[tensor] == NULL ||
-           (check_weight_dtype(j, tensor, what) && check_shape(j, tensor, shape, axes, what));
+    if (j->o.path[tensor] == NULL) return true;
+    if (!check_numbers(j, tensor, what)) return false;
+    if (tensor == TENSOR_CLASS_WEIGHTS) return check_shape(j, tensor, &j->desc.classes, 1, what);
+    return header_of(j, tensor)->axes == 0 || has_row_shape(j, tensor) ||
+           check_shape(j, tensor, j->row_shape, j->row_axes, what);
 }
 
 static bool check_grad_output(const job *j)
@@ -338,8 +376,8 @@ static bool check_grad_output(const job *j)
     const bool each = j->desc.reduction == CLXENT_REDUCTION_NONE;
 
     if (path == NULL) return true;
-    if (!check_weight_dtype(j, TENSOR_GRAD_OUTPUT, "values of --grad-output")) return false;
-    return h->count == 1 || (each && same_shape(h, j->row_shape, j->row_axes)) ||
+    if (!check_numbers(j, TENSOR_GRAD_OUTPUT, "values of --grad-output")) return false;
+    return h->count == 1 || (each && has_row_shape(j, TENSOR_GRAD_OUTPUT)) ||
            cli_fail(path, "shape %s: --grad-output takes one value%s%s",
                     npy_shape_text(h->shape, h->axes).text, each ? " or " : " with this --reduction",
                     each ? npy_shape_text(j->row_shape, j->row_axes).text : "");
@@ -441,11 +479,11 @@ static bool open_inputs(job *j)
     j->desc.has_grad_entropy = j->o.path[TENSOR_GRAD_ENTROPY] != NULL;
     j->desc.has_grad_lse = j->o.path[TENSOR_GRAD_LSE] != NULL;
     if (j->o.path[TENSOR_GRADIENT] != NULL) j->desc.outputs |= CLXENT_OUTPUT_GRADIENT;
-    return check_weights(j, TENSOR_CLASS_WEIGHTS, &j->desc.classes, 1, "class weights") &&
-           check_weights(j, TENSOR_ROW_WEIGHTS, j->row_shape, j->row_axes, "row weights") &&
-           check_weights(j, TENSOR_GRAD_ENTROPY, j->row_shape, j->row_axes, "values of --grad-entropy") &&
-           check_weights(j, TENSOR_GRAD_LSE, j->row_shape, j->row_axes, "values of --grad-lse") &&
-           check_grad_output(j) && check_options(j) && check_outputs(j) &&
+    return check_weights(j, TENSOR_CLASS_WEIGHTS, "class weights") &&
+           check_weights(j, TENSOR_ROW_WEIGHTS, "row weights") &&
+           check_weights(j, TENSOR_GRAD_ENTROPY, "values of --grad-entropy") &&
+           check_weights(j, TENSOR_GRAD_LSE, "values of --grad-lse") && check_grad_output(j) &&
+           check_options(j) && check_outputs(j) &&
            (clxent_desc_check(&j->desc, text, sizeof text) == CLXENT_OK ||
             cli_fail(j->o.path[TENSOR_LOGITS], "%s", text));
 }
@@ -461,40 +499,71 @@ static bool load(job *j, int tensor)
     return true;
 }
 
+/* Item i of a native array of integers; negative ones modulo 2^64. */
+static uint64_t integer_at(const npy_header *h, const void *data, size_t i)
+{
+    const bool is_signed = h->kind == 'i';
+
+    switch (h->item_size) {
+    case 1:
+        if (h->kind == 'b') return ((const uint8_t *)data)[i] != 0;
+        return is_signed ? (uint64_t)((const int8_t *)data)[i] : ((const uint8_t *)data)[i];
+    case 2: return is_signed ? (uint64_t)((const int16_t *)data)[i] : ((const uint16_t *)data)[i];
+    case 4: return is_signed ? (uint64_t)((const int32_t *)data)[i] : ((const uint32_t *)data)[i];
+    default: return ((const uint64_t *)data)[i];
+    }
+}
+
+/* Item i of any array of numbers; dtype: its float_dtype(). */
+static double number_at(const npy_header *h, uint32_t dtype, const void *data, size_t i)
+{
+    if (dtype != 0) return get_element(data, dtype, i);
+    const uint64_t value = integer_at(h, data, i);
+    return h->kind == 'i' ? (double)(int64_t)value : (double)value;
+}
+
 /* A weight that is no number would make every result NaN without a word, and one that becomes 0 in f32 would mask
  * rows or classes that were only meant to count little. (Row weights may be anything: see clxent.h.) */
-static bool check_weight(const job *j, int tensor, size_t at, double value)
+static bool check_item(const job *j, int tensor, size_t at, double value)
 {
+    const bool may_vanish = tensor != TENSOR_CLASS_WEIGHTS && tensor != TENSOR_ROW_WEIGHTS;
     const char *fault = tensor == TENSOR_CLASS_WEIGHTS && !isfinite(value) ? "takes a finite number"
                         : j->acc_dtype == CLXENT_F64 || !isfinite(value)   ? NULL
                         : fabs(value) > (double)FLT_MAX                    ? "too large for f32"
-                        : tensor == TENSOR_GRAD_OUTPUT || value == 0       ? NULL
+                        : may_vanish || value == 0                         ? NULL
                         : (float)value == 0 ? "too small for f32, where it would be 0"
                                             : NULL;
     return fault == NULL || cli_fail(j->o.path[tensor], "item %zu is %g: %s", at, value, fault);
 }
 
-/* Weights in acc_dtype: count of them, one value repeated where the file has one. */
-static bool load_weights(job *j, int tensor, size_t count)
+/* Room for the array in another dtype; what takes its place in args. NULL: has said why. */
+static void *make_converted(job *j, int tensor, size_t bytes)
+{
+    npy_fault fault;
+    void *data = j->converted[tensor] = npy_scratch(bytes, &fault);
+
+    if (data == NULL) cli_fail(j->o.path[tensor], "%s", fault.text);
+    else *array_of(&j->args, tensor) = (clxent_output){ data, bytes };
+    return data;
+}
+
+/* Numbers in acc_dtype: count of them, one value repeated where the file has one. */
+static bool load_numbers(job *j, int tensor, size_t count)
 {
     const npy_header *h = header_of(j, tensor);
-    const uint32_t dtype = h->item_size == 8 ? CLXENT_F64 : CLXENT_F32;
-    clxent_output *array = array_of(&j->args, tensor);
-    npy_fault fault;
+    const uint32_t dtype = float_dtype(h, j->o.bf16 && tensor == TENSOR_TARGETS);
 
     if (j->o.path[tensor] == NULL) return true;
     if (!load(j, tensor)) return false;
-    const void *data = array->data;
+    const void *from = array_of(&j->args, tensor)->data;
     for (size_t i = 0; i < h->count; i++)
-        if (!check_weight(j, tensor, i, get_element(data, dtype, i))) return false;
+        if (!check_item(j, tensor, i, number_at(h, dtype, from, i))) return false;
     if (dtype == j->acc_dtype && h->count == count) return true;
 
-    array->size = count * acc_bytes(j);
-    array->data = j->converted[tensor] = npy_scratch(array->size, &fault);
-    if (array->data == NULL) return cli_fail(j->o.path[tensor], "%s", fault.text);
-    for (size_t i = 0; i < count; i++)
-        put_element(array->data, j->acc_dtype, i, get_element(data, dtype, h->count == 1 ? 0 : i));
-    return true;
+    void *to = make_converted(j, tensor, count * acc_bytes(j));
+    for (size_t i = 0; to != NULL && i < count; i++)
+        put_element(to, j->acc_dtype, i, number_at(h, dtype, from, h->count == 1 ? 0 : i));
+    return to != NULL;
 }
 
 /* ---- Targets -------------------------------------------------------------------------------- */
@@ -502,6 +571,38 @@ static bool load_weights(job *j, int tensor, size_t count)
 static int64_t target_at(const job *j, size_t row)
 {
     return get_target(j->args.targets.data, j->desc.target_type, row);
+}
+
+/* Where a row's target is. */
+static npy_text place_of(const job *j, size_t row)
+{
+    size_t index[NPY_MAX_AXES];
+
+    for (size_t axis = j->row_axes; axis-- > 0; row /= j->row_shape[axis])
+        index[axis] = row % j->row_shape[axis];
+    return npy_shape_text(index, j->row_axes);
+}
+
+static bool load_targets(job *j)
+{
+    const npy_header *h = header_of(j, TENSOR_TARGETS);
+    const uint32_t type = j->desc.target_type;
+
+    if (!has_targets(j)) return true;
+    if (!j->as_stored && !j->indices) return load_numbers(j, TENSOR_TARGETS, h->count);
+    if (!load(j, TENSOR_TARGETS)) return false;
+    if (j->as_stored) return true;
+
+    const void *from = j->args.targets.data;
+    void *to = make_converted(j, TENSOR_TARGETS, j->rows * (type == CLXENT_TARGET_I32 ? 4 : 8));
+    for (size_t row = 0; to != NULL && row < j->rows; row++) {
+        const uint64_t value = integer_at(h, from, row);
+        if (h->kind == 'u' && value > INT64_MAX)
+            return cli_fail(j->o.path[TENSOR_TARGETS], "target %" PRIu64 " at %s: takes at most %" PRId64,
+                            value, place_of(j, row).text, INT64_MAX);
+        put_target(to, type, row, (int64_t)value);
+    }
+    return to != NULL;
 }
 
 typedef enum row_status { ROW_COUNTS, ROW_IGNORED, ROW_BAD } row_status;
@@ -523,7 +624,7 @@ static row_status status_of(const job *j, size_t row)
 /* Counts the rows; a bad target is an error here unless a policy for it was given. */
 static bool count_rows(job *j)
 {
-    size_t first = 0, at, index[NPY_MAX_AXES];
+    size_t first = 0;
     char ignored[48] = "";
 
     for (size_t row = 0; row < j->rows && has_targets(j); row++) {
@@ -533,16 +634,13 @@ static bool count_rows(job *j)
     }
     if (j->bad == 0 || j->desc.bad_target != CLXENT_BAD_TARGET_REPORT) return true;
 
-    at = first + j->desc.shift;
-    for (size_t axis = j->row_axes, rest = at; axis-- > 0; rest /= j->row_shape[axis])
-        index[axis] = rest % j->row_shape[axis];
+    const size_t at = first + j->desc.shift;
     if (j->desc.use_ignore_index)
         snprintf(ignored, sizeof ignored, ", or %" PRId64 " (ignored)", j->desc.ignore_index);
-    return cli_fail(j->o.path[TENSOR_TARGETS],
-                    "row %zu: target %" PRId64 " at %s is out of range: takes 0 to %zu%s (%" PRIu64
-                    " bad row%s)",
-                    first, target_at(j, at), npy_shape_text(index, j->row_axes).text, j->desc.classes - 1,
-                    ignored, j->bad, j->bad == 1 ? "" : "s");
+    return cli_fail(
+        j->o.path[TENSOR_TARGETS],
+        "row %zu: target %" PRId64 " at %s is out of range: takes 0 to %zu%s (%" PRIu64 " bad row%s)", first,
+        target_at(j, at), place_of(j, at).text, j->desc.classes - 1, ignored, j->bad, j->bad == 1 ? "" : "s");
 }
 
 /* ---- The run -------------------------------------------------------------------------------- */
@@ -739,11 +837,10 @@ int command_eval(int argc, char **argv)
 
     bool good = open_inputs(&j);
     if (good) cli_progress_start("eval");
-    good = good && load(&j, TENSOR_TARGETS) && load_weights(&j, TENSOR_ROW_WEIGHTS, j.rows) &&
-           count_rows(&j) && load(&j, TENSOR_LOGITS) &&
-           load_weights(&j, TENSOR_CLASS_WEIGHTS, j.desc.classes) &&
-           load_weights(&j, TENSOR_GRAD_ENTROPY, j.rows) && load_weights(&j, TENSOR_GRAD_LSE, j.rows) &&
-           load_weights(&j, TENSOR_GRAD_OUTPUT, j.desc.reduction == CLXENT_REDUCTION_NONE ? j.rows : 1) &&
+    good = good && load_targets(&j) && load_numbers(&j, TENSOR_ROW_WEIGHTS, j.rows) && count_rows(&j) &&
+           load(&j, TENSOR_LOGITS) && load_numbers(&j, TENSOR_CLASS_WEIGHTS, j.desc.classes) &&
+           load_numbers(&j, TENSOR_GRAD_ENTROPY, j.rows) && load_numbers(&j, TENSOR_GRAD_LSE, j.rows) &&
+           load_numbers(&j, TENSOR_GRAD_OUTPUT, j.desc.reduction == CLXENT_REDUCTION_NONE ? j.rows : 1) &&
            cli_find_device(&device) && cli_open(&session, &device, true);
     if (good) choose_outputs(&j);
     good = good && run(&j, &session) && (!j.indices || mean_nll(&j, &session, &nll)) && commit(&j);
