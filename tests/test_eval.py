@@ -8,17 +8,20 @@ that are values of a run.
 """
 
 import itertools
+import json
 import math
 import os
 import resource
 import subprocess
 import time
 import unittest
+import warnings
+import zipfile
 
 import numpy as np
 
 from cli import ALL, BAD_DRIVER, BIN, FULL, SMALL, Case, bad_driver
-from oracle import NUMPY, OUTPUTS, batch, store
+from oracle import NUMPY, OUTPUTS, batch, store, values_of
 
 # Options that a program is compiled for. A value alone does not compile another.
 COMPILED = ("class_weights", "label_smoothing", "logit_scale", "softcap")
@@ -30,6 +33,10 @@ LOGITS_OUTPUTS = ("lse", "softmax", "log-softmax", "argmax", "entropy")
 # Every dtype that is read; byte orders in turn.
 INTEGERS = ("?", "i1", "u1", "<i2", ">u2", ">i4", "<u4", "<i8", ">u8")
 NUMBERS = (*INTEGERS, ">f2", "<f4", ">f8")
+SAFETENSORS = {
+    "F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
+    "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?",
+}  # fmt: skip
 
 
 def npy(descr, shape, data):
@@ -37,6 +44,26 @@ def npy(descr, shape, data):
     header = b"{'descr': '%s', 'fortran_order': False, 'shape': %s}" % (descr.encode(), str(shape).encode())
     header += b" " * ((1 - len(header) - 10) % 4)  # data that is not aligned
     return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + data
+
+
+def safetensors(header, data=b""):
+    """A file of a header, text or what JSON makes of it."""
+    text = header.encode() if isinstance(header, str) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+def safetensors_of(**tensors):
+    """A file of tensors, each (dtype, array), in this order."""
+    header, data = {"__metadata__": {"made by": "test_eval.py"}}, b""
+    for name, (dtype, array) in tensors.items():
+        stored = array.astype(SAFETENSORS[dtype]).tobytes()
+        header[name] = entry(dtype, array.shape, (len(data), len(data) + len(stored)))
+        data += stored
+    return safetensors(header, data)
 
 
 class EvalCase(Case):
@@ -633,6 +660,182 @@ class Files(EvalCase):
         )
 
 
+class Containers(EvalCase):
+    """Files of several tensors."""
+
+    def bits_of(self, *flags):
+        """What eval makes of files: its report and its outputs."""
+        outputs = ("losses", "grad", "softmax")
+        for name in outputs:
+            flags += ("--%s-out" % name, self.path(name + ".npy"))
+        got = self.succeed_json("eval", *flags)
+        keep = ("rows", "ignored", "dtype", "loss", "perplexity", "accuracy")
+        return {key: got[key] for key in keep}, [self.read(name + ".npy") for name in outputs]
+
+    def test_safetensors(self):
+        x, y = batch(41)
+        y = np.abs(y) % 33
+        weights = np.arange(10).reshape(2, 5)
+        file = self.path("m.safetensors")
+        for logits in ("F32", "F16", "BF16", "F64") if ALL else ("F32", "BF16"):
+            stored = store(x.astype("f8"), logits.lower()) if logits == "BF16" else x.astype(SAFETENSORS[logits])
+            bf16 = ["--bf16"] * (logits == "BF16")
+            integers = [dtype for dtype in SAFETENSORS if dtype[0] in "IU"]
+            for dtype in ("I64",) if logits != "F32" else (*integers, "BOOL"):
+                classes, factors = (a.astype(SAFETENSORS[dtype]) for a in (y, weights))
+                # behind 3 bytes, so that the others are not aligned
+                tensors = {"odd": ("U8", np.zeros(3)), "x": (logits, stored), "y:0": (dtype, classes)}
+                tensors["w"] = (dtype, factors)
+                self.raw("m.safetensors", safetensors_of(**tensors))
+                plain = [*self.files(stored, classes), "--row-weights", self.save("w.npy", factors), *bf16]
+                want = self.bits_of(*plain)
+                flags = ["--logits", file + ":x", "--targets", file + ":y:0", "--row-weights", file + ":w"]
+                with self.subTest(logits=logits, targets=dtype):
+                    self.assertEqual(self.bits_of(*flags), want)
+                    self.assertEqual(self.bits_of(*flags, *bf16), want)
+
+    def test_bf16_weights_and_probabilities_of_safetensors(self):
+        x, y = batch(42)
+        q = store(np.random.RandomState(0).uniform(size=x.shape), "bf16")
+        weights = store(np.random.RandomState(1).uniform(size=(2, 5)), "bf16")
+        self.raw("q.safetensors", safetensors_of(q=("BF16", q)))
+        self.raw("w.safetensors", safetensors_of(w=("BF16", weights)))
+        files = ["--logits", self.save("x.npy", x), "--row-weights"]
+        f4 = [self.save("%s.npy" % name, values_of(a, "bf16").astype("<f4")) for name, a in (("w", weights), ("q", q))]
+        want = self.bits_of(*files, f4[0], "--targets", f4[1])
+        got = self.bits_of(*files, self.path("w.safetensors"), "--targets", self.path("q.safetensors:q"))
+        self.assertEqual(got, want)
+
+    def test_npz_stored_and_deflated(self):
+        x, y = batch(43)
+        want = self.bits_of(*self.files(x, y))
+        file = self.path("a.npz")
+        arrays = {"logits": np.asfortranarray(x), "deep/targets": y.astype(">i4")}
+        for save in (np.savez, np.savez_compressed):
+            save(file, **arrays)
+            for end in ("", ".npy"):
+                flags = ["--logits", "%s:logits%s" % (file, end), "--targets", "%s:deep/targets%s" % (file, end)]
+                self.assertEqual(self.bits_of(*flags), want)
+        np.savez(file, x)
+        self.assertEqual(self.bits_of("--logits", file, "--targets", self.path("y.npy")), want)
+
+    def test_an_output_cannot_take_the_place_of_a_file_of_tensors(self):
+        x, y = batch(44)
+        np.savez(self.path("a.npz"), x=x, y=y)
+        before = self.read("a.npz")
+        flags = ["--logits", self.path("a.npz:x"), "--targets", self.path("a.npz:y"), "--grad-out"]
+        said = ["--logits and --grad-out name the same file"]
+        self.refuse("eval", *flags, self.path("a.npz"), status=2, mentions=said)
+        self.refuse("eval", *flags, self.path("./a.npz"), mentions=said)
+        self.assertEqual(self.read("a.npz"), before)
+
+    def refuse_file(self, file, data, name, *mentions):
+        path = self.raw(file, data) + ("" if name is None else ":" + name)
+        self.refuse("eval", "--logits", path, "--lse-out", self.path("l.npy"), mentions=[path + ": ", *mentions])
+
+    def test_hostile_safetensors(self):
+        text = json.dumps({"a": entry()})
+        ten = {"tensor%d" % i: entry(offsets=(8 * i, 8 * i + 8)) for i in range(10)}
+        for header, data, name, *mentions in (
+            ({"b": entry()}, 8, "a", "has no tensor 'a': takes 'b'"),
+            (ten, 80, "a" * 50, "no tensor '%s': takes 'tensor0', 'tensor1'" % ("a" * 40), "'tensor4', ..."),
+            (ten, 80, None, "has 10 tensors: takes FILE:NAME, NAME one of 'tensor0', "),
+            ({}, 0, None, "has no tensors"),
+            ({"__metadata__": {"a": "b"}}, 0, None, "has no tensors"),
+            ({"__metadata__": {"a": "b"}}, 0, "__metadata__", "has no tensors"),
+            (text[:-1], 8, "a", "malformed header: "),
+            (text + " x", 8, "a", "malformed header: "),
+            ("[]", 0, "a", "malformed header: takes an object"),
+            ("", 0, "a", "malformed header: "),
+            ('{"a\x01\n": 1}', 0, "a", "malformed header: "),
+            ('{"a": 1, "a": 2}', 8, "a", "malformed header: ", "uplicate"),
+            ({"a": 1}, 0, "a", "tensor 'a': no dtype"),
+            ({"a": {"dtype": 1, "shape": [], "data_offsets": [0, 4]}}, 4, "a", "no dtype"),
+            ({"a": entry("F8_E4M3", (8,))}, 8, "a", "dtype F8_E4M3: takes F16, BF16, F32, "),
+            ({"a": entry(shape=2)}, 8, "a", "no shape"),
+            ({"a": entry(shape=(-2,))}, 8, "a", "axis 0 of its shape"),
+            ({"a": entry(shape=(1, 2.0))}, 8, "a", "axis 1 of its shape"),
+            ({"a": entry(shape=(2**63,))}, 8, "a", "malformed header: "),
+            ({"a": entry(shape=(2**62,))}, 8, "a", "more items than memory"),
+            ({"a": entry(shape=(2**32, 2**32))}, 8, "a", "more items than memory"),
+            ({"a": entry(shape=(0, 2**32, 2**32), offsets=(0, 0))}, 0, "a", "more items than memory"),
+            ({"a": entry(shape=(1,) * 33)}, 8, "a", "33 axes: takes at most 32"),
+            ({"a": entry(shape=(3,))}, 8, "a", "tensor 'a': 8 bytes of data: F32 of shape (3,) takes 12"),
+            ({"a": entry("F16")}, 8, "a", "F16 of shape (2,) takes 4"),
+            ({"a": entry(offsets=(0, 9))}, 8, "a", "data_offsets 0 to 9: takes 0 to 8"),
+            ({"a": entry(offsets=(8, 0))}, 8, "a", "data_offsets 8 to 0: takes 0 to 8"),
+            ({"a": entry(offsets=(2**62, 2**62 + 8))}, 8, "a", "data_offsets 4611686018427387904 to"),
+            ({"a": entry(offsets=(-1, 7))}, 8, "a", "no data_offsets"),
+            ({"a": entry(offsets=(0,))}, 8, "a", "no data_offsets"),
+            ({"a": entry(offsets=(0, 8, 16))}, 8, "a", "no data_offsets"),
+            ({"a": entry(offsets=("0", "8"))}, 8, "a", "no data_offsets"),
+            ({"a": entry(), "b": entry(offsets=(8, 17))}, 16, "a", "tensor 'b': data_offsets 8 to 17"),
+            ({"a": entry(), "b": entry(shape=(1,))}, 8, "a", "tensor 'b': 8 bytes of data"),
+            ({"a": entry(), "b": entry()}, 8, "a", "8 bytes follow the header, its tensors take 16"),
+            ({"a": entry()}, 12, "a", "12 bytes follow the header, its tensors take 8"),
+        ):  # fmt: skip
+            with self.subTest(header=header, data=data):
+                self.refuse_file("h.safetensors", safetensors(header, bytes(data)), name, *mentions)
+        whole = safetensors(text, bytes(8))
+        for data, said in (
+            (b"", "truncated: ends within the length"),
+            (whole[:7], "truncated: ends within the length"),
+            (whole[:20], "truncated: 12 of %d bytes of its header" % len(text)),
+            (whole[:-1], "data_offsets 0 to 8: takes 0 to 7"),
+            ((10**8).to_bytes(8, "little") + whole[8:], "truncated: "),
+            (b"\xff" * 8 + whole[8:], "a header of 18446744073709551615 bytes: takes at most 100000000"),
+            (b"\x93NUMPY\x01\x00", "bytes: takes at most"),
+        ):
+            self.refuse_file("h.safetensors", data, "a", said)
+        path = self.path("none.safetensors:a")
+        self.refuse("eval", "--logits", path, "--lse-out", "l.npy", mentions=[path + ": ", "No such file"])
+
+    def test_hostile_npz(self):
+        file = self.path("a.npz")
+        np.savez(file, a=np.zeros(1000, "<f4"), b=np.zeros((2, 3)))
+        stored = self.read("a.npz")
+        np.savez_compressed(file, a=np.arange(1000, dtype="<f4"))
+        deflated = self.read("a.npz")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is wanted here
+            with zipfile.ZipFile(file, "w") as archive:
+                for content in (b"", b"text", b"text"):
+                    archive.writestr("a.npy" if content else "empty.npy", content)
+        twice = self.read("a.npz")
+        changed, damaged = bytearray(stored), bytearray(deflated)
+        changed[stored.index(bytes(100)) + 50] = 1
+        damaged[len(deflated) // 2] ^= 0xFF
+        size = deflated.rindex(b"PK\x01\x02") + 24  # of the uncompressed member, in the directory
+        larger, smaller, huge = (bytearray(deflated) for _ in range(3))
+        larger[size : size + 4] = (5000).to_bytes(4, "little")
+        smaller[size : size + 4] = (1000).to_bytes(4, "little")
+        huge[size : size + 4] = (2**32 - 2).to_bytes(4, "little")
+        for data, name, *mentions in (
+            (stored, "c", "has no tensor 'c': takes 'a', 'b'"),
+            (stored, None, "has 2 tensors: takes FILE:NAME, NAME one of 'a', 'b'"),
+            (stored, "a.npy.npy", "has no tensor 'a.npy'"),
+            (twice, "a", "has 2 tensors of the name 'a'"),
+            (twice, "empty", "empty"),
+            (b"", None, "has no tensors"),
+            (b"hello, world", None, "not a .npz archive: "),
+            (stored[:-1], "a", "not a .npz archive: "),
+            (stored[: len(stored) // 2], "a", "not a .npz archive: "),
+            (bytes(changed), "a", "cannot be read: CRC error"),
+            (bytes(damaged), "a", ""),
+            (bytes(larger), "a", ""),
+            (bytes(smaller), "a", ""),
+            (bytes(huge), "a", ""),
+            (stored.replace(b"'shape'", b"'shapf'"), "a", ""),
+            (stored.replace(b"NUMPY", b"NUMPX"), "a", ""),
+        ):
+            self.refuse_file("a.npz", data, name, *mentions)
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("a.npy", b"text")
+            archive.writestr("b.txt", npy("<f4", (1,), bytes(4)))
+        self.refuse_file("a.npz", self.read("a.npz"), "a", "not a .npy file")
+        self.succeed("eval", "--logits", file + ":b.txt", "--lse-out", self.path("lse.npy"))
+
+
 class WithoutTargets(EvalCase):
     def test_outputs_that_depend_on_the_logits_alone(self):
         x, _ = batch(51)
@@ -714,7 +917,7 @@ class Errors(EvalCase):
         self.check(np.array([None, {}]), y, ["Python objects"])
         self.check(np.zeros(2, [("a", "f4")]), y, ["structured"])
         for flag in ("--class-weights", "--row-weights", "--grad-output"):
-            self.check_weights(x, y, flag, np.ones(33, "c8"), "dtype c8", "take f2, f4, f8, integers or bool")
+            self.check_weights(x, y, flag, np.ones(33, "c8"), "dtype c8", "take f2, f4, f8, bf16, integers or bool")
         self.check_weights(x, y, "--class-weights", np.full(33, 1e300), "1e+300", "f32")
 
     def test_options_that_do_not_fit_the_logits(self):

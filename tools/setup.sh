@@ -20,6 +20,7 @@ has() {
     ocl-icd-opencl-dev) pkg-config --exists OpenCL ;;
     pocl-opencl-icd) test -e /etc/OpenCL/vendors/pocl.icd ;;
     libjansson-dev) pkg-config --exists jansson ;;
+    libzip-dev) pkg-config --exists libzip ;;
     libcriterion-dev) pkg-config --exists criterion ;;
     python3) python3 -c '' ;;
     python3-numpy) /usr/bin/python3 -c 'import numpy' || python3 -c 'import numpy' ;;
@@ -74,7 +75,7 @@ install() {
 # setup demo|test|NAME...: everything at once, then ends the script where it cannot do without what is missing.
 setup() {
     need_build='build-essential cmake ninja-build pkg-config opencl-headers ocl-icd-opencl-dev pocl-opencl-icd
-        libjansson-dev'
+        libjansson-dev libzip-dev'
     need_tests='libcriterion-dev python3 python3-numpy'
     case $1 in
     demo) need=$need_build better='' ;;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * eval.c - the loss of logits in .npy files: every option and output of the library, from files to files.
+ * eval.c - the loss of logits in files: every option and output of the library, from files to files.
  *
  * Headers are checked first, then values, then the device runs: one clxent_run_host() over mapped inputs
  * that writes into mapped outputs, which get their names only when everything has succeeded. Perplexity
@@ -11,7 +11,7 @@
 #define _XOPEN_SOURCE 700
 #include "../../host/tensors.h"
 #include "cli.h"
-#include "npy.h"
+#include "tensor_file.h"
 #include "verify_case.h"
 
 #include <errno.h>
@@ -31,10 +31,12 @@ typedef struct options {
     bool bf16;
     const char *axis_text, *ignore_index; /* as given; NULL: not given */
     int64_t class_axis;
-    double denominator;      /* NAN: not given */
-    clxent_desc desc;        /* the options that are its fields */
-    const char *path[PATHS]; /* NULL: not given */
-    const char *of_targets;  /* the latest flag that changes nothing without targets; NULL: none */
+    double denominator;        /* NAN: not given */
+    clxent_desc desc;          /* the options that are its fields */
+    const char *path[PATHS];   /* as given; NULL: not given */
+    const char *file[PATHS];   /* of inputs the part of the path that names the file; new text */
+    const char *tensor[PATHS]; /* and the part that names a tensor in it; NULL: none */
+    const char *of_targets;    /* the latest flag that changes nothing without targets; NULL: none */
 } options;
 
 /* Flags of files and options are NULL where there is none. */
@@ -58,7 +60,9 @@ enum {
 };
 
 static const cli_flag flags[] = {
-    { .help = "Inputs (.npy, versions 1 to 3, C or Fortran order, either byte order):", .group = 1 },
+    { .help = "Inputs: .npy (versions 1 to 3, C or Fortran order, either byte order), FILE.npz:NAME or "
+              "FILE.safetensors:NAME; without :NAME the file's only tensor:",
+      .group = 1 },
     { "bf16", NULL, "The logits' 2-byte items are bf16 bits; so are 2-byte outputs (default: off)",
       CLI_SWITCH, offsetof(options, bf16), .group = 1 },
     { "class-axis", "N", "Axis of the logits that counts classes; negative: from the end (default: -1)",
@@ -135,10 +139,16 @@ static void check_flags(void *data, struct argp_state *state)
     d->use_ignore_index = o->ignore_index == NULL || strcmp(o->ignore_index, "none") != 0;
     if (o->ignore_index != NULL && d->use_ignore_index)
         d->ignore_index = integer(state, "ignore-index", o->ignore_index, "a 64-bit integer or 'none'");
+    for (int k = 0; k < PATHS; k++) {
+        o->file[k] = o->path[k];
+        if (k >= FIRST_OUTPUT || o->path[k] == NULL) continue;
+        o->file[k] = tensor_file_name(o->path[k], &o->tensor[k]);
+        if (o->file[k] == NULL) argp_failure(state, CLI_FAILED, 0, "no memory");
+    }
     for (int t = FIRST_OUTPUT; t < TENSORS; t++) {
         if (o->path[t] == NULL) continue;
         for (int k = 0; k < PATHS; k++)
-            if (is_taken(k, t) && o->path[k] != NULL && strcmp(o->path[t], o->path[k]) == 0)
+            if (is_taken(k, t) && o->path[k] != NULL && strcmp(o->path[t], o->file[k]) == 0)
                 argp_error(state, "--%s and --%s name the same file: each output takes its own",
                            files[k].flag, files[t].flag);
         d->outputs |= 1u << (t - FIRST_OUTPUT);
@@ -162,7 +172,7 @@ static void check_flags(void *data, struct argp_state *state)
 static void parse_options(options *o, int argc, char **argv)
 {
     static const char *const about =
-        "Computes softmax cross-entropy of logits against targets, both .npy files, on an OpenCL device."
+        "Computes softmax cross-entropy of logits against targets, both in files, on an OpenCL device."
         " Without --targets it computes outputs that depend on the logits alone.\v"
         "Prints rows, ignored rows (ignored targets, masked or shifted-off rows), rows with a bad "
         "target, classes, the loss, the perplexity (exp of the mean unweighted negative log-likelihood "
@@ -221,7 +231,7 @@ static bool is_bits16(const npy_header *h)
 /* CLXENT_F32, ...; 0: no floating point that is known. bits: 2-byte items are the bits of bf16. */
 static uint32_t float_dtype(const npy_header *h, bool bits)
 {
-    if (bits && is_bits16(h)) return CLXENT_BF16;
+    if (h->bf16 || (bits && is_bits16(h))) return CLXENT_BF16;
     if (h->kind != 'f') return 0;
     return h->item_size == 2   ? CLXENT_F16
            : h->item_size == 4 ? CLXENT_F32
@@ -324,9 +334,9 @@ static bool check_targets(job *j)
     const uint32_t dtype = float_dtype(h, j->o.bf16 && (full || h->kind == 'V'));
 
     if (dtype == 0 && !is_integer(h))
-        return cli_fail(path,
-                        "dtype %s: targets take integers or bool (classes), f2, f4 or f8 (probabilities)%s",
-                        npy_dtype_text(h).text, is_bits16(h) ? "; bf16 needs --bf16, and logits of it" : "");
+        return cli_fail(
+            path, "dtype %s: targets take integers or bool (classes), f2, f4, f8 or bf16 (probabilities)%s",
+            npy_dtype_text(h).text, is_bits16(h) ? "; bf16 needs --bf16, and logits of it" : "");
     j->indices = dtype == 0 && has_row_shape(j, TENSOR_TARGETS);
     if (j->indices) {
         const bool u8 = h->kind == 'u' && h->item_size == 1;
@@ -355,7 +365,7 @@ static bool check_numbers(const job *j, int tensor, const char *what)
 {
     const npy_header *h = header_of(j, tensor);
     return float_dtype(h, false) != 0 || is_integer(h) ||
-           cli_fail(j->o.path[tensor], "dtype %s: %s take f2, f4, f8, integers or bool",
+           cli_fail(j->o.path[tensor], "dtype %s: %s take f2, f4, f8, bf16, integers or bool",
                     npy_dtype_text(h).text, what);
 }
 
@@ -437,7 +447,7 @@ static bool check_options(job *j)
  * The files are created after the kernels are compiled: what crashes in a driver's compiler leaves none. */
 static bool check_outputs(const job *j)
 {
-    const char *const *path = j->o.path;
+    const char *const *path = j->o.file;
     char *resolved[PATHS] = { NULL };
     npy_fault fault;
     bool good = true;
@@ -470,7 +480,8 @@ static bool open_inputs(job *j)
 
     for (int t = 0; t < FIRST_OUTPUT; t++) {
         const char *path = j->o.path[t];
-        if (path != NULL && !npy_open(&j->in[t], path, &fault)) return cli_fail(path, "%s", fault.text);
+        if (path != NULL && !tensor_open(&j->in[t], j->o.file[t], j->o.tensor[t], &fault))
+            return cli_fail(path, "%s", fault.text);
         if (t == TENSOR_LOGITS && !check_logits(j)) return false;
         if (t == TENSOR_TARGETS && path != NULL && !check_targets(j)) return false;
     }
@@ -835,8 +846,8 @@ int command_eval(int argc, char **argv)
     if (has_targets(&j)) j.desc.outputs = CLXENT_OUTPUT_LOSSES; /* the others once the targets are known */
     clxent_host_args_init(&j.args);
 
+    cli_progress_start("eval");
     bool good = open_inputs(&j);
-    if (good) cli_progress_start("eval");
     good = good && load_targets(&j) && load_numbers(&j, TENSOR_ROW_WEIGHTS, j.rows) && count_rows(&j) &&
            load(&j, TENSOR_LOGITS) && load_numbers(&j, TENSOR_CLASS_WEIGHTS, j.desc.classes) &&
            load_numbers(&j, TENSOR_GRAD_ENTROPY, j.rows) && load_numbers(&j, TENSOR_GRAD_LSE, j.rows) &&
@@ -854,6 +865,7 @@ int command_eval(int argc, char **argv)
     for (int t = 0; t < FIRST_OUTPUT; t++) {
         npy_scratch_free(j.converted[t], array_of(&j.args, t)->size);
         npy_close(&j.in[t]);
+        free((char *)j.o.file[t]);
     }
     cli_close(&session);
     return good ? CLI_DONE : CLI_FAILED;

@@ -52,7 +52,7 @@ static char *text_of(const char *format, ...)
     return text;
 }
 
-static bool little_endian(void)
+bool npy_little_endian(void)
 {
     const uint16_t one = 1;
     return *(const unsigned char *)&one == 1;
@@ -157,7 +157,7 @@ static bool read_descr(cursor *c, npy_header *header)
         strchr("fiubcV", header->kind) == NULL)
         return npy_fail(c->fault, "dtype '%s' is not a number", descr);
     header->swapped =
-        header->item_size > 1 && (order == '<' || order == '>') && (order == '<') != little_endian();
+        header->item_size > 1 && (order == '<' || order == '>') && (order == '<') != npy_little_endian();
     return true;
 }
 
@@ -216,7 +216,8 @@ bool npy_parse(npy_header *header, const void *bytes, size_t size, npy_fault *fa
     size_t length_bytes, length;
 
     memset(header, 0, sizeof *header);
-    if (size >= 4 && memcmp(file, "PK\x03\x04", 4) == 0) return npy_fail(fault, "a .npz archive: takes .npy");
+    if (size >= 4 && memcmp(file, "PK\x03\x04", 4) == 0)
+        return npy_fail(fault, "a zip archive: takes .npy, or a .npz whose name ends in .npz");
     if (size < 6 || memcmp(file, "\x93NUMPY", 6) != 0)
         return npy_fail(fault, size == 0 ? "empty: takes a .npy file" : "not a .npy file");
     if (size < 8) return npy_fail(fault, "truncated: ends within the .npy header");
@@ -250,7 +251,8 @@ bool npy_parse(npy_header *header, const void *bytes, size_t size, npy_fault *fa
 npy_text npy_dtype_text(const npy_header *header)
 {
     npy_text t;
-    if (header->kind == 'f' && header->item_size > 8)
+    if (header->bf16) strcpy(t.text, "bf16");
+    else if (header->kind == 'f' && header->item_size > 8)
         strcpy(t.text, "long double"); /* "f16" would be taken for half */
     else snprintf(t.text, sizeof t.text, "%c%zu", header->kind, header->item_size);
     return t;
@@ -600,9 +602,9 @@ static size_t format_header(char *text, size_t size, const char *dtype, const si
     const bool bytes = dtype[1] == '1';
     const int written =
         snprintf(text + 10, size - 10, "{'descr': '%c%s', 'fortran_order': False, 'shape': %s, }",
-                 bytes             ? '|'
-                 : little_endian() ? '<'
-                                   : '>',
+                 bytes                 ? '|'
+                 : npy_little_endian() ? '<'
+                                       : '>',
                  dtype, npy_shape_text(shape, axes).text);
     const size_t used = 10 + (size_t)written + 1; /* and a newline */
     const size_t total = (used + 63) / 64 * 64;

@@ -26,6 +26,7 @@ bool npy_fail(npy_fault *fault, const char *format, ...) __attribute__((format(p
 typedef struct npy_header {
     char kind;        /* 'f', 'i', 'u', 'b', 'c' or 'V' as in NumPy's dtype strings */
     size_t item_size; /* bytes: 1 to 16 for numbers */
+    bool bf16;        /* the items, of kind 'V', are known to be bf16 */
     bool swapped;     /* not this machine's byte order */
     bool fortran;     /* the first axis is the fast one */
     size_t axes;      /* 0: one value */
@@ -41,7 +42,9 @@ bool npy_parse(npy_header *header, const void *bytes, size_t size, npy_fault *fa
 /* Sets count; refuses a shape whose bytes, with any of its axes left out too, are more than size_t can count. */
 bool npy_measure(npy_header *header, npy_fault *fault);
 
-/* A file, mapped. */
+bool npy_little_endian(void); /* this machine */
+
+/* A file, mapped; tensor_file.h has those that are not .npy. */
 typedef struct npy_array {
     npy_header header;
     const void *data; /* after npy_native(): count items in C order and this machine's byte order, aligned to
