@@ -56,6 +56,8 @@ def oracle(
     on_bad_target="error",
     all_ignored="nan",
     grad_output=None,
+    grad_entropy=None,
+    grad_lse=None,
     wide=None,
 ):
     """x: values of the stored logits; y: classes or, in x's shape, probabilities. Results, with bounds. f64: options are
@@ -137,6 +139,14 @@ def oracle(
     outer = np.where(counts, weight * factor, 0) / (1 if no_rows else divisor)
     gradient = np.where(counts[:, None], dz * slope * outer[:, None], 0)
     losses = np.where(counts, losses, 0)
+    upstream_bound = np.zeros_like(p)
+    distance = (p * finite_delta).sum(axis=1, keepdims=True)
+    entropy_share, entropy_size = p * (finite_delta - distance), finite_delta + distance + 2 * log_d
+    for array, share, size in ((grad_lse, p, 1), (grad_entropy, entropy_share, entropy_size)):
+        if array is not None:
+            up = array.astype(real).astype(wide).reshape(-1, 1)
+            gradient = gradient + up * share * slope
+            upstream_bound += np.abs(up * slope) * p * size
 
     # Bounds. `argument`: a scale moves the exponents by 4 u times the largest |z| that matters, a cap by 12.
     near = np.where(delta < (750 if f64 else 110), np.abs(z), 0).max(axis=1, keepdims=True)
@@ -169,6 +179,7 @@ def oracle(
         :, None
     ]
     gradient_bound += 4 * u * np.abs(gradient)  # the denominator and grad_output round
+    gradient_bound += u * exponent * upstream_bound
     losses = np.where(bad & (on_bad_target == "nan"), np.nan, losses)
     gradient = np.where((bad & (on_bad_target == "nan"))[:, None], np.nan, gradient)
 
@@ -232,7 +243,7 @@ def oracle(
         "lse": (flat(lse[:, 0]), flat(lse_bound[:, 0])),
         "softmax": (full(p), full(u * exponent * p + tiny)),
         "log-softmax": (full(-nll), full(log_p_bound + tiny)),
-        "grad": (full(gradient), full(np.where(counts[:, None], gradient_bound + tiny, 0))),
+        "grad": (full(gradient), full(np.where(counts[:, None] | (upstream_bound > 0), gradient_bound + tiny, 0))),
         "argmax": (flat(argmax), None),
         "entropy": (flat(entropy), flat(entropy_bound + tiny)),
     }

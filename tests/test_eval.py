@@ -24,7 +24,7 @@ from cli import ALL, BAD_DRIVER, BIN, FULL, SMALL, Case, bad_driver
 from oracle import NUMPY, OUTPUTS, batch, store, values_of
 
 # Options that a program is compiled for. A value alone does not compile another.
-COMPILED = ("class_weights", "label_smoothing", "logit_scale", "softcap")
+COMPILED = ("class_weights", "label_smoothing", "logit_scale", "softcap", "grad_entropy", "grad_lse")
 # With the class axis not last.
 STRIDED_OUTPUTS = OUTPUTS if ALL else ("losses", "lse", "softmax", "grad", "argmax")
 # Those that need no targets.
@@ -186,21 +186,25 @@ class Options(EvalCase):
             "denominator": -3.5,
             "shift": 2,
             "grad_output": np.array(1.7, "<f4"),
+            "grad_entropy": random.uniform(-2, 2, (2, 5)).astype("<f4"),
+            "grad_lse": np.where(np.arange(10) % 3 == 0, 0, random.uniform(-2, 2, 10)).reshape(2, 5).astype("<f4"),
         }
 
     def test_each_alone_changes_the_result(self):
         x, y = self.data()
         plain_got, plain, _ = self.evaluate(x, y)
         for name, value in self.alone().items():
-            if not ALL and name in ("class_weights", "label_smoothing", "logit_scale"):
+            if not ALL and name in ("class_weights", "label_smoothing", "logit_scale", "grad_lse"):
                 continue  # programs of their own, which test_combinations() has
             with self.subTest(option=name):
                 extra = {"on_bad_target": "ignore"} if name == "ignore_index" else {}  # -100 is no class then
                 if not ALL and name == "softcap":
                     extra["logit_scale"] = -0.7
+                if not ALL and name == "grad_entropy":
+                    extra["grad_lse"] = self.alone()["grad_lse"]
                 got, arrays, _ = self.evaluate(x, y, **{name: value}, **extra)
                 self.assertFalse(np.array_equal(arrays["grad"], plain["grad"]))
-                self.assertEqual(got["loss"] == plain_got["loss"], name == "grad_output")
+                self.assertEqual(got["loss"] == plain_got["loss"], name.startswith("grad_"))
 
     def test_grad_output_and_denominator_under_every_reduction(self):
         x, y = self.data()

@@ -339,11 +339,12 @@ static bool check_targets(job *j)
             npy_dtype_text(h).text, is_bits16(h) ? "; bf16 needs --bf16, and logits of it" : "");
     j->indices = dtype == 0 && has_row_shape(j, TENSOR_TARGETS);
     if (j->indices) {
-        const bool u8 = h->kind == 'u' && h->item_size == 1;
-        j->desc.target_type = u8                                                          ? CLXENT_TARGET_U8
-                              : h->item_size < 4 || (h->kind == 'i' && h->item_size == 4) ? CLXENT_TARGET_I32
-                                                                                          : CLXENT_TARGET_I64;
-        j->as_stored = u8 || (h->kind == 'i' && h->item_size >= 4);
+        static const uint32_t of_unsigned[9] = {
+            [1] = CLXENT_TARGET_U8, [2] = CLXENT_TARGET_U16, [4] = CLXENT_TARGET_U32
+        };
+        const uint32_t type = h->kind == 'u' ? of_unsigned[h->item_size] : 0;
+        j->as_stored = type != 0 || (h->kind == 'i' && h->item_size >= 4);
+        j->desc.target_type = type != 0 ? type : h->item_size <= 4 ? CLXENT_TARGET_I32 : CLXENT_TARGET_I64;
         return true;
     }
     if (full || dtype != 0) {
