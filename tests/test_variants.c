@@ -511,25 +511,19 @@ Test(variants, warming_launches_what_a_run_does)
     const size_t classes[] = { 1100, 1100, 1100, 5, 5 };
     for (size_t t = 0; t < EACH_PLACE; t++) {
         const clxent_tuning tuning = tuning_of(t);
-        if (!driver_takes(&tuning)) continue;
+        /* Oclgrind 21.10 takes a buffer for no larger than a former one at its address, when it keeps account of what is
+         * written: of the workspace that split rows read back, only the first in a process is safe from that */
+        if (!driver_takes(&tuning) || (t == EACH_SPLIT && small_run())) continue;
         force(&tuning);
         for (int general = 0; general < 2; general++) {
             clxent_desc desc = variant_desc(CLXENT_F32, small_run() ? 5 : 20, classes[t],
                                             t == EACH_INNER ? 5 : 1, general != 0, 0);
             if (general && t == EACH_GROUPS && !runs_all()) continue;
-            /* Oclgrind 21.10 loses which bytes of a new buffer kernels have written, depending on its address */
-            if (general && t == EACH_SPLIT && small_run()) continue;
             if (!general && t != EACH_INNER) desc.outputs = TRAINING_OUTPUTS | CLXENT_OUTPUT_STATISTICS;
             desc.gradient_padding = CLXENT_GRADIENT_PADDING_ZERO;
             check_warm("strategy", &desc);
         }
     }
-    /* what counts for every row is not asked for */
-    const clxent_tuning split = tuning_of(EACH_SPLIT);
-    force(&split);
-    clxent_desc upstreams = make_desc(TRAINING_OUTPUTS | CLXENT_OUTPUT_STATISTICS, CLXENT_F32, 5, 1, 1100);
-    upstreams.has_grad_entropy = upstreams.has_grad_lse = 1;
-    check_warm("upstreams", &upstreams);
     /* more than one partial sum: the folds too */
     const clxent_tuning rows = tuning_of(EACH_ROWS);
     force(&rows);
@@ -537,6 +531,17 @@ Test(variants, warming_launches_what_a_run_does)
     many.batch = clxent_span_unit(&many) + 5;
     many.outputs = TRAINING_OUTPUTS | CLXENT_OUTPUT_STATISTICS;
     if (!small_run()) check_warm("many rows", &many);
+}
+
+/* Upstreams make each row count, and smoothing takes a second pass. */
+Test(variants, warming_launches_what_a_run_of_split_rows_does)
+{
+    const clxent_tuning tuning = tuning_of(EACH_SPLIT);
+    clxent_desc desc = variant_desc(CLXENT_F32, 5, 1100, 1, true, 0);
+    desc.has_grad_entropy = desc.has_grad_lse = 1;
+    desc.gradient_padding = CLXENT_GRADIENT_PADDING_ZERO;
+    force(&tuning);
+    check_warm("upstreams", &desc);
 }
 
 Test(variants, warming_launches_what_a_run_of_a_building_block_does)
