@@ -202,6 +202,7 @@ typedef struct clxent_tuning {
     uint32_t group, vector, block, cache, elements, stream;
     uint32_t piece, split;
     uint32_t lane_classes, lane_group, lane_vector, lane_cache;
+    uint32_t native_exp;
 } clxent_tuning;
 
 /* Rows that the application handed over. One block of memory: the caller frees it. */

@@ -323,6 +323,7 @@ static void define_all(const clxent_plan *plan, definitions *d)
         define(d, "BLOCK", t->block);
         define(d, "KERNELS", row_kernels(plan));
         if (t->group > 1) define(d, "ONE_BLOCK", is_one_block(plan));
+        if (t->group > 1 && t->native_exp && desc->dtype != CLXENT_F64) define(d, "NATIVE_EXP", 1);
     } else {
         define(d, "VEC", 1);
     }

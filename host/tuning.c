@@ -160,9 +160,10 @@ const char *clxent_tuning_driver_fault(const clxent_device *device, uint32_t gro
 
 /* ---- Rows as text -------------------------------------------------------------------------- */
 
-typedef enum limits { TAKES_GROUP, TAKES_VECTOR, TAKES_BLOCK, TAKES_NUMBER } limits;
+typedef enum limits { TAKES_GROUP, TAKES_VECTOR, TAKES_BLOCK, TAKES_NUMBER, TAKES_FLAG } limits;
 static const char *const takes_texts[] = { "a power of two from 1 to 4096", "1, 4, 8 or 16",
-                                           "an even number from 2 to 4096", "a whole number below 2^32" };
+                                           "an even number from 2 to 4096", "a whole number below 2^32",
+                                           "0 or 1" };
 
 /* In the order of clxent_tuning. What the kernels are compiled with is limited to what they are written for, which
  * the device's own limits may clamp further; the others are thresholds, right at any value. */
@@ -174,6 +175,7 @@ static const struct {
     { "cache", TAKES_NUMBER },     { "elements", TAKES_NUMBER },    { "stream", TAKES_NUMBER },
     { "piece", TAKES_NUMBER },     { "split", TAKES_NUMBER },       { "lane_classes", TAKES_NUMBER },
     { "lane_group", TAKES_GROUP }, { "lane_vector", TAKES_VECTOR }, { "lane_cache", TAKES_NUMBER },
+    { "native_exp", TAKES_FLAG },
 };
 _Static_assert(sizeof parameters / sizeof *parameters == PARAMETERS, "one entry for each field");
 
@@ -300,6 +302,7 @@ static clxent_status read_parameter(reader *r, size_t i, uint32_t *to)
     case TAKES_VECTOR: good = good && (value == 1 || value == 4 || value == 8 || value == 16); break;
     case TAKES_BLOCK: good = good && value >= 2 && value <= 4096 && value % 2 == 0; break;
     case TAKES_NUMBER: break;
+    case TAKES_FLAG: good = good && value <= 1; break;
     }
     if (!good) return refuse(r, parameters[i].name, takes_texts[parameters[i].takes]);
     *to = (uint32_t)value;

@@ -26,8 +26,17 @@
  * All this holds for |k| < 2^22; beyond MAX_NEAR the row's maximum is subtracted first after all
  * ("far": base = m, q = 0): two logits of a row that count differ there by 1/128 at least or not at all. */
 #define INV_LN2 ACC(0x1.71547652b82fep+0)
+/* Set by the host for groups of rows (host/tuning.def, native_exp):
+ *   NATIVE_EXP  1: the device's 2^f takes the place of the polynomial */
+#if !defined(NATIVE_EXP)
+#    define NATIVE_EXP 0
+#endif
+#if NATIVE_EXP < 0 || NATIVE_EXP > 1 || (NATIVE_EXP && (DTYPE == F64 || LANES || WG_SIZE == 1))
+#    error "NATIVE_EXP: 0, or 1 for groups of rows that are not f64"
+#endif
 #define HAS_TABLE 0
-#if VEC == 16 && DTYPE != F64 && (!LANES || ALONG) && defined(__AVX512F__) && defined(__has_builtin)
+#if VEC == 16 && !NATIVE_EXP && DTYPE != F64 && (!LANES || ALONG) && defined(__AVX512F__) && \
+    defined(__has_builtin)
 #    if __has_builtin(__builtin_ia32_permvarsf512)
 #        undef HAS_TABLE
 #        define HAS_TABLE 1
@@ -185,12 +194,47 @@ static inline vec exp_vector_times(const vec z, const exp_scale s, const bool fa
 }
 #endif
 
-#if (!LANES || VEC == 1) && !HAS_TABLE
+/* 2^(r / ln2) by the device in place of exp(r) by the polynomial. `shifted` is clamped, to where 2^(k - q) is 0, and not z:
+ * r then is at most ln2 / 2, -inf, or NaN of NaN, so that one instruction serves all three. Where 2^f is off by b u, the
+ * result is by (b + 0.5 + 0.05 (m - z)) u, measured over all f32 z from m - 87 to m. Without the reduction, as 2^f of one
+ * fma, f alone is rounded by what makes up to 54 u at m - z = 44, where softmax may be off by 52 u. */
+#if NATIVE_EXP
+/* NVIDIA's native_exp2() takes care of results below the normal numbers, which there are none of: 4 instructions more. */
+#    if defined(__NV_CL_C_VERSION) || defined(__NVPTX__)
+static inline vec exp2_vector(const vec f)
+{
+    float element[VEC];
+    STORE(f, element);
+#        pragma unroll
+    for (uint i = 0; i < VEC; i++) __asm__("ex2.approx.ftz.f32 %0, %1;" : "=f"(element[i]) : "f"(element[i]));
+    return LOAD(element);
+}
+#    else
+#        define exp2_vector native_exp2
+#    endif
+static inline vec exp_vector(const vec z, const exp_scale s, const bool far)
+{
+    const vec x = far ? z - (vec)(s.base) : z;
+    const vec rounder = (vec)((lane)(ROUNDER + BIAS) - s.q);
+    const vec shifted = fmax(fma(x, (vec)(INV_LN2), rounder), (vec)(ROUNDER));
+    const vec k = shifted - rounder;
+    const vec power = AS_VEC(AS_IVEC(shifted) << MANTISSA_BITS);
+    return exp2_vector(REDUCE(vec, k, x) * (vec)(INV_LN2)) * power;
+}
+
+static inline vec exp_vector_times(const vec z, const exp_scale s, const bool far, const lane factor)
+{
+    return exp_vector(z, s, far) * (vec)(factor);
+}
+#    define exp_vector_finite_times(z, s, factor) exp_vector_times(z, s, false, factor)
+#endif
+
+#if (!LANES || VEC == 1) && !HAS_TABLE && !NATIVE_EXP
 DEFINE_EXP(exp_one, acc_t, integer, PASTE(as_, ACC_TYPE), PASTE(as_, INTEGER_TYPE))
 #endif
-#if VEC > 1 && !HAS_TABLE
+#if VEC > 1 && !HAS_TABLE && !NATIVE_EXP
 DEFINE_EXP(exp_vector, vec, ivec, AS_VEC, AS_IVEC)
-#elif VEC == 1
+#elif VEC == 1 && !NATIVE_EXP
 #    define exp_vector exp_one
 #    define exp_vector_times exp_one_times
 #    define exp_vector_finite_times exp_one_finite_times
@@ -199,11 +243,13 @@ DEFINE_EXP(exp_vector, vec, ivec, AS_VEC, AS_IVEC)
  * ulp between two ways to compute it would spoil. */
 #if LANES
 #    define exp_lane exp_vector
-#elif HAS_TABLE
+#elif VEC > 1 && (HAS_TABLE || NATIVE_EXP)
 static inline acc_t exp_lane(const acc_t z, const exp_scale s, const bool far)
 {
     return exp_vector((vec)(z), s, far).s0;
 }
+#elif NATIVE_EXP
+#    define exp_lane exp_vector
 #else
 #    define exp_lane exp_one
 #endif

@@ -53,7 +53,8 @@ if(PROGRAM STREQUAL "rows")
       "${cpu} -DLANES=0 -DVEC=1 -DBLOCK=4 ${of_plan}"
       "${gpu} -DLANES=0 -DVEC=4 -DBLOCK=4 -DONE_BLOCK=1 ${of_plan}"
       "${gpu} -DLANES=0 -DVEC=8 -DBLOCK=2 -DONE_BLOCK=0 ${of_plan}"
-      "${gpu} -DLANES=0 -DVEC=1 -DBLOCK=16 -DONE_BLOCK=0 ${of_plan}")
+      "${gpu} -DLANES=0 -DVEC=1 -DBLOCK=16 -DONE_BLOCK=0 ${of_plan}"
+      "${gpu} -DLANES=0 -DVEC=4 -DBLOCK=4 -DONE_BLOCK=0 -DNATIVE_EXP=1 ${of_plan}")
   endforeach()
 elseif(PROGRAM STREQUAL "lanes")
   foreach(of_plan IN LISTS constants)
@@ -111,6 +112,9 @@ foreach(shape IN LISTS shapes)
     set(of_this_shape ${dtypes})
   endif()
   foreach(dtype IN LISTS of_this_shape)
+    if(shape MATCHES "NATIVE_EXP" AND dtype MATCHES "^4")
+      continue()
+    endif()
     set(extensions -all)
     if(dtype MATCHES "4")
       set(extensions -all,+cl_khr_fp64)

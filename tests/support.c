@@ -413,11 +413,11 @@ const char *repeat_text(const problem *p, uint32_t flags)
         (void)snprintf(
             text + length, sizeof text - (size_t)length,
             " (with forced parameters: TUNE(ANY, \"*\", ANY_DTYPE, %u, %u, %u, %u, %u, %u, %u, %u, %u, %u, "
-            "%u, %u))",
+            "%u, %u, %u))",
             (unsigned)t->group, (unsigned)t->vector, (unsigned)t->block, (unsigned)t->cache,
             (unsigned)t->elements, (unsigned)t->stream, (unsigned)t->piece, (unsigned)t->split,
             (unsigned)t->lane_classes, (unsigned)t->lane_group, (unsigned)t->lane_vector,
-            (unsigned)t->lane_cache);
+            (unsigned)t->lane_cache, (unsigned)t->native_exp);
     return text;
 }
 

@@ -810,7 +810,7 @@ class Bench(PlotCase):
 class Tune(Case):
     """Stored parameters, in a cache folder of each test's own."""
 
-    ROW = 'TUNE(ANY, "*", F32, 1, 4, 8, 0, 4096, 0, 1024, 8, 0, 1, 4, 0)\n'
+    ROW = 'TUNE(ANY, "*", F32, 1, 4, 8, 0, 4096, 0, 1024, 8, 0, 1, 4, 0, 0)\n'
 
     def setUp(self):
         super().setUp()
@@ -861,7 +861,7 @@ class Tune(Case):
         self.assertEqual(self.info()["tuning"], self.stored())
         # No parameter that decides bits was searched: all but elements, stream and split, of which a device may like others.
         names = ["group", "vector", "block", "cache", "elements", "stream", "piece", "split"]
-        names += ["lane_classes", "lane_group", "lane_vector", "lane_cache"]
+        names += ["lane_classes", "lane_group", "lane_vector", "lane_cache", "native_exp"]
         for line, own in zip(result["rows"], self.tune_json("--seconds", 0)["rows"]):
             found, built_in = (row.rsplit(",", len(names)) for row in (line.rstrip(")"), own.rstrip(")")))
             self.assertEqual(len(found), len(names) + 1, line)

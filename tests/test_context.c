@@ -479,7 +479,7 @@ Test(context, failures_reach_the_log)
 
 /* ---- Tuning -------------------------------------------------------------------------------- */
 
-#define NUMBERS "1, 4, 8, 0, 1, 0, 64, 2, 3, 1, 4, 1024"
+#define NUMBERS "1, 4, 8, 0, 1, 0, 64, 2, 3, 1, 4, 1024, 1"
 
 /* The parameters of f32 logits after `text`, which must be read without a fault. */
 static clxent_tuning tuned(const char *text, uint32_t dtype)
@@ -506,9 +506,9 @@ Test(context, the_first_tuning_row_that_fits_is_taken)
     clxent_tuning t = tuned("TUNE(ANY, \"*\", ANY_DTYPE, " NUMBERS ")", CLXENT_F32);
     cr_assert(t.group == 1 && t.vector == 4 && t.block == 8 && t.cache == 0 && t.elements == 1);
     cr_assert(t.stream == 0 && t.piece == 64 && t.split == 2 && t.lane_classes == 3 && t.lane_group == 1);
-    cr_assert(t.lane_vector == 4 && t.lane_cache == 1024);
+    cr_assert(t.lane_vector == 4 && t.lane_cache == 1024 && t.native_exp == 1);
     cr_assert(same_tuning(
-        t, tuned(" /* a\n * b */TUNE(ANY,\"*\",F32,1,4,8,0,1,0,64,2,3,1,4,1024)/**/\r\n\t", CLXENT_F32)));
+        t, tuned(" /* a\n * b */TUNE(ANY,\"*\",F32,1,4,8,0,1,0,64,2,3,1,4,1024,1)/**/\r\n\t", CLXENT_F32)));
 
     /* Neither of these fits. */
     cr_assert(same_tuning(none, tuned("TUNE(ANY, \"no such device\", ANY_DTYPE, " NUMBERS ")", CLXENT_F32)));
@@ -518,7 +518,7 @@ Test(context, the_first_tuning_row_that_fits_is_taken)
 
     snprintf(text, sizeof text,
              "TUNE(ANY, \"*\", F16, " NUMBERS ")\n"
-             "TUNE(%s, \"%.100s\", F32, 1, 8, 4, 0, 0, 4294967295, 0, 0, 0, 1, 1, 0)\n"
+             "TUNE(%s, \"%.100s\", F32, 1, 8, 4, 0, 0, 4294967295, 0, 0, 0, 1, 1, 0, 0)\n"
              "TUNE(ANY, \"*\", ANY_DTYPE, " NUMBERS ")\n",
              cpu ? "CPU" : "GPU", device.ctx->device.name);
     t = tuned(text, CLXENT_F32);
@@ -526,7 +526,7 @@ Test(context, the_first_tuning_row_that_fits_is_taken)
     cr_assert(tuned(text, CLXENT_BF16).block == 8 && tuned(text, CLXENT_BF16).vector == 4);
 
     /* Within what the device has. */
-    t = tuned("TUNE(ANY, \"*\", F32, 4096, 4, 4, 4294967295, 1, 0, 0, 0, 0, 4096, 4, 4294967295)",
+    t = tuned("TUNE(ANY, \"*\", F32, 4096, 4, 4, 4294967295, 1, 0, 0, 0, 0, 4096, 4, 4294967295, 0)",
               CLXENT_F32);
     cr_assert(t.group <= 1024 && t.lane_group <= 1024); /* the kernels' own limit */
     cr_assert(t.group <= device.ctx->device.max_work_group && t.cache <= device.ctx->device.local_memory);
@@ -584,8 +584,9 @@ Test(context, what_is_no_tuning_row_is_refused_by_line_and_field)
         { "TUNE(CPU, \"*\", F32, 1, 4, 4, 0, 1, 0, 1, 2, 3, 5", "1", "lane_group", "'5'", "power of two" },
         { "TUNE(CPU, \"*\", F32, 1, 4, 4, 0, 1, 0, 1, 2, 3, 1, 32", "1", "lane_vector", "'32'", "16" },
         { "TUNE(CPU, \"*\", F32, 1, 4, 4, 0, 1, 0, 1, 2, 3, 1, 4, ", "1", "lane_cache", "missing", "number" },
-        { "TUNE(CPU, \"*\", F32, " NUMBERS, "1", "lane_cache", "missing", "')'" },
-        { "TUNE(CPU, \"*\", F32, " NUMBERS ", 9)", "1", "lane_cache", "','", "')'" },
+        { "TUNE(CPU, \"*\", F32, 1, 4, 4, 0, 1, 0, 1, 2, 3, 1, 4, 0, 2", "1", "native_exp", "'2'", "0 or 1" },
+        { "TUNE(CPU, \"*\", F32, " NUMBERS, "1", "native_exp", "missing", "')'" },
+        { "TUNE(CPU, \"*\", F32, " NUMBERS ", 9)", "1", "native_exp", "','", "')'" },
         { "\n/* TUNE", "2", "comment", "no end", "" },
         { "/*/ TUNE", "1", "comment", "no end", "" },
         { "\xff\x01", "1", "begin", "'", "TUNE" },

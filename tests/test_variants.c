@@ -147,6 +147,54 @@ Test(variants, work_groups_of_every_size_and_dtype)
     if (runs_all()) check_groups_of_every_dtype();
 }
 
+static clxent_tuning native_tuning(void)
+{
+    clxent_tuning t = ROWS(64, 4, 4, 16384, 1024, 0);
+    t.native_exp = 1;
+    return t;
+}
+
+/* Statistics of the device's exp2 to a plan that has the polynomial. */
+static clxent_status make_native_then_plain(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc)
+{
+    const clxent_tuning native = native_tuning(), plain = strategy_for(desc->dtype, EACH_ROWS);
+    const bool saves = (desc->outputs & CLXENT_OUTPUT_STATISTICS) != 0;
+    return clxent_plan_create_tuned(out, ctx, desc, saves ? &native : &plain);
+}
+
+Test(variants, groups_take_the_exp2_of_the_device)
+{
+    const clxent_tuning native = native_tuning();
+    clxent_tuning polynomial = native;
+    clxent_host_args of_device, own;
+    problem p;
+
+    skip_unless_driver_takes(&native);
+    polynomial.native_exp = 0;
+    /* of several blocks; where PoCL need not compile them, of one too, in vectors of one, and of 16 bits */
+    check(&native, CLXENT_F32, 9, 1100, false, CASE_IN_PLACE);
+    for (size_t i = 0; i < (runs_all() ? 2 : 0); i++) {
+        check(&native, CLXENT_F32, small_run() ? 3 : 19, 512, i != 0, CASE_ALIGNED);
+        check(&native, CLXENT_F32, small_run() ? 3 : 19, 70, i != 0, 0);
+        check(&native, i == 0 ? CLXENT_BF16 : CLXENT_F16, small_run() ? 3 : 19, 1100, i != 0, CASE_ALIGNED);
+    }
+
+    const clxent_desc desc = variant_desc(CLXENT_F32, 9, 1100, 1, false, CASE_IN_PLACE);
+    make_problem(&p, &desc, FILL_PLAIN, 3);
+    run_with("exp2", &native, &p, 0, &of_device);
+    run_with("polynomial", &polynomial, &p, 0, &own);
+    cr_assert(memcmp(of_device.gradient.data, own.gradient.data, own.gradient.size) != 0);
+    free_outputs(&own);
+    free_outputs(&of_device);
+
+    /* far from 0, where the two have other factors in common */
+    for (size_t i = 0; i < 9 * 1100; i++)
+        set_logit(&p, i, get_logit(&p, i) + (i / 1100 % 2 == 0 ? 1e4 : -3e4));
+    plan_maker = make_native_then_plain;
+    run_from_statistics_of("of exp2", &p, TRAINING_OUTPUTS);
+    free_problem(&p);
+}
+
 /* Lanes: class counts around the vector, the long sums' blocks and the tile; rows that fill no tile, one, and several;
  * in place; with every output beside each other. */
 static void check_lanes(const clxent_tuning *t, uint32_t dtype, size_t inner, bool general)

@@ -192,14 +192,15 @@ typedef struct clxent_context_options {
      * clxent_context_create(), which keeps no pointer to it.
      *
      *     TUNE(device, "name", dtype, group, vector, block, cache, elements, stream, piece, split,
-     *          lane_classes, lane_group, lane_vector, lane_cache)
+     *          lane_classes, lane_group, lane_vector, lane_cache, native_exp)
      *
      * any number of them, with C comments between. device is CPU, GPU (accelerators included) or ANY; name a part of
      * CL_DEVICE_NAME or CL_DEVICE_VENDOR, or *; dtype F32, F16, BF16, F64 or ANY_DTYPE, of the logits; the others
      * are whole numbers, told of in host/tuning.def. group and lane_group take a power of two up to 4096, vector and
-     * lane_vector 1, 4, 8 or 16, block an even number up to 4096. What is more than the device has, or takes
-     * for a kernel, or 1024 work-items, is cut down to it. Results keep their error bounds under any row; only elements,
-     * stream and split never change a bit of them. A plan whose row asks for groups that end the process in the driver's
+     * lane_vector 1, 4, 8 or 16, block an even number up to 4096, native_exp 0 or 1. What is more than the device has,
+     * or takes for a kernel, or 1024 work-items, is cut down to it. Results keep their error bounds under any row, with
+     * native_exp 1 where the device's native_exp2() errs by no more than host/tuning.def allows; only elements, stream
+     * and split never change a bit of them. A plan whose row asks for groups that end the process in the driver's
      * compiler fails with CLXENT_ERROR_UNSUPPORTED and names the driver's fault; the library's own rows ask for none. */
     const char *tuning;
 

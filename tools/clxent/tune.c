@@ -32,6 +32,7 @@ enum {
     LANE_GROUP,
     LANE_VECTOR,
     LANE_CACHE,
+    NATIVE_EXP,
     PARAMETERS
 };
 
