@@ -79,9 +79,10 @@ static void fit_registers(clxent_tuning *t, const clxent_desc *desc)
     enum { MOST_ELEMENTS = 32, LEAST_GROUP = 64 };
     const size_t classes = desc->classes;
 
-    /* a_j and slopes take as many registers again (f32, sm_90: 170 of all options, 128 with half of the block) */
+    /* a_j and slopes take as many registers again (f32, sm_90: 170 of all options, 128 with half of the block; bf16, sm_80:
+     * 176 bytes spilled with two vectors, none with one) */
     if (desc->softcap != 0.0 || desc->label_smoothing != 0.0 || !clxent_targets_are_indices(desc))
-        t->block = t->block > 4 ? t->block / 4 * 2 : 2;
+        t->block = t->block >= 4 ? t->block / 4 * 2 : 1;
     /* half of the block again: each element has an address of its own (f32, sm_90: 72 bytes spilled with all of it) */
     if (classes % t->vector != 0) {
         t->block = t->block * t->vector / 4 * 2;

@@ -228,7 +228,7 @@ INLINE_ON_GPU void sum_part_excluding_max(row_state *s, const row_input *in, con
         UNROLL_BLOCK
         for (uint i = 0; i < BLOCK; i++) e[i] = e[i] == (vec)(top) ? (vec)(0) : e[i];
         UNROLL_BLOCK
-        for (uint i = 0; i < BLOCK; i += 2) rest += e[i] + e[i + 1];
+        for (uint i = 0; i < BLOCK; i += 2) rest += i + 1 < BLOCK ? e[i] + e[i + 1] : e[i];
         s->sum_excluding_target = compensated_add(s->sum_excluding_target, FOLD(rest, acc_sum));
     }
 }

@@ -11,8 +11,8 @@
 #endif
 /* Set by the host with -D, beside those of constants.cl and common.cl:
  *   BLOCK  vectors that one work-item takes between two looks at the maximum. Part of what decides the bits */
-#if !defined(BLOCK) || BLOCK < 2 || BLOCK % 2 != 0 || (WG_SIZE == 1 && BLOCK % 4 != 0)
-#    error "BLOCK: a multiple of 4, or in groups of 2"
+#if !defined(BLOCK) || BLOCK < 1 || (BLOCK != 1 && BLOCK % 2 != 0) || (WG_SIZE == 1 && BLOCK % 4 != 0)
+#    error "BLOCK: a multiple of 4, or in groups 1 or of 2"
 #endif
 
 #if WG_SIZE == 1

@@ -104,6 +104,9 @@ Test(variants, vectors_blocks_and_caches_of_one_work_item)
 static void check_groups_of_every_dtype(void)
 {
     const clxent_tuning fours = ROWS(8, 4, 4, 8192, 1024, 0), eights = ROWS(8, 8, 4, 8192, 1024, 0);
+    const clxent_tuning twos = ROWS(8, 4, 2, 8192, 1024, 0); /* with options blocks of one vector */
+    check_sizes(&twos, CLXENT_F32, true);
+    check(&twos, CLXENT_F32, 9, 192, true, CASE_ALIGNED);
     for (uint32_t dtype = CLXENT_F16; dtype <= CLXENT_F64; dtype++) {
         const clxent_tuning tuning = dtype == CLXENT_F64 ? fours : eights; /* as in tuning.def */
         if (dtype == CLXENT_F64 && !device.has_f64) continue;
