@@ -24,10 +24,10 @@ typedef struct {
     ilane target;
 } tile_level;
 
-/* To t, which is no_terms(), what class c adds; its exponentials are left behind. */
-ALWAYS_INLINE void take_class(terms *t, const tile_input *in, const tile_level *level, const uint c)
+/* To t, which is no_terms(), what z of class c adds; its exponentials are left behind. */
+ALWAYS_INLINE void take_class(terms *t, const tile_input *in, const tile_level *level, const vec z,
+                              const uint c)
 {
-    const vec z = class_z(in, c);
     const vec e = exp_vector(z, level->scale, level->far);
     if (!INNER || in->prefetches_next) {
         PREFETCH(in->next + c * (INNER ? class_step(in->p) : VEC));
@@ -54,19 +54,46 @@ ALWAYS_INLINE void sum_classes(block_sums *b, const tile_input *in, const tile_l
 #pragma unroll
             for (uint k = 0; k < 4; k++) {
                 four[k] = no_terms();
-                take_class(&four[k], in, level, c + k);
+                take_class(&four[k], in, level, class_z(in, c + k), c + k);
             }
             add_four(b, four);
         } else {
             for (uint k = c; k < end; k++) {
                 terms one = no_terms();
-                take_class(&one, in, level, k);
+                take_class(&one, in, level, class_z(in, k), k);
                 add_one(b, &one);
             }
         }
         flush(b, i == 0);
     }
 }
+
+#if WG_SIZE > 1 && !IN_LOCAL
+/* Adds n <= 4 classes from c on, whose logits are in registers meanwhile: a work-item has four loads under way, and reads no
+ * logit twice. */
+ALWAYS_INLINE void sum_turn(row_state *s, const tile_input *in, const ilane target,
+                            const bool from_statistics, const uint c, const uint n)
+{
+    vec z[4];
+    terms four[4];
+    block_sums b = empty_block();
+    lane m = s->maximum;
+#    pragma unroll
+    for (uint k = 0; k < 4; k++) z[k] = k < n ? class_z(in, c + k) : (vec)(-ACC_INFINITY);
+#    pragma unroll
+    for (uint k = 0; k < 4; k++) m = vec_max(m, z[k]);
+    if (!from_statistics) raise_maximum(s, m);
+    const tile_level level = { exp_scale_of(s->maximum), distance_base(s->maximum), true, target };
+#    pragma unroll
+    for (uint k = 0; k < 4; k++) {
+        four[k] = no_terms();
+        if (k < n) take_class(&four[k], in, &level, z[k], c + k);
+    }
+    add_four(&b, four);
+    flush(&b, true);
+    add_block(s, &b);
+}
+#endif
 
 /* maximum: saved, or as fill_tile() found it of x, which is z unless HAS_Z. Where the tile does not stay on chip, it is read
  * once for maximum and sums together. */
@@ -80,6 +107,11 @@ PART_OF_SLAB void sum_tile(row_state *sums, const run *u, const tile_input *in, 
     } else if (IN_LOCAL) {
         s.maximum = tile_maximum(in);
     }
+#if WG_SIZE > 1 && !IN_LOCAL
+    uint c = 0;
+    for (; c + 3 < in->classes; c += 4) sum_turn(&s, in, target, from_statistics, c, 4);
+    for (; c < in->classes; c++) sum_turn(&s, in, target, from_statistics, c, 1);
+#else
     for (uint begin = 0; begin < in->classes; begin += BLOCK_CLASSES) {
         const uint end = min(begin + BLOCK_CLASSES, in->classes);
         if (!IN_LOCAL && !from_statistics) {
@@ -97,6 +129,7 @@ PART_OF_SLAB void sum_tile(row_state *sums, const run *u, const tile_input *in, 
         }
         add_block(&s, &b);
     }
+#endif
     *sums = s;
 }
 
@@ -136,14 +169,15 @@ PART lane tile_excluding_max(const tile_input *in, const row_result *r)
     return compensated_value(sum);
 }
 
-/* Of class c in all lanes. again: the exponentials were written over since the sums were taken. */
-ALWAYS_INLINE vec value_of_class(const tile_input *in, const row_result *r, const epilogue *g,
-                                 const bool again, const uint c)
+/* Of class c in all lanes, whose logits are x. again: the exponentials were written over since the sums were taken. */
+ALWAYS_INLINE vec value_of_logits(const tile_input *in, const row_result *r, const epilogue *g,
+                                  const bool again, const uint c, const vec x)
 {
+    vec unused;
     const bool is_gradient = IS_KIND(g, OUTPUT_GRADIENT);
     vec slope = (vec)(1), z = (vec)(0), e = (vec)(0), a = (vec)(0);
     if (IS_KIND(g, OUTPUT_LOG_SOFTMAX)) {
-        z = class_z(in, c);
+        z = softcap_vector_z(x, in->o, &unused);
     } else if (IN_LOCAL && !again) {
         e = LOAD(in->values + (size_t)c * PITCH);
         if ((HAS_SOFTCAP || HAS_GRAD_ENTROPY) && is_gradient)
@@ -156,6 +190,12 @@ ALWAYS_INLINE vec value_of_class(const tile_input *in, const row_result *r, cons
     vec value = result_of(r, g, z, slope, e, a);
     if (is_gradient) value = g->class_index == (ilane)((integer)c) ? g->target : value;
     return g->filled ? g->fill : value;
+}
+
+ALWAYS_INLINE vec value_of_class(const tile_input *in, const row_result *r, const epilogue *g,
+                                 const bool again, const uint c)
+{
+    return value_of_logits(in, r, g, again, c, class_x(in, c));
 }
 
 #if IN_LOCAL && !STORES_DIRECTLY

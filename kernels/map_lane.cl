@@ -99,8 +99,21 @@ static inline void store_values(const tile_input *in, const row_result *r, const
                                 const destination *to)
 {
     const uint first = LOCAL_ID * VEC;
+    uint c = 0;
+#    if WG_SIZE > 1
+    for (; c + 3 < in->classes; c += 4) { /* four loads under way, maybe from where results go */
+        vec x[4];
+#        pragma unroll
+        for (uint k = 0; k < 4; k++) x[k] = class_x(in, c + k);
+#        pragma unroll
+        for (uint k = 0; k < 4; k++) {
+            const vec value = value_of_logits(in, r, g, false, c + k, x[k]);
+            put_sum(to, (c + k) * class_step(in->p) + first, value, in->n);
+        }
+    }
+#    endif
     UNROLL_ALONE
-    for (uint c = 0; c < in->classes; c++) {
+    for (; c < in->classes; c++) {
         put_sum(to, c * class_step(in->p) + first, value_of_class(in, r, g, false, c), in->n);
     }
 }

@@ -297,12 +297,12 @@ Test(variants, lanes_along_the_classes)
     }
 }
 
-/* 24 KiB of local memory hold a few classes of 16 lanes, and not the others. */
+/* 24 KiB of local memory hold a few classes of 16 lanes, 4 KiB of 64 times 4, and not the others. */
 Test(variants, lanes_of_every_vector_with_the_class_axis_not_last)
 {
     const clxent_tuning tunings[] = {
         LANES(1, 16, 24 << 10, 1),
-        LANES(64, 4, 1 << 16, 0),
+        LANES(64, 4, 1 << 12, 0),
         LANES(1, 16, 1 << 19, 1),
         LANES(1, 4, 1 << 19, 0),
     };
