@@ -757,3 +757,43 @@ Test(tuning, groups_follow_from_the_class_count)
         }
     }
 }
+
+/* Options of the program that a GPU of that maker gets, of 50,256 classes. */
+static const char *options_of(const char *vendor, uint32_t dtype, double smoothing)
+{
+    static clxent_plan_build build;
+    clxent_device facts = { .type = CL_DEVICE_TYPE_GPU,
+                            .max_work_group = 1024,
+                            .local_memory = 48 << 10,
+                            .compute_units = 8,
+                            .has_f64 = true };
+    clxent_desc desc = CLXENT_DESC_INIT;
+
+    snprintf(facts.vendor, sizeof facts.vendor, "%s", vendor);
+    desc.batch = 100;
+    desc.seq = 1;
+    desc.classes = 50256;
+    desc.dtype = dtype;
+    desc.label_smoothing = smoothing;
+    desc.outputs = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_GRADIENT;
+    cr_assert(clxent_plan_program(&facts, &desc, &build) == CLXENT_OK);
+    return build.options;
+}
+
+/* exp2 of the device only where its maker or the compiler's documents its error. */
+Test(tuning, makers_of_gpus_have_rows_of_their_own)
+{
+    const char *const amd = "Advanced Micro Devices, Inc.", *const intel = "Intel(R) Corporation";
+
+    cr_assert(strstr(options_of(amd, CLXENT_F32, 0), "-DWG_SIZE=256 ") != NULL);
+    cr_assert(strstr(options_of(intel, CLXENT_F32, 0), "-DWG_SIZE=256 ") != NULL);
+    cr_assert(strstr(options_of("NVIDIA Corporation", CLXENT_F32, 0), "-DWG_SIZE=1024 ") != NULL);
+    cr_assert(strstr(options_of(amd, CLXENT_BF16, 0), "-DNATIVE_EXP=1") != NULL);
+    cr_assert(strstr(options_of(amd, CLXENT_F64, 0), "-DNATIVE_EXP") == NULL);
+    cr_assert(strstr(options_of(intel, CLXENT_F32, 0), "-DNATIVE_EXP") == NULL);
+    cr_assert(strstr(options_of("NVIDIA Corporation", CLXENT_F32, 0), "-DNATIVE_EXP") == NULL);
+    /* vectors of a block: half with options that take a register for each logit */
+    cr_assert(strstr(options_of(amd, CLXENT_BF16, 0), "-DVEC=8 -DBLOCK=2 ") != NULL);
+    cr_assert(strstr(options_of(amd, CLXENT_BF16, 0.1), "-DVEC=8 -DBLOCK=1 ") != NULL);
+    cr_assert(strstr(options_of(intel, CLXENT_F32, 0.1), "-DVEC=4 -DBLOCK=2 ") != NULL);
+}

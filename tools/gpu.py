@@ -393,8 +393,16 @@ def read_amd_facts(text):
 Case = collections.namedtuple("Case", "dtype options classes inner group local program vector block one_block lanes")
 
 
-def make_case(gpu_options, vendor, dtype, options, shape):
-    said = run(gpu_options, "--vendor", vendor, "--dtype", dtype, "--classes", str(shape[0]), "--inner", str(shape[1]),
+def device_of(target):
+    """What drivers report: AMD's takes groups of 256 at most."""
+    if target.startswith("sm_"):
+        return "--vendor", "NVIDIA Corporation"
+    return ("--vendor", "Advanced Micro Devices, Inc.", "--name", target, "--max-group", "256",
+            "--local", str(UNITS["gfx90a"].local))
+
+
+def make_case(gpu_options, device, dtype, options, shape):
+    said = run(gpu_options, *device, "--dtype", dtype, "--classes", str(shape[0]), "--inner", str(shape[1]),
                *(["--all-options"] if options == "all" else []))
     found = dict(word.split("=", 1) for word in shlex.split(said))
     define = dict(re.findall(r"-D(\w+)=(\d+)", found["options"]))
@@ -510,8 +518,7 @@ def main():
     shapes = QUICK if options.quick else SHAPES
     cases = {}  # of a target
     for target in options.target:
-        vendor = "NVIDIA" if target.startswith("sm_") else "AMD"
-        made = [make_case(options.options, vendor, *c) for c in itertools.product(SIZES, ("plain", "all"), shapes)]
+        made = [make_case(options.options, device_of(target), *c) for c in itertools.product(SIZES, ("plain", "all"), shapes)]
         cases[target] = [c for c in made if options.only in "%s %s %d" % c[:3]]
     measured, status = [], 0
     with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
