@@ -284,8 +284,8 @@ typedef struct clxent_plan_build {
 /* The program of a plan on a device with these facts, without a device and without compiling: for tests/gpu_options.c. A
  * driver that takes the kernels in smaller groups only gets another program, see choose_program() of plan.c. desc has this
  * version's size. */
-clxent_status clxent_plan_program(const clxent_device *device, const clxent_desc *desc,
-                                  clxent_plan_build *build);
+clxent_status clxent_plan_program(const clxent_tuning_rows *own, const clxent_device *device,
+                                  const clxent_desc *desc, clxent_plan_build *build);
 
 /* A batch in parts, for host_arrays.c: the [rows, classes] tensors come part by part, one enqueue each, in order,
  * on one in-order queue. All parts share one workspace, which keeps the denominator and what is reduced over the rows.

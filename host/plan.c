@@ -676,8 +676,8 @@ clxent_status clxent_plan_describe(clxent_context *ctx, const clxent_desc *desc,
     return status;
 }
 
-clxent_status clxent_plan_program(const clxent_device *device, const clxent_desc *desc,
-                                  clxent_plan_build *build)
+clxent_status clxent_plan_program(const clxent_tuning_rows *own, const clxent_device *device,
+                                  const clxent_desc *desc, clxent_plan_build *build)
 {
     clxent_context ctx = { .device = *device };
     clxent_plan plan = { .ctx = &ctx };
@@ -686,7 +686,7 @@ clxent_status clxent_plan_program(const clxent_device *device, const clxent_desc
 
     CLXENT_TRY(clxent_desc_check(desc, text, sizeof text));
     set_desc(&plan, desc, CLXENT_ALL_ROWS, CLXENT_ALL_ROWS);
-    plan.tuning = clxent_tuning_choose(NULL, device, &plan.desc);
+    plan.tuning = clxent_tuning_choose(own, device, &plan.desc);
     choose_strategy(&plan);
     define_all(&plan, &d);
     build->file = program_file(&plan);

@@ -13,7 +13,7 @@
 static const char usage[] =
     "gpu_options [--vendor TEXT] [--name TEXT] [--max-group N] [--local BYTES] [--units N] [--no-f64]\n"
     "            [--dtype f32|f16|bf16|f64] [--rows N] [--classes N] [--inner N]\n"
-    "            [--outputs losses,gradient,...] [--all-options]\n";
+    "            [--outputs losses,gradient,...] [--all-options] [--tuning ROWS]\n";
 
 static void refuse(const char *what, const char *got)
 {
@@ -91,6 +91,8 @@ int main(int argc, char **argv)
     clxent_desc desc = CLXENT_DESC_INIT;
     size_t rows = 65536;
     bool all_options = false;
+    clxent_tuning_rows *own = NULL;
+    char fault[256] = "";
     clxent_plan_build build;
 
     desc.outputs = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_GRADIENT;
@@ -115,7 +117,9 @@ int main(int argc, char **argv)
         else if (strcmp(flag, "--classes") == 0) desc.classes = number(flag, value);
         else if (strcmp(flag, "--inner") == 0) desc.inner = number(flag, value);
         else if (strcmp(flag, "--outputs") == 0) desc.outputs = outputs_of(value);
+        else if (strcmp(flag, "--tuning") == 0) (void)clxent_tuning_parse(&own, value, fault, sizeof fault);
         else refuse("argument", flag);
+        if (fault[0] != '\0') refuse("--tuning", fault);
         i++;
     }
     desc.batch = (rows - 1) / desc.inner + 1;
@@ -129,8 +133,9 @@ int main(int argc, char **argv)
         desc.gradient_mode = CLXENT_GRADIENT_ACCUMULATE;
     }
     if (desc.dtype == CLXENT_F64 && !device.has_f64) refuse("--no-f64, and --dtype", "f64");
-    if (clxent_plan_program(&device, &desc, &build) != CLXENT_OK)
+    if (clxent_plan_program(own, &device, &desc, &build) != CLXENT_OK)
         refuse("--outputs, or a size", "impossible");
     print(&build);
+    free(own);
     return 0;
 }

@@ -749,7 +749,7 @@ Test(tuning, groups_follow_from_the_class_count)
             desc.seq = 1;
             desc.classes = cases[i].classes;
             desc.outputs = CLXENT_OUTPUT_LOSSES | (entropy ? CLXENT_OUTPUT_ENTROPY : 0u);
-            cr_assert(clxent_plan_program(&facts, &desc, &build) == CLXENT_OK);
+            cr_assert(clxent_plan_program(NULL, &facts, &desc, &build) == CLXENT_OK);
             cr_assert(build.group == cases[i].group, "%zu classes: groups of %u", desc.classes,
                       (unsigned)build.group);
             cr_assert((strstr(build.options, "-DONE_BLOCK=1") != NULL) == cases[i].one_block, "%s",
@@ -776,7 +776,7 @@ static const char *options_of(const char *vendor, uint32_t dtype, double smoothi
     desc.dtype = dtype;
     desc.label_smoothing = smoothing;
     desc.outputs = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_GRADIENT;
-    cr_assert(clxent_plan_program(&facts, &desc, &build) == CLXENT_OK);
+    cr_assert(clxent_plan_program(NULL, &facts, &desc, &build) == CLXENT_OK);
     return build.options;
 }
 
