@@ -846,9 +846,8 @@ clxent_status clxent_enqueue_denominator(clxent_plan *plan, cl_command_queue que
             "gradient, or one with computed_denominator or counted",
             (unsigned)plan->desc.outputs, (unsigned)plan->desc.reduction);
     }
-    r.outputs =
-        (r.args.computed_denominator.mem != NULL ? CLXENT_OUTPUT_COMPUTED_DENOMINATOR : 0u) |
-        (r.args.counted.mem != NULL ? CLXENT_OUTPUT_COUNTED : 0u);
+    r.outputs = (r.args.computed_denominator.mem != NULL ? CLXENT_OUTPUT_COMPUTED_DENOMINATOR : 0u) |
+                (r.args.counted.mem != NULL ? CLXENT_OUTPUT_COUNTED : 0u);
     if (r.outputs == 0) {
         return clxent_fail(
             plan->ctx, CLXENT_ERROR_NULL_ARGUMENT,
