@@ -282,8 +282,8 @@ typedef struct clxent_plan_build {
 } clxent_plan_build;
 
 /* The program of a plan on a device with these facts, without a device and without compiling: for tests/gpu_options.c. A
- * driver that takes the kernels in smaller groups only gets another program, see choose_program() of plan.c. desc has this
- * version's size. */
+ * driver that takes the kernels in smaller groups only gets another program, see choose_program() of plan.c. own: as
+ * clxent_tuning_choose() takes them; desc has this version's size. */
 clxent_status clxent_plan_program(const clxent_tuning_rows *own, const clxent_device *device,
                                   const clxent_desc *desc, clxent_plan_build *build);
 

@@ -306,7 +306,7 @@ Test(determinism, a_contexts_tuning_rows_reach_its_plans)
 
     desc.classes = 700;
     desc.outputs = ONE_PASS_OUTPUTS;
-    options.tuning = "TUNE(ANY, \"*\", F32, 1, 4, 4, 0, 0, 0, 0, 0, 0, 1, 1, 0)";
+    options.tuning = "TUNE(ANY, \"*\", F32, 1, 4, 4, 0, 0, 0, 0, 0, 0, 1, 1, 0, 0)";
     cr_assert(clxent_context_create(&ctx, device.cl, device.id, &options) == CLXENT_OK);
     cr_assert(clxent_plan_create(&plan, ctx, &desc) == CLXENT_OK);
     cr_assert(strstr(clxent_plan_strategy(plan), "1 row a work-group of 1, vectors of 4, blocks of 16") !=
