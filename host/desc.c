@@ -572,8 +572,9 @@ static clxent_status check_unused(const clxent_desc *desc, struct message say)
                           padding);
     }
     if ((desc->has_grad_entropy != 0 || desc->has_grad_lse != 0) &&
-        (desc->outputs & CLXENT_OUTPUT_GRADIENT) == 0)
-        return REJECT("%s is %" PRIu32 ": takes 0 with outputs 0x%" PRIx32 ", which have no gradient",
+        (desc->outputs & (CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_STATISTICS)) == 0)
+        return REJECT("%s is %" PRIu32 ": takes 0 with outputs 0x%" PRIx32
+                      ", which have neither gradient nor statistics",
                       desc->has_grad_entropy != 0 ? "has_grad_entropy" : "has_grad_lse",
                       desc->has_grad_entropy != 0 ? desc->has_grad_entropy : desc->has_grad_lse,
                       desc->outputs);

@@ -93,6 +93,26 @@ static clxent_status check_count(const run *r, const char *name, size_t count)
     return CLXENT_OK;
 }
 
+/* The rows of the batch. */
+static clxent_status check_batch(const run *r, size_t *total)
+{
+    const clxent_args *args = &r->args;
+    const bool whole = args->part == CLXENT_PART_WHOLE && args->rows != CLXENT_ALL_ROWS;
+
+    if (args->part > CLXENT_PART_LAST) {
+        return clxent_fail(r->plan->ctx, CLXENT_ERROR_INVALID_ARGUMENT,
+                           "args.part is %u: takes CLXENT_PART_WHOLE (0), CLXENT_PART_FIRST (1), "
+                           "CLXENT_PART_MIDDLE (2), CLXENT_PART_LAST (3)",
+                           (unsigned)args->part);
+    }
+    if (args->reserved != 0) {
+        return clxent_fail(r->plan->ctx, CLXENT_ERROR_INVALID_ARGUMENT, "args.reserved is %u: takes 0",
+                           (unsigned)args->reserved);
+    }
+    *total = args->total_rows != 0 ? args->total_rows : whole ? args->rows : r->plan->rows;
+    return check_count(r, args->total_rows != 0 ? "total_rows" : "rows", *total);
+}
+
 /* The batch and the part of it that the caller's numbers name. A part too many would write over the loss, one too few never
  * write it: a part says where in the batch it is, and is held to it. */
 static clxent_status check_part(run *r)
@@ -103,22 +123,11 @@ static clxent_status check_part(run *r)
     const uint32_t part = args->part;
     const bool begins = part == CLXENT_PART_WHOLE || part == CLXENT_PART_FIRST;
     const bool ends = part == CLXENT_PART_WHOLE || part == CLXENT_PART_LAST;
-    const size_t given =
-        part == CLXENT_PART_WHOLE && args->rows != CLXENT_ALL_ROWS ? args->rows : r->plan->rows;
-    const size_t total = args->total_rows != 0 ? args->total_rows : given;
+    size_t total;
 
-    if (part > CLXENT_PART_LAST) {
-        return clxent_fail(ctx, CLXENT_ERROR_INVALID_ARGUMENT,
-                           "args.part is %u: takes CLXENT_PART_WHOLE (0), CLXENT_PART_FIRST (1), "
-                           "CLXENT_PART_MIDDLE (2), CLXENT_PART_LAST (3)",
-                           (unsigned)part);
-    }
-    if (args->reserved != 0) {
-        return clxent_fail(ctx, CLXENT_ERROR_INVALID_ARGUMENT, "args.reserved is %u: takes 0",
-                           (unsigned)args->reserved);
-    }
-    CLXENT_TRY(check_count(r, args->total_rows != 0 ? "total_rows" : "rows", total));
-    if (begins ? args->first_row != 0 : args->first_row > total || (args->first_row == 0 && !ends)) {
+    CLXENT_TRY(check_batch(r, &total));
+    const size_t last = part == CLXENT_PART_MIDDLE ? total - (total > 0) : total;
+    if (begins ? args->first_row != 0 : args->first_row > last || (args->first_row == 0 && !ends)) {
         return clxent_fail(ctx, CLXENT_ERROR_INVALID_ARGUMENT, "args.first_row is %zu: takes %s with part %s",
                            args->first_row, begins ? "0" : "a row of the batch behind the first",
                            names[part]);
@@ -304,7 +313,9 @@ static clxent_status check_buffers(run *r)
         clxent_buffer *buffer = clxent_tensor_buffer(&r->args, tensor);
         const char *name = clxent_tensor_name(tensor);
 
-        if (need->use == CLXENT_UNUSED || !part_uses(r, tensor)) buffer->mem = NULL;
+        /* what a later part writes, and is given already, is looked at now: a fault is found before anything is computed */
+        const bool ignored = r->part.pass == CLXENT_PASS_TARGETS && !part_uses(r, tensor);
+        if (need->use == CLXENT_UNUSED || ignored) buffer->mem = NULL;
         if (buffer->mem == NULL) {
             if (need->use != CLXENT_REQUIRED || need->bytes == 0 || !part_uses(r, tensor)) continue;
             return clxent_fail(ctx, CLXENT_ERROR_NULL_ARGUMENT,
@@ -853,8 +864,7 @@ clxent_status clxent_enqueue_denominator(clxent_plan *plan, cl_command_queue que
             plan->ctx, CLXENT_ERROR_NULL_ARGUMENT,
             "computed_denominator.mem and counted.mem are NULL: takes a buffer of [1] for either");
     }
-    r.rows = r.args.total_rows != 0 ? r.args.total_rows : plan->rows;
-    CLXENT_TRY(check_count(&r, "total_rows", r.rows));
+    CLXENT_TRY(check_batch(&r, &r.rows));
     r.part = (clxent_part){ CLXENT_PASS_TARGETS, r.rows, 0, r.rows, 0 };
     return enqueue(&r, event);
 }

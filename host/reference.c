@@ -54,7 +54,8 @@
  *   upstreams    k of lse and h of entropy add p_j * (k + h * (delta_j - D)), D = sum p_i delta_i: E_j * p_j * (|k| +
  *                |h| * (delta_j + D + L)). The exponential's 8 u hold the roundings of delta_j, of D, whose terms have one
  *                sign, and of the sum; L, which the part itself has not, is what |log p_j| + H has more. Errors X of z
- *                move delta_j, and D by sum p_i X_i (1 + delta_i). In f64 twice.
+ *                move delta_j, and D by sum p_i X_i (1 + delta_i). In f64 twice. D may lack what the classes of V
+ *                (below) add to it, W = sum p_i delta_i over these: |h| p_j W more.
  *   1 - tanh^2   of y = s / softcap, relative: slope + slope_argument * |y| tanh|y|. With t = exp(-2|y|) it is
  *                4 t / (1 + t)^2. An error of y, relative to y, is multiplied by its derivative, 2 |y| tanh|y|:
  *                s, 1 / softcap and their product round, and t's reduction by ln2 in one part adds 0.1 |y|,
@@ -651,13 +652,15 @@ static void take_loss(struct problem *p, size_t index, const struct row *row, co
 struct upstreams {
     double of_lse, of_entropy;       /* k, h */
     double distance, distance_error; /* D; by errors of z, in u */
+    double lost;                     /* what D may lose by underflow */
+    bool finite;
 };
 
 static struct upstreams load_upstreams(const struct problem *p, size_t index, const struct row *row)
 {
     const clxent_host_args *in = p->in;
-    struct upstreams up = { 0, 0, 0, 0 };
-    struct sum distance = { 0, 0 }, error = { 0, 0 };
+    struct upstreams up = { 0, 0, 0, 0, 0, true };
+    struct sum distance = { 0, 0 }, error = { 0, 0 }, lost = { 0, 0 };
 
     if (in->grad_lse.data != NULL) up.of_lse = load(in->grad_lse.data, p->real, index);
     if (in->grad_entropy.data != NULL) up.of_entropy = load(in->grad_entropy.data, p->real, index);
@@ -666,7 +669,10 @@ static struct upstreams load_upstreams(const struct problem *p, size_t index, co
         if (probable == 0) continue;
         sum_add(&distance, probable * delta);
         sum_add(&error, probable * argument_error(p, row, j) * (1 + delta));
+        if (p->e[j] < 2 * p->smallest) sum_add(&lost, probable * delta);
     }
+    up.lost = sum_value(lost);
+    up.finite = isfinite(up.of_lse) && isfinite(up.of_entropy);
     up.distance = sum_value(distance);
     up.distance_error = sum_value(error);
     return up;
@@ -685,7 +691,8 @@ static double pull_of(const struct problem *p, const struct row *row, const stru
     if (p->moves_z)
         *error += probable * fabs(up->of_entropy) *
                   (argument_error(p, row, j) + moved(p, row->z_size) + up->distance_error);
-    *error = (p->real == CLXENT_F64 ? 2 : 1) * p->u * *error + underflow(p, row, j) * size;
+    *error = (p->real == CLXENT_F64 ? 2 : 1) * p->u * *error + underflow(p, row, j) * size +
+             probable * fabs(up->of_entropy) * up->lost;
     if (probable == 0) return 0;
     const double pull = probable * (up->of_lse + up->of_entropy * (delta - up->distance));
     if (fabs(pull) - *error < p->smallest) *error += p->smallest;
@@ -709,7 +716,7 @@ static void take_gradient(const struct problem *p, size_t index, const struct ro
         a_size += p->a_size[j];
     }
     for (size_t j = 0; j < p->classes; j++) {
-        if (v->status == BAD || ((counts || pulls) && !row->finite)) {
+        if (v->status == BAD || ((counts || pulls) && !row->finite) || !up.finite) {
             put_gradient(p, index, j, NAN, 0);
             continue;
         }

@@ -311,8 +311,10 @@ static inline void add_upstreams(epilogue *g, const run *u, const ulong row, con
     const lane at_target = r->target_exp * fma(g->distance_pull, distance, g->pull) * t->slope;
     const lane of_loss = g->is_out ? zero : g->target;
     g->target = r->target_exp == zero ? of_loss : of_loss + at_target;
-    g->fill = g->is_out && pulls && !r->valid ? (lane)(ACC_NAN) : g->fill;
-    g->filled = g->filled && !(g->is_out && pulls && r->valid);
+    const ilane is_nan = pulls && !(r->valid && fabs(of_lse) < (lane)(ACC_INFINITY) &&
+                                    fabs(of_entropy) < (lane)(ACC_INFINITY));
+    g->filled = is_nan || (g->filled && !(g->is_out && pulls));
+    g->fill = is_nan ? (lane)(ACC_NAN) : g->fill;
 }
 #endif
 

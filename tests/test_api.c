@@ -699,7 +699,11 @@ Test(api, parts_say_where_in_the_batch_they_are)
     REFUSED("a mean without a denominator", NULL_ARGUMENT,
             WORDS("denominator.mem is NULL", "clxent_enqueue_denominator()"), args.denominator.mem = NULL,
             args.part = CLXENT_PART_FIRST, args.rows = 2);
-    /* what the last part writes, the others need not be given */
+    REFUSED("middle", INVALID_ARGUMENT, WORDS("args.first_row is 6: takes a row"),
+            args.part = CLXENT_PART_MIDDLE, args.first_row = ALL_ROWS, args.rows = 0);
+    /* what the last part writes, the others need not be given, but it is looked at before anything is computed */
+    REFUSED("overlap", INVALID_ARGUMENT, WORDS("computed_denominator overlaps denominator"),
+            args.part = CLXENT_PART_FIRST, args.rows = 2, args.computed_denominator = args.denominator);
     clxent_args part = f.args;
     part.part = CLXENT_PART_FIRST;
     part.rows = 2;
@@ -728,7 +732,13 @@ Test(api, a_denominator_needs_a_plan_that_sums_weights_and_a_place)
     args.total_rows = ALL_ROWS + 1;
     REFUSED_DENOMINATOR(CLXENT_ERROR_INVALID_ARGUMENT, "args.total_rows is 7");
     args.total_rows = 0;
+    args.part = 4;
+    REFUSED_DENOMINATOR(CLXENT_ERROR_INVALID_ARGUMENT, "args.part is 4");
+    args.part = CLXENT_PART_WHOLE;
     REFUSED_DENOMINATOR(CLXENT_ERROR_NULL_ARGUMENT, "targets.mem is NULL");
+    args.rows = 3; /* the batch, as of a run in one */
+    REFUSED_DENOMINATOR(CLXENT_ERROR_NULL_ARGUMENT, "targets.mem is NULL", "[rows 3]");
+    args.rows = CLXENT_ALL_ROWS;
     args.targets = f.args.targets;
     args.class_weights = f.args.class_weights;
     args.row_weights = f.args.row_weights;

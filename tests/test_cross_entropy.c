@@ -28,10 +28,7 @@ enum { ALL_KINDS = 26 };
 
 /* Beside GENERAL, all but the entropy. Where few programs are compiled the log-softmax stays GENERAL's, so that log sum_exp comes
  * from one pass here. */
-static uint32_t plain(void)
-{
-    return runs_all() ? EVERY_OUTPUT & ~CLXENT_OUTPUT_ENTROPY : ONE_PASS_OUTPUTS;
-}
+static uint32_t plain(void) { return runs_all() ? EVERY_OUTPUT & ~CLXENT_OUTPUT_ENTROPY : ONE_PASS_OUTPUTS; }
 
 /* Strides with padding, odd ones so that rows begin at every alignment. */
 static void pad(clxent_desc *desc)
@@ -317,6 +314,27 @@ Test(cross_entropy, gradients_of_entropy_and_lse_match_the_reference)
             }
         }
     }
+}
+
+/* The exponential of the second class goes from normal numbers to nothing, and with it what it adds to the entropy's sum; row
+ * weights and outputs are those of the test above, whose program this is. */
+Test(cross_entropy, gradients_of_entropy_keep_their_bound_where_terms_underflow)
+{
+    enum { ROWS = 80 };
+    clxent_desc desc = make_desc(TRAINING_OUTPUTS | CLXENT_OUTPUT_STATISTICS | CLXENT_OUTPUT_ENTROPY |
+                                     CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_COUNTED,
+                                 CLXENT_F32, ROWS, 1, 2);
+    problem p;
+
+    desc.has_grad_entropy = desc.has_row_weights = 1;
+    desc.has_grad_lse = !runs_all();
+    make_problem(&p, &desc, FILL_IGNORED, 3);
+    for (size_t row = 0; row < ROWS; row++) {
+        set_logit(&p, 2 * row, 0);
+        set_logit(&p, 2 * row + 1, -84 - (double)row / 4);
+    }
+    run_case("upstreams", &p, 0);
+    free_problem(&p);
 }
 
 /* Programs of other tests, and every cut of a batch: rows of their own, sequences under a shift, slabs; outputs of the last
@@ -855,4 +873,12 @@ Test(cross_entropy, statistics_of_one_plan_serve_another)
             free_problem(&p);
         }
     }
+    /* of every row then, and of three numbers */
+    clxent_desc desc = make_desc(CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_STATISTICS | CLXENT_OUTPUT_LOSSES,
+                                 CLXENT_F32, small_run() ? 5 : 50, 1, 300);
+    problem p;
+    desc.has_grad_entropy = desc.has_grad_lse = 1;
+    make_problem(&p, &desc, FILL_DESIGNED | FILL_MASKED | FILL_IGNORED, 5);
+    run_from_statistics_of("with upstreams", &p, CLXENT_OUTPUT_LOSSES);
+    free_problem(&p);
 }

@@ -599,15 +599,19 @@ Test(desc, zero_padding_needs_a_gradient_that_is_written)
     REFUSED(reserved, 1, "reserved is 1: takes 0");
 }
 
-Test(desc, gradients_of_entropy_and_lse_need_a_gradient)
+Test(desc, gradients_of_entropy_and_lse_need_a_gradient_or_statistics)
 {
     const uint32_t outputs = CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_ENTROPY;
     use_op(CLXENT_OP_CROSS_ENTROPY, outputs);
-    REFUSED(has_grad_entropy, 1, "has_grad_entropy is 1: takes 0 with outputs 0x102, which have no gradient");
+    REFUSED(has_grad_entropy, 1,
+            "has_grad_entropy is 1: takes 0 with outputs 0x102, which have neither gradient nor statistics");
     use_op(CLXENT_OP_CROSS_ENTROPY, outputs);
-    REFUSED(has_grad_lse, 2, "has_grad_lse is 2: takes 0 with outputs 0x102, which have no gradient");
+    REFUSED(has_grad_lse, 2,
+            "has_grad_lse is 2: takes 0 with outputs 0x102, which have neither gradient nor statistics");
     desc.outputs |= CLXENT_OUTPUT_GRADIENT;
     desc.has_grad_entropy = desc.has_grad_lse = 1;
+    check_accepted();
+    desc.outputs = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_STATISTICS;
     check_accepted();
     use_op(CLXENT_OP_SOFTMAX_GRADIENT, CLXENT_OUTPUT_GRADIENT);
     REFUSED(has_grad_lse, 1, "has_grad_lse is 1: takes 0 with op SOFTMAX_GRADIENT, which does not use it");

@@ -57,7 +57,8 @@
  *     gradient_j += (k * p_j + h * p_j * ((m - z_j) - sum_i p_i (m - z_i))) * (dz/dx)_j
  *
  * which is the gradient of h * H + k * lse: neither divided by the denominator nor weighted, and of every row, ignored or
- * not. Upstreams of 0 add exactly 0, whatever the row's logits are; others make the gradient of a row that is not finite NaN.
+ * not. Upstreams of 0 add exactly 0, whatever the row's logits are. Others make the gradient of a row that is not finite NaN,
+ * one that is not finite itself the gradient of any row; a row whose target is out of range stays NaN.
  *
  * Rows that are not finite or do not count, on every strategy and in every dtype. z decides: a softcap turns +inf into
  * the cap, with gradient 0 there, while -inf stays a mask.
@@ -69,13 +70,14 @@
  *     all logits -inf                                      NaN                 NaN            -inf
  *     any +inf, no NaN                                     NaN                 NaN            +inf
  *     any NaN, also where a_j = 0                          NaN                 NaN            NaN
- *     ignored, or row weight 0, whatever its logits are    exactly 0           exactly 0      of its logits
+ *     ignored, or row weight 0, whatever its logits are    exactly 0           exactly 0 *    of its logits
  *     a long leading block of -inf                         as if not there     0 there        finite
  *     logits + 1e6                                         of what is stored   likewise       likewise
  *                                                          (full precision)
- *     classes = 1, finite, no z-loss                       0                   0              z
+ *     classes = 1, finite, no z-loss                       0                   0 *            z
  *     rows = 0                                             none: empty,        untouched
  *                                                          sum: 0, mean: as a denominator of 0; the event completes
+ *     * but for upstreams of entropy and lse
  */
 #ifndef CLXENT_H
 #define CLXENT_H
@@ -226,7 +228,7 @@ CLXENT_API clxent_status clxent_context_create(clxent_context **out, cl_context 
 /* For programs without OpenCL code of their own: finds a device, makes a cl_context for it and binds both.
  *
  * device   NUL-terminated, letters in any case: "gpu" or "cpu": the first device of that type; else a part of
- *          CL_DEVICE_NAME: the first device with it. NULL: the first GPU, else the first device. "First" is in the order
+ *          CL_DEVICE_NAME: the first device with it, and with "" the first of all. NULL: the first GPU, else the first device. "First" is in the order
  *          of the OpenCL loader. A platform without devices is skipped, and so is what fails while it is asked.
  * options  optional
  * Returns  CL_DEVICE_NOT_FOUND where no device is meant; the log gets the names of those that there are. Without any:
@@ -385,15 +387,16 @@ typedef struct clxent_desc {
                                         [rows, classes] grad_output of SOFTMAX_BACKWARD */
     size_t target_row_stride;        /* probability targets */
 
-    int64_t ignore_index;       /* rows with this target have loss 0 and gradient 0, and do not count;
+    int64_t ignore_index;       /* rows with this target have loss 0 and gradient 0 (but for upstreams of
+                                   entropy and lse), and do not count;
                                    compared at full width, may be a valid class; default -100. With
                                    probability targets it must be negative, or not in use */
     uint32_t use_ignore_index;  /* 0: no target is ignored; default 1 */
     uint32_t bad_target;        /* CLXENT_BAD_TARGET_*; default REPORT */
     uint32_t all_ignored;       /* CLXENT_ALL_IGNORED_*; default NAN */
     uint32_t gradient_mode;     /* CLXENT_GRADIENT_*; default WRITE. ACCUMULATE adds to what gradient
-                                   holds; masked and ignored rows then leave it unchanged, and so do
-                                   gradients of 0, -0 too */
+                                   holds; gradients of 0, as those of masked and ignored rows, then leave
+                                   it unchanged, -0 too */
     uint32_t has_class_weights; /* nonzero: every run gives args.class_weights */
     uint32_t has_row_weights;   /* nonzero: every run gives args.row_weights */
     size_t shift;               /* row t has the target of row t + shift of its sequence; the
@@ -407,7 +410,7 @@ typedef struct clxent_desc {
                                    outputs, and gradient_mode WRITE: each run that writes the gradient
                                    writes its padding too */
     uint32_t has_grad_entropy;  /* nonzero: every run that writes the gradient gives args.grad_entropy; takes
-                                   gradient among the outputs */
+                                   gradient or statistics among the outputs */
     uint32_t has_grad_lse;      /* likewise args.grad_lse */
     uint32_t reserved;          /* takes 0 */
 } clxent_desc;
@@ -508,8 +511,10 @@ typedef struct clxent_buffer {
  * counts are multiples of inner, and of seq when shift > 0.
  *
  * Whatever one row has of its own is written by its part; loss, correct, bad_targets, computed_denominator and counted by the
- * last one, from all rows: outputs have the bits of one run of the whole batch, however it is cut, down to one row. A mean
- * takes the batch's denominator from clxent_enqueue_denominator(), or any other, as args.denominator. */
+ * last one, from all rows: outputs have the bits of one run of the whole batch, however it is cut, down to one row. So all
+ * parts name the same outputs and the same [rows] buffers; what the last one alone writes need not be given before, but is
+ * checked where it is. A mean takes the batch's denominator from clxent_enqueue_denominator(), or any other, as
+ * args.denominator. */
 #define CLXENT_PART_WHOLE 0u  /* the run is the batch: first_row is 0 */
 #define CLXENT_PART_FIRST 1u  /* first_row is 0, and rows follow */
 #define CLXENT_PART_MIDDLE 2u /* rows go before and follow */
@@ -526,10 +531,11 @@ typedef struct clxent_buffer {
 typedef struct clxent_args {
     size_t struct_size;
     uint32_t outputs; /* those of desc.outputs that this run computes; 0: all of them. Exactly
-                         CLXENT_OUTPUT_GRADIENT (with or without BAD_TARGETS) with a statistics buffer: the
-                         gradient from statistics that an earlier run saved for the same logits and targets:
-                         bit for bit what one run of both gives where the run was of the same plan, else
-                         within the same bounds */
+                         CLXENT_OUTPUT_GRADIENT (with or without BAD_TARGETS, COMPUTED_DENOMINATOR, COUNTED)
+                         with a statistics buffer: the gradient from statistics that an earlier run saved for
+                         the same logits and targets, of a plan with the same has_grad_entropy and
+                         has_grad_lse: bit for bit what one run of both gives where the run was of the same
+                         plan, else within the same bounds */
     size_t rows;      /* at most desc.batch * desc.seq; CLXENT_ALL_ROWS: all of them, from first_row on; 0 is
                          allowed. A multiple of inner, and of seq when shift > 0 */
 
@@ -561,14 +567,14 @@ typedef struct clxent_args {
                                   in time */
 
     /* A batch in parts: see CLXENT_PART_WHOLE. */
-    size_t
-        total_rows; /* of the batch; 0: rows with part WHOLE, else desc.batch * desc.seq, which is the most */
+    size_t total_rows; /* of the batch, at most desc.batch * desc.seq, which 0 means; with part WHOLE 0 means
+                          rows */
     size_t first_row;  /* of the part, in the batch */
     uint32_t part;     /* CLXENT_PART_*; default WHOLE */
     uint32_t reserved; /* takes 0 */
 
-    clxent_buffer computed_denominator; /* out */
-    clxent_buffer counted;              /* out */
+    clxent_buffer computed_denominator; /* out [1] acc_t; not the buffer that is given as denominator */
+    clxent_buffer counted;              /* out [1] uint64_t */
     clxent_buffer grad_entropy;         /* in  [rows] acc_t, with desc.has_grad_entropy */
     clxent_buffer grad_lse;             /* in  [rows] acc_t, with desc.has_grad_lse */
 } clxent_args;
@@ -609,7 +615,7 @@ CLXENT_API clxent_status clxent_enqueue(clxent_plan *plan, cl_command_queue queu
                                         cl_uint num_wait, const cl_event *wait, cl_event *event);
 
 /* Enqueues what a mean over a batch in parts needs first: reads targets, class_weights and row_weights of all
- * args.total_rows rows, as far as desc has them, and writes args.computed_denominator and args.counted (either may be
+ * the batch's rows (args.total_rows, or rows with part WHOLE), as far as desc has them, and writes args.computed_denominator and args.counted (either may be
  * absent), whether desc.outputs names them or not. No other buffer but the workspace is looked at. The plan is one of a mean
  * with loss or gradient, or one with one of these outputs. The rest is as for clxent_enqueue(). */
 CLXENT_API clxent_status clxent_enqueue_denominator(clxent_plan *plan, cl_command_queue queue,

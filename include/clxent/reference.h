@@ -20,6 +20,8 @@
  *                        error of the denominator)
  *     gradient           u ((8 + delta_j) p_j (A + 2 |z_loss lse|) + 8 |a_j|) + 2 z_loss p_j (bound of lse), times the
  *                        outer factors, f64 twice; and |gradient| times the relative error of the denominator
+ *       upstreams        k of lse, h of entropy: u (8 + delta_j) p_j (|k| + |h| (delta_j + D + log sum_exp)), f64 twice,
+ *                        D = sum p_i delta_i; and |h| p_j W, W = sum p_i delta_i over the classes of V (below)
  *       one-hot target   u |a_y| sum over the others of (8 + delta_k) p_k in place of the terms with A and a_j: it keeps
  *                        its digits where p is 1
  *     entropy            u (8 + 4 log sum_exp + H + sum p_j delta_j (18 + delta_j))
@@ -29,10 +31,11 @@
  *     f16, bf16          the above, then one rounding: bit-equal to the f32 result rounded once
  *
  * A logit_scale or a softcap rounds z itself. Let Z be the largest |z_k| of the classes that matter (delta_k < 110, f64
- * 750) and X_j = X max(|z_j|, Z), where X is 4, with a softcap 12, f64 twice. Then softmax, gradient and entropy have
+ * 750) and X_j = r max(|z_j|, Z), where r is 4, with a softcap 12, f64 twice. Then softmax, gradient and entropy have
  * 8 + delta_j + X_j for 8 + delta_j; a row loss has 2 u (1 - p_j) X_j |a_j| more for each class, lse, log-softmax and
- * entropy X u Z, besides log-softmax u X_j and entropy u sum p_j X_j. The slope of a softcap, 1 - tanh(y)^2 with y = s x / c, has a relative error of
- * u (8 + 7 |y| tanh |y|), f64 twice, which adds to the gradient's. A logit at y = 40 has a gradient with digits still;
+ * entropy r u Z, besides log-softmax u X_j and entropy u sum p_j X_j, and an upstream of the entropy
+ * |h| p_j u (X_j + r Z + sum p_i X_i (1 + delta_i)). The slope of a softcap, 1 - tanh(y)^2 with y = s x / c, has a
+ * relative error of u (8 + 7 |y| tanh |y|), f64 twice, which adds to the gradient's. A logit at y = 40 has a gradient with digits still;
  * beyond 44 (f64: 355) it underflows.
  *
  * What is less than the smallest normal number of the sums' type, 2^-126 (f64 2^-1022), may be 0 or have lost digits: such

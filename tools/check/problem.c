@@ -820,17 +820,17 @@ static void move_to_part(clxent_args *args, const problem *p, const execution *e
 
 /* As execute(), part by part. A mean without a denominator gets one from its own pass. */
 static bool execute_in_parts(execution *e, const runner *on, clxent_plan *plan, const problem *p,
-                             uint32_t flags, problem_fault *f)
+                             uint32_t outputs, const execution *saved, uint32_t flags, problem_fault *f)
 {
     const clxent_desc *desc = &p->desc;
     const size_t rows = rows_of(desc), unit = part_unit(desc);
     random_state random = random_start(p->seed ^ 0x7061727473);
-    const uint32_t divided = desc->outputs & (CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT);
+    const uint32_t divided = outputs & (CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT);
     const bool is_mean = desc->reduction == CLXENT_REDUCTION_MEAN && divided != 0 && needs_targets(desc);
     image denominator = { 0 };
     clxent_args args;
 
-    bool good = upload_all(e, on, plan, p, desc->outputs, NULL, flags, &args, f) &&
+    bool good = upload_all(e, on, plan, p, outputs, saved, flags, &args, f) &&
                 make_image(&denominator, 0, sizeof(double), 0, NULL, 0xFF, f) && upload(&denominator, on, f);
     args.total_rows = rows;
     if (good && is_mean && args.denominator.mem == NULL) {
@@ -1093,13 +1093,15 @@ static bool check_again(const char *what, const runner *on, clxent_plan *plan, c
     return good;
 }
 
-static bool check_parts(const runner *on, clxent_plan *plan, const problem *p, const execution *first,
-                        uint32_t flags, problem_fault *f)
+/* saved: NULL, or the execution whose statistics the parts begin from. */
+static bool check_parts(const char *what, const runner *on, clxent_plan *plan, const problem *p,
+                        const execution *first, uint32_t outputs, const execution *saved, uint32_t flags,
+                        problem_fault *f)
 {
     execution parts;
-    const bool good = execute_in_parts(&parts, on, plan, p, flags, f) &&
-                      check_untouched(p, &parts, p->desc.outputs, f) &&
-                      check_same_bits("in parts", p, first, &parts, p->desc.outputs, f);
+    const bool good = execute_in_parts(&parts, on, plan, p, outputs, saved, flags, f) &&
+                      check_untouched(p, &parts, outputs, f) &&
+                      check_same_bits(what, p, first, &parts, outputs, f);
     free_execution(&parts);
     return good;
 }
@@ -1191,8 +1193,12 @@ bool check_problem(const runner *on, const problem *p, uint32_t flags, worst_err
             good && check_again("when it is the only output", on, plan, p, &first, bit, NULL, elsewhere, f);
     }
     if ((flags & CASE_HOST_ARRAYS) != 0) good = good && check_on_host(on, p, &first, flags, f);
-    if ((flags & CASE_PARTS) != 0 && rows_of(desc) > 0)
-        good = good && check_parts(on, plan, p, &first, flags, f);
+    if ((flags & CASE_PARTS) != 0 && rows_of(desc) > 0) {
+        good = good && check_parts("in parts", on, plan, p, &first, desc->outputs, NULL, flags, f);
+        if ((desc->outputs & both) == both)
+            good = good && check_parts("in parts from saved statistics", on, plan, p, &first,
+                                       CLXENT_OUTPUT_GRADIENT, &first, flags, f);
+    }
     free_execution(&first);
     clxent_plan_destroy(plan);
     return good;
