@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: MIT
+"""Softmax cross-entropy on OpenCL devices, for NumPy arrays and pyopencl.array.Array. clxent.torch is for PyTorch.
+
+The functions compute NumPy arrays (what numpy.asarray() takes) in one blocking call. C-contiguous arrays are read
+where they are, others are copied first. Calls release Python's interpreter lock; any thread may make them.
+
+Given a pyopencl Array as logits they only enqueue: all arrays are pyopencl Arrays then, C-contiguous and of the dtypes
+below, nothing is copied or waited for, and the results carry the events that complete them.
+
+Logits are float16, bfloat16 (of ml_dtypes), float32 or float64. "real" below is float32, for float64 logits float64.
+"rows" is the shape of the logits without the class axis.
+"""
+
+from typing import Any, Dict, Iterable, Mapping, Optional, Sequence, Tuple
+
+import numpy as np
+
+from . import _library, _opencl
+from ._opencl import Plan
+from ._problem import Problem
+
+__all__ = ["Plan", "cross_entropy", "log_softmax", "softmax"]
+__version__ = _library.library.clxent_version().decode()
+
+
+def cross_entropy(
+    logits: Any,
+    targets: Any,
+    *,
+    weight: Any = None,
+    ignore_index: Optional[int] = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    logit_scale: float = 1.0,
+    softcap: float = 0.0,
+    shift: int = 0,
+    axis: int = -1,
+    row_weights: Any = None,
+    denominator: Any = None,
+    grad_output: Any = None,
+    return_grad: bool = False,
+    outputs: Sequence[str] = (),
+    out: Optional[Mapping[str, Any]] = None,
+    device: Optional[str] = None,
+    queue: Any = None,
+    wait_for: Optional[Iterable[Any]] = None,
+) -> Any:
+    """Cross-entropy of logits and targets. Names and meanings are those of torch.nn.functional.cross_entropy, but for
+    the class axis, which is the last one.
+
+    logits           any shape with a class axis
+    targets          [rows] class indices (uint8, uint16, uint32, int32, int64; NumPy arrays of other integers are
+                     converted), or probabilities in the shape of logits (float32 or the logits' dtype; NumPy arrays
+                     of other floats are converted)
+    weight           [classes] real: a weight for each class. As NumPy arrays this and the inputs below may be of any
+                     numbers, and one number for all
+    ignore_index     rows with this target do not count: loss and gradient 0. None: no target is ignored
+    reduction        "mean", "sum" or "none"
+    label_smoothing  share of the target that is spread over the classes
+    z_loss           adds z_loss * lse**2 to each row's loss
+    logit_scale      multiplies the logits
+    softcap          bounds the scaled logits: softcap * tanh(logits / softcap). 0: off
+    shift            row t has the target of row t + shift, along the last axis that is not the class axis
+    axis             the class axis; PyTorch's is 1
+    row_weights      [rows] real: a weight for each row; 0 masks it whatever it contains
+    denominator      [] real: divides loss and gradient, in place of what a mean computes
+    grad_output      [] real, for "none" [rows]: multiplies the gradient
+    return_grad      computes the gradient of the loss with respect to the logits, too
+    outputs          more results by name: losses, lse, entropy [rows] real; softmax, log_softmax in the logits' shape
+                     and dtype; argmax [rows] int64; correct (rows whose argmax is their target), counted (rows that
+                     count) [] uint64; computed_denominator [] real; bad_targets [] (count, first_row, value)
+    out              arrays to write results to, by name. "gradient" may be logits itself, or have another dtype
+    device           of NumPy arrays: "gpu", "cpu" or a part of a device's name. None: the first GPU, else the first
+    queue, wait_for  of pyopencl Arrays: default is the queue of logits; events to wait for
+
+    Returns the loss, [] or for "none" [rows] real; with return_grad the pair (loss, gradient); with outputs a dict of
+    them all, with the keys "loss", "gradient" and the names of outputs.
+
+    Raises IndexError where a target is out of range, with its row in C order; given pyopencl Arrays its loss and
+    gradient are NaN, and bad_targets has the row. ValueError and TypeError name the argument, what it is and what it
+    takes. RuntimeError is the driver's, NotImplementedError what the device cannot do, MemoryError as everywhere.
+    """
+    names = {"loss": "losses"} if reduction == "none" else {}  # what it is called in the library
+    wanted = ["loss", *(["gradient"] if return_grad else []), *([outputs] if isinstance(outputs, str) else outputs)]
+    given = {"weight": weight, "row_weights": row_weights, "denominator": denominator, "grad_output": grad_output}
+    results = _run(
+        logits,
+        targets,
+        [names.get(name, name) for name in wanted],
+        given,
+        {names.get(name, name): array for name, array in (out or {}).items()},
+        (device, queue, wait_for),
+        ignore_index=ignore_index,
+        reduction=reduction,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        logit_scale=logit_scale,
+        softcap=softcap,
+        shift=shift,
+        axis=axis,
+    )
+    found = {name: results[names.get(name, name)] for name in wanted}
+    if outputs:
+        return found
+    return (found["loss"], found["gradient"]) if return_grad else found["loss"]
+
+
+def softmax(
+    logits: Any,
+    axis: int = -1,
+    *,
+    logit_scale: float = 1.0,
+    softcap: float = 0.0,
+    out: Any = None,
+    device: Optional[str] = None,
+    queue: Any = None,
+    wait_for: Optional[Iterable[Any]] = None,
+) -> Any:
+    """Softmax along an axis, in the logits' shape and dtype. out: an array to write it to, which may be logits itself;
+    the other arguments are those of cross_entropy()."""
+    return _of_logits("softmax", logits, axis, logit_scale, softcap, out, (device, queue, wait_for))
+
+
+def log_softmax(
+    logits: Any,
+    axis: int = -1,
+    *,
+    logit_scale: float = 1.0,
+    softcap: float = 0.0,
+    out: Any = None,
+    device: Optional[str] = None,
+    queue: Any = None,
+    wait_for: Optional[Iterable[Any]] = None,
+) -> Any:
+    """Logarithm of the softmax along an axis, at full precision; arguments as for softmax()."""
+    return _of_logits("log_softmax", logits, axis, logit_scale, softcap, out, (device, queue, wait_for))
+
+
+# ---- NumPy ------------------------------------------------------------------------------------
+
+
+def _of_logits(name, logits, axis, logit_scale, softcap, out, where):
+    outs = {} if out is None else {name: out}
+    options = {"axis": axis, "logit_scale": logit_scale, "softcap": softcap}
+    return _run(logits, None, [name], {}, outs, where, **options)[name]
+
+
+def _run(
+    logits: Any,
+    targets: Any,
+    results: Iterable[str],
+    given: Dict[str, Any],
+    out: Dict[str, Any],
+    where: Tuple[Optional[str], Any, Optional[Iterable[Any]]],
+    **options: Any,
+) -> Dict[str, Any]:
+    given = {name: array for name, array in given.items() if array is not None}
+    device, queue, wait_for = where
+    if "gradient" in out:
+        options["gradient_dtype"] = getattr(out["gradient"], "dtype", None)
+    if _opencl.is_array(logits):
+        if device is not None:
+            raise ValueError("device is %r: takes None with pyopencl Arrays, which have one" % (device,))
+        weights = {name: array for name, array in given.items() if name in ("weight", "row_weights")}
+        plan = Plan(logits, targets, outputs=results, queue=queue, **weights, **options)
+        return plan(logits, targets, out=out, queue=queue, wait_for=wait_for, **given)
+
+    for name, value in (("queue", queue), ("wait_for", wait_for)):
+        if value is not None:
+            raise ValueError("%s is given: takes pyopencl Arrays as logits" % name)
+    x = _readable(np.asarray(logits))
+    y = None if targets is None else _target_array(np.asarray(targets), x.dtype)
+    problem = Problem(x, y, results, given, **options)
+    arrays = {"logits": x}
+    if y is not None:
+        arrays["targets"] = y
+    for name, value in given.items():
+        field, shape = problem.inputs[name]
+        arrays[field] = _input_array(name, value, problem.real, shape)
+    problem.check_names("out", out)
+    made = {}
+    for name, (shape, dtype) in problem.results.items():
+        made[name] = _output_array(name, out[name], dtype, shape) if name in out else np.empty(shape, dtype)
+
+    args = _library.new(_library.library.clxent_host_args_init, _library.HostArgs)
+    for field, array in (*arrays.items(), *made.items()):
+        setattr(args, field, _library.Array(array.ctypes.data, array.nbytes))
+    _library.run_host(_library.default_context(device), problem.desc, args, (arrays, made))
+    return made
+
+
+def _readable(array: np.ndarray) -> np.ndarray:
+    """array itself where the library can read it."""
+    return np.require(array, array.dtype.newbyteorder("="), ["C", "A"])
+
+
+def _target_array(array: np.ndarray, logits: np.dtype) -> np.ndarray:
+    dtype = array.dtype.newbyteorder("=")
+    if dtype.kind == "f" and dtype not in (np.float32, logits):
+        dtype = np.dtype("f8" if logits == np.float64 else "f4")
+    if dtype == np.uint64:
+        # As int64 the largest would be negative, and one of them the ignored one.
+        for row in np.flatnonzero(array.reshape(-1) > np.uint64(2**63 - 1))[:1]:
+            raise IndexError("targets: row %d is %d, beyond every class" % (row, array.reshape(-1)[row]))
+    return _readable(array.astype({"int8": "i4", "int16": "i4", "uint64": "i8"}.get(dtype.name, dtype), copy=False))
+
+
+def _input_array(name: str, value: Any, dtype: np.dtype, shape: Tuple[int, ...]) -> np.ndarray:
+    array = np.asarray(value)
+    if array.dtype.kind not in "iuf" and array.dtype.name != "bfloat16":
+        raise TypeError("%s is %s: takes numbers" % (name, array.dtype))
+    if array.shape not in ((), shape):
+        raise ValueError("%s has shape %s: takes %s" % (name, array.shape, shape))
+    return _readable(np.broadcast_to(array.astype(dtype, copy=False), shape))
+
+
+def _output_array(name: str, array: Any, dtype: np.dtype, shape: Tuple[int, ...]) -> np.ndarray:
+    if not isinstance(array, np.ndarray):
+        raise TypeError("out[%r] is %s: takes a numpy.ndarray" % (name, type(array).__name__))
+    if array.dtype != dtype or array.shape != shape:
+        got = array.dtype, array.shape, dtype, shape
+        raise ValueError("out[%r] is %s of shape %s: takes %s of shape %s" % (name, *got))
+    if not (array.flags.c_contiguous and array.flags.aligned and array.flags.writeable):
+        raise ValueError("out[%r] is not C-contiguous, aligned and writeable: takes an array that is" % name)
+    return array
