@@ -1,0 +1,568 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""The Python package in tools/python, against oracle.py. CLXENT_LIBRARY names the library that it loads.
+
+Cases that need PyOpenCL or PyTorch are skipped where Python does not find them.
+"""
+
+import ast
+import contextlib
+import ctypes
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+import unittest
+from unittest import mock
+
+import numpy as np
+
+ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
+sys.path.insert(0, os.path.join(ROOT, "tools", "python"))
+
+import clxent
+from clxent import _library
+from clxent._problem import _RESULTS, BFLOAT16
+from oracle import batch, oracle, store, values_of
+
+try:
+    import pyopencl
+    import pyopencl.array
+except ImportError:
+    pyopencl = None
+try:
+    import torch
+    import clxent.torch
+
+    torch.set_num_threads(1)  # other tests run beside this one
+except ImportError:
+    torch = None
+
+NAMES = {"log-softmax": "log_softmax", "grad": "gradient"}  # the oracle's, the package's
+OUTPUTS = ("losses", "lse", "softmax", "log_softmax", "argmax", "entropy")
+U = {"f16": 2.0**-11, "bf16": 2.0**-8, "f32": 0.0, "f64": 0.0}  # of the last rounding
+
+
+class Case(unittest.TestCase):
+    def holds(self, found, want, dtype="f32"):
+        """Every result that is found is within the oracle's bound, in the shape and dtype promised."""
+        real = np.dtype("f8" if dtype == "f64" else "f4")
+        for name, (value, bound) in ((NAMES.get(k, k), v) for k, v in want.items() if isinstance(v, tuple)):
+            if name not in found:
+                continue
+            got = found[name]
+            with self.subTest(result=name):
+                self.assertEqual(got.shape, np.shape(value))
+                if name == "argmax":
+                    self.assertEqual(got.dtype, np.int64)
+                    np.testing.assert_array_equal(got, value)
+                    continue
+                if name not in ("softmax", "log_softmax", "gradient"):
+                    self.assertEqual(got.dtype, real)
+                elif dtype in ("f16", "bf16"):
+                    self.assertEqual(got.dtype, BFLOAT16 if dtype == "bf16" else np.float16)
+                    bound = bound + np.abs(value) * U[dtype] + 2.0**-25
+                    got = values_of(got.view("u2"), dtype) if dtype == "bf16" else got
+                np.testing.assert_array_less(np.abs(got.astype("f8") - value.astype("f8")), bound.astype("f8") + 1e-300)
+
+    def check(self, x, y, dtype="f32", **options):
+        """cross_entropy() of all results, and the oracle's."""
+        told = {k: v for k, v in options.items() if k not in ("weight", "out")}
+        if "weight" in options:
+            told["class_weights"] = options["weight"]
+        values = values_of(x.view("u2") if dtype == "bf16" else x, dtype)
+        want = oracle(values, np.asarray(y), f64=dtype == "f64", **told)
+        if options.get("reduction") == "none":
+            want["loss"] = want["losses"]
+        found = clxent.cross_entropy(x, y, return_grad=True, outputs=OUTPUTS, **options)
+        self.holds(found, want, dtype)
+        return found
+
+    def raises(self, error, text, *args, **options):
+        with self.assertRaisesRegex(error, text):
+            clxent.cross_entropy(*args, **options)
+
+
+X, Y = batch(1, (2, 5, 33))
+
+
+class Library(Case):
+    def test_every_field_of_desc_is_where_the_library_has_it(self):
+        names = [name for name, _ in _library.Desc._fields_ if name not in ("struct_size", "batch")]
+        bad = dict.fromkeys(names, 99)
+        bad.update(dict.fromkeys(("outputs", "seq", "classes", "inner", "use_ignore_index"), 0))
+        bad.update({name: 1 for name in names if "stride" in name})
+        bad.update(dict.fromkeys(("label_smoothing", "z_loss", "softcap"), -1.0), logit_scale=np.inf, ignore_index=3)
+        text = ctypes.create_string_buffer(500)
+        for name, value in bad.items():
+            desc = _library.new(_library.library.clxent_desc_init, _library.Desc)
+            desc.outputs, desc.batch, desc.seq, desc.classes = 1, 2, 3, 4
+            if name.startswith("has_grad"):
+                desc.outputs = 4  # without a gradient
+            elif name in ("has_class_weights", "has_row_weights"):
+                desc.op = 3
+            elif name.endswith("ignore_index"):
+                desc.target_type, desc.ignore_index = 4, 3
+            setattr(desc, name, value)
+            status = _library.library.clxent_desc_check(ctypes.byref(desc), text, 500)
+            with self.subTest(field=name):
+                if name == "use_ignore_index":
+                    self.assertEqual(status, 0)
+                else:
+                    self.assertEqual(text.value.decode().split()[0], name)
+
+    def test_every_array_is_where_the_library_has_it(self):
+        """What is missing is named, one after another."""
+        desc = clxent._problem.Problem(
+            X, Y, [name for name in _RESULTS if name != "bad_targets"], ("weight", "row_weights")
+        ).desc
+        desc.has_grad_entropy = desc.has_grad_lse = 1
+        args = _library.new(_library.library.clxent_host_args_init, _library.HostArgs)
+        room = np.zeros(1000, "f8")
+        named = set()
+        while len(named) < 40:
+            with self.assertRaises(ValueError) as caught:
+                _library.run_host(_library.default_context(None), desc, args, None)
+            name = str(caught.exception).split()[0].rstrip(":")
+            if name in named or not hasattr(args, name):
+                break  # no array is missing any more: they overlap
+            named.add(name)
+            setattr(args, name, _library.Array(room.ctypes.data, 8 * room.size))
+        self.assertIn("overlaps", str(caught.exception))
+        self.assertEqual(
+            named,
+            set("logits targets class_weights row_weights grad_entropy grad_lse".split())
+            | set(_RESULTS) - {"bad_targets"},
+        )
+
+    def test_statuses(self):
+        for status, error in (
+            (1, ValueError),  # NULL_ARGUMENT
+            (4, NotImplementedError),  # UNSUPPORTED, of the device
+            (6, IndexError),  # BAD_TARGET
+            (7, MemoryError),
+            (8, RuntimeError),  # BUILD_FAILED
+            (10, RuntimeError),  # ARRAYS_IN_USE
+            (-4, MemoryError),  # CL_MEM_OBJECT_ALLOCATION_FAILURE
+            (-5, RuntimeError),  # CL_OUT_OF_RESOURCES
+        ):
+            name = _library.library.clxent_status_string(status).decode()
+            with self.assertRaisesRegex(error, name), mock.patch.object(
+                _library.library, "clxent_run_host", lambda *arguments: status
+            ):
+                clxent.cross_entropy(X, Y)
+        # What the device may still write must stay.
+        ((inputs, outputs),) = _library._kept
+        self.assertEqual((list(inputs), list(outputs)), (["logits", "targets"], ["loss"]))
+        _library._kept.clear()
+
+    def test_a_library_of_another_version_is_refused(self):
+        program = "import clxent"
+        for library, text in (("/nowhere/libclxent.so", "cannot load /nowhere"), ("libm.so.6", "has no clxent_")):
+            environment = {**os.environ, "CLXENT_LIBRARY": library, "PYTHONPATH": os.pathsep.join(sys.path)}
+            done = subprocess.run(
+                [sys.executable, "-B", "-c", program], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            )
+            self.assertNotEqual(done.returncode, 0)
+            self.assertIn("ImportError: ", done.stderr.decode())
+            self.assertIn(text, done.stderr.decode())
+
+        class Longer(_library.Desc):
+            _fields_ = [("later", ctypes.c_size_t)]
+
+        self.addCleanup(setattr, _library, "Desc", _library.Desc)
+        _library.Desc = Longer
+        with self.assertRaisesRegex(ImportError, r"whose Longer has \d+ bytes: takes the library of this"):
+            _library._load()
+
+
+class NumPy(Case):
+    def test_options_and_results(self):
+        random = np.random.RandomState(1)
+        weight = random.uniform(0.1, 3, 33)
+        rows = random.uniform(0, 2, (2, 5)).astype("f4")
+        rows[1, 2] = 0
+        self.check(X, Y)
+        self.check(X, Y, reduction="sum", weight=weight, row_weights=rows, label_smoothing=0.1, z_loss=1e-3)
+        self.check(X, Y, reduction="none", logit_scale=0.5, softcap=30.0, shift=1)
+        self.check(X, np.maximum(Y, 0), denominator=7, ignore_index=11)
+        self.check(X, np.maximum(Y, 0), ignore_index=None)
+        for name in ("weight", "row_weights"):
+            self.assertEqual(clxent.cross_entropy(X, Y, **{name: 3}), clxent.cross_entropy(X, Y))
+
+    def test_dtypes(self):
+        for dtype in ("f16", "bf16", "f64"):
+            with self.subTest(dtype=dtype):
+                x, y = batch(2, (3, 4, 33), dtype)
+                self.check(x.view(BFLOAT16) if dtype == "bf16" else x, y, dtype)
+        try:
+            import ml_dtypes
+        except ImportError:
+            return
+        x = X.astype(ml_dtypes.bfloat16)
+        found = clxent.softmax(x)
+        self.assertEqual(found.dtype, x.dtype)
+        np.testing.assert_array_equal(found.view("u2"), clxent.softmax(x.view(BFLOAT16)).view("u2"))
+
+    def test_targets(self):
+        y = np.maximum(Y, 0)
+        want = clxent.cross_entropy(X, y)
+        for dtype in ("u1", "u2", "u4", "i4", "i8", "i1", "i2", "u8", ">i4", ">u2"):
+            with self.subTest(dtype=dtype):
+                self.assertEqual(clxent.cross_entropy(X, y.astype(dtype)), want)
+        self.assertEqual(clxent.cross_entropy(X.tolist(), y.tolist()).dtype, np.float64)
+        q = np.random.RandomState(3).dirichlet(np.ones(33), (2, 5)).astype("f4")
+        self.check(X, q)
+        for dtype in ("f2", "f8", ">f4"):  # converted
+            self.assertEqual(
+                clxent.cross_entropy(X, q.astype(dtype)), clxent.cross_entropy(X, q.astype(dtype).astype("f4"))
+            )
+        x64, q64 = X.astype("f8"), q.astype("f8")
+        self.assertAlmostEqual(clxent.cross_entropy(x64, q)[()], clxent.cross_entropy(x64, q64)[()], places=14)
+
+    def test_class_axis(self):
+        x, y = batch(4, (6, 4, 7))
+        for axis in (0, 1, -3, 2):
+            with self.subTest(axis=axis):
+                moved = np.moveaxis(x, -1, axis)  # copied by the call
+                self.check(np.ascontiguousarray(moved), y, axis=axis, shift=1)
+                np.testing.assert_array_equal(
+                    clxent.softmax(moved, axis), clxent.softmax(np.ascontiguousarray(moved), axis)
+                )
+        self.check(x[0, 0], y[0, 0])
+
+    def test_returns(self):
+        loss = clxent.cross_entropy(X, Y)
+        self.assertTrue(type(loss) is np.ndarray and loss.shape == ())
+        again, gradient = clxent.cross_entropy(X, Y, return_grad=True)
+        found = clxent.cross_entropy(X, Y, outputs=("correct", "counted", "computed_denominator", "bad_targets"))
+        self.assertEqual(list(found), ["loss", "correct", "counted", "computed_denominator", "bad_targets"])
+        self.assertEqual(found["loss"], loss)
+        self.assertEqual(again, loss)
+        want = oracle(X, Y)
+        self.assertEqual((found["correct"], found["counted"]), (want["correct"], want["counted"]))
+        self.assertEqual(found["computed_denominator"], want["counted"])
+        self.assertEqual(found["bad_targets"]["count"], 0)
+        losses = clxent.cross_entropy(X, Y, reduction="none", outputs="losses")
+        self.assertTrue(losses["loss"] is losses["losses"])
+        doubled = clxent.cross_entropy(X, Y, return_grad=True, grad_output=2)[1]
+        np.testing.assert_array_equal(doubled, 2 * gradient)
+        self.holds({"softmax": clxent.softmax(X), "log_softmax": clxent.log_softmax(X)}, want)
+
+    def test_nothing_is_copied(self):
+        x, y = X.copy(), Y.copy()
+        x.flags.writeable = y.flags.writeable = False
+        seen = {}
+        run_host = _library.run_host
+
+        def spy(context, desc, args, arrays):
+            seen.update(logits=args.logits.data, targets=args.targets.data, gradient=args.gradient.data)
+            run_host(context, desc, args, arrays)
+
+        out = np.empty_like(X)
+        with mock.patch.object(_library, "run_host", spy):
+            result = clxent.cross_entropy(x, y, return_grad=True, out={"gradient": out})
+        self.assertTrue(result[1] is out)
+        self.assertEqual(seen, {"logits": x.ctypes.data, "targets": y.ctypes.data, "gradient": out.ctypes.data})
+
+    def test_out(self):
+        loss, gradient = clxent.cross_entropy(X, Y, return_grad=True)
+        own, place = np.zeros((), "f4"), X.copy()
+        result = clxent.cross_entropy(place, Y, return_grad=True, out={"gradient": place, "loss": own})
+        self.assertTrue(result[0] is own and result[1] is place)
+        self.assertEqual(own, loss)
+        np.testing.assert_array_equal(place, gradient)
+        half = np.empty(X.shape, "f2")
+        clxent.cross_entropy(X, Y, return_grad=True, out={"gradient": half})
+        np.testing.assert_array_equal(half, gradient.astype("f2"))
+        for bad, text in (
+            (np.empty((2, 5, 32), "f4"), "shape .2, 5, 32.: takes float32 of shape .2, 5, 33"),
+            (np.empty(X.shape, ">f4"), "takes float32"),
+            (np.empty((2, 33, 5), "f4").swapaxes(1, 2), "not C-contiguous"),
+        ):
+            self.raises(ValueError, "out.'gradient'. is .*" + text, X, Y, return_grad=True, out={"gradient": bad})
+        self.raises(TypeError, "out.'gradient'. is list", X, Y, return_grad=True, out={"gradient": []})
+        self.raises(ValueError, "out has 'gradient': takes loss", X, Y, out={"gradient": half})
+
+    def test_no_rows(self):
+        x, y = np.empty((0, 4), "f4"), np.empty(0, "i8")
+        self.assertTrue(np.isnan(clxent.cross_entropy(x, y)))
+        self.assertEqual(clxent.cross_entropy(x, y, reduction="sum"), 0)
+        self.assertEqual(clxent.cross_entropy(x, y, reduction="none").shape, (0,))
+        self.assertEqual(clxent.softmax(np.empty((3, 4, 0), "f4"), 1).shape, (3, 4, 0))
+
+    def test_bad_targets(self):
+        y = Y.copy()
+        y[1, 0] = 33
+        self.raises(IndexError, r"targets: row 5 is 33, must be in \[0, 33\) or -100 \(ignored\)", X, y)
+        self.raises(IndexError, "targets: row 4 is -100", X, Y, ignore_index=None)
+        wide = np.zeros(Y.shape, "u8")
+        wide[0, 2] = 2**64 - 100  # as int64 the ignored one
+        self.raises(IndexError, "targets: row 2 is 18446744073709551516", X, wide)
+
+    def test_errors_name_the_argument(self):
+        for error, text, options in (
+            (ValueError, "label_smoothing is 1.5: takes a number in .0, 1", {"label_smoothing": 1.5}),
+            (TypeError, "z_loss is 'a': takes a number", {"z_loss": "a"}),
+            (ValueError, "reduction is 'max': takes \"mean\"", {"reduction": "max"}),
+            (ValueError, "axis is 3: takes -3 to 2", {"axis": 3}),
+            (ValueError, "shift is -1: takes 0 to 5", {"shift": -1}),
+            (TypeError, "shift is 0.5: takes an integer", {"shift": 0.5}),
+            (ValueError, "ignore_index is 9223372036854775808: takes", {"ignore_index": 2**63}),
+            (ValueError, "weight has shape .2,.: takes .33,", {"weight": [1, 2]}),
+            (TypeError, "row_weights is .U1: takes numbers", {"row_weights": "a"}),
+            (ValueError, "denominator has shape .2,.: takes ..$", {"denominator": [1, 2]}),
+            (ValueError, "outputs has 'loses': takes losses, loss", {"outputs": ("loses",)}),
+            (RuntimeError, 'device is "no such device"', {"device": "no such device"}),
+            (TypeError, "device is 1: takes", {"device": 1}),
+            (ValueError, "queue is given: takes pyopencl", {"queue": 1}),
+        ):
+            self.raises(error, text, X, Y, **options)
+        self.raises(TypeError, "logits is int64: takes float16", Y, Y)
+        self.raises(TypeError, "targets is bool: takes class indices of int32", X, Y > 0)
+        self.raises(ValueError, r"targets has shape \(2, 4\): takes class indices of shape \(2, 5\)", X, Y[:, 1:])
+        self.raises(ValueError, "classes is 0", np.empty((3, 0), "f4"), np.zeros(3, "i8"))
+        self.raises(ValueError, r"logits has shape \(\)", np.float32(1), 0)
+
+    def test_threads_get_their_own_errors(self):
+        found, both = [], threading.Barrier(2)
+
+        def run(text):
+            def fails():
+                _library._log(text.encode(), None)
+                both.wait()  # both have failed before either reads why
+                return 2
+
+            try:
+                _library.check(fails)
+            except ValueError as error:
+                found.append((text, str(error)))
+
+        threads = [threading.Thread(target=run, args=(text,)) for text in ("one", "other")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual(sorted(found), [("one", "one"), ("other", "other")])
+
+    def test_readme(self):
+        """The code of README's section on Python runs, and gives the numbers beside it."""
+        with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as stream:
+            section = stream.read().split("\n## Python\n")[1].split("\n## ")[0]
+        numpys, torchs = (block.split("```")[0] for block in section.split("```python\n")[1:])
+        loss, lse = re.findall("# (.*)", numpys)
+        names = {}
+        exec(numpys, names)
+        self.assertEqual(loss, "%.7g, %s" % (names["loss"], list(names["gradient"].shape)))
+        np.testing.assert_allclose(names["found"]["lse"], ast.literal_eval(lse), rtol=1e-6)
+        if torch is not None:
+            exec(torchs, names)
+            self.assertEqual(names["x"].grad.shape, (8, 5))
+
+    @unittest.skipUnless(hasattr(os, "fork"), "needs fork()")
+    def test_a_forked_process_is_refused(self):
+        clxent.cross_entropy(X, Y)
+        child = os.fork()
+        if child == 0:
+            try:
+                clxent.cross_entropy(X, Y, device="gpu")
+            except RuntimeError as error:
+                os._exit(0 if "fork" in str(error) else 2)
+            os._exit(1)
+        self.assertEqual(os.waitpid(child, 0)[1], 0)
+
+
+@unittest.skipIf(pyopencl is None, "no PyOpenCL")
+class PyOpenCL(Case):
+    def setUp(self):
+        self.context = pyopencl.create_some_context(interactive=False)
+        self.queue = pyopencl.CommandQueue(self.context)
+        self.x, self.y = self.put(X), self.put(Y)
+
+    def put(self, array):
+        return pyopencl.array.to_device(self.queue, np.array(array))
+
+    def test_has_numpys_bits(self):
+        weights = {"weight": np.linspace(0.5, 2, 33, dtype="f4"), "row_weights": np.linspace(0, 1, 10, dtype="f4")}
+        weights["row_weights"].shape = 2, 5
+        scalars = {"denominator": np.array(3, "f4"), "grad_output": np.array(2, "f4")}
+        for outputs, inputs in ((_RESULTS, {**weights, **scalars}), (("computed_denominator",), weights)):
+            want = clxent.cross_entropy(X, Y, return_grad=True, outputs=tuple(outputs), **inputs)
+            arrays = {name: self.put(array) for name, array in inputs.items()}
+            got = clxent.cross_entropy(self.x, self.y, return_grad=True, outputs=tuple(outputs), **arrays)
+            self.assertEqual(list(got), list(want))
+            for name, array in got.items():
+                self.assertIsInstance(array, pyopencl.array.Array)
+                np.testing.assert_array_equal(array.get(), want[name])
+        behind = self.put(np.concatenate([X, X + 1]))[2:]  # at an offset of its buffer
+        np.testing.assert_array_equal(clxent.softmax(behind).get(), clxent.softmax(X + 1))
+        np.testing.assert_array_equal(clxent.log_softmax(self.x).get(), clxent.log_softmax(X))
+
+    def pending(self, user, queue, **options):
+        """The logits, which come once user is complete, and the loss and gradient of their run. PyOpenCL waits for a copy
+        from the host when its event dies: the caller keeps the logits."""
+        x = pyopencl.array.empty(queue, X.shape, X.dtype)
+        x.add_event(pyopencl.enqueue_copy(queue, x.data, X, wait_for=[user], is_blocking=False))
+        return (x, *clxent.cross_entropy(x, self.y, return_grad=True, **options))
+
+    @contextlib.contextmanager
+    def held(self):
+        """An event that a test completes, or else its end: nothing must wait for ever."""
+        event = pyopencl.UserEvent(self.context)
+        try:
+            yield event
+        finally:
+            if not self.complete(event):
+                event.set_status(pyopencl.command_execution_status.COMPLETE)
+
+    def complete(self, event):
+        return event.command_execution_status == pyopencl.command_execution_status.COMPLETE
+
+    def test_waits_for_events_and_does_not_block(self):
+        with self.held() as data, self.held() as other:
+            _, loss, gradient = self.pending(data, self.queue, wait_for=[other])
+            for event in data, other:
+                self.queue.flush()
+                time.sleep(0.2)
+                self.assertFalse(self.complete(loss.events[-1]))
+                event.set_status(pyopencl.command_execution_status.COMPLETE)
+            want = clxent.cross_entropy(X, Y, return_grad=True)
+            self.assertEqual(loss.get(), want[0])
+            np.testing.assert_array_equal(gradient.get(), want[1])
+
+    def test_runs_out_of_order_share_no_workspace(self):
+        mode = pyopencl.command_queue_properties.OUT_OF_ORDER_EXEC_MODE_ENABLE
+        queue = pyopencl.CommandQueue(self.context, properties=mode)
+        with self.held() as user:
+            first = self.pending(user, queue)
+            # Of the same plan and queue; nothing else keeps it from running.
+            second = clxent.cross_entropy(self.x, self.y, return_grad=True, queue=queue)[0]
+            queue.flush()
+            time.sleep(0.5)
+            self.assertFalse(self.complete(second.events[-1]))
+            user.set_status(pyopencl.command_execution_status.COMPLETE)
+            self.assertEqual(second.get(queue), clxent.cross_entropy(X, Y))
+            self.assertEqual(first[1].get(queue), second.get(queue))
+
+    def test_no_rows(self):
+        x = pyopencl.array.empty(self.queue, (0, 4), "f4")
+        y = pyopencl.array.empty(self.queue, (0,), "i8")
+        loss, gradient = clxent.cross_entropy(x, y, reduction="sum", return_grad=True)
+        self.assertEqual((loss.get(), gradient.shape), (0, (0, 4)))
+
+    def test_plan(self):
+        plan = clxent.Plan(self.x, self.y, outputs=("losses", "gradient"), reduction="none", z_loss=1e-3)
+        self.assertIn("row", plan.strategy)
+        for seed in (1, 2):
+            x, y = batch(seed, (2, 5, 33))
+            upstream = np.linspace(-1, 1, 10, dtype="f4").reshape(2, 5)
+            place = self.put(x)
+            found = plan(place, self.put(y), grad_output=self.put(upstream), out={"gradient": place})
+            self.assertTrue(found["gradient"] is place)
+            want = oracle(x, y, reduction="none", z_loss=1e-3, grad_output=upstream)
+            self.holds({name: array.get() for name, array in found.items()}, want)
+        with self.assertRaisesRegex(ValueError, "weight is Array: takes None, as the plan was made"):
+            plan(self.x, self.y, weight=self.put(np.ones(33, "f4")))
+        with self.assertRaisesRegex(ValueError, r"logits is .* takes float32 of shape \(2, 5, 33\)"):
+            plan(self.put(X[0]), self.y)
+
+    def test_bad_targets_are_reported_on_the_device(self):
+        y = Y.copy()
+        y[1, 0] = 33
+        found = clxent.cross_entropy(self.x, self.put(y), outputs=("losses", "bad_targets"))
+        self.assertEqual(found["bad_targets"].get()[()].tolist(), (1, 5, 33))
+        self.assertTrue(np.isnan(found["losses"].get()[1, 0]))
+
+    def test_errors_name_the_argument(self):
+        self.raises(TypeError, "targets is ndarray: takes a pyopencl", self.x, Y)
+        self.raises(TypeError, "weight is ndarray: takes a pyopencl", self.x, self.y, weight=np.ones(33, "f4"))
+        self.raises(ValueError, "device is 'cpu': takes None", self.x, self.y, device="cpu")
+        other = pyopencl.CommandQueue(pyopencl.Context(self.context.devices))
+        y = pyopencl.array.to_device(other, Y)
+        self.raises(ValueError, "another cl_context", self.x, y)
+
+
+@unittest.skipIf(torch is None, "no PyTorch")
+class PyTorch(Case):
+    def same(self, x, y, dtype=None, **options):
+        """Loss and gradient are PyTorch's."""
+        results = []
+        for function in (clxent.torch.cross_entropy, torch.nn.functional.cross_entropy):
+            logits = x.detach().clone().requires_grad_(True)
+            loss = function(logits, y, **options)
+            (3 * loss).sum().backward()
+            results.append((loss.detach(), logits.grad))
+        for ours, theirs in zip(*results):
+            self.assertEqual(ours.shape, theirs.shape)
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+    def test_is_pytorchs(self):
+        x, y = torch.from_numpy(X[0]), torch.from_numpy(Y[0])
+        weight = torch.linspace(0.1, 2, 33)
+        for reduction in ("mean", "sum", "none"):
+            self.same(x, y, reduction=reduction)
+        self.same(x, y.clamp(min=0), weight=weight, label_smoothing=0.1, ignore_index=11)
+        self.same(x, torch.softmax(x.flip(0), 1))
+        image = torch.from_numpy(np.random.RandomState(5).normal(size=(2, 5, 3, 4)).astype("f4"))
+        classes = torch.arange(24).reshape(2, 3, 4) % 5
+        self.same(image, classes, reduction="none")
+        self.same(image.to(memory_format=torch.channels_last), classes)
+        self.same(x[0], y[0])
+
+    def test_gradcheck(self):
+        x = torch.from_numpy(np.random.RandomState(6).normal(size=(3, 5, 2))).requires_grad_(True)
+        y = torch.tensor([[1, 4], [0, -100], [2, 2]])
+
+        def check(**options):
+            self.assertTrue(torch.autograd.gradcheck(lambda x: clxent.torch.cross_entropy(x, y, **options), (x,)))
+
+        check()
+        check(reduction="none", label_smoothing=0.2, z_loss=0.1, softcap=3.0)
+        loss = clxent.torch.cross_entropy(x, y)
+        (first,) = torch.autograd.grad(loss, x, retain_graph=True)
+        first *= 0
+        self.assertTrue((torch.autograd.grad(loss, x)[0] != 0).any())  # nothing kept was changed
+
+    def test_half_precision(self):
+        y = torch.from_numpy(Y[0])
+        for dtype, error in ((torch.float16, 1e-3), (torch.bfloat16, 1e-2)):
+            x = torch.from_numpy(X[0]).to(dtype).requires_grad_(True)
+            wide = x.detach().float().requires_grad_(True)
+            # A loss scale lifts what float16 could not hold before.
+            for logits in (x, wide):
+                loss = clxent.torch.cross_entropy(logits, y, denominator=1e9)
+                (loss * 1e9).backward()
+            self.assertEqual((loss.dtype, x.grad.dtype), (torch.float32, dtype))
+            torch.testing.assert_close(x.grad.float(), wide.grad, rtol=error, atol=1e-6)
+
+    def test_nothing_is_copied_and_no_gradient_made_without_need(self):
+        from clxent.torch import _array
+
+        for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64):
+            tensor = torch.ones(3, 4, dtype=dtype)
+            self.assertEqual(_array(tensor).ctypes.data, tensor.data_ptr())
+        x, y = torch.from_numpy(X[0]), torch.from_numpy(Y[0])
+        with mock.patch("clxent.torch._cross_entropy", side_effect=clxent.cross_entropy) as call:
+            self.assertFalse(clxent.torch.cross_entropy(x, y).requires_grad)
+            x.requires_grad_(True)
+            with torch.no_grad():
+                clxent.torch.cross_entropy(x, y)
+            self.assertTrue(clxent.torch.cross_entropy(x, y).requires_grad)
+        self.assertEqual([one[1]["return_grad"] for one in call.call_args_list], [False, False, True])
+
+    def test_errors_name_the_argument(self):
+        x, y = torch.from_numpy(X[0]), torch.from_numpy(Y[0])
+        for error, text, args in (
+            (TypeError, "target is ndarray: takes a torch.Tensor", (x, Y[0])),
+            (ValueError, "input is on meta: takes a tensor on the CPU", (x.to("meta"), y)),
+            (ValueError, "target requires a gradient", (x, x.clone().requires_grad_(True))),
+            (IndexError, "row 1 is 33", (x, torch.tensor([0, 33, 0, 0, 0]))),
+        ):
+            with self.assertRaisesRegex(error, text):
+                clxent.torch.cross_entropy(*args)
+
+
+if __name__ == "__main__":
+    unittest.main()
