@@ -13,7 +13,8 @@ typedef uint u32;
 
 /* Offsets of the caller's buffers, in elements, by name. */
 typedef struct clxent_offsets {
-    u64 logits, probabilities, targets, class_weights, row_weights, grad_output, denominator, grad_entropy, grad_lse;
+    u64 logits, probabilities, targets, class_weights, row_weights, grad_output, denominator, grad_entropy,
+        grad_lse;
     u64 losses, loss, lse, softmax, log_softmax, gradient, argmax, correct, entropy, statistics;
     u64 bad_targets, one_hot, computed_denominator, counted;
 } clxent_offsets;
