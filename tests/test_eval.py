@@ -209,7 +209,7 @@ class Options(EvalCase):
     def test_grad_output_and_denominator_under_every_reduction(self):
         x, y = self.data()
         _, plain, _ = self.evaluate(x, y, outputs=("grad",))
-        values = np.array(-1.75, "<f4"), np.array([[0.3]])
+        values = np.array(-1.75, "<f4"), np.array([0.3])
         denominators = {}, {"denominator": 2.5}
         for reduction, denominator, value in itertools.product(("mean", "sum", "none"), denominators, values):
             with self.subTest(reduction=reduction, value=value, **denominator):
@@ -479,18 +479,33 @@ class Files(EvalCase):
                     _, got, _ = self.evaluate(x, y, class_weights=weights.astype(dtype))
                     self.same_bits(got, want)
 
-    def test_one_row_weight_for_all_rows(self):
+    def test_one_value_for_all_rows_or_classes(self):
         x, y = batch(23)
-        for value in (np.array(3, "u1"), np.array(0.1, ">f2")):
-            want = self.bits(x, y, row_weights=np.full((2, 5), value, "<f4"))
-            stored = lambda name, a: self.save(name, value if name == "row_weights.npy" else a)
-            self.same_bits(self.bits(x, y, row_weights=np.full((2, 5), value, "<f4"), save=stored), want)
-        self.check_weights(x, y, "--row-weights", np.ones(1), "shape (1,): row weights take (2, 5)")
+        x, y = x[:, :4], y[:, :4].astype("<i4")  # 4 rows of a sequence: (1,) has no other meaning
+        for name, shape in (("row_weights", (2, 4)), ("class_weights", 33), ("grad_output", (2, 4))):
+            options = {"reduction": "none"} if name == "grad_output" else {}
+            for value in (np.array(3, "u1"), np.array(0.1, ">f2"), np.array([2], "<i8"), np.array([0.1], "<f4")):
+                with self.subTest(name=name, value=value):
+                    options[name] = np.full(shape, value, "<f4")
+                    want = self.evaluate(x, y, **options)[1]
+                    stored = lambda file, a: self.save(file, value if file == name + ".npy" else a)
+                    self.same_bits(self.evaluate(x, y, save=stored, **options)[1], want)
+        said = "shape (1, 1): %s, or one value, () or (1,)"
+        for flag, takes in (
+            ("class-weights", "class weights take (33,)"),
+            *((name, "values of --%s take (2, 4)" % name) for name in ("grad-entropy", "grad-lse", "grad-output")),
+            ("row-weights", "row weights take (2, 4)"),
+        ):
+            flags = ("--reduction", "none")
+            self.check_weights(x, y, "--" + flag, np.ones((1, 1)), said % takes, flags=flags)
+        said = "shape (1, 1): values of --grad-output take one value, () or (1,), with this --reduction"
+        self.check_weights(x, y, "--grad-output", np.ones((1, 1)), said)
 
     def test_dtypes_of_the_gradients_of_entropy_and_lse(self):
         base = ["eval", *self.files(*batch(23)), "--grad-out", self.path("g.npy")]
         each = np.arange(10).reshape(2, 5)
-        for want, stored in ((each, each.astype(">i2")), (np.full((2, 5), 2), np.array(2, "u1"))):
+        twos = np.full((2, 5), 2)
+        for want, stored in ((each, each.astype(">i2")), (twos, np.array(2, "u1")), (twos, np.array([2], ">f8"))):
             read = []
             for array in (want.astype("<f4"), stored):
                 flags = [self.save("h.npy", array), "--grad-lse", self.save("k.npy", array)]

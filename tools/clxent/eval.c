@@ -362,36 +362,25 @@ static bool check_targets(job *j)
                     j->o.class_axis, axis);
 }
 
+/* A number for each class or row, or one for all of them. */
 static bool check_numbers(const job *j, int tensor, const char *what)
 {
     const npy_header *h = header_of(j, tensor);
-    return float_dtype(h, false) != 0 || is_integer(h) ||
-           cli_fail(j->o.path[tensor], "dtype %s: %s take f2, f4, f8, bf16, integers or bool",
-                    npy_dtype_text(h).text, what);
-}
-
-/* [classes], or a number for each row or for all of them. */
-static bool check_weights(const job *j, int tensor, const char *what)
-{
-    if (j->o.path[tensor] == NULL) return true;
-    if (!check_numbers(j, tensor, what)) return false;
-    if (tensor == TENSOR_CLASS_WEIGHTS) return check_shape(j, tensor, &j->desc.classes, 1, what);
-    return header_of(j, tensor)->axes == 0 || has_row_shape(j, tensor) ||
-           check_shape(j, tensor, j->row_shape, j->row_axes, what);
-}
-
-static bool check_grad_output(const job *j)
-{
-    const npy_header *h = header_of(j, TENSOR_GRAD_OUTPUT);
-    const char *path = j->o.path[TENSOR_GRAD_OUTPUT];
-    const bool each = j->desc.reduction == CLXENT_REDUCTION_NONE;
+    const char *path = j->o.path[tensor];
+    const bool of_classes = tensor == TENSOR_CLASS_WEIGHTS;
+    const size_t *shape = of_classes ? &j->desc.classes : j->row_shape, axes = of_classes ? 1 : j->row_axes;
 
     if (path == NULL) return true;
-    if (!check_numbers(j, TENSOR_GRAD_OUTPUT, "values of --grad-output")) return false;
-    return h->count == 1 || (each && has_row_shape(j, TENSOR_GRAD_OUTPUT)) ||
-           cli_fail(path, "shape %s: --grad-output takes one value%s%s",
-                    npy_shape_text(h->shape, h->axes).text, each ? " or " : " with this --reduction",
-                    each ? npy_shape_text(j->row_shape, j->row_axes).text : "");
+    if (float_dtype(h, false) == 0 && !is_integer(h))
+        return cli_fail(path, "dtype %s: %s take f2, f4, f8, bf16, integers or bool", npy_dtype_text(h).text,
+                        what);
+    if (h->axes == 0 || (h->axes == 1 && h->shape[0] == 1)) return true;
+    if (tensor == TENSOR_GRAD_OUTPUT && j->desc.reduction != CLXENT_REDUCTION_NONE)
+        return cli_fail(path, "shape %s: %s take one value, () or (1,), with this --reduction",
+                        npy_shape_text(h->shape, h->axes).text, what);
+    return (of_classes ? same_shape(h, shape, axes) : has_row_shape(j, tensor)) ||
+           cli_fail(path, "shape %s: %s take %s, or one value, () or (1,)",
+                    npy_shape_text(h->shape, h->axes).text, what, npy_shape_text(shape, axes).text);
 }
 
 enum takes { FRACTION, NOT_NEGATIVE, FINITE, NORMAL };
@@ -491,11 +480,12 @@ static bool open_inputs(job *j)
     j->desc.has_grad_entropy = j->o.path[TENSOR_GRAD_ENTROPY] != NULL;
     j->desc.has_grad_lse = j->o.path[TENSOR_GRAD_LSE] != NULL;
     if (j->o.path[TENSOR_GRADIENT] != NULL) j->desc.outputs |= CLXENT_OUTPUT_GRADIENT;
-    return check_weights(j, TENSOR_CLASS_WEIGHTS, "class weights") &&
-           check_weights(j, TENSOR_ROW_WEIGHTS, "row weights") &&
-           check_weights(j, TENSOR_GRAD_ENTROPY, "values of --grad-entropy") &&
-           check_weights(j, TENSOR_GRAD_LSE, "values of --grad-lse") && check_grad_output(j) &&
-           check_options(j) && check_outputs(j) &&
+    return check_numbers(j, TENSOR_CLASS_WEIGHTS, "class weights") &&
+           check_numbers(j, TENSOR_ROW_WEIGHTS, "row weights") &&
+           check_numbers(j, TENSOR_GRAD_ENTROPY, "values of --grad-entropy") &&
+           check_numbers(j, TENSOR_GRAD_LSE, "values of --grad-lse") &&
+           check_numbers(j, TENSOR_GRAD_OUTPUT, "values of --grad-output") && check_options(j) &&
+           check_outputs(j) &&
            (clxent_desc_check(&j->desc, text, sizeof text) == CLXENT_OK ||
             cli_fail(j->o.path[TENSOR_LOGITS], "%s", text));
 }
