@@ -743,10 +743,18 @@ class Containers(EvalCase):
         np.savez(self.path("a.npz"), x=x, y=y)
         before = self.read("a.npz")
         flags = ["--logits", self.path("a.npz:x"), "--targets", self.path("a.npz:y"), "--grad-out"]
-        said = ["--logits and --grad-out name the same file"]
-        self.refuse("eval", *flags, self.path("a.npz"), status=2, mentions=said)
-        self.refuse("eval", *flags, self.path("./a.npz"), mentions=said)
+        os.symlink("a.npz", self.path("g.npy"))
+        self.refuse("eval", *flags, self.path("g.npy"), mentions=["--logits and --grad-out name the same file"])
         self.assertEqual(self.read("a.npz"), before)
+
+    def test_outputs_are_npy_files(self):
+        base = ["eval", *self.files(*batch(44)), "--lse-out"]
+        for name in ("l.npz", "l.npz:a", "l.npz:a.npy", "l.safetensors", "l.safetensors:b:c", "a:l.npz"):
+            said = "--lse-out is '%s': takes a .npy file" % self.path(name)
+            self.refuse(*base, self.path(name), status=2, mentions=[said])
+        os.mkdir(self.path("d.npz"))
+        for name in ("d.npz/l.npy", "l:npz", "l"):
+            self.succeed(*base, self.path(name))
 
     def refuse_file(self, file, data, name, *mentions):
         path = self.raw(file, data) + ("" if name is None else ":" + name)

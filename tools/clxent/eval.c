@@ -147,6 +147,9 @@ static void check_flags(void *data, struct argp_state *state)
     }
     for (int t = FIRST_OUTPUT; t < TENSORS; t++) {
         if (o->path[t] == NULL) continue;
+        if (tensor_file_length(o->path[t]) > 0)
+            argp_error(state, "--%s is '%s': takes a .npy file; .npz and .safetensors are read only",
+                       files[t].flag, o->path[t]);
         for (int k = 0; k < PATHS; k++)
             if (is_taken(k, t) && o->path[k] != NULL && strcmp(o->path[t], o->file[k]) == 0)
                 argp_error(state, "--%s and --%s name the same file: each output takes its own",

@@ -31,16 +31,20 @@ static bool is_safetensors(const char *file, size_t length)
     return ends_with(file, length, ".safetensors");
 }
 
+size_t tensor_file_length(const char *text)
+{
+    for (size_t length = strcspn(text, ":");; length += 1 + strcspn(text + length + 1, ":")) {
+        if (is_npz(text, length) || is_safetensors(text, length)) return length;
+        if (text[length] == '\0') return 0;
+    }
+}
+
 char *tensor_file_name(const char *text, const char **name)
 {
-    *name = NULL;
-    for (const char *at = strchr(text, ':'); at != NULL; at = strchr(at + 1, ':')) {
-        const size_t length = (size_t)(at - text);
-        if (!is_npz(text, length) && !is_safetensors(text, length)) continue;
-        *name = at + 1;
-        return strndup(text, length);
-    }
-    return strdup(text);
+    const size_t length = tensor_file_length(text);
+
+    *name = length > 0 && text[length] == ':' ? text + length + 1 : NULL;
+    return *name != NULL ? strndup(text, length) : strdup(text);
 }
 
 /* The tensor that is asked for among those of a file. */

@@ -8,6 +8,9 @@
 
 #include "npy.h"
 
+/* The length of the part of such a text that names the file; 0 where the text is that of neither format. */
+size_t tensor_file_length(const char *text);
+
 /* Splits such a text: new text that the caller frees, the file's name, NULL without memory; *name is what follows the
  * colon, NULL where there is none. */
 char *tensor_file_name(const char *text, const char **name);
