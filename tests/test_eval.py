@@ -800,6 +800,11 @@ class Containers(EvalCase):
             ({"a": entry(), "b": entry(shape=(1,))}, 8, "a", "tensor 'b': 8 bytes of data"),
             ({"a": entry(), "b": entry()}, 8, "a", "8 bytes follow the header, its tensors take 16"),
             ({"a": entry()}, 12, "a", "12 bytes follow the header, its tensors take 8"),
+            ({"a": entry(), "b": entry()}, 16, "a", "data_offsets 0 to 8: takes 8, the end of those before"),
+            ({"a": entry(), "b": entry(offsets=(4, 12)), "c": entry(shape=(1,), offsets=(16, 20))}, 20, "a",
+             "tensor 'b': data_offsets 4 to 12: takes 8"),
+            ({"a": entry(offsets=(8, 16)), "b": entry(offsets=(8, 16))}, 16, "a", "data_offsets 8 to 16: takes 0"),
+            ({"a": entry(), "b": entry(shape=(0,), offsets=(4, 4))}, 8, "a", "'b': data_offsets 4 to 4: takes 8"),
         ):  # fmt: skip
             with self.subTest(header=header, data=data):
                 self.refuse_file("h.safetensors", safetensors(header, bytes(data)), name, *mentions)

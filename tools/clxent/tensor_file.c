@@ -145,11 +145,42 @@ static bool read_entry(npy_header *header, const json_t *entry, size_t data_byte
                                         npy_shape_text(header->shape, header->axes).text, needed);
 }
 
-static bool read_entries(npy_header *header, choice *c, json_t *root, size_t data_bytes, npy_fault *fault)
+/* Where a tensor's data are. */
+typedef struct extent {
+    size_t begin, end;
+    const char *name;
+} extent;
+
+static int compare_extents(const void *a, const void *b)
+{
+    const extent *x = a, *y = b;
+    return x->begin != y->begin ? (x->begin > y->begin) - (x->begin < y->begin)
+                                : (x->end > y->end) - (x->end < y->end);
+}
+
+/* Whether each tensor's data begin where those of another end. Sorts them. */
+static bool check_extents(extent *extents, size_t count, npy_fault *fault)
+{
+    size_t end = 0;
+
+    qsort(extents, count, sizeof *extents, compare_extents);
+    for (size_t i = 0; i < count; i++) {
+        const extent *e = &extents[i];
+        if (e->begin != end)
+            return npy_fail(fault,
+                            "tensor '%.*s': data_offsets %zu to %zu: takes %zu, the end of those before",
+                            SHOWN, e->name, e->begin, e->end, end);
+        end = e->end;
+    }
+    return true;
+}
+
+static bool read_entries(npy_header *header, choice *c, json_t *root, extent *extents, size_t data_bytes,
+                         npy_fault *fault)
 {
     const char *name, *dtype = "";
     json_t *entry;
-    size_t all = 0, bytes = 0;
+    size_t all = 0, bytes = 0, count = 0;
 
     json_object_foreach(root, name, entry)
     {
@@ -159,6 +190,7 @@ static bool read_entries(npy_header *header, choice *c, json_t *root, size_t dat
         if (!read_entry(&one, entry, data_bytes, &bytes, &reason))
             return npy_fail(fault, "tensor '%.*s': %.300s", SHOWN, name, reason.text);
         all += bytes;
+        extents[count++] = (extent){ one.data_offset, one.data_offset + bytes, name };
         if (!is_chosen(c, name, strlen(name))) continue;
         *header = one;
         dtype = json_string_value(json_object_get(entry, "dtype"));
@@ -166,6 +198,7 @@ static bool read_entries(npy_header *header, choice *c, json_t *root, size_t dat
     if (!check_choice(c, fault)) return false;
     if (all != data_bytes)
         return npy_fail(fault, "%zu bytes follow the header, its tensors take %zu", data_bytes, all);
+    if (!check_extents(extents, count, fault)) return false;
     return header->item_size > 0 ||
            npy_fail(fault, "dtype %.*s: takes F16, BF16, F32, F64, BOOL, I8 to I64, U8 to U64", SHOWN, dtype);
 }
@@ -187,10 +220,13 @@ bool safetensors_parse(npy_header *header, const char *name, const void *bytes, 
         return npy_fail(fault, "truncated: %zu of %" PRIu64 " bytes of its header", size - 8, length);
 
     json_t *root = json_loadb((const char *)file + 8, (size_t)length, JSON_REJECT_DUPLICATES, &error);
-    const bool good = root == NULL ? npy_fail(fault, "malformed header: %s", error.text)
-                      : !json_is_object(root)
-                          ? npy_fail(fault, "malformed header: takes an object of JSON")
-                          : read_entries(header, &c, root, size - 8 - (size_t)length, fault);
+    extent *extents = malloc((json_object_size(root) + 1) * sizeof *extents);
+    const bool good = root == NULL            ? npy_fail(fault, "malformed header: %s", error.text)
+                      : !json_is_object(root) ? npy_fail(fault, "malformed header: takes an object of JSON")
+                      : extents == NULL
+                          ? npy_fail(fault, "no memory for its header")
+                          : read_entries(header, &c, root, extents, size - 8 - (size_t)length, fault);
+    free(extents);
     json_decref(root);
     header->data_offset += 8 + (size_t)length;
     return good;
