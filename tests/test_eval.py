@@ -867,6 +867,23 @@ class Containers(EvalCase):
         self.refuse_file("a.npz", self.read("a.npz"), "a", "not a .npy file")
         self.succeed("eval", "--logits", file + ":b.txt", "--lse-out", self.path("lse.npy"))
 
+    def test_what_is_no_npy_in_a_npz_is_no_tensor(self):
+        file = self.path("a.npz")
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("arrays/", b"")
+            archive.writestr("arrays/x.npy", npy("<f4", (1,), bytes(4)))
+            archive.writestr("README", b"text")
+        self.succeed("eval", "--logits", file, "--lse-out", self.path("lse.npy"))
+        self.refuse_file("a.npz", self.read("a.npz"), "y", "has no tensor 'y': takes 'arrays/x'")
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("arrays/", b"")
+        self.refuse_file("a.npz", self.read("a.npz"), None, "has no tensors")
+
+    def test_tensors_without_items_in_safetensors(self):
+        header = {"a": entry(shape=(0,), offsets=(8, 8)), "x": entry(), "b": entry(shape=(0,), offsets=(0, 0))}
+        path = self.raw("a.safetensors", safetensors(header, bytes(8)))
+        self.succeed("eval", "--logits", path + ":x", "--lse-out", self.path("lse.npy"))
+
 
 class WithoutTargets(EvalCase):
     def test_outputs_that_depend_on_the_logits_alone(self):

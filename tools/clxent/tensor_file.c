@@ -290,7 +290,10 @@ static bool open_npz(npy_array *array, const char *name, npy_fault *fault)
 
     for (zip_int64_t i = 0; good && i < zip_get_num_entries(archive, 0); i++) {
         const char *member = zip_get_name(archive, (zip_uint64_t)i, 0);
-        if (member != NULL && is_chosen(&c, member, stem(member))) index = (zip_uint64_t)i;
+        if (member == NULL) continue;
+        /* folders and other files are no tensors, unless the whole name is asked for */
+        if (stem(member) == strlen(member) && (name == NULL || strcmp(member, name) != 0)) continue;
+        if (is_chosen(&c, member, stem(member))) index = (zip_uint64_t)i;
     }
     good = good && check_choice(&c, fault) && read_member(array, archive, index, fault);
     if (archive != NULL) zip_discard(archive);
