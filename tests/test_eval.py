@@ -446,16 +446,14 @@ class Files(EvalCase):
 
     def test_dtypes_of_probabilities(self):
         x, y = self.data()
-        one_hot = (np.arange(33) == y[:, :, None]) * (1 + np.arange(2)[:, None, None])  # of one row 0, 2
-        for kind in ("bool", "numbers"):
-            values = (one_hot != 0 if kind == "bool" else one_hot).astype("<f4")
-            _, want, _ = self.evaluate(x, values)
-            for number, dtype in enumerate(("?",) if kind == "bool" else NUMBERS[1:]):
-                stored = lambda name, a: self.save(
-                    name, a if name == "x.npy" else np.array(a.astype(dtype), order="FC"[number % 2])
-                )
-                with self.subTest(dtype=dtype):
-                    self.same_bits(self.evaluate(x, values, save=stored)[1], want)
+        one_hot = (np.arange(33) == y[:, :, None]).astype("<f4")
+        _, want, _ = self.evaluate(x, one_hot)
+        for number, dtype in enumerate(NUMBERS):
+            stored = lambda name, a: self.save(
+                name, a if name == "x.npy" else np.array(a.astype(dtype), order="FC"[number % 2])
+            )
+            with self.subTest(dtype=dtype):
+                self.same_bits(self.evaluate(x, one_hot, save=stored)[1], want)
         q = np.random.RandomState(3).uniform(-0.1, 1, x.shape)
         _, want, _ = self.evaluate(x, q.astype("<f4"))
         stored = lambda name, a: self.save(name, a if name == "x.npy" else q)
@@ -534,6 +532,14 @@ class Files(EvalCase):
         got, _, _ = self.evaluate(x, np.zeros((2, 5), "<i8"), save=stored)
         self.assertEqual(got["accuracy"], 1)
         self.check_targets(x, np.ones(x.shape, "<i8"), "target 1 at (0, 0)", "takes 0 to 0")
+
+    def test_integers_in_the_logits_shape_are_one_hot(self):
+        x, _ = batch(23)
+        for number, (dtype, value) in enumerate((("u1", 255), ("<i8", -1), (">i4", 2), ("<u8", 2**32), ("i1", -100))):
+            y = np.zeros(x.shape, dtype, order="CF"[number % 2])
+            y[1, 2, 3] = value
+            said = "item (1, 2, 3) is %d: an integer in the logits' shape takes 0 or 1" % value
+            self.check_targets(x, y, said)
 
     def test_bf16_in_items_of_other_kinds(self):
         x, y = batch(24, dtype="bf16")
@@ -1001,7 +1007,8 @@ class Errors(EvalCase):
             for value, fault in values.items():
                 weights = np.ones(shape, dtype)
                 weights.flat[7 % weights.size] = float(value)
-                where = "item %d is %s" % (7 % weights.size, value.replace("1e300", "1e+300"))
+                place = tuple(map(int, np.unravel_index(7 % weights.size, weights.shape)))
+                where = "item %s is %s" % (place, value.replace("1e300", "1e+300"))
                 self.check_weights(logits, y, flag, weights, where, fault)
         self.evaluate(wide, y, dtype="f64", row_weights=np.full((2, 5), 1e-60))
         self.evaluate(x, y, outputs=("losses", "grad"), grad_output=np.array(1e-60))
@@ -1031,7 +1038,7 @@ class Errors(EvalCase):
         x, _ = batch(33)
         q = np.zeros(x.shape)
         q[0, 1, 2] = 1e39
-        self.check_targets(x, q, "item 35 is 1e+39: too large for f32")
+        self.check_targets(x, q, "item (0, 1, 2) is 1e+39: too large for f32")
 
     def test_missing_truncated_and_other_files(self):
         x, y = batch(34)

@@ -328,7 +328,7 @@ static bool has_row_shape(const job *j, int tensor)
 }
 
 /* Integers are classes where they have the shape of classes, also where that is the logits' shape too, as of one class; else
- * they are probabilities, as floats are. */
+ * they are probabilities, as floats are, and 0 or 1. */
 static bool check_targets(job *j)
 {
     const npy_header *h = header_of(j, TENSOR_TARGETS), *logits = header_of(j, TENSOR_LOGITS);
@@ -527,18 +527,32 @@ static double number_at(const npy_header *h, uint32_t dtype, const void *data, s
     return h->kind == 'i' ? (double)(int64_t)value : (double)value;
 }
 
+/* Where item at of an array is. */
+static npy_text place_of(const size_t *shape, size_t axes, size_t at)
+{
+    size_t index[NPY_MAX_AXES];
+
+    for (size_t axis = axes; axis-- > 0; at /= shape[axis]) index[axis] = at % shape[axis];
+    return npy_shape_text(index, axes);
+}
+
 /* A weight that is no number would make every result NaN without a word, and one that becomes 0 in f32 would mask
- * rows or classes that were only meant to count little. (Row weights may be anything: see clxent.h.) */
+ * rows or classes that were only meant to count little. (Row weights may be anything: see clxent.h.) Integers in the
+ * logits' shape that are not one-hot rows are classes of some other layout, or 255 for what does not count. */
 static bool check_item(const job *j, int tensor, size_t at, double value)
 {
+    const npy_header *h = header_of(j, tensor);
     const bool may_vanish = tensor != TENSOR_CLASS_WEIGHTS && tensor != TENSOR_ROW_WEIGHTS;
-    const char *fault = tensor == TENSOR_CLASS_WEIGHTS && !isfinite(value) ? "takes a finite number"
-                        : j->acc_dtype == CLXENT_F64 || !isfinite(value)   ? NULL
-                        : fabs(value) > (double)FLT_MAX                    ? "too large for f32"
-                        : may_vanish || value == 0                         ? NULL
+    const bool one_hot = tensor == TENSOR_TARGETS && float_dtype(h, j->o.bf16) == 0;
+    const char *fault = one_hot && value != 0 && value != 1 ? "an integer in the logits' shape takes 0 or 1"
+                        : tensor == TENSOR_CLASS_WEIGHTS && !isfinite(value) ? "takes a finite number"
+                        : j->acc_dtype == CLXENT_F64 || !isfinite(value)     ? NULL
+                        : fabs(value) > (double)FLT_MAX                      ? "too large for f32"
+                        : may_vanish || value == 0                           ? NULL
                         : (float)value == 0 ? "too small for f32, where it would be 0"
                                             : NULL;
-    return fault == NULL || cli_fail(j->o.path[tensor], "item %zu is %g: %s", at, value, fault);
+    return fault == NULL || cli_fail(j->o.path[tensor], "item %s is %.10g: %s",
+                                     place_of(h->shape, h->axes, at).text, value, fault);
 }
 
 /* Room for the array in another dtype; what takes its place in args. NULL: has said why. */
@@ -579,14 +593,7 @@ static int64_t target_at(const job *j, size_t row)
 }
 
 /* Where a row's target is. */
-static npy_text place_of(const job *j, size_t row)
-{
-    size_t index[NPY_MAX_AXES];
-
-    for (size_t axis = j->row_axes; axis-- > 0; row /= j->row_shape[axis])
-        index[axis] = row % j->row_shape[axis];
-    return npy_shape_text(index, j->row_axes);
-}
+static npy_text place_of_row(const job *j, size_t row) { return place_of(j->row_shape, j->row_axes, row); }
 
 static bool load_targets(job *j)
 {
@@ -604,7 +611,7 @@ static bool load_targets(job *j)
         const uint64_t value = integer_at(h, from, row);
         if (h->kind == 'u' && value > INT64_MAX)
             return cli_fail(j->o.path[TENSOR_TARGETS], "target %" PRIu64 " at %s: takes at most %" PRId64,
-                            value, place_of(j, row).text, INT64_MAX);
+                            value, place_of_row(j, row).text, INT64_MAX);
         put_target(to, type, row, (int64_t)value);
     }
     return to != NULL;
@@ -642,10 +649,11 @@ static bool count_rows(job *j)
     const size_t at = first + j->desc.shift;
     if (j->desc.use_ignore_index)
         snprintf(ignored, sizeof ignored, ", or %" PRId64 " (ignored)", j->desc.ignore_index);
-    return cli_fail(
-        j->o.path[TENSOR_TARGETS],
-        "row %zu: target %" PRId64 " at %s is out of range: takes 0 to %zu%s (%" PRIu64 " bad row%s)", first,
-        target_at(j, at), place_of(j, at).text, j->desc.classes - 1, ignored, j->bad, j->bad == 1 ? "" : "s");
+    return cli_fail(j->o.path[TENSOR_TARGETS],
+                    "row %zu: target %" PRId64 " at %s is out of range: takes 0 to %zu%s (%" PRIu64
+                    " bad row%s)",
+                    first, target_at(j, at), place_of_row(j, at).text, j->desc.classes - 1, ignored, j->bad,
+                    j->bad == 1 ? "" : "s");
 }
 
 /* ---- The run -------------------------------------------------------------------------------- */
