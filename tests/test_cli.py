@@ -36,6 +36,8 @@ class Frame(Case):
             self.assertIn("--device", self.succeed(name, "--help"))
         text = self.succeed("eval", "--help")
         self.assertRegex(text, r"Accuracy\s+and\s+--argmax-out\s[^.]*--logit-scale[^.]*before\s+--softcap")
+        unknown = "ignored, bad_targets, loss, perplexity and accuracy are null".replace(" ", r"\s+")
+        self.assertRegex(text, r"without\s+--targets\s+" + unknown)
         for flag in (
             "logits targets bf16 class-axis ignore-index class-weights row-weights label-smoothing z-loss "
             "logit-scale softcap reduction denominator shift on-bad-target all-ignored grad-output "

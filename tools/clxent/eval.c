@@ -187,6 +187,9 @@ static void parse_options(options *o, int argc, char **argv)
         "8388608 logits. Where one row, slab or sequence has more logits than that it is left out, and "
         "what the driver compiles then counts as the run. Accuracy and --argmax-out look for the largest"
         " of --logit-scale times the logits, before --softcap, which would make equal what it saturates."
+        " With --json loss is null with --reduction none; perplexity and accuracy are null where targets are "
+        "probabilities or no row counts; without --targets ignored, bad_targets, loss, perplexity and "
+        "accuracy are null."
         " A file that cannot be used, or a target that is no class, is exit status 1 and leaves no "
         "output; wrong flags are 2.";
     const cli_syntax syntax = { about, flags, sizeof flags / sizeof *flags, check_flags };
