@@ -14,12 +14,10 @@
 #include <stdlib.h>
 
 enum { MAX_BUFFERS = 16 };
-static cl_context cl;
-static cl_device_id device;
 static cl_command_queue queue; /* in order: each command sees what those before it wrote */
 static cl_mem buffers[MAX_BUFFERS];
 static int num_buffers;
-static clxent_context *ctx; /* the example creates and destroys it; check() asks it for the error's text */
+static clxent_context *ctx; /* check() asks it for the error's text */
 
 /* Ends the program with one line for any error, of OpenCL or clxent. */
 static inline void check(clxent_status status, const char *what)
@@ -31,19 +29,13 @@ static inline void check(clxent_status status, const char *what)
     exit(EXIT_FAILURE);
 }
 
-/* Opens the first device. A platform may have none, such as the driver of a GPU that is not there. */
+/* Opens the first GPU, else the first device. A program with OpenCL code of its own calls
+ * clxent_context_create() with its cl_context and device. */
 static inline void open_device(void)
 {
-    cl_platform_id platforms[16];
-    cl_uint count = 0;
-    check(clGetPlatformIDs(16, platforms, &count), "clGetPlatformIDs");
-    cl_int code = CL_DEVICE_NOT_FOUND;
-    for (cl_uint i = 0; i < count && i < 16 && code != CL_SUCCESS; i++)
-        code = clGetDeviceIDs(platforms[i], CL_DEVICE_TYPE_ALL, 1, &device, NULL);
-    check(code, "clGetDeviceIDs");
-    cl = clCreateContext(NULL, 1, &device, NULL, NULL, &code);
-    check(code, "clCreateContext");
-    queue = clCreateCommandQueue(cl, device, 0, &code);
+    cl_int code;
+    check(clxent_context_create_default(&ctx, NULL, NULL), "clxent_context_create_default");
+    queue = clCreateCommandQueue(clxent_context_cl(ctx), clxent_context_device(ctx), 0, &code);
     check(code, "clCreateCommandQueue");
 }
 
@@ -52,7 +44,7 @@ static inline void close_device(void)
 {
     while (num_buffers > 0) clReleaseMemObject(buffers[--num_buffers]);
     clReleaseCommandQueue(queue);
-    clReleaseContext(cl);
+    clxent_context_destroy(ctx);
 }
 
 /* A buffer of size bytes with a copy of data (optional). A workspace may be empty; OpenCL has no empty buffers. */
@@ -61,7 +53,8 @@ static inline cl_mem buffer(size_t size, void *data)
     cl_int code = num_buffers < MAX_BUFFERS ? CL_SUCCESS : CL_OUT_OF_RESOURCES;
     check(code, "buffer");
     const cl_mem_flags copy = data != NULL ? CL_MEM_COPY_HOST_PTR : 0;
-    buffers[num_buffers] = clCreateBuffer(cl, CL_MEM_READ_WRITE | copy, size > 0 ? size : 1, data, &code);
+    buffers[num_buffers] =
+        clCreateBuffer(clxent_context_cl(ctx), CL_MEM_READ_WRITE | copy, size > 0 ? size : 1, data, &code);
     check(code, "clCreateBuffer");
     return buffers[num_buffers++];
 }

@@ -40,7 +40,6 @@ int main(void)
     desc.row_stride = desc.gradient_row_stride = STRIDE;  /* equal, because one buffer is both */
     desc.gradient_padding = CLXENT_GRADIENT_PADDING_ZERO; /* else logits would stay in the padding */
     desc.target_type = CLXENT_TARGET_I32;
-    check(clxent_context_create(&ctx, cl, device, NULL), "clxent_context_create");
     check(clxent_plan_create(&plan, ctx, &desc), "clxent_plan_create");
 
     float loss, previous = INFINITY;
@@ -57,9 +56,9 @@ int main(void)
     const float rate = ROWS;
     cl_int code;
     const char *source = descend_source;
-    cl_program program = clCreateProgramWithSource(cl, 1, &source, NULL, &code);
+    cl_program program = clCreateProgramWithSource(clxent_context_cl(ctx), 1, &source, NULL, &code);
     check(code, "clCreateProgramWithSource");
-    check(clBuildProgram(program, 1, &device, "-cl-std=CL1.2", NULL, NULL), "clBuildProgram");
+    check(clBuildProgram(program, 0, NULL, "-cl-std=CL1.2", NULL, NULL), "clBuildProgram");
     cl_kernel descend = clCreateKernel(program, "descend", &code);
     check(code, "clCreateKernel");
     check(clSetKernelArg(descend, 0, sizeof parameters_mem, &parameters_mem), "clSetKernelArg");
@@ -91,7 +90,6 @@ int main(void)
     clReleaseKernel(descend);
     clReleaseProgram(program);
     clxent_plan_destroy(plan);
-    clxent_context_destroy(ctx);
     close_device();
     return falls && changed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }

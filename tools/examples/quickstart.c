@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * quickstart.c - mean cross-entropy loss and gradient of a [2, 4] batch on the first OpenCL device.
+ * quickstart.c - mean cross-entropy loss and gradient of a [2, 4] batch on the first GPU, else the first device.
  *
- *     cc quickstart.c $(pkg-config --cflags --libs clxent) -o quickstart
+ *     cc quickstart.c $(pkg-config --cflags --libs clxent) -o quickstart      # with example.h beside quickstart.c
  */
 #include "example.h"
 
@@ -20,7 +20,6 @@ int main(void)
     desc.seq = 2;
     desc.classes = 4;
     desc.target_type = CLXENT_TARGET_I32;
-    check(clxent_context_create(&ctx, cl, device, NULL), "clxent_context_create");
     check(clxent_plan_create(&plan, ctx, &desc), "clxent_plan_create");
 
     /* Every step: name the buffers, enqueue. Nothing is compiled, allocated or waited for here. */
@@ -42,7 +41,6 @@ int main(void)
     }
 
     clxent_plan_destroy(plan);
-    clxent_context_destroy(ctx);
     close_device();
     return EXIT_SUCCESS;
 }
