@@ -353,7 +353,7 @@ Test(cross_entropy, a_batch_in_parts_has_the_bits_of_one_run)
             if (k == 4) fill |= FILL_DENOMINATOR | FILL_BAD_TARGETS;
             if (k == 5) desc.shift = 1, desc.inner = 2;
             desc.has_row_weights = k != 0;
-            for (uint64_t seed = 0; seed < 4; seed++)
+            for (uint64_t seed = small_run() ? 3 : 0; seed < 4; seed++)
                 run_filled_case("parts", &desc, fill, 30 + seed,
                                 CASE_PARTS | (seed == 3 ? CASE_OUT_OF_ORDER : 0));
         }
