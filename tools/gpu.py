@@ -63,7 +63,7 @@ sm_*  bf16 plain *      rows     instructions <= 42
 # Misses that are known: where, the figure, its worst value, as --known prints them with ptxas 13 for TARGETS. Rows take 31 to
 # 54 instructions where they are one block, by what a row does once, or read element by element. All options hold a_j, slopes
 # and exponentials of a block, f64 in pairs of registers; clang 15 has 128 of them on gfx1100. 16 bits and f64 read 50,257
-# classes in single elements, so that few bytes are under way.
+# classes in single elements, so that few bytes are under way. ptx: a miss of PTX alone, of which ptxas makes 128 bits.
 KNOWN = """
 sm*     f32 plain * rows         instructions 48.9
 sm*     *16 plain * rows         in_flight    7168
@@ -78,6 +78,7 @@ sm*     f64 all   * rows         registers    212
 sm*     f64 all   * rows         spills       268
 sm*     f64 all   * rows         private      104
 sm*     f64 all   * rows-sums    missing128   2
+sm*     f64 all   * rows         missing128   2     ptx
 sm*     f64 all   * strided      registers    128
 sm_80   f32 all   * lanes        spills       28
 sm_80   f32 all   * lanes        private      16
@@ -491,7 +492,7 @@ def judge(measured, whole):
         if missed and not stated:
             yield "%s %s %s  # %s %s" % (" ".join(where), figure, show(value), sign, limit)
     for words, values in known:
-        if whole and values and not any(values):
+        if whole and values and not any(values) and words[7:] != ["ptx"]:
             yield "KNOWN has %s: it is met" % " ".join(words)
 
 
