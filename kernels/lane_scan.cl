@@ -180,10 +180,9 @@ ALWAYS_INLINE vec value_of_logits(const tile_input *in, const row_result *r, con
         z = softcap_vector_z(x, in->o, &unused);
     } else if (IN_LOCAL && !again) {
         e = LOAD(in->values + (size_t)c * PITCH);
-        if ((HAS_SOFTCAP || HAS_GRAD_ENTROPY) && is_gradient)
-            z = softcap_vector_z(class_x(in, c), in->o, &slope);
+        if ((HAS_SOFTCAP || HAS_GRAD_ENTROPY) && is_gradient) z = softcap_vector_z(x, in->o, &slope);
     } else {
-        z = softcap_vector_z(class_x(in, c), in->o, &slope);
+        z = softcap_vector_z(x, in->o, &slope);
         e = exp_vector(z, r->scale, true);
     }
     if (HAS_DENSE && is_gradient) a = dense_class(in, c);
