@@ -1080,29 +1080,19 @@ bool check_reference(const problem *p, const execution *e, worst_error worst[OUT
 
 /* ---- check_problem ------------------------------------------------------------------------- */
 
-/* One more run, whose outputs must have the bits of the first. */
-static bool check_again(const char *what, const runner *on, clxent_plan *plan, const problem *p,
-                        const execution *first, uint32_t outputs, const execution *saved, uint32_t flags,
-                        problem_fault *f)
+typedef bool (*execute_fn)(execution *e, const runner *on, clxent_plan *plan, const problem *p,
+                           uint32_t outputs, const execution *saved, uint32_t flags, problem_fault *f);
+
+/* One more run, by execute() or execute_in_parts(), whose outputs must have the bits of the first. */
+static bool check_again(const char *what, execute_fn run, const runner *on, clxent_plan *plan,
+                        const problem *p, const execution *first, uint32_t outputs, const execution *saved,
+                        uint32_t flags, problem_fault *f)
 {
     execution again;
-    const bool good = execute(&again, on, plan, p, outputs, saved, flags, f) &&
+    const bool good = run(&again, on, plan, p, outputs, saved, flags, f) &&
                       check_untouched(p, &again, outputs, f) &&
                       check_same_bits(what, p, first, &again, outputs, f);
     free_execution(&again);
-    return good;
-}
-
-/* saved: NULL, or the execution whose statistics the parts begin from. */
-static bool check_parts(const char *what, const runner *on, clxent_plan *plan, const problem *p,
-                        const execution *first, uint32_t outputs, const execution *saved, uint32_t flags,
-                        problem_fault *f)
-{
-    execution parts;
-    const bool good = execute_in_parts(&parts, on, plan, p, outputs, saved, flags, f) &&
-                      check_untouched(p, &parts, outputs, f) &&
-                      check_same_bits(what, p, first, &parts, outputs, f);
-    free_execution(&parts);
     return good;
 }
 
@@ -1183,21 +1173,22 @@ bool check_problem(const runner *on, const problem *p, uint32_t flags, worst_err
 
     bool good = execute(&first, on, plan, p, desc->outputs, NULL, flags, f) &&
                 check_untouched(p, &first, desc->outputs, f) && check_reference(p, &first, worst, f) &&
-                check_again("in a second run", on, plan, p, &first, desc->outputs, NULL, flags, f);
+                check_again("in a second run", execute, on, plan, p, &first, desc->outputs, NULL, flags, f);
     if ((desc->outputs & both) == both)
-        good = good && check_again("from saved statistics", on, plan, p, &first, CLXENT_OUTPUT_GRADIENT,
-                                   &first, flags, f);
+        good = good && check_again("from saved statistics", execute, on, plan, p, &first,
+                                   CLXENT_OUTPUT_GRADIENT, &first, flags, f);
     for (uint32_t bit = 1; (flags & CASE_SUBSETS) != 0 && bit <= desc->outputs; bit <<= 1) {
         if ((desc->outputs & bit) == 0) continue;
-        good =
-            good && check_again("when it is the only output", on, plan, p, &first, bit, NULL, elsewhere, f);
+        good = good && check_again("when it is the only output", execute, on, plan, p, &first, bit, NULL,
+                                   elsewhere, f);
     }
     if ((flags & CASE_HOST_ARRAYS) != 0) good = good && check_on_host(on, p, &first, flags, f);
     if ((flags & CASE_PARTS) != 0 && rows_of(desc) > 0) {
-        good = good && check_parts("in parts", on, plan, p, &first, desc->outputs, NULL, flags, f);
+        good = good &&
+               check_again("in parts", execute_in_parts, on, plan, p, &first, desc->outputs, NULL, flags, f);
         if ((desc->outputs & both) == both)
-            good = good && check_parts("in parts from saved statistics", on, plan, p, &first,
-                                       CLXENT_OUTPUT_GRADIENT, &first, flags, f);
+            good = good && check_again("in parts from saved statistics", execute_in_parts, on, plan, p,
+                                       &first, CLXENT_OUTPUT_GRADIENT, &first, flags, f);
     }
     free_execution(&first);
     clxent_plan_destroy(plan);
