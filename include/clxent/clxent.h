@@ -614,10 +614,13 @@ CLXENT_API void clxent_args_init(clxent_args *args);
 CLXENT_API clxent_status clxent_enqueue(clxent_plan *plan, cl_command_queue queue, const clxent_args *args,
                                         cl_uint num_wait, const cl_event *wait, cl_event *event);
 
-/* Enqueues what a mean over a batch in parts needs first: reads targets, class_weights and row_weights of all
- * the batch's rows (args.total_rows, or rows with part WHOLE), as far as desc has them, and writes args.computed_denominator and args.counted (either may be
- * absent), whether desc.outputs names them or not. No other buffer but the workspace is looked at. The plan is one of a mean
- * with loss or gradient, or one with one of these outputs. The rest is as for clxent_enqueue(). */
+/* Enqueues what a mean over a batch in parts needs first: reads targets, class_weights and row_weights of all the batch's
+ * rows (args.total_rows, or rows with part WHOLE), as far as desc has them, and writes args.computed_denominator [1] acc_t
+ * and args.counted [1] uint64_t (either may be absent), whether desc.outputs names them or not. No other buffer but the
+ * workspace is looked at, nor are args.outputs and first_row.
+ *
+ * Returns  CLXENT_ERROR_INVALID_ARGUMENT where the plan is neither one of a mean with loss or gradient nor has one of these
+ *          outputs; CLXENT_ERROR_NULL_ARGUMENT where both are absent. The rest is as for clxent_enqueue(). */
 CLXENT_API clxent_status clxent_enqueue_denominator(clxent_plan *plan, cl_command_queue queue,
                                                     const clxent_args *args, cl_uint num_wait,
                                                     const cl_event *wait, cl_event *event);

@@ -202,7 +202,7 @@ def _target_array(array: np.ndarray, logits: np.dtype) -> np.ndarray:
     if dtype == np.uint64:
         # As int64 the largest would be negative, and one of them the ignored one.
         for row in np.flatnonzero(array.reshape(-1) > np.uint64(2**63 - 1))[:1]:
-            raise IndexError("targets: row %d is %d, beyond every class" % (row, array.reshape(-1)[row]))
+            raise IndexError("targets: row %d is %d: takes at most 2**63 - 1" % (row, array.reshape(-1)[row]))
     return _readable(array.astype({"int8": "i4", "int16": "i4", "uint64": "i8"}.get(dtype.name, dtype), copy=False))
 
 
