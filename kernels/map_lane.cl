@@ -100,7 +100,8 @@ static inline void store_values(const tile_input *in, const row_result *r, const
 {
     const uint first = LOCAL_ID * VEC;
     uint c = 0;
-#    if WG_SIZE > 1
+#    if WG_SIZE > 1 && \
+        DTYPE != F64 /* which takes 224 registers of gfx90a then with all options, 192 without */
     for (; c + 3 < in->classes; c += 4) { /* four loads under way, maybe from where results go */
         vec x[4];
 #        pragma unroll
