@@ -22,7 +22,7 @@ struct tensor {
     const char *name;
     enum element element;
     enum shape shape;
-    size_t stride; /* offset in clxent_desc of the stride of a SHAPE_MATRIX, else 0 */
+    size_t stride; /* offset in clxent_desc of the stride of its rows, else 0 */
     uint32_t operations;
     enum { DEPENDS_LOGITS, DEPENDS_TARGETS, DEPENDS_INDICES } depends;
     clxent_made made;
@@ -162,10 +162,9 @@ const char *clxent_dtype_name(uint32_t dtype)
 
 size_t clxent_acc_size(const clxent_desc *desc) { return desc->dtype == CLXENT_F64 ? 8 : 4; }
 
-uint32_t clxent_gradient_dtype(const clxent_desc *desc)
-{
-    return desc->gradient_dtype != 0 ? desc->gradient_dtype : desc->dtype;
-}
+static uint32_t or_dtype(const clxent_desc *desc, uint32_t dtype) { return dtype != 0 ? dtype : desc->dtype; }
+
+uint32_t clxent_gradient_dtype(const clxent_desc *desc) { return or_dtype(desc, desc->gradient_dtype); }
 
 bool clxent_targets_are_indices(const clxent_desc *desc)
 {
@@ -218,6 +217,9 @@ static size_t element_of(const clxent_desc *desc, enum element kind, const char 
         }
         break;
     case ELEMENT_GRADIENT: dtype = clxent_gradient_dtype(desc); break;
+    case ELEMENT_HIDDEN_GRADIENT: dtype = or_dtype(desc, desc->hidden_gradient_dtype); break;
+    case ELEMENT_WEIGHT_GRADIENT: dtype = or_dtype(desc, desc->weight_gradient_dtype); break;
+    case ELEMENT_BIAS_GRADIENT: dtype = or_dtype(desc, desc->bias_gradient_dtype); break;
     case ELEMENT_REAL: dtype = desc->dtype == CLXENT_F64 ? CLXENT_F64 : CLXENT_F32; break;
     case ELEMENT_DTYPE: break;
     }
@@ -232,8 +234,12 @@ static clxent_use use_of(const clxent_desc *desc, uint32_t outputs, bool statist
     switch (which) {
     case CLXENT_TENSOR_LOGITS:
     case CLXENT_TENSOR_PROBABILITIES:
+    case CLXENT_TENSOR_HIDDEN:
+    case CLXENT_TENSOR_WEIGHT:
         return clxent_op_reads(desc->op, which) && clxent_outputs_of_rows(outputs) != 0 ? CLXENT_REQUIRED
                                                                                         : CLXENT_UNUSED;
+    case CLXENT_TENSOR_BIAS:
+        return desc->has_bias != 0 && clxent_outputs_of_rows(outputs) != 0 ? CLXENT_REQUIRED : CLXENT_UNUSED;
     /* By what the plan can be asked for, not by this run: the class that a row's sum keeps apart is its target's,
      * and each output of a plan has the same bits whichever others are asked for beside it. */
     case CLXENT_TENSOR_TARGETS:
@@ -245,19 +251,17 @@ static clxent_use use_of(const clxent_desc *desc, uint32_t outputs, bool statist
         return desc->has_row_weights != 0 && clxent_needs_targets(desc, desc->outputs) ? CLXENT_REQUIRED
                                                                                        : CLXENT_UNUSED;
     case CLXENT_TENSOR_GRAD_OUTPUT:
-        if ((outputs & CLXENT_OUTPUT_GRADIENT) == 0) return CLXENT_UNUSED;
+        if ((outputs & CLXENT_GRADIENTS) == 0) return CLXENT_UNUSED;
         return desc->op == CLXENT_OP_SOFTMAX_BACKWARD ? CLXENT_REQUIRED : CLXENT_OPTIONAL;
     case CLXENT_TENSOR_DENOMINATOR:
-        return clxent_op_reads(desc->op, which) &&
-                       (outputs & (CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT)) != 0
+        return clxent_op_reads(desc->op, which) && (outputs & (CLXENT_OUTPUT_LOSS | CLXENT_GRADIENTS)) != 0
                    ? CLXENT_OPTIONAL
                    : CLXENT_UNUSED;
     case CLXENT_TENSOR_GRAD_ENTROPY:
-        return desc->has_grad_entropy != 0 && (outputs & CLXENT_OUTPUT_GRADIENT) != 0 ? CLXENT_REQUIRED
-                                                                                      : CLXENT_UNUSED;
+        return desc->has_grad_entropy != 0 && (outputs & CLXENT_GRADIENTS) != 0 ? CLXENT_REQUIRED
+                                                                                : CLXENT_UNUSED;
     case CLXENT_TENSOR_GRAD_LSE:
-        return desc->has_grad_lse != 0 && (outputs & CLXENT_OUTPUT_GRADIENT) != 0 ? CLXENT_REQUIRED
-                                                                                  : CLXENT_UNUSED;
+        return desc->has_grad_lse != 0 && (outputs & CLXENT_GRADIENTS) != 0 ? CLXENT_REQUIRED : CLXENT_UNUSED;
     case CLXENT_TENSOR_STATISTICS: return asked || statistics_in ? CLXENT_REQUIRED : CLXENT_UNUSED;
     case CLXENT_TENSOR_BAD_TARGETS: return asked ? CLXENT_OPTIONAL : CLXENT_UNUSED;
     default: return asked ? CLXENT_REQUIRED : CLXENT_UNUSED;
@@ -276,7 +280,7 @@ clxent_status clxent_tensor_need(const clxent_desc *desc, uint32_t outputs, bool
     need->use = use_of(desc, outputs, statistics_in, which);
     if (need->use == CLXENT_UNUSED) return CLXENT_OK;
     need->element_size = element_of(desc, tensor.element, &type);
-    need->is_matrix = tensor.shape == SHAPE_MATRIX;
+    need->is_matrix = tensor.shape == SHAPE_MATRIX || tensor.shape == SHAPE_HIDDEN;
     switch (tensor.shape) {
     case SHAPE_ONE: snprintf(need->shape, sizeof need->shape, "[1] %s", type); break;
     case SHAPE_CLASSES:
@@ -293,6 +297,23 @@ clxent_status clxent_tensor_need(const clxent_desc *desc, uint32_t outputs, bool
         fits = clxent_size_mul(rows, step, &elements);
         snprintf(need->shape, sizeof need->shape, "[rows %zu, %zu] %s", rows, step, type);
         break;
+    case SHAPE_HIDDEN:
+    case SHAPE_WEIGHT: {
+        const size_t count = tensor.shape == SHAPE_HIDDEN ? rows : desc->classes;
+        size_t stride;
+        memcpy(&stride, (const char *)desc + tensor.stride, sizeof stride);
+        if (stride == 0) stride = desc->features;
+        if (count > 0) {
+            fits = clxent_size_mul(count - 1, stride, &elements) && elements <= SIZE_MAX - desc->features;
+            elements += desc->features;
+        } else {
+            elements = 0;
+        }
+        if (tensor.shape == SHAPE_HIDDEN) step = stride;
+        snprintf(need->shape, sizeof need->shape, "[%s %zu, features %zu] %s, row stride %zu",
+                 tensor.shape == SHAPE_HIDDEN ? "rows" : "classes", count, desc->features, type, stride);
+        break;
+    }
     case SHAPE_MATRIX: {
         const bool full =
             which == CLXENT_TENSOR_GRADIENT && desc->gradient_padding == CLXENT_GRADIENT_PADDING_ZERO;
@@ -319,11 +340,11 @@ clxent_status clxent_tensor_need(const clxent_desc *desc, uint32_t outputs, bool
     }
     if (!fits || !clxent_size_mul(elements, need->element_size, &need->bytes) ||
         !clxent_size_mul(step, need->element_size, &need->row_bytes))
-        return clxent_fail_text(text, size, CLXENT_ERROR_INVALID_DESC,
-                                "batch is %zu, seq is %zu, classes is %zu, inner is %zu, row stride %zu: "
-                                "takes at most %zu bytes for %s",
-                                desc->batch, desc->seq, desc->classes, desc->inner, step, SIZE_MAX,
-                                tensor.name);
+        return clxent_fail_text(
+            text, size, CLXENT_ERROR_INVALID_DESC,
+            "batch is %zu, seq is %zu, classes is %zu, inner is %zu, features is %zu, row "
+            "stride %zu: takes at most %zu bytes for %s",
+            desc->batch, desc->seq, desc->classes, desc->inner, desc->features, step, SIZE_MAX, tensor.name);
     return CLXENT_OK;
 }
 
@@ -376,22 +397,22 @@ static const char *list_outputs(uint32_t outputs, char *list, size_t size)
     return list;
 }
 
-static clxent_status check_gradient_dtype(const clxent_desc *desc, struct message say)
+/* output: the gradient that has it. */
+static clxent_status check_gradient_dtype(const clxent_desc *desc, struct message say, const char *field,
+                                          uint32_t dtype, uint32_t output)
 {
     const bool f64 = desc->dtype == CLXENT_F64;
 
-    if (desc->gradient_dtype == 0) return CLXENT_OK;
-    if ((outputs_of(desc->op) & CLXENT_OUTPUT_GRADIENT) == 0)
-        return REJECT("gradient_dtype is %" PRIu32 ": takes 0 with op %s, which gives no gradient",
-                      desc->gradient_dtype, op_names.text[desc->op]);
-    if (clxent_dtype_size(desc->gradient_dtype) == 0 ||
-        (f64 ? desc->gradient_dtype != CLXENT_F64 && desc->gradient_dtype != CLXENT_F32
-             : desc->gradient_dtype == CLXENT_F64))
-        return REJECT("gradient_dtype is %" PRIu32 " (%s): takes 0, %s with dtype %s", desc->gradient_dtype,
-                      clxent_dtype_name(desc->gradient_dtype),
-                      f64 ? "CLXENT_F64 (4) or CLXENT_F32 (1)"
-                          : "CLXENT_F32 (1), CLXENT_F16 (2) or CLXENT_BF16 (3)",
-                      clxent_dtype_name(desc->dtype));
+    if (dtype == 0) return CLXENT_OK;
+    if ((outputs_of(desc->op) & output) == 0)
+        return REJECT("%s is %" PRIu32 ": takes 0 with op %s, which has no such output", field, dtype,
+                      op_names.text[desc->op]);
+    if (clxent_dtype_size(dtype) == 0 ||
+        (f64 ? dtype != CLXENT_F64 && dtype != CLXENT_F32 : dtype == CLXENT_F64))
+        return REJECT(
+            "%s is %" PRIu32 " (%s): takes 0, %s with dtype %s", field, dtype, clxent_dtype_name(dtype),
+            f64 ? "CLXENT_F64 (4) or CLXENT_F32 (1)" : "CLXENT_F32 (1), CLXENT_F16 (2) or CLXENT_BF16 (3)",
+            clxent_dtype_name(desc->dtype));
     return CLXENT_OK;
 }
 
@@ -409,7 +430,12 @@ static clxent_status check_types(const clxent_desc *desc, struct message say)
 
     for (size_t i = 0; i < sizeof choices / sizeof *choices; i++) {
         const uint32_t *value = choices[i].value;
-        if (value == &desc->gradient_dtype) CLXENT_TRY(check_gradient_dtype(desc, say));
+        const uint32_t output = value == &desc->gradient_dtype          ? CLXENT_OUTPUT_GRADIENT
+                                : value == &desc->hidden_gradient_dtype ? CLXENT_OUTPUT_HIDDEN_GRADIENT
+                                : value == &desc->weight_gradient_dtype ? CLXENT_OUTPUT_WEIGHT_GRADIENT
+                                : value == &desc->bias_gradient_dtype   ? CLXENT_OUTPUT_BIAS_GRADIENT
+                                                                        : 0;
+        if (output != 0) CLXENT_TRY(check_gradient_dtype(desc, say, choices[i].field, *value, output));
         else if (value != &desc->target_type || clxent_needs_targets(desc, desc->outputs))
             CLXENT_TRY(check_name(say, choices[i].field, choices[i].names, *value));
     }
@@ -454,6 +480,40 @@ static clxent_status check_outputs(const clxent_desc *desc, struct message say)
     return CLXENT_OK;
 }
 
+/* What only CLXENT_OP_LINEAR_CROSS_ENTROPY has, or has not. */
+static clxent_status check_features(const clxent_desc *desc, struct message say)
+{
+    const bool linear = desc->op == CLXENT_OP_LINEAR_CROSS_ENTROPY;
+    const struct {
+        const char *name;
+        size_t stride;
+    } strides[] = { { "hidden_row_stride", desc->hidden_row_stride },
+                    { "weight_row_stride", desc->weight_row_stride },
+                    { "hidden_gradient_row_stride", desc->hidden_gradient_row_stride },
+                    { "weight_gradient_row_stride", desc->weight_gradient_row_stride } };
+    const struct {
+        const char *name;
+        size_t value, takes;
+    } unused[] = { { "inner", desc->inner, 1 },
+                   { "row_stride", desc->row_stride, 0 },
+                   { "gradient_row_stride", desc->gradient_row_stride, 0 },
+                   { "probabilities_row_stride", desc->probabilities_row_stride, 0 } };
+
+    if (!linear) return CLXENT_OK;
+    if (desc->features < 1 || desc->features > INT32_MAX)
+        return REJECT("features is %zu: takes 1 to %d with op LINEAR_CROSS_ENTROPY", desc->features,
+                      INT32_MAX);
+    for (size_t i = 0; i < sizeof strides / sizeof *strides; i++)
+        if (strides[i].stride != 0 && strides[i].stride < desc->features)
+            return REJECT("%s is %zu: takes 0 or at least features, which is %zu", strides[i].name,
+                          strides[i].stride, desc->features);
+    for (size_t i = 0; i < sizeof unused / sizeof *unused; i++)
+        if (unused[i].value != unused[i].takes)
+            return REJECT("%s is %zu: takes %zu with op LINEAR_CROSS_ENTROPY, whose logits nobody sees",
+                          unused[i].name, unused[i].value, unused[i].takes);
+    return CLXENT_OK;
+}
+
 static clxent_status check_shape(const clxent_desc *desc, struct message say)
 {
     size_t rows, slab;
@@ -483,6 +543,7 @@ static clxent_status check_shape(const clxent_desc *desc, struct message say)
         if (strides[i].stride != 0 && strides[i].stride < slab)
             return REJECT("%s is %zu: takes 0 or at least classes * inner, which is %zu", strides[i].name,
                           strides[i].stride, slab);
+    CLXENT_TRY(check_features(desc, say));
     for (int t = 0; t < CLXENT_TENSORS; t++) {
         clxent_need need;
         CLXENT_TRY(clxent_tensor_need(desc, desc->outputs, false, rows, (clxent_tensor)t, &need, say.text,
@@ -536,8 +597,10 @@ static clxent_status check_numbers(const clxent_desc *desc, struct message say)
 /* An option that an operation would silently pass over is refused. */
 static clxent_status check_unused(const clxent_desc *desc, struct message say)
 {
-    enum { ANY, LOGITS, LOSS, GRADIENT, ROWS };
+    enum { ANY, LOGITS, LOSS, GRADIENT, ROWS, LINEAR };
     const char *op = op_names.text[desc->op];
+    const bool linear = desc->op == CLXENT_OP_LINEAR_CROSS_ENTROPY;
+    const bool cross_entropy = linear || desc->op == CLXENT_OP_CROSS_ENTROPY;
     const struct {
         const char *name;
         double value, initial;
@@ -547,8 +610,9 @@ static clxent_status check_unused(const clxent_desc *desc, struct message say)
 #include "options.def"
     };
 
-    for (size_t i = 0; desc->op != CLXENT_OP_CROSS_ENTROPY && i < sizeof options / sizeof *options; i++)
-        if (options[i].acts != ANY && options[i].value != options[i].initial)
+    for (size_t i = 0; i < sizeof options / sizeof *options; i++)
+        if (options[i].acts != ANY && options[i].value != options[i].initial &&
+            !(options[i].acts == LINEAR ? linear : cross_entropy))
             return REJECT("%s is %g: takes %g with op %s, which does not use it", options[i].name,
                           options[i].value, options[i].initial, op);
     /* The default, -100, stays allowed, as in PyTorch. */
@@ -557,9 +621,20 @@ static clxent_status check_unused(const clxent_desc *desc, struct message say)
         return REJECT("ignore_index is %" PRId64 " and target_type is %s: takes a negative number, or "
                       "use_ignore_index 0, as probability targets have no index (row weights of 0 mask rows)",
                       desc->ignore_index, target_type_names.text[desc->target_type]);
-    if (desc->gradient_mode != CLXENT_GRADIENT_WRITE && (outputs_of(desc->op) & CLXENT_OUTPUT_GRADIENT) == 0)
-        return REJECT("gradient_mode is %s: takes CLXENT_GRADIENT_WRITE with op %s, which gives no gradient",
-                      gradient_mode_names.text[desc->gradient_mode], op);
+    const struct {
+        const char *name;
+        uint32_t value, output;
+    } modes[] = { { "gradient_mode", desc->gradient_mode, CLXENT_OUTPUT_GRADIENT },
+                  { "hidden_gradient_mode", desc->hidden_gradient_mode, CLXENT_OUTPUT_HIDDEN_GRADIENT },
+                  { "weight_gradient_mode", desc->weight_gradient_mode, CLXENT_OUTPUT_WEIGHT_GRADIENT },
+                  { "bias_gradient_mode", desc->bias_gradient_mode, CLXENT_OUTPUT_BIAS_GRADIENT } };
+    for (size_t i = 0; i < sizeof modes / sizeof *modes; i++)
+        if (modes[i].value != CLXENT_GRADIENT_WRITE && (outputs_of(desc->op) & modes[i].output) == 0)
+            return REJECT("%s is %s: takes CLXENT_GRADIENT_WRITE with op %s, which has no such output",
+                          modes[i].name, gradient_mode_names.text[modes[i].value], op);
+    if ((desc->outputs & CLXENT_OUTPUT_BIAS_GRADIENT) != 0 && desc->has_bias == 0)
+        return REJECT("outputs is 0x%" PRIx32 " with bias_gradient and has_bias is 0: takes 1",
+                      desc->outputs);
     if (desc->gradient_padding != CLXENT_GRADIENT_PADDING_KEEP) {
         const char *padding = gradient_padding_names.text[desc->gradient_padding];
         if ((desc->outputs & CLXENT_OUTPUT_GRADIENT) == 0)
@@ -572,13 +647,12 @@ static clxent_status check_unused(const clxent_desc *desc, struct message say)
                           padding);
     }
     if ((desc->has_grad_entropy != 0 || desc->has_grad_lse != 0) &&
-        (desc->outputs & (CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_STATISTICS)) == 0)
+        (desc->outputs & (CLXENT_GRADIENTS | CLXENT_OUTPUT_STATISTICS)) == 0)
         return REJECT("%s is %" PRIu32 ": takes 0 with outputs 0x%" PRIx32
                       ", which have neither gradient nor statistics",
                       desc->has_grad_entropy != 0 ? "has_grad_entropy" : "has_grad_lse",
                       desc->has_grad_entropy != 0 ? desc->has_grad_entropy : desc->has_grad_lse,
                       desc->outputs);
-    if (desc->reserved != 0) return REJECT("reserved is %" PRIu32 ": takes 0", desc->reserved);
     return CLXENT_OK;
 }
 

@@ -55,8 +55,8 @@ typedef struct clxent_need {
                             unless that is written */
     size_t row_bytes;    /* bytes from one row to the next, 0 where the tensor does not grow with the
                             rows; with inner > 1: from one slab to the next for [rows, classes] tensors */
-    bool is_matrix;      /* [rows, classes]: in a batch in parts, the part's own rows only */
-    char shape[128];     /* "[rows 6, classes 4] f32, row stride 4", for messages */
+    bool is_matrix;  /* [rows, classes] or [rows, features]: in a batch in parts, the part's own rows only */
+    char shape[128]; /* "[rows 6, classes 4] f32, row stride 4", for messages */
 } clxent_need;
 
 const char *clxent_tensor_name(clxent_tensor tensor); /* the field's name: "logits" */
@@ -71,7 +71,8 @@ typedef enum clxent_made {
     CLXENT_MADE_CLASSES,
     CLXENT_MADE_ROW,
     CLXENT_MADE_LOSSES,
-    CLXENT_MADE_TARGETS_PASS
+    CLXENT_MADE_TARGETS_PASS,
+    CLXENT_MADE_PRODUCT
 } clxent_made;
 uint32_t clxent_outputs_made(clxent_made made);    /* CLXENT_OUTPUT_* bits */
 uint32_t clxent_outputs_of_rows(uint32_t outputs); /* those that take more than a pass over the targets */
@@ -87,6 +88,11 @@ clxent_status clxent_tensor_need(const clxent_desc *desc, uint32_t outputs, bool
 /* Rows that no part of a batch divides: 1, or with inner > 1 a slab, or with shift > 0 a sequence; the least common
  * multiple with both. At least 1; divides batch * seq. */
 size_t clxent_part_unit(const clxent_desc *desc);
+
+/* Outputs that are gradients of the loss: all that is divided by the denominator but the loss. */
+#define CLXENT_GRADIENTS                                                                      \
+    (CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_HIDDEN_GRADIENT | CLXENT_OUTPUT_WEIGHT_GRADIENT | \
+     CLXENT_OUTPUT_BIAS_GRADIENT)
 
 size_t clxent_dtype_size(uint32_t dtype);                /* 4, 2, 2, 8 bytes; 0 for an unknown one */
 const char *clxent_dtype_name(uint32_t dtype);           /* "f32"; "unknown" */

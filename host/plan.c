@@ -19,6 +19,9 @@ static clxent_status supported(clxent_context *ctx, const clxent_desc *desc)
                            "dtype is f64: takes a device with cl_khr_fp64, \"%s\" has none",
                            ctx->device.name);
     }
+    if (desc->op == CLXENT_OP_LINEAR_CROSS_ENTROPY)
+        return clxent_fail(ctx, CLXENT_ERROR_UNSUPPORTED,
+                           "op is LINEAR_CROSS_ENTROPY: takes a later version");
     return CLXENT_OK;
 }
 
@@ -271,6 +274,7 @@ static void define_options(definitions *d, const clxent_desc *desc)
 #define USED_GRADIENT targets
 #define USED_ROWS targets
 #define USED_LOGITS logits
+#define USED_LINEAR false
 #define OPTION(name, kind, initial, acts, constant, ...) { constant, USED_##acts && desc->name != (initial) },
 #include "options.def"
     };

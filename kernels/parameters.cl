@@ -14,9 +14,9 @@ typedef uint u32;
 /* Offsets of the caller's buffers, in elements, by name. */
 typedef struct clxent_offsets {
     u64 logits, probabilities, targets, class_weights, row_weights, grad_output, denominator, grad_entropy,
-        grad_lse;
+        grad_lse, hidden, weight, bias;
     u64 losses, loss, lse, softmax, log_softmax, gradient, argmax, correct, entropy, statistics;
-    u64 bad_targets, one_hot, computed_denominator, counted;
+    u64 bad_targets, one_hot, computed_denominator, counted, hidden_gradient, weight_gradient, bias_gradient;
 } clxent_offsets;
 
 typedef struct clxent_parameters {
@@ -59,6 +59,9 @@ typedef struct clxent_parameters {
 #define OUTPUT_ONE_HOT (1u << 11)
 #define OUTPUT_COMPUTED_DENOMINATOR (1u << 12)
 #define OUTPUT_COUNTED (1u << 13)
+#define OUTPUT_HIDDEN_GRADIENT (1u << 14)
+#define OUTPUT_WEIGHT_GRADIENT (1u << 15)
+#define OUTPUT_BIAS_GRADIENT (1u << 16)
 
 #define TARGET_NONE 0u
 #define TARGET_I32 1u

@@ -266,12 +266,22 @@ CLXENT_API size_t clxent_context_last_error(const clxent_context *ctx, char *tex
  *                       index targets or soft targets q; q_j = 0 adds 0, also at p_j = 0; p_j = 0 under q_j > 0 is
  *                       +inf
  *     SOFTMAX_GRADIENT  GRADIENT = (p - q) * grad_output / denominator of given softmax p = args.probabilities and
- *                       targets q */
+ *                       targets q
+ *     LINEAR_CROSS_ENTROPY
+ *                       CROSS_ENTROPY of logits that nobody holds: x = args.hidden * args.weight^T (+ args.bias), with all
+ *                       its options. Logits and their gradient are made for as many rows at a time as
+ *                       desc.workspace_limit has room for. Outputs are those of CROSS_ENTROPY that have one value for each
+ *                       row or one in all, but STATISTICS, and with dx the gradient of CROSS_ENTROPY
+ *                           HIDDEN_GRADIENT = dx * weight   WEIGHT_GRADIENT = dx^T * hidden   BIAS_GRADIENT_c = sum_r dx_rc
+ *                       Takes inner 1, and 0 for the strides of [rows, classes] arrays but target_row_stride, for gradient_dtype,
+ *                       gradient_mode and gradient_padding. A row that does not count adds exactly 0 to gradients,
+ *                       whatever its hidden state is */
 #define CLXENT_OP_CROSS_ENTROPY 0u
 #define CLXENT_OP_SOFTMAX_BACKWARD 1u
 #define CLXENT_OP_ONE_HOT 2u
 #define CLXENT_OP_PROBABILITY_LOSS 3u
 #define CLXENT_OP_SOFTMAX_GRADIENT 4u
+#define CLXENT_OP_LINEAR_CROSS_ENTROPY 5u
 
 /* Storage of logits-shaped tensors. Sums, losses, weights, lse and statistics have the accumulator
  * type, acc_t below: f32, and f64 when the logits are f64. A device without f64 still runs the others. */
@@ -342,7 +352,10 @@ CLXENT_API size_t clxent_context_last_error(const clxent_context *ctx, char *tex
  *       COMPUTED_DENOMINATOR
  *                    [1] acc_t: the sum of weights that a mean divides by, whatever the reduction, and also where
  *                    args.denominator is given
- *       COUNTED      [1] uint64_t: rows that are neither ignored, masked nor out of range */
+ *       COUNTED      [1] uint64_t: rows that are neither ignored, masked nor out of range
+ *       HIDDEN_GRADIENT, WEIGHT_GRADIENT, BIAS_GRADIENT
+ *                    [rows, features], [classes, features], [classes], each of its own dtype;
+ *                    CLXENT_OP_LINEAR_CROSS_ENTROPY only */
 #define CLXENT_OUTPUT_LOSSES (1u << 0)
 #define CLXENT_OUTPUT_LOSS (1u << 1)
 #define CLXENT_OUTPUT_LSE (1u << 2)
@@ -357,12 +370,16 @@ CLXENT_API size_t clxent_context_last_error(const clxent_context *ctx, char *tex
 #define CLXENT_OUTPUT_ONE_HOT (1u << 11)
 #define CLXENT_OUTPUT_COMPUTED_DENOMINATOR (1u << 12)
 #define CLXENT_OUTPUT_COUNTED (1u << 13)
+#define CLXENT_OUTPUT_HIDDEN_GRADIENT (1u << 14)
+#define CLXENT_OUTPUT_WEIGHT_GRADIENT (1u << 15)
+#define CLXENT_OUTPUT_BIAS_GRADIENT (1u << 16)
 
 typedef struct clxent_desc {
     size_t struct_size;
-    uint32_t op;             /* CLXENT_OP_*; default CROSS_ENTROPY */
-    uint32_t outputs;        /* CLXENT_OUTPUT_* bits: all that any run of the plan may ask for; not 0 */
-    uint32_t dtype;          /* of logits, probabilities, softmax, log_softmax, one_hot; default F32 */
+    uint32_t op;      /* CLXENT_OP_*; default CROSS_ENTROPY */
+    uint32_t outputs; /* CLXENT_OUTPUT_* bits: all that any run of the plan may ask for; not 0 */
+    uint32_t
+        dtype; /* of logits, probabilities, softmax, log_softmax, one_hot, hidden, weight, bias; default F32 */
     uint32_t gradient_dtype; /* 0: as dtype; f64 logits take f64 or f32, others f32, f16 or bf16 */
     uint32_t target_type;    /* CLXENT_TARGET_*; default I64; not looked at where nothing uses targets */
     uint32_t reduction;      /* CLXENT_REDUCTION_*; default MEAN */
@@ -412,14 +429,31 @@ typedef struct clxent_desc {
     uint32_t has_grad_entropy;  /* nonzero: every run that writes the gradient gives args.grad_entropy; takes
                                    gradient or statistics among the outputs */
     uint32_t has_grad_lse;      /* likewise args.grad_lse */
-    uint32_t reserved;          /* takes 0 */
+    uint32_t has_bias;          /* LINEAR_CROSS_ENTROPY; nonzero: every run gives args.bias */
+
+    /* LINEAR_CROSS_ENTROPY; with other operations all take 0. */
+    size_t features; /* 1 .. 2^31 - 1: columns of hidden and weight */
+    size_t
+        hidden_row_stride; /* elements from one row to the next; at least features, or 0 for exactly that */
+    size_t weight_row_stride;          /* likewise, from one class to the next */
+    size_t hidden_gradient_row_stride; /* likewise */
+    size_t weight_gradient_row_stride; /* likewise */
+    uint32_t hidden_gradient_dtype;    /* 0: as dtype; with f64 f64 or f32, else f32, f16 or bf16 */
+    uint32_t weight_gradient_dtype;    /* likewise */
+    uint32_t bias_gradient_dtype;      /* likewise */
+    uint32_t hidden_gradient_mode; /* CLXENT_GRADIENT_*: written, or added to what is there, rounded once */
+    uint32_t weight_gradient_mode; /* likewise; in a batch in parts the first part's: later parts add to it */
+    uint32_t bias_gradient_mode;   /* likewise */
+    size_t workspace_limit; /* bytes that clxent_plan_workspace_size() may be, 0: any. Less are more, smaller
+                                          chunks of rows, and more time. What is too little for one chunk of the fewest
+                                          rows is refused with a text that has the least number of bytes */
 } clxent_desc;
 #define CLXENT_DESC_INIT                                                                      \
     {                                                                                         \
         sizeof(clxent_desc), CLXENT_OP_CROSS_ENTROPY, 0, CLXENT_F32, 0, CLXENT_TARGET_I64,    \
             CLXENT_REDUCTION_MEAN, 0, 0, 0, 1, 0, 0, 0, 0, -100, 1, CLXENT_BAD_TARGET_REPORT, \
             CLXENT_ALL_IGNORED_NAN, CLXENT_GRADIENT_WRITE, 0, 0, 0, 0.0, 0.0, 1.0, 0.0,       \
-            CLXENT_GRADIENT_PADDING_KEEP, 0, 0, 0                                             \
+            CLXENT_GRADIENT_PADDING_KEEP, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0         \
     }
 CLXENT_API void clxent_desc_init(clxent_desc *desc);
 
@@ -577,6 +611,17 @@ typedef struct clxent_args {
     clxent_buffer counted;              /* out [1] uint64_t */
     clxent_buffer grad_entropy;         /* in  [rows] acc_t, with desc.has_grad_entropy */
     clxent_buffer grad_lse;             /* in  [rows] acc_t, with desc.has_grad_lse */
+
+    /* CLXENT_OP_LINEAR_CROSS_ENTROPY. In a batch in parts hidden and hidden_gradient hold the part's rows; all parts name
+     * the same weight_gradient and bias_gradient, which are sums until the last part. */
+    clxent_buffer hidden; /* in  [rows, features] dtype, hidden_row_stride */
+    clxent_buffer weight; /* in  [classes, features] dtype, weight_row_stride */
+    clxent_buffer bias;   /* in  [classes] dtype, with desc.has_bias */
+    clxent_buffer
+        hidden_gradient; /* out [rows, features], hidden_gradient_row_stride; in and out when accumulating */
+    clxent_buffer weight_gradient; /* out [classes, features], weight_gradient_row_stride; in and out when
+                                      accumulating, and in f32 or f64 */
+    clxent_buffer bias_gradient;   /* out [classes]; likewise */
 } clxent_args;
 #define CLXENT_ARGS_INIT                                                                                 \
     {                                                                                                    \
@@ -584,6 +629,7 @@ typedef struct clxent_args {
             { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 },   \
             { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 },   \
             { NULL, 0 }, { NULL, 0 }, 0, 0, CLXENT_PART_WHOLE, 0, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, \
+            { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 },                \
         {                                                                                                \
             NULL, 0                                                                                      \
         }                                                                                                \
@@ -666,13 +712,20 @@ typedef struct clxent_host_args {
     clxent_output counted;
     clxent_input grad_entropy;
     clxent_input grad_lse;
+    clxent_input hidden;
+    clxent_input weight;
+    clxent_input bias;
+    clxent_output hidden_gradient;
+    clxent_output weight_gradient;
+    clxent_output bias_gradient;
 } clxent_host_args;
 #define CLXENT_HOST_ARGS_INIT                                                                          \
     {                                                                                                  \
         sizeof(clxent_host_args), 0, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 },  \
             { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, \
             { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, \
-            { NULL, 0 }, { NULL, 0 }, { NULL, 0 },                                                     \
+            { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, \
+            { NULL, 0 }, { NULL, 0 },                                                                  \
         {                                                                                              \
             NULL, 0                                                                                    \
         }                                                                                              \

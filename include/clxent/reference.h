@@ -87,11 +87,15 @@ typedef struct clxent_reference_results {
     double *denominator;               /* [1]: as used, computed or given */
     clxent_bad_targets *bad_targets;   /* [1] */
     double *computed_denominator, *computed_denominator_bound; /* [1] */
+    double *hidden_gradient, *hidden_gradient_bound; /* [rows, features]; accumulates as gradient does */
+    double *weight_gradient, *weight_gradient_bound; /* [classes, features]; likewise */
+    double *bias_gradient, *bias_gradient_bound;     /* [classes]; likewise */
 } clxent_reference_results;
 #define CLXENT_REFERENCE_RESULTS_INIT                                                                       \
     {                                                                                                       \
         sizeof(clxent_reference_results), NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, \
-            NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL                                \
+            NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, \
+            NULL                                                                                            \
     }
 CLXENT_API void clxent_reference_results_init(clxent_reference_results *results);
 

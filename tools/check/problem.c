@@ -176,9 +176,30 @@ static uint32_t real_dtype(const clxent_desc *desc)
     return desc->dtype == CLXENT_F64 ? CLXENT_F64 : CLXENT_F32;
 }
 
-static uint32_t gradient_dtype(const clxent_desc *desc)
+enum {
+    GRADIENTS = CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_HIDDEN_GRADIENT | CLXENT_OUTPUT_WEIGHT_GRADIENT |
+                CLXENT_OUTPUT_BIAS_GRADIENT
+};
+
+static bool accumulates(const clxent_desc *desc, int tensor)
 {
-    return desc->gradient_dtype != 0 ? desc->gradient_dtype : desc->dtype;
+    switch (tensor) {
+    case TENSOR_GRADIENT: return desc->gradient_mode == CLXENT_GRADIENT_ACCUMULATE;
+    case TENSOR_HIDDEN_GRADIENT: return desc->hidden_gradient_mode == CLXENT_GRADIENT_ACCUMULATE;
+    case TENSOR_WEIGHT_GRADIENT: return desc->weight_gradient_mode == CLXENT_GRADIENT_ACCUMULATE;
+    case TENSOR_BIAS_GRADIENT: return desc->bias_gradient_mode == CLXENT_GRADIENT_ACCUMULATE;
+    default: return false;
+    }
+}
+
+static uint32_t dtype_of(const clxent_desc *desc, enum element element)
+{
+    const uint32_t own = element == ELEMENT_GRADIENT          ? desc->gradient_dtype
+                         : element == ELEMENT_HIDDEN_GRADIENT ? desc->hidden_gradient_dtype
+                         : element == ELEMENT_WEIGHT_GRADIENT ? desc->weight_gradient_dtype
+                         : element == ELEMENT_BIAS_GRADIENT   ? desc->bias_gradient_dtype
+                                                              : 0;
+    return own != 0 ? own : desc->dtype;
 }
 
 size_t index_size(uint32_t target_type)
@@ -226,15 +247,18 @@ static bool takes(const clxent_desc *desc, uint32_t outputs, int tensor)
 
     switch (tensor) {
     case TENSOR_LOGITS:
-    case TENSOR_PROBABILITIES: return has_tensor(desc->op, tensor) && rows_are_read;
+    case TENSOR_PROBABILITIES:
+    case TENSOR_HIDDEN:
+    case TENSOR_WEIGHT: return has_tensor(desc->op, tensor) && rows_are_read;
+    case TENSOR_BIAS: return desc->has_bias != 0 && rows_are_read;
     case TENSOR_TARGETS: return needs_targets(desc);
     case TENSOR_CLASS_WEIGHTS: return desc->has_class_weights != 0 && needs_targets(desc);
     case TENSOR_ROW_WEIGHTS: return desc->has_row_weights != 0 && needs_targets(desc);
-    case TENSOR_GRAD_OUTPUT: return (outputs & CLXENT_OUTPUT_GRADIENT) != 0;
-    case TENSOR_GRAD_ENTROPY: return desc->has_grad_entropy != 0 && (outputs & CLXENT_OUTPUT_GRADIENT) != 0;
-    case TENSOR_GRAD_LSE: return desc->has_grad_lse != 0 && (outputs & CLXENT_OUTPUT_GRADIENT) != 0;
+    case TENSOR_GRAD_OUTPUT: return (outputs & GRADIENTS) != 0;
+    case TENSOR_GRAD_ENTROPY: return desc->has_grad_entropy != 0 && (outputs & GRADIENTS) != 0;
+    case TENSOR_GRAD_LSE: return desc->has_grad_lse != 0 && (outputs & GRADIENTS) != 0;
     case TENSOR_DENOMINATOR:
-        return has_tensor(desc->op, tensor) && (outputs & (CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT)) != 0;
+        return has_tensor(desc->op, tensor) && (outputs & (CLXENT_OUTPUT_LOSS | GRADIENTS)) != 0;
     default: return (outputs & output_bit(tensor)) != 0;
     }
 }
@@ -243,6 +267,7 @@ static bool takes(const clxent_desc *desc, uint32_t outputs, int tensor)
 typedef struct layout {
     size_t rows, columns, element_size, stride;
     bool matrix;    /* [rows, classes], see element_index() */
+    bool own_rows;  /* in a batch in parts, those of the part */
     bool full;      /* ends with the padding of its last row */
     uint32_t dtype; /* 0: integers */
 } layout;
@@ -254,9 +279,8 @@ static void set_element(layout *l, const clxent_desc *desc, enum element element
 
     l->dtype = element > ELEMENT_TARGET || index ? 0
                : narrow                          ? CLXENT_F32
-               : element == ELEMENT_GRADIENT     ? gradient_dtype(desc)
                : element == ELEMENT_REAL         ? real_dtype(desc)
-                                                 : desc->dtype;
+                                                 : dtype_of(desc, element);
     l->element_size = l->dtype != 0 ? dtype_size(l->dtype) : index ? index_size(desc->target_type) : 8;
 }
 
@@ -283,10 +307,18 @@ static layout layout_of(const clxent_desc *desc, int tensor)
     case SHAPE_MATRIX:
         l.columns = desc->classes;
         l.matrix = true;
+        l.own_rows = true;
         memcpy(&l.stride, (const char *)desc + own.stride, sizeof l.stride);
         /* logits too: a gradient in their place needs it */
         l.full = desc->gradient_padding == CLXENT_GRADIENT_PADDING_ZERO &&
                  (tensor == TENSOR_LOGITS || tensor == TENSOR_GRADIENT);
+        break;
+    case SHAPE_HIDDEN:
+    case SHAPE_WEIGHT:
+        if (own.shape == SHAPE_WEIGHT) l.rows = desc->classes;
+        l.columns = desc->features;
+        l.own_rows = own.shape == SHAPE_HIDDEN;
+        memcpy(&l.stride, (const char *)desc + own.stride, sizeof l.stride);
         break;
     }
     return l;
@@ -295,14 +327,14 @@ static layout layout_of(const clxent_desc *desc, int tensor)
 bool shows_arithmetic(const clxent_desc *desc, int tensor)
 {
     return tensors[tensor].reference == REFERENCE_BOUNDED &&
-           layout_of(desc, tensor).dtype == real_dtype(desc) &&
-           (tensor != TENSOR_GRADIENT || desc->gradient_mode != CLXENT_GRADIENT_ACCUMULATE);
+           layout_of(desc, tensor).dtype == real_dtype(desc) && !accumulates(desc, tensor);
 }
 
 /* Index of an element in the tensor's own memory. */
 static size_t index_of(const clxent_desc *desc, const layout *l, size_t row, size_t column)
 {
-    return l->matrix ? element_index(desc, l->stride, row, column) : row * l->columns + column;
+    if (l->matrix) return element_index(desc, l->stride, row, column);
+    return row * (l->stride != 0 ? l->stride : l->columns) + column;
 }
 
 /* Byte of element number k, counted row by row. */
@@ -608,9 +640,15 @@ bool fill_problem(problem *p, const clxent_desc *desc, uint32_t fill, uint64_t s
                   { TENSOR_ROW_WEIGHTS, true },
                   { TENSOR_GRAD_OUTPUT, backward || (fill & FILL_GRAD_OUTPUT) != 0 },
                   { TENSOR_DENOMINATOR, (fill & (FILL_DENOMINATOR | FILL_ZERO_DENOMINATOR)) != 0 },
-                  { TENSOR_GRADIENT, desc->gradient_mode == CLXENT_GRADIENT_ACCUMULATE },
+                  { TENSOR_GRADIENT, accumulates(desc, TENSOR_GRADIENT) },
                   { TENSOR_GRAD_ENTROPY, true },
-                  { TENSOR_GRAD_LSE, true } };
+                  { TENSOR_GRAD_LSE, true },
+                  { TENSOR_HIDDEN, true },
+                  { TENSOR_WEIGHT, true },
+                  { TENSOR_BIAS, true },
+                  { TENSOR_HIDDEN_GRADIENT, accumulates(desc, TENSOR_HIDDEN_GRADIENT) },
+                  { TENSOR_WEIGHT_GRADIENT, accumulates(desc, TENSOR_WEIGHT_GRADIENT) },
+                  { TENSOR_BIAS_GRADIENT, accumulates(desc, TENSOR_BIAS_GRADIENT) } };
     const clxent_host_args absent = CLXENT_HOST_ARGS_INIT;
     random_state random = random_start(seed);
 
@@ -812,9 +850,9 @@ static void move_to_part(clxent_args *args, const problem *p, const execution *e
 {
     for (int t = 0; t < TENSORS; t++) {
         const layout l = layout_of(&p->desc, t);
-        if (!l.matrix || image_of(e, t)->mem == NULL) continue;
+        if (!l.own_rows || image_of(e, t)->mem == NULL) continue;
         buffer_of(args, t)->offset =
-            image_of(e, t)->front + element_index(&p->desc, l.stride, first_row, 0) * l.element_size;
+            image_of(e, t)->front + index_of(&p->desc, &l, first_row, 0) * l.element_size;
     }
 }
 
@@ -825,7 +863,7 @@ static bool execute_in_parts(execution *e, const runner *on, clxent_plan *plan, 
     const clxent_desc *desc = &p->desc;
     const size_t rows = rows_of(desc), unit = part_unit(desc);
     random_state random = random_start(p->seed ^ 0x7061727473);
-    const uint32_t divided = outputs & (CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT);
+    const uint32_t divided = outputs & (CLXENT_OUTPUT_LOSS | GRADIENTS);
     const bool is_mean = desc->reduction == CLXENT_REDUCTION_MEAN && divided != 0 && needs_targets(desc);
     image denominator = { 0 };
     clxent_args args;

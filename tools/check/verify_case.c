@@ -54,7 +54,6 @@ static const struct field {
 #define FIELD_FLAG(name) DESC(name, KIND_FLAG, NULL)
 #define FIELD_I64(name) DESC(name, KIND_I64, NULL)
 #define FIELD_REAL(name) DESC(name, KIND_REAL, NULL)
-#define FIELD_RESERVED(name)
 #define FIELD(name, kind, initial) FIELD_##kind(name)
 #define CHOICE(name, enumeration, initial, flag) DESC(name, KIND_ENUM, enumeration##_names)
 #include "../../host/options.def"

@@ -56,7 +56,8 @@ enum {
     OF_ANY = OF_TARGETS, /* those of the indices */
     OF_LOSS = OF_TARGETS,
     OF_ROWS = OF_TARGETS,
-    OF_GRADIENT = OF_TARGETS
+    OF_GRADIENT = OF_TARGETS,
+    OF_LINEAR = 0 /* have no flag */
 };
 
 static const cli_flag flags[] = {
@@ -737,6 +738,7 @@ static bool make_plain(clxent_desc *d)
 #define PLAIN_ANY(name, initial)
 #define PLAIN_LOGITS(name, initial)
 #define PLAIN_ROWS(name, initial)
+#define PLAIN_LINEAR(name, initial)
 #define PLAIN_GRADIENT(name, initial) d->name = initial;
 #define PLAIN_LOSS(name, initial)              \
     changed = changed || d->name != (initial); \
