@@ -96,9 +96,10 @@
 #    include <CL/cl.h>
 #endif
 
-#define CLXENT_VERSION_MAJOR 0
-#define CLXENT_VERSION_MINOR 1
-#define CLXENT_VERSION_PATCH 0
+/* The version of this header; clxent_version() has that of the library. */
+#define CLXENT_VERSION_MAJOR 0 /* this and MINOR are part of the shared library's name: */
+#define CLXENT_VERSION_MINOR 1 /* where either changes programs are compiled anew */
+#define CLXENT_VERSION_PATCH 0 /* fixes; no program need be compiled anew */
 
 /* Windows: a program that links the DLL defines CLXENT_SHARED, as the CMake target and pkg-config do for it; the
  * library's own build also defines CLXENT_BUILDING. */
@@ -125,7 +126,8 @@ extern "C" {
 /* 0 is success; positive values are the library's (below); negative values are the cl_int of the
  * OpenCL call that failed, unchanged. clxent_status_string() names them all. */
 typedef int32_t clxent_status;
-#define CLXENT_OK 0
+
+#define CLXENT_OK 0                       /* success */
 #define CLXENT_ERROR_NULL_ARGUMENT 1      /* a required pointer or buffer was NULL */
 #define CLXENT_ERROR_INVALID_DESC 2       /* a desc field is out of range or contradicts another */
 #define CLXENT_ERROR_INVALID_ARGUMENT 3   /* an argument of a run is out of range or contradicts the plan */
@@ -146,6 +148,7 @@ CLXENT_API const char *clxent_version(void);
 
 /* ---- Context ----------------------------------------------------------------------------- */
 
+/* Binds a cl_context and a device; has programs, parameters of kernels and the log. */
 typedef struct clxent_context clxent_context;
 
 /* One line of text for one event: an error, a build log, a tuning choice. May be called from any
@@ -178,16 +181,18 @@ typedef void (*clxent_log_fn)(const char *message, void *payload);
 typedef size_t (*clxent_load_fn)(const char *key, void *binary, size_t size, void *payload);
 typedef void (*clxent_save_fn)(const char *key, const void *binary, size_t size, void *payload);
 
+/* Where a context looks for programs and leaves them. */
 typedef struct clxent_store {
-    clxent_load_fn load;
-    clxent_save_fn save;
-    void *payload; /* handed to both */
+    clxent_load_fn load; /* see clxent_load_fn */
+    clxent_save_fn save; /* see clxent_load_fn */
+    void *payload;       /* handed to both */
 } clxent_store;
 
+/* What a context may be given besides its device. */
 typedef struct clxent_context_options {
-    size_t struct_size;
-    clxent_log_fn log; /* optional; it and its payload must outlive the context and its plans */
-    void *log_payload; /* handed to log() */
+    size_t struct_size; /* set by CLXENT_CONTEXT_OPTIONS_INIT */
+    clxent_log_fn log;  /* optional; it and its payload must outlive the context and its plans */
+    void *log_payload;  /* handed to log() */
 
     /* optional: rows of kernel parameters, tried before the library's own, as `clxent tune` finds, prints and stores
      * them. Plans of this context use the first row that fits their device and logits. Read by
@@ -209,6 +214,7 @@ typedef struct clxent_context_options {
     /* optional: see above. With both functions NULL only the context keeps programs. */
     clxent_store store;
 } clxent_context_options;
+/* The defaults: for initialisers, and for language bindings. */
 #define CLXENT_CONTEXT_OPTIONS_INIT                                            \
     {                                                                          \
         sizeof(clxent_context_options), NULL, NULL, NULL, { NULL, NULL, NULL } \
@@ -285,11 +291,12 @@ CLXENT_API size_t clxent_context_last_error(const clxent_context *ctx, char *tex
 
 /* Storage of logits-shaped tensors. Sums, losses, weights, lse and statistics have the accumulator
  * type, acc_t below: f32, and f64 when the logits are f64. A device without f64 still runs the others. */
-#define CLXENT_F32 1u
-#define CLXENT_F16 2u
-#define CLXENT_BF16 3u
-#define CLXENT_F64 4u
+#define CLXENT_F32 1u  /* float */
+#define CLXENT_F16 2u  /* IEEE 754 binary16 */
+#define CLXENT_BF16 3u /* the upper half of a float */
+#define CLXENT_F64 4u  /* double */
 
+/* What a row's target is: a class, or a distribution over the classes (soft targets). */
 #define CLXENT_TARGET_I32 1u                  /* int32_t  [rows] */
 #define CLXENT_TARGET_I64 2u                  /* int64_t  [rows] */
 #define CLXENT_TARGET_U8 3u                   /* uint8_t  [rows] */
@@ -298,9 +305,10 @@ CLXENT_API size_t clxent_context_last_error(const clxent_context *ctx, char *tex
 #define CLXENT_TARGET_U16 6u                  /* uint16_t [rows] */
 #define CLXENT_TARGET_U32 7u                  /* uint32_t [rows] */
 
-#define CLXENT_REDUCTION_MEAN 0u
-#define CLXENT_REDUCTION_SUM 1u
-#define CLXENT_REDUCTION_NONE 2u
+/* What the row losses become. The gradient is that of the reduced loss. */
+#define CLXENT_REDUCTION_MEAN 0u /* their sum, divided by the denominator */
+#define CLXENT_REDUCTION_SUM 1u  /* their sum, divided by args.denominator where given */
+#define CLXENT_REDUCTION_NONE 2u /* no reduced loss; args.grad_output is [rows] */
 
 /* A target t that is not ignored and not in [0, classes). It never causes an access out of bounds.
  *
@@ -314,11 +322,12 @@ CLXENT_API size_t clxent_context_last_error(const clxent_context *ctx, char *tex
 
 /* The reduced loss when the denominator is 0 (every row ignored, or 0 given). Gradients are 0. A row that is
  * NaN for another reason (its target, its logits) is not hidden. */
-#define CLXENT_ALL_IGNORED_NAN 0u
-#define CLXENT_ALL_IGNORED_ZERO 1u
+#define CLXENT_ALL_IGNORED_NAN 0u  /* NaN, as of 0 / 0 */
+#define CLXENT_ALL_IGNORED_ZERO 1u /* 0 */
 
-#define CLXENT_GRADIENT_WRITE 0u
-#define CLXENT_GRADIENT_ACCUMULATE 1u
+/* What a run does with the buffer of the gradient. */
+#define CLXENT_GRADIENT_WRITE 0u      /* replaces what it holds */
+#define CLXENT_GRADIENT_ACCUMULATE 1u /* adds to what it holds */
 
 /* What becomes of the gradient's padding, the elements from classes * inner to gradient_row_stride of each row or slab.
  * A gradient written in the place of logits with a padded vocabulary (classes 50257, row_stride 50304) leaves logits in
@@ -374,10 +383,11 @@ CLXENT_API size_t clxent_context_last_error(const clxent_context *ctx, char *tex
 #define CLXENT_OUTPUT_WEIGHT_GRADIENT (1u << 15)
 #define CLXENT_OUTPUT_BIAS_GRADIENT (1u << 16)
 
+/* What a plan computes: operation, outputs, storage, shapes, options. */
 typedef struct clxent_desc {
-    size_t struct_size;
-    uint32_t op;      /* CLXENT_OP_*; default CROSS_ENTROPY */
-    uint32_t outputs; /* CLXENT_OUTPUT_* bits: all that any run of the plan may ask for; not 0 */
+    size_t struct_size; /* set by CLXENT_DESC_INIT */
+    uint32_t op;        /* CLXENT_OP_*; default CROSS_ENTROPY */
+    uint32_t outputs;   /* CLXENT_OUTPUT_* bits: all that any run of the plan may ask for; not 0 */
     uint32_t
         dtype; /* of logits, probabilities, softmax, log_softmax, one_hot, hidden, weight, bias; default F32 */
     uint32_t gradient_dtype; /* 0: as dtype; f64 logits take f64 or f32, others f32, f16 or bf16 */
@@ -392,7 +402,7 @@ typedef struct clxent_desc {
      * seq = W, inner = H * W: seq is the last axis that is not the class axis. */
     size_t batch;
     size_t seq;
-    size_t classes; /* 1 .. 2^31 - 1 */
+    size_t classes; /* 1 to 2^31 - 1 */
     size_t inner;   /* default 1 */
 
     /* Elements from one row to the next, with inner > 1 from one [classes, inner] slab to the
@@ -432,7 +442,7 @@ typedef struct clxent_desc {
     uint32_t has_bias;          /* LINEAR_CROSS_ENTROPY; nonzero: every run gives args.bias */
 
     /* LINEAR_CROSS_ENTROPY; with other operations all take 0. */
-    size_t features; /* 1 .. 2^31 - 1: columns of hidden and weight */
+    size_t features; /* 1 to 2^31 - 1: columns of hidden and weight */
     size_t
         hidden_row_stride; /* elements from one row to the next; at least features, or 0 for exactly that */
     size_t weight_row_stride;          /* likewise, from one class to the next */
@@ -448,6 +458,7 @@ typedef struct clxent_desc {
                                           chunks of rows, and more time. What is too little for one chunk of the fewest
                                           rows is refused with a text that has the least number of bytes */
 } clxent_desc;
+/* The defaults: for initialisers, and for language bindings. */
 #define CLXENT_DESC_INIT                                                                      \
     {                                                                                         \
         sizeof(clxent_desc), CLXENT_OP_CROSS_ENTROPY, 0, CLXENT_F32, 0, CLXENT_TARGET_I64,    \
@@ -464,6 +475,7 @@ CLXENT_API clxent_status clxent_desc_check(const clxent_desc *desc, char *text, 
 
 /* ---- Plan -------------------------------------------------------------------------------- */
 
+/* A desc made ready for a device: everything that a run needs but its buffers. */
 typedef struct clxent_plan clxent_plan;
 
 /* Validates desc, picks a strategy for the device, builds the kernels. Slow: reuse plans.
@@ -482,6 +494,8 @@ typedef struct clxent_plan clxent_plan;
  * takes in no work-group at all, options.tuning with groups that the driver cannot compile), _OUT_OF_HOST_MEMORY,
  * _BUILD_FAILED or a cl_int; *out is NULL then. */
 CLXENT_API clxent_status clxent_plan_create(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc);
+
+/* NULL is allowed. */
 CLXENT_API void clxent_plan_destroy(clxent_plan *plan);
 
 /* Optional: launches every kernel of the plan once and waits for their end, so that what a driver leaves for the first
@@ -526,16 +540,18 @@ CLXENT_API clxent_status clxent_plan_describe(clxent_context *ctx, const clxent_
  * first_row and value are 0 when count is 0. value is the target as stored; first_row is the
  * logits' row. Rows of weight 0 are not looked at. */
 typedef struct clxent_bad_targets {
-    uint64_t count;
-    uint64_t first_row;
-    int64_t value;
+    uint64_t count;     /* rows with such a target */
+    uint64_t first_row; /* the first of them */
+    int64_t value;      /* its target */
 } clxent_bad_targets;
 
+/* A place in an OpenCL buffer. */
 typedef struct clxent_buffer {
     cl_mem mem;    /* NULL: absent */
     size_t offset; /* bytes; a multiple of the element size */
 } clxent_buffer;
 
+/* For clxent_args.rows. */
 #define CLXENT_ALL_ROWS SIZE_MAX
 
 /* A batch whose [rows, classes] arrays come part by part, as micro-batches or chunks of logits do, in one run for each,
@@ -563,15 +579,15 @@ typedef struct clxent_buffer {
  * CL_MEM_READ_WRITE, "out" CL_MEM_WRITE_ONLY or CL_MEM_READ_WRITE, what is both CL_MEM_READ_WRITE. CL_MEM_HOST_*
  * flags may be any. */
 typedef struct clxent_args {
-    size_t struct_size;
-    uint32_t outputs; /* those of desc.outputs that this run computes; 0: all of them. Exactly
-                         CLXENT_OUTPUT_GRADIENT (with or without BAD_TARGETS, COMPUTED_DENOMINATOR, COUNTED)
-                         with a statistics buffer: the gradient from statistics that an earlier run saved for
-                         the same logits and targets, of a plan with the same has_grad_entropy and
-                         has_grad_lse: bit for bit what one run of both gives where the run was of the same
-                         plan, else within the same bounds */
-    size_t rows;      /* at most desc.batch * desc.seq; CLXENT_ALL_ROWS: all of them, from first_row on; 0 is
-                         allowed. A multiple of inner, and of seq when shift > 0 */
+    size_t struct_size; /* set by CLXENT_ARGS_INIT */
+    uint32_t outputs;   /* those of desc.outputs that this run computes; 0: all of them. Exactly
+                           CLXENT_OUTPUT_GRADIENT (with or without BAD_TARGETS, COMPUTED_DENOMINATOR, COUNTED)
+                           with a statistics buffer: the gradient from statistics that an earlier run saved for
+                           the same logits and targets, of a plan with the same has_grad_entropy and
+                           has_grad_lse: bit for bit what one run of both gives where the run was of the same
+                           plan, else within the same bounds */
+    size_t rows;        /* at most desc.batch * desc.seq; CLXENT_ALL_ROWS: all of them, from first_row on; 0
+                           is allowed. A multiple of inner, and of seq when shift > 0 */
 
     clxent_buffer logits;        /* in  [rows, classes] dtype, row_stride */
     clxent_buffer probabilities; /* in  [rows, classes] dtype, probabilities_row_stride; ops that say so */
@@ -623,6 +639,7 @@ typedef struct clxent_args {
                                       accumulating, and in f32 or f64 */
     clxent_buffer bias_gradient;   /* out [classes]; likewise */
 } clxent_args;
+/* The defaults: for initialisers, and for language bindings. */
 #define CLXENT_ARGS_INIT                                                                                 \
     {                                                                                                    \
         sizeof(clxent_args), 0, CLXENT_ALL_ROWS, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 },     \
@@ -673,22 +690,26 @@ CLXENT_API clxent_status clxent_enqueue_denominator(clxent_plan *plan, cl_comman
 
 /* ---- Host arrays ------------------------------------------------------------------------- */
 
-/* size is the bytes that data points at: it is checked against what desc needs. */
+/* An array that is read. */
 typedef struct clxent_input {
     const void *data; /* NULL: absent */
-    size_t size;
+    size_t size;      /* the bytes that data points at: checked against what desc needs */
 } clxent_input;
+
+/* An array that is written. */
 typedef struct clxent_output {
-    void *data; /* NULL: absent */
-    size_t size;
+    void *data;  /* NULL: absent */
+    size_t size; /* likewise */
 } clxent_output;
 
 /* As clxent_args, in host memory. The outputs computed are those of desc.outputs; each needs its array,
  * but bad_targets. Of the inputs only what desc needs is read. */
 typedef struct clxent_host_args {
-    size_t struct_size;
+    size_t struct_size;     /* set by CLXENT_HOST_ARGS_INIT */
     size_t max_chunk_bytes; /* 0, or an upper limit to the device memory that one buffer of a [rows, classes]
                                array takes; at least what one row (below) needs */
+
+    /* As the field of clxent_args with this name, without an offset. */
     clxent_input logits;
     clxent_input probabilities;
     clxent_input targets;
@@ -719,6 +740,7 @@ typedef struct clxent_host_args {
     clxent_output weight_gradient;
     clxent_output bias_gradient;
 } clxent_host_args;
+/* The defaults: for initialisers, and for language bindings. */
 #define CLXENT_HOST_ARGS_INIT                                                                          \
     {                                                                                                  \
         sizeof(clxent_host_args), 0, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 },  \

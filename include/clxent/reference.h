@@ -61,6 +61,8 @@
 extern "C" {
 #endif
 
+/* ---- Reference --------------------------------------------------------------------------- */
+
 /* Results and error bounds; each optional (NULL: not computed). [rows, classes] here is dense and
  * row-major whatever desc's strides and inner: element r * classes + j is row r, class j. There is no padding here, so
  * that desc.gradient_padding has no effect.
@@ -72,7 +74,7 @@ extern "C" {
  * exponentials may underflow. Bounds are infinite where the result may overflow in its storage. Their derivation is in
  * host/reference.c. */
 typedef struct clxent_reference_results {
-    size_t struct_size;
+    size_t struct_size;                      /* set by CLXENT_REFERENCE_RESULTS_INIT */
     double *losses, *losses_bound;           /* [rows] */
     double *loss, *loss_bound;               /* [1] */
     double *lse, *lse_bound;                 /* [rows] */
@@ -91,6 +93,7 @@ typedef struct clxent_reference_results {
     double *weight_gradient, *weight_gradient_bound; /* [classes, features]; likewise */
     double *bias_gradient, *bias_gradient_bound;     /* [classes]; likewise */
 } clxent_reference_results;
+/* All NULL: for initialisers, and for language bindings. */
 #define CLXENT_REFERENCE_RESULTS_INIT                                                                       \
     {                                                                                                       \
         sizeof(clxent_reference_results), NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, \
