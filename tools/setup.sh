@@ -25,6 +25,8 @@ has() {
     python3) python3 -c '' ;;
     python3-numpy) /usr/bin/python3 -c 'import numpy' || python3 -c 'import numpy' ;;
     gnuplot-nox) gnuplot --version ;;
+    doxygen) doxygen --version ;;
+    mandoc) command -v mandoc ;;
     oclgrind) test -e /usr/lib/oclgrind/liboclgrind-rt-icd.so ;;
     libclang-rt-dev)
         echo 'int LLVMFuzzerTestOneInput(void); int LLVMFuzzerTestOneInput(void) { return 0; }' |
@@ -79,7 +81,7 @@ setup() {
     need_tests='libcriterion-dev python3 python3-numpy'
     case $1 in
     demo) need=$need_build better='' ;;
-    test) need="$need_build $need_tests" better='clang gnuplot-nox' ;;
+    test) need="$need_build $need_tests" better='clang doxygen gnuplot-nox' ;;
     *) need=$* better='' ;;
     esac
     # shellcheck disable=SC2086
