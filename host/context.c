@@ -165,6 +165,7 @@ static clxent_status query_device(clxent_context *ctx)
     DEVICE_VALUE(CL_DEVICE_GLOBAL_MEM_SIZE, device->global_memory);
     DEVICE_VALUE(CL_DEVICE_MAX_MEM_ALLOC_SIZE, device->max_allocation);
     DEVICE_VALUE(CL_DEVICE_ADDRESS_BITS, device->address_bits);
+    DEVICE_VALUE(CL_DEVICE_NATIVE_VECTOR_WIDTH_FLOAT, device->native_floats);
     DEVICE_VALUE(CL_DEVICE_HOST_UNIFIED_MEMORY, unified);
     device->host_memory = unified != CL_FALSE;
 

@@ -7,7 +7,7 @@
  * A kernel's arguments belong to the cl_kernel, not to the launch. The plan's lock is held from the first argument of a
  * run to its last launch, so that threads may share a plan. No callback is called while it is held.
  */
-#include "run.h"
+#include "linear.h"
 
 #include <string.h>
 
@@ -23,7 +23,7 @@ static bool divides_by_denominator(const run *r)
 {
     const clxent_desc *desc = &r->plan->desc;
     return desc->reduction == CLXENT_REDUCTION_MEAN && clxent_needs_targets(desc, r->outputs) &&
-           (r->outputs & (CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT)) != 0;
+           (r->outputs & (CLXENT_OUTPUT_LOSS | CLXENT_GRADIENTS)) != 0;
 }
 
 /* Few rows without weights need no pass over the targets: the main kernel counts them itself, exactly. */
@@ -44,6 +44,8 @@ static void fill_own_parameters(run *r)
 
     r->own = r->p;
     r->own.rows = r->rows;
+    r->own.first_timestep = plan->desc.seq > 0 ? r->part.first_row % plan->desc.seq : 0;
+    r->own.target_rows = r->rows + r->part.target_rows_behind;
     r->own.row_losses_at += skip * clxent_acc_size(&plan->desc);
     r->own.correct_at += skip;
     for (int i = 0; i < CLXENT_TENSORS; i++) {
@@ -77,6 +79,8 @@ static void fill_parameters(run *r)
     p->first_row = r->part.span_first;
     p->seq = desc->seq;
     p->shift = desc->shift;
+    p->first_timestep = desc->seq > 0 ? r->part.span_first % desc->seq : 0;
+    p->target_rows = r->part.span_rows;
     p->inner = desc->inner;
     p->row_stride = or_dense(desc, desc->row_stride);
     p->gradient_row_stride = or_dense(desc, desc->gradient_row_stride);
@@ -336,6 +340,7 @@ static clxent_status enqueue(run *r, cl_event *event)
 
     CLXENT_TRY(clxent_run_check_buffers(r));
     fill_parameters(r);
+    if (plan->linear != NULL) return clxent_linear_launch(r, event);
     mutex_lock(&plan->lock);
     const clxent_status status = launch_all(r, event);
     mutex_unlock(&plan->lock);
@@ -384,6 +389,12 @@ clxent_status clxent_enqueue_denominator(clxent_plan *plan, cl_command_queue que
     run r = { .plan = plan, .needs = needs, .queue = queue, .num_wait = num_wait, .wait = wait };
 
     CLXENT_TRY(clxent_run_open(&r, args));
+    if (plan->linear != NULL) {
+        clxent_args of_loss = r.args;
+        of_loss.workspace.offset += clxent_linear_loss_at(plan->linear);
+        return clxent_enqueue_denominator(clxent_linear_loss(plan->linear), queue, &of_loss, num_wait, wait,
+                                          event);
+    }
     if (plan->targets_partials == NULL) {
         return clxent_fail(
             plan->ctx, CLXENT_ERROR_INVALID_ARGUMENT,
@@ -399,7 +410,7 @@ clxent_status clxent_enqueue_denominator(clxent_plan *plan, cl_command_queue que
             "computed_denominator.mem and counted.mem are NULL: takes a buffer of [1] for either");
     }
     CLXENT_TRY(clxent_run_check_batch(&r, &r.rows));
-    r.part = (clxent_part){ CLXENT_PASS_TARGETS, r.rows, 0, r.rows, 0 };
+    r.part = (clxent_part){ CLXENT_PASS_TARGETS, r.rows, 0, r.rows, 0, 0 };
     return enqueue(&r, event);
 }
 
@@ -452,6 +463,7 @@ clxent_status clxent_plan_warm(clxent_plan *plan, cl_command_queue queue)
     cl_int code = CL_SUCCESS;
 
     CLXENT_TRY(clxent_run_check_queue(&r));
+    if (plan->linear != NULL) return clxent_linear_warm(&r);
     const size_t row_losses =
         plan->desc.op == CLXENT_OP_PROBABILITY_LOSS ? plan->rows * clxent_acc_size(&plan->desc) : 0;
     if (plan->workspace_size + row_losses > 0) {
@@ -459,7 +471,7 @@ clxent_status clxent_plan_warm(clxent_plan *plan, cl_command_queue queue)
             clCreateBuffer(ctx->cl, CL_MEM_READ_WRITE, plan->workspace_size + row_losses, NULL, &code);
         CLXENT_TRY(clxent_check_cl(ctx, code, "clCreateBuffer"));
     }
-    r.part = (clxent_part){ CLXENT_PASS_ALL, r.rows, 0, r.rows, 0 };
+    r.part = (clxent_part){ CLXENT_PASS_ALL, r.rows, 0, r.rows, 0, 0 };
     fill_parameters(&r);
     ask_for_nothing(&r);
     mutex_lock(&plan->lock);

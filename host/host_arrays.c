@@ -425,7 +425,7 @@ static void release_event(cl_event *event)
 
 static clxent_status open_run(run *r)
 {
-    CLXENT_TRY(clxent_plan_create_for_parts(&r->plan, r->ctx, &r->desc, r->span_rows, r->part_rows));
+    CLXENT_TRY(clxent_plan_create_parts(&r->plan, r->ctx, &r->desc, NULL, r->span_rows, r->part_rows));
     CLXENT_TRY(make_queue(r, &r->compute));
     if (r->copy) {
         CLXENT_TRY(make_queue(r, &r->upload));
@@ -710,7 +710,7 @@ static clxent_status run_span(run *r, clxent_part part)
 
 static clxent_status run_pass(run *r, clxent_pass pass)
 {
-    clxent_part part = { pass, r->rows, 0, 0, 0 };
+    clxent_part part = { pass, r->rows, 0, 0, 0, 0 };
 
     for (;;) {
         part.span_rows = smaller(r->span_rows, r->rows - part.span_first);

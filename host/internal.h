@@ -134,7 +134,8 @@ typedef struct clxent_device {
     cl_ulong local_memory, global_memory, max_allocation; /* bytes */
     cl_uint address_bits;
     bool has_f64;
-    bool host_memory; /* CL_DEVICE_HOST_UNIFIED_MEMORY */
+    bool host_memory;      /* CL_DEVICE_HOST_UNIFIED_MEMORY */
+    cl_uint native_floats; /* CL_DEVICE_NATIVE_VECTOR_WIDTH_FLOAT */
 } clxent_device;
 
 struct clxent_context {
@@ -262,7 +263,9 @@ struct clxent_plan {
     size_t denominator_at, partials_at, row_losses_at, correct_at;          /* bytes into the workspace */
     size_t pieces_at, records_at;
     size_t workspace_size;
-    char strategy[192];
+    char strategy[320];
+    struct clxent_linear
+        *linear; /* of CLXENT_OP_LINEAR_CROSS_ENTROPY, which has none of the kernels here; else NULL */
     /* Guards `latest` and the kernels' arguments: nothing else of a plan changes once it is made. */
     mutex lock;
     struct { /* what clxent_tensor_need() said for the latest run: the next is usually alike */
@@ -316,14 +319,20 @@ typedef struct clxent_part {
     size_t total_rows;            /* of the batch */
     size_t span_first, span_rows; /* of the batch, in the [rows] buffers */
     size_t first_row;             /* of the batch; args.rows from there on are this part, all in the span */
+    size_t target_rows_behind;    /* of probability targets, in their buffer behind those of the part */
 } clxent_part;
 
 size_t clxent_span_unit(const clxent_desc *desc);             /* a multiple of clxent_part_unit() */
 size_t clxent_partials(const clxent_plan *plan, size_t rows); /* that reduce.cl makes of rows; at least 1 */
 
-/* A plan for parts of a batch: most rows of a span, most rows of a part. */
-clxent_status clxent_plan_create_for_parts(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc,
-                                           size_t span_rows, size_t part_rows);
+/* A plan for parts of a batch: most rows of a span, most rows of a part. tuning: NULL: the table's. */
+clxent_status clxent_plan_create_parts(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc,
+                                       const clxent_tuning *tuning, size_t span_rows, size_t part_rows);
+
+/* The workspace and the work-groups of such a plan, without building it: a device that takes a kernel in smaller groups
+ * only may need more. */
+clxent_status clxent_plan_measure(clxent_context *ctx, const clxent_desc *desc, const clxent_tuning *tuning,
+                                  size_t span_rows, size_t part_rows, size_t *workspace, uint32_t *group);
 
 /* part: NULL: the batch in one, as clxent_enqueue(). */
 clxent_status clxent_enqueue_part(clxent_plan *plan, cl_command_queue queue, const clxent_args *args,

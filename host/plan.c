@@ -3,8 +3,7 @@
  * plan.c - from a desc to kernels: validation, parameters, build options, the layout of the workspace.
  * Everything slow or fallible happens here, so that enqueue.c has only arguments to set.
  */
-#include "internal.h"
-#include "parameters.h"
+#include "linear.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,9 +18,6 @@ static clxent_status supported(clxent_context *ctx, const clxent_desc *desc)
                            "dtype is f64: takes a device with cl_khr_fp64, \"%s\" has none",
                            ctx->device.name);
     }
-    if (desc->op == CLXENT_OP_LINEAR_CROSS_ENTROPY)
-        return clxent_fail(ctx, CLXENT_ERROR_UNSUPPORTED,
-                           "op is LINEAR_CROSS_ENTROPY: takes a later version");
     return CLXENT_OK;
 }
 
@@ -201,7 +197,7 @@ static clxent_status check_driver(const clxent_plan *plan)
 static bool may_sum_weights(const clxent_desc *desc)
 {
     return desc->reduction == CLXENT_REDUCTION_MEAN && uses_targets(desc) &&
-           (desc->outputs & (CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT)) != 0;
+           (desc->outputs & (CLXENT_OUTPUT_LOSS | CLXENT_GRADIENTS)) != 0;
 }
 
 static bool reduces_targets(const clxent_desc *desc)
@@ -531,7 +527,7 @@ static clxent_status lay_out_workspace(clxent_plan *plan)
     const bool split = plan->shares == CLXENT_STRATEGY_SPLIT;
     size_t pieces;
 
-    if (plan->targets_partials == NULL && plan->losses_partials == NULL && !split) return CLXENT_OK;
+    if (!reduces_targets(&plan->desc) && !reduces_losses(&plan->desc) && !split) return CLXENT_OK;
     if (!clxent_size_mul(plan->part_rows, plan->pieces, &pieces) ||
         !reserve(plan, 1, clxent_acc_size(&plan->desc), &plan->denominator_at) ||
         !reserve(plan, partials, PARTIAL_BYTES, &plan->partials_at) ||
@@ -635,9 +631,13 @@ static clxent_status create(clxent_plan **out, clxent_context *ctx, const clxent
     *out = NULL;
     clxent_plan *plan = prepare(ctx, desc, span_rows, part_rows, &status);
     if (plan == NULL) return status;
-    CLXENT_TRY_OR_FAIL(build_kernels(plan, tuning));
-    CLXENT_TRY_OR_FAIL(lay_out_workspace(plan));
-    describe(plan);
+    if (plan->desc.op == CLXENT_OP_LINEAR_CROSS_ENTROPY) {
+        CLXENT_TRY_OR_FAIL(clxent_linear_create(plan, tuning));
+    } else {
+        CLXENT_TRY_OR_FAIL(build_kernels(plan, tuning));
+        CLXENT_TRY_OR_FAIL(lay_out_workspace(plan));
+        describe(plan);
+    }
     clxent_log(ctx, "plan: %s", plan->strategy);
     *out = plan;
     return CLXENT_OK;
@@ -653,10 +653,32 @@ clxent_status clxent_plan_create_tuned(clxent_plan **out, clxent_context *ctx, c
     return create(out, ctx, desc, tuning, CLXENT_ALL_ROWS, CLXENT_ALL_ROWS);
 }
 
-clxent_status clxent_plan_create_for_parts(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc,
-                                           size_t span_rows, size_t part_rows)
+clxent_status clxent_plan_create_parts(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc,
+                                       const clxent_tuning *tuning, size_t span_rows, size_t part_rows)
 {
-    return create(out, ctx, desc, NULL, span_rows, part_rows);
+    return create(out, ctx, desc, tuning, span_rows, part_rows);
+}
+
+static void choose(clxent_plan *plan, const clxent_tuning *tuning)
+{
+    const clxent_context *ctx = plan->ctx;
+    plan->tuning = tuning != NULL ? clxent_tuning_clamp(tuning, &ctx->device, &plan->desc)
+                                  : clxent_tuning_choose(ctx->tuning, &ctx->device, &plan->desc);
+    choose_strategy(plan);
+}
+
+clxent_status clxent_plan_measure(clxent_context *ctx, const clxent_desc *desc, const clxent_tuning *tuning,
+                                  size_t span_rows, size_t part_rows, size_t *workspace, uint32_t *group)
+{
+    clxent_status status;
+    clxent_plan *plan = prepare(ctx, desc, span_rows, part_rows, &status);
+    if (plan == NULL) return status;
+    choose(plan, tuning);
+    status = lay_out_workspace(plan);
+    *workspace = plan->workspace_size;
+    *group = plan->tuning.group;
+    clxent_plan_destroy(plan);
+    return status;
 }
 
 clxent_status clxent_plan_create(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc)
@@ -671,10 +693,13 @@ clxent_status clxent_plan_describe(clxent_context *ctx, const clxent_desc *desc,
     if (text != NULL && size > 0) text[0] = '\0';
     clxent_plan *plan = prepare(ctx, desc, CLXENT_ALL_ROWS, CLXENT_ALL_ROWS, &status);
     if (plan == NULL) return status;
-    plan->tuning = clxent_tuning_choose(ctx->tuning, &ctx->device, &plan->desc);
-    choose_strategy(plan);
-    status = check_driver(plan);
-    describe(plan);
+    if (plan->desc.op == CLXENT_OP_LINEAR_CROSS_ENTROPY) {
+        status = clxent_linear_describe(plan, NULL);
+    } else {
+        choose(plan, NULL);
+        status = check_driver(plan);
+        describe(plan);
+    }
     if (status == CLXENT_OK && text != NULL && size > 0) (void)snprintf(text, size, "%s", plan->strategy);
     clxent_plan_destroy(plan);
     return status;
@@ -710,6 +735,7 @@ void clxent_plan_destroy(clxent_plan *plan)
     for (size_t i = 0; i < sizeof kernels / sizeof *kernels; i++) {
         if (kernels[i] != NULL) (void)clReleaseKernel(kernels[i]);
     }
+    clxent_linear_destroy(plan->linear);
     clxent_context_destroy(plan->ctx);
     mutex_destroy(&plan->lock);
     free(plan);
@@ -730,7 +756,8 @@ size_t clxent_plan_bytes(const clxent_plan *plan, const char *argument)
     const bool statistics =
         desc->op == CLXENT_OP_CROSS_ENTROPY && (desc->outputs & CLXENT_OUTPUT_GRADIENT) != 0;
     const uint32_t of_targets = CLXENT_OUTPUT_COMPUTED_DENOMINATOR | CLXENT_OUTPUT_COUNTED;
-    const uint32_t outputs = desc->outputs | (plan->targets_partials != NULL ? of_targets : 0);
+    const clxent_plan *loss = plan->linear != NULL ? clxent_linear_loss(plan->linear) : plan;
+    const uint32_t outputs = desc->outputs | (loss->targets_partials != NULL ? of_targets : 0);
     for (int i = 0; i < CLXENT_TENSORS; i++) {
         const char *name = clxent_tensor_name((clxent_tensor)i);
         clxent_need need;

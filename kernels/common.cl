@@ -247,7 +247,7 @@ typedef double gradient_storage;
 #    define HAS_NONTEMPORAL 0
 #endif
 
-/* Brings a line of memory into the second cache while others are computed with. PoCL's prefetch() does nothing; this
+/* Brings a line of memory into the second cache, or the first, while others are computed with. PoCL's prefetch() does nothing; this
  * built-in is for its CPUs, and Oclgrind does not know it. p may point behind the buffer. */
 #define HAS_PREFETCH 0
 #if WG_SIZE == 1 && defined(POCL_DEVICE_ADDRESS_BITS) && defined(__has_builtin)
@@ -258,8 +258,10 @@ typedef double gradient_storage;
 #endif
 #if HAS_PREFETCH
 #    define PREFETCH(p) __builtin_prefetch((const void *)(size_t)(p), 0, 2)
+#    define PREFETCH_FIRST(p) __builtin_prefetch((const void *)(size_t)(p), 0, 3)
 #else
 #    define PREFETCH(p) (void)(p)
+#    define PREFETCH_FIRST(p) (void)(p)
 #endif
 
 /* On GPUs a vector that may stand anywhere can become single elements, as clang makes it for PTX; one that is known to
@@ -550,6 +552,37 @@ static inline acc_t acc_sum(const acc_t a, const acc_t b) { return a + b; }
 #    define IOTA 0
 #endif
 
+/* The lower halves of a and b, element by element in turn, and so on. */
+#if VEC == 16
+#    define ZIP(a, b, s)                                                                                 \
+        ((vec)((a).s##0, (b).s##0, (a).s##1, (b).s##1, (a).s##2, (b).s##2, (a).s##3, (b).s##3, (a).s##4, \
+               (b).s##4, (a).s##5, (b).s##5, (a).s##6, (b).s##6, (a).s##7, (b).s##7))
+#elif VEC == 8
+#    define ZIP(a, b, s) \
+        ((vec)((a).s##0, (b).s##0, (a).s##1, (b).s##1, (a).s##2, (b).s##2, (a).s##3, (b).s##3))
+#elif VEC == 4
+#    define ZIP(a, b, s) ((vec)((a).s##0, (b).s##0, (a).s##1, (b).s##1))
+#endif
+
+/* v[i].j <-> v[j].i: log2(VEC) rounds, each of which zips the first half with the second. */
+ALWAYS_INLINE __attribute__((unused)) void transpose(vec v[VEC])
+{
+#if VEC > 1
+    for (uint round = 1; round < VEC; round *= 2) {
+        vec w[VEC];
+#    pragma unroll
+        for (uint i = 0; i < VEC / 2; i++) {
+            w[2 * i] = ZIP(v[i].lo, v[i + VEC / 2].lo, s);
+            w[2 * i + 1] = ZIP(v[i].hi, v[i + VEC / 2].hi, s);
+        }
+#    pragma unroll
+        for (uint i = 0; i < VEC; i++) v[i] = w[i];
+    }
+#else
+    (void)v;
+#endif
+}
+
 /* ---- Sums -------------------------------------------------------------------------------- */
 
 /* A sum with what its additions lost. ADD is Knuth's two-sum, exact but for the roundings of low: n equal terms, which
@@ -661,7 +694,7 @@ static inline row_target get_target(const clxent_parameters *p, const ulong row,
     row_target t = { false, false, false, 0, 0, 0 };
     const acc_t weight = (p->flags & FLAG_ROW_WEIGHTS) ? row_weights[p->offset.row_weights + row] : ACC(1.0);
     if (weight == 0 || TARGETS == TARGET_NONE) return t;
-    if (p->shift > 0 && row % p->seq + p->shift >= p->seq) return t;
+    if (p->shift > 0 && (row + p->first_timestep) % p->seq + p->shift >= p->seq) return t;
     if (HAS_PROBABILITIES) {
         t.counts = true;
         t.weight = weight;

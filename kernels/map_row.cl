@@ -65,7 +65,7 @@ TAKES_LOCAL void open_unit(const run *u, unit_input *in, const ulong row, __loca
 {
     const clxent_parameters *p = u->p;
     (void)scratch;
-    const ulong q_row = min(row + p->shift, p->rows - 1);
+    const ulong q_row = min(row + p->shift, p->target_rows - 1);
     const ulong q_at = p->offset.targets + row_start(p, q_row, p->target_row_stride);
     in->row = row;
     in->x = u->logits + p->offset.logits + row_start(p, row, p->row_stride);

@@ -23,6 +23,8 @@ typedef struct clxent_parameters {
     u64 rows; /* of this launch */
     u64 first_row; /* of the batch, that the [rows] buffers begin with: bad_targets counts from the batch's first */
     u64 seq, shift, inner;
+    u64 first_timestep; /* of row 0, in its sequence */
+    u64 target_rows;    /* that probability targets have, from row 0 on */
     u64 row_stride, gradient_row_stride, probabilities_row_stride, target_row_stride;
     u64 denominator_at, partials_at, row_losses_at, correct_at, pieces_at,
         records_at; /* bytes into the workspace */
@@ -44,6 +46,20 @@ typedef struct clxent_parameters {
     u32 pieces;        /* of a row */
     u32 tiles_per_group;
 } clxent_parameters;
+
+/* One product of product.cl. Offsets and strides in elements. */
+typedef struct clxent_product {
+    u64 a, b, c, bias;
+    u64 a_stride, b_stride, c_stride;
+    u64 list_at, panels_at; /* into the workspace, in uints and in acc_t */
+    u32 classes, features;
+    u32 first, most;                /* of the rows of the list: this product's */
+    u32 block_m, block_n, blocks_m; /* of C, for a group */
+    u32 depth;                      /* of k, between two additions to a block */
+    u32 sums_at, copy_at;           /* elements of local memory */
+    u32 adds;                       /* 1: to what C has */
+    u32 has_bias;
+} clxent_product;
 
 #define OUTPUT_LOSSES (1u << 0)
 #define OUTPUT_LOSS (1u << 1)

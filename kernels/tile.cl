@@ -192,7 +192,7 @@ static inline lane target_logits(const unit_input *in, const lane_targets *t)
  * PoCL 3.1 loses the loop over a group's work-items where a branch of the kernel holds this. */
 ALWAYS_INLINE ulong target_start(const tile_input *in, const uint i)
 {
-    const ulong row = min(in->row + i + in->p->shift, in->p->rows - 1);
+    const ulong row = min(in->row + i + in->p->shift, in->p->target_rows - 1);
     return in->p->offset.targets + row_start(in->p, row, in->p->target_row_stride);
 }
 
@@ -229,40 +229,15 @@ ALWAYS_INLINE vec dense_class(const tile_input *in, const uint c)
 /* ---- Transposition -------------------------------------------------------------------------- */
 
 #    if VEC == 16
-#        define ZIP(a, b, s)                                                                                 \
-            ((vec)((a).s##0, (b).s##0, (a).s##1, (b).s##1, (a).s##2, (b).s##2, (a).s##3, (b).s##3, (a).s##4, \
-                   (b).s##4, (a).s##5, (b).s##5, (a).s##6, (b).s##6, (a).s##7, (b).s##7))
 #        define EVEN(a) (a).s0, (a).s2, (a).s4, (a).s6, (a).s8, (a).sa, (a).sc, (a).se
 #        define ODD(a) (a).s1, (a).s3, (a).s5, (a).s7, (a).s9, (a).sb, (a).sd, (a).sf
 #    elif VEC == 8
-#        define ZIP(a, b, s) \
-            ((vec)((a).s##0, (b).s##0, (a).s##1, (b).s##1, (a).s##2, (b).s##2, (a).s##3, (b).s##3))
 #        define EVEN(a) (a).s0, (a).s2, (a).s4, (a).s6
 #        define ODD(a) (a).s1, (a).s3, (a).s5, (a).s7
 #    elif VEC == 4
-#        define ZIP(a, b, s) ((vec)((a).s##0, (b).s##0, (a).s##1, (b).s##1))
 #        define EVEN(a) (a).s0, (a).s2
 #        define ODD(a) (a).s1, (a).s3
 #    endif
-
-/* v[i].j <-> v[j].i: log2(VEC) rounds, each of which zips the first half with the second. */
-ALWAYS_INLINE void transpose(vec v[VEC])
-{
-#    if VEC > 1
-    for (uint round = 1; round < VEC; round *= 2) {
-        vec w[VEC];
-#        pragma unroll
-        for (uint i = 0; i < VEC / 2; i++) {
-            w[2 * i] = ZIP(v[i].lo, v[i + VEC / 2].lo, s);
-            w[2 * i + 1] = ZIP(v[i].hi, v[i + VEC / 2].hi, s);
-        }
-#        pragma unroll
-        for (uint i = 0; i < VEC; i++) v[i] = w[i];
-    }
-#    else
-    (void)v;
-#    endif
-}
 
 #endif
 

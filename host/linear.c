@@ -1,0 +1,776 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * linear.c - CLXENT_OP_LINEAR_CROSS_ENTROPY: chunk by chunk of rows the logits by a matrix product, the loss and its
+ * gradient in their place by a plan of CLXENT_OP_CROSS_ENTROPY, and the products of that gradient:
+ *
+ *     list of rows -> logits -> loss and D -> weight gradient += D^T hidden, hidden gradient = D weight, bias gradient += D
+ *
+ * Logits of a chunk are all the logits that there are at a time. They are acc_t and never rounded to the dtype of the
+ * operands. Rows that do not count are in no product, unless an output or an upstream is asked for of every row: a list on the
+ * device says which count, so that the host need not know. kernels/product.cl has the products.
+ *
+ * Chunks are of rows: each reads the weight three times and its gradient twice, which takes less than the arithmetic from
+ * some hundred rows on. Chunks of classes would read them once, but make all logits twice, as a row's gradient needs its
+ * whole sum: a fourth product.
+ */
+#include "linear.h"
+#include "run.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { ALIGNMENT = 64, PRODUCTS = 3, BIAS_VECTORS = 16 /* as product.cl has it */ };
+typedef enum product { LOGITS, HIDDEN, WEIGHT, ROUND } product; /* PRODUCT of product.cl, less 1 */
+
+/* How the products are cut. Of it only depth decides bits. */
+typedef struct blocks {
+    uint32_t m, n, depth;
+    size_t panels, sums, copy; /* elements of local memory; with groups of one work-item */
+} blocks;
+
+struct clxent_linear {
+    clxent_plan *loss; /* of a chunk's logits */
+    size_t chunk_rows; /* of every chunk but the last */
+    uint32_t group, group_columns;
+    uint32_t vector, tile_rows, tile_vectors;
+    blocks blocks[PRODUCTS];
+    cl_kernel list, product[PRODUCTS], zeros, panels, bias, round_weight, round_bias;
+    /* bytes into the workspace */
+    size_t loss_at, logits_at, all_list_at, list_at, panels_at, weight_sums_at, bias_sums_at, workspace_size;
+};
+
+/* ---- What a plan is made of ------------------------------------------------------------------ */
+
+/* Rows of the hidden states that are copied to panels at a time. A block of D^T as deep lies in the second-level cache.
+ * More would save little: each depth reads and writes the weight gradient once, 8 bytes for 2 * 2,048 operations. */
+enum { PANEL_ROWS = 2048 };
+
+static bool has(const clxent_desc *desc, uint32_t outputs) { return (desc->outputs & outputs) != 0; }
+
+static bool has_gradient(const clxent_desc *desc) { return has(desc, CLXENT_GRADIENTS); }
+
+/* Outputs that each row has, whether it counts or not. */
+static bool needs_all_rows(uint32_t outputs)
+{
+    return (outputs & (CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_ARGMAX | CLXENT_OUTPUT_ENTROPY)) != 0;
+}
+
+static uint32_t acc_dtype(const clxent_desc *desc)
+{
+    return desc->dtype == CLXENT_F64 ? CLXENT_F64 : CLXENT_F32;
+}
+
+static uint32_t or_dtype(const clxent_desc *desc, uint32_t dtype) { return dtype != 0 ? dtype : desc->dtype; }
+
+/* Whether a sum over chunks has memory of its own, and is rounded once at the end. */
+static bool has_weight_sums(const clxent_desc *desc)
+{
+    return has(desc, CLXENT_OUTPUT_WEIGHT_GRADIENT) &&
+           or_dtype(desc, desc->weight_gradient_dtype) != acc_dtype(desc);
+}
+
+static bool has_bias_sums(const clxent_desc *desc)
+{
+    return has(desc, CLXENT_OUTPUT_BIAS_GRADIENT) &&
+           or_dtype(desc, desc->bias_gradient_dtype) != acc_dtype(desc);
+}
+
+static uint32_t loss_outputs(uint32_t outputs)
+{
+    return (outputs & ~CLXENT_GRADIENTS) | ((outputs & CLXENT_GRADIENTS) != 0 ? CLXENT_OUTPUT_GRADIENT : 0);
+}
+
+/* The loss of the logits, which are acc_t. */
+static clxent_desc loss_desc(const clxent_desc *desc)
+{
+    clxent_desc loss = *desc;
+    const clxent_desc initial = CLXENT_DESC_INIT;
+
+    loss.op = CLXENT_OP_CROSS_ENTROPY;
+    loss.outputs = loss_outputs(desc->outputs);
+    loss.dtype = acc_dtype(desc);
+    loss.gradient_dtype = 0;
+#define SET_ANY(name)
+#define SET_LOGITS(name)
+#define SET_LOSS(name)
+#define SET_GRADIENT(name)
+#define SET_ROWS(name)
+#define SET_LINEAR(name) loss.name = initial.name;
+#define OPTION(name, kind, value, acts, constant, ...) SET_##acts(name)
+#include "options.def"
+    loss.hidden_gradient_dtype = loss.weight_gradient_dtype = loss.bias_gradient_dtype = 0;
+    loss.hidden_gradient_mode = loss.weight_gradient_mode = loss.bias_gradient_mode = CLXENT_GRADIENT_WRITE;
+    return loss;
+}
+
+static size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
+
+static size_t tile_columns(const struct clxent_linear *l) { return (size_t)l->vector * l->tile_vectors; }
+
+/* Tiles fill the registers. CPUs: 24 of 32 of AVX-512 with 16 floats, 12 of 16 of AVX2 with 8 (a tile of 8 x 48 ran at the
+ * arithmetic peak under PoCL, 15 % above OpenBLAS; 6 x 16 on AVX2 at 127 GFLOPS, where OpenBLAS gave 51 in the same
+ * run). GPUs: 64 numbers for each of 256 work-items. */
+static void choose_tile(struct clxent_linear *l, const clxent_device *device, const clxent_desc *desc)
+{
+    const bool f64 = desc->dtype == CLXENT_F64;
+
+    if (l->group > 1) {
+        l->group = device->max_work_group >= 256 ? 256 : 64;
+        l->group_columns = l->group == 256 ? 16 : 8;
+        l->vector = 4;
+        l->tile_rows = f64 ? 4 : 8;
+        l->tile_vectors = f64 ? 1 : 2;
+        return;
+    }
+    const uint32_t floats = device->native_floats >= 16 ? 16 : device->native_floats >= 8 ? 8 : 4;
+    l->vector = f64 && floats > 4 ? floats / 2 : floats;
+    l->tile_rows = floats == 16 ? 8 : 6;
+    l->tile_vectors = floats == 16 ? 3 : 2;
+}
+
+/* Blocks of CPUs: local memory is a part of what their second-level cache holds. */
+static void choose_blocks(struct clxent_linear *l, const clxent_device *device, const clxent_desc *desc)
+{
+    enum { PANELS = 384 * 1024, DEPTH = 512, GROUPS_EACH = 4, FEWEST_ROWS = 64 };
+    const size_t size = clxent_acc_size(desc), columns = tile_columns(l);
+    const size_t third = (size_t)device->local_memory / 3;
+    const size_t elements = (third < PANELS ? third : PANELS) / size; /* of panels, and of sums */
+    const size_t classes = desc->classes, features = desc->features, rows = l->chunk_rows;
+    const size_t groups = GROUPS_EACH * (size_t)device->compute_units;
+    blocks *b = l->blocks;
+
+    if (l->group > 1) {
+        for (int i = 0; i < PRODUCTS; i++) {
+            b[i].m = l->group / l->group_columns * l->tile_rows;
+            b[i].n = (uint32_t)(l->group_columns * columns);
+        }
+        return;
+    }
+    /* all features at once where a panel of so many fits, and then all rows for a block of classes */
+    size_t depth = elements / columns;
+    if (depth > features) depth = features;
+    size_t wide = elements / depth / columns * columns;
+    if (wide > round_up(classes, columns)) wide = round_up(classes, columns);
+    const size_t most = depth < features ? elements / wide : rows;
+    b[LOGITS].m = (uint32_t)round_up(most < rows ? most / l->tile_rows * l->tile_rows : rows, l->tile_rows);
+    b[LOGITS].n = (uint32_t)wide;
+    b[LOGITS].depth = (uint32_t)depth;
+    b[LOGITS].sums = depth < features ? (size_t)b[LOGITS].m * wide : 0;
+    b[LOGITS].copy = l->tile_rows * depth;
+
+    depth = elements / columns < DEPTH ? elements / columns : DEPTH;
+    wide = elements / depth / columns * columns;
+    if (wide > round_up(features, columns)) wide = round_up(features, columns);
+    size_t high = elements / wide;
+    if (high > rows) high = rows;
+    while (high > FEWEST_ROWS &&
+           ((rows - 1) / high + 1) * ((features - 1) / wide + 1) < groups) /* decides no bits */
+        high /= 2;
+    b[HIDDEN].m = (uint32_t)round_up(high > 0 ? high : 1, l->tile_rows);
+    b[HIDDEN].n = (uint32_t)wide;
+    b[HIDDEN].depth = (uint32_t)depth;
+    b[HIDDEN].sums = (size_t)b[HIDDEN].m * wide;
+
+    depth = rows < PANEL_ROWS ? rows : PANEL_ROWS;
+    if (depth < 1) depth = 1;
+    high = elements / depth / l->tile_rows * l->tile_rows;
+    if (high > classes) high = classes;
+    b[WEIGHT].m = (uint32_t)round_up(high > 0 ? high : 1, l->tile_rows);
+    b[WEIGHT].n = (uint32_t)round_up(features, columns);
+    b[WEIGHT].depth = (uint32_t)depth;
+    b[WEIGHT].copy = (size_t)b[WEIGHT].m * depth;
+    for (int i = 0; i < PRODUCTS; i++) b[i].panels = i == WEIGHT ? 0 : (size_t)b[i].n * b[i].depth;
+}
+
+/* ---- Workspace --------------------------------------------------------------------------------- */
+
+static bool reserve(size_t *used, size_t rows, size_t columns, size_t size, size_t *at)
+{
+    size_t bytes;
+    if (!clxent_size_mul(rows, columns, &bytes) || !clxent_size_mul(bytes, size, &bytes)) return false;
+    if (bytes > SIZE_MAX - ALIGNMENT - *used) return false;
+    *at = *used;
+    *used += round_up(bytes, ALIGNMENT);
+    return true;
+}
+
+/* With chunks of so many rows; false where the bytes overflow. */
+static bool lay_out(struct clxent_linear *l, const clxent_desc *desc, size_t chunk_rows, size_t loss_size)
+{
+    const size_t acc = clxent_acc_size(desc);
+    const bool two_lists = needs_all_rows(desc->outputs) && has_gradient(desc);
+    const bool panels = l->group == 1 && has(desc, CLXENT_OUTPUT_WEIGHT_GRADIENT);
+    const size_t panel_rows = chunk_rows < PANEL_ROWS ? chunk_rows : PANEL_ROWS;
+    size_t used = 0;
+
+    l->chunk_rows = chunk_rows;
+    const bool fits =
+        reserve(&used, 1, loss_size, 1, &l->loss_at) &&
+        reserve(&used, chunk_rows, desc->classes, acc, &l->logits_at) &&
+        reserve(&used, 1 + chunk_rows, 1, sizeof(cl_uint), &l->list_at) &&
+        reserve(&used, two_lists ? 1 + chunk_rows : 0, 1, sizeof(cl_uint), &l->all_list_at) &&
+        reserve(&used, panels ? panel_rows : 0, round_up(desc->features, tile_columns(l)), acc,
+                &l->panels_at) &&
+        reserve(&used, has_weight_sums(desc) ? desc->classes : 0, desc->features, acc, &l->weight_sums_at) &&
+        reserve(&used, has_bias_sums(desc) ? desc->classes : 0, 1, acc, &l->bias_sums_at);
+    if (!two_lists) l->all_list_at = l->list_at;
+    l->workspace_size = fits ? used : SIZE_MAX;
+    return fits;
+}
+
+/* What the loss of chunks of so many rows needs of the workspace, and whether its work-groups have more than one
+ * work-item. Builds nothing. */
+static clxent_status measure_loss(const clxent_plan *plan, const clxent_tuning *tuning, size_t chunk_rows,
+                                  size_t *size, uint32_t *group)
+{
+    const clxent_desc desc = loss_desc(&plan->desc);
+    return clxent_plan_measure(plan->ctx, &desc, tuning, plan->rows, chunk_rows, size, group);
+}
+
+/* The largest chunks that fit, then as even ones as there are of them. What the loss needs grows, or changes with the
+ * way in which rows are shared out, with the rows of a chunk. */
+static clxent_status choose_chunks(const clxent_plan *plan, const clxent_tuning *tuning,
+                                   struct clxent_linear *l)
+{
+    const clxent_desc *desc = &plan->desc;
+    const size_t largest = (size_t)plan->ctx->device.max_allocation;
+    const bool limited = desc->workspace_limit != 0 && desc->workspace_limit < largest;
+    const size_t limit = limited ? desc->workspace_limit : largest;
+    const size_t rows = plan->rows > 0 ? plan->rows : 1;
+    size_t chunk = rows < INT32_MAX ? rows : INT32_MAX, loss_size;
+
+    CLXENT_TRY(measure_loss(plan, tuning, chunk, &loss_size, &l->group));
+    choose_tile(l, &plan->ctx->device, desc);
+    for (;;) {
+        size_t low = 0, high = chunk;
+        while (low < high) {
+            const size_t middle = low + (high - low + 1) / 2;
+            if (lay_out(l, desc, middle, loss_size) && l->workspace_size <= limit) low = middle;
+            else high = middle - 1;
+        }
+        if (low == 0) {
+            (void)lay_out(l, desc, 1, loss_size);
+            return clxent_fail(
+                plan->ctx, limited ? CLXENT_ERROR_INVALID_DESC : CLXENT_ERROR_UNSUPPORTED,
+                "%s is %zu: takes at least %zu bytes with %zu rows, %zu classes and %zu features",
+                limited ? "workspace_limit" : "the largest buffer of the device", limit, l->workspace_size,
+                plan->rows, desc->classes, desc->features);
+        }
+        if (low == chunk) break;
+        chunk = low;
+        CLXENT_TRY(measure_loss(plan, tuning, chunk, &loss_size, &l->group));
+    }
+    const size_t chunks = (rows - 1) / chunk + 1;
+    size_t even = round_up((rows - 1) / chunks + 1, l->tile_rows), even_size;
+    if (even > chunk) even = chunk;
+    CLXENT_TRY(measure_loss(plan, tuning, even, &even_size, &l->group));
+    if (!lay_out(l, desc, even, even_size) || l->workspace_size > limit)
+        (void)lay_out(l, desc, chunk, loss_size);
+    choose_tile(l, &plan->ctx->device, desc);
+    return CLXENT_OK;
+}
+
+static void describe(clxent_plan *plan, const struct clxent_linear *l, const char *loss)
+{
+    (void)snprintf(plan->strategy, sizeof plan->strategy,
+                   "linear: chunks of %zu rows, tiles of %u x %zu in work-groups of %u; %.180s", l->chunk_rows,
+                   (unsigned)l->tile_rows, tile_columns(l), (unsigned)l->group, loss);
+}
+
+/* ---- Kernels ----------------------------------------------------------------------------------- */
+
+static clxent_status make_kernel(const clxent_plan *plan, cl_program program, const char *name,
+                                 cl_kernel *out)
+{
+    cl_int code;
+    *out = clCreateKernel(program, name, &code);
+    return clxent_check_cl(plan->ctx, code, name);
+}
+
+/* dtype: of C */
+static clxent_status get_program(const clxent_plan *plan, product which, uint32_t dtype, cl_program *out)
+{
+    const struct clxent_linear *l = plan->linear;
+    const clxent_desc *desc = &plan->desc;
+    const bool targets = clxent_needs_targets(desc, desc->outputs);
+    const uint32_t type = which != LOGITS || !targets                               ? TARGET_NONE
+                          : desc->target_type == CLXENT_TARGET_PROBABILITIES_LOGITS ? TARGET_PROBABILITIES_F32
+                                                                                    : desc->target_type;
+    char options[CLXENT_OPTIONS_SIZE];
+
+    (void)snprintf(
+        options, sizeof options,
+        "-DPRODUCT=%d -DDTYPE=%u -DGRADIENT_DTYPE=%u -DVEC=%u -DWG_SIZE=%u -DLANES=0 -DTILE_ROWS=%u "
+        "-DTILE_VECTORS=%u -DGROUP_COLUMNS=%u -DOUTPUTS=0 -DTARGETS=%u -DHAS_GRAD_ENTROPY=%u "
+        "-DHAS_GRAD_LSE=%u -DHAS_CLASS_WEIGHTS=0 -DHAS_SMOOTHING=0 -DHAS_LOGIT_SCALE=0 "
+        "-DHAS_SOFTCAP=0 -DACCUMULATE=0 -DREDUCES=0",
+        which + 1, (unsigned)desc->dtype, (unsigned)dtype, (unsigned)l->vector, (unsigned)l->group,
+        (unsigned)l->tile_rows, (unsigned)l->tile_vectors, (unsigned)l->group_columns, (unsigned)type,
+        which == LOGITS && desc->has_grad_entropy != 0, which == LOGITS && desc->has_grad_lse != 0);
+    return clxent_program_get(plan->ctx, "product.cl", options, out);
+}
+
+static clxent_status make_logits(clxent_plan *plan)
+{
+    struct clxent_linear *l = plan->linear;
+    cl_program program;
+    CLXENT_TRY(get_program(plan, LOGITS, acc_dtype(&plan->desc), &program));
+    clxent_status status = make_kernel(plan, program, "clxent_product_block", &l->product[LOGITS]);
+    if (status == CLXENT_OK) status = make_kernel(plan, program, "clxent_product_list", &l->list);
+    (void)clReleaseProgram(program);
+    return status;
+}
+
+static clxent_status make_hidden(clxent_plan *plan)
+{
+    struct clxent_linear *l = plan->linear;
+    cl_program program;
+    if (!has(&plan->desc, CLXENT_OUTPUT_HIDDEN_GRADIENT)) return CLXENT_OK;
+    CLXENT_TRY(get_program(plan, HIDDEN, or_dtype(&plan->desc, plan->desc.hidden_gradient_dtype), &program));
+    clxent_status status = make_kernel(plan, program, "clxent_product_block", &l->product[HIDDEN]);
+    if (status == CLXENT_OK) status = make_kernel(plan, program, "clxent_product_zeros", &l->zeros);
+    (void)clReleaseProgram(program);
+    return status;
+}
+
+static clxent_status make_weight(clxent_plan *plan)
+{
+    struct clxent_linear *l = plan->linear;
+    cl_program program;
+    if (!has(&plan->desc, CLXENT_OUTPUT_WEIGHT_GRADIENT | CLXENT_OUTPUT_BIAS_GRADIENT)) return CLXENT_OK;
+    CLXENT_TRY(get_program(plan, WEIGHT, acc_dtype(&plan->desc), &program));
+    clxent_status status = make_kernel(plan, program, "clxent_product_block", &l->product[WEIGHT]);
+    if (status == CLXENT_OK) status = make_kernel(plan, program, "clxent_product_bias", &l->bias);
+    if (status == CLXENT_OK && l->group == 1)
+        status = make_kernel(plan, program, "clxent_product_panels", &l->panels);
+    (void)clReleaseProgram(program);
+    return status;
+}
+
+static clxent_status make_round(clxent_plan *plan, bool needed, uint32_t dtype, cl_kernel *out)
+{
+    cl_program program;
+    if (!needed) return CLXENT_OK;
+    CLXENT_TRY(get_program(plan, ROUND, or_dtype(&plan->desc, dtype), &program));
+    const clxent_status status = make_kernel(plan, program, "clxent_product_round", out);
+    (void)clReleaseProgram(program);
+    return status;
+}
+
+static clxent_status prepare(clxent_plan *plan, const clxent_tuning *tuning)
+{
+    struct clxent_linear *l = calloc(1, sizeof *l);
+    if (l == NULL) {
+        return clxent_fail(plan->ctx, CLXENT_ERROR_OUT_OF_HOST_MEMORY, "plan: malloc of %zu bytes failed",
+                           sizeof *l);
+    }
+    plan->linear = l;
+    l->group_columns = 1;
+    CLXENT_TRY(choose_chunks(plan, tuning, l));
+    choose_blocks(l, &plan->ctx->device, &plan->desc);
+    return CLXENT_OK;
+}
+
+clxent_status clxent_linear_describe(clxent_plan *plan, const clxent_tuning *tuning)
+{
+    const clxent_desc desc = loss_desc(&plan->desc);
+    char loss[sizeof plan->strategy];
+
+    CLXENT_TRY(prepare(plan, tuning));
+    CLXENT_TRY(clxent_plan_describe(plan->ctx, &desc, loss, sizeof loss));
+    describe(plan, plan->linear, loss);
+    return CLXENT_OK;
+}
+
+clxent_status clxent_linear_create(clxent_plan *plan, const clxent_tuning *tuning)
+{
+    const clxent_desc *desc = &plan->desc, of_loss = loss_desc(desc);
+
+    CLXENT_TRY(prepare(plan, tuning));
+    struct clxent_linear *l = plan->linear;
+    CLXENT_TRY(clxent_plan_create_parts(&l->loss, plan->ctx, &of_loss, tuning, plan->rows, l->chunk_rows));
+    /* where the device takes smaller groups than were measured */
+    if (!lay_out(l, desc, l->chunk_rows, clxent_plan_workspace_size(l->loss)))
+        return clxent_fail(plan->ctx, CLXENT_ERROR_INTERNAL, "linear: workspace of %zu rows", l->chunk_rows);
+    CLXENT_TRY(make_logits(plan));
+    CLXENT_TRY(make_hidden(plan));
+    CLXENT_TRY(make_weight(plan));
+    CLXENT_TRY(make_round(plan, has_weight_sums(desc), desc->weight_gradient_dtype, &l->round_weight));
+    CLXENT_TRY(make_round(plan, has_bias_sums(desc), desc->bias_gradient_dtype, &l->round_bias));
+    plan->workspace_size = l->workspace_size;
+    describe(plan, l, clxent_plan_strategy(l->loss));
+    return CLXENT_OK;
+}
+
+void clxent_linear_destroy(struct clxent_linear *l)
+{
+    if (l == NULL) return;
+    const cl_kernel kernels[] = {
+        l->list, l->product[LOGITS], l->product[HIDDEN], l->product[WEIGHT], l->zeros, l->panels,
+        l->bias, l->round_weight,    l->round_bias
+    };
+    for (size_t i = 0; i < sizeof kernels / sizeof *kernels; i++) {
+        if (kernels[i] != NULL) (void)clReleaseKernel(kernels[i]);
+    }
+    clxent_plan_destroy(l->loss);
+    free(l);
+}
+
+clxent_plan *clxent_linear_loss(const struct clxent_linear *linear) { return linear->loss; }
+size_t clxent_linear_loss_at(const struct clxent_linear *linear) { return linear->loss_at; }
+
+/* ---- Launches ---------------------------------------------------------------------------------- */
+
+/* Rows of the run's part. */
+typedef struct chunk {
+    size_t first, rows;
+    bool begins; /* the batch */
+} chunk;
+
+/* Elements of acc_t to a place in the workspace. */
+static cl_ulong acc_at(const run *r, size_t at)
+{
+    return (r->args.workspace.offset + at) / clxent_acc_size(&r->plan->desc);
+}
+
+static size_t stride_of(const clxent_desc *desc, size_t stride)
+{
+    return stride != 0 ? stride : desc->features;
+}
+
+static cl_ulong offset_of(run *r, clxent_tensor tensor) { return *clxent_run_offset(&r->p, tensor); }
+
+static clxent_status launch(run *r, const setter *s, size_t groups)
+{
+    return groups == 0 ? CLXENT_OK : clxent_run_launch(r, s, groups, r->plan->linear->group, false, NULL);
+}
+
+static clxent_product begin_product(const run *r, const chunk *c, size_t list_at)
+{
+    const clxent_desc *desc = &r->plan->desc;
+    const clxent_product p = { .list_at = (r->args.workspace.offset + list_at) / sizeof(cl_uint),
+                               .a = acc_at(r, r->plan->linear->logits_at),
+                               .a_stride = desc->classes,
+                               .classes = (cl_uint)desc->classes,
+                               .features = (cl_uint)desc->features,
+                               .most = (cl_uint)c->rows };
+    return p;
+}
+
+/* rows: of C. bias: may be NULL. */
+static clxent_status launch_product(run *r, product which, clxent_product *p, cl_mem a, cl_mem b, cl_mem bias,
+                                    cl_mem c, size_t rows)
+{
+    const struct clxent_linear *l = r->plan->linear;
+    const blocks *cut = &l->blocks[which];
+    const size_t columns = which == LOGITS ? p->classes : p->features;
+
+    if (rows == 0) return CLXENT_OK;
+    p->block_m = cut->m;
+    p->block_n = cut->n;
+    p->blocks_m = (cl_uint)((rows - 1) / cut->m + 1);
+    p->depth = cut->depth;
+    p->sums_at = (cl_uint)cut->panels;
+    p->copy_at = (cl_uint)(cut->panels + cut->sums);
+    setter s = clxent_set_begin(l->product[which], sizeof *p, p);
+    clxent_set_mem(&s, a);
+    clxent_set_mem(&s, b);
+    clxent_set_mem(&s, bias);
+    if (l->group == 1) clxent_set_mem(&s, r->args.workspace.mem); /* panels */
+    clxent_set_mem(&s, c);
+    clxent_set_mem(&s, r->args.workspace.mem); /* the list */
+    if (l->group == 1) {
+        const size_t elements = cut->panels + cut->sums + cut->copy;
+        clxent_set_bytes(&s, elements * clxent_acc_size(&r->plan->desc), NULL);
+    }
+    return launch(r, &s, p->blocks_m * ((columns - 1) / cut->n + 1));
+}
+
+static clxent_status launch_list(run *r, const chunk *c, size_t list_at, bool all)
+{
+    const struct clxent_linear *l = r->plan->linear;
+    const cl_ulong at = (r->args.workspace.offset + list_at) / sizeof(cl_uint);
+    const cl_uint every = all;
+    clxent_parameters p = r->own;
+
+    p.rows = c->rows;
+    p.first_timestep = r->plan->desc.seq > 0 ? (r->part.first_row + c->first) % r->plan->desc.seq : 0;
+    p.offset.targets += c->first;
+    p.offset.row_weights += c->first;
+    p.offset.grad_entropy += c->first;
+    p.offset.grad_lse += c->first;
+    setter s = clxent_set_begin(l->list, sizeof p, &p);
+    clxent_set_mem(&s, r->args.targets.mem);
+    clxent_set_mem(&s, r->args.row_weights.mem);
+    clxent_set_mem(&s, r->args.grad_entropy.mem);
+    clxent_set_mem(&s, r->args.grad_lse.mem);
+    clxent_set_mem(&s, r->args.workspace.mem);
+    clxent_set_bytes(&s, sizeof at, &at);
+    clxent_set_bytes(&s, sizeof every, &every);
+    return launch(r, &s, 1);
+}
+
+static clxent_status launch_logits(run *r, const chunk *c)
+{
+    const struct clxent_linear *l = r->plan->linear;
+    const clxent_desc *desc = &r->plan->desc;
+    clxent_product p = begin_product(r, c, l->all_list_at);
+
+    p.c = p.a;
+    p.c_stride = p.a_stride;
+    p.a_stride = stride_of(desc, desc->hidden_row_stride);
+    p.a = offset_of(r, CLXENT_TENSOR_HIDDEN) + c->first * p.a_stride;
+    p.b = offset_of(r, CLXENT_TENSOR_WEIGHT);
+    p.b_stride = stride_of(desc, desc->weight_row_stride);
+    p.bias = offset_of(r, CLXENT_TENSOR_BIAS);
+    p.has_bias = desc->has_bias != 0;
+    return launch_product(r, LOGITS, &p, r->args.hidden.mem, r->args.weight.mem, r->args.bias.mem,
+                          r->args.workspace.mem, c->rows);
+}
+
+static clxent_status launch_hidden(run *r, const chunk *c)
+{
+    enum { ZEROS = 64 }; /* groups */
+    const struct clxent_linear *l = r->plan->linear;
+    const clxent_desc *desc = &r->plan->desc;
+    const bool adds = desc->hidden_gradient_mode == CLXENT_GRADIENT_ACCUMULATE;
+    clxent_product p = begin_product(r, c, l->list_at);
+
+    p.b = offset_of(r, CLXENT_TENSOR_WEIGHT);
+    p.b_stride = stride_of(desc, desc->weight_row_stride);
+    p.c_stride = stride_of(desc, desc->hidden_gradient_row_stride);
+    p.c = offset_of(r, CLXENT_TENSOR_HIDDEN_GRADIENT) + c->first * p.c_stride;
+    p.adds = adds;
+    CLXENT_TRY(launch_product(r, HIDDEN, &p, r->args.workspace.mem, r->args.weight.mem, NULL,
+                              r->args.hidden_gradient.mem, c->rows));
+    if (adds || c->rows == 0) return CLXENT_OK;
+    setter s = clxent_set_begin(l->zeros, sizeof p, &p);
+    clxent_set_mem(&s, r->args.hidden_gradient.mem);
+    clxent_set_mem(&s, r->args.workspace.mem);
+    return launch(r, &s, c->rows < ZEROS ? c->rows : ZEROS);
+}
+
+/* Slice by slice of the chunk's rows. The first slice of the batch writes, and an accumulated gradient that has no sums of
+ * its own is what all slices add to. */
+static clxent_status launch_weight(run *r, const chunk *c)
+{
+    const struct clxent_linear *l = r->plan->linear;
+    const clxent_desc *desc = &r->plan->desc;
+    const bool sums = has_weight_sums(desc);
+    const size_t slice = l->group == 1 ? PANEL_ROWS : c->rows;
+    clxent_product p = begin_product(r, c, l->list_at);
+    size_t first = 0;
+
+    p.b_stride = stride_of(desc, desc->hidden_row_stride);
+    p.b = offset_of(r, CLXENT_TENSOR_HIDDEN) + c->first * p.b_stride;
+    p.panels_at = acc_at(r, l->panels_at);
+    p.c = sums ? acc_at(r, l->weight_sums_at) : offset_of(r, CLXENT_TENSOR_WEIGHT_GRADIENT);
+    p.c_stride = sums ? desc->features : stride_of(desc, desc->weight_gradient_row_stride);
+    p.adds = !c->begins || (!sums && desc->weight_gradient_mode == CLXENT_GRADIENT_ACCUMULATE);
+    do {
+        p.first = (cl_uint)first;
+        p.most = (cl_uint)(c->rows - first < slice ? c->rows - first : slice);
+        if (l->group == 1 && p.most > 0) {
+            setter s = clxent_set_begin(l->panels, sizeof p, &p);
+            clxent_set_mem(&s, r->args.hidden.mem);
+            clxent_set_mem(&s, r->args.workspace.mem);
+            clxent_set_mem(&s, r->args.workspace.mem);
+            CLXENT_TRY(launch(r, &s, (desc->features - 1) / tile_columns(l) + 1));
+        }
+        CLXENT_TRY(launch_product(r, WEIGHT, &p, r->args.workspace.mem, r->args.hidden.mem, NULL,
+                                  sums ? r->args.workspace.mem : r->args.weight_gradient.mem, desc->classes));
+        p.adds = 1;
+        first += slice;
+    } while (first < c->rows);
+    return CLXENT_OK;
+}
+
+static clxent_status launch_bias(run *r, const chunk *c)
+{
+    const struct clxent_linear *l = r->plan->linear;
+    const clxent_desc *desc = &r->plan->desc;
+    const bool sums = has_bias_sums(desc);
+    const size_t each = (size_t)l->group * l->vector * (l->group == 1 ? BIAS_VECTORS : 1);
+    clxent_product p = begin_product(r, c, l->list_at);
+
+    p.c = sums ? acc_at(r, l->bias_sums_at) : offset_of(r, CLXENT_TENSOR_BIAS_GRADIENT);
+    p.adds = !c->begins || (!sums && desc->bias_gradient_mode == CLXENT_GRADIENT_ACCUMULATE);
+    setter s = clxent_set_begin(l->bias, sizeof p, &p);
+    clxent_set_mem(&s, r->args.workspace.mem);
+    clxent_set_mem(&s, sums ? r->args.workspace.mem : r->args.bias_gradient.mem);
+    clxent_set_mem(&s, r->args.workspace.mem);
+    return launch(r, &s, (desc->classes - 1) / each + 1);
+}
+
+/* classes x columns sums to their gradient. */
+static clxent_status launch_round(run *r, cl_kernel kernel, size_t sums_at, size_t columns, size_t stride,
+                                  clxent_tensor tensor, bool adds)
+{
+    enum { GROUPS_EACH = 8 };
+    const struct clxent_linear *l = r->plan->linear;
+    const size_t most = GROUPS_EACH * (size_t)r->plan->ctx->device.compute_units;
+    const size_t wanted = (r->plan->desc.classes * columns - 1) / l->group + 1;
+    const clxent_product p = { .a = acc_at(r, sums_at),
+                               .c = offset_of(r, tensor),
+                               .c_stride = stride,
+                               .classes = (cl_uint)r->plan->desc.classes,
+                               .features = (cl_uint)columns,
+                               .adds = adds };
+    setter s = clxent_set_begin(kernel, sizeof p, &p);
+    clxent_set_mem(&s, r->args.workspace.mem);
+    clxent_set_mem(&s, clxent_tensor_buffer(&r->args, tensor)->mem);
+    return launch(r, &s, wanted < most ? wanted : most);
+}
+
+static clxent_status launch_rounding(run *r)
+{
+    const struct clxent_linear *l = r->plan->linear;
+    const clxent_desc *desc = &r->plan->desc;
+
+    if (l->round_weight != NULL && (r->outputs & CLXENT_OUTPUT_WEIGHT_GRADIENT) != 0) {
+        CLXENT_TRY(launch_round(r, l->round_weight, l->weight_sums_at, desc->features,
+                                stride_of(desc, desc->weight_gradient_row_stride),
+                                CLXENT_TENSOR_WEIGHT_GRADIENT,
+                                desc->weight_gradient_mode == CLXENT_GRADIENT_ACCUMULATE));
+    }
+    if (l->round_bias == NULL || (r->outputs & CLXENT_OUTPUT_BIAS_GRADIENT) == 0) return CLXENT_OK;
+    return launch_round(r, l->round_bias, l->bias_sums_at, 1, 1, CLXENT_TENSOR_BIAS_GRADIENT,
+                        desc->bias_gradient_mode == CLXENT_GRADIENT_ACCUMULATE);
+}
+
+/* The loss of the chunk's logits, or for a pass over the targets of all rows: one run of its plan behind the chain. Not
+ * under the lock: it has its own, and reports its failures itself. */
+static clxent_status enqueue_loss(run *r, const chunk *c, clxent_pass pass)
+{
+    const struct clxent_linear *l = r->plan->linear;
+    const clxent_desc *desc = &r->plan->desc;
+    const bool chained = r->previous != NULL;
+    const size_t total = r->part.total_rows;
+    const clxent_part part = { .pass = pass,
+                               .total_rows = total,
+                               .span_rows = total,
+                               .first_row = r->part.first_row + c->first,
+                               .target_rows_behind = r->rows - c->first - c->rows };
+    const clxent_buffer logits = { r->args.workspace.mem, r->args.workspace.offset + l->logits_at };
+    clxent_args args = r->args;
+    cl_event done = NULL;
+
+    args.outputs = loss_outputs(r->outputs);
+    args.rows = c->rows;
+    args.logits = args.gradient = logits;
+    args.workspace.offset += l->loss_at;
+    if (args.targets.mem != NULL && !clxent_targets_are_indices(desc)) {
+        const size_t stride = desc->target_row_stride != 0 ? desc->target_row_stride : desc->classes;
+        args.targets.offset += c->first * stride * r->needs[CLXENT_TENSOR_TARGETS].element_size;
+    }
+    const clxent_status status = clxent_enqueue_part(l->loss, r->queue, &args, &part,
+                                                     chained       ? 1
+                                                     : r->launched ? 0
+                                                                   : r->num_wait,
+                                                     chained       ? &r->previous
+                                                     : r->launched ? NULL
+                                                                   : r->wait,
+                                                     r->out_of_order ? &done : NULL);
+    if (chained) (void)clReleaseEvent(r->previous);
+    r->previous = done;
+    if (status == CLXENT_OK) r->launched = true;
+    return status;
+}
+
+static clxent_status launch_rows(run *r, const chunk *c)
+{
+    const struct clxent_linear *l = r->plan->linear;
+    const bool all = needs_all_rows(r->plan->desc.outputs);
+
+    CLXENT_TRY(launch_list(r, c, l->all_list_at, all));
+    if (l->all_list_at != l->list_at) CLXENT_TRY(launch_list(r, c, l->list_at, false));
+    return launch_logits(r, c);
+}
+
+static clxent_status launch_gradients(run *r, const chunk *c)
+{
+    if ((r->outputs & CLXENT_OUTPUT_HIDDEN_GRADIENT) != 0) CLXENT_TRY(launch_hidden(r, c));
+    if ((r->outputs & CLXENT_OUTPUT_WEIGHT_GRADIENT) != 0) CLXENT_TRY(launch_weight(r, c));
+    if ((r->outputs & CLXENT_OUTPUT_BIAS_GRADIENT) != 0) CLXENT_TRY(launch_bias(r, c));
+    return CLXENT_OK;
+}
+
+/* One step of a run under the plan's lock. */
+static clxent_status locked(run *r, const chunk *c, clxent_status (*step)(run *r, const chunk *c))
+{
+    mutex_lock(&r->plan->lock);
+    const clxent_status status = step(r, c);
+    mutex_unlock(&r->plan->lock);
+    return clxent_check_cl(r->plan->ctx, status, r->failed);
+}
+
+static clxent_status finish(run *r, const chunk *c)
+{
+    (void)c;
+    return launch_rounding(r);
+}
+
+static clxent_status launch_chunks(run *r)
+{
+    const struct clxent_linear *l = r->plan->linear;
+    const bool rows = clxent_outputs_of_rows(r->outputs) != 0;
+    const bool ends = r->part.first_row + r->rows == r->part.total_rows;
+    chunk c = { 0, 0, r->part.first_row == 0 };
+
+    if (r->part.pass != CLXENT_PASS_LOGITS && l->loss->targets_partials != NULL) {
+        CLXENT_TRY(enqueue_loss(r, &c, CLXENT_PASS_TARGETS));
+    }
+    if (!rows) return CLXENT_OK;
+    do {
+        c.rows = r->rows - c.first < l->chunk_rows ? r->rows - c.first : l->chunk_rows;
+        CLXENT_TRY(locked(r, &c, launch_rows));
+        CLXENT_TRY(enqueue_loss(r, &c, CLXENT_PASS_LOGITS));
+        CLXENT_TRY(locked(r, &c, launch_gradients));
+        c.first += c.rows;
+        c.begins = false;
+    } while (c.first < r->rows);
+    return ends ? locked(r, &c, finish) : CLXENT_OK;
+}
+
+clxent_status clxent_linear_launch(run *r, cl_event *event)
+{
+    clxent_status status = launch_chunks(r);
+
+    if (status == CLXENT_OK && (event != NULL || !r->launched)) {
+        const bool chained = r->previous != NULL;
+        const cl_uint num_wait = chained ? 1 : r->launched ? 0 : r->num_wait;
+        const cl_event *wait = chained ? &r->previous : r->launched ? NULL : r->wait;
+        status = clxent_check_cl(r->plan->ctx, clEnqueueMarkerWithWaitList(r->queue, num_wait, wait, event),
+                                 "clEnqueueMarkerWithWaitList");
+    }
+    if (r->previous != NULL) (void)clReleaseEvent(r->previous);
+    r->previous = NULL;
+    return status;
+}
+
+/* Sizes of nothing: no kernel but the list's looks at more than the length of the list, which no loop passes. */
+static clxent_status launch_nothing(run *r, const chunk *c)
+{
+    const struct clxent_linear *l = r->plan->linear;
+    CLXENT_TRY(launch_list(r, c, l->list_at, true));
+    for (int which = LOGITS; which <= WEIGHT; which++) {
+        clxent_product p = { .list_at = (r->args.workspace.offset + l->list_at) / sizeof(cl_uint) };
+        const cl_mem workspace = r->args.workspace.mem;
+        if (l->product[which] == NULL) continue;
+        p.classes = p.features = 1; /* of the grid; no rows */
+        p.adds = 1;
+        CLXENT_TRY(launch_product(r, (product)which, &p, workspace, workspace, NULL, workspace, 1));
+    }
+    return CLXENT_OK;
+}
+
+clxent_status clxent_linear_warm(run *r)
+{
+    const chunk c = { 0, 0, true };
+    clxent_status status = clxent_plan_warm(r->plan->linear->loss, r->queue);
+
+    if (status == CLXENT_OK) status = locked(r, &c, launch_nothing);
+    if (status == CLXENT_OK) status = clxent_check_cl(r->plan->ctx, clFinish(r->queue), "clFinish");
+    return status;
+}

@@ -1,0 +1,542 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * product.cl - the three matrix products of linear cross-entropy, around the kernels of the loss; D is the gradient of the
+ * logits, which stands in their place:
+ *
+ *     LOGITS    C = logits           [rows, classes]       = hidden [rows, features] * weight^T (+ bias)
+ *     HIDDEN    C = hidden gradient  [rows, features]      = D [rows, classes] * weight [classes, features]
+ *     WEIGHT    C = weight gradient  [classes, features]  += D^T [classes, rows] * hidden [rows, features]
+ *
+ * Each is C[i][j] = sum_k A(i, k) B(k, j). Rows are those of `list`: of a chunk those that count, in order, so that rows that
+ * do not cost nothing; how many they are the device alone knows.
+ *
+ * A work-item adds to a tile of TILE_ROWS x TILE_VECTORS vectors of C in registers: for each k a few vectors of B, and the
+ * elements of A one by one. Which terms an element of C adds, and in which order, depends on K and p.depth alone.
+ *
+ * In groups of one work-item (CPUs) a group has a block of C. B is copied into panels of a tile's width, so that a tile
+ * reads one stream; A is read where it lies, but for D^T. Depths of k are added to the block one after the other: a sum of
+ * K terms has the error of p.depth + K / p.depth. In larger groups (GPUs) each work-item has one tile, and all share copies
+ * of A and B in local memory.
+ *
+ * Set by the host with -D, beside those of constants.cl and common.cl (GRADIENT_DTYPE is C's):
+ *   PRODUCT       1 LOGITS, with the kernel of the list; 2 HIDDEN, with zeros for the rows that do not count; 3 WEIGHT, with the
+ *                 panels of the hidden states, and the bias gradient; 4 ROUND: sums to a gradient of another type
+ *   TILE_ROWS, TILE_VECTORS   of a tile; in larger groups TILE_ROWS is a multiple of VEC
+ *   GROUP_COLUMNS   in larger groups: work-items side by side along the columns of C
+ */
+#define LOGITS 1
+#define HIDDEN 2
+#define WEIGHT 3
+#define ROUND 4
+#if !defined(PRODUCT) || PRODUCT < LOGITS || PRODUCT > ROUND || !defined(TILE_ROWS) || !defined(TILE_VECTORS)
+#    error \
+        "PRODUCT: 1 logits, 2 hidden gradient, 3 weight gradient, 4 rounding; TILE_ROWS, TILE_VECTORS: at least 1"
+#endif
+#define TILE_COLUMNS (TILE_VECTORS * VEC)
+
+/* ---- Rows ------------------------------------------------------------------------------------ */
+
+/* list[0] rows of the chunk are listed: list[1], list[2], ... Behind them are the others. */
+static inline uint count_rows(__global const uint *list) { return list[0]; }
+static inline ulong row_of(__global const uint *list, const uint i) { return list[1 + i]; }
+
+#if PRODUCT == LOGITS
+/* Whether the row's logits, or their gradient, are asked for. An upstream of 0 adds 0, whatever the logits are. */
+static inline bool is_listed(const clxent_parameters *p, const ulong row, __global const void *targets,
+                             __global const acc_t *row_weights, __global const acc_t *grad_entropy,
+                             __global const acc_t *grad_lse)
+{
+    const row_target t = get_target(p, row, targets, row_weights);
+    if (t.counts || t.bad) return true;
+    if (HAS_GRAD_ENTROPY && grad_entropy && grad_entropy[p->offset.grad_entropy + row] != 0) return true;
+    return HAS_GRAD_LSE && grad_lse && grad_lse[p->offset.grad_lse + row] != 0;
+}
+
+/* Grid: one group. Each work-item has as many rows as the others, in order. */
+__kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_product_list(
+    const clxent_parameters p, __global const void *restrict targets,
+    __global const acc_t *restrict row_weights, __global const acc_t *restrict grad_entropy,
+    __global const acc_t *restrict grad_lse, __global uint *restrict workspace, const ulong list_at,
+    const uint all) /* 1: every row */
+{
+    __global uint *list = workspace + list_at;
+    __local uint counts[WG_SIZE];
+    const uint rows = (uint)p.rows, each = (rows + WG_SIZE - 1) / WG_SIZE;
+    const uint begin = min(LOCAL_ID * each, rows), end = min(begin + each, rows);
+    uint own = 0;
+    for (uint row = begin; row < end; row++) {
+        if (all || is_listed(&p, row, targets, row_weights, grad_entropy, grad_lse)) own++;
+    }
+    counts[LOCAL_ID] = own;
+    barrier(CLK_LOCAL_MEM_FENCE);
+    uint before = 0, total = 0;
+    for (uint i = 0; i < WG_SIZE; i++) {
+        if (i < LOCAL_ID) before += counts[i];
+        total += counts[i];
+    }
+    if (LOCAL_ID == 0) list[0] = total;
+    uint other = total + begin - before;
+    for (uint row = begin; row < end; row++) {
+        const bool listed = all || is_listed(&p, row, targets, row_weights, grad_entropy, grad_lse);
+        list[1 + (listed ? before : other)] = row;
+        if (listed) before++;
+        else other++;
+    }
+}
+#endif
+
+#if PRODUCT == HIDDEN
+/* Grid: any number of groups; each takes a row that is not listed, skips as many as there are groups, and so on. */
+__kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_product_zeros(
+    const clxent_product p, __global gradient_storage *restrict c, __global const uint *restrict workspace)
+{
+    __global const uint *list = workspace + p.list_at;
+    for (uint i = count_rows(list) + (uint)get_group_id(0); i < p.most; i += (uint)get_num_groups(0)) {
+        __global gradient_storage *row = c + p.c + row_of(list, i) * p.c_stride;
+        for (uint j = LOCAL_ID; j < p.features; j += WG_SIZE) store_gradient_one(row + j, 0);
+    }
+}
+#endif
+
+#if PRODUCT == WEIGHT
+/* Sums of D's columns, a gradient of the bias. Grid: a work-item for every BIAS_VECTORS vectors of columns. */
+#    if WG_SIZE == 1
+#        define BIAS_VECTORS 16u
+#    else
+#        define BIAS_VECTORS 1u
+#    endif
+__kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_product_bias(
+    const clxent_product p, __global const acc_t *restrict d, __global acc_t *restrict c,
+    __global const uint *restrict workspace)
+{
+    __global const uint *list = workspace + p.list_at;
+    const uint rows = min(count_rows(list), p.most);
+    const uint first = ((uint)get_group_id(0) * WG_SIZE + LOCAL_ID) * BIAS_VECTORS * VEC;
+    vec sum[BIAS_VECTORS];
+    for (uint v = 0; v < BIAS_VECTORS; v++) sum[v] = (vec)(0);
+    if (first < p.classes && first + BIAS_VECTORS * VEC <= p.classes) {
+        for (uint i = 0; i < rows; i++) {
+            __global const acc_t *row = d + p.a + row_of(list, i) * p.a_stride + first;
+            for (uint v = 0; v < BIAS_VECTORS; v++) sum[v] += LOAD(row + v * VEC);
+        }
+        for (uint v = 0; v < BIAS_VECTORS; v++) {
+            __global acc_t *to = c + p.c + first + v * VEC;
+            STORE(p.adds ? LOAD(to) + sum[v] : sum[v], to);
+        }
+        return;
+    }
+    for (uint j = first; j < min(first + BIAS_VECTORS * VEC, p.classes); j++) {
+        acc_t one = 0;
+        for (uint i = 0; i < rows; i++) one += d[p.a + row_of(list, i) * p.a_stride + j];
+        c[p.c + j] = p.adds ? c[p.c + j] + one : one;
+    }
+}
+#endif
+
+#if PRODUCT == ROUND
+/* c [rows, columns] of its own type (+)= a [rows, columns] acc_t. Grid: a work-item for each element or more. */
+__kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_product_round(
+    const clxent_product p, __global const acc_t *restrict a, __global gradient_storage *restrict c)
+{
+    const ulong elements = (ulong)p.classes * p.features;
+    const ulong step = (ulong)get_num_groups(0) * WG_SIZE;
+    for (ulong e = (ulong)get_group_id(0) * WG_SIZE + LOCAL_ID; e < elements; e += step) {
+        __global gradient_storage *to = c + p.c + e / p.features * p.c_stride + e % p.features;
+        const acc_t sum = a[p.a + e];
+        store_gradient_one(to, p.adds ? load_gradient_one(to) + sum : sum);
+    }
+}
+#endif
+
+#if PRODUCT != ROUND
+/* ---- Products ---------------------------------------------------------------------------------- */
+
+/* A is an operand as the caller has it, or D, which is acc_t. */
+#    if PRODUCT == LOGITS
+typedef storage a_storage;
+#    else
+typedef acc_t a_storage;
+#    endif
+#    define CONVERTS_A (PRODUCT == LOGITS && (DTYPE == F16 || DTYPE == BF16))
+
+/* The sizes of this run's product. */
+typedef struct {
+    uint m, n, k;
+} extents;
+
+static inline extents get_extents(const clxent_product *p, __global const uint *list)
+{
+    const uint listed = count_rows(list), rows = listed > p->first ? min(listed - p->first, p->most) : 0;
+    if (PRODUCT == LOGITS) return (extents){ rows, p->classes, p->features };
+    if (PRODUCT == HIDDEN) return (extents){ rows, p->features, p->classes };
+    return (extents){ p->classes, p->features, rows };
+}
+
+/* Where row i of C begins. */
+static inline ulong start_of(const clxent_product *p, __global const uint *list, const uint i)
+{
+    return p->c + (PRODUCT == WEIGHT ? i : row_of(list, p->first + i)) * p->c_stride;
+}
+
+/* n elements of a row of C from column j on, n <= VEC. */
+ALWAYS_INLINE void store_result(const clxent_product *p, __global gradient_storage *row, const uint j,
+                                const uint n, vec sum, __global const storage *bias)
+{
+    if (PRODUCT == LOGITS && p->has_bias) {
+        sum += n == VEC ? load_vector(bias + p->bias + j) : load_partial(bias + p->bias + j, n, 0);
+    }
+    if (n == VEC) {
+        if (p->adds) sum += load_gradient_vector(row + j);
+        store_gradient_vector(row + j, sum, false);
+    } else {
+        if (p->adds) sum += load_gradient_partial(row + j, n);
+        store_gradient_partial(row + j, sum, n);
+    }
+}
+
+#    if WG_SIZE == 1
+/* ---- A block of C for each work-item ---------------------------------------------------------- */
+
+/* Of k, from the vectors of B that a tile takes to those that are fetched meanwhile. */
+#        define DEPTHS_AHEAD 8u
+/* Of rows, from one whose part is copied to the one whose part is fetched meanwhile: neighbours are pages apart. (PoCL,
+ * Emerald Rapids, 1,024 rows, features and 8,192 classes, WEIGHT: 1.07 of an sgemm's time, 1.16 without.) */
+#        define ROWS_AHEAD 8u
+
+/* B is in panels [k][TILE_COLUMNS], one behind the other, the last with zeros or columns that nobody stores.
+ * Local: a block's, copied by its work-item; global: all of the hidden states, by clxent_product_panels. */
+#        if PRODUCT == WEIGHT
+#            define B_SPACE __global
+#        else
+#            define B_SPACE __local
+#        endif
+/* What a tile reads of A: TILE_ROWS rows where they lie, or copies [k][TILE_ROWS] of D^T and [TILE_ROWS][depth] of what is
+ * not stored as acc_t. */
+#        if PRODUCT == WEIGHT
+#            define A_AT(i, k) a[(size_t)(k)*TILE_ROWS + (i)]
+#        elif CONVERTS_A
+#            define A_AT(i, k) a[(size_t)(i)*depth + (k)]
+#        else
+#            define A_AT(i, k) a_row[i][k]
+#        endif
+
+/* n elements of a row of B to a panel's row, the rest zeros. */
+#        define DEFINE_COPY_ALONG(SPACE)                                                                 \
+            ALWAYS_INLINE void copy_along(__global const storage *row, const uint n, SPACE acc_t *panel) \
+            {                                                                                            \
+                _Pragma("unroll") for (uint v = 0; v < TILE_VECTORS; v++)                                \
+                {                                                                                        \
+                    const uint j = v * VEC;                                                              \
+                    vec value = (vec)(0);                                                                \
+                    if (j + VEC <= n) value = load_vector(row + j);                                      \
+                    else if (j < n) value = load_partial(row + j, n - j, 0);                             \
+                    STORE(value, panel + j);                                                             \
+                }                                                                                        \
+            }
+#        if PRODUCT != LOGITS
+DEFINE_COPY_ALONG(B_SPACE)
+#        endif
+
+#        if PRODUCT == WEIGHT
+/* Grid: a group for each panel of the hidden states. */
+__kernel __attribute__((reqd_work_group_size(1, 1, 1))) void clxent_product_panels(
+    const clxent_product p, __global const storage *restrict hidden, __global acc_t *restrict panels,
+    __global const uint *restrict workspace)
+{
+    __global const uint *list = workspace + p.list_at;
+    const uint rows = get_extents(&p, list).k, j = (uint)get_group_id(0) * TILE_COLUMNS;
+    __global acc_t *to = panels + p.panels_at + (size_t)j * rows;
+    for (uint k = 0; k < rows; k++, to += TILE_COLUMNS) {
+        copy_along(hidden + p.b + row_of(list, p.first + k) * p.b_stride + j,
+                   min((uint)TILE_COLUMNS, p.features - j), to);
+    }
+}
+
+/* D^T: rows m0 to m1, classes, and depth columns from k0 on, rows of D, as tiles [depth][TILE_ROWS]. */
+PART void copy_a(const clxent_product *p, __global const acc_t *d, __global const uint *list, const uint m0,
+                 const uint m1, const uint k0, const uint depth, __local acc_t *tiles)
+{
+    for (uint k = 0; k < depth; k++) {
+        __global const acc_t *from = d + p->a + row_of(list, p->first + k0 + k) * p->a_stride;
+        __local acc_t *to = tiles + (size_t)k * TILE_ROWS;
+        uint i = m0;
+        const uint ahead = p->first + k0 + min(k + ROWS_AHEAD, depth - 1);
+        __global const acc_t *next = d + p->a + row_of(list, ahead) * p->a_stride;
+        for (uint e = m0; e < m1; e += VEC) PREFETCH(next + e);
+        for (; i + TILE_ROWS <= m1; i += TILE_ROWS, to += (size_t)depth * TILE_ROWS) {
+#            pragma unroll
+            for (uint e = 0; e < TILE_ROWS; e++) to[e] = from[i + e];
+        }
+        for (uint e = 0; i < m1 && e < TILE_ROWS; e++) to[e] = i + e < m1 ? from[i + e] : 0;
+    }
+}
+#        else
+/* Columns n0 to n1 of B, depth rows of it from k0 on. */
+PART void copy_b(const clxent_product *p, __global const storage *b, const uint n0, const uint n1,
+                 const uint k0, const uint depth, __local acc_t *panels)
+{
+#            if PRODUCT == HIDDEN
+    for (uint k = 0; k < depth; k++) {
+        __global const storage *from = b + p->b + (ulong)(k0 + k) * p->b_stride;
+        for (uint j = n0; j < n1; j += TILE_COLUMNS) {
+#                pragma unroll
+            for (uint v = 0; v < TILE_VECTORS; v++) PREFETCH(from + ROWS_AHEAD * p->b_stride + j + v * VEC);
+            copy_along(from + j, min((uint)TILE_COLUMNS, n1 - j),
+                       panels + ((size_t)(j - n0) * depth + (size_t)k * TILE_COLUMNS));
+        }
+    }
+#            else
+    /* columns are rows of the weight: VEC of them at a time */
+    for (uint j = n0; j < n1; j += VEC) {
+        const uint column = j - n0;
+        __local acc_t *panel =
+            panels + (size_t)(column / TILE_COLUMNS) * depth * TILE_COLUMNS + column % TILE_COLUMNS;
+        ulong at[VEC];
+        for (uint i = 0; i < VEC; i++) at[i] = p->b + min(j + i, n1 - 1) * p->b_stride + k0;
+        uint k = 0;
+        for (; k + VEC <= depth; k += VEC) {
+            vec v[VEC];
+#                pragma unroll
+            for (uint i = 0; i < VEC; i++) v[i] = load_vector(b + at[i] + k);
+            transpose(v);
+#                pragma unroll
+            for (uint i = 0; i < VEC; i++) STORE(v[i], panel + (size_t)(k + i) * TILE_COLUMNS);
+        }
+        for (; k < depth; k++) {
+            for (uint i = 0; i < VEC; i++) panel[(size_t)k * TILE_COLUMNS + i] = load_one(b + at[i] + k);
+        }
+    }
+#            endif
+}
+#        endif
+
+/* Grid: a group for each block of p.block_m x p.block_n of C, those of one block of columns side by side. */
+__kernel __attribute__((reqd_work_group_size(1, 1, 1))) void clxent_product_block(
+    const clxent_product p, __global const a_storage *restrict a_all, __global const storage *restrict b_all,
+    __global const storage *restrict bias, __global const acc_t *restrict panels_all,
+    __global gradient_storage *c_all, __global const uint *restrict workspace, __local acc_t *local_memory)
+{
+    __global const uint *list = workspace + p.list_at;
+    const extents x = get_extents(&p, list);
+    const uint m0 = (uint)(get_group_id(0) % p.blocks_m) * p.block_m, m1 = min(m0 + p.block_m, x.m);
+    const uint n0 = (uint)(get_group_id(0) / p.blocks_m) * p.block_n, n1 = min(n0 + p.block_n, x.n);
+    if (m0 >= m1 || n0 >= n1 || (x.k == 0 && p.adds)) return;
+
+    __local acc_t *sums = local_memory + p.sums_at; /* tile by tile, of the depths so far */
+    __local acc_t *copy = local_memory + p.copy_at;
+    const uint tiles_m = (m1 - m0 + TILE_ROWS - 1) / TILE_ROWS,
+               tiles_n = (n1 - n0 + TILE_COLUMNS - 1) / TILE_COLUMNS;
+    uint k0 = 0;
+    do {
+        const uint depth = min(p.depth, x.k - k0);
+        const bool begins = k0 == 0, ends = k0 + depth == x.k;
+#        if PRODUCT == WEIGHT
+        copy_a(&p, a_all, list, m0, m1, k0, depth, copy);
+#        else
+        copy_b(&p, b_all, n0, n1, k0, depth, local_memory);
+#        endif
+        for (uint t = 0; t < tiles_m * tiles_n; t++) {
+            /* the operand of which all is used for each part of the other one goes first: a panel for all tiles of D^T,
+             * rows of A for all panels */
+            const uint ti = PRODUCT == WEIGHT ? t % tiles_m : t / tiles_n;
+            const uint tj = PRODUCT == WEIGHT ? t / tiles_m : t % tiles_n;
+            const uint i0 = m0 + ti * TILE_ROWS, j0 = n0 + tj * TILE_COLUMNS;
+            __local acc_t *sum = sums + (size_t)t * TILE_ROWS * TILE_COLUMNS;
+#        if PRODUCT == WEIGHT
+            __local const acc_t *a = copy + (size_t)ti * TILE_ROWS * depth;
+            __global const acc_t *b = panels_all + p.panels_at + (size_t)j0 * x.k + (size_t)k0 * TILE_COLUMNS;
+#        else
+            __local const acc_t *b = local_memory + (size_t)tj * depth * TILE_COLUMNS;
+            __global const a_storage *a_row[TILE_ROWS];
+#            pragma unroll
+            for (uint i = 0; i < TILE_ROWS; i++) {
+                a_row[i] = a_all + p.a + row_of(list, p.first + min(i0 + i, m1 - 1)) * p.a_stride + k0;
+            }
+#            if CONVERTS_A
+            __local acc_t *a = copy;
+            for (uint i = 0; tj == 0 && i < TILE_ROWS; i++) {
+                uint k = 0;
+                for (; k + VEC <= depth; k += VEC)
+                    STORE(load_vector(a_row[i] + k), a + (size_t)i * depth + k);
+                for (; k < depth; k++) a[(size_t)i * depth + k] = load_one(a_row[i] + k);
+            }
+#            endif
+#        endif
+            vec tile[TILE_ROWS][TILE_VECTORS];
+#        pragma unroll
+            for (uint i = 0; i < TILE_ROWS; i++) {
+#        pragma unroll
+                for (uint v = 0; v < TILE_VECTORS; v++) tile[i][v] = (vec)(0);
+            }
+            for (uint k = 0; k < depth; k++) {
+                vec own[TILE_VECTORS];
+#        pragma unroll
+                for (uint v = 0; v < TILE_VECTORS; v++) {
+                    own[v] = LOAD(b + (size_t)k * TILE_COLUMNS + v * VEC);
+                    PREFETCH_FIRST(b + (size_t)(k + DEPTHS_AHEAD) * TILE_COLUMNS + v * VEC);
+                }
+#        pragma unroll
+                for (uint i = 0; i < TILE_ROWS; i++) {
+                    const vec one = (vec)(A_AT(i, k));
+#        pragma unroll
+                    for (uint v = 0; v < TILE_VECTORS; v++) tile[i][v] = fma(one, own[v], tile[i][v]);
+                }
+            }
+#        pragma unroll
+            for (uint i = 0; i < TILE_ROWS; i++) {
+#        pragma unroll
+                for (uint v = 0; v < TILE_VECTORS; v++) {
+                    __local acc_t *before = sum + i * TILE_COLUMNS + v * VEC;
+                    if (!begins) tile[i][v] = LOAD(before) + tile[i][v];
+                    if (!ends) STORE(tile[i][v], before);
+                }
+            }
+            if (!ends) continue;
+#        pragma unroll
+            for (uint i = 0; i < TILE_ROWS; i++) {
+                if (i0 + i >= m1) continue;
+                __global gradient_storage *row = c_all + start_of(&p, list, i0 + i);
+#        pragma unroll
+                for (uint v = 0; v < TILE_VECTORS; v++) {
+                    const uint j = j0 + v * VEC;
+                    if (j < n1) store_result(&p, row, j, min((uint)VEC, n1 - j), tile[i][v], bias);
+                }
+            }
+        }
+        k0 += depth;
+    } while (k0 < x.k);
+}
+
+#    else
+/* ---- A tile of C for each work-item, operands in local memory ----------------------------------- */
+
+#        if !defined(GROUP_COLUMNS) || WG_SIZE % GROUP_COLUMNS != 0 || TILE_ROWS % VEC != 0
+#            error "GROUP_COLUMNS: a divisor of WG_SIZE; TILE_ROWS: a multiple of VEC"
+#        endif
+#        define GROUP_ROWS (WG_SIZE / GROUP_COLUMNS)
+#        define BLOCK_ROWS (GROUP_ROWS * TILE_ROWS)
+#        define BLOCK_COLUMNS (GROUP_COLUMNS * TILE_COLUMNS)
+#        define DEPTH 16u /* of k in local memory: 4 vectors, loaded by neighbours */
+/* Vectors of a row of local memory lie behind each other by one more element than they have, so that those which are written
+ * across, DEPTH rows apart, meet other banks. */
+#        define PITCH(elements) ((elements) + VEC)
+
+#        if PRODUCT == LOGITS
+#            define LOAD_A(p, aligned) LOAD_VECTOR(p, aligned)
+#            define LOAD_A_PARTIAL(p, n) load_partial(p, n, 0)
+#        else
+#            define LOAD_A(p, aligned) LOAD(p)
+static inline vec load_acc_partial(__global const acc_t *p, const uint n)
+{
+    acc_t element[VEC];
+    for (uint i = 0; i < VEC; i++) element[i] = i < n ? p[min(i, n - 1)] : 0;
+    return LOAD(element);
+}
+#            define LOAD_A_PARTIAL(p, n) load_acc_partial(p, n)
+#        endif
+
+/* Copies DEPTH x COUNT elements of an operand to tile[DEPTH][PITCH(COUNT)]; what does not exist is 0. ROW(i) is where
+ * the operand's row i begins. ACROSS: a row is one of COUNT, and k runs along it; else it is one of DEPTH. */
+#        define COPY_ACROSS(TILE, COUNT, ROW, LIMIT, LOAD_ALIGNED, LOAD_PART)                       \
+            for (uint e = LOCAL_ID; e < (COUNT)*DEPTH / VEC; e += WG_SIZE) {                        \
+                const uint i = e / (DEPTH / VEC), k = e % (DEPTH / VEC) * VEC;                      \
+                vec v = (vec)(0);                                                                   \
+                if (i < (LIMIT) && k0 + k + VEC <= x.k) v = LOAD_ALIGNED(ROW(i) + k0 + k);          \
+                else if (i < (LIMIT) && k0 + k < x.k) v = LOAD_PART(ROW(i) + k0 + k, x.k - k0 - k); \
+                acc_t element[VEC];                                                                 \
+                STORE(v, element);                                                                  \
+                for (uint q = 0; q < VEC; q++) TILE[(k + q) * PITCH(COUNT) + i] = element[q];       \
+            }
+#        define COPY_ALONG(TILE, COUNT, ROW, LIMIT, LOAD_ALIGNED, LOAD_PART)                     \
+            for (uint e = LOCAL_ID; e < (COUNT)*DEPTH / VEC; e += WG_SIZE) {                     \
+                const uint k = e / ((COUNT) / VEC), i = e % ((COUNT) / VEC) * VEC;               \
+                vec v = (vec)(0);                                                                \
+                if (k0 + k < x.k && i + VEC <= (LIMIT)) v = LOAD_ALIGNED(ROW(k0 + k) + i);       \
+                else if (k0 + k < x.k && i < (LIMIT)) v = LOAD_PART(ROW(k0 + k) + i, (LIMIT)-i); \
+                STORE(v, TILE + k * PITCH(COUNT) + i);                                           \
+            }
+#        define LOAD_A_ALIGNED(p) LOAD_A(p, aligned_a)
+#        define LOAD_B_ALIGNED(p) LOAD_VECTOR(p, aligned_b)
+#        define LOAD_B_PARTIAL(p, n) load_partial(p, n, 0)
+
+/* Grid: as in groups of one. */
+__kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_product_block(
+    const clxent_product p, __global const a_storage *restrict a_all, __global const storage *restrict b_all,
+    __global const storage *restrict bias, __global gradient_storage *c_all,
+    __global const uint *restrict workspace)
+{
+    __global const uint *list = workspace + p.list_at;
+    __local vec a_vectors[DEPTH * PITCH(BLOCK_ROWS) / VEC], b_vectors[DEPTH * PITCH(BLOCK_COLUMNS) / VEC];
+    __local acc_t *a = (__local acc_t *)a_vectors, *b = (__local acc_t *)b_vectors;
+    const extents x = get_extents(&p, list);
+    const uint m0 = (uint)(get_group_id(0) % p.blocks_m) * BLOCK_ROWS;
+    const uint n0 = (uint)(get_group_id(0) / p.blocks_m) * BLOCK_COLUMNS;
+    const uint rows = m0 < x.m ? min(x.m - m0, (uint)BLOCK_ROWS) : 0;
+    const uint columns = n0 < x.n ? min(x.n - n0, (uint)BLOCK_COLUMNS) : 0;
+    const uint depth = rows > 0 && columns > 0 ? x.k : 0;
+    const uint ty = LOCAL_ID / GROUP_COLUMNS * VEC, tx = LOCAL_ID % GROUP_COLUMNS * VEC;
+    const bool aligned_a = IS_ALIGNED(a_all + p.a, a_storage) && p.a_stride % VEC == 0;
+    const bool aligned_b = IS_ALIGNED(b_all + p.b, storage) && p.b_stride % VEC == 0;
+    (void)aligned_a;
+    (void)aligned_b;
+
+    vec tile[TILE_ROWS][TILE_VECTORS];
+#        pragma unroll
+    for (uint i = 0; i < TILE_ROWS; i++) {
+#        pragma unroll
+        for (uint v = 0; v < TILE_VECTORS; v++) tile[i][v] = (vec)(0);
+    }
+    for (uint k0 = 0; k0 < depth; k0 += DEPTH) {
+#        if PRODUCT == WEIGHT
+#            define A_ROW(k) (a_all + p.a + row_of(list, p.first + (k)) * p.a_stride + m0)
+        COPY_ALONG(a, BLOCK_ROWS, A_ROW, rows, LOAD_A_ALIGNED, LOAD_A_PARTIAL)
+#            define B_ROW(k) (b_all + p.b + row_of(list, p.first + (k)) * p.b_stride + n0)
+        COPY_ALONG(b, BLOCK_COLUMNS, B_ROW, columns, LOAD_B_ALIGNED, LOAD_B_PARTIAL)
+#        else
+#            define A_ROW(i) (a_all + p.a + row_of(list, p.first + m0 + (i)) * p.a_stride)
+        COPY_ACROSS(a, BLOCK_ROWS, A_ROW, rows, LOAD_A_ALIGNED, LOAD_A_PARTIAL)
+#            if PRODUCT == LOGITS
+#                define B_ROW(j) (b_all + p.b + (ulong)(n0 + (j)) * p.b_stride)
+        COPY_ACROSS(b, BLOCK_COLUMNS, B_ROW, columns, LOAD_B_ALIGNED, LOAD_B_PARTIAL)
+#            else
+#                define B_ROW(k) (b_all + p.b + (ulong)(k)*p.b_stride + n0)
+        COPY_ALONG(b, BLOCK_COLUMNS, B_ROW, columns, LOAD_B_ALIGNED, LOAD_B_PARTIAL)
+#            endif
+#        endif
+        barrier(CLK_LOCAL_MEM_FENCE);
+        for (uint k = 0; k < DEPTH; k++) {
+            acc_t own_a[TILE_ROWS];
+            vec own_b[TILE_VECTORS];
+#        pragma unroll
+            for (uint i = 0; i < TILE_ROWS; i += VEC) {
+                STORE(*(__local vec *)(a + k * PITCH(BLOCK_ROWS) + ty + i * GROUP_ROWS), own_a + i);
+            }
+#        pragma unroll
+            for (uint v = 0; v < TILE_VECTORS; v++)
+                own_b[v] = *(__local vec *)(b + k * PITCH(BLOCK_COLUMNS) + tx + v * (GROUP_COLUMNS * VEC));
+#        pragma unroll
+            for (uint i = 0; i < TILE_ROWS; i++) {
+#        pragma unroll
+                for (uint v = 0; v < TILE_VECTORS; v++)
+                    tile[i][v] = fma((vec)(own_a[i]), own_b[v], tile[i][v]);
+            }
+        }
+        barrier(CLK_LOCAL_MEM_FENCE);
+    }
+#        pragma unroll
+    for (uint i = 0; i < TILE_ROWS; i++) {
+        const uint row = ty + i / VEC * VEC * GROUP_ROWS + i % VEC;
+        if (row < rows) {
+#        pragma unroll
+            for (uint v = 0; v < TILE_VECTORS; v++) {
+                const uint j = tx + v * (GROUP_COLUMNS * VEC);
+                if (j < columns) {
+                    store_result(&p, c_all + start_of(&p, list, m0 + row), n0 + j,
+                                 min((uint)VEC, columns - j), tile[i][v], bias);
+                }
+            }
+        }
+    }
+}
+#    endif
+#endif

@@ -1,0 +1,8 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * product.cl - one matrix product of linear cross-entropy. Its parts, in order.
+ */
+#include "../parameters.cl"
+#include "../constants.cl"
+#include "../common.cl"
+#include "../product.cl"
