@@ -213,7 +213,9 @@ static size_t element_of(const clxent_desc *desc, enum element kind, const char 
         return sizeof(type);
 #include "options.def"
         case CLXENT_TARGET_PROBABILITIES_F32: dtype = CLXENT_F32; break;
-        default: break;
+        default: /* the logits' */
+            if (desc->op == CLXENT_OP_LINEAR_CROSS_ENTROPY) return element_of(desc, ELEMENT_REAL, name);
+            break;
         }
         break;
     case ELEMENT_GRADIENT: dtype = clxent_gradient_dtype(desc); break;

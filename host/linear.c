@@ -36,6 +36,8 @@ struct clxent_linear {
     uint32_t vector, tile_rows, tile_vectors;
     blocks blocks[PRODUCTS];
     cl_kernel list, product[PRODUCTS], zeros, panels, bias, round_weight, round_bias;
+    cl_kernel
+        clear; /* NULL unless the loss reads the logits of rows that do not count, and uses nothing of them */
     /* bytes into the workspace */
     size_t loss_at, logits_at, all_list_at, list_at, panels_at, weight_sums_at, bias_sums_at, workspace_size;
 };
@@ -274,8 +276,8 @@ static clxent_status choose_chunks(const clxent_plan *plan, const clxent_tuning 
 static void describe(clxent_plan *plan, const struct clxent_linear *l, const char *loss)
 {
     (void)snprintf(plan->strategy, sizeof plan->strategy,
-                   "linear: chunks of %zu rows, tiles of %u x %zu in work-groups of %u; %.180s", l->chunk_rows,
-                   (unsigned)l->tile_rows, tile_columns(l), (unsigned)l->group, loss);
+                   "linear: chunks of %zu rows, tiles of %u x %zu in work-groups of %u; %.180s",
+                   l->chunk_rows, (unsigned)l->tile_rows, tile_columns(l), (unsigned)l->group, loss);
 }
 
 /* ---- Kernels ----------------------------------------------------------------------------------- */
@@ -318,6 +320,9 @@ static clxent_status make_logits(clxent_plan *plan)
     CLXENT_TRY(get_program(plan, LOGITS, acc_dtype(&plan->desc), &program));
     clxent_status status = make_kernel(plan, program, "clxent_product_block", &l->product[LOGITS]);
     if (status == CLXENT_OK) status = make_kernel(plan, program, "clxent_product_list", &l->list);
+    if (status == CLXENT_OK && l->loss->shares == CLXENT_STRATEGY_LANES &&
+        !needs_all_rows(plan->desc.outputs))
+        status = make_kernel(plan, program, "clxent_product_zeros", &l->clear);
     (void)clReleaseProgram(program);
     return status;
 }
@@ -406,10 +411,16 @@ clxent_status clxent_linear_create(clxent_plan *plan, const clxent_tuning *tunin
 void clxent_linear_destroy(struct clxent_linear *l)
 {
     if (l == NULL) return;
-    const cl_kernel kernels[] = {
-        l->list, l->product[LOGITS], l->product[HIDDEN], l->product[WEIGHT], l->zeros, l->panels,
-        l->bias, l->round_weight,    l->round_bias
-    };
+    const cl_kernel kernels[] = { l->list,
+                                  l->product[LOGITS],
+                                  l->product[HIDDEN],
+                                  l->product[WEIGHT],
+                                  l->zeros,
+                                  l->panels,
+                                  l->bias,
+                                  l->round_weight,
+                                  l->round_bias,
+                                  l->clear };
     for (size_t i = 0; i < sizeof kernels / sizeof *kernels; i++) {
         if (kernels[i] != NULL) (void)clReleaseKernel(kernels[i]);
     }
@@ -511,6 +522,16 @@ static clxent_status launch_list(run *r, const chunk *c, size_t list_at, bool al
     return launch(r, &s, 1);
 }
 
+static clxent_status launch_zeros(run *r, const chunk *c, cl_kernel kernel, const clxent_product *p,
+                                  cl_mem mem)
+{
+    enum { MOST_GROUPS = 64 };
+    setter s = clxent_set_begin(kernel, sizeof *p, p);
+    clxent_set_mem(&s, mem);
+    clxent_set_mem(&s, r->args.workspace.mem);
+    return launch(r, &s, c->rows < MOST_GROUPS ? c->rows : MOST_GROUPS);
+}
+
 static clxent_status launch_logits(run *r, const chunk *c)
 {
     const struct clxent_linear *l = r->plan->linear;
@@ -525,13 +546,13 @@ static clxent_status launch_logits(run *r, const chunk *c)
     p.b_stride = stride_of(desc, desc->weight_row_stride);
     p.bias = offset_of(r, CLXENT_TENSOR_BIAS);
     p.has_bias = desc->has_bias != 0;
+    if (l->clear != NULL) CLXENT_TRY(launch_zeros(r, c, l->clear, &p, r->args.workspace.mem));
     return launch_product(r, LOGITS, &p, r->args.hidden.mem, r->args.weight.mem, r->args.bias.mem,
                           r->args.workspace.mem, c->rows);
 }
 
 static clxent_status launch_hidden(run *r, const chunk *c)
 {
-    enum { ZEROS = 64 }; /* groups */
     const struct clxent_linear *l = r->plan->linear;
     const clxent_desc *desc = &r->plan->desc;
     const bool adds = desc->hidden_gradient_mode == CLXENT_GRADIENT_ACCUMULATE;
@@ -544,11 +565,7 @@ static clxent_status launch_hidden(run *r, const chunk *c)
     p.adds = adds;
     CLXENT_TRY(launch_product(r, HIDDEN, &p, r->args.workspace.mem, r->args.weight.mem, NULL,
                               r->args.hidden_gradient.mem, c->rows));
-    if (adds || c->rows == 0) return CLXENT_OK;
-    setter s = clxent_set_begin(l->zeros, sizeof p, &p);
-    clxent_set_mem(&s, r->args.hidden_gradient.mem);
-    clxent_set_mem(&s, r->args.workspace.mem);
-    return launch(r, &s, c->rows < ZEROS ? c->rows : ZEROS);
+    return adds ? CLXENT_OK : launch_zeros(r, c, l->zeros, &p, r->args.hidden_gradient.mem);
 }
 
 /* Slice by slice of the chunk's rows. The first slice of the batch writes, and an accumulated gradient that has no sums of

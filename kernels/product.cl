@@ -85,15 +85,17 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_produc
 }
 #endif
 
-#if PRODUCT == HIDDEN
-/* Grid: any number of groups; each takes a row that is not listed, skips as many as there are groups, and so on. */
+#if PRODUCT == LOGITS || PRODUCT == HIDDEN
+/* Zeros in the rows of C that are not listed. Grid: any number of groups; each takes one, skips as many as there are groups,
+ * and so on. */
 __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_product_zeros(
     const clxent_product p, __global gradient_storage *restrict c, __global const uint *restrict workspace)
 {
     __global const uint *list = workspace + p.list_at;
     for (uint i = count_rows(list) + (uint)get_group_id(0); i < p.most; i += (uint)get_num_groups(0)) {
         __global gradient_storage *row = c + p.c + row_of(list, i) * p.c_stride;
-        for (uint j = LOCAL_ID; j < p.features; j += WG_SIZE) store_gradient_one(row + j, 0);
+        const uint columns = PRODUCT == LOGITS ? p.classes : p.features;
+        for (uint j = LOCAL_ID; j < columns; j += WG_SIZE) store_gradient_one(row + j, 0);
     }
 }
 #endif
@@ -324,6 +326,9 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void clxent_product_bloc
 
     __local acc_t *sums = local_memory + p.sums_at; /* tile by tile, of the depths so far */
     __local acc_t *copy = local_memory + p.copy_at;
+    (void)copy;
+    (void)b_all;
+    (void)panels_all;
     const uint tiles_m = (m1 - m0 + TILE_ROWS - 1) / TILE_ROWS,
                tiles_n = (n1 - n0 + TILE_COLUMNS - 1) / TILE_COLUMNS;
     uint k0 = 0;

@@ -277,10 +277,11 @@ static void set_element(layout *l, const clxent_desc *desc, enum element element
     const bool target = element == ELEMENT_TARGET, index = target && has_index_targets(desc);
     const bool narrow = target && desc->target_type == CLXENT_TARGET_PROBABILITIES_F32;
 
-    l->dtype = element > ELEMENT_TARGET || index ? 0
-               : narrow                          ? CLXENT_F32
-               : element == ELEMENT_REAL         ? real_dtype(desc)
-                                                 : dtype_of(desc, element);
+    l->dtype = element > ELEMENT_TARGET || index                      ? 0
+               : narrow                                               ? CLXENT_F32
+               : target && desc->op == CLXENT_OP_LINEAR_CROSS_ENTROPY ? real_dtype(desc)
+               : element == ELEMENT_REAL                              ? real_dtype(desc)
+                                                                      : dtype_of(desc, element);
     l->element_size = l->dtype != 0 ? dtype_size(l->dtype) : index ? index_size(desc->target_type) : 8;
 }
 
