@@ -182,14 +182,14 @@ static inline ulong start_of(const clxent_product *p, __global const uint *list,
 
 /* n elements of a row of C from column j on, n <= VEC. */
 ALWAYS_INLINE void store_result(const clxent_product *p, __global gradient_storage *row, const uint j,
-                                const uint n, vec sum, __global const storage *bias)
+                                const uint n, vec sum, __global const storage *bias, const bool aligned)
 {
     if (PRODUCT == LOGITS && p->has_bias) {
         sum += n == VEC ? load_vector(bias + p->bias + j) : load_partial(bias + p->bias + j, n, 0);
     }
     if (n == VEC) {
         if (p->adds) sum += load_gradient_vector(row + j);
-        store_gradient_vector(row + j, sum, false);
+        store_gradient_vector(row + j, sum, aligned);
     } else {
         if (p->adds) sum += load_gradient_partial(row + j, n);
         store_gradient_partial(row + j, sum, n);
@@ -404,7 +404,7 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void clxent_product_bloc
 #        pragma unroll
                 for (uint v = 0; v < TILE_VECTORS; v++) {
                     const uint j = j0 + v * VEC;
-                    if (j < n1) store_result(&p, row, j, min((uint)VEC, n1 - j), tile[i][v], bias);
+                    if (j < n1) store_result(&p, row, j, min((uint)VEC, n1 - j), tile[i][v], bias, false);
                 }
             }
         }
@@ -430,7 +430,7 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void clxent_product_bloc
 #            define LOAD_A(p, aligned) LOAD_VECTOR(p, aligned)
 #            define LOAD_A_PARTIAL(p, n) load_partial(p, n, 0)
 #        else
-#            define LOAD_A(p, aligned) LOAD(p)
+#            define LOAD_A(p, aligned) ((aligned) ? *(__global const vec *)(p) : LOAD(p))
 static inline vec load_acc_partial(__global const acc_t *p, const uint n)
 {
     acc_t element[VEC];
@@ -482,6 +482,7 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_produc
     const uint ty = LOCAL_ID / GROUP_COLUMNS * VEC, tx = LOCAL_ID % GROUP_COLUMNS * VEC;
     const bool aligned_a = IS_ALIGNED(a_all + p.a, a_storage) && p.a_stride % VEC == 0;
     const bool aligned_b = IS_ALIGNED(b_all + p.b, storage) && p.b_stride % VEC == 0;
+    const bool aligned_c = IS_ALIGNED(c_all + p.c, gradient_storage) && p.c_stride % VEC == 0;
     (void)aligned_a;
     (void)aligned_b;
 
@@ -537,7 +538,7 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_produc
                 const uint j = tx + v * (GROUP_COLUMNS * VEC);
                 if (j < columns) {
                     store_result(&p, c_all + start_of(&p, list, m0 + row), n0 + j,
-                                 min((uint)VEC, columns - j), tile[i][v], bias);
+                                 min((uint)VEC, columns - j), tile[i][v], bias, aligned_c);
                 }
             }
         }
