@@ -620,24 +620,22 @@ static clxent_status launch_bias(run *r, const chunk *c)
     return launch(r, &s, (desc->classes - 1) / each + 1);
 }
 
-/* classes x columns sums to their gradient. */
-static clxent_status launch_round(run *r, cl_kernel kernel, size_t sums_at, size_t columns, size_t stride,
-                                  clxent_tensor tensor, bool adds)
+/* rows x columns sums to their gradient. */
+static clxent_status launch_round(run *r, cl_kernel kernel, size_t sums_at, size_t rows, size_t columns,
+                                  size_t stride, clxent_tensor tensor, bool adds)
 {
     enum { GROUPS_EACH = 8 };
-    const struct clxent_linear *l = r->plan->linear;
     const size_t most = GROUPS_EACH * (size_t)r->plan->ctx->device.compute_units;
-    const size_t wanted = (r->plan->desc.classes * columns - 1) / l->group + 1;
     const clxent_product p = { .a = acc_at(r, sums_at),
                                .c = offset_of(r, tensor),
                                .c_stride = stride,
-                               .classes = (cl_uint)r->plan->desc.classes,
+                               .classes = (cl_uint)rows,
                                .features = (cl_uint)columns,
                                .adds = adds };
     setter s = clxent_set_begin(kernel, sizeof p, &p);
     clxent_set_mem(&s, r->args.workspace.mem);
     clxent_set_mem(&s, clxent_tensor_buffer(&r->args, tensor)->mem);
-    return launch(r, &s, wanted < most ? wanted : most);
+    return launch(r, &s, rows < most ? rows : most);
 }
 
 static clxent_status launch_rounding(run *r)
@@ -646,13 +644,13 @@ static clxent_status launch_rounding(run *r)
     const clxent_desc *desc = &r->plan->desc;
 
     if (l->round_weight != NULL && (r->outputs & CLXENT_OUTPUT_WEIGHT_GRADIENT) != 0) {
-        CLXENT_TRY(launch_round(r, l->round_weight, l->weight_sums_at, desc->features,
+        CLXENT_TRY(launch_round(r, l->round_weight, l->weight_sums_at, desc->classes, desc->features,
                                 stride_of(desc, desc->weight_gradient_row_stride),
                                 CLXENT_TENSOR_WEIGHT_GRADIENT,
                                 desc->weight_gradient_mode == CLXENT_GRADIENT_ACCUMULATE));
     }
     if (l->round_bias == NULL || (r->outputs & CLXENT_OUTPUT_BIAS_GRADIENT) == 0) return CLXENT_OK;
-    return launch_round(r, l->round_bias, l->bias_sums_at, 1, 1, CLXENT_TENSOR_BIAS_GRADIENT,
+    return launch_round(r, l->round_bias, l->bias_sums_at, 1, desc->classes, 0, CLXENT_TENSOR_BIAS_GRADIENT,
                         desc->bias_gradient_mode == CLXENT_GRADIENT_ACCUMULATE);
 }
 

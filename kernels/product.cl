@@ -136,16 +136,22 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_produc
 #endif
 
 #if PRODUCT == ROUND
-/* c [rows, columns] of its own type (+)= a [rows, columns] acc_t. Grid: a work-item for each element or more. */
+/* c [classes, features] of its own type (+)= a [classes, features] acc_t. Grid: any number of groups; each takes a row, skips as
+ * many as there are groups, and so on. */
 __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_product_round(
     const clxent_product p, __global const acc_t *restrict a, __global gradient_storage *restrict c)
 {
-    const ulong elements = (ulong)p.classes * p.features;
-    const ulong step = (ulong)get_num_groups(0) * WG_SIZE;
-    for (ulong e = (ulong)get_group_id(0) * WG_SIZE + LOCAL_ID; e < elements; e += step) {
-        __global gradient_storage *to = c + p.c + e / p.features * p.c_stride + e % p.features;
-        const acc_t sum = a[p.a + e];
-        store_gradient_one(to, p.adds ? load_gradient_one(to) + sum : sum);
+    for (uint i = (uint)get_group_id(0); i < p.classes; i += (uint)get_num_groups(0)) {
+        __global const acc_t *from = a + p.a + (ulong)i * p.features;
+        __global gradient_storage *to = c + p.c + i * p.c_stride;
+        const uint whole = p.features / VEC * VEC;
+        for (uint j = LOCAL_ID * VEC; j < whole; j += WG_SIZE * VEC) {
+            const vec sum = LOAD(from + j);
+            store_gradient_vector(to + j, p.adds ? load_gradient_vector(to + j) + sum : sum, false);
+        }
+        for (uint j = whole + LOCAL_ID; j < p.features; j += WG_SIZE) {
+            store_gradient_one(to + j, p.adds ? load_gradient_one(to + j) + from[j] : from[j]);
+        }
     }
 }
 #endif
