@@ -44,8 +44,9 @@ struct clxent_linear {
 
 /* ---- What a plan is made of ------------------------------------------------------------------ */
 
-/* Rows of the hidden states that are copied to panels at a time. A block of D^T as deep lies in the second-level cache.
- * More would save little: each depth reads and writes the weight gradient once, 8 bytes for 2 * 2,048 operations. */
+/* Rows of the hidden states that are copied to panels at a time, and of a chunk where the workspace has no limit. A block
+ * of D^T as deep lies in the second-level cache. More would save little: each depth reads and writes the weight gradient
+ * once, 8 bytes for 2 * 2,048 operations. */
 enum { PANEL_ROWS = 2048 };
 
 static bool has(const clxent_desc *desc, uint32_t outputs) { return (desc->outputs & outputs) != 0; }
@@ -240,7 +241,8 @@ static clxent_status choose_chunks(const clxent_plan *plan, const clxent_tuning 
     const bool limited = desc->workspace_limit != 0 && desc->workspace_limit < largest;
     const size_t limit = limited ? desc->workspace_limit : largest;
     const size_t rows = plan->rows > 0 ? plan->rows : 1;
-    size_t chunk = rows < INT32_MAX ? rows : INT32_MAX, loss_size;
+    const size_t most = desc->workspace_limit != 0 ? INT32_MAX : PANEL_ROWS;
+    size_t chunk = rows < most ? rows : most, loss_size;
 
     CLXENT_TRY(measure_loss(plan, tuning, chunk, &loss_size, &l->group));
     choose_tile(l, &plan->ctx->device, desc);

@@ -373,6 +373,13 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void clxent_product_bloc
             }
 #            endif
 #        endif
+            /* what C has comes from memory while the tile is computed */
+            if (PRODUCT == WEIGHT && p.adds) {
+                for (uint i = 0; i < TILE_ROWS; i++) {
+                    __global gradient_storage *row = c_all + start_of(&p, list, min(i0 + i, m1 - 1)) + j0;
+                    for (uint v = 0; v < TILE_VECTORS; v++) PREFETCH_FIRST(row + v * VEC);
+                }
+            }
             vec tile[TILE_ROWS][TILE_VECTORS];
 #        pragma unroll
             for (uint i = 0; i < TILE_ROWS; i++) {
