@@ -455,10 +455,10 @@ typedef struct clxent_desc {
     uint32_t hidden_gradient_mode; /* CLXENT_GRADIENT_*: written, or added to what is there, rounded once */
     uint32_t weight_gradient_mode; /* likewise; in a batch in parts the first part's: later parts add to it */
     uint32_t bias_gradient_mode;   /* likewise */
-    size_t
-        workspace_limit; /* bytes that clxent_plan_workspace_size() may be; 0: as many as save time, which are
-                               those of 2,048 rows. Less are more, smaller chunks of rows, and more time. What is
-                               too little for a chunk of one row is refused, with the least number of bytes */
+    /* Bytes that clxent_plan_workspace_size() may be; 0: as many as save time, which are those of 2,048 rows. Less are
+     * more, smaller chunks of rows, and more time. What is too little for a chunk of one row is refused, with the
+     * least number of bytes. */
+    size_t workspace_limit;
 } clxent_desc;
 /* The defaults: for initialisers, and for language bindings. */
 #define CLXENT_DESC_INIT                                                                      \
