@@ -71,6 +71,27 @@
  *   softmax backward    |p_j| * (backward * (|g_j| + sum |p_k g_k|))
  *   softmax gradient    product * |gradient|: one subtraction, one division, one product
  *
+ * Linear cross-entropy. The logits are sums that the device rounds, in an order that is its own.
+ *   - x of n terms h_f w_f, and a bias as one more: any order of summation, with fma or without, is within n u M of it, M the
+ *     sum of the terms' sizes (Jeannerod and Rump 2013: no power of 1 + u is needed; an fma leaves a rounding out).
+ *     R = u (n + terms) M, one rounding for the bias and one to spare; in f64 f64_terms, as the oracle rounds each product
+ *     and the sum. A term may underflow, and so may a sum that cancels: 2 t for each term, and t times the other factor
+ *     where a factor is subnormal and may be flushed, t as below.
+ *   - e_j = |z(x') - z(x)| <= R_j |scale|, under a softcap times the largest slope within R_j. All e_j are `spare` larger, for
+ *     the products of these errors with those of the arithmetic, which counts errors of the exact logits. Then
+ *         |lse' - lse|   <= log sum p_k exp(e_k) = l              (downwards sum p_k e_k, which is less)
+ *         |p'_j - p_j|   <= p_j (exp(e_j + l) - 1) <= p_j x exp(x) = gain_j, x = e_j + l
+ *         |H' - H|       <= sum p_j exp(x) e_j (|delta_j - D| + e_j + sum gain_i (1 + delta_i)): H's slope on the way there
+ *         |nll'_j - nll_j| <= log(p_j + sum over the others of p_k exp(e_k + e_j)): relative to 1 - p_j where p_j is near 1
+ *     for errors of any size, and p_j exp(x) >= p'_j, so that gain_j also has what e_j moves in products with p'_j. gain_j
+ *     joins p_j X_j, l joins argument * Z. Where l is beyond 100 nothing is known of a row, and its bounds are infinite.
+ *   - The slope 1 - tanh(y)^2 moves by a factor of at most exp(2 d tanh(|y| + d)), d what y moves: its logarithm has the
+ *     derivative -2 tanh(y).
+ *   - A gradient is a sum of n terms D b whose D has an error d, with D the gradient of the logits:
+ *     sum d |b| + u (n + terms) sum (|D| + d) |b|, and underflow as for x. What hidden_gradient is added to rounds once more.
+ *     What weight_gradient and bias_gradient are added to is one more term, as parts of a batch add to it in turn.
+ *   - Sums that may pass the largest number before they are done have infinite bounds.
+ *
  * Underflow. Let t be the smallest normal number of real, 2^-126 or 2^-1022.
  *   - The device may flush a result below t to 0, or lose digits of it: its bound has t more. So have p_j and the
  *     slope as factors of the gradient, dz_j, and each a_j nll_j, times what multiplies them afterwards.
@@ -86,7 +107,7 @@
  * overflow threshold, so that infinity is a correct rounding, the bound is infinite. */
 static const struct {
     double exponential, argument, cap_argument, lse, lse_floor, log_floor, log, loss, slope, slope_argument,
-        sum, backward, product;
+        sum, backward, product, terms, f64_terms;
 } ulps = {
     .exponential = 8,
     .argument = 4,
@@ -101,7 +122,11 @@ static const struct {
     .sum = 8,
     .backward = 8,
     .product = 4,
+    .terms = 2,
+    .f64_terms = 4,
 };
+static const double spare =
+    1 + 0x1p-12; /* a row's arithmetic has relative errors below 2^-12: E_j < 4096 in f32 */
 
 /* ---- Storage ------------------------------------------------------------------------------- */
 
@@ -229,6 +254,14 @@ static double exp_difference(double z, double m)
 
 /* ---- The problem ------------------------------------------------------------------------------- */
 
+/* A sum of products a * b, with what its bound is made of. */
+struct product {
+    struct sum value;
+    double size;  /* sum of (|a| + its error) |b| */
+    double moved; /* by errors of a */
+    double lost;  /* by underflow */
+};
+
 struct problem {
     const clxent_desc *desc;
     const clxent_host_args *in; /* what no result depends on is NULL */
@@ -247,6 +280,13 @@ struct problem {
     struct sum loss, loss_size, loss_bound;
     /* Work arrays, [classes] each. */
     double *z, *slope, *slope_bound, *e, *a, *a_size;
+    /* Linear cross-entropy; else the errors are 0. [classes] each, see `ulps`: x, R_j, e_j, p_j (exp(e_j) - 1), gain_j, D_j, d_j. */
+    double *x, *x_error, *z_error, *rise, *gain, *dx, *dx_bound;
+    double *s; /* scaled x */
+    bool linear;
+    bool unknown;                                    /* nothing is known of the row's logits */
+    double *hidden, *weight;                         /* [features], [classes, features] */
+    struct product *of_hidden, *of_weight, *of_bias; /* [features], [classes, features], [classes] */
 };
 
 static double as_real(const struct problem *p, double value)
@@ -261,6 +301,7 @@ static double finish(const struct problem *p, uint32_t dtype, double want, doubl
     const double tiny = p->real == CLXENT_F64 && dtype == CLXENT_F64 ? DBL_MIN : (double)FLT_MIN;
 
     if (!isfinite(want) || (want == 0 && bound == 0)) return 0;
+    if (p->unknown) return INFINITY;
     if (p->real == CLXENT_F64) bound += p->u * fabs(want); /* want has been rounded to double itself */
     if (storage->digits < formats[p->real].digits) {
         const double magnitude = fabs(want) + bound;
@@ -307,7 +348,9 @@ static int64_t load_target(const struct problem *p, size_t row)
 static double load_probability(const struct problem *p, size_t row, size_t class)
 {
     const clxent_desc *desc = p->desc;
-    const uint32_t dtype = desc->target_type == CLXENT_TARGET_PROBABILITIES_F32 ? CLXENT_F32 : desc->dtype;
+    const uint32_t dtype = desc->target_type == CLXENT_TARGET_PROBABILITIES_F32 ? CLXENT_F32
+                           : p->linear                                          ? p->real
+                                                                                : desc->dtype;
     return load(p->in->targets.data, dtype, element(desc, desc->target_row_stride, row, class));
 }
 
@@ -391,13 +434,18 @@ static void put_loss(struct problem *p, size_t row, double loss, double bound)
     sum_add(&p->loss_bound, bound);
 }
 
-/* Takes one element of the gradient; adds it to what is there when desc accumulates. */
+/* Takes one element of the gradient; adds it to what is there when desc accumulates. That of logits which nobody sees is kept
+ * for take_products(). */
 static void put_gradient(const struct problem *p, size_t row, size_t class, double gradient, double bound)
 {
     const clxent_desc *desc = p->desc;
     const uint32_t dtype = clxent_gradient_dtype(desc);
     double want = gradient;
 
+    if (p->linear) {
+        put(p->dx, p->dx_bound, class, gradient, finish(p, p->real, gradient, bound));
+        return;
+    }
     if (desc->gradient_mode == CLXENT_GRADIENT_ACCUMULATE) {
         want += load(p->in->gradient.data, dtype, element(desc, desc->gradient_row_stride, row, class));
         if (gradient == 0 && bound == 0) {
@@ -452,10 +500,57 @@ struct row {
     double rest;      /* sum of exp(z_j - max) over the classes other than top: sum_exp = 1 + rest */
     double vanishing; /* V: the share of the classes that may count as 0, see `ulps` */
     double log_sum, lse, lse_bound;
-    double z_size; /* Z */
+    double z_size;              /* Z */
+    double lse_moved;           /* l: by errors of the logits */
+    double top_rise, rest_rise; /* sums of `rise`: of top, of the others */
 };
 
-/* dz/dx at s under a softcap, with its bound. */
+/* Products and sums are taken as they come: 0 * inf is NaN. */
+static void product_add(const struct problem *p, struct product *sum, double a, double a_error, double b)
+{
+    const double size = fabs(a) + a_error, other = fabs(b);
+
+    sum_add(&sum->value, a * b);
+    if (size == 0 || other == 0) return;
+    sum->size += size * other;
+    sum->moved += a_error * other;
+    sum->lost += p->smallest * (2 + (size < p->smallest ? other : 0) + (other < p->smallest ? size : 0));
+}
+
+/* Its bound as a sum in real of n products; infinite where it may overflow on the way. */
+static double product_bound(const struct problem *p, const struct product *sum, size_t n)
+{
+    const double roundings = (double)n + (p->real == CLXENT_F64 ? ulps.f64_terms : ulps.terms);
+    const double rounded = p->u * roundings * sum->size;
+
+    return sum->size + rounded < p->largest ? sum->moved + rounded + sum->lost : INFINITY;
+}
+
+/* x and R. */
+static void load_linear_row(const struct problem *p, size_t index)
+{
+    const clxent_desc *desc = p->desc;
+    const size_t stride = desc->hidden_row_stride != 0 ? desc->hidden_row_stride : desc->features;
+
+    for (size_t f = 0; f < desc->features; f++)
+        p->hidden[f] = load(p->in->hidden.data, desc->dtype, index * stride + f);
+    for (size_t j = 0; j < p->classes; j++) {
+        const double *weight = p->weight + j * desc->features;
+        struct product x = { { 0, 0 }, 0, 0, 0 };
+        for (size_t f = 0; f < desc->features; f++) product_add(p, &x, p->hidden[f], 0, weight[f]);
+        if (desc->has_bias != 0) product_add(p, &x, load(p->in->bias.data, desc->dtype, j), 0, 1);
+        p->x[j] = sum_value(x.value);
+        p->x_error[j] = isfinite(p->x[j]) ? product_bound(p, &x, desc->features) : 0;
+    }
+}
+
+/* R_j times the scale. */
+static double scaled_move(const struct problem *p, size_t j)
+{
+    return p->scale == 0 || p->x_error[j] == 0 ? 0 : fabs(p->scale) * p->x_error[j] * spare;
+}
+
+/* dz/dx at s under a softcap, with its bound, and e_j. */
 static void load_slope(struct problem *p, size_t j, double s)
 {
     const double size = fabs(p->scale), y = fabs(s / p->cap), grown = cosh(y);
@@ -469,6 +564,74 @@ static void load_slope(struct problem *p, size_t j, double s)
     /* it may be flushed to 0 before it is scaled, and after that */
     if (size > 0 && fmin(1, size) * (flat - bound) < p->smallest)
         p->slope_bound[j] += fmax(1, size) * p->smallest;
+
+    const double moves = scaled_move(p, j) / p->cap;
+    if (moves == 0) return;
+    const double least = cosh(fmax(0, y - moves));
+    p->z_error[j] = moves * p->cap / least / least;
+    /* fmin() passes over the NaN of a slope of 0 times infinity */
+    p->slope_bound[j] += fmin(size * flat * expm1(2 * moves * tanh(y + moves)), size / least / least);
+}
+
+/* What errors of the logits do to p and lse: `rise`, `gain`, l. */
+static void move_row(struct problem *p, struct row *row)
+{
+    struct sum rest = { 0, 0 };
+
+    for (size_t j = 0; j < p->classes; j++) {
+        const double probable = p->e[j] / (1 + row->rest), error = p->z_error[j];
+        p->rise[j] =
+            error < 1 ? probable * expm1(error) : exp(p->z[j] - row->max - row->log_sum + error) - probable;
+        if (j == row->top) row->top_rise = p->rise[j];
+        else sum_add(&rest, p->rise[j]);
+    }
+    row->rest_rise = sum_value(rest);
+    row->lse_moved = log1p(row->top_rise + row->rest_rise);
+    if (!(row->lse_moved <= 100)) p->unknown = true;
+    for (size_t j = 0; j < p->classes; j++) {
+        const double x = p->z_error[j] + row->lse_moved;
+        p->gain[j] = p->z[j] == -INFINITY || p->unknown ? 0 : x * exp(p->z[j] - row->max - row->log_sum + x);
+    }
+}
+
+/* What errors of the logits do to nll_j. */
+static double moved_nll(const struct problem *p, const struct row *row, size_t j)
+{
+    const double error = p->z_error[j], together = error + row->lse_moved;
+
+    if (!p->linear || p->z[j] == -INFINITY || error >= 1) return together;
+    const double others =
+        j == row->top ? row->rest_rise : row->top_rise + fmax(0, row->rest_rise - p->rise[j]);
+    const double share = j == row->top ? row->rest / (1 + row->rest) : 1 - p->e[j] / (1 + row->rest);
+    const double grown = expm1(error);
+    return fmin(log1p((1 + grown) * others + grown * share), together);
+}
+
+/* The error of the scaled logit that argmax compares. */
+static double scaled_error(const struct problem *p, size_t j)
+{
+    const double error = scaled_move(p, j);
+    return error > 0 && p->scale != 1 ? error + p->u * fabs(p->s[j]) + p->smallest : error;
+}
+
+/* The device's argmax may be each class that no other one exceeds for certain. */
+static void put_allowed(const struct problem *p, size_t index, const struct row *row)
+{
+    double largest = -INFINITY, before = -INFINITY;
+
+    for (size_t j = 0; j < p->classes; j++) largest = fmax(largest, p->s[j] - scaled_error(p, j));
+    for (size_t j = 0; j < p->classes; j++) {
+        const double most = p->s[j] + scaled_error(p, j);
+        const bool close = !isnan(row->max) && (p->unknown || (most >= largest && most > before));
+        p->out->argmax_allowed[index * p->classes + j] = close || (int64_t)j == row->argmax;
+        before = fmax(before, p->s[j] - scaled_error(p, j));
+    }
+}
+
+/* Whether the class may count as 0: it is one of V. */
+static bool may_vanish(const struct problem *p, const struct row *row, size_t j)
+{
+    return p->e[j] < 2 * p->smallest * exp(fmin(p->z_error[j] + p->z_error[row->top], 700));
 }
 
 static void load_row(struct problem *p, size_t index, struct row *row)
@@ -478,12 +641,17 @@ static void load_row(struct problem *p, size_t index, struct row *row)
     bool nan = false;
 
     *row = (struct row){ 0 };
+    p->unknown = false;
+    if (p->linear) load_linear_row(p, index);
     for (size_t j = 0; j < p->classes; j++) {
-        const double x = load(p->in->logits.data, desc->dtype, element(desc, desc->row_stride, index, j));
+        const double x =
+            p->linear ? p->x[j]
+                      : load(p->in->logits.data, desc->dtype, element(desc, desc->row_stride, index, j));
         double s = -INFINITY;
         p->z[j] = -INFINITY;
         p->slope[j] = p->cap > 0 ? 0 : p->scale;
         p->slope_bound[j] = 0;
+        p->z_error[j] = scaled_move(p, j);
         if (x != -INFINITY) {
             s = p->scale * x;
             if (isinf(as_real(p, s))) s = as_real(p, s);
@@ -494,7 +662,7 @@ static void load_row(struct problem *p, size_t index, struct row *row)
             }
         }
         /* s in real: two logits that become equal there are a tie, as on the device. */
-        s = as_real(p, s);
+        p->s[j] = s = as_real(p, s);
         if (j == 0 || s > best || (isnan(s) && !isnan(best))) {
             row->argmax = (int64_t)j;
             best = s;
@@ -513,15 +681,17 @@ static void load_row(struct problem *p, size_t index, struct row *row)
     for (size_t j = 0; j < p->classes; j++) {
         p->e[j] = exp_difference(p->z[j], row->max);
         if (j != row->top) sum_add(&rest, p->e[j]);
-        if (p->e[j] < 2 * p->smallest) sum_add(&vanishing, p->e[j]);
+        if (may_vanish(p, row, j)) sum_add(&vanishing, p->e[j]);
         if (row->max - p->z[j] < p->span && fabs(p->z[j]) > row->z_size) row->z_size = fabs(p->z[j]);
     }
     row->rest = sum_value(rest);
     row->vanishing = sum_value(vanishing) / (1 + row->rest);
     row->log_sum = log1p(row->rest);
     row->lse = row->max + row->log_sum;
+    if (p->linear) move_row(p, row);
     row->lse_bound = p->u * ((p->real == CLXENT_F64 ? 2 : 1) * fabs(row->lse) + ulps.lse * row->log_sum +
-                             ulps.lse_floor + moved(p, row->z_size));
+                             ulps.lse_floor + moved(p, row->z_size)) +
+                     row->lse_moved;
 }
 
 /* X_j: the error of z_j itself. */
@@ -541,11 +711,17 @@ static double others_share(const struct problem *p, const struct row *row, size_
     return (j == row->top ? row->rest : 1 + row->rest - p->e[j]) / (1 + row->rest);
 }
 
+/* p_j * X_j, and gain_j. */
+static double weighted_error(const struct problem *p, const struct row *row, size_t j)
+{
+    return probability(p, row, j) * argument_error(p, row, j) + p->gain[j] / p->u;
+}
+
 /* p_j * E_j; the exponential of -inf is 0 without error. */
 static double probability_error(const struct problem *p, const struct row *row, size_t j)
 {
     if (p->z[j] == -INFINITY) return 0;
-    return probability(p, row, j) * (ulps.exponential + (row->max - p->z[j]) + argument_error(p, row, j));
+    return probability(p, row, j) * (ulps.exponential + (row->max - p->z[j])) + weighted_error(p, row, j);
 }
 
 /* What p_j may lose by underflow: nothing, or all of it. */
@@ -577,22 +753,39 @@ static void put_softmax(const struct problem *p, size_t index, const struct row 
     }
 }
 
+/* What errors of the logits do to H; distance: D. */
+static double moved_entropy(const struct problem *p, const struct row *row, double distance)
+{
+    struct sum moves = { 0, 0 }, total = { 0, 0 };
+
+    if (!p->linear) return 0;
+    for (size_t j = 0; j < p->classes; j++)
+        if (p->gain[j] != 0) sum_add(&moves, p->gain[j] * (1 + row->max - p->z[j]));
+    for (size_t j = 0; j < p->classes; j++) {
+        const double error = p->z_error[j], most = probability(p, row, j) + p->gain[j];
+        if (most == 0 || error == 0) continue;
+        sum_add(&total, most * error * (fabs(row->max - p->z[j] - distance) + error + sum_value(moves)));
+    }
+    return sum_value(total);
+}
+
 static void put_entropy(const struct problem *p, size_t index, const struct row *row)
 {
     double entropy = NAN, bound = 0;
     if (row->finite) {
         struct sum terms = { 0, 0 }, errors = { 0, 0 };
         for (size_t j = 0; j < p->classes; j++) {
-            const double delta = row->max - p->z[j];
+            const double delta = row->max - p->z[j], argument = argument_error(p, row, j);
             const double probable = probability(p, row, j);
             if (probable == 0) continue;
             sum_add(&terms, probable * delta);
-            sum_add(&errors, probability_error(p, row, j) * delta +
-                                 probable * ((2 + ulps.sum) * delta + argument_error(p, row, j)));
+            sum_add(&errors,
+                    probable * (delta * (ulps.exponential + delta + argument + 2 + ulps.sum) + argument));
         }
         entropy = row->log_sum + sum_value(terms);
         bound = p->u * (ulps.log_floor + ulps.log * row->log_sum + entropy + sum_value(errors) +
-                        moved(p, row->z_size));
+                        moved(p, row->z_size)) +
+                moved_entropy(p, row, sum_value(terms));
     }
     put(p->out->entropy, p->out->entropy_bound, index, entropy, finish(p, p->real, entropy, bound));
 }
@@ -630,7 +823,7 @@ static void take_loss(struct problem *p, size_t index, const struct row *row, co
         if (p->a[j] == 0) continue;
         sum_add(&terms, p->a[j] * nll);
         double error = ulps.loss * nll;
-        error += 2 * others_share(p, row, j) * argument_error(p, row, j);
+        error += 2 * others_share(p, row, j) * argument_error(p, row, j) + moved_nll(p, row, j) / p->u;
         if (nll > p->largest) error = INFINITY; /* overflows before a_j scales it down */
         sum_add(&errors, p->a_size[j] * error);
         lost += p->a_size[j] * row->vanishing;
@@ -666,10 +859,10 @@ static struct upstreams load_upstreams(const struct problem *p, size_t index, co
     if (in->grad_entropy.data != NULL) up.of_entropy = load(in->grad_entropy.data, p->real, index);
     for (size_t j = 0; row->finite && up.of_entropy != 0 && j < p->classes; j++) {
         const double probable = probability(p, row, j), delta = row->max - p->z[j];
-        if (probable == 0) continue;
+        if (probable == 0 && p->gain[j] == 0) continue;
         sum_add(&distance, probable * delta);
-        sum_add(&error, probable * argument_error(p, row, j) * (1 + delta));
-        if (p->e[j] < 2 * p->smallest) sum_add(&lost, probable * delta);
+        sum_add(&error, weighted_error(p, row, j) * (1 + delta));
+        if (may_vanish(p, row, j)) sum_add(&lost, probable * delta);
     }
     up.lost = sum_value(lost);
     up.finite = isfinite(up.of_lse) && isfinite(up.of_entropy);
@@ -688,9 +881,10 @@ static double pull_of(const struct problem *p, const struct row *row, const stru
     *error = 0;
     if ((up->of_lse == 0 && up->of_entropy == 0) || p->z[j] == -INFINITY) return 0;
     *error = probability_error(p, row, j) * size;
-    if (p->moves_z)
-        *error += probable * fabs(up->of_entropy) *
-                  (argument_error(p, row, j) + moved(p, row->z_size) + up->distance_error);
+    if (p->moves_z || p->linear)
+        *error +=
+            fabs(up->of_entropy) * (weighted_error(p, row, j) +
+                                    (probable + p->gain[j]) * (moved(p, row->z_size) + up->distance_error));
     *error = (p->real == CLXENT_F64 ? 2 : 1) * p->u * *error + underflow(p, row, j) * size +
              probable * fabs(up->of_entropy) * up->lost;
     if (probable == 0) return 0;
@@ -699,8 +893,8 @@ static double pull_of(const struct problem *p, const struct row *row, const stru
     return pull;
 }
 
-/* The loss's part of a row that counts, and that of the upstreams of any. */
-static void take_gradient(const struct problem *p, size_t index, const struct row *row,
+/* The loss's part of a row that counts, and that of the upstreams of any. Returns whether the row has one at all. */
+static bool take_gradient(const struct problem *p, size_t index, const struct row *row,
                           const struct target_terms *v)
 {
     const struct upstreams up = load_upstreams(p, index, row);
@@ -745,8 +939,8 @@ static void take_gradient(const struct problem *p, size_t index, const struct ro
         } else {
             error = probability_error(p, row, j) * a_size + ulps.exponential * p->a_size[j];
         }
-        error +=
-            probability_error(p, row, j) * fabs(z_pull) + 2 * p->z_loss * probable * row->lse_bound / p->u;
+        error += probability_error(p, row, j) * fabs(z_pull) +
+                 2 * p->z_loss * (probable + p->gain[j]) * row->lse_bound / p->u;
         error =
             (p->real == CLXENT_F64 ? 2 : 1) * p->u * error + underflow(p, row, j) * (a_size + fabs(z_pull));
         if (one_hot && (int64_t)j == v->target) error += row->vanishing * p->a_size[j];
@@ -758,15 +952,83 @@ static void take_gradient(const struct problem *p, size_t index, const struct ro
         if (gradient != 0) bound += fabs(gradient) * p->divisor_error;
         put_gradient(p, index, j, gradient + pull * p->slope[j], bound);
     }
+    return v->status == BAD || counts || pulls;
+}
+
+/* Writes one element of a product of the gradient of the logits; adds it to what is there when desc accumulates. */
+static void put_product(const struct problem *p, clxent_tensor which, size_t row, size_t column,
+                        const struct product *sum)
+{
+    const clxent_desc *desc = p->desc;
+    const clxent_reference_results *out = p->out;
+    const bool hidden = which == CLXENT_TENSOR_HIDDEN_GRADIENT, bias = which == CLXENT_TENSOR_BIAS_GRADIENT;
+    const uint32_t own = hidden ? desc->hidden_gradient_dtype
+                         : bias ? desc->bias_gradient_dtype
+                                : desc->weight_gradient_dtype;
+    const uint32_t mode = hidden ? desc->hidden_gradient_mode
+                          : bias ? desc->bias_gradient_mode
+                                 : desc->weight_gradient_mode;
+    const void *given = hidden ? p->in->hidden_gradient.data
+                        : bias ? p->in->bias_gradient.data
+                               : p->in->weight_gradient.data;
+    const size_t columns = bias ? 1 : desc->features;
+    const size_t step = hidden ? desc->hidden_gradient_row_stride
+                        : bias ? 1
+                               : desc->weight_gradient_row_stride;
+    const uint32_t dtype = own != 0 ? own : desc->dtype;
+    const bool nothing = sum_value(sum->value) == 0 && sum->size == 0;
+    double want = sum_value(sum->value), bound = 0;
+    struct product all = *sum;
+
+    if (mode == CLXENT_GRADIENT_ACCUMULATE && given != NULL) {
+        const double old = load(given, dtype, row * (step != 0 ? step : columns) + column);
+        want += old;
+        if (hidden) bound = p->u * fabs(want);
+        else all.size += fabs(old);
+    }
+    bound += product_bound(p, &all, hidden ? p->classes : p->rows);
+    bound = nothing ? 0 : finish(p, dtype, want, bound);
+    if (hidden) put(out->hidden_gradient, out->hidden_gradient_bound, row * columns + column, want, bound);
+    else if (bias) put(out->bias_gradient, out->bias_gradient_bound, row, want, bound);
+    else put(out->weight_gradient, out->weight_gradient_bound, row * columns + column, want, bound);
+}
+
+/* What the gradient of the logits makes of a row: its hidden_gradient, and its terms of the others. What has no gradient does
+ * not look at the hidden state, which may be NaN. */
+static void take_products(const struct problem *p, size_t index, bool has_gradient)
+{
+    const size_t features = p->desc->features;
+
+    memset(p->of_hidden, 0, features * sizeof *p->of_hidden);
+    for (size_t j = 0; has_gradient && j < p->classes; j++) {
+        for (size_t f = 0; f < features; f++) {
+            product_add(p, &p->of_hidden[f], p->dx[j], p->dx_bound[j], p->weight[j * features + f]);
+            product_add(p, &p->of_weight[j * features + f], p->dx[j], p->dx_bound[j], p->hidden[f]);
+        }
+        product_add(p, &p->of_bias[j], p->dx[j], p->dx_bound[j], 1);
+    }
+    for (size_t f = 0; f < features; f++)
+        put_product(p, CLXENT_TENSOR_HIDDEN_GRADIENT, index, f, &p->of_hidden[f]);
+}
+
+static void put_products(struct problem *p)
+{
+    p->unknown = false;
+    for (size_t j = 0; j < p->classes; j++) {
+        for (size_t f = 0; f < p->desc->features; f++)
+            put_product(p, CLXENT_TENSOR_WEIGHT_GRADIENT, j, f, &p->of_weight[j * p->desc->features + f]);
+        put_product(p, CLXENT_TENSOR_BIAS_GRADIENT, j, 0, &p->of_bias[j]);
+    }
 }
 
 /* Returns whether the row is one that counts and that argmax gets right. */
 static bool cross_entropy_row(struct problem *p, size_t index, const struct target_terms *v)
 {
-    const bool gradient = (p->asked & CLXENT_OUTPUT_GRADIENT) != 0;
+    const bool gradient = (p->asked & CLXENT_GRADIENTS) != 0;
     struct row row;
 
     load_row(p, index, &row);
+    if (p->out->argmax_allowed != NULL) put_allowed(p, index, &row);
     put(p->out->lse, p->out->lse_bound, index, row.lse, finish(p, p->real, row.lse, row.lse_bound));
     if (p->out->argmax != NULL) p->out->argmax[index] = row.argmax;
     if ((p->asked & (CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_LOG_SOFTMAX)) != 0) put_softmax(p, index, &row);
@@ -775,13 +1037,15 @@ static bool cross_entropy_row(struct problem *p, size_t index, const struct targ
     if (v->status != COUNTED) {
         const double nothing = v->status == BAD ? NAN : 0.0;
         put_loss(p, index, nothing, 0);
-        if (gradient) take_gradient(p, index, &row, v);
-        return false;
+    } else {
+        load_targets(p, v);
+        take_loss(p, index, &row, v);
     }
-    load_targets(p, v);
-    take_loss(p, index, &row, v);
-    if (gradient) take_gradient(p, index, &row, v);
-    return clxent_targets_are_indices(p->desc) && v->target == row.argmax;
+    if (gradient) {
+        const bool has_gradient = take_gradient(p, index, &row, v);
+        if (p->linear) take_products(p, index, has_gradient);
+    }
+    return v->status == COUNTED && clxent_targets_are_indices(p->desc) && v->target == row.argmax;
 }
 
 /* ---- Building blocks ------------------------------------------------------------------------------- */
@@ -902,12 +1166,36 @@ static clxent_status check_inputs(const struct problem *p, clxent_host_args *in,
 #define INPUT(name, NAME, ...) \
     CLXENT_TRY(check_input(p, outputs, CLXENT_TENSOR_##NAME, &in->name.data, in->name.size, text, size));
 #include "tensors.def"
-    if (p->desc->gradient_mode == CLXENT_GRADIENT_ACCUMULATE) {
-        const void *gradient = in->gradient.data;
-        CLXENT_TRY(
-            check_input(p, p->asked, CLXENT_TENSOR_GRADIENT, &gradient, in->gradient.size, text, size));
+#define ADDED(name, NAME, mode)                                                                      \
+    if (p->desc->mode == CLXENT_GRADIENT_ACCUMULATE) {                                               \
+        const void *old = in->name.data;                                                             \
+        CLXENT_TRY(check_input(p, p->asked, CLXENT_TENSOR_##NAME, &old, in->name.size, text, size)); \
     }
+    ADDED(gradient, GRADIENT, gradient_mode)
+    ADDED(hidden_gradient, HIDDEN_GRADIENT, hidden_gradient_mode)
+    ADDED(weight_gradient, WEIGHT_GRADIENT, weight_gradient_mode)
+    ADDED(bias_gradient, BIAS_GRADIENT, bias_gradient_mode)
     return CLXENT_OK;
+}
+
+/* Those of linear cross-entropy. */
+static bool take_arrays(struct problem *p)
+{
+    const clxent_desc *desc = p->desc;
+    const size_t stride = desc->weight_row_stride != 0 ? desc->weight_row_stride : desc->features;
+
+    p->hidden = calloc(desc->features, sizeof *p->hidden);
+    p->weight = calloc(p->classes, desc->features * sizeof *p->weight);
+    p->of_hidden = calloc(desc->features, sizeof *p->of_hidden);
+    p->of_weight = calloc(p->classes, desc->features * sizeof *p->of_weight);
+    p->of_bias = calloc(p->classes, sizeof *p->of_bias);
+    if (p->hidden == NULL || p->weight == NULL || p->of_hidden == NULL || p->of_weight == NULL ||
+        p->of_bias == NULL)
+        return false;
+    for (size_t j = 0; p->in->weight.data != NULL && j < p->classes; j++)
+        for (size_t f = 0; f < desc->features; f++)
+            p->weight[j * desc->features + f] = load(p->in->weight.data, desc->dtype, j * stride + f);
+    return true;
 }
 
 static void compute(struct problem *p)
@@ -918,6 +1206,7 @@ static void compute(struct problem *p)
     for (size_t row = 0; p->asked != 0 && row < p->rows; row++) {
         const struct target_terms v = load_target_terms(p, row);
         switch (p->desc->op) {
+        case CLXENT_OP_LINEAR_CROSS_ENTROPY:
         case CLXENT_OP_CROSS_ENTROPY: correct += cross_entropy_row(p, row, &v) ? 1u : 0u; break;
         case CLXENT_OP_SOFTMAX_BACKWARD: softmax_backward_row(p, row); break;
         case CLXENT_OP_ONE_HOT: one_hot_row(p, row, &v); break;
@@ -926,6 +1215,7 @@ static void compute(struct problem *p)
         }
     }
     put_reduced_loss(p);
+    if ((p->asked & (CLXENT_OUTPUT_WEIGHT_GRADIENT | CLXENT_OUTPUT_BIAS_GRADIENT)) != 0) put_products(p);
     if (p->out->correct != NULL) *p->out->correct = correct;
 }
 
@@ -975,18 +1265,27 @@ clxent_status clxent_reference_run(const clxent_desc *desc, const clxent_host_ar
     p.smoothing = as_real(&p, own_desc.label_smoothing);
     p.z_loss = as_real(&p, own_desc.z_loss);
     p.moves_z = p.scale != 1 || p.cap > 0;
+    p.linear = own_desc.op == CLXENT_OP_LINEAR_CROSS_ENTROPY;
     CLXENT_TRY(check_inputs(&p, &in, inputs, text, size));
 
-    p.z = calloc(p.classes, 6 * sizeof *p.z);
-    if (p.z == NULL)
-        return clxent_fail_text(text, size, CLXENT_ERROR_OUT_OF_HOST_MEMORY,
-                                "no memory for 6 arrays of %zu classes", p.classes);
-    p.slope = p.z + p.classes;
-    p.slope_bound = p.slope + p.classes;
-    p.e = p.slope_bound + p.classes;
-    p.a = p.e + p.classes;
-    p.a_size = p.a + p.classes;
-    compute(&p);
+    double **const arrays[] = { &p.z,       &p.slope,   &p.slope_bound, &p.e,    &p.a,  &p.a_size,   &p.x,
+                                &p.x_error, &p.z_error, &p.rise,        &p.gain, &p.dx, &p.dx_bound, &p.s };
+    const size_t count = sizeof arrays / sizeof *arrays;
+    p.z = calloc(p.classes, count * sizeof *p.z);
+    const bool taken = p.z != NULL && (!p.linear || take_arrays(&p));
+    if (taken) {
+        for (size_t i = 1; i < count; i++) *arrays[i] = p.z + i * p.classes;
+        compute(&p);
+    }
     free(p.z);
+    free(p.hidden);
+    free(p.weight);
+    free(p.of_hidden);
+    free(p.of_weight);
+    free(p.of_bias);
+    if (!taken)
+        return clxent_fail_text(text, size, CLXENT_ERROR_OUT_OF_HOST_MEMORY,
+                                "no memory for %zu arrays of %zu classes and %zu features", count, p.classes,
+                                own_desc.features);
     return CLXENT_OK;
 }

@@ -74,6 +74,7 @@ LISTS_ALL(clxent_context_options,
 static const field results_fields[] = {
     FIELD_OF(clxent_reference_results, struct_size),
     FIELD_OF(clxent_reference_results, denominator),
+    FIELD_OF(clxent_reference_results, argmax_allowed),
 #include "tensors.def"
 };
 LISTS_ALL(clxent_reference_results, sizeof(results_fields) / sizeof *results_fields * sizeof(void *));

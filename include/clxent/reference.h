@@ -26,6 +26,7 @@
  *                        its digits where p is 1
  *     entropy            u (8 + 4 log sum_exp + H + sum p_j delta_j (18 + delta_j))
  *     denominator        of a mean, relative: u where it is a count, of weights w 9 u sum |w| / |denominator|; given: 0
+ *     linear             the above at the exact logits, moved by the error of these, see below; gradients as sums of products
  *     other operations   loss of probabilities 16 u sum |q_j log p_j|; softmax backward 8 u p_j (|g_j| + sum |p_k g_k|);
  *                        softmax - onehot 4 u, relative
  *     f16, bf16          the above, then one rounding: bit-equal to the f32 result rounded once
@@ -46,6 +47,28 @@
  * bound reach the largest number
  * of the storage, infinity is right as well. Accumulating rounds once more, the sum. Every f64 result may be off by
  * u |result| more, as the reference rounds it.
+ *
+ * Linear cross-entropy. The device's logits are never rounded to 16 bits, but sums of products in acc_t, in any order:
+ *
+ *     x_j                R_j = u (features + 2) M_j, M_j = sum_f |h_f w_jf| + |b_j|; f64: + 4. e_j = |logit_scale| R_j, with a softcap
+ *                        times 1 - tanh^2 where it is largest within R_j; 1 + 2^-12 times that. l = log sum p_k exp(e_k)
+ *     lse                l more
+ *     p_j                p_j x exp(x) more, x = e_j + l, wherever softmax p_j (8 + delta_j + X_j) stands above: then
+ *                        u X_j + x exp(x) is in the place of u X_j. For x < 1: first order p_j (e_j + sum p_k e_k)
+ *     row loss           for each class |a_j| log(p_j + sum over the others of p_k exp(e_k + e_j)) more, at most |a_j| (e_j + l):
+ *                        first order |a_j| ((1 - p_j) e_j + sum over the others of p_k e_k)
+ *     entropy            sum p_j (1 + x exp(x)) e_j (|delta_j - D| + e_j + sum p_i x_i exp(x_i) (1 + delta_i)) more: first order
+ *                        sum p_j |log p_j + H| e_j
+ *     slope              of a softcap: a factor of exp(2 d tanh(y + d)) more, d = |logit_scale| R_j / c
+ *     hidden_gradient    with the gradient D of the logits and its bound d: sum_j d_j |w_jf| + u (classes + 2) sum_j
+ *                        (|D_j| + d_j) |w_jf|; accumulating, u |sum| more
+ *     weight_gradient    sum_r d_r |h_rf| + u (rows + 2) (sum_r (|D_r| + d_r) |h_rf| + |old|), old what it is added to, else 0
+ *     bias_gradient      likewise with 1 for h. Of all three, f64: + 4; then one rounding to the output's dtype
+ *     argmax             any class that no other exceeds by more than both errors, see argmax_allowed
+ *
+ * Each product that is not 0 may add 2 smallest normal numbers, and one times the other factor where a factor is less than that.
+ * Bounds are infinite, and NaN is right as well, where a sum may pass the largest number before it is done and where l exceeds 100.
+ * A row that adds nothing to the gradients has a hidden_gradient of exactly 0. Its hidden state is not looked at.
  *
  * The exponential is range-reduced on z itself and shifted by a power of two instead of the maximum: raising the maximum
  * rescales a sum without rounding, so that logits with a common offset lose nothing. Sums carry what their additions lose.
@@ -72,7 +95,11 @@ extern "C" {
  * include the one rounding to dtype or gradient_dtype, and the smallest normal number of acc_t where a result or a
  * factor of it may underflow. Row losses and gradients of one-hot targets include the share of the classes whose
  * exponentials may underflow. Bounds are infinite where the result may overflow in its storage. Their derivation is in
- * host/reference.c. */
+ * host/reference.c.
+ *
+ * argmax_allowed is 1 for a class that the device's argmax may be, else 0: argmax itself, and with LINEAR_CROSS_ENTROPY classes
+ * whose logits differ from the largest by no more than the errors of both. correct may then differ by one for each row that
+ * has several. */
 typedef struct clxent_reference_results {
     size_t struct_size;                      /* set by CLXENT_REFERENCE_RESULTS_INIT */
     double *losses, *losses_bound;           /* [rows] */
@@ -92,13 +119,14 @@ typedef struct clxent_reference_results {
     double *hidden_gradient, *hidden_gradient_bound; /* [rows, features]; accumulates as gradient does */
     double *weight_gradient, *weight_gradient_bound; /* [classes, features]; likewise */
     double *bias_gradient, *bias_gradient_bound;     /* [classes]; likewise */
+    unsigned char *argmax_allowed;                   /* [rows, classes], with argmax or correct */
 } clxent_reference_results;
 /* All NULL: for initialisers, and for language bindings. */
 #define CLXENT_REFERENCE_RESULTS_INIT                                                                       \
     {                                                                                                       \
         sizeof(clxent_reference_results), NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, \
             NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, \
-            NULL                                                                                            \
+            NULL, NULL                                                                                      \
     }
 CLXENT_API void clxent_reference_results_init(clxent_reference_results *results);
 
