@@ -13,6 +13,7 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 TestSuite(verify, .init = open_device, .fini = close_device);
@@ -186,6 +187,229 @@ Test(verify, a_call_that_fails_is_a_fault_with_its_name)
     free_problem(&p);
 }
 
+/* ---- Linear cross-entropy -------------------------------------------------------------------- */
+
+enum { LINEAR_ROWS = 30, LINEAR_CLASSES = 12, LINEAR_FEATURES = 9 };
+
+static clxent_desc make_linear(void)
+{
+    clxent_desc desc = make_desc(0, CLXENT_F32, LINEAR_ROWS, 1, LINEAR_CLASSES);
+
+    desc.op = CLXENT_OP_LINEAR_CROSS_ENTROPY;
+    desc.features = LINEAR_FEATURES;
+    desc.has_bias = 1;
+    desc.weight_row_stride = LINEAR_FEATURES + 2;
+    desc.weight_gradient_row_stride = LINEAR_FEATURES + 3;
+    desc.weight_gradient_dtype = CLXENT_F16;
+    desc.outputs = possible_outputs(&desc);
+    return desc;
+}
+
+/* An output in memory between canaries, where a run would have left the n numbers of values, in rows of `columns` from
+ * `stride` to `stride`. */
+static void put_image(const problem *p, execution *e, int tensor, uint32_t dtype, const void *values,
+                      size_t n, size_t columns, size_t stride)
+{
+    image *i = &e->images[tensor];
+
+    *i = (image){ .front = 8, .bytes = tensor_bytes(&p->desc, tensor) };
+    i->total = i->bytes + 16;
+    i->before = malloc(i->total);
+    i->after = malloc(i->total);
+    cr_assert(i->before != NULL && i->after != NULL);
+    memset(i->before, 0xEE, i->total);
+    memset(i->after, 0xEE, i->total);
+    for (size_t k = 0; k < n; k++) {
+        const size_t at = k / columns * stride + k % columns;
+        if (dtype == 0) memcpy(i->after + i->front + 8 * at, (const char *)values + 8 * k, 8);
+        else put_element(i->after + i->front, dtype, at, ((const double *)values)[k]);
+    }
+}
+
+/* What a faultless run would leave: the reference's results, rounded. */
+static void solve_linear(const problem *p, execution *e, unsigned char *allowed)
+{
+    enum { MOST = LINEAR_ROWS * LINEAR_CLASSES };
+    static double values[16][MOST];
+    static int64_t argmax[LINEAR_ROWS];
+    static uint64_t correct, counted;
+    static clxent_bad_targets bad;
+    clxent_reference_results out = CLXENT_REFERENCE_RESULTS_INIT;
+    char text[256];
+
+    out.losses = values[0], out.loss = values[1], out.lse = values[2], out.entropy = values[3];
+    out.computed_denominator = values[4];
+    out.hidden_gradient = values[5], out.weight_gradient = values[6];
+    if (p->desc.has_bias != 0) out.bias_gradient = values[7];
+    out.argmax = argmax, out.correct = &correct, out.counted = &counted, out.bad_targets = &bad;
+    out.argmax_allowed = allowed;
+    cr_assert_eq(clxent_reference_run(&p->desc, &p->args, &out, text, sizeof text), CLXENT_OK, "%s", text);
+    *e = (execution){ .in_place = -1 };
+#define PUT(NAME, dtype, values, n, columns, stride) \
+    put_image(p, e, TENSOR_##NAME, dtype, values, n, columns, stride)
+    PUT(LOSSES, CLXENT_F32, values[0], LINEAR_ROWS, 1, 1);
+    PUT(LOSS, CLXENT_F32, values[1], 1, 1, 1);
+    PUT(LSE, CLXENT_F32, values[2], LINEAR_ROWS, 1, 1);
+    PUT(ENTROPY, CLXENT_F32, values[3], LINEAR_ROWS, 1, 1);
+    PUT(COMPUTED_DENOMINATOR, CLXENT_F32, values[4], 1, 1, 1);
+    PUT(HIDDEN_GRADIENT, CLXENT_F32, values[5], LINEAR_ROWS * LINEAR_FEATURES, LINEAR_FEATURES,
+        LINEAR_FEATURES);
+    PUT(WEIGHT_GRADIENT, CLXENT_F16, values[6], LINEAR_CLASSES * LINEAR_FEATURES, LINEAR_FEATURES,
+        LINEAR_FEATURES + 3);
+    if (p->desc.has_bias != 0) PUT(BIAS_GRADIENT, CLXENT_F32, values[7], LINEAR_CLASSES, 1, 1);
+    PUT(ARGMAX, 0, argmax, LINEAR_ROWS, 1, 1);
+    PUT(CORRECT, 0, &correct, 1, 1, 1);
+    PUT(COUNTED, 0, &counted, 1, 1, 1);
+    PUT(BAD_TARGETS, 0, &bad, 3, 3, 3);
+}
+
+static void add_to_integer(const image *i, size_t k, int64_t more)
+{
+    int64_t value;
+    memcpy(&value, i->after + i->front + 8 * k, 8);
+    value += more;
+    memcpy(i->after + i->front + 8 * k, &value, 8);
+}
+
+Test(verify, wrong_elements_of_linear_cross_entropy_are_reported)
+{
+    const clxent_desc desc = make_linear();
+    unsigned char allowed[LINEAR_ROWS * LINEAR_CLASSES];
+    execution e;
+    problem_fault f;
+    problem p;
+    size_t changed = 0;
+
+    make_problem(&p, &desc, FILL_IGNORED, 3);
+    solve_linear(&p, &e, allowed);
+    cr_assert(check_reference(&p, &e, NULL, &f), "%s", f.text);
+    cr_assert(check_untouched(&p, &e, desc.outputs, &f), "%s", f.text);
+    for (int t = FIRST_OUTPUT; t < TENSORS; t++) {
+        const image *i = &e.images[t];
+        if ((desc.outputs >> (t - FIRST_OUTPUT) & 1u) == 0) continue;
+        cr_assert(i->before != NULL, "%s", tensor_names[t]);
+        /* the last element: its sign and upper exponent; of integers it makes a large number */
+        const size_t upper = i->bytes >= 8 && i->bytes % 8 == 0 && t != TENSOR_LOSSES ? 3 : 1;
+        unsigned char *byte = i->after + i->front + i->bytes - upper;
+        *byte ^= 0x40;
+        cr_assert(!check_reference(&p, &e, NULL, &f), "%s", tensor_names[t]);
+        cr_assert(strncmp(f.text, tensor_names[t], strlen(tensor_names[t])) == 0, "%s", f.text);
+        *byte ^= 0x40;
+        changed++;
+    }
+    cr_assert_eq(changed, 12);
+    /* padding between the rows of weight_gradient */
+    e.images[TENSOR_WEIGHT_GRADIENT].after[8 + 2 * LINEAR_FEATURES] ^= 1;
+    cr_assert(!check_untouched(&p, &e, desc.outputs, &f) &&
+                  strncmp(f.text, "weight_gradient: byte 18 ", 25) == 0,
+              "%s", f.text);
+    free_execution(&e);
+    free_problem(&p);
+}
+
+/* FILL_DESIGNED has the first class's weights in the last one too, and the same bias. */
+Test(verify, argmax_of_equal_logits_may_be_either_and_correct_follows)
+{
+    clxent_desc desc = make_linear();
+    unsigned char allowed[LINEAR_ROWS * LINEAR_CLASSES];
+    execution e;
+    problem_fault f;
+    problem p;
+    int64_t undecided = 0;
+
+    desc.has_bias = 0;
+    desc.outputs = possible_outputs(&desc);
+    make_problem(&p, &desc, FILL_DESIGNED | FILL_HIT, 5);
+    solve_linear(&p, &e, allowed);
+    const image *argmax = &e.images[TENSOR_ARGMAX], *correct = &e.images[TENSOR_CORRECT];
+    for (size_t row = 0; row < LINEAR_ROWS; row++) {
+        const unsigned char *own = allowed + row * LINEAR_CLASSES;
+        int64_t best;
+        memcpy(&best, argmax->after + argmax->front + 8 * row, 8);
+        undecided += own[0] + own[LINEAR_CLASSES - 1] == 2;
+        for (int64_t j = 0; j <= LINEAR_CLASSES; j++) {
+            add_to_integer(argmax, row, j - best);
+            const bool right = j < LINEAR_CLASSES && own[j] == 1;
+            cr_assert_eq(check_reference(&p, &e, NULL, &f), right, "row %zu, class %d", row, (int)j);
+            add_to_integer(argmax, row, best - j);
+        }
+    }
+    cr_assert(undecided > 2 && undecided < LINEAR_ROWS / 2, "%d rows", (int)undecided);
+    for (int64_t more = -1; more <= 1; more += 2) {
+        add_to_integer(correct, 0, more * undecided);
+        cr_assert(check_reference(&p, &e, NULL, &f), "%s", f.text);
+        add_to_integer(correct, 0, more);
+        cr_assert(!check_reference(&p, &e, NULL, &f));
+        add_to_integer(correct, 0, -more * (undecided + 1));
+    }
+    free_execution(&e);
+    free_problem(&p);
+}
+
+static bool has_kind(const void *data, size_t n, bool (*is)(double))
+{
+    for (size_t k = 0; k < n; k++)
+        if (is(get_element(data, CLXENT_F32, k))) return true;
+    return false;
+}
+
+static bool is_nan(double x) { return isnan(x); }
+
+static bool is_infinite(double x) { return isinf(x); }
+
+static bool is_zero(double x) { return x == 0; }
+
+static bool is_high(double x) { return x == 112; }
+
+static bool is_subnormal(double x) { return x != 0 && fabs(x) < 0x1p-126; }
+
+/* Each fill is in the inputs, and what the reference makes of it is as the fill's name says. */
+Test(verify, fills_of_hidden_states_and_biases_are_what_they_are_for)
+{
+    clxent_desc desc = make_linear();
+
+    desc.has_row_weights = 1;
+    for (uint64_t seed = 0; seed < 40; seed++) {
+        const uint32_t fills[] = { FILL_PLAIN, FILL_DESIGNED, FILL_MASKED, FILL_SPECIAL | FILL_IGNORED,
+                                   FILL_HIT };
+        const uint32_t fill = fills[seed % COUNT(fills)];
+        double lse[LINEAR_ROWS], losses[LINEAR_ROWS], weight[LINEAR_CLASSES * LINEAR_FEATURES];
+        uint64_t correct;
+        clxent_reference_results out = CLXENT_REFERENCE_RESULTS_INIT;
+        problem_fault f;
+        problem p;
+
+        desc.batch = fill == FILL_MASKED ? 6 : LINEAR_ROWS; /* few, so that not every class is a target */
+        make_problem(&p, &desc, fill, seed);
+        const void *hidden = p.args.hidden.data, *bias = p.args.bias.data;
+        out.lse = lse, out.losses = losses, out.weight_gradient = weight, out.correct = &correct;
+        cr_assert_eq(clxent_reference_run(&p.desc, &p.args, &out, f.text, sizeof f.text), CLXENT_OK);
+        const bool special = (fill & FILL_SPECIAL) != 0, designed = fill == FILL_DESIGNED;
+        cr_assert(has_kind(hidden, desc.batch * LINEAR_FEATURES, is_nan) == special &&
+                  has_kind(hidden, desc.batch * LINEAR_FEATURES, is_infinite) == special);
+        cr_assert(has_kind(hidden, desc.batch * LINEAR_FEATURES, is_zero) == designed &&
+                  has_kind(hidden, desc.batch * LINEAR_FEATURES, is_high) == designed);
+        cr_assert_eq(has_kind(hidden, desc.batch * LINEAR_FEATURES, is_subnormal), designed);
+        if (!special) cr_assert_eq(has_kind(bias, LINEAR_CLASSES, is_infinite), fill == FILL_MASKED);
+        double largest = 0;
+        for (size_t row = 0; row < desc.batch; row++) {
+            if (!special) cr_assert(isfinite(losses[row]), "masks are no targets");
+            largest = fmax(largest, fabs(lse[row]));
+            if (special && seed % 2 == 1 && losses[row] == 0)
+                cr_assert(!isfinite(lse[row]), "a row that does not count is spoilt");
+        }
+        const float *weights = p.args.weight.data;
+        cr_assert_eq(memcmp(weights, weights + (LINEAR_CLASSES - 1) * desc.weight_row_stride,
+                            LINEAR_FEATURES * sizeof *weights) == 0,
+                     designed);
+        if (fill == FILL_PLAIN) cr_assert(largest > 6 && largest < 24, "%g", largest);
+        if (fill == FILL_HIT) cr_assert(correct >= 5, "%d of 10", (int)correct);
+        /* every second seed has them where they are not to be seen */
+        if (special) cr_assert(seed % 2 == 0 ? isnan(weight[0]) : isfinite(weight[0]), "seed %d", (int)seed);
+        free_problem(&p);
+    }
+}
+
 /* ---- Cases --------------------------------------------------------------------------------- */
 
 enum { DRAWN = 3000 };
@@ -201,6 +425,8 @@ Test(verify, drawn_cases_are_valid_repeat_and_survive_their_text)
         case_draw(&c, 5, i, limit);
         cr_assert(case_check(&c, &f), "case %u: %s", (unsigned)i, f.text);
         cr_assert(c.desc.batch * c.desc.seq * c.desc.classes <= limit, "case %u", (unsigned)i);
+        cr_assert(c.desc.batch * c.desc.seq * c.desc.classes * c.desc.features <= 4 * limit, "case %u",
+                  (unsigned)i);
         case_write(&c, text);
         for (int k = 0; k < 3; k++) { /* drawn again, read, drawn with another seed */
             if (k == 1) cr_assert(case_read(&again, text, &f), "%s: %s", text, f.text);

@@ -223,6 +223,7 @@ uint32_t possible_outputs(const clxent_desc *desc)
     }
     if (desc->reduction == CLXENT_REDUCTION_NONE) outputs &= ~CLXENT_OUTPUT_LOSS;
     if (desc->bad_target != CLXENT_BAD_TARGET_REPORT) outputs &= ~CLXENT_OUTPUT_BAD_TARGETS;
+    if (desc->has_bias == 0) outputs &= ~CLXENT_OUTPUT_BIAS_GRADIENT;
     return outputs;
 }
 
@@ -564,6 +565,160 @@ static void fill_probabilities(const clxent_desc *desc, void *data, uint32_t fil
     }
 }
 
+/* ---- Hidden states --------------------------------------------------------------------------- */
+
+/* Whether the row's loss counts; a target out of range does. */
+static bool row_counts(const problem *p, size_t row)
+{
+    const clxent_desc *desc = &p->desc;
+
+    if (desc->seq - row % desc->seq <= desc->shift) return false;
+    if (p->args.row_weights.data != NULL && get_element(p->args.row_weights.data, real_dtype(desc), row) == 0)
+        return false;
+    if (!has_index_targets(desc) || p->args.targets.data == NULL) return true;
+    const int64_t target = get_target(p->args.targets.data, desc->target_type, row + desc->shift);
+    if (desc->use_ignore_index != 0 && target == desc->ignore_index) return false;
+    return desc->bad_target != CLXENT_BAD_TARGET_IGNORE || (target >= 0 && (uint64_t)target < desc->classes);
+}
+
+/* Weights of -1 to 1. Under FILL_DESIGNED all classes have 1 in the first column, by which hidden states reach all logits of a
+ * row alike, and the last class has the weights of the first: whichever argmax takes, it is a tie. */
+static void fill_weight(const problem *p, void *data, random_state *random)
+{
+    const clxent_desc *desc = &p->desc;
+    const layout l = layout_of(desc, TENSOR_WEIGHT);
+    const bool designed = (p->fill & FILL_DESIGNED) != 0;
+
+    for (size_t j = 0; j < l.rows; j++)
+        for (size_t f = 0; f < l.columns; f++) {
+            double weight = random_uniform(random, -1, 1);
+            if (designed && j > 1 && j == l.rows - 1)
+                weight = get_element(data, l.dtype, index_of(desc, &l, 0, f));
+            if (designed && l.columns > 1 && f == 0) weight = 1;
+            put_element(data, l.dtype, index_of(desc, &l, j, f), weight);
+        }
+}
+
+/* Under FILL_MASKED some classes that are no row's target are -inf. Under FILL_STEADY all are equal but one, for rows whose
+ * hidden state is 0; under FILL_SPECIAL one is -inf that may be a target. */
+static void fill_bias(const problem *p, void *data, random_state *random)
+{
+    const clxent_desc *desc = &p->desc;
+    const uint32_t dtype = layout_of(desc, TENSOR_BIAS).dtype;
+    const size_t special = random_u32(random) % desc->classes, step = 2 + random_u32(random) % 3;
+
+    for (size_t j = 0; j < desc->classes; j++) {
+        const double plain = random_uniform(random, -1, 1);
+        const bool masked = (p->fill & FILL_MASKED) != 0 && j % step == 1 && j != desc->classes - 1;
+        const bool one = (p->fill & FILL_SPECIAL) != 0 && p->seed % 4 == 0 && j == special;
+        put_element(data, dtype, j,
+                    masked || one                  ? -INFINITY
+                    : (p->fill & FILL_STEADY) == 0 ? plain
+                    : j == special                 ? 0
+                                                   : -8.3);
+    }
+    for (size_t row = 0; (p->fill & FILL_SPECIAL) == 0 && row < rows_of(desc); row++) {
+        const size_t target = target_class(p, row);
+        if (target < desc->classes && get_element(data, dtype, target) == -INFINITY)
+            put_element(data, dtype, target, 0.5);
+    }
+}
+
+enum hidden_kind {
+    HIDDEN_PLAIN, /* logits of -8 to 8, mostly */
+    HIDDEN_ZERO,  /* the bias alone; without one all logits are equal, and argmax is class 0 */
+    /* finite */
+    HIDDEN_LARGE,    /* confident rows; exponentials underflow */
+    HIDDEN_SMALL,    /* all classes nearly alike */
+    HIDDEN_HIGH,     /* exp without the maximum subtracted overflows above 88.7 */
+    HIDDEN_LOW,      /* a maximum that starts at 0 */
+    HIDDEN_DENORMAL, /* flushed inputs */
+    HIDDEN_LONE,     /* one feature, the last: the tail of a block of features */
+    /* not finite */
+    HIDDEN_NAN,
+    HIDDEN_NAN_LAST, /* in the tail */
+    HIDDEN_INF,
+    HIDDEN_MINUS_INF,
+    HIDDEN_KINDS
+};
+
+static double hidden_of(const clxent_desc *desc, enum hidden_kind kind, size_t f, size_t special,
+                        double plain)
+{
+    const double tiny = desc->dtype == CLXENT_F16   ? 0x1p-20
+                        : desc->dtype == CLXENT_F64 ? 0x1p-1060
+                                                    : 0x1p-135;
+    const bool last = f == desc->features - 1;
+
+    switch (kind) {
+    case HIDDEN_ZERO: return 0;
+    case HIDDEN_LARGE: return 8 * plain;
+    case HIDDEN_SMALL: return plain / 1024;
+    case HIDDEN_HIGH: return f == 0 ? 112 : plain;
+    case HIDDEN_LOW: return f == 0 ? -112 : plain;
+    case HIDDEN_DENORMAL: return floor(4 * plain) * tiny;
+    case HIDDEN_LONE: return last ? 6 : 0;
+    case HIDDEN_NAN: return f == special ? (double)NAN : plain;
+    case HIDDEN_NAN_LAST: return last ? (double)NAN : plain;
+    case HIDDEN_INF: return f == special ? INFINITY : plain;
+    case HIDDEN_MINUS_INF: return last ? -INFINITY : plain;
+    default: return plain;
+    }
+}
+
+/* A row's state along the weights of its target, whose logit is 12 then, but for the bias. */
+static void point_at_target(const problem *p, void *data, size_t row, size_t target)
+{
+    const layout hidden = layout_of(&p->desc, TENSOR_HIDDEN), weight = layout_of(&p->desc, TENSOR_WEIGHT);
+    double square = 0.125; /* no weights are 0 */
+
+    for (int pass = 0; pass < 2; pass++)
+        for (size_t f = 0; f < weight.columns; f++) {
+            const double w =
+                get_element(p->args.weight.data, weight.dtype, index_of(&p->desc, &weight, target, f));
+            if (pass == 0) square += w * w;
+            else put_element(data, hidden.dtype, index_of(&p->desc, &hidden, row, f), 12 * w / square);
+        }
+}
+
+/* Under FILL_SPECIAL every second seed has NaN and infinities only where a row does not count, which must not be seen in any
+ * gradient; else weight_gradient is NaN throughout. */
+static void fill_hidden(const problem *p, void *data, random_state *random)
+{
+    const clxent_desc *desc = &p->desc;
+    const layout l = layout_of(desc, TENSOR_HIDDEN);
+    const double range = 14 / sqrt((double)desc->features); /* logits have a variance of 8^2 / 3 */
+    const bool everywhere = p->seed % 2 == 0;
+    enum hidden_kind kinds[HIDDEN_KINDS];
+    size_t count = 0;
+
+    for (int kind = HIDDEN_PLAIN; kind < HIDDEN_KINDS; kind++) {
+        const bool offset = kind == HIDDEN_HIGH || kind == HIDDEN_LOW;
+        const uint32_t needs = kind == HIDDEN_ZERO ? FILL_DESIGNED | FILL_STEADY
+                               : kind < HIDDEN_NAN ? FILL_DESIGNED
+                                                   : FILL_SPECIAL;
+        if (kind == HIDDEN_PLAIN || ((p->fill & needs) != 0 && !(offset && desc->features == 1)))
+            kinds[count++] = (enum hidden_kind)kind;
+    }
+    for (size_t row = 0; row < l.rows; row++) {
+        enum hidden_kind kind = kinds[row % count];
+        const size_t special = random_u32(random) % desc->features, target = target_class(p, row);
+        if ((p->fill & FILL_SPECIAL) != 0 && !everywhere) {
+            if (!row_counts(p, row))
+                kind = (enum hidden_kind)(HIDDEN_NAN + row % (HIDDEN_KINDS - HIDDEN_NAN));
+            else if (kind >= HIDDEN_NAN) kind = HIDDEN_PLAIN;
+        }
+        for (size_t f = 0; f < desc->features; f++) {
+            const double plain = random_uniform(random, -range, range);
+            put_element(data, l.dtype, index_of(desc, &l, row, f), hidden_of(desc, kind, f, special, plain));
+        }
+        if ((p->fill & FILL_HIT) != 0 && row % 2 == 0 && target < desc->classes && kind <= HIDDEN_SMALL)
+            point_at_target(p, data, row, target);
+    }
+}
+
+/* ---- Other inputs ---------------------------------------------------------------------------- */
+
 /* A negative weight is lost where its absolute value is taken, or where only what is above 0 counts. */
 static void fill_weights(void *data, uint32_t dtype, size_t n, random_state *random)
 {
@@ -623,6 +778,9 @@ static void fill_tensor(const problem *p, int tensor, void *data, random_state *
         put_element(data, l.dtype, 0, (p->fill & FILL_ZERO_DENOMINATOR) != 0 ? 0 : denominator);
         break;
     }
+    case TENSOR_HIDDEN: fill_hidden(p, data, random); break;
+    case TENSOR_WEIGHT: fill_weight(p, data, random); break;
+    case TENSOR_BIAS: fill_bias(p, data, random); break;
     default: fill_uniform(desc, tensor, data, 1, false, random); break;
     }
 }
@@ -630,7 +788,8 @@ static void fill_tensor(const problem *p, int tensor, void *data, random_state *
 bool fill_problem(problem *p, const clxent_desc *desc, uint32_t fill, uint64_t seed, problem_fault *f)
 {
     const bool backward = desc->op == CLXENT_OP_SOFTMAX_BACKWARD;
-    /* targets first: what a row's logits hold depends on where its target is */
+    /* targets first: what a row's logits hold depends on where its target is; a hidden state depends on weights and on whether
+     * its row counts, too */
     const struct {
         int tensor;
         bool given;
@@ -644,9 +803,9 @@ bool fill_problem(problem *p, const clxent_desc *desc, uint32_t fill, uint64_t s
                   { TENSOR_GRADIENT, accumulates(desc, TENSOR_GRADIENT) },
                   { TENSOR_GRAD_ENTROPY, true },
                   { TENSOR_GRAD_LSE, true },
-                  { TENSOR_HIDDEN, true },
                   { TENSOR_WEIGHT, true },
                   { TENSOR_BIAS, true },
+                  { TENSOR_HIDDEN, true },
                   { TENSOR_HIDDEN_GRADIENT, accumulates(desc, TENSOR_HIDDEN_GRADIENT) },
                   { TENSOR_WEIGHT_GRADIENT, accumulates(desc, TENSOR_WEIGHT_GRADIENT) },
                   { TENSOR_BIAS_GRADIENT, accumulates(desc, TENSOR_BIAS_GRADIENT) } };
@@ -1010,6 +1169,37 @@ static bool check_integers(int tensor, const image *i, const void *want, size_t 
     return true;
 }
 
+/* argmax, where it may be any of several classes. */
+static bool check_argmax(const image *i, const unsigned char *allowed, const int64_t *want, size_t rows,
+                         size_t classes, problem_fault *f)
+{
+    for (size_t row = 0; row < rows; row++) {
+        int64_t got;
+        memcpy(&got, i->after + i->front + 8 * row, 8);
+        if (got < 0 || (uint64_t)got >= classes || allowed[row * classes + (size_t)got] == 0)
+            return say_fault(f, "argmax[%zu]: got %" PRId64 ", want %" PRId64 " or what is as large", row,
+                             got, want[row]);
+    }
+    return true;
+}
+
+/* correct, which each row may change whose argmax may be its target or another class. */
+static bool check_correct(const image *i, const unsigned char *allowed, uint64_t want, size_t rows,
+                          size_t classes, problem_fault *f)
+{
+    uint64_t got, undecided = 0;
+
+    for (size_t row = 0; row < rows; row++) {
+        size_t several = 0;
+        for (size_t j = 0; j < classes; j++) several += allowed[row * classes + j];
+        undecided += several > 1;
+    }
+    memcpy(&got, i->after + i->front, 8);
+    return (got > want ? got - want : want - got) <= undecided ||
+           say_fault(f, "correct[0]: got %" PRIu64 ", want %" PRIu64 " within %" PRIu64, got, want,
+                     undecided);
+}
+
 /* The distance between numbers of dtype at value. */
 static double ulp_of(double value, uint32_t dtype)
 {
@@ -1084,13 +1274,40 @@ static void point_results(clxent_reference_results *want, uint32_t outputs, doub
 #include "../../host/tensors.def"
 }
 
-bool check_reference(const problem *p, const execution *e, worst_error worst[OUTPUTS], problem_fault *f)
+static bool check_output(const problem *p, const execution *e, int tensor, double *want, size_t count,
+                         const unsigned char *allowed, worst_error worst[OUTPUTS], problem_fault *f)
 {
-    const uint32_t outputs = p->desc.outputs;
+    const image *i = image_of(e, tensor);
+    const size_t rows = rows_of(&p->desc), classes = p->desc.classes;
+    const void *integers = want;
+
+    if (allowed != NULL && tensor == TENSOR_ARGMAX)
+        return check_argmax(i, allowed, integers, rows, classes, f);
+    if (allowed != NULL && tensor == TENSOR_CORRECT)
+        return check_correct(i, allowed, *(const uint64_t *)integers, rows, classes, f);
+    switch (tensors[tensor].reference) {
+    case REFERENCE_OPAQUE: return true;
+    case REFERENCE_INTEGER: return check_integers(tensor, i, want, count, f);
+    default: return check_values(p, i, tensor, want, want + count, worst, f);
+    }
+}
+
+/* check_reference() of some outputs. */
+static bool check_outputs(const problem *p, const execution *e, uint32_t outputs, worst_error worst[OUTPUTS],
+                          problem_fault *f)
+{
+    const bool has_argmax = (outputs & (CLXENT_OUTPUT_ARGMAX | CLXENT_OUTPUT_CORRECT)) != 0;
     clxent_reference_results want = CLXENT_REFERENCE_RESULTS_INIT;
     double *memory[OUTPUTS] = { NULL };
+    unsigned char *allowed = NULL;
     size_t counts[OUTPUTS] = { 0 };
     bool good = true;
+
+    if (p->desc.op == CLXENT_OP_LINEAR_CROSS_ENTROPY && has_argmax) {
+        allowed = take(rows_of(&p->desc) * p->desc.classes, f);
+        good = allowed != NULL;
+        want.argmax_allowed = allowed;
+    }
 
     for (int k = 0; good && k < OUTPUTS; k++) {
         const layout l = layout_of(&p->desc, FIRST_OUTPUT + k);
@@ -1106,21 +1323,37 @@ bool check_reference(const problem *p, const execution *e, worst_error worst[OUT
         const clxent_status status = clxent_reference_run(&p->desc, &p->args, &want, text, sizeof text);
         if (status != CLXENT_OK) good = say_fault(f, "reference: %s: %s", clxent_status_string(status), text);
     }
-    for (int k = 0; good && k < OUTPUTS; k++) {
-        const int t = FIRST_OUTPUT + k;
-        if (memory[k] == NULL || tensors[t].reference == REFERENCE_OPAQUE) continue;
-        if (tensors[t].reference == REFERENCE_INTEGER)
-            good = check_integers(t, image_of(e, t), memory[k], counts[k], f);
-        else good = check_values(p, image_of(e, t), t, memory[k], memory[k] + counts[k], worst, f);
-    }
+    for (int k = 0; good && k < OUTPUTS; k++)
+        if (memory[k] != NULL)
+            good = check_output(p, e, FIRST_OUTPUT + k, memory[k], counts[k], allowed, worst, f);
     for (int k = 0; k < OUTPUTS; k++) free(memory[k]);
+    free(allowed);
     return good;
+}
+
+bool check_reference(const problem *p, const execution *e, worst_error worst[OUTPUTS], problem_fault *f)
+{
+    return check_outputs(p, e, p->desc.outputs, worst, f);
 }
 
 /* ---- check_problem ------------------------------------------------------------------------- */
 
 typedef bool (*execute_fn)(execution *e, const runner *on, clxent_plan *plan, const problem *p,
                            uint32_t outputs, const execution *saved, uint32_t flags, problem_fault *f);
+
+/* Sums over the rows of products, which have other bits where the rows are cut elsewhere. */
+enum { SUMS_OF_ROWS = CLXENT_OUTPUT_WEIGHT_GRADIENT | CLXENT_OUTPUT_BIAS_GRADIENT };
+
+/* Outputs have the bits of the first run; of one whose rows are cut elsewhere, sums of products are as the reference has them. */
+static bool check_like_first(const char *what, bool cut, const problem *p, const execution *first,
+                             const execution *again, uint32_t outputs, problem_fault *f)
+{
+    const uint32_t sums = cut ? outputs & SUMS_OF_ROWS : 0;
+
+    return check_untouched(p, again, outputs, f) &&
+           check_same_bits(what, p, first, again, outputs & ~sums, f) &&
+           (sums == 0 || check_outputs(p, again, sums, NULL, f));
+}
 
 /* One more run, by execute() or execute_in_parts(), whose outputs must have the bits of the first. */
 static bool check_again(const char *what, execute_fn run, const runner *on, clxent_plan *plan,
@@ -1129,8 +1362,7 @@ static bool check_again(const char *what, execute_fn run, const runner *on, clxe
 {
     execution again;
     const bool good = run(&again, on, plan, p, outputs, saved, flags, f) &&
-                      check_untouched(p, &again, outputs, f) &&
-                      check_same_bits(what, p, first, &again, outputs, f);
+                      check_like_first(what, run == execute_in_parts, p, first, &again, outputs, f);
     free_execution(&again);
     return good;
 }
@@ -1189,15 +1421,53 @@ static bool check_on_host(const runner *on, const problem *p, const execution *f
     if (good && bad.count == 0 && status != CLXENT_OK)
         good = say_status(f, "clxent_run_host", status, on->ctx);
     if (bad.count > 0) e.in_place = -1; /* the logits are as they were */
-    good = good && check_untouched(p, &e, outputs, f) &&
-           check_same_bits("by clxent_run_host", p, first, &e, outputs, f);
+    good = good && check_like_first("by clxent_run_host", true, p, first, &e, outputs, f);
     free_execution(&e);
     return good;
 }
 
-bool check_problem(const runner *on, const problem *p, uint32_t flags, worst_error worst[OUTPUTS],
+/* What the fewest rows take is the library's affair: a workspace_limit that is too small for them is refused, and doubled
+ * until it is not. */
+static bool make_plan_within(clxent_plan **plan, const runner *on, clxent_desc *desc, problem_fault *f)
+{
+    static const size_t enough = (size_t)1 << (sizeof(size_t) == 8 ? 40 : 30);
+    clxent_status status;
+
+    while ((status = on->make_plan(plan, on->ctx, desc)) == CLXENT_ERROR_INVALID_DESC &&
+           desc->workspace_limit != 0 && desc->workspace_limit < enough)
+        desc->workspace_limit *= 2;
+    if (status != CLXENT_OK) return say_status(f, "clxent_plan_create", status, on->ctx);
+    const size_t size = clxent_plan_workspace_size(*plan), limit = desc->workspace_limit;
+    if (limit == 0 || size <= limit) return true;
+    clxent_plan_destroy(*plan);
+    *plan = NULL;
+    return say_fault(f, "clxent_plan_workspace_size: got %zu, want at most workspace_limit, %zu", size,
+                     limit);
+}
+
+/* A plan without a workspace_limit cuts rows elsewhere, and gives the same bits but for sums of products. */
+static bool check_without_limit(const runner *on, const clxent_desc *plan_desc, const problem *p,
+                                const execution *first, uint32_t flags, problem_fault *f)
+{
+    const uint32_t outputs = p->desc.outputs;
+    clxent_desc desc = *plan_desc;
+    clxent_plan *plan = NULL;
+    execution again;
+
+    desc.workspace_limit = 0;
+    if (!make_plan_within(&plan, on, &desc, f)) return false;
+    const bool good = execute(&again, on, plan, p, outputs, NULL, flags, f) &&
+                      check_like_first("with another workspace_limit", true, p, first, &again, outputs, f);
+    free_execution(&again);
+    clxent_plan_destroy(plan);
+    return good;
+}
+
+bool check_problem(const runner *on, const problem *given, uint32_t flags, worst_error worst[OUTPUTS],
                    problem_fault *f)
 {
+    problem own = *given;
+    const problem *p = &own;
     const clxent_desc *desc = &p->desc;
     const uint32_t both = CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_STATISTICS;
     const uint32_t elsewhere = flags & ~(uint32_t)CASE_IN_PLACE;
@@ -1207,8 +1477,8 @@ bool check_problem(const runner *on, const problem *p, uint32_t flags, worst_err
 
     if ((flags & CASE_LARGER_PLAN) != 0) plan_desc.batch = desc->batch > 0 ? 2 * desc->batch : desc->inner;
     if (plan_desc.seq == 0) plan_desc.seq = 1;
-    const clxent_status status = on->make_plan(&plan, on->ctx, &plan_desc);
-    if (status != CLXENT_OK) return say_status(f, "clxent_plan_create", status, on->ctx);
+    if (!make_plan_within(&plan, on, &plan_desc, f)) return false;
+    own.desc.workspace_limit = plan_desc.workspace_limit;
 
     bool good = execute(&first, on, plan, p, desc->outputs, NULL, flags, f) &&
                 check_untouched(p, &first, desc->outputs, f) && check_reference(p, &first, worst, f) &&
@@ -1229,6 +1499,7 @@ bool check_problem(const runner *on, const problem *p, uint32_t flags, worst_err
             good = good && check_again("in parts from saved statistics", execute_in_parts, on, plan, p,
                                        &first, CLXENT_OUTPUT_GRADIENT, &first, flags, f);
     }
+    if (good && desc->workspace_limit != 0) good = check_without_limit(on, &plan_desc, p, &first, flags, f);
     free_execution(&first);
     clxent_plan_destroy(plan);
     return good;

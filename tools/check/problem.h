@@ -194,7 +194,10 @@ bool check_same_bits(const char *what, const problem *p, const execution *a, con
  *     padding is 0 where desc says so;
  *   - a second run gives the same bits;
  *   - with statistics and gradient among the outputs, the gradient from saved statistics has the same bits;
- *   - the flags' promises hold. */
+ *   - the flags' promises hold;
+ *   - a plan without desc's workspace_limit, where it has one, gives the same bits.
+ * In parts, on host arrays and without the limit the sums over rows of products (weight_gradient, bias_gradient) have other
+ * bits: they are compared with the reference. A workspace_limit that is too small is doubled until it is not. */
 bool check_problem(const runner *on, const problem *p, uint32_t flags, worst_error worst[OUTPUTS],
                    problem_fault *f);
 
