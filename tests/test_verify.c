@@ -661,3 +661,26 @@ Test(verify, sizes_that_hang_together_shrink_together)
     cr_assert(c.desc.inner == 2 && c.desc.batch * c.desc.seq == 2 && c.desc.classes == 1);
     cr_assert(c.desc.row_stride == 4 && c.checks == CASE_SUBSETS && c.fill == FILL_MASKED);
 }
+
+static bool fails_with_features(const verify_case *c, void *payload, problem_fault *f)
+{
+    (void)payload;
+    return c->desc.features > 5 && c->desc.workspace_limit > 0 && !say_fault(f, "features");
+}
+
+Test(verify, what_fails_in_linear_cross_entropy_alone_keeps_what_it_needs)
+{
+    verify_case c = draw_failure(fails_with_features, NULL);
+    problem_fault f;
+    char text[CASE_TEXT_SIZE], want[CASE_TEXT_SIZE];
+
+    case_shrink(&c, fails_with_features, NULL, &f);
+    cr_assert((c.desc.outputs & (c.desc.outputs - 1)) == 0 && c.desc.workspace_limit > 0);
+    cr_assert(c.desc.has_bias == (c.desc.outputs == CLXENT_OUTPUT_BIAS_GRADIENT));
+    c.desc.outputs = CLXENT_OUTPUT_LSE;
+    c.desc.has_bias = 0;
+    case_write(&c, text);
+    (void)snprintf(want, sizeof want, "outputs=lse;op=linear-cross-entropy;features=6;workspace_limit=%zu",
+                   c.desc.workspace_limit);
+    cr_assert_str_eq(text, want);
+}

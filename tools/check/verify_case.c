@@ -395,21 +395,73 @@ static void draw_options(clxent_desc *desc, random_state *program, random_state 
     if (chance(random, 15)) desc->shift = between(random, 0, desc->seq);
 }
 
+/* A hidden state of up to 300 features, within a time that the reference takes for max_elements logits. */
+static void draw_features(clxent_desc *desc, size_t max_elements, random_state *random)
+{
+    static const size_t edges[] = { 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65 };
+    static const size_t paddings[] = { 0, 1, 3, 13, 16 };
+    size_t *const strides[] = { &desc->hidden_row_stride, &desc->weight_row_stride,
+                                &desc->hidden_gradient_row_stride, &desc->weight_gradient_row_stride };
+    const size_t rows = desc->batch * desc->seq, logits = (rows > 0 ? rows : 1) * desc->classes;
+    const size_t drawn = random_u32(random) % 10;
+    const size_t most = max_elements / logits > SIZE_MAX / 4 ? SIZE_MAX : max_elements / logits * 4;
+
+    desc->features = drawn < 4   ? PICK(random, edges)
+                     : drawn < 8 ? between(random, 1, 70)
+                                 : between(random, 71, 300);
+    if (desc->features > most) desc->features = desc->features % most + 1;
+    for (size_t i = 0; i < sizeof strides / sizeof *strides; i++)
+        if (chance(random, 25)) *strides[i] = desc->features + PICK(random, paddings);
+    desc->has_bias = chance(random, 60);
+}
+
 static uint32_t draw_outputs(const clxent_desc *desc, random_state *random)
 {
     const uint32_t possible = possible_outputs(desc);
+    const uint32_t products =
+        CLXENT_OUTPUT_HIDDEN_GRADIENT | CLXENT_OUTPUT_WEIGHT_GRADIENT | CLXENT_OUTPUT_BIAS_GRADIENT;
     uint32_t outputs = 0;
 
     switch (random_u32(random) % 6) {
     case 0: outputs = possible; break;
     case 1: /* what training asks for */
-        outputs = possible & (CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_GRADIENT);
+        outputs = possible & (CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_GRADIENT | products);
         break;
-    case 2: outputs = possible & (CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_STATISTICS); break;
+    case 2: outputs = possible & (CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_STATISTICS | products); break;
     case 3: outputs = possible & 1u << random_u32(random) % OUTPUTS; break;
     default: outputs = possible & random_u32(random);
     }
     return outputs != 0 ? outputs : possible;
+}
+
+static void draw_upstreams(clxent_desc *desc, random_state *program)
+{
+    const uint32_t gradients = CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_HIDDEN_GRADIENT |
+                               CLXENT_OUTPUT_WEIGHT_GRADIENT | CLXENT_OUTPUT_BIAS_GRADIENT;
+
+    if ((desc->outputs & gradients) == 0) return;
+    desc->has_grad_entropy = chance(program, 25);
+    desc->has_grad_lse = chance(program, 25);
+}
+
+static void draw_linear(clxent_desc *desc, uint32_t gradient_dtype, random_state *program,
+                        random_state *random)
+{
+    /* too small for any row, doubled until a few fit; and what chunks of some rows have room in */
+    static const size_t limits[] = { 1, 3000, 20000, 100000, 1000000 };
+    const struct {
+        uint32_t *dtype, *mode;
+    } gradients[] = { { &desc->hidden_gradient_dtype, &desc->hidden_gradient_mode },
+                      { &desc->weight_gradient_dtype, &desc->weight_gradient_mode },
+                      { &desc->bias_gradient_dtype, &desc->bias_gradient_mode } };
+
+    for (size_t i = 0; i < sizeof gradients / sizeof *gradients; i++) {
+        if (chance(random, 30)) *gradients[i].dtype = gradient_dtype;
+        else if (chance(random, 30)) *gradients[i].dtype = desc->dtype; /* the default by its name */
+        if (chance(program, 40)) *gradients[i].mode = CLXENT_GRADIENT_ACCUMULATE;
+    }
+    if (chance(random, 50)) desc->workspace_limit = PICK(random, limits);
+    draw_upstreams(desc, program);
 }
 
 static void draw_gradient(clxent_desc *desc, random_state *program, random_state *random)
@@ -422,20 +474,29 @@ static void draw_gradient(clxent_desc *desc, random_state *program, random_state
         desc->gradient_dtype = desc->dtype; /* the default by its name */
     }
     if (chance(program, 20)) desc->gradient_mode = CLXENT_GRADIENT_ACCUMULATE;
-    if (desc->op != CLXENT_OP_CROSS_ENTROPY || (desc->outputs & CLXENT_OUTPUT_GRADIENT) == 0) return;
-    desc->has_grad_entropy = chance(program, 25);
-    desc->has_grad_lse = chance(program, 25);
+    if (desc->op == CLXENT_OP_CROSS_ENTROPY) draw_upstreams(desc, program);
 }
 
 /* What a driver compiles a program for is drawn once for 16 cases, and 64 times for each seed, as compiling takes longer than
  * cases do. Option values, shapes, strides and data are drawn for each case. */
-enum { CASES_OF_A_DRAW = 16, DRAWS = 64 };
+enum { CASES_OF_A_DRAW = 16, DRAWS = 64, LINEAR_EVERY = 8 };
+
+/* The draws of linear cross-entropy are few: they take turns, so that each seed has all dtypes. */
+static const struct {
+    uint32_t own, gradient; /* one other dtype for the three gradients, for few programs */
+} linear_dtypes[DRAWS / LINEAR_EVERY] = {
+    { CLXENT_F32, CLXENT_F16 },  { CLXENT_F16, CLXENT_F32 },  { CLXENT_BF16, CLXENT_F32 },
+    { CLXENT_F64, CLXENT_F32 },  { CLXENT_F32, CLXENT_BF16 }, { CLXENT_F16, CLXENT_BF16 },
+    { CLXENT_BF16, CLXENT_F16 }, { CLXENT_F64, CLXENT_F32 },
+};
 
 void case_draw(verify_case *c, uint64_t seed, uint64_t number, size_t max_elements)
 {
     static const uint32_t dtypes[] = { CLXENT_F32, CLXENT_F32, CLXENT_F16, CLXENT_BF16, CLXENT_F64 };
     static const size_t chunks[] = { 1, 100, 1000, 4096, 20000, 0 };
-    random_state program = random_start(seed * 0x9E3779B97F4A7C15u + number / CASES_OF_A_DRAW % DRAWS);
+    const uint64_t draw = number / CASES_OF_A_DRAW % DRAWS;
+    const bool linear = draw % LINEAR_EVERY == LINEAR_EVERY / 2;
+    random_state program = random_start(seed * 0x9E3779B97F4A7C15u + draw);
     random_state random = random_start(seed * 0xD1342543DE82EF95u + number);
     clxent_desc *desc = &c->desc;
     problem_fault unused;
@@ -445,19 +506,24 @@ void case_draw(verify_case *c, uint64_t seed, uint64_t number, size_t max_elemen
     c->checks = random_u32(&random) & ((1u << (sizeof check_names / sizeof *check_names - 1)) - 1);
     c->checks &= random_u32(&random); /* each in a quarter of the cases */
     if ((c->checks & CASE_HOST_ARRAYS) != 0) c->chunk_bytes = PICK(&random, chunks);
-    desc->op = chance(&program, 80) ? CLXENT_OP_CROSS_ENTROPY : (uint32_t)between(&program, 1, 4);
-    desc->dtype = PICK(&program, dtypes);
+    desc->op = linear                 ? CLXENT_OP_LINEAR_CROSS_ENTROPY
+               : chance(&program, 80) ? CLXENT_OP_CROSS_ENTROPY
+                                      : (uint32_t)between(&program, 1, 4);
+    desc->dtype = linear ? linear_dtypes[draw / LINEAR_EVERY].own : PICK(&program, dtypes);
     desc->reduction = random_u32(&program) % 3;
-    draw_shape(desc, chance(&random, (c->checks & CASE_HOST_ARRAYS) != 0 ? 8 : 1),
-               max_elements > 0 ? max_elements : 1, &random);
+    if (max_elements == 0) max_elements = 1;
+    draw_shape(desc, chance(&random, (c->checks & CASE_HOST_ARRAYS) != 0 ? 8 : 1), max_elements, &random);
+    if (linear) desc->inner = 1;
     draw_targets(c, &program, &random);
-    if (desc->op == CLXENT_OP_CROSS_ENTROPY) draw_options(desc, &program, &random);
+    if (linear || desc->op == CLXENT_OP_CROSS_ENTROPY) draw_options(desc, &program, &random);
+    if (linear) draw_features(desc, max_elements, &random);
     desc->outputs = draw_outputs(desc, &program);
-    if (desc->op != CLXENT_OP_ONE_HOT && desc->op != CLXENT_OP_PROBABILITY_LOSS)
+    if (linear) draw_linear(desc, linear_dtypes[draw / LINEAR_EVERY].gradient, &program, &random);
+    else if (desc->op != CLXENT_OP_ONE_HOT && desc->op != CLXENT_OP_PROBABILITY_LOSS)
         draw_gradient(desc, &program, &random);
-    desc->row_stride = draw_stride(desc, &random);
-    desc->gradient_row_stride = draw_stride(desc, &random);
-    desc->probabilities_row_stride = draw_stride(desc, &random);
+    desc->row_stride = linear ? 0 : draw_stride(desc, &random);
+    desc->gradient_row_stride = linear ? 0 : draw_stride(desc, &random);
+    desc->probabilities_row_stride = linear ? 0 : draw_stride(desc, &random);
     desc->target_row_stride = draw_stride(desc, &random);
     if (chance(&random, 60)) c->fill |= FILL_DESIGNED;
     if (chance(&random, 40)) c->fill |= FILL_MASKED;
@@ -553,6 +619,40 @@ static bool shrink_inner(shrinking *s)
     return still_fails(s, &candidate);
 }
 
+/* What only linear cross-entropy has goes with it; the gradient of the logits stands for its gradients. */
+static bool shrink_linear(shrinking *s)
+{
+    const verify_case plain = case_default();
+    verify_case candidate = *s->smallest;
+    clxent_desc *desc = &candidate.desc;
+    const uint32_t products = desc->outputs & (CLXENT_OUTPUT_HIDDEN_GRADIENT | CLXENT_OUTPUT_WEIGHT_GRADIENT |
+                                               CLXENT_OUTPUT_BIAS_GRADIENT);
+    static const char *const own[] = {
+        "op",
+        "has_bias",
+        "features",
+        "hidden_row_stride",
+        "weight_row_stride",
+        "hidden_gradient_row_stride",
+        "weight_gradient_row_stride",
+        "hidden_gradient_dtype",
+        "weight_gradient_dtype",
+        "bias_gradient_dtype",
+        "hidden_gradient_mode",
+        "weight_gradient_mode",
+        "bias_gradient_mode",
+        "workspace_limit",
+        NULL,
+    };
+
+    if (desc->op != CLXENT_OP_LINEAR_CROSS_ENTROPY) return false;
+    for (size_t i = 0; i < FIELDS; i++)
+        if (is_name(own, fields[i].name)) set_bits(&candidate, &fields[i], get_bits(&plain, &fields[i]));
+    desc->outputs ^= products;
+    if (products != 0) desc->outputs |= CLXENT_OUTPUT_GRADIENT;
+    return still_fails(s, &candidate);
+}
+
 size_t case_shrink(verify_case *c, case_fails_fn fails, void *payload, problem_fault *f)
 {
     shrinking s = { c, f, fails, payload, 0 };
@@ -560,6 +660,7 @@ size_t case_shrink(verify_case *c, case_fails_fn fails, void *payload, problem_f
     /* Each step that succeeds simplifies one field and spoils none, so that this ends. */
     for (bool smaller = true; smaller;) {
         smaller = shrink_inner(&s);
+        if (shrink_linear(&s)) smaller = true;
         for (size_t i = 0; i < FIELDS; i++) {
             const struct field *field = &fields[i];
             bool step = field->kind == KIND_SET ? drop_bits(&s, field) : set_default(&s, field);

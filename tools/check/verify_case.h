@@ -53,7 +53,7 @@ typedef struct case_feature {
     int output; /* the index of the output's bit, where the feature is an output; else -1 */
 } case_feature;
 
-enum { CASE_FEATURES = 96 };
+enum { CASE_FEATURES = 160 };
 size_t case_list_features(case_feature list[CASE_FEATURES]);
 bool case_has_feature(const verify_case *c, const case_feature *feature);
 
