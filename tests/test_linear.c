@@ -1,0 +1,325 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * test_linear.c - CLXENT_OP_LINEAR_CROSS_ENTROPY on the device: every option, dtype and stride against the reference, at the
+ * sizes where tiles, blocks and depths begin and end; chunks that decide no bits of a row; rows that do not count; the
+ * memory that it takes.
+ */
+#include "strategies.h"
+#include "support.h"
+
+#include <criterion/criterion.h>
+
+#include <dlfcn.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+TestSuite(linear, .init = open_device, .fini = close_device);
+
+enum {
+    GRADIENTS = CLXENT_OUTPUT_HIDDEN_GRADIENT | CLXENT_OUTPUT_WEIGHT_GRADIENT | CLXENT_OUTPUT_BIAS_GRADIENT,
+    TRAINING = CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_LOSSES | GRADIENTS,
+    OF_ROWS = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_ARGMAX | CLXENT_OUTPUT_ENTROPY,
+    EVERYTHING = TRAINING | OF_ROWS | CLXENT_OUTPUT_CORRECT | CLXENT_OUTPUT_BAD_TARGETS |
+                 CLXENT_OUTPUT_COMPUTED_DENOMINATOR | CLXENT_OUTPUT_COUNTED
+};
+
+static clxent_desc make_linear(uint32_t outputs, uint32_t dtype, size_t rows, size_t features, size_t classes)
+{
+    clxent_desc desc = make_desc(outputs, dtype, rows, 1, classes);
+    desc.op = CLXENT_OP_LINEAR_CROSS_ENTROPY;
+    desc.features = features;
+    desc.has_bias = (outputs & CLXENT_OUTPUT_BIAS_GRADIENT) != 0;
+    return desc;
+}
+
+/* ---- Against the reference ----------------------------------------------------------------- */
+
+/* Around a tile of 8 x 48 or 6 x 16, its vectors, and a depth of features. */
+static const size_t shapes[][3] = { { 1, 1, 1 },    { 2, 3, 5 },     { 7, 16, 47 },
+                                    { 8, 17, 48 },  { 9, 15, 49 },   { 17, 31, 96 },
+                                    { 25, 64, 97 }, { 49, 65, 200 }, { 3, 130, 1000 } };
+
+static void check_shapes(uint32_t dtype)
+{
+    for (size_t i = 0; i < COUNT(shapes); i += small_run() ? 3 : 1) {
+        const size_t *s = shapes[i];
+        clxent_desc desc = make_linear(TRAINING, dtype, s[0], s[1], s[2]);
+        if (i % 2 == 1) {
+            desc.hidden_row_stride = s[1] + 3;
+            desc.weight_row_stride = s[1] + 1;
+            desc.hidden_gradient_row_stride = s[1] + 5;
+            desc.weight_gradient_row_stride = s[1] + 2;
+        }
+        run_filled_case("shapes", &desc, FILL_IGNORED | FILL_GRAD_OUTPUT, 300 + i, 0);
+    }
+}
+
+Test(linear, every_shape_matches_the_reference)
+{
+    check_shapes(CLXENT_F32);
+    check_shapes(CLXENT_BF16);
+    if (full_run()) check_shapes(CLXENT_F16);
+    if (device.has_f64) check_shapes(CLXENT_F64);
+}
+
+Test(linear, every_output_and_option_matches_the_reference)
+{
+    clxent_desc desc = make_linear(EVERYTHING, CLXENT_F32, 23, 33, 70);
+    desc.seq = 23;
+    desc.batch = 1;
+    desc.label_smoothing = 0.1;
+    desc.z_loss = 1e-2;
+    desc.logit_scale = 0.5;
+    desc.softcap = SHARED_SOFTCAP;
+    desc.has_class_weights = desc.has_row_weights = 1;
+    desc.shift = 2;
+    desc.has_grad_entropy = desc.has_grad_lse = 1;
+    for (uint32_t reduction = 0; reduction < 3; reduction++) {
+        desc.reduction = reduction;
+        desc.outputs = reduction == CLXENT_REDUCTION_NONE ? EVERYTHING & ~CLXENT_OUTPUT_LOSS : EVERYTHING;
+        run_filled_case("options", &desc, FILL_IGNORED | FILL_GRAD_OUTPUT | FILL_BAD_TARGETS, 400 + reduction,
+                        0);
+    }
+}
+
+Test(linear, gradients_have_dtypes_and_modes_of_their_own)
+{
+    static const uint32_t dtypes[] = { CLXENT_F32, CLXENT_F16, CLXENT_BF16 };
+    for (size_t i = 0; i < 3; i++) {
+        clxent_desc desc = make_linear(TRAINING, CLXENT_BF16, 19, 18, 50);
+        desc.hidden_gradient_dtype = dtypes[i];
+        desc.weight_gradient_dtype = dtypes[(i + 1) % 3];
+        desc.bias_gradient_dtype = dtypes[(i + 2) % 3];
+        desc.hidden_gradient_mode = i != 0;
+        desc.weight_gradient_mode = i != 1;
+        desc.bias_gradient_mode = i != 2;
+        run_filled_case("dtypes", &desc, FILL_IGNORED, 500 + i, 0);
+    }
+}
+
+Test(linear, soft_targets_shift_and_chunk)
+{
+    clxent_desc desc = make_linear(TRAINING | CLXENT_OUTPUT_LSE, CLXENT_F32, 3, 9, 40);
+    desc.seq = 11;
+    desc.shift = 3;
+    desc.target_type = CLXENT_TARGET_PROBABILITIES_F32;
+    desc.target_row_stride = 43;
+    desc.has_row_weights = 1;
+    run_filled_case("soft targets", &desc, 0, 600, 0);
+    desc.workspace_limit = 3000; /* chunks that begin inside a sequence */
+    run_filled_case("soft targets, chunks", &desc, 0, 600, 0);
+}
+
+/* Groups of the parameters of GPUs. */
+Test(linear, groups_match_the_reference)
+{
+    const clxent_tuning groups = strategy_for(CLXENT_F32, EACH_GROUPS);
+    skip_unless_driver_takes(&groups);
+    force(&groups);
+    clxent_desc desc = make_linear(TRAINING, CLXENT_F32, 70, 35, 130);
+    desc.workspace_limit = 40000;
+    run_filled_case("groups", &desc, FILL_IGNORED, 700, 0);
+}
+
+/* ---- Chunks ---------------------------------------------------------------------------------- */
+
+static size_t workspace_of(const clxent_desc *desc)
+{
+    clxent_plan *plan = plan_with(NULL, desc);
+    const size_t size = clxent_plan_workspace_size(plan);
+    clxent_plan_destroy(plan);
+    return size;
+}
+
+static void run_limited(const char *name, const problem *p, size_t limit, clxent_host_args *out)
+{
+    problem limited = *p;
+    limited.desc.workspace_limit = limit;
+    run_with(name, NULL, &limited, 0, out);
+}
+
+/* What each row has, and the loss, have the same bits for every limit; sums over rows within their bounds. */
+Test(linear, chunks_decide_no_bits_of_a_row)
+{
+    const clxent_desc desc = make_linear(OF_ROWS | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_HIDDEN_GRADIENT |
+                                             CLXENT_OUTPUT_CORRECT | CLXENT_OUTPUT_COMPUTED_DENOMINATOR,
+                                         CLXENT_F32, 37, 20, 75);
+    const size_t most = workspace_of(&desc);
+    clxent_host_args whole, part;
+    problem p;
+
+    make_problem(&p, &desc, FILL_IGNORED, 800);
+    run_limited("no limit", &p, 0, &whole);
+    for (size_t limit = most; limit > most / 8; limit = limit * 3 / 4) {
+        run_limited("a limit", &p, limit, &part);
+        check_same_outputs("with a limit", &whole, &part);
+        free_outputs(&part);
+    }
+    free_run(&p, &whole);
+}
+
+Test(linear, compute_units_decide_no_bits)
+{
+    const clxent_desc desc = make_linear(TRAINING, CLXENT_F32, 70, 40, 100);
+    const cl_uint units = device.ctx->device.compute_units;
+    clxent_host_args one, many;
+    problem p;
+
+    make_problem(&p, &desc, FILL_IGNORED, 810);
+    device.ctx->device.compute_units = 1;
+    run_with("one", NULL, &p, 0, &one);
+    device.ctx->device.compute_units = 100;
+    run_with("a hundred", NULL, &p, 0, &many);
+    device.ctx->device.compute_units = units;
+    check_same_outputs("with more compute units", &one, &many);
+    free_outputs(&many);
+    free_run(&p, &one);
+}
+
+Test(linear, a_limit_is_kept_or_refused_with_what_it_takes)
+{
+    clxent_desc desc = make_linear(TRAINING, CLXENT_BF16, 33, 20, 75);
+    clxent_plan *plan;
+    size_t least = 0;
+
+    desc.workspace_limit = 1;
+    cr_assert_eq(clxent_plan_create(&plan, device.ctx, &desc), CLXENT_ERROR_INVALID_DESC);
+    cr_assert_null(plan);
+    cr_assert_eq(sscanf(last_error(),
+                        "workspace_limit is 1: takes at least %zu bytes with 33 rows, 75 classes and 20 "
+                        "features",
+                        &least),
+                 1, "%s", last_error());
+    desc.workspace_limit = least - 1;
+    cr_assert_eq(clxent_plan_create(&plan, device.ctx, &desc), CLXENT_ERROR_INVALID_DESC);
+    for (size_t limit = least; limit < 40 * least; limit = limit * 5 / 4 + 1) {
+        desc.workspace_limit = limit;
+        cr_assert_leq(workspace_of(&desc), limit);
+    }
+    desc.workspace_limit = least;
+    run_filled_case("least workspace", &desc, FILL_IGNORED, 820, 0);
+}
+
+/* A buffer of all logits would have more bytes than the device's largest. */
+Test(linear, logits_beyond_the_largest_buffer)
+{
+    const cl_ulong most = device.ctx->device.max_allocation;
+    const clxent_desc desc = make_linear(TRAINING, CLXENT_F32, 50, 8, 300);
+
+    device.ctx->device.max_allocation = (cl_ulong)30 * 300 * sizeof(float);
+    run_filled_case("chunks of what one buffer holds", &desc, FILL_IGNORED, 830, 0);
+    device.ctx->device.max_allocation = 1000;
+    clxent_plan *plan;
+    cr_assert_eq(clxent_plan_create(&plan, device.ctx, &desc), CLXENT_ERROR_UNSUPPORTED);
+    cr_assert_not_null(strstr(last_error(), "the largest buffer of the device is 1000: takes at least "),
+                       "%s", last_error());
+    device.ctx->device.max_allocation = most;
+}
+
+/* ---- Rows that do not count ------------------------------------------------------------------ */
+
+/* NaN in the hidden state of a row that is ignored or masked reaches nothing but what is asked of every row. */
+static void check_ignored_rows(uint32_t outputs)
+{
+    enum { ROWS = 12, FEATURES = 10, CLASSES = 30 };
+    clxent_desc desc = make_linear(outputs, CLXENT_F32, ROWS, FEATURES, CLASSES);
+    clxent_host_args clean, out;
+    problem p;
+
+    desc.reduction = CLXENT_REDUCTION_SUM;
+    make_problem(&p, &desc, FILL_IGNORED, 900);
+    run_with("clean", NULL, &p, 0, &clean);
+    for (size_t r = 0; r < ROWS; r++) {
+        for (size_t f = 0; f < FEATURES && target_of(&p, r) == desc.ignore_index; f++)
+            ((float *)(uintptr_t)p.args.hidden.data)[r * FEATURES + f] = NAN;
+    }
+    run_with("NaN", NULL, &p, 0, &out);
+    for (size_t r = 0; r < ROWS; r++) {
+        if (target_of(&p, r) != desc.ignore_index) continue;
+        for (size_t f = 0; f < FEATURES; f++)
+            cr_assert_eq(((float *)out.hidden_gradient.data)[r * FEATURES + f], 0, "row %zu", r);
+        if (out.lse.data != NULL) {
+            cr_assert(isnan(((float *)out.lse.data)[r]), "row %zu", r);
+            ((float *)out.lse.data)[r] = ((float *)clean.lse.data)[r];
+        }
+    }
+    check_same_outputs("with NaN where no row counts", &clean, &out);
+    free_outputs(&clean);
+    free_run(&p, &out);
+}
+
+Test(linear, rows_that_do_not_count_reach_nothing)
+{
+    check_ignored_rows(TRAINING);
+    check_ignored_rows(TRAINING | CLXENT_OUTPUT_LSE);
+}
+
+Test(linear, no_rows_count)
+{
+    clxent_desc desc = make_linear(TRAINING, CLXENT_F32, 9, 6, 20);
+    run_filled_case("all ignored", &desc, FILL_ALL_IGNORED, 910, 0);
+    desc.hidden_gradient_mode = desc.weight_gradient_mode = desc.bias_gradient_mode =
+        CLXENT_GRADIENT_ACCUMULATE;
+    run_filled_case("all ignored, accumulated", &desc, FILL_ALL_IGNORED, 911, 0);
+    desc = make_linear(TRAINING, CLXENT_F32, 0, 6, 20);
+    run_filled_case("no rows", &desc, 0, 912, 0);
+}
+
+/* ---- Memory ---------------------------------------------------------------------------------- */
+
+static size_t buffers_made;
+
+/* In front of the loader's: the library is linked into this program. */
+cl_mem clCreateBuffer(cl_context context, cl_mem_flags flags, size_t size, void *data, cl_int *code)
+{
+    __typeof__(&clCreateBuffer) real;
+    *(void **)&real = dlsym(RTLD_NEXT, "clCreateBuffer");
+    buffers_made++;
+    return real(context, flags, size, data, code);
+}
+
+/* Device memory is what the caller has made: inputs, outputs and a workspace of the stated size. */
+Test(linear, the_library_makes_no_buffers)
+{
+    clxent_desc desc = make_linear(TRAINING, CLXENT_F32, 40, 12, 60);
+    clxent_host_args out;
+    problem p;
+
+    make_problem(&p, &desc, FILL_IGNORED, 920);
+    clxent_plan *plan = plan_with(NULL, &desc);
+    const size_t after_plan = buffers_made;
+    run_once("counted", plan, &p, TRAINING, 0, &out);
+    const size_t of_the_test = buffers_made - after_plan;
+    size_t needed = clxent_plan_workspace_size(plan) > 0 ? 1 : 0;
+    for (int t = 0; t < TENSORS; t++)
+        needed += clxent_plan_bytes(plan, tensor_names[t]) > 0 && t != TENSOR_GRAD_OUTPUT &&
+                  t != TENSOR_DENOMINATOR && t != TENSOR_COMPUTED_DENOMINATOR && t != TENSOR_COUNTED;
+    cr_assert_eq(of_the_test, needed, "%zu buffers, %zu of them the caller's", of_the_test, needed);
+    clxent_plan_destroy(plan);
+    free_run(&p, &out);
+}
+
+/* ---- Calls ----------------------------------------------------------------------------------- */
+
+Test(linear, warm_and_describe)
+{
+    const clxent_desc desc = make_linear(TRAINING, CLXENT_F32, 20, 12, 60);
+    char text[400];
+    clxent_plan *plan = plan_with(NULL, &desc);
+
+    cr_assert_eq(clxent_plan_warm(plan, device.queue), CLXENT_OK, "%s", last_error());
+    cr_assert_eq(clxent_plan_describe(device.ctx, &desc, text, sizeof text), CLXENT_OK);
+    cr_assert_str_eq(text, clxent_plan_strategy(plan));
+    cr_assert_eq(strncmp(text, "linear: chunks of ", 18), 0, "%s", text);
+    clxent_plan_destroy(plan);
+    run_filled_case("after warming", &desc, FILL_IGNORED, 930, CASE_OUT_OF_ORDER);
+}
+
+Test(linear, outputs_of_a_run_and_larger_plans)
+{
+    const clxent_desc desc = make_linear(TRAINING | CLXENT_OUTPUT_CORRECT, CLXENT_F32, 21, 12, 60);
+    run_filled_case("subsets", &desc, FILL_IGNORED, 940, CASE_SUBSETS | CASE_LARGER_PLAN);
+    run_filled_case("parts", &desc, FILL_IGNORED, 941, CASE_PARTS);
+}
