@@ -3,11 +3,11 @@
  * host_arrays.c - the blocking call for arrays in host memory: cuts the rows into parts that fit the device,
  * moves them there and back, and gives the bits of one run over all rows.
  *
- * Every array has one of three scopes, which say what a device buffer holds of it. Call: all of it ([1] and
- * [classes]). Span: the rows of a span ([rows] arrays), which is the whole batch unless the device has no buffers
- * that large. Part: the rows of a part ([rows, classes] arrays). A part occupies one of a few slots, each with a
- * buffer for every array of its scope. On a device that shares the host's memory the buffers are windows over the
- * caller's arrays; on others three queues upload, compute and download different slots at the same time.
+ * Every array has one of three scopes, which say what a device buffer holds of it. Call: all of it ([1], [classes]
+ * and [classes, features]). Span: the rows of a span ([rows] arrays), which is the whole batch unless the device has no
+ * buffers that large. Part: the rows of a part ([rows, classes] and [rows, features] arrays). A part occupies one of a few
+ * slots, each with a buffer for every array of its scope. On a device that shares the host's memory the buffers are windows
+ * over the caller's arrays; on others three queues upload, compute and download different slots at the same time.
  */
 #include "internal.h"
 
@@ -24,6 +24,11 @@ enum { SLOTS = 3 };
  * on the fastest links, a hundred times a launch. */
 #define COPIED_PART_BYTES ((size_t)64 << 20)
 
+/* The workspace of linear cross-entropy where desc sets no limit: the least, and this for more rows in a chunk of logits.
+ * It has 2,048 rows of 131,072 f32 logits; each chunk passes over the weight five times, which from some hundred rows on
+ * takes less than the products. */
+#define CHUNK_BYTES ((size_t)1 << 30)
+
 /* A row count of 0 still needs buffers to name. */
 enum { EMPTY_BUFFER_BYTES = 64, TEXT_SIZE = 256 };
 
@@ -31,11 +36,13 @@ typedef enum scope { SCOPE_CALL, SCOPE_SPAN, SCOPE_PART } scope;
 
 typedef struct tensor {
     bool used;
-    bool input, output; /* gradient is both when accumulating */
+    bool input, output; /* a gradient is both when accumulating */
     scope scope;
-    char *data;          /* the caller's; written only where output */
-    size_t bytes;        /* from its first to its last element */
-    size_t width, pitch; /* bytes of an item, from item to item: of a row, or in SCOPE_PART of a slab */
+    char *data;   /* the caller's; written only where output */
+    size_t bytes; /* from its first to its last element */
+    /* bytes of an item, from item to item: of a row, in SCOPE_PART of a slab, in SCOPE_CALL of a class or of all */
+    size_t width, pitch;
+    size_t count; /* items, in SCOPE_CALL */
 } tensor;
 
 typedef struct device_buffer {
@@ -80,6 +87,37 @@ static void set_field(clxent_args *args, clxent_tensor t, cl_mem mem)
 
 /* ---- What the caller gave ------------------------------------------------------------------ */
 
+static bool accumulates(const clxent_desc *desc, clxent_tensor t)
+{
+    switch (t) {
+    case CLXENT_TENSOR_GRADIENT: return desc->gradient_mode == CLXENT_GRADIENT_ACCUMULATE;
+    case CLXENT_TENSOR_HIDDEN_GRADIENT: return desc->hidden_gradient_mode == CLXENT_GRADIENT_ACCUMULATE;
+    case CLXENT_TENSOR_WEIGHT_GRADIENT: return desc->weight_gradient_mode == CLXENT_GRADIENT_ACCUMULATE;
+    case CLXENT_TENSOR_BIAS_GRADIENT: return desc->bias_gradient_mode == CLXENT_GRADIENT_ACCUMULATE;
+    default: return false;
+    }
+}
+
+/* The items of a tensor: what is moved of it, and what lies between. */
+static void find_items(const run *r, clxent_tensor t, const clxent_need *need, tensor *own)
+{
+    const clxent_desc *desc = &r->desc;
+    const bool pads = t == CLXENT_TENSOR_GRADIENT && desc->gradient_padding == CLXENT_GRADIENT_PADDING_ZERO;
+    const size_t stride = t == CLXENT_TENSOR_WEIGHT            ? desc->weight_row_stride
+                          : t == CLXENT_TENSOR_WEIGHT_GRADIENT ? desc->weight_gradient_row_stride
+                                                               : 0;
+    const bool features =
+        t == CLXENT_TENSOR_HIDDEN || t == CLXENT_TENSOR_HIDDEN_GRADIENT || stride > desc->features;
+
+    own->count = 1;
+    own->pitch = own->width = need->row_bytes > 0 ? need->row_bytes : need->bytes;
+    if (features) own->width = desc->features * need->element_size;
+    else if (need->is_matrix && !pads) own->width = desc->classes * desc->inner * need->element_size;
+    if (own->scope != SCOPE_CALL || !features) return;
+    own->pitch = stride * need->element_size;
+    own->count = desc->classes;
+}
+
 static clxent_status read_tensor(run *r, clxent_tensor t, clxent_host_args *args)
 {
     tensor *own = &r->tensors[t];
@@ -102,29 +140,24 @@ static clxent_status read_tensor(run *r, clxent_tensor t, clxent_host_args *args
                            need.shape, need.bytes, field.size);
     }
     own->used = true;
-    own->input =
-        is_input(t) || (t == CLXENT_TENSOR_GRADIENT && r->desc.gradient_mode == CLXENT_GRADIENT_ACCUMULATE);
+    own->input = is_input(t) || accumulates(&r->desc, t);
     own->output = !is_input(t);
     own->scope = need.is_matrix ? SCOPE_PART : need.row_bytes > 0 ? SCOPE_SPAN : SCOPE_CALL;
     own->data = field.data;
     own->bytes = need.bytes;
-    own->pitch = need.row_bytes;
-    const bool pads = t == CLXENT_TENSOR_GRADIENT && r->desc.gradient_padding == CLXENT_GRADIENT_PADDING_ZERO;
-    own->width = need.row_bytes == 0       ? need.bytes
-                 : need.is_matrix && !pads ? r->desc.classes * r->desc.inner * need.element_size
-                                           : need.row_bytes;
+    find_items(r, t, &need, own);
     return CLXENT_OK;
 }
 
 static size_t items(const run *r, const tensor *t, size_t rows)
 {
-    return t->scope == SCOPE_PART ? rows / r->desc.inner : rows;
+    return t->scope == SCOPE_CALL ? t->count : t->scope == SCOPE_PART ? rows / r->desc.inner : rows;
 }
 
 /* From the first to the last element of so many rows. */
 static size_t bytes_of(const run *r, const tensor *t, size_t rows)
 {
-    if (t->scope == SCOPE_CALL) return t->width;
+    if (t->scope == SCOPE_CALL) return t->bytes;
     return rows == 0 ? 0 : (items(r, t, rows) - 1) * t->pitch + t->width;
 }
 
@@ -198,10 +231,13 @@ static size_t span_bytes_per_row(const run *r)
     return bytes;
 }
 
-/* All rows, if their buffers fit into the largest allocation and a quarter of memory together. */
+static bool is_linear(const run *r) { return r->desc.op == CLXENT_OP_LINEAR_CROSS_ENTROPY; }
+
+/* All rows, if their buffers fit into the largest allocation and a quarter of memory together. Linear cross-entropy takes
+ * one span: hidden states, of which a row is longer, fill the host's memory before targets fill a buffer. */
 static clxent_status choose_span(run *r, size_t limit, size_t memory)
 {
-    const size_t unit = smaller(clxent_span_unit(&r->desc), r->rows);
+    const size_t unit = is_linear(r) ? r->rows : smaller(clxent_span_unit(&r->desc), r->rows);
     /* An eighth of the workspace is for what else it holds: partial sums, pieces of rows. */
     size_t most = (limit - limit / 8) / (clxent_acc_size(&r->desc) + 1);
     const char *largest = "workspace";
@@ -221,6 +257,46 @@ static clxent_status choose_span(run *r, size_t limit, size_t memory)
     }
     const size_t fit = smaller(most, memory / 4 / span_bytes_per_row(r));
     r->span_rows = fit >= r->rows ? r->rows : fit < unit ? unit : fit / unit * unit;
+    return CLXENT_OK;
+}
+
+/* Arrays that are not cut: each in one buffer. */
+static clxent_status check_call_arrays(const run *r, size_t limit)
+{
+    for (int i = 0; i < CLXENT_TENSORS; i++) {
+        const tensor *t = &r->tensors[i];
+        if (!t->used || t->scope != SCOPE_CALL || t->bytes <= limit) continue;
+        return clxent_fail(r->ctx, CLXENT_ERROR_UNSUPPORTED,
+                           "%s takes %zu bytes, the device takes %zu for one buffer, and only rows are cut",
+                           clxent_tensor_name((clxent_tensor)i), t->bytes, limit);
+    }
+    return CLXENT_OK;
+}
+
+/* Sets workspace_limit. Of a device with memory of its own it then takes away what parts cannot have: the workspace, and the
+ * arrays that are not cut. */
+static clxent_status choose_workspace(run *r, size_t limit, size_t *memory)
+{
+    size_t arrays = 0, least, most, workspace;
+    uint32_t group;
+
+    for (int i = 0; i < CLXENT_TENSORS && r->copy; i++) {
+        const tensor *t = &r->tensors[i];
+        if (t->used && t->scope == SCOPE_CALL) arrays = saturating_add(arrays, t->bytes);
+    }
+    CLXENT_TRY(clxent_plan_measure(r->ctx, &r->desc, NULL, r->rows, 1, &least, &group));
+    const size_t half = *memory > arrays ? (*memory - arrays) / 2 : 0;
+    most = r->desc.workspace_limit != 0 ? r->desc.workspace_limit : saturating_add(least, CHUNK_BYTES);
+    most = smaller(smaller(most, limit), half);
+    r->desc.workspace_limit = most > least ? most : least;
+    CLXENT_TRY(clxent_plan_measure(r->ctx, &r->desc, NULL, r->rows, r->rows, &workspace, &group));
+    if (saturating_add(arrays, workspace) >= *memory) {
+        return clxent_fail(r->ctx, CLXENT_ERROR_UNSUPPORTED,
+                           "weight: the arrays that are not cut take %zu bytes and the workspace at least "
+                           "%zu, the device has %zu in all",
+                           arrays, least, *memory);
+    }
+    if (r->copy) *memory -= arrays + workspace;
     return CLXENT_OK;
 }
 
@@ -285,8 +361,8 @@ static clxent_status refuse_part(const run *r, size_t max_chunk_bytes, size_t li
             largest, limit);
     }
     return clxent_fail(r->ctx, CLXENT_ERROR_UNSUPPORTED,
-                       "%s: %s takes %zu bytes in all arrays of [rows, classes], the device has %zu for them",
-                       name, text, all, memory);
+                       "%s: %s takes %zu bytes in all arrays of [rows, %s], the device has %zu for them",
+                       name, text, all, is_linear(r) ? "features] and [rows, classes" : "classes", memory);
 }
 
 /* Whole pages, or cache lines, lie between the beginnings of large parts: a window then shares none with the next. */
@@ -338,7 +414,8 @@ static void find_into(run *r, clxent_tensor t, void *found)
 static clxent_status read_arguments(run *r, const clxent_desc *desc, const clxent_host_args *args)
 {
     const clxent_device *device = &r->ctx->device;
-    const size_t limit = clamp_size(device->max_allocation), memory = clamp_size(device->global_memory);
+    const size_t limit = clamp_size(device->max_allocation);
+    size_t memory = clamp_size(device->global_memory);
     char text[TEXT_SIZE] = "";
     clxent_host_args own;
     clxent_status status = clxent_struct_copy(CLXENT_STRUCT_DESC, &r->desc, desc, text, sizeof text);
@@ -361,14 +438,18 @@ static clxent_status read_arguments(run *r, const clxent_desc *desc, const clxen
                             .scope = SCOPE_CALL,
                             .data = record->data,
                             .bytes = record_bytes,
-                            .width = record_bytes };
+                            .width = record_bytes,
+                            .pitch = record_bytes,
+                            .count = 1 };
     }
     find_into(r, CLXENT_TENSOR_BAD_TARGETS, &r->found.bad_targets);
     find_into(r, CLXENT_TENSOR_COMPUTED_DENOMINATOR, &r->found.computed_denominator);
     find_into(r, CLXENT_TENSOR_COUNTED, &r->found.counted);
     r->slot_count = 1;
+    CLXENT_TRY(check_call_arrays(r, limit));
     if (r->rows == 0) return CLXENT_OK;
     CLXENT_TRY(choose_span(r, limit, memory));
+    if (is_linear(r)) CLXENT_TRY(choose_workspace(r, limit, &memory));
     return choose_part(r, own.max_chunk_bytes, limit, memory);
 }
 
@@ -499,7 +580,7 @@ static clxent_status check_enqueued(run *r, cl_int code, const char *what)
     return clxent_check_cl(r->ctx, code, what);
 }
 
-static bool is_dense(const tensor *t) { return t->scope == SCOPE_CALL || t->width == t->pitch; }
+static bool is_dense(const tensor *t) { return t->width == t->pitch; }
 
 /* Rows of t to the device. Padding stays behind: what the device has there is never read. */
 static clxent_status send(run *r, const tensor *t, const char *data, size_t rows, const device_buffer *to)
@@ -732,7 +813,7 @@ static clxent_status run_targets(run *r)
         r->tensors[CLXENT_TENSOR_COMPUTED_DENOMINATOR].used || r->tensors[CLXENT_TENSOR_COUNTED].used;
     const bool divides = desc->reduction == CLXENT_REDUCTION_MEAN &&
                          !r->tensors[CLXENT_TENSOR_DENOMINATOR].used &&
-                         (desc->outputs & (CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT)) != 0 &&
+                         (desc->outputs & (CLXENT_OUTPUT_LOSS | CLXENT_GRADIENTS)) != 0 &&
                          clxent_needs_targets(desc, desc->outputs);
 
     if (!divides && !counts && !reports_bad_targets(desc)) return CLXENT_OK;

@@ -296,14 +296,14 @@ typedef struct clxent_plan_build {
 clxent_status clxent_plan_program(const clxent_tuning_rows *own, const clxent_device *device,
                                   const clxent_desc *desc, clxent_plan_build *build);
 
-/* A batch in parts, for host_arrays.c: the [rows, classes] tensors come part by part, one enqueue each, in order,
- * on one in-order queue. All parts share one workspace, which keeps the denominator and what is reduced over the rows.
- * Outputs of
- * all parts have the bits of one clxent_enqueue() over the batch.
+/* A batch in parts, for host_arrays.c: the [rows, classes] and [rows, features] tensors come part by part, one enqueue
+ * each, in order, on one in-order queue. All parts share one workspace, which keeps the denominator and what is reduced
+ * over the rows. Outputs of all parts have the bits of one clxent_enqueue() over the batch, but for the gradients of
+ * weight and bias.
  *
  * A part is a multiple of clxent_part_unit() rows. [rows] buffers hold the whole batch, or, where that does not fit
  * the device, one span of it after the other: each a multiple of clxent_span_unit() rows, but for the last. A pass
- * goes over all spans. */
+ * goes over all spans. CLXENT_OP_LINEAR_CROSS_ENTROPY takes one span. */
 typedef enum clxent_pass {
     /* What clxent_enqueue() does, for a batch in one part. */
     CLXENT_PASS_ALL = 0,

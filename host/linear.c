@@ -240,7 +240,7 @@ static clxent_status choose_chunks(const clxent_plan *plan, const clxent_tuning 
     const size_t largest = (size_t)plan->ctx->device.max_allocation;
     const bool limited = desc->workspace_limit != 0 && desc->workspace_limit < largest;
     const size_t limit = limited ? desc->workspace_limit : largest;
-    const size_t rows = plan->rows > 0 ? plan->rows : 1;
+    const size_t rows = plan->part_rows > 0 ? plan->part_rows : 1;
     const size_t most = desc->workspace_limit != 0 ? INT32_MAX : PANEL_ROWS;
     size_t chunk = rows < most ? rows : most, loss_size;
 
@@ -387,6 +387,13 @@ clxent_status clxent_linear_describe(clxent_plan *plan, const clxent_tuning *tun
     CLXENT_TRY(prepare(plan, tuning));
     CLXENT_TRY(clxent_plan_describe(plan->ctx, &desc, loss, sizeof loss));
     describe(plan, plan->linear, loss);
+    return CLXENT_OK;
+}
+
+clxent_status clxent_linear_measure(clxent_plan *plan, const clxent_tuning *tuning)
+{
+    CLXENT_TRY(prepare(plan, tuning));
+    plan->workspace_size = plan->linear->workspace_size;
     return CLXENT_OK;
 }
 
@@ -738,7 +745,7 @@ static clxent_status launch_chunks(run *r)
     if (r->part.pass != CLXENT_PASS_LOGITS && l->loss->targets_partials != NULL) {
         CLXENT_TRY(enqueue_loss(r, &c, CLXENT_PASS_TARGETS));
     }
-    if (!rows) return CLXENT_OK;
+    if (!rows || r->part.pass == CLXENT_PASS_TARGETS) return CLXENT_OK;
     do {
         c.rows = r->rows - c.first < l->chunk_rows ? r->rows - c.first : l->chunk_rows;
         CLXENT_TRY(locked(r, &c, launch_rows));

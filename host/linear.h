@@ -12,8 +12,9 @@
 clxent_status clxent_linear_create(clxent_plan *plan, const clxent_tuning *tuning);
 void clxent_linear_destroy(struct clxent_linear *linear); /* NULL is fine */
 
-/* As clxent_linear_create() without building anything: for plan->strategy alone. */
+/* As clxent_linear_create() without building anything: for plan->strategy alone, or plan->workspace_size. */
 clxent_status clxent_linear_describe(clxent_plan *plan, const clxent_tuning *tuning);
+clxent_status clxent_linear_measure(clxent_plan *plan, const clxent_tuning *tuning);
 
 /* Launches a run whose arguments are checked. */
 clxent_status clxent_linear_launch(run *r, cl_event *event);

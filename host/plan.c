@@ -673,8 +673,12 @@ clxent_status clxent_plan_measure(clxent_context *ctx, const clxent_desc *desc, 
     clxent_status status;
     clxent_plan *plan = prepare(ctx, desc, span_rows, part_rows, &status);
     if (plan == NULL) return status;
-    choose(plan, tuning);
-    status = lay_out_workspace(plan);
+    if (plan->desc.op == CLXENT_OP_LINEAR_CROSS_ENTROPY) {
+        status = clxent_linear_measure(plan, tuning);
+    } else {
+        choose(plan, tuning);
+        status = lay_out_workspace(plan);
+    }
     *workspace = plan->workspace_size;
     *group = plan->tuning.group;
     clxent_plan_destroy(plan);

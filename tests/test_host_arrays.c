@@ -163,6 +163,219 @@ Test(host_arrays, chunks_give_the_bits_of_one_run)
     }
 }
 
+static void expect_ok(const clxent_desc *desc, const clxent_host_args *args, size_t number)
+{
+    cr_assert(clxent_run_host(device.ctx, desc, args) == CLXENT_OK, "%zu: %s", number, last_error());
+}
+
+/* ---- Linear cross-entropy -------------------------------------------------------------------- */
+
+#define LINEAR \
+    "op=linear-cross-entropy;outputs=losses+loss+lse+argmax+correct+hidden_gradient+weight_gradient"
+#define LINEAR_ROWS "op=linear-cross-entropy;outputs=losses+loss+lse+hidden_gradient+weight_gradient"
+#define LINEAR_BIAS LINEAR "+bias_gradient;has_bias=1"
+#define LINEAR_PADDED \
+    ";hidden_row_stride=17;weight_row_stride=15;hidden_gradient_row_stride=14;weight_gradient_row_stride=16"
+#define LINEAR_ACCUMULATED \
+    ";hidden_gradient_mode=accumulate;weight_gradient_mode=accumulate;bias_gradient_mode=accumulate"
+
+/* Repeated as cases[] above. */
+static const struct {
+    const char *name, *fields;
+} linear_cases[] = {
+    { "linear", LINEAR ";classes=19;features=13;fill=ignored" },
+    { "linear, bias, padded, accumulated",
+      LINEAR_BIAS ";classes=19;features=13;fill=ignored" LINEAR_PADDED LINEAR_ACCUMULATED },
+    { "linear, padded", LINEAR_BIAS ";classes=19;features=13;fill=ignored" LINEAR_PADDED },
+    { "linear, weighted sum",
+      LINEAR_BIAS ";classes=7;features=5;has_class_weights=1;has_row_weights=1;z_loss=0.25;reduction=sum;"
+                  "fill=ignored" },
+    { "linear, a denominator", LINEAR ";classes=19;features=13;fill=ignored+denominator+grad-output" },
+    { "linear, no reduction",
+      "op=linear-cross-entropy;outputs=losses+hidden_gradient+weight_gradient;classes=19;features=13;"
+      "reduction=none;fill=grad-output" },
+    { "linear, nothing of the targets", "op=linear-cross-entropy;outputs=lse+argmax;classes=19;features=13" },
+    { "linear, weight alone, no record of bad targets",
+      "op=linear-cross-entropy;outputs=weight_gradient;classes=19;features=13;bad_target=nan" },
+    { "linear, shifted", LINEAR ";classes=19;features=13;seq=10;shift=3;fill=ignored" },
+    { "linear, probabilities",
+      LINEAR_ROWS ";classes=19;features=13;target_type=probabilities-f32;target_row_stride=20" },
+    { "linear, probabilities, shifted",
+      LINEAR_ROWS ";classes=19;features=13;target_type=probabilities-f32;target_row_stride=20;seq=11;"
+                  "shift=1" },
+    { "linear, f16", LINEAR_BIAS ";classes=19;features=13;dtype=f16;fill=ignored" LINEAR_ACCUMULATED },
+    { "linear, bf16",
+      LINEAR_BIAS ";classes=19;features=13;dtype=bf16;hidden_gradient_dtype=f32;bias_gradient_dtype=f32;"
+                  "fill=ignored" LINEAR_PADDED },
+    { "linear, f64", LINEAR ";classes=19;features=13;dtype=f64" },
+    { "linear, upstreams",
+      "op=linear-cross-entropy;outputs=loss+entropy+hidden_gradient+weight_gradient;classes=19;features=13;"
+      "has_grad_entropy=1;has_grad_lse=1;fill=ignored" },
+    { "linear, bad targets NaN", LINEAR ";classes=19;features=13;bad_target=nan;fill=bad-targets+ignored" },
+    { "linear, bad targets ignored",
+      LINEAR ";classes=19;features=13;bad_target=ignore;fill=bad-targets+ignored" },
+};
+
+/* Sums over chunks: their bits depend on the cuts. */
+enum { SUMS_OF_CHUNKS = CLXENT_OUTPUT_WEIGHT_GRADIENT | CLXENT_OUTPUT_BIAS_GRADIENT };
+
+/* Of some thousand terms in another order: 2^-16 of the largest sum, and twice the rounding of what is stored. A row that is
+ * missing, or counted twice, moves them by more. */
+static void check_sums(const char *name, const problem *p, const execution *a, const execution *b, int tensor,
+                       uint32_t dtype)
+{
+    const bool weight = tensor == TENSOR_WEIGHT_GRADIENT;
+    const size_t columns = weight ? p->desc.features : 1, own = p->desc.weight_gradient_row_stride;
+    const size_t stride = weight && own != 0 ? own : columns;
+    const image *x = image_of(a, tensor), *y = image_of(b, tensor);
+    const double rounding = dtype == CLXENT_F16 ? 0x1p-10 : dtype == CLXENT_BF16 ? 0x1p-7 : 0;
+    double largest = 0;
+
+    for (int pass = 0; pass < 2; pass++) {
+        for (size_t i = 0; i < p->desc.classes * columns; i++) {
+            const size_t at = i / columns * stride + i % columns;
+            const double want = get_element(x->after + x->front, dtype, at);
+            const double got = get_element(y->after + y->front, dtype, at);
+            if (pass == 0 && isfinite(want)) largest = fmax(largest, fabs(want));
+            if (pass == 0 || (isnan(want) && isnan(got))) continue;
+            cr_assert(fabs(got - want) <= 0x1p-16 * largest + rounding * fabs(want),
+                      "%s: %s %zu is %.9g, want %.9g", name, tensor_names[tensor], at, got, want);
+        }
+    }
+    cr_assert(largest > 0 || p->desc.bad_target == CLXENT_BAD_TARGET_NAN, "%s: %s is 0", name,
+              tensor_names[tensor]);
+}
+
+static uint32_t or_dtype(const problem *p, uint32_t dtype) { return dtype != 0 ? dtype : p->desc.dtype; }
+
+static void check_like(const char *name, const problem *p, const execution *want, const execution *got,
+                       bool same_cuts)
+{
+    const uint32_t outputs = p->desc.outputs;
+    problem_fault f;
+
+    cr_assert(check_same_bits("than by clxent_enqueue()", p, want, got,
+                              same_cuts ? outputs : outputs & ~(uint32_t)SUMS_OF_CHUNKS, &f),
+              "%s: %s", name, f.text);
+    if ((outputs & CLXENT_OUTPUT_WEIGHT_GRADIENT) != 0)
+        check_sums(name, p, want, got, TENSOR_WEIGHT_GRADIENT, or_dtype(p, p->desc.weight_gradient_dtype));
+    if ((outputs & CLXENT_OUTPUT_BIAS_GRADIENT) != 0)
+        check_sums(name, p, want, got, TENSOR_BIAS_GRADIENT, or_dtype(p, p->desc.bias_gradient_dtype));
+}
+
+/* p by clxent_enqueue(): the whole batch, with a workspace of about so many bytes less than it could be. */
+static void enqueue_whole(const char *name, problem *p, execution *whole, size_t bytes_less)
+{
+    const runner on = { device.cl, device.queue, NULL, device.ctx, NULL };
+    clxent_plan *plan = plan_with(NULL, &p->desc);
+    problem_fault f;
+
+    p->desc.workspace_limit = clxent_plan_workspace_size(plan) - bytes_less;
+    clxent_plan_destroy(plan);
+    plan = plan_with(NULL, &p->desc);
+    cr_assert(execute(whole, &on, plan, p, p->desc.outputs, NULL, CASE_ALIGNED, &f), "%s: %s", name, f.text);
+    clxent_plan_destroy(plan);
+}
+
+static void check_linear(const char *name, const verify_case *c)
+{
+    static const size_t chunks[] = { 1, 100, 3 };
+    execution whole, cut;
+    problem p;
+    char way[128];
+
+    make_problem(&p, &c->desc, c->fill, 11);
+    const size_t rows = p.desc.batch * p.desc.seq, logits = rows * p.desc.classes;
+    enqueue_whole(name, &p, &whole, logits / 2 * sizeof(float));
+    for (size_t i = 0; i < 2 * COUNT(chunks); i++) {
+        const size_t count = chunks[i / 2];
+        const bool copy = i % 2 == 1;
+        if (small_run() && count == 3) break;
+        snprintf(way, sizeof way, "%s, %zu chunks%s", name, count, copy ? ", copied" : "");
+        if (count == 3) p.desc.workspace_limit = 0;
+        run(way, &p, &cut, i < 2 ? 0 : CASE_ALIGNED, copy, limit_for(&p, count));
+        check_like(way, &p, &whole, &cut, count == 1);
+        free_execution(&cut);
+    }
+    free_execution(&whole);
+    free_problem(&p);
+}
+
+static void read_linear(size_t i, verify_case *c)
+{
+    problem_fault f;
+    cr_assert(case_read(c, linear_cases[i].fields, &f), "%s: %s", linear_cases[i].name, f.text);
+    c->desc.batch *= many_rows() / (c->desc.batch * c->desc.seq);
+}
+
+Test(host_arrays, linear_chunks_give_the_bits_of_one_run)
+{
+    for (size_t i = 0; i < COUNT(linear_cases); i++) {
+        verify_case c;
+        read_linear(i, &c);
+        if (c.desc.dtype != CLXENT_F64 || device.has_f64) check_linear(linear_cases[i].name, &c);
+    }
+}
+
+/* Parts and workspace within these limits of the device (0: its own). */
+static void check_linear_limits(const char *name, size_t max_allocation, size_t global_memory)
+{
+    const clxent_device real = device.ctx->device;
+    execution whole, cut;
+    verify_case c;
+    problem p;
+
+    read_linear(1, &c);
+    c.desc.batch = 100;
+    make_problem(&p, &c.desc, c.fill, 5);
+    enqueue_whole(name, &p, &whole, 0);
+    p.desc.workspace_limit = 0;
+    for (int copy = 0; copy < 2; copy++) {
+        if (max_allocation > 0) device.ctx->device.max_allocation = max_allocation;
+        if (global_memory > 0) device.ctx->device.global_memory = global_memory;
+        run(name, &p, &cut, CASE_ALIGNED, copy == 1, 0);
+        check_like(name, &p, &whole, &cut, false);
+        free_execution(&cut);
+        device.ctx->device = real;
+    }
+    free_execution(&whole);
+    free_problem(&p);
+}
+
+Test(host_arrays, linear_chunks_follow_from_the_device)
+{
+    check_linear_limits("buffers of 3 KB", 3 << 10, 0);
+    check_linear_limits("memory of 24 KB", 0, 24 << 10);
+    check_linear_limits("memory of 10 KB", 0, 10 << 10); /* copied, one slot of one row */
+}
+
+Test(host_arrays, linear_without_rows)
+{
+    for (int copy = 0; copy < 2; copy++) {
+        clxent_desc desc = make_desc(CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_HIDDEN_GRADIENT |
+                                         CLXENT_OUTPUT_WEIGHT_GRADIENT | CLXENT_OUTPUT_BIAS_GRADIENT,
+                                     CLXENT_F32, 0, 5, 3);
+        const float weight[6] = { 1, 2, 3, 4, 5, 6 }, bias[3] = { 0, 0, 0 };
+        float loss = -1, weight_gradient[6] = { 7, 7, 7, 7, 7, 7 }, bias_gradient[3] = { 7, 7, 7 };
+        clxent_host_args args = CLXENT_HOST_ARGS_INIT;
+
+        desc.op = CLXENT_OP_LINEAR_CROSS_ENTROPY;
+        desc.features = 2;
+        desc.has_bias = 1;
+        desc.bias_gradient_mode = CLXENT_GRADIENT_ACCUMULATE;
+        device.ctx->device.host_memory = !copy;
+        args.weight = (clxent_input){ weight, sizeof weight };
+        args.bias = (clxent_input){ bias, sizeof bias };
+        args.loss = (clxent_output){ &loss, sizeof loss };
+        args.weight_gradient = (clxent_output){ weight_gradient, sizeof weight_gradient };
+        args.bias_gradient = (clxent_output){ bias_gradient, sizeof bias_gradient };
+        expect_ok(&desc, &args, (size_t)copy);
+        cr_assert(isnan(loss), "%g", loss);
+        for (size_t i = 0; i < 6; i++) cr_assert(weight_gradient[i] == 0, "%g", weight_gradient[i]);
+        for (size_t i = 0; i < 3; i++) cr_assert(bias_gradient[i] == 7, "%g", bias_gradient[i]);
+    }
+}
+
 /* ---- Edges --------------------------------------------------------------------------------- */
 
 static clxent_desc host_desc(size_t rows, size_t classes)
@@ -170,11 +383,6 @@ static clxent_desc host_desc(size_t rows, size_t classes)
     return make_desc(CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_LSE |
                          CLXENT_OUTPUT_ARGMAX | CLXENT_OUTPUT_CORRECT | CLXENT_OUTPUT_STATISTICS,
                      CLXENT_F32, rows, 1, classes);
-}
-
-static void expect_ok(const clxent_desc *desc, const clxent_host_args *args, size_t number)
-{
-    cr_assert(clxent_run_host(device.ctx, desc, args) == CLXENT_OK, "%zu: %s", number, last_error());
 }
 
 Test(host_arrays, no_rows_need_no_arrays)
@@ -355,30 +563,37 @@ Test(host_arrays, null_arguments)
     cr_assert(strstr(last_error(), "args") != NULL, "%s", last_error());
 }
 
-Test(host_arrays, each_array_must_be_there_and_large_enough)
+/* Of all that are given but grad_output and denominator. */
+static void check_each_array(fixture *x)
 {
-    clxent_desc desc = host_desc(3, 4);
-    fixture x;
     char size[32];
 
-    desc.has_class_weights = desc.has_row_weights = 1;
-    open_fixture(&x, &desc, FILL_GRAD_OUTPUT | FILL_DENOMINATOR);
     for (int t = 0; t < CLXENT_TENSORS; t++) {
         const char *name = clxent_tensor_name((clxent_tensor)t);
-        clxent_output *field = array_of(&x.args, t);
+        clxent_output *field = array_of(&x->args, t);
         const clxent_output whole = *field;
         if (whole.data == NULL) continue;
         field->size--;
         snprintf(size, sizeof size, "= %zu bytes, got %zu", whole.size, field->size);
-        expect_error(name, &x, CLXENT_ERROR_BUFFER_TOO_SMALL, WORDS(name, "[", size));
+        expect_error(name, x, CLXENT_ERROR_BUFFER_TOO_SMALL, WORDS(name, "[", size));
         field->size = whole.size;
         if (t != CLXENT_TENSOR_GRAD_OUTPUT && t != CLXENT_TENSOR_DENOMINATOR) {
             field->data = NULL;
             snprintf(size, sizeof size, "%zu bytes", whole.size);
-            expect_error(name, &x, CLXENT_ERROR_NULL_ARGUMENT, WORDS(name, size));
+            expect_error(name, x, CLXENT_ERROR_NULL_ARGUMENT, WORDS(name, size));
         }
         *field = whole;
     }
+}
+
+Test(host_arrays, each_array_must_be_there_and_large_enough)
+{
+    clxent_desc desc = host_desc(3, 4);
+    fixture x;
+
+    desc.has_class_weights = desc.has_row_weights = 1;
+    open_fixture(&x, &desc, FILL_GRAD_OUTPUT | FILL_DENOMINATOR);
+    check_each_array(&x);
     close_fixture(&x);
 }
 
@@ -518,6 +733,77 @@ Test(host_arrays, chunks_and_spans_follow_from_the_device)
     if (!small_run()) check_limits("spans without a loss", &desc, 5003 * ROW, 0);
 }
 
+static clxent_desc linear_desc(size_t rows)
+{
+    clxent_desc desc =
+        make_desc(CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_ARGMAX |
+                      CLXENT_OUTPUT_CORRECT | CLXENT_OUTPUT_HIDDEN_GRADIENT | CLXENT_OUTPUT_WEIGHT_GRADIENT |
+                      CLXENT_OUTPUT_BIAS_GRADIENT,
+                  CLXENT_F32, rows, 1, 19);
+    desc.op = CLXENT_OP_LINEAR_CROSS_ENTROPY;
+    desc.features = 13;
+    desc.has_bias = 1;
+    return desc;
+}
+
+Test(host_arrays, linear_arrays_must_be_there_large_enough_and_apart)
+{
+    const clxent_desc desc = linear_desc(3);
+    fixture x;
+
+    open_fixture(&x, &desc, FILL_PLAIN);
+    check_each_array(&x);
+    const clxent_host_args good = x.args;
+    x.args.weight_gradient.data = (char *)x.args.weight.data + 4;
+    expect_error("overlap", &x, CLXENT_ERROR_INVALID_ARGUMENT, WORDS("weight_gradient overlaps weight"));
+    x.args = good;
+    x.args.hidden_gradient.data = (void *)x.args.hidden.data;
+    expect_error("in place", &x, CLXENT_ERROR_INVALID_ARGUMENT, WORDS("hidden_gradient overlaps hidden"));
+    close_fixture(&x);
+}
+
+/* 19 x 13 f32 of weight are 988 bytes. */
+Test(host_arrays, linear_that_has_no_room)
+{
+    const clxent_desc desc = linear_desc(50);
+    const clxent_device real = device.ctx->device;
+    fixture x;
+
+    open_fixture(&x, &desc, FILL_PLAIN);
+    x.args.max_chunk_bytes = 51;
+    expect_error("limit", &x, CLXENT_ERROR_INVALID_ARGUMENT,
+                 WORDS("max_chunk_bytes is 51", "at least 52", "one row", "hidden"));
+    x.args.max_chunk_bytes = 0;
+    x.p.desc.workspace_limit = 64;
+    expect_error("workspace", &x, CLXENT_ERROR_INVALID_DESC,
+                 WORDS("workspace_limit is 64", "takes at least", "bytes"));
+    x.p.desc.workspace_limit = 0;
+    for (int copy = 0; copy < 2; copy++) {
+        device.ctx->device.host_memory = copy == 0;
+        device.ctx->device.max_allocation = 987;
+        expect_error("weight", &x, CLXENT_ERROR_UNSUPPORTED,
+                     WORDS("weight takes 988 bytes", "the device takes 987"));
+        device.ctx->device.max_allocation = 988;
+        x.p.desc.weight_gradient_dtype = CLXENT_F16; /* has sums in f32 */
+        expect_error("workspace", &x, CLXENT_ERROR_UNSUPPORTED,
+                     WORDS("the largest buffer of the device is 988", "takes at least"));
+        device.ctx->device.max_allocation = real.max_allocation;
+        x.p.desc.weight_gradient_dtype = 0;
+    }
+    device.ctx->device.global_memory = 2000; /* copied */
+    expect_error("memory", &x, CLXENT_ERROR_UNSUPPORTED,
+                 WORDS("the arrays that are not cut take 2164 bytes", "the device has 2000"));
+    close_fixture(&x);
+
+    clxent_desc rows = desc;
+    rows.batch = 500;
+    open_fixture(&x, &rows, FILL_PLAIN);
+    device.ctx->device = real;
+    device.ctx->device.max_allocation = 3999; /* targets are i64 */
+    expect_error("rows", &x, CLXENT_ERROR_UNSUPPORTED, WORDS("targets", "the device takes 3999"));
+    close_fixture(&x);
+}
+
 /* ---- Targets out of range -------------------------------------------------------------------- */
 
 static void expect_bad_target(const char *name, clxent_desc desc, size_t row, int64_t value)
@@ -568,6 +854,13 @@ Test(host_arrays, a_target_out_of_range_is_named_and_nothing_is_written)
     desc.op = CLXENT_OP_ONE_HOT;
     desc.outputs = CLXENT_OUTPUT_ONE_HOT;
     expect_bad_target("one-hot", desc, 12, 6);
+    desc = linear_desc(rows);
+    expect_bad_target("linear", desc, rows / 3, 19);
+    desc.batch = rows / 10;
+    desc.seq = 10;
+    desc.shift = 2;
+    desc.reduction = CLXENT_REDUCTION_SUM; /* without a denominator */
+    expect_bad_target("linear, shifted", desc, 10 * (desc.batch - 1) + 3, -77);
 }
 
 Test(host_arrays, the_first_of_many_bad_targets_is_reported)

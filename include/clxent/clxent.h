@@ -707,9 +707,10 @@ typedef struct clxent_output {
 /* As clxent_args, in host memory. The outputs computed are those of desc.outputs; each needs its array,
  * but bad_targets. Of the inputs only what desc needs is read. */
 typedef struct clxent_host_args {
-    size_t struct_size;     /* set by CLXENT_HOST_ARGS_INIT */
-    size_t max_chunk_bytes; /* 0, or an upper limit to the device memory that one buffer of a [rows, classes]
-                               array takes; at least what one row (below) needs */
+    size_t struct_size; /* set by CLXENT_HOST_ARGS_INIT */
+    size_t
+        max_chunk_bytes; /* 0, or an upper limit to the device memory that one buffer of a [rows, classes] or
+                               [rows, features] array takes; at least what one row (below) needs */
 
     /* As the field of clxent_args with this name, without an offset. */
     clxent_input logits;
@@ -758,15 +759,23 @@ CLXENT_API void clxent_host_args_init(clxent_host_args *args);
 
 /* Computes desc on arrays in host memory and returns when they are written. Rows are cut into chunks that
  * fit the device's largest buffer (CL_DEVICE_MAX_MEM_ALLOC_SIZE) and its memory, down to one row; the result has
- * the same bits however they are cut. With inner > 1 the smallest chunk is one [classes, inner] slab, with shift > 0
+ * the same bits however they are cut, but for two gradients below. With inner > 1 the smallest chunk is one [classes, inner] slab, with shift > 0
  * one sequence of seq rows, with both a whole number of either. Arrays may not overlap, except that gradient may be
  * logits itself.
+ *
+ * LINEAR_CROSS_ENTROPY: hidden, hidden_gradient and probability targets are cut; weight, bias and their gradients are not: each
+ * has one device buffer, is uploaded once (a gradient only where its mode accumulates) and comes back at the end. One that
+ * is larger than the device's largest buffer is CLXENT_ERROR_UNSUPPORTED with a text that has the bytes. The workspace takes
+ * desc.workspace_limit or less; where that is 0, the least that there can be and 1 GiB. Either is cut down to half of
+ * CL_DEVICE_GLOBAL_MEM_SIZE (of what these arrays leave of it, where the device has memory of its own), but never below
+ * the least. weight_gradient and bias_gradient are sums over chunks, whose bits depend on how rows are cut, hence on
+ * workspace_limit, max_chunk_bytes and the device's memory; no other result's do.
  *
  * Under CLXENT_BAD_TARGET_REPORT all targets are looked at first: one out of range gives
  * CLXENT_ERROR_BAD_TARGET with a text that names its row, its value and the valid range; bad_targets is
  * written where given, and no other output is.
- * Returns also what clxent_plan_create() and clxent_enqueue() return; CLXENT_ERROR_UNSUPPORTED where the smallest chunk
- * does not fit the device, CLXENT_ERROR_INVALID_ARGUMENT where it does not fit max_chunk_bytes, with a text that has the
+ * Returns also what clxent_plan_create() and clxent_enqueue() return; CLXENT_ERROR_UNSUPPORTED where the smallest chunk,
+ * or what is not cut, does not fit the device, CLXENT_ERROR_INVALID_ARGUMENT where it does not fit max_chunk_bytes, with a text that has the
  * bytes; CLXENT_ERROR_OUT_OF_HOST_MEMORY. Outputs are undefined where the driver failed (status < 0). Any thread;
  * each call creates and destroys its own plan, queue and buffers.
  *
