@@ -777,13 +777,25 @@ clxent_status clxent_linear_launch(run *r, cl_event *event)
 static clxent_status launch_nothing(run *r, const chunk *c)
 {
     const struct clxent_linear *l = r->plan->linear;
+    const cl_mem workspace = r->args.workspace.mem;
+    const struct {
+        cl_kernel kernel;
+        int buffers;
+    } others[] = {
+        { l->zeros, 2 }, { l->panels, 3 }, { l->bias, 3 }, { l->round_weight, 2 }, { l->round_bias, 2 }
+    };
+    clxent_product p = { .list_at = l->list_at / sizeof(cl_uint), .features = 1, .adds = 1 };
+
     CLXENT_TRY(launch_list(r, c, l->list_at, true));
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
+        if (others[i].kernel == NULL) continue;
+        setter s = clxent_set_begin(others[i].kernel, sizeof p, &p);
+        for (int k = 0; k < others[i].buffers; k++) clxent_set_mem(&s, workspace);
+        CLXENT_TRY(launch(r, &s, 1));
+    }
     for (int which = LOGITS; which <= WEIGHT; which++) {
-        clxent_product p = { .list_at = (r->args.workspace.offset + l->list_at) / sizeof(cl_uint) };
-        const cl_mem workspace = r->args.workspace.mem;
         if (l->product[which] == NULL) continue;
-        p.classes = p.features = 1; /* of the grid; no rows */
-        p.adds = 1;
+        p.classes = which != WEIGHT; /* its rows; else of the grid */
         CLXENT_TRY(launch_product(r, (product)which, &p, workspace, workspace, NULL, workspace, 1));
     }
     return CLXENT_OK;
@@ -792,9 +804,17 @@ static clxent_status launch_nothing(run *r, const chunk *c)
 clxent_status clxent_linear_warm(run *r)
 {
     const chunk c = { 0, 0, true };
-    clxent_status status = clxent_plan_warm(r->plan->linear->loss, r->queue);
+    const clxent_plan *plan = r->plan;
+    cl_int code;
 
-    if (status == CLXENT_OK) status = locked(r, &c, launch_nothing);
-    if (status == CLXENT_OK) status = clxent_check_cl(r->plan->ctx, clFinish(r->queue), "clFinish");
+    CLXENT_TRY(clxent_plan_warm(plan->linear->loss, r->queue));
+    r->args.workspace.mem =
+        clCreateBuffer(plan->ctx->cl, CL_MEM_READ_WRITE, plan->workspace_size, NULL, &code);
+    CLXENT_TRY(clxent_check_cl(plan->ctx, code, "clCreateBuffer"));
+    clxent_status status = locked(r, &c, launch_nothing);
+    if (r->previous != NULL) (void)clReleaseEvent(r->previous);
+    r->previous = NULL;
+    if (status == CLXENT_OK) status = clxent_check_cl(plan->ctx, clFinish(r->queue), "clFinish");
+    (void)clReleaseMemObject(r->args.workspace.mem); /* what is still enqueued keeps it */
     return status;
 }

@@ -408,6 +408,26 @@ Test(api, a_warm_plan_runs_as_any_other)
     if (queues[1] != NULL) clReleaseCommandQueue(queues[1]);
 }
 
+/* Linear cross-entropy has kernels of its own, of which no case of other tests has all. */
+Test(api, a_linear_plan_warms)
+{
+    cl_command_queue queues[] = { device.queue, make_out_of_order_queue() };
+    for (size_t i = 0; i < 2 * COUNT(queues); i++) {
+        clxent_desc desc = make_desc(CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_HIDDEN_GRADIENT |
+                                         CLXENT_OUTPUT_WEIGHT_GRADIENT | CLXENT_OUTPUT_BIAS_GRADIENT,
+                                     CLXENT_F32, i < COUNT(queues) ? 5 : 0, 1, 19);
+        desc.op = CLXENT_OP_LINEAR_CROSS_ENTROPY;
+        desc.features = 13;
+        desc.has_bias = 1;
+        desc.weight_gradient_dtype = desc.bias_gradient_dtype = CLXENT_BF16;
+        if (queues[i % COUNT(queues)] == NULL) continue;
+        clxent_plan *plan = plan_with(NULL, &desc);
+        cr_assert(clxent_plan_warm(plan, queues[i % COUNT(queues)]) == CLXENT_OK, "%s", last_error());
+        clxent_plan_destroy(plan);
+    }
+    if (queues[1] != NULL) clReleaseCommandQueue(queues[1]);
+}
+
 Test(api, every_buffer_must_be_there)
 {
     for (int t = 0; t <= CLXENT_TENSORS; t++) {
