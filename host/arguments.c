@@ -115,7 +115,8 @@ clxent_status clxent_run_check_part(run *r)
             "of %zu",
             r->rows, args->first_row, ends ? "exactly" : "less than", rest, names[part], total);
     }
-    r->part = (clxent_part){ ends ? CLXENT_PASS_ALL : CLXENT_PASS_LOGITS, total, 0, total, args->first_row, 0 };
+    r->part =
+        (clxent_part){ ends ? CLXENT_PASS_ALL : CLXENT_PASS_LOGITS, total, 0, total, args->first_row, 0 };
     return CLXENT_OK;
 }
 

@@ -280,7 +280,8 @@ CLXENT_API size_t clxent_context_last_error(const clxent_context *ctx, char *tex
  *                       row or one in all, but STATISTICS, and with dx the gradient of CROSS_ENTROPY
  *                           HIDDEN_GRADIENT = dx * weight   WEIGHT_GRADIENT = dx^T * hidden   BIAS_GRADIENT_c = sum_r dx_rc
  *                       Takes inner 1, and 0 for the strides of [rows, classes] arrays but target_row_stride, for gradient_dtype,
- *                       gradient_mode and gradient_padding. A row that does not count adds exactly 0 to gradients,
+ *                       gradient_mode and gradient_padding. Logits are acc_t, and so are TARGET_PROBABILITIES_LOGITS. A row
+ *                       that does not count adds exactly 0 to gradients,
  *                       whatever its hidden state is */
 #define CLXENT_OP_CROSS_ENTROPY 0u
 #define CLXENT_OP_SOFTMAX_BACKWARD 1u
@@ -302,7 +303,7 @@ CLXENT_API size_t clxent_context_last_error(const clxent_context *ctx, char *tex
 #define CLXENT_TARGET_U8 3u                /* uint8_t  [rows] */
 #define CLXENT_TARGET_PROBABILITIES_F32 4u /* float    [rows, classes], any numbers */
 #define CLXENT_TARGET_PROBABILITIES_LOGITS \
-    5u                       /* the logits' dtype [rows, classes]; LINEAR_CROSS_ENTROPY's logits are acc_t */
+    5u                       /* the logits' dtype [rows, classes]; see LINEAR_CROSS_ENTROPY */
 #define CLXENT_TARGET_U16 6u /* uint16_t [rows] */
 #define CLXENT_TARGET_U32 7u /* uint32_t [rows] */
 
