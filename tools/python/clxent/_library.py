@@ -18,6 +18,7 @@ INPUTS = ("logits", "probabilities", "targets", "class_weights", "row_weights", 
 OUTPUTS = "losses loss lse softmax log_softmax gradient argmax correct entropy statistics bad_targets one_hot".split()
 LATER_OUTPUTS = ("computed_denominator", "counted")
 LATER_INPUTS = ("grad_entropy", "grad_lse")
+LINEAR = ("hidden", "weight", "bias", "hidden_gradient", "weight_gradient", "bias_gradient")
 
 log_function = ctypes.CFUNCTYPE(None, c_char_p, c_void_p)
 
@@ -47,7 +48,12 @@ class Desc(ctypes.Structure):
         *fields(c_uint32, ("has_class_weights", "has_row_weights")),
         ("shift", c_size_t),
         *fields(c_double, ("label_smoothing", "z_loss", "logit_scale", "softcap")),
-        *fields(c_uint32, ("gradient_padding", "has_grad_entropy", "has_grad_lse", "reserved")),
+        *fields(c_uint32, ("gradient_padding", "has_grad_entropy", "has_grad_lse", "has_bias")),
+        *fields(c_size_t, ("features", "hidden_row_stride", "weight_row_stride")),
+        *fields(c_size_t, ("hidden_gradient_row_stride", "weight_gradient_row_stride")),
+        *fields(c_uint32, ("hidden_gradient_dtype", "weight_gradient_dtype", "bias_gradient_dtype")),
+        *fields(c_uint32, ("hidden_gradient_mode", "weight_gradient_mode", "bias_gradient_mode")),
+        ("workspace_limit", c_size_t),
     ]
 
 
@@ -61,7 +67,7 @@ class HostArgs(ctypes.Structure):
     _fields_ = [
         ("struct_size", c_size_t),
         ("max_chunk_bytes", c_size_t),
-        *fields(Array, (*INPUTS, *OUTPUTS, *LATER_OUTPUTS, *LATER_INPUTS)),
+        *fields(Array, (*INPUTS, *OUTPUTS, *LATER_OUTPUTS, *LATER_INPUTS, *LINEAR)),
     ]
 
 
@@ -73,7 +79,7 @@ class Args(ctypes.Structure):
         *fields(Array, (*INPUTS, *OUTPUTS, "workspace")),
         *fields(c_size_t, ("total_rows", "first_row")),
         *fields(c_uint32, ("part", "reserved")),
-        *fields(Array, (*LATER_OUTPUTS, *LATER_INPUTS)),
+        *fields(Array, (*LATER_OUTPUTS, *LATER_INPUTS, *LINEAR)),
     ]
 
 
