@@ -525,6 +525,33 @@ class PyTorch(Case):
         first *= 0
         self.assertTrue((torch.autograd.grad(loss, x)[0] != 0).any())  # nothing kept was changed
 
+    @unittest.skipUnless(hasattr(torch and torch._C._autograd, "_get_current_graph_task_keep_graph"), "PyTorch 1")
+    def test_the_gradient_is_not_copied(self):
+        for dtype in (torch.float32, torch.bfloat16):
+            x = torch.from_numpy(X[0]).to(dtype).requires_grad_(True)
+            made = []
+
+            def spy(*args, **options):
+                made.append(clxent.cross_entropy(*args, **options))
+                return made[0]
+
+            with mock.patch("clxent.torch._cross_entropy", spy):
+                loss = clxent.torch.cross_entropy(x, torch.from_numpy(Y[0]))
+            (kept,) = torch.autograd.grad(2 * loss, x, retain_graph=True)
+            (own,) = torch.autograd.grad(2 * loss, x)
+            self.assertTrue(torch.equal(kept, own))
+            self.assertEqual(own.data_ptr(), made[0][1].ctypes.data)
+            self.assertNotEqual(kept.data_ptr(), own.data_ptr())
+
+    def test_batches_of_grad_output(self):
+        y = torch.from_numpy(Y[0])
+        for reduction, grads in (("none", torch.eye(5)), ("mean", torch.tensor([1.0, 2.0]))):
+            results = []
+            for function in (clxent.torch.cross_entropy, torch.nn.functional.cross_entropy):
+                x = torch.from_numpy(X[0]).requires_grad_(True)
+                results += torch.autograd.grad(function(x, y, reduction=reduction), x, grads, is_grads_batched=True)
+            torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
+
     def test_half_precision(self):
         y = torch.from_numpy(Y[0])
         for dtype, error in ((torch.float16, 1e-3), (torch.bfloat16, 1e-2)):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """cross_entropy() for PyTorch tensors in the memory of the CPU, computed on an OpenCL device."""
 
-from typing import Any, Optional
+from typing import Any, Dict, Optional, Tuple
 
 import numpy as np
 import torch
@@ -37,7 +37,30 @@ def cross_entropy(
 
     Contiguous tensors are read where they are.
     """
-    tensors = {"input": input, "target": target, "weight": weight, "row_weights": row_weights}
+    options = {
+        "ignore_index": ignore_index,
+        "reduction": reduction,
+        "label_smoothing": label_smoothing,
+        "z_loss": z_loss,
+        "logit_scale": logit_scale,
+        "softcap": softcap,
+        "shift": shift,
+        "denominator": denominator,
+        "device": device,
+    }
+    loss: torch.Tensor = _compute(input, target, {"weight": weight, "row_weights": row_weights}, options)
+    return loss
+
+
+def _eager(function: Any) -> Any:
+    """torch.compile() leaves a function out of its graphs. PyTorch 1 has neither."""
+    disable = getattr(getattr(torch, "compiler", None), "disable", None)
+    return function if disable is None else disable(function)
+
+
+@_eager
+def _compute(input: Any, target: Any, weights: Dict[str, Any], options: Dict[str, Any]) -> Any:
+    tensors = {"input": input, "target": target, **weights}
     for name, tensor in tensors.items():
         if tensor is None:
             continue
@@ -48,21 +71,10 @@ def cross_entropy(
         if tensor.requires_grad and name != "input":
             raise ValueError("%s requires a gradient: takes one that does not, as only input gets one" % name)
     real = torch.float64 if input.dtype == torch.float64 else torch.float32
-    options = {
-        "weight": None if weight is None else _array(weight.to(real)),
-        "ignore_index": ignore_index,
-        "reduction": reduction,
-        "label_smoothing": label_smoothing,
-        "z_loss": z_loss,
-        "logit_scale": logit_scale,
-        "softcap": softcap,
-        "shift": shift,
-        "row_weights": None if row_weights is None else _array(row_weights.to(real)),
-        "denominator": denominator,
-        "device": device,
-        "axis": 1 if input.dim() > 1 else 0,
-        "return_grad": input.requires_grad and torch.is_grad_enabled(),
-    }
+    for name, tensor in weights.items():
+        options[name] = None if tensor is None else _array(tensor.to(real))
+    options["axis"] = 1 if input.dim() > 1 else 0
+    options["return_grad"] = input.requires_grad and torch.is_grad_enabled()
     return _CrossEntropy.apply(input, target, options)
 
 
@@ -74,23 +86,46 @@ def _array(tensor: torch.Tensor) -> np.ndarray:
     return tensor.numpy()
 
 
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    """The array's own memory."""
+    if array.dtype == BFLOAT16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def _is_kept() -> bool:
+    """Whether the backward pass that is running may be repeated (retain_graph). PyTorch 1 does not tell."""
+    tell = getattr(getattr(torch._C, "_autograd", None), "_get_current_graph_task_keep_graph", None)
+    return tell is None or bool(tell())
+
+
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, input, target, options):
+    def forward(ctx: Any, input: torch.Tensor, target: torch.Tensor, options: Dict[str, Any]) -> torch.Tensor:
         if not options["return_grad"]:
-            return torch.from_numpy(_cross_entropy(_array(input), _array(target), **options))
-        # A float16 gradient divided by the number of rows underflows before a loss scale can lift it.
-        gradient = torch.empty(input.shape, dtype=torch.float32 if input.dtype == torch.float16 else input.dtype)
-        out = {"gradient": _array(gradient)}
-        loss, _ = _cross_entropy(_array(input), _array(target), out=out, **options)
-        ctx.save_for_backward(gradient)
+            return _tensor(_cross_entropy(_array(input), _array(target), **options))
+        # A float16 gradient divided by the number of rows underflows before a loss scale can lift it. NumPy makes the
+        # array, as it asks for huge pages: 134 MB take 29 ms to fill, of torch.empty() 76 ms.
+        out = {"gradient": np.empty(input.shape, np.float32)} if input.dtype == torch.float16 else None
+        loss, gradient = _cross_entropy(_array(input), _array(target), out=out, **options)
+        ctx.save_for_backward(_tensor(gradient))
         ctx.dtype, ctx.axis = input.dtype, options["axis"]
-        return torch.from_numpy(loss)
+        return _tensor(loss)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_output):
-        (gradient,) = ctx.saved_tensors
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grad_outputs: torch.Tensor
+    ) -> Tuple[Optional[torch.Tensor], None, None]:
+        (gradient,), (grad_output,) = ctx.saved_tensors, grad_outputs
         if grad_output.dim() > 0:  # of row losses
             grad_output = grad_output.unsqueeze(ctx.axis)
-        return (gradient * grad_output).to(ctx.dtype), None, None
+        # What is large is not copied where nobody needs it again, unless vmap makes many of it.
+        try:
+            if _is_kept():
+                gradient = gradient * grad_output
+            elif grad_output.dim() > 0 or grad_output.item() != 1:
+                gradient.mul_(grad_output)
+        except RuntimeError:
+            gradient = gradient * grad_output
+        return gradient.to(ctx.dtype), None, None
