@@ -189,6 +189,8 @@ class NumPy(Case):
         self.check(X, Y, reduction="none", logit_scale=0.5, softcap=30.0, shift=1)
         self.check(X, np.maximum(Y, 0), denominator=7, ignore_index=11)
         self.check(X, np.maximum(Y, 0), ignore_index=None)
+        upstream = random.normal(size=(2, 2, 5)).astype("f4")
+        self.check(X, Y, grad_entropy=upstream[0], grad_lse=upstream[1])
         for name in ("weight", "row_weights"):
             self.assertEqual(clxent.cross_entropy(X, Y, **{name: 3}), clxent.cross_entropy(X, Y))
 
@@ -315,6 +317,8 @@ class NumPy(Case):
             (TypeError, "row_weights is .U1: takes numbers", {"row_weights": "a"}),
             (ValueError, "denominator has shape .2,.: takes ..$", {"denominator": [1, 2]}),
             (ValueError, "outputs has 'loses': takes losses, loss", {"outputs": ("loses",)}),
+            (ValueError, r"grad_lse has shape \(2,\): takes \(2, 5\)", {"grad_lse": [1, 2], "return_grad": True}),
+            (ValueError, "has_grad_entropy is 1: takes", {"grad_entropy": 1}),
             (RuntimeError, 'device is "no such device"', {"device": "no such device"}),
             (TypeError, "device is 1: takes", {"device": 1}),
             (ValueError, "queue is given: takes pyopencl", {"queue": 1}),
@@ -388,6 +392,8 @@ class PyOpenCL(Case):
         weights = {"weight": np.linspace(0.5, 2, 33, dtype="f4"), "row_weights": np.linspace(0, 1, 10, dtype="f4")}
         weights["row_weights"].shape = 2, 5
         scalars = {"denominator": np.array(3, "f4"), "grad_output": np.array(2, "f4")}
+        for name in ("grad_entropy", "grad_lse"):
+            scalars[name] = np.linspace(-1, 1, 10, dtype="f4").reshape(2, 5)
         for outputs, inputs in ((_RESULTS, {**weights, **scalars}), (("computed_denominator",), weights)):
             want = clxent.cross_entropy(X, Y, return_grad=True, outputs=tuple(outputs), **inputs)
             arrays = {name: self.put(array) for name, array in inputs.items()}
@@ -467,6 +473,92 @@ class PyOpenCL(Case):
             plan(self.x, self.y, weight=self.put(np.ones(33, "f4")))
         with self.assertRaisesRegex(ValueError, r"logits is .* takes float32 of shape \(2, 5, 33\)"):
             plan(self.put(X[0]), self.y)
+
+    def parts(self, x, y, cuts, given=(), inputs=(), outputs=(), **options):
+        """Results of a batch in parts that end before cuts, as NumPy arrays."""
+        planned, rest = ({name: self.put(array) for name, array in dict(some).items()} for some in (given, inputs))
+        names = ("losses" if options.get("reduction") == "none" else "loss", "gradient", *outputs)
+        soft = y.shape == x.shape
+        part = slice(0, cuts[0])
+        plan = clxent.Plan(
+            self.put(x[part]), self.put(y[part] if soft else y), batch=len(x), outputs=names, **planned, **options
+        )
+        run = plan.parts(None if soft else self.put(y), queue=self.queue, **planned, **rest)
+        gradients, begin = [], 0
+        for end in cuts:
+            part = slice(begin, end)
+            found = run(self.put(x[part]), self.put(y[part]) if soft else None)
+            self.assertEqual((list(found), run.done), (list(names), end))
+            gradients.append(found["gradient"].get())
+            begin = end
+        found = {name: array.get() for name, array in found.items()}
+        found["gradient"] = np.concatenate(gradients)
+        return found
+
+    def test_parts_have_the_bits_of_one_run(self):
+        x, y = batch(7, (6, 5, 33))
+        random = np.random.RandomState(8)
+        weights = {"weight": random.uniform(0.1, 3, 33).astype("f4")}
+        weights["row_weights"] = random.uniform(0, 2, (6, 5)).astype("f4")
+        rows = {name: random.normal(size=(6, 5)).astype("f4") for name in ("grad_entropy", "grad_lse")}
+        outputs = ("losses", "argmax", "correct", "counted", "computed_denominator", "bad_targets")
+        self.same_in_parts(x, y, {**weights, **rows}, outputs=outputs)
+        self.same_in_parts(x, y, inputs={"grad_output": rows["grad_lse"]}, reduction="none", shift=1)
+        self.same_in_parts(x[:, 0], y[:, 0], inputs={"denominator": np.array(7, "f4")})
+        self.same_in_parts(x, random.dirichlet(np.ones(33), (6, 5)).astype("f4"), weights)
+        self.same_in_parts(x, random.randint(0, 5, (6, 33)), axis=1)
+
+    def same_in_parts(self, x, y, given=(), inputs=(), **options):
+        outputs = options.pop("outputs", ())
+        given = dict(given)
+        want = clxent.cross_entropy(
+            x, y, return_grad=True, outputs=("lse", *outputs), **given, **dict(inputs), **options
+        )
+        for cuts in ((6,), (1, 3, 6), (2, 6)):
+            with self.subTest(cuts=cuts):
+                for name, value in self.parts(x, y, cuts, given, inputs, ("lse", *outputs), **options).items():
+                    of_rows = name == "losses" and "losses" not in want
+                    np.testing.assert_array_equal(value, want["loss" if of_rows else name])
+
+    def test_parts_in_a_loop(self):
+        """Arrays of out, an out-of-order queue, and more than one batch at a time."""
+        mode = pyopencl.command_queue_properties.OUT_OF_ORDER_EXEC_MODE_ENABLE
+        queue = pyopencl.CommandQueue(self.context, properties=mode)
+        want = clxent.cross_entropy(X, Y, return_grad=True)
+        plan = clxent.Plan(self.x[:1], self.y, batch=2)
+        loss = self.put(np.zeros((), "f4"))
+        first, second = plan.parts(self.y, queue=queue, out={"loss": loss}), plan.parts(self.y, queue=queue)
+        for i in (0, 1):
+            place = self.put(X[i : i + 1])
+            found = first(place, out={"gradient": place})
+            self.assertTrue(found["gradient"] is place and found["loss"] is loss)
+            other = second(self.x[i : i + 1])
+            for array in place, other["gradient"]:
+                np.testing.assert_array_equal(array.get(queue)[0], want[1][i])
+        self.assertEqual((loss.get(queue), other["loss"].get(queue)), (want[0], want[0]))
+        np.testing.assert_array_equal(plan(self.x, self.y)["gradient"].get(), want[1])  # whole, too
+
+        with self.assertRaisesRegex(ValueError, "logits has 1 of the first axis: takes 1 to 0, which are left"):
+            first(self.x[:1])
+        run = plan.parts(self.y)
+        for error, text, call in (
+            (ValueError, "logits has 0 of the first axis: takes 1 to 2", lambda: run(self.x[:0])),
+            (ValueError, r"logits is .* takes float32 of shape \(1, 5, 33\)", lambda: run(self.put(X[:1, :, 1:]))),
+            (ValueError, "targets is Array: takes None, as the batch has them", lambda: run(self.x, self.y)),
+            (ValueError, "out has 'loss': takes results in the", lambda: run(self.x, out={"loss": loss})),
+            (ValueError, "out has 'gradient': takes it with", lambda: plan.parts(self.y, out={"gradient": self.x})),
+            (ValueError, r"targets is .* takes int64 of shape \(2, 5\)", lambda: plan.parts(self.y[:1])),
+            (ValueError, "weight is Array: takes None", lambda: plan.parts(self.y, weight=self.put(np.ones(33, "f4")))),
+            (ValueError, "batch is 2: takes None, as .* classes", lambda: clxent.Plan(self.x, batch=2, axis=0)),
+            (
+                ValueError,
+                "batch is 2: takes None, as .* shift",
+                lambda: clxent.Plan(self.x[0], self.y[0], batch=2, shift=1),
+            ),
+            (TypeError, "batch is 0.5: takes an integer", lambda: clxent.Plan(self.x, self.y, batch=0.5)),
+        ):
+            with self.assertRaisesRegex(error, text):
+                call()
 
     def test_bad_targets_are_reported_on_the_device(self):
         y = Y.copy()

@@ -16,10 +16,10 @@ from typing import Any, Dict, Iterable, Mapping, Optional, Sequence, Tuple
 import numpy as np
 
 from . import _library, _opencl
-from ._opencl import Plan
+from ._opencl import Parts, Plan
 from ._problem import Problem
 
-__all__ = ["Plan", "cross_entropy", "log_softmax", "softmax"]
+__all__ = ["Parts", "Plan", "cross_entropy", "log_softmax", "softmax"]
 __version__ = _library.library.clxent_version().decode()
 
 
@@ -39,6 +39,8 @@ def cross_entropy(
     row_weights: Any = None,
     denominator: Any = None,
     grad_output: Any = None,
+    grad_entropy: Any = None,
+    grad_lse: Any = None,
     return_grad: bool = False,
     outputs: Sequence[str] = (),
     out: Optional[Mapping[str, Any]] = None,
@@ -66,6 +68,9 @@ def cross_entropy(
     row_weights      [rows] real: a weight for each row; 0 masks it whatever it contains
     denominator      [] real: divides loss and gradient, in place of what a mean computes
     grad_output      [] real, for "none" [rows]: multiplies the gradient
+    grad_entropy, grad_lse
+                     [rows] real: gradients of what follows a row's entropy and lse. Theirs are added to the gradient, of
+                     ignored rows too; no denominator divides them
     return_grad      computes the gradient of the loss with respect to the logits, too
     outputs          more results by name: losses, lse, entropy [rows] real; softmax, log_softmax in the logits' shape
                      and dtype; argmax [rows] int64; correct (rows whose argmax is their target), counted (rows that
@@ -83,7 +88,14 @@ def cross_entropy(
     """
     names = {"loss": "losses"} if reduction == "none" else {}  # what it is called in the library
     wanted = ["loss", *(["gradient"] if return_grad else []), *([outputs] if isinstance(outputs, str) else outputs)]
-    given = {"weight": weight, "row_weights": row_weights, "denominator": denominator, "grad_output": grad_output}
+    given = {
+        "weight": weight,
+        "row_weights": row_weights,
+        "denominator": denominator,
+        "grad_output": grad_output,
+        "grad_entropy": grad_entropy,
+        "grad_lse": grad_lse,
+    }
     results = _run(
         logits,
         targets,
@@ -140,7 +152,9 @@ def log_softmax(
 # ---- NumPy ------------------------------------------------------------------------------------
 
 
-def _of_logits(name, logits, axis, logit_scale, softcap, out, where):
+def _of_logits(
+    name: str, logits: Any, axis: int, logit_scale: float, softcap: float, out: Any, where: Tuple[Any, Any, Any]
+) -> Any:
     outs = {} if out is None else {name: out}
     options = {"axis": axis, "logit_scale": logit_scale, "softcap": softcap}
     return _run(logits, None, [name], {}, outs, where, **options)[name]
@@ -162,8 +176,8 @@ def _run(
     if _opencl.is_array(logits):
         if device is not None:
             raise ValueError("device is %r: takes None with pyopencl Arrays, which have one" % (device,))
-        weights = {name: array for name, array in given.items() if name in ("weight", "row_weights")}
-        plan = Plan(logits, targets, outputs=results, queue=queue, **weights, **options)
+        planned = {name: array for name, array in given.items() if name in _opencl.PLANNED}
+        plan = Plan(logits, targets, outputs=results, queue=queue, **planned, **options)
         return plan(logits, targets, out=out, queue=queue, wait_for=wait_for, **given)
 
     for name, value in (("queue", queue), ("wait_for", wait_for)):

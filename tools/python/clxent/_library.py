@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 from ctypes import POINTER, byref, c_char_p, c_double, c_int32, c_int64, c_size_t, c_uint32, c_void_p
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, Iterable, List, Optional, Tuple
 
 # ---- Structs ----------------------------------------------------------------------------------
 
@@ -23,7 +23,7 @@ LINEAR = ("hidden", "weight", "bias", "hidden_gradient", "weight_gradient", "bia
 log_function = ctypes.CFUNCTYPE(None, c_char_p, c_void_p)
 
 
-def fields(kind, names):
+def fields(kind: Any, names: Iterable[str]) -> List[Tuple[str, Any]]:
     return [(name, kind) for name in names]
 
 
@@ -112,6 +112,7 @@ def _load() -> ctypes.CDLL:
         ("clxent_plan_workspace_size", size, (c_void_p,)),
         ("clxent_plan_strategy", c_char_p, (c_void_p,)),
         ("clxent_enqueue", c_int32, (c_void_p, c_void_p, POINTER(Args), c_uint32, handle, handle)),
+        ("clxent_enqueue_denominator", c_int32, (c_void_p, c_void_p, POINTER(Args), c_uint32, handle, handle)),
         ("clxent_run_host", c_int32, (c_void_p, POINTER(Desc), POINTER(HostArgs))),
     ):
         bound = getattr(library, function, None)
@@ -139,7 +140,7 @@ def _load() -> ctypes.CDLL:
     return library
 
 
-def new(init, struct) -> Any:
+def new(init: Any, struct: Any) -> Any:
     value = struct()
     init(byref(value))
     return value
@@ -164,12 +165,14 @@ _ERRORS = {
 _thread = threading.local()
 
 
-@log_function
-def _log(message: bytes, payload) -> None:
+def _keep_text(message: bytes, payload: Optional[int]) -> None:
     _thread.text = message.decode("utf-8", "replace")
 
 
-def check(function, *arguments) -> None:
+_log = log_function(_keep_text)
+
+
+def check(function: Any, *arguments: Any) -> None:
     """Calls function and raises what its status means, with the library's text."""
     _thread.text = ""
     status = function(*arguments)
@@ -186,7 +189,7 @@ def check(function, *arguments) -> None:
 class Handle:
     """What create() made, destroyed with the Python object, but never in a child after fork(): see clxent.h."""
 
-    def __init__(self, create, destroy, *arguments) -> None:
+    def __init__(self, create: Any, destroy: Any, *arguments: Any) -> None:
         self._as_parameter_ = c_void_p()
         self._destroy, self._getpid, self.pid = destroy, os.getpid, os.getpid()
         check(create, byref(self._as_parameter_), *arguments)
@@ -196,7 +199,7 @@ class Handle:
             self._destroy(self._as_parameter_)
 
 
-def make_context(create, *arguments) -> Handle:
+def make_context(create: Any, *arguments: Any) -> Handle:
     options = new(library.clxent_context_options_init, ContextOptions)
     options.log = _log
     return Handle(create, library.clxent_context_destroy, *arguments, byref(options))

@@ -2,15 +2,20 @@
 """pyopencl Arrays: plans that are enqueued on the caller's queue. pyopencl is used only where the caller imported it."""
 
 import functools
+import math
 import sys
 import threading
 from ctypes import byref, c_void_p
-from typing import Any, Dict, Iterable, Mapping, Optional, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
 
 import numpy as np
 
 from . import _library
 from ._problem import Problem
+
+# The optional inputs that are a part of a plan: its runs have them, or none has.
+PLANNED = ("weight", "row_weights", "grad_entropy", "grad_lse")
+WHOLE, FIRST, MIDDLE, LAST = range(4)  # of clxent_args.part
 
 
 def is_array(value: Any) -> bool:
@@ -27,9 +32,9 @@ class _Compiled:
         self.handle = _library.make_plan(context, _library.Desc.from_buffer_copy(desc))
         self.workspace_size = _library.library.clxent_plan_workspace_size(self.handle)
         self.lock = threading.Lock()
-        self._workspaces: Dict[int, Tuple[Any, list]] = {}
+        self._workspaces: Dict[int, Tuple[Any, List[Any]]] = {}
 
-    def workspace(self, queue: Any) -> Tuple[Any, list]:
+    def workspace(self, queue: Any) -> Tuple[Any, List[Any]]:
         """The queue's buffer, and the event of the last run that uses it: a queue may run out of order."""
         import pyopencl
 
@@ -56,13 +61,15 @@ def _compiled(context: _library.Handle, desc: bytes) -> _Compiled:
 class Plan:
     """cross_entropy() in a loop over pyopencl Arrays of one shape: everything slow happens here.
 
-    logits, targets, weight, row_weights  Arrays of the shapes and dtypes that every run has; those not given are not
-                                          part of the plan
-    outputs                               what a run returns: "loss" (with reduction "none" "losses"), "gradient" and
-                                          the names of outputs of cross_entropy(). targets may be None where they
-                                          depend on the logits alone
-    queue                                 of the context and device; default is that of logits
-    options                               those of cross_entropy(), from ignore_index to axis; gradient_dtype
+    logits, targets             Arrays of the shapes and dtypes that every run has
+    weight, row_weights,        likewise; those not given are not part of the plan
+    grad_entropy, grad_lse
+    outputs                     what a run returns: "loss" (with reduction "none" "losses"), "gradient" and the names of
+                                outputs of cross_entropy(). targets may be None where they depend on the logits alone
+    batch                       length of the first axis of the batch that parts() computes; logits are one of its parts,
+                                and so are probabilities as targets
+    queue                       of the context and device; default is that of logits
+    options                     those of cross_entropy(), from ignore_index to axis; gradient_dtype
 
     strategy (of the library, for people) and workspace_size (bytes for each queue) are attributes.
     """
@@ -75,20 +82,21 @@ class Plan:
         outputs: Iterable[str] = ("loss", "gradient"),
         weight: Any = None,
         row_weights: Any = None,
-        denominator: Any = None,
-        grad_output: Any = None,
+        grad_entropy: Any = None,
+        grad_lse: Any = None,
+        batch: Optional[int] = None,
         queue: Any = None,
         **options: Any,
     ) -> None:
-        given = {"weight": weight, "row_weights": row_weights}
-        given = {name: array for name, array in given.items() if array is not None}
+        planned = dict(zip(PLANNED, (weight, row_weights, grad_entropy, grad_lse)))
+        given = {name: array for name, array in planned.items() if array is not None}
         for name, array in (("logits", logits), ("targets", targets)):
             if not is_array(array) and not (name == "targets" and array is None):
                 raise TypeError("%s is %s: takes a pyopencl.array.Array" % (name, type(array).__name__))
-        self._problem = Problem(logits, targets, outputs, given, **options)
-        self._targets = None if targets is None else (tuple(targets.shape), targets.dtype)
+        self._problem = Problem(logits, targets, outputs, given, batch=batch, **options)
+        self._target_dtype: Any = None if targets is None else targets.dtype
         self._given = set(given)
-        queue = _queue(logits, queue)
+        queue = _queue(queue, logits)
         context = _context(queue.context.int_ptr, queue.device.int_ptr)
         self._compiled = _compiled(context, bytes(self._problem.desc))
         self.strategy = _library.library.clxent_plan_strategy(self._compiled.handle).decode()
@@ -103,67 +111,190 @@ class Plan:
         row_weights: Any = None,
         denominator: Any = None,
         grad_output: Any = None,
+        grad_entropy: Any = None,
+        grad_lse: Any = None,
         out: Optional[Mapping[str, Any]] = None,
         queue: Any = None,
         wait_for: Optional[Iterable[Any]] = None,
     ) -> Dict[str, Any]:
         """Enqueues one run and returns its results by name: Arrays of out, or new ones. It waits for wait_for, for
         the events of the Arrays, and for the run before it on the same queue."""
-        import pyopencl
-        import pyopencl.array
-
-        problem, queue, out = self._problem, _queue(logits, queue), out or {}
-        inputs = {"weight": weight, "row_weights": row_weights, "denominator": denominator, "grad_output": grad_output}
+        problem, queue, out = self._problem, _queue(queue, logits), out or {}
         problem.check_names("out", out)
         arrays = {"logits": _checked("logits", logits, problem.shape, problem.dtype)}
-        if self._targets is not None:
-            arrays["targets"] = _checked("targets", targets, *self._targets)
-        for name, array in inputs.items():
-            field, shape = problem.inputs[name]
-            if array is not None:
-                arrays[field] = _checked(name, array, shape, problem.real)
-            if name in ("weight", "row_weights") and (array is not None) != (name in self._given):
-                wanted = "takes one" if name in self._given else "takes None"
-                raise ValueError("%s is %s: %s, as the plan was made" % (name, type(array).__name__, wanted))
-        results = {}
-        for name, (shape, dtype) in problem.results.items():
-            if name in out:
-                results[name] = _checked("out[%r]" % name, out[name], shape, dtype)
-            else:
-                results[name] = pyopencl.array.empty(queue, shape, dtype, allocator=logits.allocator)
-
+        if self._target_dtype is not None:
+            shape = problem.shape if problem.soft_targets else problem.rows
+            arrays["targets"] = _checked("targets", targets, shape, self._target_dtype)
+        rest = denominator, grad_output
+        arrays.update(self._inputs((weight, row_weights, grad_entropy, grad_lse), *rest))
+        results = self._results(problem.results, problem.shape, out, queue, logits.allocator)
         args = _library.new(_library.library.clxent_args_init, _library.Args)
-        events = list(wait_for or ())
-        for field, array in (*arrays.items(), *results.items()):
-            setattr(args, field, _library.Array(_memory(field, array), array.offset))
-            events += array.events
-        event: Any = c_void_p()
+        events = list(wait_for or ()) + _set(args, {**arrays, **results})
         with self._compiled.lock:
             workspace, last = self._compiled.workspace(queue)
-            if workspace is not None:
-                args.workspace.data = workspace.int_ptr
-            events += last
-            wait = (c_void_p * len(events))(*[one.int_ptr for one in events])
-            _library.check(
-                _library.library.clxent_enqueue,
-                self._compiled.handle,
-                queue.int_ptr,
-                byref(args),
-                len(events),
-                wait if events else None,
-                byref(event),
-            )
-            done = pyopencl.Event.from_int_ptr(event.value, retain=False)
+            done = self._enqueue(_library.library.clxent_enqueue, queue, args, workspace, events + last)
             last[:] = [done]
         for array in results.values():
             array.add_event(done)
         return results
 
+    def parts(
+        self,
+        targets: Any = None,
+        *,
+        weight: Any = None,
+        row_weights: Any = None,
+        denominator: Any = None,
+        grad_output: Any = None,
+        grad_entropy: Any = None,
+        grad_lse: Any = None,
+        out: Optional[Mapping[str, Any]] = None,
+        queue: Any = None,
+        wait_for: Optional[Iterable[Any]] = None,
+    ) -> "Parts":
+        """A batch whose logits come in parts, as those of micro-batches do: call what this returns with each of them, in
+        order. All results have the bits of one run of the whole batch.
 
-def _queue(logits: Any, queue: Any) -> Any:
-    queue = logits.queue if queue is None else queue
+        targets and the other inputs are the whole batch's, and so are the Arrays of out but those in the logits' shape;
+        probabilities as targets come with the logits. A mean without a denominator computes that of the batch here."""
+        inputs = self._inputs((weight, row_weights, grad_entropy, grad_lse), denominator, grad_output)
+        if self._target_dtype is not None and not self._problem.soft_targets:
+            inputs["targets"] = _checked("targets", targets, self._problem.rows, self._target_dtype)
+        elif targets is not None:
+            raise ValueError("targets is %s: takes None, as it comes with the parts" % type(targets).__name__)
+        return Parts(self, inputs, out or {}, _queue(queue, *inputs.values()), wait_for)
+
+    def _inputs(self, planned: Tuple[Any, ...], denominator: Any, grad_output: Any) -> Dict[str, Any]:
+        """The optional inputs that are given, by the library's names."""
+        found = {}
+        given = {**dict(zip(PLANNED, planned)), "denominator": denominator, "grad_output": grad_output}
+        for name, array in given.items():
+            field, shape = self._problem.inputs[name]
+            if array is not None:
+                found[field] = _checked(name, array, shape, self._problem.real)
+            if name in PLANNED and (array is not None) != (name in self._given):
+                wanted = "takes one" if name in self._given else "takes None"
+                raise ValueError("%s is %s: %s, as the plan was made" % (name, type(array).__name__, wanted))
+        return found
+
+    def _results(
+        self, names: Iterable[str], logits: Tuple[int, ...], out: Mapping[str, Any], queue: Any, allocator: Any
+    ) -> Dict[str, Any]:
+        """Arrays for results: those of out, or new ones. logits is the shape of a run's."""
+        import pyopencl.array
+
+        found = {}
+        for name in names:
+            shape, dtype = self._problem.results[name]
+            if name in self._problem.of_logits:
+                shape = logits
+            if name in out:
+                found[name] = _checked("out[%r]" % name, out[name], shape, dtype)
+            else:
+                found[name] = pyopencl.array.empty(queue, shape, dtype, allocator=allocator)
+        return found
+
+    def _enqueue(self, function: Any, queue: Any, args: Any, workspace: Any, events: List[Any]) -> Any:
+        """Enqueues args behind events and returns the event of their end."""
+        import pyopencl
+
+        if workspace is not None:
+            args.workspace.data = workspace.int_ptr
+        wait = (c_void_p * len(events))(*[one.int_ptr for one in events])
+        event: Any = c_void_p()
+        plan, wait_or_none = self._compiled.handle, wait if events else None
+        _library.check(function, plan, queue.int_ptr, byref(args), len(events), wait_or_none, byref(event))
+        return pyopencl.Event.from_int_ptr(event.value, retain=False)
+
+
+class Parts:
+    """A batch in parts along the first axis of its logits; Plan.parts() makes it. done is the number of the first axis's
+    elements that have come."""
+
+    def __init__(self, plan: Plan, inputs: Dict[str, Any], out: Mapping[str, Any], queue: Any, wait_for: Any) -> None:
+        import pyopencl
+        import pyopencl.array
+
+        problem = plan._problem
+        problem.check_names("out", out)
+        for name in problem.of_logits.intersection(out):
+            raise ValueError("out has %r: takes it with each part" % name)
+        self.done = 0
+        self._plan, self._inputs, self._queue = plan, inputs, queue
+        names = [name for name in problem.results if name not in problem.of_logits]
+        self._results = plan._results(names, (), out, queue, None)
+        # Nothing else may use it between the parts.
+        size, flags = plan.workspace_size, pyopencl.mem_flags.READ_WRITE
+        self._workspace = pyopencl.Buffer(queue.context, flags, size) if size else None
+        self._events = list(wait_for or ())
+        divides = problem.reduction == "mean" and {"loss", "gradient"}.intersection(problem.results)
+        if divides and "denominator" not in inputs:
+            made = pyopencl.array.empty(queue, (), problem.real)
+            args = _library.new(_library.library.clxent_args_init, _library.Args)
+            events = self._events + _set(args, {**inputs, "computed_denominator": made})
+            function = _library.library.clxent_enqueue_denominator
+            self._events = [plan._enqueue(function, queue, args, self._workspace, events)]
+            self._inputs = {**inputs, "denominator": made}
+
+    def __call__(
+        self,
+        logits: Any,
+        targets: Any = None,
+        *,
+        out: Optional[Mapping[str, Any]] = None,
+        wait_for: Optional[Iterable[Any]] = None,
+    ) -> Dict[str, Any]:
+        """Enqueues the next part and returns the results by name. Those in the logits' shape are the part's, Arrays of out
+        or new ones. The others are the batch's, the same Arrays for each part: rows that have not come are undefined, and
+        so is what is summed over the rows until the last part."""
+        problem, plan, out = self._plan._problem, self._plan, out or {}
+        for name in out:
+            if name not in problem.of_logits:
+                raise ValueError(
+                    "out has %r: takes results in the logits' shape, %s" % (name, sorted(problem.of_logits))
+                )
+        count = logits.shape[0] if is_array(logits) and logits.shape else 0
+        left = problem.shape[0] - self.done
+        if count > left or (count == 0 and problem.shape[0] > 0):
+            raise ValueError(
+                "logits has %d of the first axis: takes 1 to %d, which are left of the batch" % (count, left)
+            )
+        shape = (count, *problem.shape[1:])
+        arrays = {**self._inputs, "logits": _checked("logits", logits, shape, problem.dtype)}
+        if problem.soft_targets:
+            arrays["targets"] = _checked("targets", targets, shape, plan._target_dtype)
+        elif targets is not None:
+            raise ValueError("targets is %s: takes None, as the batch has them" % type(targets).__name__)
+        results = {**self._results}
+        results.update(plan._results(sorted(problem.of_logits), shape, out, self._queue, logits.allocator))
+        args = _library.new(_library.library.clxent_args_init, _library.Args)
+        events = self._events + list(wait_for or ()) + _set(args, {**arrays, **results})
+        rows = math.prod(problem.rows[1:])
+        args.first_row, args.rows, args.total_rows = (n * rows for n in (self.done, count, problem.shape[0]))
+        first, last = self.done == 0, count == left
+        args.part = WHOLE if first and last else FIRST if first else LAST if last else MIDDLE
+        done = plan._enqueue(_library.library.clxent_enqueue, self._queue, args, self._workspace, events)
+        self.done += count
+        self._events = [done]
+        for array in results.values():
+            array.add_event(done)
+        return {name: results[name] for name in problem.results}
+
+
+def _set(args: Any, arrays: Mapping[str, Any]) -> List[Any]:
+    """Puts arrays into args, and returns the events to wait for."""
+    events = []
+    for field, array in arrays.items():
+        setattr(args, field, _library.Array(_memory(field, array), array.offset))
+        events += array.events
+    return events
+
+
+def _queue(queue: Any, *arrays: Any) -> Any:
+    for array in arrays:
+        queue = array.queue if queue is None else queue
     if queue is None:
-        raise ValueError("queue is None: takes a pyopencl.CommandQueue, as logits has none")
+        raise ValueError("queue is None: takes a pyopencl.CommandQueue, as no Array has one")
     return queue
 
 
@@ -178,7 +309,7 @@ def _checked(name: str, array: Any, shape: Tuple[int, ...], dtype: np.dtype) -> 
     return array
 
 
-def _memory(name: str, array: Any) -> Optional[int]:
+def _memory(name: str, array: Any) -> Any:
     memory = array.base_data
     if memory is None:
         return None

@@ -2,7 +2,7 @@
 """What one call computes, whoever holds its arrays: the library's desc, and the shape and dtype of every array."""
 
 import operator
-from typing import Any, Dict, Iterable, Mapping, Tuple
+from typing import Any, Dict, Iterable, Mapping, Optional, Tuple
 
 import numpy as np
 
@@ -48,7 +48,8 @@ def integer(name: str, value: Any, least: int, most: int) -> int:
 
 
 class Problem:
-    """logits and targets are arrays of any kind, with shape and dtype; given names the optional inputs there are."""
+    """logits and targets are arrays of any kind, with shape and dtype; given names the optional inputs there are. batch is
+    the length of the first axis of a batch that logits are a part of."""
 
     def __init__(
         self,
@@ -57,11 +58,12 @@ class Problem:
         results: Iterable[str],
         given: Iterable[str] = (),
         *,
+        batch: Optional[int] = None,
         axis: int = -1,
         reduction: str = "mean",
-        ignore_index: "int | None" = -100,
+        ignore_index: Optional[int] = -100,
         shift: int = 0,
-        gradient_dtype: "np.dtype | None" = None,
+        gradient_dtype: Any = None,
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
         logit_scale: float = 1.0,
@@ -73,6 +75,12 @@ class Problem:
         if not self.shape:
             raise ValueError("logits has shape (): takes a class axis")
         self.axis = integer("axis", axis, -len(self.shape), len(self.shape) - 1) % len(self.shape)
+        if batch is not None:
+            # The library cuts between rows, under a shift between sequences, of a class axis inside between slabs.
+            if self.axis == 0 or (shift and len(self.shape) < 3):
+                why = "the first axis is that of the %s" % ("classes" if self.axis == 0 else "shift")
+                raise ValueError("batch is %r: takes None, as %s" % (batch, why))
+            self.shape = (integer("batch", batch, 0, 2**63 - 1), *self.shape[1:])
         if reduction not in _REDUCTIONS:
             raise ValueError('reduction is %r: takes "mean", "sum" or "none"' % (reduction,))
         self.rows = self.shape[: self.axis] + self.shape[self.axis + 1 :]
@@ -85,19 +93,22 @@ class Problem:
 
         desc = self.desc = _library.new(_library.library.clxent_desc_init, _library.Desc)
         desc.dtype = _DTYPES[name_of(self.dtype)]
-        desc.reduction = _REDUCTIONS[reduction]
+        desc.reduction, self.reduction = _REDUCTIONS[reduction], reduction
         desc.seq = self.rows[-1] if self.rows else 1
         desc.batch = int(np.prod(self.rows[:-1], dtype=np.int64)) if desc.seq > 0 else 0
         desc.classes = self.classes[0]
         desc.inner = max(1, int(np.prod(self.shape[self.axis + 1 :], dtype=np.int64)))
         if targets is not None:
-            desc.target_type = self._target_type(targets)
+            desc.target_type = self._target_type(targets, tuple(logits.shape))
+        self.soft_targets = targets is not None and name_of(targets.dtype) in _DTYPES
         if ignore_index is None:
             desc.use_ignore_index = 0
         else:
             desc.ignore_index = integer("ignore_index", ignore_index, -(2**63), 2**63 - 1)
         desc.has_class_weights = "weight" in given
         desc.has_row_weights = "row_weights" in given
+        desc.has_grad_entropy = "grad_entropy" in given
+        desc.has_grad_lse = "grad_lse" in given
         desc.shift = integer("shift", shift, 0, desc.seq)
         numbers = {"label_smoothing": label_smoothing, "z_loss": z_loss, "logit_scale": logit_scale, "softcap": softcap}
         for name, value in numbers.items():
@@ -114,6 +125,7 @@ class Problem:
             desc.outputs |= 1 << bit
             own = getattr(self, dtype) if isinstance(dtype, str) and hasattr(self, dtype) else np.dtype(dtype)
             self.results[name] = getattr(self, shape), own
+        self.of_logits = {name for name in self.results if _RESULTS[name][1] == "shape"}
         if "gradient" in self.results:
             desc.gradient_dtype = _DTYPES[name_of(self.gradient_dtype)]
 
@@ -124,9 +136,11 @@ class Problem:
             "row_weights": ("row_weights", self.rows),
             "denominator": ("denominator", ()),
             "grad_output": ("grad_output", self.rows if row_losses else ()),
+            "grad_entropy": ("grad_entropy", self.rows),
+            "grad_lse": ("grad_lse", self.rows),
         }
 
-    def _target_type(self, targets: Any) -> int:
+    def _target_type(self, targets: Any, logits: Tuple[int, ...]) -> int:
         name, shape = name_of(targets.dtype), tuple(targets.shape)
         probabilities = name in _DTYPES
         if not probabilities and name not in _TARGETS:
@@ -134,7 +148,7 @@ class Problem:
                 "targets is %s: takes class indices of %s, or probabilities of float32 or the dtype of logits, %s"
                 % (targets.dtype, ", ".join(_TARGETS), name_of(self.dtype))
             )
-        wanted = self.shape if probabilities else self.rows
+        wanted = logits if probabilities else self.rows
         if shape != wanted:
             what = "probabilities" if probabilities else "class indices"
             raise ValueError("targets has shape %s: takes %s of shape %s" % (shape, what, wanted))
