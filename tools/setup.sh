@@ -24,6 +24,7 @@ has() {
     libcriterion-dev) pkg-config --exists criterion ;;
     python3) python3 -c '' ;;
     python3-numpy) /usr/bin/python3 -c 'import numpy' || python3 -c 'import numpy' ;;
+    python3-venv) python3 -c 'import ensurepip, venv' ;;
     gnuplot-nox) gnuplot --version ;;
     doxygen) doxygen --version ;;
     mandoc) command -v mandoc ;;
