@@ -763,7 +763,9 @@ class Bench(PlotCase):
         peer = self.raw("peer", b"#!/bin/sh\necho fake $1 $2\nwhile read -r _; do echo 4096; done\n")
         os.chmod(peer, 0o755)
         command = [sys.executable, "-B", script, "--clxent", BIN, "--shape", "64x100", "--rounds", "3", "--pause", "0"]
-        command += ["--skip", "tinygrad", "--python", "pytorch=" + self.path("none"), "--onednn"]
+        for name in ("clxent.py", "jax", "tinygrad"):
+            command += ["--skip", name]
+        command += ["--python", "pytorch=" + self.path("none"), "--onednn"]
 
         def run(onednn, *args):
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "universal_newlines": True}
@@ -771,12 +773,13 @@ class Bench(PlotCase):
 
         result = run(peer, "--json")
         self.assertEqual((result.returncode, result.stderr), (0, ""))
-        ours, fake, torch = map(json.loads, result.stdout.splitlines())
+        ours, fake, torch, compiled = map(json.loads, result.stdout.splitlines())
         self.assertEqual((ours["peer"], ours["rows"], ours["classes"], ours["ratio"]), ("clxent", 64, 100, 1))
         self.assertTrue(ours["version"].startswith("clxent "))
         self.assertEqual((fake["peer"], fake["version"], fake["ms"]), ("oneDNN", "fake 64 100", 4096e3))
         self.assertAlmostEqual(fake["ratio"] * ours["ms"], fake["ms"], delta=1e-6 * fake["ms"])
         self.assertEqual((torch["peer"], torch["version"]), ("PyTorch", "not installed"))
+        self.assertEqual((compiled["peer"], compiled["version"]), ("compiled", "not installed"))
 
         result = run(self.path("none"))
         self.assertEqual((result.returncode, result.stderr), (0, ""))

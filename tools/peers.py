@@ -10,11 +10,16 @@ start-up nor what the others left in the caches is in a figure, and what disturb
 the median over the rounds of a time / clxent's in the same round. All are given the same number of threads, where they
 can be told. What is not installed is listed as such.
 
-oneDNN (build with -DCLXENT_BUILD_PEERS=ON) has no loss: it runs log-softmax forward and backward, which is less work.
-PyTorch and tinygrad run in the Python that calls this script, or in the one that --python names for them.
+clxent is its command line, clxent.py the Python package on the NumPy arrays that the others get, too. oneDNN (build with
+-DCLXENT_BUILD_PEERS=ON) has no loss: it runs log-softmax forward and backward, which is less work. compiled is PyTorch's
+loss by torch.compile(), JAX its log_softmax by jit, tinygrad its own loss on OpenCL. Those in Python run in the one that
+calls this script, or that --python names for them; PyTorch's is compiled's, too:
+
+    python3 -m venv venv && venv/bin/pip install jax numpy tinygrad torch && venv/bin/python tools/peers.py
 
 With --gpu the peers are PyTorch on its GPU, the same loss by torch.compile(), and Liger's; --dtype sets their logits.
 """
+
 import argparse
 import json
 import os
@@ -25,7 +30,7 @@ import tempfile
 import time
 
 SHAPES = ((65536, 1024), (2048, 32768), (512, 131072))
-PEERS = ("clxent", "oneDNN", "PyTorch", "tinygrad")
+PEERS = ("clxent", "clxent.py", "oneDNN", "PyTorch", "compiled", "JAX", "tinygrad")
 GPU_PEERS = ("clxent", "PyTorch", "compiled", "Liger")
 TORCH_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
@@ -75,6 +80,39 @@ def serve_torch(name, rows, classes, options):
             torch.cuda.synchronize()
 
     serve(version, step)
+
+
+def serve_clxent(rows, classes, options):
+    import numpy as np
+
+    import clxent
+
+    logits, targets = data(rows, classes)
+    gradient = np.empty_like(logits)
+
+    def step():
+        clxent.cross_entropy(
+            logits, targets, return_grad=True, out={"gradient": gradient}, device=options.device
+        )
+
+    serve("clxent %s, NumPy arrays" % clxent.__version__, step)
+
+
+def serve_jax(rows, classes):
+    import jax
+    import jax.numpy as jnp
+
+    logits, targets = (jnp.asarray(array) for array in data(rows, classes))
+
+    @jax.jit
+    @jax.value_and_grad
+    def run(x, y):
+        return -jnp.take_along_axis(jax.nn.log_softmax(x), y[:, None], 1).mean()
+
+    serve(
+        "JAX %s on %s" % (jax.__version__, jax.default_backend()),
+        lambda: jax.block_until_ready(run(logits, targets)),
+    )
 
 
 def serve_tinygrad(rows, classes):
@@ -150,8 +188,10 @@ def why_not(peer, command):
 def commands(options, rows, classes):
     threads = str(options.threads)
     python = dict(pair.split("=", 1) for pair in options.python)
+    python.setdefault("compiled", python.get("pytorch", sys.executable))
+    here = os.path.dirname(os.path.abspath(__file__))
     for name in GPU_PEERS if options.gpu else PEERS:
-        environment = {"OMP_NUM_THREADS": threads}
+        environment = {"OMP_NUM_THREADS": threads, "NPROC": threads}  # the second is JAX's
         if name == "clxent":
             command = [options.clxent, "bench", "--loop", "--rows", str(rows), "--classes", str(classes)]
             command += ["--dtype", options.dtype]
@@ -161,9 +201,23 @@ def commands(options, rows, classes):
             command = [options.onednn, str(rows), str(classes)]
         else:
             command = [python.get(name.lower(), sys.executable), os.path.abspath(__file__)]
-            command += ["--serve", name, str(rows), str(classes), "--threads", threads, "--dtype", options.dtype]
+            command += [
+                "--serve",
+                name,
+                str(rows),
+                str(classes),
+                "--threads",
+                threads,
+                "--dtype",
+                options.dtype,
+            ]
             command += ["--gpu"] if options.gpu else []
+            command += [] if options.device is None else ["--device", options.device]
             environment.setdefault("DEV", os.environ.get("DEV", "CL"))  # of tinygrad: OpenCL
+            built = os.path.join(os.path.dirname(options.clxent), "python", "libclxent.so")
+            if name == "clxent.py" and os.path.exists(built):
+                paths = [os.path.join(here, "python"), *filter(None, [os.environ.get("PYTHONPATH")])]
+                environment.update(CLXENT_LIBRARY=os.path.abspath(built), PYTHONPATH=os.pathsep.join(paths))
         yield name, command, environment
 
 
@@ -240,6 +294,10 @@ def main():
         peer, rows, classes = options.serve[0], int(options.serve[1]), int(options.serve[2])
         if peer == "tinygrad":
             serve_tinygrad(rows, classes)
+        elif peer == "JAX":
+            serve_jax(rows, classes)
+        elif peer == "clxent.py":
+            serve_clxent(rows, classes, options)
         else:
             serve_torch(peer, rows, classes, options)
         return
