@@ -42,7 +42,14 @@ try:
 except ImportError:
     torch = None
 
+try:
+    import tinygrad
+    import clxent.tinygrad
+except ImportError:
+    tinygrad = None
+
 NAMES = {"log-softmax": "log_softmax", "grad": "gradient"}  # the oracle's, the package's
+MODULES = ("pyopencl", "clxent.tinygrad", "torch")  # that may be absent
 OUTPUTS = ("losses", "lse", "softmax", "log_softmax", "argmax", "entropy")
 U = {"f16": 2.0**-11, "bf16": 2.0**-8, "f32": 0.0, "f64": 0.0}  # of the last rounding
 
@@ -338,7 +345,7 @@ class NumPy(Case):
             (ValueError, "denominator has shape .2,.: takes ..$", {"denominator": [1, 2]}),
             (ValueError, "outputs has 'loses': takes losses, loss", {"outputs": ("loses",)}),
             (ValueError, r"grad_lse has shape \(2,\): takes \(2, 5\)", {"grad_lse": [1, 2], "return_grad": True}),
-            (ValueError, "has_grad_entropy is 1: takes", {"grad_entropy": 1}),
+            (ValueError, "grad_entropy is given: takes a gradient", {"grad_entropy": 1}),
             (RuntimeError, 'device is "no such device"', {"device": "no such device"}),
             (TypeError, "device is 1: takes", {"device": 1}),
             (ValueError, "queue is given: takes pyopencl", {"queue": 1}),
@@ -380,7 +387,7 @@ class NumPy(Case):
             names, absent = {}, False
             for block in blocks:
                 if "import" in block:  # else it goes on
-                    absent = any(name in block and sys.modules.get(name) is None for name in ("torch", "pyopencl"))
+                    absent = any(name in block and sys.modules.get(name) is None for name in MODULES)
                 if absent:
                     continue
                 printed = io.StringIO()
@@ -586,6 +593,31 @@ class PyOpenCL(Case):
             with self.assertRaisesRegex(error, text):
                 call()
 
+    def test_threads(self):
+        """Each with a queue of its own on one plan, beside calls with NumPy arrays, which leave the interpreter free."""
+        self.assertNotIsInstance(_library.library, ctypes.PyDLL)
+        plan = clxent.Plan(self.x, self.y, outputs=("loss", "gradient"))
+        batches = [batch(seed, X.shape) for seed in range(4)]
+        want = [clxent.cross_entropy(x, y, return_grad=True) for x, y in batches]
+        right = []
+
+        def run(i):
+            queue = pyopencl.CommandQueue(self.context)
+            x, y = (pyopencl.array.to_device(queue, array) for array in batches[i])
+            for _ in range(20):
+                found = plan(x, y, queue=queue)
+                own = clxent.cross_entropy(*batches[i], return_grad=True)
+                for loss, gradient in (own, (found["loss"].get(), found["gradient"].get())):
+                    if loss == want[i][0] and (gradient == want[i][1]).all():
+                        right.append(i)
+
+        threads = [threading.Thread(target=run, args=(i,)) for i in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual(len(right), 4 * 20 * 2)
+
     def test_bad_targets_are_reported_on_the_device(self):
         y = Y.copy()
         y[1, 0] = 33
@@ -707,6 +739,60 @@ class PyTorch(Case):
         ):
             with self.assertRaisesRegex(error, text):
                 clxent.torch.cross_entropy(*args)
+
+    def test_example(self):
+        gpt = os.path.join(ROOT, "tools", "python", "examples", "gpt.py")
+        small = "--steps 1 --vocabulary 33 --batch 2 --seq 5 --width 32 --layers 1 --threads 1".split()
+        command = [sys.executable, "-B", gpt, "--text", os.path.join(ROOT, "README.md"), *small]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self.assertEqual(done.returncode, 0, done.stderr.decode())
+        self.assertRegex(done.stdout.decode(), r"PyTorch / clxent: [\d.]+ a step, [\d.]+ the loss \(PyTorch")
+
+
+@unittest.skipIf(tinygrad is None, "no tinygrad and PyOpenCL")
+class Tinygrad(Case):
+    def tensor(self, array):
+        return tinygrad.Tensor(array, device="CL")
+
+    def test_has_numpys_bits(self):
+        weights = {"weight": np.linspace(0.5, 2, 33, dtype="f4"), "grad_lse": np.linspace(-1, 1, 10, dtype="f4")}
+        weights["grad_lse"] = weights["grad_lse"].reshape(2, 5)
+        outputs = ("softmax", "lse", "argmax", "correct")
+        want = clxent.cross_entropy(X, Y, return_grad=True, outputs=outputs, z_loss=1e-3, **weights)
+        tensors = {name: self.tensor(array) for name, array in weights.items()}
+        # Computed for the call alone: their memory must not become that of a result.
+        x, y = self.tensor(X / 2) * 2, self.tensor(Y) + 0
+        got = clxent.tinygrad.cross_entropy(x, y, return_grad=True, outputs=outputs, z_loss=1e-3, **tensors)
+        self.assertEqual(list(got), list(want))
+        for name, tensor in got.items():
+            np.testing.assert_array_equal(tensor.numpy(), want[name])
+        losses = clxent.tinygrad.cross_entropy(x, y, reduction="none")
+        np.testing.assert_array_equal(losses.numpy(), clxent.cross_entropy(X, Y, reduction="none"))
+
+    def test_the_gradient_goes_on(self):
+        weight, hidden = self.tensor(X[0]), self.tensor(X[1, :, :5])
+        logits = hidden @ weight
+        loss, gradient = clxent.tinygrad.cross_entropy(logits, self.tensor(Y[0] % 33), return_grad=True)
+        want = (hidden @ weight).sparse_categorical_crossentropy(self.tensor(Y[0] % 33))
+        self.assertAlmostEqual(loss.item(), want.item(), delta=1e-6 * want.item())
+        (ours,), (theirs,) = logits.gradient(weight, gradient=gradient), want.gradient(weight)
+        np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=1e-5, atol=1e-6)
+        half = clxent.tinygrad.cross_entropy(weight.cast("half"), self.tensor(Y[0]), return_grad=True)[1]
+        want = clxent.cross_entropy(X[0].astype("f2"), Y[0], return_grad=True)[1]
+        np.testing.assert_array_equal(half.numpy(), want)
+
+    def test_errors_name_the_argument(self):
+        x, y = self.tensor(X), self.tensor(Y)
+        for error, text, call in (
+            (TypeError, "targets is ndarray: takes a tinygrad.Tensor", lambda: clxent.tinygrad.cross_entropy(x, Y)),
+            (ValueError, "logits is on PYTHON", lambda: clxent.tinygrad.cross_entropy(x.to("PYTHON"), y)),
+            (TypeError, "targets is .*bool", lambda: clxent.tinygrad.cross_entropy(x, y > 0)),
+            (ValueError, "outputs has 'bad_", lambda: clxent.tinygrad.cross_entropy(x, y, outputs="bad_targets")),
+            (ValueError, "label_smoothing is 2", lambda: clxent.tinygrad.cross_entropy(x, y, label_smoothing=2)),
+        ):
+            with self.assertRaisesRegex(error, text):
+                call()
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ ROOT = os.path.dirname(os.path.dirname(HERE))
 MODULES = sorted(name for name in os.listdir(os.path.join(HERE, "clxent")) if name.endswith((".py", ".typed")))
 SYSTEM = {"libOpenCL.so.1", "libc.so.6", "libm.so.6", "libpthread.so.0"}  # the last until glibc 2.34
 # PyOpenCL's wheel has a loader of its own beside the system's.
-PACKAGES = ["build", "ml_dtypes", "mypy", "pyopencl"]
+PACKAGES = ["build", "ml_dtypes", "mypy", "pyopencl", "tinygrad"]
 
 
 def expect(truth, text, *values):

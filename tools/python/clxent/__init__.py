@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""Softmax cross-entropy on OpenCL devices, for NumPy arrays and pyopencl.array.Array. clxent.torch is for PyTorch.
+"""Softmax cross-entropy on OpenCL devices, for NumPy arrays and pyopencl.array.Array. clxent.torch is for PyTorch,
+clxent.tinygrad for tinygrad.
 
 The functions compute NumPy arrays (what numpy.asarray() takes) in one blocking call. C-contiguous arrays are read
 where they are, others are copied first. Calls release Python's interpreter lock; any thread may make them.

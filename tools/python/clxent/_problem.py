@@ -125,6 +125,9 @@ class Problem:
             desc.outputs |= 1 << bit
             own = getattr(self, dtype) if isinstance(dtype, str) and hasattr(self, dtype) else np.dtype(dtype)
             self.results[name] = getattr(self, shape), own
+        for name in ("grad_entropy", "grad_lse"):
+            if name in given and "gradient" not in self.results:
+                raise ValueError("%s is given: takes a gradient among the results" % name)
         self.of_logits = {name for name in self.results if _RESULTS[name][1] == "shape"}
         if "gradient" in self.results:
             desc.gradient_dtype = _DTYPES[name_of(self.gradient_dtype)]
