@@ -553,23 +553,49 @@ class PyOpenCL(Case):
                     of_rows = name == "losses" and "losses" not in want
                     np.testing.assert_array_equal(value, want["loss" if of_rows else name])
 
-    def test_parts_in_a_loop(self):
-        """Arrays of out, an out-of-order queue, and more than one batch at a time."""
+    def test_parts_wait_for_events_and_each_other(self):
         mode = pyopencl.command_queue_properties.OUT_OF_ORDER_EXEC_MODE_ENABLE
         queue = pyopencl.CommandQueue(self.context, properties=mode)
-        want = clxent.cross_entropy(X, Y, return_grad=True)
+        plan = clxent.Plan(self.x[:1], self.y, batch=2)
+        for given in ({}, {"denominator": self.put(np.array(3, "f4"))}):
+            with self.held() as start, self.held() as middle:
+                run = plan.parts(self.y, queue=queue, wait_for=[start], **given)
+                first, last = run(self.x[:1]), run(self.x[1:], wait_for=[middle])
+                for held, event in ((start, first["gradient"].events[-1]), (middle, last["gradient"].events[-1])):
+                    queue.flush()
+                    time.sleep(0.2)
+                    self.assertFalse(self.complete(event))
+                    held.set_status(pyopencl.command_execution_status.COMPLETE)
+                want = clxent.cross_entropy(X, Y, **{name: array.get() for name, array in given.items()})
+                self.assertEqual(last["loss"].get(queue), want)
+        with self.held() as start:  # no Array is written by both parts
+            plan = clxent.Plan(self.x[:1], self.y, outputs=("gradient",), batch=2)
+            run = plan.parts(self.y, queue=queue, denominator=self.put(np.array(3, "f4")))
+            run(self.x[:1], wait_for=[start])
+            last = run(self.x[1:])
+            queue.flush()
+            time.sleep(0.2)
+            self.assertFalse(self.complete(last["gradient"].events[-1]))
+
+    def test_parts_in_a_loop(self):
+        """Arrays of out, an out-of-order queue, and two batches at a time."""
+        mode = pyopencl.command_queue_properties.OUT_OF_ORDER_EXEC_MODE_ENABLE
+        queue = pyopencl.CommandQueue(self.context, properties=mode)
+        batches = (X, Y), batch(9, X.shape)
+        want = [clxent.cross_entropy(x, y, return_grad=True) for x, y in batches]
+        targets = [self.put(y) for _, y in batches]
         plan = clxent.Plan(self.x[:1], self.y, batch=2)
         loss = self.put(np.zeros((), "f4"))
-        first, second = plan.parts(self.y, queue=queue, out={"loss": loss}), plan.parts(self.y, queue=queue)
+        first, second = plan.parts(targets[0], queue=queue, out={"loss": loss}), plan.parts(targets[1], queue=queue)
         for i in (0, 1):
             place = self.put(X[i : i + 1])
             found = first(place, out={"gradient": place})
             self.assertTrue(found["gradient"] is place and found["loss"] is loss)
-            other = second(self.x[i : i + 1])
-            for array in place, other["gradient"]:
-                np.testing.assert_array_equal(array.get(queue)[0], want[1][i])
-        self.assertEqual((loss.get(queue), other["loss"].get(queue)), (want[0], want[0]))
-        np.testing.assert_array_equal(plan(self.x, self.y)["gradient"].get(), want[1])  # whole, too
+            other = second(self.put(batches[1][0][i : i + 1]))
+            for array, (_, gradient) in zip((place, other["gradient"]), want):
+                np.testing.assert_array_equal(array.get(queue)[0], gradient[i])
+        self.assertEqual((loss.get(queue), other["loss"].get(queue)), (want[0][0], want[1][0]))
+        np.testing.assert_array_equal(plan(self.x, self.y)["gradient"].get(), want[0][1])  # whole, too
 
         with self.assertRaisesRegex(ValueError, "logits has 1 of the first axis: takes 1 to 0, which are left"):
             first(self.x[:1])
