@@ -294,8 +294,9 @@ PART void copy_b(const clxent_product *p, __global const storage *b, const uint 
         }
     }
 #            else
-    /* columns are rows of the weight: VEC of them at a time */
-    for (uint j = n0; j < n1; j += VEC) {
+    /* columns are rows of the weight: VEC of them at a time, the last again where a panel has more */
+    const uint end = n0 + (n1 - n0 + TILE_COLUMNS - 1) / TILE_COLUMNS * TILE_COLUMNS;
+    for (uint j = n0; j < end; j += VEC) {
         const uint column = j - n0;
         __local acc_t *panel =
             panels + (size_t)(column / TILE_COLUMNS) * depth * TILE_COLUMNS + column % TILE_COLUMNS;

@@ -41,10 +41,12 @@ static const size_t shapes[][3] = { { 1, 1, 1 },    { 2, 3, 5 },     { 7, 16, 47
                                     { 8, 17, 48 },  { 9, 15, 49 },   { 17, 31, 96 },
                                     { 25, 64, 97 }, { 49, 65, 200 }, { 3, 130, 1000 } };
 
+static const size_t small_shapes[][3] = { { 1, 1, 1 }, { 7, 5, 19 }, { 9, 17, 20 } };
+
 static void check_shapes(uint32_t dtype)
 {
-    for (size_t i = 0; i < COUNT(shapes); i += small_run() ? 3 : 1) {
-        const size_t *s = shapes[i];
+    for (size_t i = 0; i < (small_run() ? COUNT(small_shapes) : COUNT(shapes)); i++) {
+        const size_t *s = small_run() ? small_shapes[i] : shapes[i];
         clxent_desc desc = make_linear(TRAINING, dtype, s[0], s[1], s[2]);
         if (i % 2 == 1) {
             desc.hidden_row_stride = s[1] + 3;
@@ -66,7 +68,7 @@ Test(linear, every_shape_matches_the_reference)
 
 Test(linear, every_output_and_option_matches_the_reference)
 {
-    clxent_desc desc = make_linear(EVERYTHING, CLXENT_F32, 23, 33, 70);
+    clxent_desc desc = make_linear(EVERYTHING, CLXENT_F32, 23, small_run() ? 3 : 33, small_run() ? 20 : 70);
     desc.seq = 23;
     desc.batch = 1;
     desc.label_smoothing = 0.1;
@@ -76,7 +78,7 @@ Test(linear, every_output_and_option_matches_the_reference)
     desc.has_class_weights = desc.has_row_weights = 1;
     desc.shift = 2;
     desc.has_grad_entropy = desc.has_grad_lse = 1;
-    for (uint32_t reduction = 0; reduction < 3; reduction++) {
+    for (uint32_t reduction = small_run() ? CLXENT_REDUCTION_NONE : 0; reduction < 3; reduction++) {
         desc.reduction = reduction;
         desc.outputs = reduction == CLXENT_REDUCTION_NONE ? EVERYTHING & ~CLXENT_OUTPUT_LOSS : EVERYTHING;
         run_filled_case("options", &desc, FILL_IGNORED | FILL_GRAD_OUTPUT | FILL_BAD_TARGETS, 400 + reduction,
@@ -88,7 +90,8 @@ Test(linear, gradients_have_dtypes_and_modes_of_their_own)
 {
     static const uint32_t dtypes[] = { CLXENT_F32, CLXENT_F16, CLXENT_BF16 };
     for (size_t i = 0; i < 3; i++) {
-        clxent_desc desc = make_linear(TRAINING, CLXENT_BF16, 19, 18, 50);
+        clxent_desc desc = make_linear(TRAINING, CLXENT_BF16, small_run() ? 5 : 19, small_run() ? 3 : 18,
+                                       small_run() ? 20 : 50);
         desc.hidden_gradient_dtype = dtypes[i];
         desc.weight_gradient_dtype = dtypes[(i + 1) % 3];
         desc.bias_gradient_dtype = dtypes[(i + 2) % 3];
@@ -118,8 +121,9 @@ Test(linear, groups_match_the_reference)
     const clxent_tuning groups = strategy_for(CLXENT_F32, EACH_GROUPS);
     skip_unless_driver_takes(&groups);
     force(&groups);
-    clxent_desc desc = make_linear(TRAINING, CLXENT_F32, 70, 35, 130);
-    desc.workspace_limit = 40000;
+    clxent_desc desc = small_run() ? make_linear(TRAINING, CLXENT_F32, 20, 9, 40)
+                                   : make_linear(TRAINING, CLXENT_F32, 70, 35, 130);
+    desc.workspace_limit = small_run() ? 3000 : 40000;
     run_filled_case("groups", &desc, FILL_IGNORED, 700, 0);
 }
 
@@ -143,16 +147,17 @@ static void run_limited(const char *name, const problem *p, size_t limit, clxent
 /* What each row has, and the loss, have the same bits for every limit; sums over rows within their bounds. */
 Test(linear, chunks_decide_no_bits_of_a_row)
 {
-    const clxent_desc desc = make_linear(OF_ROWS | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_HIDDEN_GRADIENT |
-                                             CLXENT_OUTPUT_CORRECT | CLXENT_OUTPUT_COMPUTED_DENOMINATOR,
-                                         CLXENT_F32, 37, 20, 75);
+    const clxent_desc desc =
+        make_linear(OF_ROWS | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_HIDDEN_GRADIENT | CLXENT_OUTPUT_CORRECT |
+                        CLXENT_OUTPUT_COMPUTED_DENOMINATOR,
+                    CLXENT_F32, small_run() ? 13 : 37, small_run() ? 7 : 20, small_run() ? 30 : 75);
     const size_t most = workspace_of(&desc);
     clxent_host_args whole, part;
     problem p;
 
     make_problem(&p, &desc, FILL_IGNORED, 800);
     run_limited("no limit", &p, 0, &whole);
-    for (size_t limit = most; limit > most / 8; limit = limit * 3 / 4) {
+    for (size_t limit = most; limit > most / 8; limit = limit * (small_run() ? 1 : 2) / 3) {
         run_limited("a limit", &p, limit, &part);
         check_same_outputs("with a limit", &whole, &part);
         free_outputs(&part);
@@ -162,7 +167,8 @@ Test(linear, chunks_decide_no_bits_of_a_row)
 
 Test(linear, compute_units_decide_no_bits)
 {
-    const clxent_desc desc = make_linear(TRAINING, CLXENT_F32, 70, 40, 100);
+    const clxent_desc desc =
+        make_linear(TRAINING, CLXENT_F32, 70, small_run() ? 5 : 40, small_run() ? 20 : 100);
     const cl_uint units = device.ctx->device.compute_units;
     clxent_host_args one, many;
     problem p;
@@ -180,35 +186,34 @@ Test(linear, compute_units_decide_no_bits)
 
 Test(linear, a_limit_is_kept_or_refused_with_what_it_takes)
 {
-    clxent_desc desc = make_linear(TRAINING, CLXENT_BF16, 33, 20, 75);
+    clxent_desc desc = make_linear(TRAINING, CLXENT_BF16, 33, small_run() ? 3 : 20, small_run() ? 20 : 75);
     clxent_plan *plan;
     size_t least = 0;
 
     desc.workspace_limit = 1;
     cr_assert_eq(clxent_plan_create(&plan, device.ctx, &desc), CLXENT_ERROR_INVALID_DESC);
     cr_assert_null(plan);
-    cr_assert_eq(sscanf(last_error(),
-                        "workspace_limit is 1: takes at least %zu bytes with 33 rows, 75 classes and 20 "
-                        "features",
-                        &least),
-                 1, "%s", last_error());
+    cr_assert_eq(
+        sscanf(last_error(), "workspace_limit is 1: takes at least %zu bytes with 33 rows, ", &least), 1,
+        "%s", last_error());
     desc.workspace_limit = least - 1;
     cr_assert_eq(clxent_plan_create(&plan, device.ctx, &desc), CLXENT_ERROR_INVALID_DESC);
-    for (size_t limit = least; limit < 40 * least; limit = limit * 5 / 4 + 1) {
+    for (size_t limit = least; limit < 40 * least;
+         limit = limit * (small_run() ? 3 : 5) / (small_run() ? 1 : 4) + 1) {
         desc.workspace_limit = limit;
         cr_assert_leq(workspace_of(&desc), limit);
     }
-    desc.workspace_limit = least;
-    run_filled_case("least workspace", &desc, FILL_IGNORED, 820, 0);
+    desc.workspace_limit = small_run() ? least * 2 : least;
+    run_filled_case("little workspace", &desc, FILL_IGNORED, 820, 0);
 }
 
 /* A buffer of all logits would have more bytes than the device's largest. */
 Test(linear, logits_beyond_the_largest_buffer)
 {
     const cl_ulong most = device.ctx->device.max_allocation;
-    const clxent_desc desc = make_linear(TRAINING, CLXENT_F32, 50, 8, 300);
+    const clxent_desc desc = make_linear(TRAINING, CLXENT_F32, 50, 3, 100);
 
-    device.ctx->device.max_allocation = (cl_ulong)30 * 300 * sizeof(float);
+    device.ctx->device.max_allocation = (cl_ulong)30 * 100 * sizeof(float);
     run_filled_case("chunks of what one buffer holds", &desc, FILL_IGNORED, 830, 0);
     device.ctx->device.max_allocation = 1000;
     clxent_plan *plan;
@@ -319,7 +324,8 @@ Test(linear, warm_and_describe)
 
 Test(linear, outputs_of_a_run_and_larger_plans)
 {
-    const clxent_desc desc = make_linear(TRAINING | CLXENT_OUTPUT_CORRECT, CLXENT_F32, 21, 12, 60);
+    const clxent_desc desc = make_linear(TRAINING | CLXENT_OUTPUT_CORRECT, CLXENT_F32, small_run() ? 6 : 21,
+                                         small_run() ? 3 : 12, small_run() ? 20 : 60);
     run_filled_case("subsets", &desc, FILL_IGNORED, 940, CASE_SUBSETS | CASE_LARGER_PLAN);
     run_filled_case("parts", &desc, FILL_IGNORED, 941, CASE_PARTS);
 }
