@@ -41,7 +41,8 @@ class Frame(Case):
         for flag in (
             "logits targets bf16 class-axis ignore-index class-weights row-weights label-smoothing z-loss "
             "logit-scale softcap reduction denominator shift on-bad-target all-ignored grad-output "
-            "grad-entropy grad-lse grad-dtype json"
+            "grad-entropy grad-lse grad-dtype json hidden weight bias workspace-mib hidden-grad-out weight-grad-out "
+            "bias-grad-out"
         ).split():
             self.assertIn("--" + flag, text)
         for name in OUTPUTS:

@@ -20,8 +20,8 @@ import zipfile
 
 import numpy as np
 
-from cli import ALL, BAD_DRIVER, BIN, FULL, SMALL, Case, bad_driver
-from oracle import NUMPY, OUTPUTS, batch, store, values_of
+from cli import ALL, BAD_DRIVER, BIN, FULL, KEYS, SMALL, Case, bad_driver
+from oracle import NUMPY, OUTPUTS, ROUNDING, batch, oracle, store, values_of
 
 # Options that a program is compiled for. A value alone does not compile another.
 COMPILED = ("class_weights", "label_smoothing", "logit_scale", "softcap", "grad_entropy", "grad_lse")
@@ -923,6 +923,269 @@ class WithoutTargets(EvalCase):
         ):
             self.refuse(*base, flag, value, status=2, mentions=[flag + " needs --targets"])
         self.succeed(*base, "--logit-scale", 1, "--softcap", 0)
+
+
+ROWS_OUTPUTS = ("losses", "lse", "argmax", "entropy")
+GRADIENTS = ("hidden", "weight", "bias")
+
+
+class Linear(EvalCase):
+    """Hidden states and a weight in the place of logits."""
+
+    def linear(self, seed=61, shape=(3, 7), features=13, classes=19, dtype="f32"):
+        """Hidden states, weight and bias as stored, and classes."""
+        random = np.random.RandomState(seed)
+        h = random.normal(size=(*shape, features)) * random.choice((0.1, 1, 5), shape + (1,))
+        w, b = random.normal(size=(classes, features)) / math.sqrt(features), random.normal(size=classes)
+        y = random.randint(0, classes, size=shape)
+        if y.size > 4:
+            y.reshape(-1)[4] = -100
+        return (*(store(array, dtype) for array in (h, w, b)), y)
+
+    def flags(self, h, w, b=None, y=None):
+        """Of files that are written."""
+        files = {"hidden": h, "weight": w, "bias": b, "targets": y}
+        return [
+            text
+            for name, array in files.items()
+            if array is not None
+            for text in ("--" + name, self.save(name + ".npy", array))
+        ]
+
+    def evaluate_linear(self, h, w, b, y, dtype="f32", outputs=ROWS_OUTPUTS, gradients=GRADIENTS, limit=None, **options):
+        """Everything that eval gives against the oracle's of the product in double. Errors of the product, of any order of
+        summation: u (features + 3) times the sum of the terms' absolute values. They move lse, row losses and entropy by a
+        small multiple of the largest of them; each sum of the gradients' products adds its own."""
+        f64, grad_dtype = dtype == "f64", options.pop("grad_dtype", None)
+        u, wide = (2.0**-53, np.longdouble) if f64 else (2.0**-24, np.float64)
+        flags = self.flags(h, w, b, y) + (["--bf16"] if dtype == "bf16" else [])
+        if limit is not None:
+            flags += ["--workspace-mib", limit]
+        if grad_dtype is not None:
+            flags += ["--grad-dtype", grad_dtype]
+        for name, value in options.items():
+            if isinstance(value, np.ndarray):
+                value = self.save(name + ".npy", value)
+            flags += ["--" + name.replace("_", "-"), "none" if value is None else value]
+        names = [name for name in gradients if b is not None or name != "bias"]
+        for name in (*outputs, *(name + "-grad" for name in names)):
+            flags += ["--%s-out" % name, self.path("out-%s.npy" % name)]
+        got = self.succeed_json("eval", *flags)
+
+        h, w = values_of(h, dtype, wide), values_of(w, dtype, wide)
+        b = np.zeros(len(w), wide) if b is None else values_of(b, dtype, wide)
+        x = h @ w.T + b
+        error = u * ((h.shape[-1] + 3) * (np.abs(h) @ np.abs(w).T) + np.abs(b))
+        moved = 4 * float(error.max() if error.size else 0) * abs(options.get("logit_scale", 1.0))
+        classes = np.zeros(x.shape[:-1], "i8") if y is None else y
+        want = oracle(x, classes, f64=f64, **options)
+        self.assertEqual(list(got), [*KEYS[:4], "features", *KEYS[4:]])
+        self.assertEqual((got["dtype"], got["features"], got["classes"]), (dtype, h.shape[-1], len(w)))
+        self.assertEqual(got["rows"], want["rows"])
+        mass = np.abs(want["a"]).sum(axis=1).max() if want["rows"] else 0
+        mass *= 1 if "row_weights" not in options else np.abs(options["row_weights"]).max()
+        mass = max(1, mass) * (1 + 2 * options.get("z_loss", 0) * max(1, np.abs(want["lse"][0]).max(initial=0)))
+        if y is not None:
+            for key in ("ignored", "bad_targets", "accuracy"):
+                self.assertEqual(got[key], want[key], key)
+            if got["loss"] is not None:
+                scale = mass * want["counted"] / abs(want["divisor"]) if want["counted"] else 0
+                self.close(float(got["loss"]), float(want["loss"][0]), float(want["loss"][1]) + moved * scale, "loss")
+            if want["perplexity"] is not None:
+                bound = want["perplexity_bound"] + want["perplexity"] * moved * 1.01
+                self.close(got["perplexity"], want["perplexity"], bound, "perplexity")
+        arrays = {name: np.load(self.path("out-%s.npy" % name)) for name in outputs}
+        for name, array in arrays.items():
+            self.assertEqual(array.dtype, np.dtype("<i8" if name == "argmax" else "<f8" if f64 else "<f4"), name)
+            value, bound = want[name]
+            size = {"losses": mass, "lse": 1, "entropy": 2 + want["lse"][0].max(initial=0) - x.min(initial=0)}
+            self.close(array, value, None if name == "argmax" else bound + moved * size[name], name)
+
+        d, bound = want["grad"]
+        d = d.reshape(-1, len(w))
+        outer = np.abs(want["outer"])[:, None]
+        size = 1 + sum(np.abs(options.get("grad_" + name, np.zeros(1))).max() * 60 for name in ("entropy", "lse"))
+        delta = bound.reshape(d.shape) + moved * mass * outer * (d != 0)
+        delta = delta + (size - 1) * moved
+        h = h.reshape(-1, h.shape[-1])
+        products = {
+            "hidden": (d @ w, delta @ np.abs(w) + u * (len(w) + 2) * (np.abs(d) @ np.abs(w))),
+            "weight": (d.T @ h, delta.T @ np.abs(h) + u * (len(h) + 2) * (np.abs(d).T @ np.abs(h))),
+            "bias": (d.sum(axis=0), delta.sum(axis=0) + u * (len(h) + 2) * np.abs(d).sum(axis=0)),
+        }
+        stored = grad_dtype or dtype
+        relative, half_subnormal = ROUNDING[stored]
+        for name in names:
+            array = arrays[name + "-grad"] = np.load(self.path("out-%s-grad.npy" % name))
+            self.assertEqual(array.dtype, np.dtype(NUMPY[stored]), name)
+            value, bound = products[name]
+            shape = {"hidden": x.shape[:-1] + w.shape[1:], "weight": w.shape, "bias": b.shape}[name]
+            bound = bound * (1 + relative) + relative * np.abs(value) + half_subnormal
+            self.close(values_of(array, stored, wide), value.reshape(shape), bound.reshape(shape), name)
+        return got, arrays
+
+    def test_shapes(self):
+        for shape, features, classes in (
+            *(((3, 7), 13, 19), ((40,), 1, 5), ((2, 3, 4), 64, 100), ((), 5, 3), ((2, 0), 5, 3), ((0,), 5, 3)),
+            *(((1, 1), 300, 1000), ((9, 5), 33, 1)),
+        ):
+            if SMALL and classes == 1000:
+                continue
+            for with_bias in (True, False):
+                with self.subTest(shape=shape, features=features, classes=classes, bias=with_bias):
+                    h, w, b, y = self.linear(62, shape, features, classes)
+                    self.evaluate_linear(h, w, b if with_bias else None, y)
+
+    def test_dtypes(self):
+        for dtype, grad in (("f32", None), ("f16", None), ("bf16", None), ("bf16", "f32"), ("f64", None)):
+            with self.subTest(dtype=dtype, grad=grad):
+                self.evaluate_linear(*self.linear(63, dtype=dtype), dtype=dtype, grad_dtype=grad)
+
+    def test_options(self):
+        h, w, b, y = self.linear(64)
+        random = np.random.RandomState(64)
+        weights = np.where(random.uniform(size=y.shape) < 0.3, 0, random.uniform(0.1, 2, y.shape)).astype("<f4")
+        for options in (
+            {"reduction": "sum", "shift": 2},
+            {"reduction": "none", "grad_output": weights},
+            {"denominator": -3.5, "z_loss": 0.02, "row_weights": weights},
+            {"label_smoothing": 0.1, "class_weights": random.uniform(0.5, 2, 19).astype("<f4")},
+            {"grad_entropy": weights, "grad_lse": -weights},
+            {"logit_scale": -0.7, "softcap": 4.5},
+            {"ignore_index": 7, "on_bad_target": "ignore"},
+        ):
+            with self.subTest(**options):
+                self.evaluate_linear(h, w, b, y, **options)
+
+    def test_outputs_alone_and_without_targets(self):
+        h, w, b, y = self.linear(65)
+        _, together = self.evaluate_linear(h, w, b, y)
+        for name in (*ROWS_OUTPUTS, *GRADIENTS):
+            outputs, gradients = ((name,), ()) if name in ROWS_OUTPUTS else ((), (name,))
+            _, alone = self.evaluate_linear(h, w, b, y, outputs=outputs, gradients=gradients)
+            for key, array in alone.items():
+                np.testing.assert_array_equal(array, together[key], key)
+        self.evaluate_linear(h, w, b, None, outputs=("lse", "argmax", "entropy"), gradients=())
+
+    def test_probabilities(self):
+        h, w, b, _ = self.linear(66)
+        q = np.random.RandomState(66).dirichlet(np.ones(19), size=(3, 7))
+        for stored in ("<f4", "<f2", "<f8"):
+            self.evaluate_linear(h, w, b, q.astype(stored))
+        self.evaluate_linear(*self.linear(66, dtype="f64")[:3], q, dtype="f64")
+        self.evaluate_linear(*self.linear(66, dtype="f16")[:3], q.astype("<f2"), dtype="f16")
+        one_hot = np.eye(19, dtype="u1")[np.arange(21).reshape(3, 7) % 19]
+        self.succeed("eval", *self.flags(h, w, b, one_hot))
+
+    def test_a_bias_of_another_dtype_is_rounded(self):
+        h, w, b, y = self.linear(67, dtype="f16")
+        out = ["--lse-out", self.path("lse.npy")]
+        results = []
+        for bias in (b, b.astype("<f4"), b.astype(">f8") * (1 + 1e-9)):
+            self.succeed("eval", *self.flags(h, w, bias), *out)
+            results.append(self.read("lse.npy"))
+        self.assertEqual(len(set(results)), 1)
+        mask = np.where(np.arange(19) == 3, -np.inf, b.astype("<f4"))
+        self.succeed("eval", *self.flags(h, w, mask), *out, "--argmax-out", self.path("argmax.npy"))
+        self.assertTrue(np.isfinite(np.load(self.path("lse.npy"))).all())
+        self.assertNotIn(3, np.load(self.path("argmax.npy")))
+        mask[7] = 65520
+        self.refuse("eval", *self.flags(h, w, mask), *out, mentions=["bias.npy: item (7,) is 65520: too large for f16"])
+
+    @unittest.skipIf(SMALL, "MiB of logits take a simulator too long")
+    def test_a_workspace_of_less_changes_no_row(self):
+        h, w, b, y = self.linear(68, (3000,), 8, 1000)
+        outputs = ("losses", "lse", "argmax")
+        got, whole = self.evaluate_linear(h, w, b, y, outputs=outputs)
+        less, cut = self.evaluate_linear(h, w, b, y, outputs=outputs, limit=1)
+        self.assertEqual(got["loss"], less["loss"])
+        for name in (*outputs, "hidden-grad"):
+            np.testing.assert_array_equal(whole[name], cut[name], name)
+        self.assertFalse((whole["weight-grad"] == cut["weight-grad"]).all(), "the workspace was no smaller")
+        wide = store(np.zeros((1 << 19, 1)), "f32")
+        said = ["hidden.npy: workspace_limit is 1048576: takes at least ", "524288 classes"]
+        self.refuse("eval", *self.flags(h[:, :1], wide, None, y), "--workspace-mib", 1, mentions=said)
+
+    def test_tensors_of_safetensors_and_orders(self):
+        h, w, b, y = self.linear(69, dtype="bf16")
+        header, data = {}, b""
+        for name, array in (("h", h), ("w", w), ("b", b)):
+            header[name] = entry("BF16", array.shape, (len(data), len(data) + array.nbytes))
+            data += array.tobytes()
+        path = self.raw("a.safetensors", safetensors(header, data))
+        want, _ = self.evaluate_linear(h, w, b, y, dtype="bf16")
+        files = [text for name in ("hidden", "weight", "bias") for text in ("--" + name, "%s:%s" % (path, name[0]))]
+        got = self.succeed_json("eval", *files, "--targets", self.path("targets.npy"))
+        self.assertEqual((got["loss"], got["dtype"]), (want["loss"], "bf16"))
+        h, w, b, y = self.linear(69)
+        want, _ = self.evaluate_linear(h, w, b, y)
+        got = self.succeed_json("eval", *self.flags(np.asfortranarray(h.astype(">f4")), np.asfortranarray(w), b, y))
+        self.assertEqual(got["loss"], want["loss"])
+
+    def test_text_has_features(self):
+        text = self.succeed("eval", *self.flags(*self.linear(70)))
+        self.assertRegex(text, r"(?m)^classes     19\nfeatures    13\ndtype       f32\n")
+
+    def test_wrong_usage(self):
+        h, w, b, y = self.linear(71)
+        flags, x = self.flags(h, w, b, y), self.save("x.npy", np.zeros((3, 7, 19), "<f4"))
+        out, logits = self.path("o.npy"), ["--logits", x, "--targets", self.path("targets.npy")]
+        for args, said in (
+            ([*flags, "--logits", x], "--logits and --hidden"),
+            ([*flags[:2], *flags[4:]], "--hidden needs --weight"),
+            ([*flags, "--class-axis", -1], "--class-axis with --hidden"),
+            ([*flags, "--softmax-out", out], "--softmax-out with --hidden"),
+            ([*flags, "--log-softmax-out", out], "--log-softmax-out with --hidden"),
+            ([*flags, "--grad-out", out], "--grad-out with --hidden"),
+            ([*flags[:4], *flags[6:], "--bias-grad-out", out], "--bias-grad-out without --bias"),
+            ([*flags, "--grad-dtype", "f16"], "--grad-dtype without --hidden-grad-out"),
+            ([*flags, "--grad-output", x, "--lse-out", out], "--grad-output without --hidden-grad-out"),
+            ([*flags, "--workspace-mib", 2**44], "--workspace-mib is %d" % 2**44),
+            ([*flags, "--workspace-mib", "x"], "--workspace-mib"),
+            ([*flags[:6], "--weight-grad-out", out], "--weight-grad-out needs --targets"),
+            ([*logits, "--weight", x], "--weight without --hidden"),
+            ([*logits, "--bias", x], "--bias without --hidden"),
+            ([*logits, "--workspace-mib", 1], "--workspace-mib without --hidden"),
+            *(([*logits, "--%s-grad-out" % name, out], "--%s-grad-out without --hidden" % name) for name in GRADIENTS),
+            ([*flags, "--weight-grad-out", self.path("weight.npy")], "--weight and --weight-grad-out name the same"),
+            (flags[:6], "--targets is required"),
+        ):
+            self.refuse("eval", *args, status=2, mentions=[said])
+
+    def test_wrong_files(self):
+        h, w, b, y = self.linear(72)
+        good = {"hidden": h, "weight": w, "bias": b, "targets": y}
+        for name, array, said in (
+            ("hidden", np.float32(1), "shape (): hidden states take an axis of features"),
+            ("hidden", h[..., :0], "shape (3, 7, 0) has no features"),
+            ("hidden", h.astype("i4"), "dtype i4: hidden states take f2, f4 or f8"),
+            ("weight", w[:, :12], "shape (19, 12): takes (classes, features), with 13 features"),
+            ("weight", w.T, "shape (13, 19): takes (classes, features), with 13 features"),
+            ("weight", w[0], "shape (13,)"),
+            ("weight", w[:0], "shape (0, 13) has no classes"),
+            ("weight", w.astype("f8"), "dtype f8: takes that of --hidden, f32"),
+            ("weight", w.astype("f2"), "dtype f2: takes that of --hidden, f32"),
+            ("bias", b[:18], "shape (18,): a bias takes (19,)"),
+            ("bias", b.reshape(1, 19), "shape (1, 19)"),
+            ("bias", b.astype("i4"), "dtype i4: a bias takes f2, f4, f8 or bf16"),
+            ("bias", b.astype("f8") * 1e300, "too large for f32"),
+            ("targets", y[:, :6], "shape (3, 6): targets take (3, 7)"),
+            ("targets", np.zeros((3, 19), "u1"), "shape (3, 19): targets take (3, 7)"),
+            ("targets", np.zeros((3, 7, 13), "<f4"), "shape (3, 7, 13): probabilities take (3, 7, 19)"),
+            ("targets", np.where(np.arange(21).reshape(3, 7) == 9, 19, y), "row 9: target 19 at (1, 2) is out of range"),
+            ("weight", None, "No such file"),
+        ):
+            with self.subTest(said=said):
+                flags = self.flags(**{key[0] if key != "targets" else "y": good[key] for key in good})
+                if array is None:
+                    os.remove(self.path(name + ".npy"))
+                else:
+                    self.save(name + ".npy", array)
+                grad = ["--weight-grad-out", self.path("g.npy")]
+                self.refuse("eval", *flags, *grad, mentions=[self.path(name + ".npy: "), said])
+        flags = self.flags(h, w, b, y)
+        self.refuse("eval", *flags, "--shift", 8, mentions=["hidden.npy: --shift 8: takes 0 to 7 with hidden states of"])
+        self.refuse("eval", *flags, "--bf16", mentions=["hidden.npy: dtype f4: hidden states take u2"])
 
 
 class Errors(EvalCase):

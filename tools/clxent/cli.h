@@ -144,10 +144,10 @@ cli_store *cli_store_open(const cli_device *device, clxent_store *callbacks);
 void cli_store_keep(cli_store *store);  /* writes new programs; once the results are out. Accepts NULL */
 void cli_store_close(cli_store *store); /* likewise */
 
-/* Compiles what clxent_run_host() of desc, a cross-entropy, will use, and adds the seconds that took to *seconds:
+/* Compiles what clxent_run_host() of desc, a (linear) cross-entropy, will use, and adds the seconds that took to *seconds:
  * builds the kernels, then launches them once on the fewest rows that a run takes, as a driver may compile only
- * at that launch. Without the launch where that many rows have more than 2^23 logits. The status is that of the
- * building. */
+ * at that launch. Without the launch where that many rows have more than 2^23 logits. Of linear cross-entropy the launches are
+ * those of clxent_plan_warm(). The status is that of the building. */
 clxent_status cli_compile(cli_session *session, const clxent_desc *desc, double *seconds);
 
 /* cli_fail() with the text of ctx's latest error. Ends the command where the status is CLXENT_ERROR_ARRAYS_IN_USE: the

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * eval.c - the loss of logits in files: every option and output of the library, from files to files.
+ * eval.c - the loss of logits in files, or of hidden states and a weight: every option and output of the library, from
+ * files to files.
  *
  * Headers are checked first, then values, then the device runs: one clxent_run_host() over mapped inputs
  * that writes into mapped outputs, which get their names only when everything has succeeded. Perplexity
@@ -57,7 +58,15 @@ enum {
     OF_LOSS = OF_TARGETS,
     OF_ROWS = OF_TARGETS,
     OF_GRADIENT = OF_TARGETS,
-    OF_LINEAR = 0 /* have no flag */
+    OF_LINEAR = 0
+};
+
+/* The inputs that logits come from. */
+enum {
+    MAKES_LOGITS = 1u << TENSOR_LOGITS | 1u << TENSOR_HIDDEN | 1u << TENSOR_WEIGHT | 1u << TENSOR_BIAS,
+    LINEAR_GRADIENTS =
+        CLXENT_OUTPUT_HIDDEN_GRADIENT | CLXENT_OUTPUT_WEIGHT_GRADIENT | CLXENT_OUTPUT_BIAS_GRADIENT,
+    GRADIENTS = CLXENT_OUTPUT_GRADIENT | LINEAR_GRADIENTS
 };
 
 static const cli_flag flags[] = {
@@ -76,7 +85,7 @@ static const cli_flag flags[] = {
     { .help = "Outputs (.npy in C order; f4, f8 for f8 logits, where not said otherwise):", .group = 3 },
 #define INPUT(name, NAME, element, shape, stride, operations, npy)       \
     { npy, CLI_PATH, offsetof(options, path[TENSOR_##NAME]), .group = 1, \
-      .mark = TENSOR_##NAME == TENSOR_LOGITS ? 0 : OF_TARGETS },
+      .mark = (MAKES_LOGITS >> TENSOR_##NAME & 1u) != 0 ? 0 : OF_TARGETS },
 #define OUTPUT(name, NAME, element, shape, stride, operations, depends, made, reference, npy) \
     { npy, CLI_PATH, offsetof(options, path[TENSOR_##NAME]), .group = 3, .mark = OF_##depends },
 #include "../../host/tensors.def"
@@ -128,12 +137,44 @@ static int64_t integer(struct argp_state *state, const char *flag, const char *t
 /* Whether an output must not have the path of the other file. */
 static bool is_taken(int other, int output) { return other < output || other == TUNING; }
 
+/* What goes with --hidden, and what with --logits. */
+static void check_linear(options *o, struct argp_state *state)
+{
+    const bool linear = o->path[TENSOR_HIDDEN] != NULL;
+    clxent_desc *d = &o->desc;
+
+    if (linear && o->path[TENSOR_LOGITS] != NULL)
+        argp_error(state, "--logits and --hidden: takes one of them");
+    if (linear && o->path[TENSOR_WEIGHT] == NULL) argp_error(state, "--hidden needs --weight");
+    if (linear && o->axis_text != NULL)
+        argp_error(state, "--class-axis with --hidden, whose logits have their classes last");
+    for (int t = 0; t < TENSORS; t++) {
+        const bool with_hidden = t == TENSOR_WEIGHT || t == TENSOR_BIAS ||
+                                 (t >= FIRST_OUTPUT && (LINEAR_GRADIENTS >> (t - FIRST_OUTPUT) & 1u) != 0);
+        if (o->path[t] == NULL) continue;
+        if (!linear && with_hidden) argp_error(state, "--%s without --hidden", files[t].flag);
+        if (linear && t >= FIRST_OUTPUT && files[t].shape == SHAPE_MATRIX)
+            argp_error(state, "--%s with --hidden, whose logits are made chunk by chunk and never stored",
+                       files[t].flag);
+    }
+    if (o->path[TENSOR_BIAS_GRADIENT] != NULL && o->path[TENSOR_BIAS] == NULL)
+        argp_error(state, "--bias-grad-out without --bias");
+    if (!linear && d->workspace_limit != 0) argp_error(state, "--workspace-mib without --hidden");
+    if (d->workspace_limit > SIZE_MAX >> 20)
+        argp_error(state, "--workspace-mib is %zu: takes at most %zu", d->workspace_limit, SIZE_MAX >> 20);
+    d->workspace_limit <<= 20;
+    if (!linear) return;
+    d->op = CLXENT_OP_LINEAR_CROSS_ENTROPY;
+    d->hidden_gradient_dtype = d->weight_gradient_dtype = d->bias_gradient_dtype = d->gradient_dtype;
+}
+
 /* What can be said of the flags without their files. */
 static void check_flags(void *data, struct argp_state *state)
 {
     options *o = data;
     clxent_desc *d = &o->desc;
-    const char *logits = o->path[TENSOR_LOGITS], *targets = o->path[TENSOR_TARGETS];
+    const char *targets = o->path[TENSOR_TARGETS];
+    const bool linear = o->path[TENSOR_HIDDEN] != NULL;
 
     o->path[TUNING] = cli_given.tuning;
     o->class_axis = o->axis_text != NULL ? integer(state, "class-axis", o->axis_text, "an axis") : -1;
@@ -157,26 +198,32 @@ static void check_flags(void *data, struct argp_state *state)
                            files[k].flag, files[t].flag);
         d->outputs |= 1u << (t - FIRST_OUTPUT);
     }
-    if (logits == NULL)
+    check_linear(o, state);
+    if (o->path[TENSOR_LOGITS] == NULL && !linear)
         argp_error(state, "%s",
                    targets != NULL ? "--logits is required" : "--logits and --targets are required");
     if (targets == NULL && o->of_targets != NULL) argp_error(state, "--%s needs --targets", o->of_targets);
     if (targets == NULL && d->outputs == 0)
         argp_error(state, "--targets is required: only outputs that depend on the logits alone do without");
-    if ((d->outputs & CLXENT_OUTPUT_GRADIENT) != 0) return;
+    if ((d->outputs & GRADIENTS) != 0) return;
+    const char *gradients =
+        linear ? "--hidden-grad-out, --weight-grad-out and --bias-grad-out" : "--grad-out";
     for (int t = 0; t < FIRST_OUTPUT; t++) {
         if (o->path[t] != NULL &&
             (t == TENSOR_GRAD_OUTPUT || t == TENSOR_GRAD_ENTROPY || t == TENSOR_GRAD_LSE))
-            argp_error(state, "--%s without --grad-out, the only result that it changes", files[t].flag);
+            argp_error(state, "--%s without %s, the only result%s that it changes", files[t].flag, gradients,
+                       linear ? "s" : "");
     }
     if (d->gradient_dtype != 0)
-        argp_error(state, "--grad-dtype without --grad-out, the file whose dtype it is");
+        argp_error(state, "--grad-dtype without %s, the file%s whose dtype it is", gradients,
+                   linear ? "s" : "");
 }
 
 static void parse_options(options *o, int argc, char **argv)
 {
     static const char *const about =
         "Computes softmax cross-entropy of logits against targets, both in files, on an OpenCL device."
+        " With --hidden and --weight the logits are their product, of which one chunk exists at a time."
         " Without --targets it computes outputs that depend on the logits alone.\v"
         "Prints rows, ignored rows (ignored targets, masked or shifted-off rows), rows with a bad "
         "target, classes, the loss, the perplexity (exp of the mean unweighted negative log-likelihood "
@@ -209,6 +256,8 @@ typedef struct job {
     clxent_host_args args;
     npy_array in[FIRST_OUTPUT];
     void *converted[FIRST_OUTPUT];                  /* another dtype's copy; NULL: none */
+    int source;                                     /* TENSOR_LOGITS, or TENSOR_HIDDEN */
+    npy_header logits;                              /* also of those that are made: their shape */
     size_t class_axis;                              /* from the front */
     size_t rows, row_axes, row_shape[NPY_MAX_AXES]; /* the logits' shape without the class axis */
     bool indices;                                   /* targets are classes */
@@ -226,6 +275,12 @@ typedef struct job {
 static size_t acc_bytes(const job *j) { return dtype_size(j->acc_dtype); }
 
 static const npy_header *header_of(const job *j, int tensor) { return &j->in[tensor].header; }
+
+static bool is_linear(const job *j) { return j->source == TENSOR_HIDDEN; }
+
+/* The file that faults of the problem as a whole are said of, and what it holds. */
+static const char *source_path(const job *j) { return j->o.path[j->source]; }
+static const char *source_name(const job *j) { return is_linear(j) ? "hidden states" : "logits"; }
 
 static bool has_targets(const job *j) { return j->o.path[TENSOR_TARGETS] != NULL; }
 
@@ -252,20 +307,67 @@ static bool is_integer(const npy_header *h)
     return h->kind == 'b' ? n == 1 : (h->kind == 'i' || h->kind == 'u') && n <= 8 && (n & (n - 1)) == 0;
 }
 
-static bool check_logits(job *j)
+/* The dtype of logits or hidden states. */
+static bool check_dtype(job *j)
 {
-    const npy_header *h = header_of(j, TENSOR_LOGITS);
-    const char *path = j->o.path[TENSOR_LOGITS];
-    const int64_t axes = (int64_t)h->axes;
-    const int64_t axis = j->o.class_axis < 0 ? j->o.class_axis + axes : j->o.class_axis;
+    const npy_header *h = header_of(j, j->source);
 
     j->desc.dtype = float_dtype(h, j->o.bf16);
     if (j->desc.dtype == 0 || (j->o.bf16 && j->desc.dtype != CLXENT_BF16))
-        return cli_fail(path, "dtype %s: logits take %s", npy_dtype_text(h).text,
+        return cli_fail(source_path(j), "dtype %s: %s take %s", npy_dtype_text(h).text, source_name(j),
                         j->o.bf16      ? "u2, i2 or V2 with --bf16"
                         : is_bits16(h) ? "f2, f4 or f8; if these are the bits of bf16, give --bf16"
                                        : "f2, f4 or f8, or u2 with --bf16");
     j->acc_dtype = j->desc.dtype == CLXENT_F64 ? CLXENT_F64 : CLXENT_F32;
+    return true;
+}
+
+/* The logits that hidden states, weight and bias make. */
+static bool check_linear_inputs(job *j)
+{
+    const npy_header *h = header_of(j, TENSOR_HIDDEN), *weight = header_of(j, TENSOR_WEIGHT);
+    const npy_header *bias = header_of(j, TENSOR_BIAS);
+    const char *path = j->o.path[TENSOR_WEIGHT];
+    clxent_desc *d = &j->desc;
+
+    if (h->axes == 0) return cli_fail(source_path(j), "shape (): hidden states take an axis of features");
+    d->features = h->shape[h->axes - 1];
+    if (d->features == 0)
+        return cli_fail(source_path(j), "shape %s has no features: the last axis takes at least 1",
+                        npy_shape_text(h->shape, h->axes).text);
+    if (float_dtype(weight, j->o.bf16) != d->dtype)
+        return cli_fail(path, "dtype %s: takes that of --hidden, %s", npy_dtype_text(weight).text,
+                        dtype_names[d->dtype]);
+    if (weight->axes != 2 || weight->shape[1] != d->features)
+        return cli_fail(path, "shape %s: takes (classes, features), with %zu features, as --hidden has",
+                        npy_shape_text(weight->shape, weight->axes).text, d->features);
+    d->classes = weight->shape[0];
+    if (d->classes == 0)
+        return cli_fail(path, "shape %s has no classes: takes at least 1",
+                        npy_shape_text(weight->shape, weight->axes).text);
+    d->has_bias = j->o.path[TENSOR_BIAS] != NULL;
+    if (d->has_bias && float_dtype(bias, j->o.bf16) == 0)
+        return cli_fail(j->o.path[TENSOR_BIAS], "dtype %s: a bias takes f2, f4, f8 or bf16",
+                        npy_dtype_text(bias).text);
+    if (d->has_bias && (bias->axes != 1 || bias->shape[0] != d->classes))
+        return cli_fail(j->o.path[TENSOR_BIAS], "shape %s: a bias takes (%zu,), the classes of --weight",
+                        npy_shape_text(bias->shape, bias->axes).text, d->classes);
+    j->logits = *h;
+    j->logits.shape[h->axes - 1] = d->classes;
+    return true;
+}
+
+static bool check_logits(job *j)
+{
+    if (!check_dtype(j)) return false;
+    j->logits = *header_of(j, j->source);
+    if (is_linear(j) && !check_linear_inputs(j)) return false;
+
+    const npy_header *h = &j->logits;
+    const char *path = source_path(j);
+    const int64_t axes = (int64_t)h->axes;
+    const int64_t axis = j->o.class_axis < 0 ? j->o.class_axis + axes : j->o.class_axis;
+
     if (axes == 0) return cli_fail(path, "shape (): logits take a class axis");
     if (axis < 0 || axis >= axes)
         return cli_fail(path, "--class-axis %" PRId64 ": shape %s takes %" PRId64 " to %" PRId64,
@@ -328,14 +430,14 @@ static size_t fitting_axis(const npy_header *logits, const npy_header *targets)
 
 static bool has_row_shape(const job *j, int tensor)
 {
-    return fits_axis(header_of(j, tensor), header_of(j, TENSOR_LOGITS), j->class_axis);
+    return fits_axis(header_of(j, tensor), &j->logits, j->class_axis);
 }
 
 /* Integers are classes where they have the shape of classes, also where that is the logits' shape too, as of one class; else
  * they are probabilities, as floats are, and 0 or 1. */
 static bool check_targets(job *j)
 {
-    const npy_header *h = header_of(j, TENSOR_TARGETS), *logits = header_of(j, TENSOR_LOGITS);
+    const npy_header *h = header_of(j, TENSOR_TARGETS), *logits = &j->logits;
     const char *path = j->o.path[TENSOR_TARGETS];
     const bool full = same_shape(h, logits->shape, logits->axes);
     const uint32_t dtype = float_dtype(h, j->o.bf16 && (full || h->kind == 'V'));
@@ -355,14 +457,15 @@ static bool check_targets(job *j)
         return true;
     }
     if (full || dtype != 0) {
-        j->as_stored = dtype == CLXENT_F32 || dtype == j->desc.dtype;
+        j->as_stored = dtype == CLXENT_F32 || dtype == (is_linear(j) ? j->acc_dtype : j->desc.dtype);
         j->desc.target_type = (j->as_stored ? dtype : j->acc_dtype) == CLXENT_F32
                                   ? CLXENT_TARGET_PROBABILITIES_F32
                                   : CLXENT_TARGET_PROBABILITIES_LOGITS;
         return check_shape(j, TENSOR_TARGETS, logits->shape, logits->axes, "probabilities");
     }
     const size_t axis = fitting_axis(logits, h);
-    if (axis == logits->axes) return check_shape(j, TENSOR_TARGETS, j->row_shape, j->row_axes, "targets");
+    if (axis == logits->axes || is_linear(j))
+        return check_shape(j, TENSOR_TARGETS, j->row_shape, j->row_axes, "targets");
     return cli_fail(path,
                     "shape %s: targets take %s with --class-axis %" PRId64 "; these fit --class-axis %zu",
                     npy_shape_text(h->shape, h->axes).text, npy_shape_text(j->row_shape, j->row_axes).text,
@@ -400,26 +503,26 @@ static bool check_number(const job *j, const char *flag, double value, enum take
     const double smallest = f64 ? DBL_MIN : (double)FLT_MIN; /* no subnormal: it has no reciprocal */
 
     return (fabs(value) <= largest && (!normal || value == 0 || value >= smallest)) ||
-           cli_fail(j->o.path[TENSOR_LOGITS], "--%s %g: takes %sa number from %g to %g with %s logits", flag,
-                    value, normal ? "0 (off) or " : "",
+           cli_fail(source_path(j), "--%s %g: takes %sa number from %g to %g with %s %s", flag, value,
+                    normal ? "0 (off) or " : "",
                     normal            ? smallest
                     : takes == FINITE ? -largest
                                       : 0,
-                    largest, dtype_names[j->desc.dtype]);
+                    largest, dtype_names[j->desc.dtype], source_name(j));
 }
 
 /* The options that depend on the logits' dtype and shape. */
 static bool check_options(job *j)
 {
     const clxent_desc *d = &j->desc;
-    const npy_header *h = header_of(j, TENSOR_LOGITS);
-    const char *path = j->o.path[TENSOR_LOGITS], *dtype = dtype_names[d->dtype];
+    const npy_header *h = header_of(j, j->source);
+    const char *path = source_path(j), *dtype = dtype_names[d->dtype], *what = source_name(j);
     const bool f64 = d->dtype == CLXENT_F64;
 
-    if (f64 ? d->gradient_dtype == CLXENT_F16 || d->gradient_dtype == CLXENT_BF16
-            : d->gradient_dtype == CLXENT_F64)
-        return cli_fail(path, "--grad-dtype %s: takes %s with %s logits", dtype_names[d->gradient_dtype],
-                        f64 ? "f64 or f32" : "f32, f16 or bf16", dtype);
+    const uint32_t gradient = j->o.desc.gradient_dtype;
+    if (f64 ? gradient == CLXENT_F16 || gradient == CLXENT_BF16 : gradient == CLXENT_F64)
+        return cli_fail(path, "--grad-dtype %s: takes %s with %s %s", dtype_names[gradient],
+                        f64 ? "f64 or f32" : "f32, f16 or bf16", dtype, what);
 #undef EVAL
 #define EVAL(flag, argument, help) flag
 #define NUMBER(name, initial, takes, acts, constant, parameter, draws, eval) \
@@ -428,15 +531,15 @@ static bool check_options(job *j)
     put_element(&j->denominator, j->acc_dtype, 0, j->o.denominator);
     const double stored = get_element(&j->denominator, j->acc_dtype, 0);
     if (isinf(stored) || (stored == 0) != (j->o.denominator == 0))
-        return cli_fail(path, "--denominator %g: takes an f32 number with %s logits", j->o.denominator,
-                        dtype);
+        return cli_fail(path, "--denominator %g: takes an f32 number with %s %s", j->o.denominator, dtype,
+                        what);
     if (has_targets(j) && !j->indices && d->use_ignore_index && d->ignore_index >= 0)
         return cli_fail(j->o.path[TENSOR_TARGETS],
                         "--ignore-index %" PRId64 ": takes a negative index or 'none' where targets are "
                         "probabilities, which have no index to ignore",
                         d->ignore_index);
     return j->rows == 0 || d->shift <= d->seq ||
-           cli_fail(path, "--shift %zu: takes 0 to %zu with logits of shape %s", d->shift, d->seq,
+           cli_fail(path, "--shift %zu: takes 0 to %zu with %s of shape %s", d->shift, d->seq, what,
                     npy_shape_text(h->shape, h->axes).text);
 }
 
@@ -469,24 +572,35 @@ static bool check_outputs(const job *j)
     return good;
 }
 
+/* The header of a file that was given. */
+static bool open_input(job *j, int tensor)
+{
+    npy_fault fault;
+
+    return j->o.path[tensor] == NULL ||
+           tensor_open(&j->in[tensor], j->o.file[tensor], j->o.tensor[tensor], &fault) ||
+           cli_fail(j->o.path[tensor], "%s", fault.text);
+}
+
 /* Headers only: nothing is read that a wrong shape would make useless. */
 static bool open_inputs(job *j)
 {
-    npy_fault fault;
     char text[512];
 
+    j->source = j->o.path[TENSOR_HIDDEN] != NULL ? TENSOR_HIDDEN : TENSOR_LOGITS;
+    if (is_linear(j)) j->desc.gradient_dtype = 0; /* which has three of its own */
+    for (int t = 0; t < FIRST_OUTPUT; t++)
+        if ((MAKES_LOGITS >> t & 1u) != 0 && !open_input(j, t)) return false;
+    if (!check_logits(j)) return false;
     for (int t = 0; t < FIRST_OUTPUT; t++) {
-        const char *path = j->o.path[t];
-        if (path != NULL && !tensor_open(&j->in[t], j->o.file[t], j->o.tensor[t], &fault))
-            return cli_fail(path, "%s", fault.text);
-        if (t == TENSOR_LOGITS && !check_logits(j)) return false;
-        if (t == TENSOR_TARGETS && path != NULL && !check_targets(j)) return false;
+        if ((MAKES_LOGITS >> t & 1u) == 0 && !open_input(j, t)) return false;
+        if (t == TENSOR_TARGETS && has_targets(j) && !check_targets(j)) return false;
     }
     j->desc.has_class_weights = j->o.path[TENSOR_CLASS_WEIGHTS] != NULL;
     j->desc.has_row_weights = j->o.path[TENSOR_ROW_WEIGHTS] != NULL;
     j->desc.has_grad_entropy = j->o.path[TENSOR_GRAD_ENTROPY] != NULL;
     j->desc.has_grad_lse = j->o.path[TENSOR_GRAD_LSE] != NULL;
-    if (j->o.path[TENSOR_GRADIENT] != NULL) j->desc.outputs |= CLXENT_OUTPUT_GRADIENT;
+    j->desc.outputs |= j->o.desc.outputs & GRADIENTS;
     return check_numbers(j, TENSOR_CLASS_WEIGHTS, "class weights") &&
            check_numbers(j, TENSOR_ROW_WEIGHTS, "row weights") &&
            check_numbers(j, TENSOR_GRAD_ENTROPY, "values of --grad-entropy") &&
@@ -494,7 +608,7 @@ static bool open_inputs(job *j)
            check_numbers(j, TENSOR_GRAD_OUTPUT, "values of --grad-output") && check_options(j) &&
            check_outputs(j) &&
            (clxent_desc_check(&j->desc, text, sizeof text) == CLXENT_OK ||
-            cli_fail(j->o.path[TENSOR_LOGITS], "%s", text));
+            cli_fail(source_path(j), "%s", text));
 }
 
 static bool load(job *j, int tensor)
@@ -589,6 +703,26 @@ static bool load_numbers(job *j, int tensor, size_t count)
     return to != NULL;
 }
 
+/* In the dtype of hidden states. A number is rounded, but to no infinity, which would mask a class or make every row NaN. */
+static bool load_bias(job *j)
+{
+    const npy_header *h = header_of(j, TENSOR_BIAS);
+    const uint32_t dtype = float_dtype(h, j->o.bf16);
+
+    if (!load(j, TENSOR_BIAS)) return false;
+    if (j->o.path[TENSOR_BIAS] == NULL || dtype == j->desc.dtype) return true;
+    const void *from = j->args.bias.data;
+    void *to = make_converted(j, TENSOR_BIAS, h->count * dtype_size(j->desc.dtype));
+    for (size_t i = 0; to != NULL && i < h->count; i++) {
+        const double value = get_element(from, dtype, i);
+        put_element(to, j->desc.dtype, i, value);
+        if (isfinite(value) && !isfinite(get_element(to, j->desc.dtype, i)))
+            return cli_fail(j->o.path[TENSOR_BIAS], "item %s is %.10g: too large for %s",
+                            place_of(h->shape, h->axes, i).text, value, dtype_names[j->desc.dtype]);
+    }
+    return to != NULL;
+}
+
 /* ---- Targets -------------------------------------------------------------------------------- */
 
 static int64_t target_at(const job *j, size_t row)
@@ -675,18 +809,27 @@ static void choose_outputs(job *j)
 static bool create_output(job *j, int tensor)
 {
     static const char *const npy_dtypes[] = { NULL, "f4", "f2", "u2", "f8" };
-    const npy_header *h = header_of(j, TENSOR_LOGITS);
     const clxent_desc *d = &j->desc;
     const enum element element = files[tensor].element;
-    const uint32_t dtype = element == ELEMENT_REAL                                 ? j->acc_dtype
-                           : element == ELEMENT_GRADIENT && d->gradient_dtype != 0 ? d->gradient_dtype
-                                                                                   : d->dtype;
-    const bool has_classes = files[tensor].shape == SHAPE_MATRIX; /* else the shape of index targets */
+    const bool is_gradient = element >= ELEMENT_GRADIENT && element <= ELEMENT_BIAS_GRADIENT;
+    const uint32_t gradient = j->o.desc.gradient_dtype;
+    const uint32_t dtype = element == ELEMENT_REAL        ? j->acc_dtype
+                           : is_gradient && gradient != 0 ? gradient
+                                                          : d->dtype;
+    const size_t *shape = j->row_shape; /* that of index targets */
+    size_t axes = j->row_axes;
+    switch (files[tensor].shape) {
+    case SHAPE_MATRIX: shape = j->logits.shape, axes = j->logits.axes; break;
+    case SHAPE_HIDDEN: shape = header_of(j, TENSOR_HIDDEN)->shape, axes = j->logits.axes; break;
+    case SHAPE_WEIGHT: shape = header_of(j, TENSOR_WEIGHT)->shape, axes = 2; break;
+    case SHAPE_CLASSES: shape = &d->classes, axes = 1; break;
+    default: break;
+    }
     npy_output *file = &j->files[j->num_files];
     npy_fault fault;
 
-    if (!npy_create(file, j->o.path[tensor], element == ELEMENT_I64 ? "i8" : npy_dtypes[dtype],
-                    has_classes ? h->shape : j->row_shape, has_classes ? h->axes : j->row_axes, &fault))
+    if (!npy_create(file, j->o.path[tensor], element == ELEMENT_I64 ? "i8" : npy_dtypes[dtype], shape, axes,
+                    &fault))
         return cli_fail(j->o.path[tensor], "%s", fault.text);
     j->file_tensor[j->num_files++] = tensor;
     *array_of(&j->args, tensor) = (clxent_output){ file->data, file->bytes };
@@ -714,7 +857,7 @@ static bool fail_run(const job *j, const cli_session *session, clxent_status sta
 {
     const bool of_input = status == CLXENT_ERROR_INVALID_DESC || status == CLXENT_ERROR_INVALID_ARGUMENT ||
                           status == CLXENT_ERROR_BAD_TARGET;
-    return cli_fail_status(session->ctx, of_input ? j->o.path[TENSOR_LOGITS] : session->device.name, status);
+    return cli_fail_status(session->ctx, of_input ? source_path(j) : session->device.name, status);
 }
 
 static bool run(job *j, cli_session *session)
@@ -767,6 +910,9 @@ static bool mean_nll(job *j, cli_session *session, double *mean)
         desc.reduction = CLXENT_REDUCTION_NONE;
         desc.bad_target = CLXENT_BAD_TARGET_IGNORE; /* masked rows may hold bad targets */
         args.logits = j->args.logits;
+        args.hidden = j->args.hidden;
+        args.weight = j->args.weight;
+        args.bias = j->args.bias;
         args.targets = j->args.targets;
         args.losses = (clxent_output){ own, bytes };
         cli_progress_start("perplexity");
@@ -802,10 +948,11 @@ static void print_results(const job *j, const cli_session *session, double nll)
 
     if (cli_given.json) {
         cli_json_print(json_pack(
-            "{s:I, s:o, s:o, s:I, s:s, s:o, s:o, s:o, s:o, s:o, s:o}", "rows", (json_int_t)j->rows, "ignored",
-            targets ? json_integer((json_int_t)j->ignored) : json_null(), "bad_targets",
+            "{s:I, s:o, s:o, s:I, s:o*, s:s, s:o, s:o, s:o, s:o, s:o, s:o}", "rows", (json_int_t)j->rows,
+            "ignored", targets ? json_integer((json_int_t)j->ignored) : json_null(), "bad_targets",
             targets ? json_integer((json_int_t)j->bad) : json_null(), "classes", (json_int_t)j->desc.classes,
-            "dtype", dtype, "device", cli_json_text(session->device.name), "loss",
+            "features", is_linear(j) ? json_integer((json_int_t)j->desc.features) : NULL, "dtype", dtype,
+            "device", cli_json_text(session->device.name), "loss",
             has_loss ? cli_json_number(loss) : json_null(), "perplexity",
             has_mean ? cli_json_number(exp(nll)) : json_null(), "accuracy",
             has_mean ? cli_json_number(accuracy) : json_null(), "seconds", cli_json_number(j->seconds),
@@ -817,6 +964,7 @@ static void print_results(const job *j, const cli_session *session, double nll)
     if (targets) printf("ignored     %" PRIu64 "\n", j->ignored);
     if (j->bad > 0) printf("bad targets %" PRIu64 "\n", j->bad);
     printf("classes     %zu\n", j->desc.classes);
+    if (is_linear(j)) printf("features    %zu\n", j->desc.features);
     printf("dtype       %s\n", dtype);
     printf("device      %zu: %s\n", session->device.index, session->device.name);
     if (has_loss)
@@ -856,7 +1004,8 @@ int command_eval(int argc, char **argv)
     cli_progress_start("eval");
     bool good = open_inputs(&j);
     good = good && load_targets(&j) && load_numbers(&j, TENSOR_ROW_WEIGHTS, j.rows) && count_rows(&j) &&
-           load(&j, TENSOR_LOGITS) && load_numbers(&j, TENSOR_CLASS_WEIGHTS, j.desc.classes) &&
+           load(&j, TENSOR_LOGITS) && load(&j, TENSOR_HIDDEN) && load(&j, TENSOR_WEIGHT) && load_bias(&j) &&
+           load_numbers(&j, TENSOR_CLASS_WEIGHTS, j.desc.classes) &&
            load_numbers(&j, TENSOR_GRAD_ENTROPY, j.rows) && load_numbers(&j, TENSOR_GRAD_LSE, j.rows) &&
            load_numbers(&j, TENSOR_GRAD_OUTPUT, j.desc.reduction == CLXENT_REDUCTION_NONE ? j.rows : 1) &&
            cli_find_device(&device) && cli_open(&session, &device, true);
