@@ -24,11 +24,6 @@ enum { SLOTS = 3 };
  * on the fastest links, a hundred times a launch. */
 #define COPIED_PART_BYTES ((size_t)64 << 20)
 
-/* The workspace of linear cross-entropy where desc sets no limit: the least, and this for more rows in a chunk of logits.
- * It has 2,048 rows of 131,072 f32 logits; each chunk passes over the weight five times, which from some hundred rows on
- * takes less than the products. */
-#define CHUNK_BYTES ((size_t)1 << 30)
-
 /* A row count of 0 still needs buffers to name. */
 enum { EMPTY_BUFFER_BYTES = 64, TEXT_SIZE = 256 };
 
@@ -273,23 +268,30 @@ static clxent_status check_call_arrays(const run *r, size_t limit)
     return CLXENT_OK;
 }
 
-/* Sets workspace_limit. Of a device with memory of its own it then takes away what parts cannot have: the workspace, and the
- * arrays that are not cut. */
-static clxent_status choose_workspace(run *r, size_t limit, size_t *memory)
+/* Of a batch in parts of so many rows. */
+static clxent_status measure_workspace(const run *r, size_t part_rows, size_t *bytes)
 {
-    size_t arrays = 0, least, most, workspace;
     uint32_t group;
+    return clxent_plan_measure(r->ctx, &r->desc, NULL, r->rows, part_rows, bytes, &group);
+}
+
+/* Lowers workspace_limit where memory wants it. Of a device with memory of its own it then takes away what parts cannot
+ * have: the workspace, and the arrays that are not cut. */
+static clxent_status choose_workspace(run *r, size_t *memory)
+{
+    size_t arrays = 0, least, workspace;
 
     for (int i = 0; i < CLXENT_TENSORS && r->copy; i++) {
         const tensor *t = &r->tensors[i];
         if (t->used && t->scope == SCOPE_CALL) arrays = saturating_add(arrays, t->bytes);
     }
-    CLXENT_TRY(clxent_plan_measure(r->ctx, &r->desc, NULL, r->rows, 1, &least, &group));
     const size_t half = *memory > arrays ? (*memory - arrays) / 2 : 0;
-    most = r->desc.workspace_limit != 0 ? r->desc.workspace_limit : saturating_add(least, CHUNK_BYTES);
-    most = smaller(smaller(most, limit), half);
-    r->desc.workspace_limit = most > least ? most : least;
-    CLXENT_TRY(clxent_plan_measure(r->ctx, &r->desc, NULL, r->rows, r->rows, &workspace, &group));
+    CLXENT_TRY(measure_workspace(r, 1, &least));
+    CLXENT_TRY(measure_workspace(r, r->rows, &workspace));
+    if (workspace > half) {
+        r->desc.workspace_limit = half > least ? half : least;
+        CLXENT_TRY(measure_workspace(r, r->rows, &workspace));
+    }
     if (saturating_add(arrays, workspace) >= *memory) {
         return clxent_fail(r->ctx, CLXENT_ERROR_UNSUPPORTED,
                            "weight: the arrays that are not cut take %zu bytes and the workspace at least "
@@ -449,7 +451,7 @@ static clxent_status read_arguments(run *r, const clxent_desc *desc, const clxen
     CLXENT_TRY(check_call_arrays(r, limit));
     if (r->rows == 0) return CLXENT_OK;
     CLXENT_TRY(choose_span(r, limit, memory));
-    if (is_linear(r)) CLXENT_TRY(choose_workspace(r, limit, &memory));
+    if (is_linear(r)) CLXENT_TRY(choose_workspace(r, &memory));
     return choose_part(r, own.max_chunk_bytes, limit, memory);
 }
 

@@ -781,9 +781,8 @@ static clxent_status launch_nothing(run *r, const chunk *c)
     const struct {
         cl_kernel kernel;
         int buffers;
-    } others[] = {
-        { l->zeros, 2 }, { l->panels, 3 }, { l->bias, 3 }, { l->round_weight, 2 }, { l->round_bias, 2 }
-    };
+    } others[] = { { l->clear, 2 }, { l->zeros, 2 },        { l->panels, 3 },
+                   { l->bias, 3 },  { l->round_weight, 2 }, { l->round_bias, 2 } };
     clxent_product p = { .list_at = l->list_at / sizeof(cl_uint), .features = 1, .adds = 1 };
 
     CLXENT_TRY(launch_list(r, c, l->list_at, true));

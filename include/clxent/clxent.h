@@ -766,11 +766,11 @@ CLXENT_API void clxent_host_args_init(clxent_host_args *args);
  *
  * LINEAR_CROSS_ENTROPY: hidden, hidden_gradient and probability targets are cut; weight, bias and their gradients are not: each
  * has one device buffer, is uploaded once (a gradient only where its mode accumulates) and comes back at the end. One that
- * is larger than the device's largest buffer is CLXENT_ERROR_UNSUPPORTED with a text that has the bytes. The workspace takes
- * desc.workspace_limit or less; where that is 0, the least that there can be and 1 GiB. Either is cut down to half of
- * CL_DEVICE_GLOBAL_MEM_SIZE (of what these arrays leave of it, where the device has memory of its own), but never below
- * the least. weight_gradient and bias_gradient are sums over chunks, whose bits depend on how rows are cut, hence on
- * workspace_limit, max_chunk_bytes and the device's memory; no other result's do.
+ * is larger than the device's largest buffer is CLXENT_ERROR_UNSUPPORTED with a text that has the bytes. The workspace is
+ * that of a plan, by desc.workspace_limit, but at most half of CL_DEVICE_GLOBAL_MEM_SIZE (of what these arrays leave of it,
+ * where the device has memory of its own), unless one row takes more. weight_gradient and bias_gradient are sums over
+ * chunks, whose bits depend on how rows are cut, hence on workspace_limit, max_chunk_bytes and the device's memory; no
+ * other result's do.
  *
  * Under CLXENT_BAD_TARGET_REPORT all targets are looked at first: one out of range gives
  * CLXENT_ERROR_BAD_TARGET with a text that names its row, its value and the valid range; bad_targets is
