@@ -298,14 +298,13 @@ CLXENT_API size_t clxent_context_last_error(const clxent_context *ctx, char *tex
 #define CLXENT_F64 4u  /* double */
 
 /* What a row's target is: a class, or a distribution over the classes (soft targets). */
-#define CLXENT_TARGET_I32 1u               /* int32_t  [rows] */
-#define CLXENT_TARGET_I64 2u               /* int64_t  [rows] */
-#define CLXENT_TARGET_U8 3u                /* uint8_t  [rows] */
-#define CLXENT_TARGET_PROBABILITIES_F32 4u /* float    [rows, classes], any numbers */
-#define CLXENT_TARGET_PROBABILITIES_LOGITS \
-    5u                       /* the logits' dtype [rows, classes]; see LINEAR_CROSS_ENTROPY */
-#define CLXENT_TARGET_U16 6u /* uint16_t [rows] */
-#define CLXENT_TARGET_U32 7u /* uint32_t [rows] */
+#define CLXENT_TARGET_I32 1u                  /* int32_t  [rows] */
+#define CLXENT_TARGET_I64 2u                  /* int64_t  [rows] */
+#define CLXENT_TARGET_U8 3u                   /* uint8_t  [rows] */
+#define CLXENT_TARGET_PROBABILITIES_F32 4u    /* float    [rows, classes], any numbers */
+#define CLXENT_TARGET_PROBABILITIES_LOGITS 5u /* the logits' dtype [rows, classes] */
+#define CLXENT_TARGET_U16 6u                  /* uint16_t [rows] */
+#define CLXENT_TARGET_U32 7u                  /* uint32_t [rows] */
 
 /* What the row losses become. The gradient is that of the reduced loss. */
 #define CLXENT_REDUCTION_MEAN 0u /* their sum, divided by the denominator */
