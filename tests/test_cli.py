@@ -3,10 +3,13 @@
 """The command line as a user runs it: its frame and all subcommands but eval, whose results are test_eval.py's."""
 
 import contextlib
+import ctypes
+import ctypes.util
 import itertools
 import json
 import math
 import os
+import platform
 import pty
 import re
 import resource
@@ -628,6 +631,11 @@ class Bench(PlotCase):
         "plan, another class count": 50,
         "plan, programs built for other class counts": 0,
         "host arrays, 32,768 classes": 1.15,
+        "linear, loss": 1.05,
+        "linear, loss + gradients": 1.1,
+        "linear, 8 MiB of workspace": 1.25,
+        "linear, half the rows ignored": 0.6,
+        "linear, bf16": 1.1,
         "cold, loss, 64 x 50,257": 2.2,
         "cold, loss + gradient, 64 x 50,257": 2.2,
         "cold, all options, 64 x 50,257": 3,
@@ -645,6 +653,19 @@ class Bench(PlotCase):
         },
     }
 
+    # that only --case runs
+    LONG = {
+        "linear, %s classes, %s" % (classes, name): goal
+        for classes in ("32,768", "128,256")
+        for name, goal in {
+            "loss": 1.05,
+            "loss + gradients": 1.1,
+            "64 MiB of workspace": 1.25,
+            "half the rows ignored": 0.6,
+            "bf16": 1.1,
+        }.items()
+    }
+
     def suite(self, *args):
         text = self.succeed("bench", "--suite", "--json", *self.SIZE, *args)
         return [json.loads(line) for line in text.splitlines()]
@@ -652,8 +673,13 @@ class Bench(PlotCase):
     def check_row(self, row):
         name = row["case"]
         self.assertEqual(list(row), self.SUITE_KEYS)
-        self.assertEqual(row["goal"], self.GOALS[name], name)
+        self.assertEqual(row["goal"], {**self.GOALS, **self.LONG}[name], name)
         self.assertTrue(row["device"], name)
+        if row["verdict"] == "not measured":
+            self.assertIn("sgemm", row["unit"])
+            self.assertTrue(row["note"], row)
+            self.assertEqual((row["figure"], row["least"], row["seconds"]), (None, None, None))
+            return
         if row["verdict"] == "unsupported":  # an f64 case on a device without
             self.assertIn("f64", name)
             return
@@ -788,6 +814,134 @@ class Bench(PlotCase):
         self.assertRegex(result.stdout, r"(?m)^oneDNN +not installed$")
         self.assertEqual(run(peer, "--shape", "3").returncode, 2)
 
+    SHAPE = (24, 40, 100)
+    LINEAR = ("bench", "--op", "linear", "--pairs", 3)
+    LINEAR += tuple(itertools.chain(*zip(("--rows", "--features", "--classes"), SHAPE)))
+    LINEAR_KEYS = (
+        "op rows features classes dtype device outputs ignored workspace_limit workspace_bytes peak_bytes median_s "
+        "min_s gflops blas_median_s ratio_to_blas blas_core blas_config blas_threads"
+    ).split()
+
+    @unittest.skipIf(SMALL, "test_linear runs the kernels, in less time")
+    def test_linear_json(self):
+        rows, features, classes = self.SHAPE
+        for dtype, backward in (("f32", True), ("bf16", False), ("f64", True)) if FULL else (("f32", True),):
+            got = self.succeed_json(*self.LINEAR, "--dtype", dtype, *["--backward"] * backward)
+            self.assertEqual(list(got), self.LINEAR_KEYS)
+            shape = (got["op"], got["rows"], got["features"], got["classes"], got["dtype"], got["workspace_limit"])
+            self.assertEqual(shape, ("linear", *self.SHAPE, dtype, None))
+            self.assertEqual(got["outputs"], "loss" + "+hidden_gradient+weight_gradient" * backward)
+            self.assertTrue(0 < got["min_s"] <= got["median_s"] < 60, got)
+            work = 2 * rows * features * classes * (3 if backward else 1)
+            self.assertAlmostEqual(got["gflops"] * got["median_s"] * 1e9, work, delta=1e-6 * work)
+            size = {"f32": 4, "bf16": 2, "f64": 8}[dtype]
+            arrays = (rows + classes) * features * size * (2 if backward else 1) + rows * 4 + max(size, 4)
+            self.assertEqual(got["peak_bytes"], arrays + got["workspace_bytes"])
+            self.assertGreaterEqual(got["workspace_bytes"], rows * classes * max(size, 4))
+            self.check_blas(got)
+
+    def check_blas(self, got):
+        """What JSON has of OpenBLAS: all of it or nothing, and nothing only where it cannot be opened."""
+        figures = [got[key] for key in self.LINEAR_KEYS[-5:]]
+        if None in figures:
+            self.assertEqual(figures, [None] * 5)
+            if POCL:  # is a CPU
+                with self.assertRaises(OSError):
+                    ctypes.CDLL("libopenblas.so.0")
+            return
+        seconds, ratio, core, config, threads = figures
+        self.assertTrue(0 < seconds < 60 and 0 < ratio, got)
+        self.assertTrue(core)
+        self.assertIn("OpenBLAS", config)
+        self.assertGreaterEqual(threads, 1)
+
+    @unittest.skipIf(SMALL, "test_linear runs the kernels, in less time")
+    def test_linear_text_without_openblas(self):
+        libraries = {"none/libopenblas.so.0": "none/libopenblas"}
+        if ctypes.util.find_library("m"):
+            libraries[ctypes.util.find_library("m")] = " has no cblas_sgemm"
+        for library, fault in libraries.items():
+            got = self.succeed_json(*self.LINEAR, "--blas", library)
+            self.assertEqual([got[key] for key in self.LINEAR_KEYS[-5:]], [None] * 5)
+            self.assertGreater(got["median_s"], 0)
+            text = self.succeed(*self.LINEAR, "--blas", library, "--ignored", 0.5, "--workspace-mib", 1)
+            self.assertRegex(text, r"(?m)^/ OpenBLAS  none: .*%s" % re.escape(fault))
+            self.assertNotRegex(text, r"(?m)^OpenBLAS")
+        self.assertRegex(text, r"(?m)^ignored +12 rows$")
+        self.assertRegex(text, r"(?m)^hidden +24 x 40 f32$")
+        self.assertRegex(text, r"(?m)^weight +100 x 40$")
+        self.assertRegex(text, r"(?m)^workspace +0\.\d+ MiB of at most 1 MiB$")
+        self.assertRegex(text, r"(?m)^time +[\d.e-]+ ms, the best of 3 [\d.e-]+ ms$")
+        rows = self.suite("--case", "linear, loss", "--blas", "none/libopenblas.so.0")
+        self.assertEqual([row["case"] for row in rows], ["linear, loss", "linear, loss + gradients"])
+        for row in rows:
+            self.assertEqual(row["verdict"], "not measured")
+            self.check_row(row)
+        text = self.succeed("bench", "--suite", *self.SIZE, "--case", "linear, loss", "--blas", "none/libopenblas.so.0")
+        self.assertRegex(text, r"(?m)^linear, loss  +x sgemm +1\.05  not measured .*none/libopenblas")
+        self.assertRegex(text, r"(?m)^0 met, 0 missed, 2 not measured$")
+
+    @unittest.skipIf(SMALL, "test_linear runs the kernels, in less time")
+    def test_linear_text_with_openblas(self):
+        if self.succeed_json(*self.LINEAR)["blas_core"] is None:
+            self.skipTest("no OpenBLAS")
+        text = self.succeed(*self.LINEAR, "--backward")
+        self.assertRegex(text, r"(?m)^/ OpenBLAS  \d+\.\d\d \(.*three sgemm of all rows ")
+        self.assertRegex(text, r"(?m)^OpenBLAS +OpenBLAS .*, threads \d+, core \w+")
+        got = self.succeed_json(*self.LINEAR, env={**os.environ, "OPENBLAS_CORETYPE": "Nehalem"})
+        if platform.machine() == "x86_64" and "DYNAMIC_ARCH" in got["blas_config"]:
+            self.assertEqual(got["blas_core"], "Nehalem")
+        text = self.succeed(*self.LINEAR, env={**os.environ, "OPENBLAS_CORETYPE": "Nehalem"})
+        self.assertNotIn("set by clxent", text)
+
+    @unittest.skipIf(SMALL, "test_linear runs the kernels, in less time")
+    def test_linear_ignored_rows_are_no_work(self):
+        for ignored, counted in ((0.5, 12), (0.1, 22), (0.99, 1)):
+            got = self.succeed_json(*self.LINEAR, "--ignored", ignored)
+            self.assertEqual(got["ignored"], ignored)
+            work = 2 * counted * 40 * 100
+            self.assertAlmostEqual(got["gflops"] * got["median_s"] * 1e9, work, delta=1e-6 * work)
+
+    @unittest.skipIf(SMALL, "an interpreter takes minutes for 10^7 logits")
+    def test_linear_over_workspace_limits(self):
+        shape = ("bench", "--op", "linear", "--rows", 2, "--features", 1, "--classes", 5000000, "--pairs", 1)
+        picture = ["--plot", self.path("limits.png")]
+        rows = [json.loads(line) for line in self.succeed(*shape, "--json", *picture).splitlines()]
+        self.check_picture("limits.png")
+        self.assertEqual([row["workspace_limit"] for row in rows], [1 << 24, 1 << 25, None])
+        too_small, half, all_of_it = rows
+        for key in ("workspace_bytes", "peak_bytes", "median_s", "min_s", "gflops", "ratio_to_unlimited"):
+            self.assertIsNone(too_small[key])
+            self.assertGreater(half[key], 0)
+        self.assertTrue(20e6 <= half["workspace_bytes"] <= 1 << 25, half)
+        self.assertGreaterEqual(all_of_it["workspace_bytes"], 40e6)
+        self.assertEqual(all_of_it["ratio_to_unlimited"], 1)
+        text = self.succeed(*shape, "--sweep")
+        self.assertRegex(text, r"(?m)^ +16  too small for one chunk of rows$")
+        self.assertRegex(text, r"(?m)^ +32 +\d+\.\d +\d+\.\d\d +\d+\.\d +\d+\.\d\d ")
+        self.assertRegex(text, r"(?m)^ +none +\d+\.\d .* 1\.00 - +1\.00$")
+        self.refuse(*shape, "--workspace-mib", 1, mentions=["workspace_limit is 1048576: takes at least "])
+
+    @unittest.skipIf(SMALL, "test_linear runs the kernels, in less time")
+    def test_linear_loop(self):
+        lines = self.succeed(*self.LINEAR, "--backward", "--loop", input="\n\n").splitlines()
+        self.assertEqual(len(lines), 3)
+        self.assertRegex(lines[0], r"\Aclxent \d")
+        self.assertTrue(0 < float(lines[1]) < 60)
+
+    @unittest.skipIf(SMALL, "test_linear runs the kernels, in less time")
+    def test_linear_suite(self):
+        if not FULL:
+            (row,) = self.suite("--case", "linear, half")
+            self.check_row(row)
+            self.assertEqual(row["note"], "16 x 1024 x 4096")
+            return
+        rows = self.suite("--case", "linear")
+        want = [*(name for name in self.GOALS if name.startswith("linear")), *self.LONG]
+        self.assertEqual([row["case"] for row in rows], want)
+        for row in rows:
+            self.check_row(row)
+
     def test_more_than_the_device_has_is_status_1(self):
         if not SMALL:  # Oclgrind allocates what it says it has, or ends
             self.refuse("bench", "--rows", 2**20, "--classes", 2**22, mentions=["a buffer of 17592186044416 bytes"])
@@ -801,6 +955,7 @@ class Bench(PlotCase):
             "--classes": ["0", "", "1e3"],
             "--pairs": ["0", "x", "100001"],
             "--log2-logits": ["15", "37", "x"],
+            "--blas": ["", "-"],
         }.items():
             for value in values:
                 self.refuse("bench", flag, value, status=2, mentions=[flag])
@@ -811,6 +966,25 @@ class Bench(PlotCase):
         for args in (["--op", "loss"], ["--rows", "3"], ["--plot", self.path("x.png")], ["--loop"]):
             self.refuse("bench", "--suite", *args, status=2, mentions=[args[0]])
         self.refuse("bench", "--loop", "--json", status=2, mentions=["--loop"])
+        for flag, values in {
+            "--features": ["0", "x", "2147483648"],
+            "--rows": ["2147483648"],
+            "--classes": ["2147483648"],
+            "--workspace-mib": ["0", "1.5", 2**44],
+            "--ignored": ["-0.1", "1", "nan", "x"],
+        }.items():
+            for value in values:
+                self.refuse("bench", "--op", "linear", flag, value, status=2, mentions=[flag])
+        for args in (["--features", 3], ["--backward"], ["--workspace-mib", 3], ["--ignored", 0.5], ["--sweep"]):
+            self.refuse("bench", *args, status=2, mentions=[args[0] + " is for --op linear"])
+            self.refuse("bench", "--suite", *args, status=2, mentions=[args[0]])
+        self.refuse("bench", "--blas", "x", status=2, mentions=["--blas is for --op linear and --suite"])
+        for args in (["--loop"], ["--sweep"], ["--plot", self.path("x.png")]):
+            self.refuse("bench", "--op", "linear", "--blas", "x", *args, status=2, mentions=["--blas is not for"])
+        for args in (["--sweep"], ["--plot", self.path("x.png")]):
+            self.refuse("bench", "--op", "linear", "--workspace-mib", 3, *args, status=2, mentions=["--sweep"])
+            self.refuse("bench", "--op", "linear", "--loop", *args, status=2, mentions=["--loop"])
+        self.refuse("bench", "--op", "linear", "--log2-logits", 20, status=2, mentions=["--log2-logits is not for"])
 
 
 class Tune(Case):

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * bench.c - what one shape costs beside moving the same bytes, a picture of that over the class counts, and a loop in
- * which other programs take turns with this one.
+ * bench.c - the flags of `clxent bench`; what one shape costs beside moving the same bytes, a picture of that over the
+ * class counts, and a loop in which other programs take turns with this one.
  */
 #define _XOPEN_SOURCE 700
 #include "measure.h"
@@ -9,40 +9,44 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { OP_LOSS, OP_FUSED, OP_SOFTMAX };
-static const char *const ops[] = { "loss", "fused", "softmax", NULL };
+enum { OP_LOSS, OP_FUSED, OP_SOFTMAX, OP_LINEAR };
+static const char *const ops[] = { "loss", "fused", "softmax" };
 static const char *const op_texts[] = { "mean loss", "mean loss + gradient", "softmax" };
 static const uint32_t op_outputs[] = { CLXENT_OUTPUT_LOSS, CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT,
                                        CLXENT_OUTPUT_SOFTMAX };
 
 typedef struct options {
     uint32_t op, dtype;
-    size_t rows, classes, pairs, log2_logits; /* rows, classes: 0 where not given */
-    bool suite, loop;
-    const char *only, *plot;
+    size_t rows, features, classes, pairs, log2_logits; /* rows, features, classes: 0 where not given */
+    size_t workspace_mib;                               /* 0: no limit */
+    double ignored;
+    bool suite, loop, backward, sweep;
+    const char *only, *plot, *blas;
     const char *single;         /* an option given that a suite does not take */
+    const char *linear, *other; /* one that only --op linear takes, and one that it does not */
     const char *child, *caches; /* of suite_child(); NULL: not given */
 } options;
 
 /* ---- Flags ---------------------------------------------------------------------------------- */
 
 #define SINGLE .mark = offsetof(options, single)
+#define LINEAR .mark = offsetof(options, linear)
 static const cli_flag flags[] = {
-    { "op", "OP", "loss, fused (loss and gradient) or softmax (default: fused)", CLI_CHOICE,
-      offsetof(options, op), .words = "loss|fused|softmax", SINGLE },
-    { "rows", "R", "Rows of logits (default: as many as --log2-logits gives)", CLI_SIZE,
+    { "op", "OP", "loss, fused (loss and gradient), softmax or linear (see below) (default: fused)",
+      CLI_CHOICE, offsetof(options, op), .words = "loss|fused|softmax|linear", SINGLE },
+    { "rows", "R", "Rows of logits (default: as many as --log2-logits gives; linear: 1024)", CLI_SIZE,
       offsetof(options, rows), .least = 1, SINGLE },
-    { "classes", "C", "Classes (default: 1024; with --rows as many as --log2-logits gives)", CLI_SIZE,
-      offsetof(options, classes), .least = 1, SINGLE },
+    { "classes", "C", "Classes (default: 1024; with --rows as many as --log2-logits gives; linear: 32768)",
+      CLI_SIZE, offsetof(options, classes), .least = 1, SINGLE },
     { "dtype", "T", "f32, f16, bf16 or f64, of logits and results (default: f32)", CLI_CHOICE,
       offsetof(options, dtype), CLXENT_F32, .words = "f32|f16|bf16|f64", SINGLE },
     { "pairs", "N", "Alternated runs of which figures are the median (default: 11)", CLI_SIZE,
       offsetof(options, pairs), .least = 1 },
     { "log2-logits", "N", "2^N logits where rows and classes do not say otherwise, 16 to 36 (default: 26)",
-      CLI_SIZE, offsetof(options, log2_logits), .least = 16 },
+      CLI_SIZE, offsetof(options, log2_logits), .least = 16, .mark = offsetof(options, other) },
     { "plot", "FILE.png",
       "Also runs class counts from 2 to 262144 and draws time per element and ratio to the copy over them, "
-      "with gnuplot (default: no picture)",
+      "with gnuplot; linear: runs --sweep and draws time over workspace (default: no picture)",
       CLI_PATH, offsetof(options, plot), SINGLE },
     { "suite", NULL,
       "Runs every case that has a goal (default: one shape). Prints the figure, goal and verdict, the "
@@ -57,6 +61,23 @@ static const cli_flag flags[] = {
       "Prints a line once warm, then for each line of standard input the seconds of one run, so that "
       "programs can take turns (default: off)",
       CLI_SWITCH, offsetof(options, loop), SINGLE },
+    { .help = "With --op linear:" },
+    { "features", "F", "Columns of hidden states and weight (default: 1024)", CLI_SIZE,
+      offsetof(options, features), .least = 1, LINEAR },
+    { "backward", NULL, "Also the gradients of hidden states and weight (default: the loss alone)",
+      CLI_SWITCH, offsetof(options, backward), LINEAR },
+    { "workspace-mib", "M", "At most so many MiB of workspace (default: no limit)", CLI_SIZE,
+      offsetof(options, workspace_mib), .least = 1, LINEAR },
+    { "ignored", "P", "Part of the rows that is ignored, from 0 to less than 1 (default: 0)", CLI_NUMBER,
+      offsetof(options, ignored), 0, 1, LINEAR },
+    { "sweep", NULL,
+      "Times workspace limits of 16 MiB, 32 MiB and so on beside no limit (default: one run, beside "
+      "OpenBLAS)",
+      CLI_SWITCH, offsetof(options, sweep), LINEAR },
+    { "blas", "LIB",
+      "OpenBLAS's library, also with --suite; what cannot be opened is not compared with (default: "
+      "libopenblas.so.0 and its other names)",
+      .kind = CLI_PATH, offsetof(options, blas) },
     { "child", "N", NULL, .kind = CLI_TEXT, offsetof(options, child) },
     { "caches", "FOLDER", NULL, .kind = CLI_TEXT, offsetof(options, caches) },
 };
@@ -72,6 +93,20 @@ static void check_flags(void *data, struct argp_state *state)
     if (o->only != NULL && !o->suite) argp_error(state, "--case is for --suite");
     if (o->suite && o->single != NULL) argp_error(state, "--%s is not for --suite", o->single);
     if (o->loop && (o->plot != NULL || cli_given.json)) argp_error(state, "--loop prints seconds only");
+    if (o->op != OP_LINEAR && o->linear != NULL) argp_error(state, "--%s is for --op linear", o->linear);
+    if (o->op == OP_LINEAR && o->other != NULL) argp_error(state, "--%s is not for --op linear", o->other);
+    if (o->op != OP_LINEAR && !o->suite && o->blas != NULL)
+        argp_error(state, "--blas is for --op linear and --suite");
+    if (o->blas != NULL && (o->loop || o->sweep || o->plot != NULL))
+        argp_error(state, "--blas is not for --loop, --sweep and --plot");
+    if (o->loop && o->sweep) argp_error(state, "--loop prints seconds only");
+    if ((o->sweep || o->plot != NULL) && o->workspace_mib != 0)
+        argp_error(state, "--workspace-mib is not for --sweep and --plot");
+    if (!(o->ignored < 1)) argp_error(state, "--ignored is '%g': takes less than 1", o->ignored);
+    if (o->workspace_mib > SIZE_MAX >> 20)
+        argp_error(state, "--workspace-mib is '%zu': takes at most %zu", o->workspace_mib, SIZE_MAX >> 20);
+    if (o->op == OP_LINEAR && (o->rows > INT32_MAX || o->features > INT32_MAX || o->classes > INT32_MAX))
+        argp_error(state, "--rows, --features and --classes take at most %d", INT32_MAX);
     if (o->rows != 0 && o->classes != 0 && o->rows > SIZE_MAX / 64 / o->classes)
         argp_error(state, "--rows %zu times --classes %zu is too much", o->rows, o->classes);
 }
@@ -243,10 +278,13 @@ static void print_sweep(const sweep *s)
 
 /* ---- In turns with other programs ----------------------------------------------------------- */
 
-static bool run_loop(measure *m, const options *o)
+static bool run_loop(measure *m, const options *o, const linear_options *linear)
 {
-    const clxent_desc desc = desc_of(o, o->rows, o->classes);
-    bool good = timed_plan(m, 0, &desc, false, NULL) && measure_times(m, 1); /* warms up */
+    const clxent_desc desc = o->op == OP_LINEAR ? linear_desc(linear) : desc_of(o, o->rows, o->classes);
+    bool good = o->op == OP_LINEAR ? timed_linear(m, 0, &desc, o->ignored, NULL)
+                                   : timed_plan(m, 0, &desc, false, NULL);
+
+    good = good && measure_times(m, 1); /* warms up */
 
     if (good) printf("clxent %s on %s\n", clxent_version(), m->session.device.name);
     for (char line[64]; good && fflush(stdout) == 0 && fgets(line, sizeof line, stdin) != NULL;) {
@@ -264,14 +302,23 @@ int command_bench(int argc, char **argv)
         "same bytes: a plain copy of the logits, a copy with non-temporal stores, and a pass that only "
         "reads. All take turns in one process; a ratio is the median over the turns of time / time of the "
         "other run in the same turn.\v"
+        "--op linear times the cross-entropy of hidden states and a weight, whose logits nobody holds, "
+        "against OpenBLAS: one product of that size (sgemm; f64: dgemm) or, with --backward, three, of "
+        "all rows, in as many threads as the device has compute units. They take turns; each waits until "
+        "the other's threads sleep. OpenBLAS is opened at run time, on CPUs only; without it its figures "
+        "are null. Where the CPU has AVX-512 and OPENBLAS_CORETYPE is not set, clxent sets it to "
+        "SkylakeX, as OpenBLAS takes slower kernels on CPUs that it does not know: set it to compare with "
+        "others. gflops are of the products of rows that count.\n\n"
         "With --suite, --json prints one object a line for each case: case, figure, unit, goal (null: "
-        "none), verdict (met, missed, none, unsupported, failed), least and most (of the figure, over the "
+        "none), verdict (met, missed, none, unsupported, not measured, failed), least and most (of the "
+        "figure, over the "
         "pairs), nt_ratio (the same run against the copy with non-temporal stores), seconds, "
         "reference_seconds, reference_gb_per_s, note, device; null where a case has no such figure. The "
         "exit status tells whether the work was done, not whether goals were met.",
         flags, sizeof flags / sizeof *flags, check_flags
     };
     options o = { .op = OP_FUSED, .dtype = CLXENT_F32, .pairs = 11, .log2_logits = 26 };
+    blas peer = { 0 };
     sweep s;
     measure m;
     cli_device device;
@@ -279,23 +326,43 @@ int command_bench(int argc, char **argv)
     bool good;
 
     cli_parse(&syntax, argc, argv, &o);
+    if (o.op == OP_LINEAR) {
+        if (o.rows == 0) o.rows = 1024;
+        if (o.classes == 0) o.classes = 32768;
+        if (o.features == 0) o.features = 1024;
+    }
     const size_t logits = (size_t)1 << o.log2_logits;
     if (o.rows == 0) o.rows = o.classes == 0 ? logits / 1024 : logits > o.classes ? logits / o.classes : 1;
     if (o.classes == 0) o.classes = o.rows == logits / 1024 ? 1024 : logits > o.rows ? logits / o.rows : 1;
     if (o.caches != NULL) suite_set_caches(o.caches);
     if (o.plot != NULL && !plot_check(o.plot)) return CLI_FAILED;
+    if (o.suite ? suite_needs_blas(o.only) : o.op == OP_LINEAR && !o.loop && !o.sweep && o.plot == NULL)
+        blas_open(&peer, o.blas);
     if (!cli_find_device(&device)) return CLI_FAILED;
     if (o.child != NULL) return suite_child(&device, strtoul(o.child, NULL, 10));
     if (o.suite) {
-        const suite_options suite = { device, logits, o.pairs, o.only };
+        const suite_options suite = { device, logits, o.pairs, o.only, &peer };
         return suite_run(&suite);
     }
+    const linear_options linear = { .device = device,
+                                    .dtype = o.dtype,
+                                    .rows = o.rows,
+                                    .features = o.features,
+                                    .classes = o.classes,
+                                    .pairs = o.pairs,
+                                    .backward = o.backward,
+                                    .sweep = o.sweep,
+                                    .limit = o.workspace_mib << 20,
+                                    .ignored = o.ignored,
+                                    .plot = o.plot,
+                                    .blas = &peer };
+    if (o.op == OP_LINEAR && !o.loop) return linear_run(&linear);
 
     cli_progress_start("bench");
     good = measure_open(&m, &device, o.loop || o.plot == NULL ? 1 : logits);
     if (good && o.loop) {
         cli_progress_stop();
-        good = run_loop(&m, &o);
+        good = run_loop(&m, &o, &linear);
     } else if (good) {
         if (o.plot != NULL) m.progress_to = 1.0 / (SWEEP + 1);
         good = time_shape(&m, &o, o.rows, o.classes, RUNS, &f) && (o.plot == NULL || run_sweep(&m, &o, &s));

@@ -22,8 +22,8 @@ extern char **environ;
 
 /* ---- Cases ---------------------------------------------------------------------------------- */
 
-typedef enum verdict { MET, MISSED, NO_GOAL, UNSUPPORTED, FAILED } verdict;
-static const char *const verdicts[] = { "met", "missed", "none", "unsupported", "failed" };
+typedef enum verdict { MET, MISSED, NO_GOAL, UNSUPPORTED, NOT_MEASURED, FAILED } verdict;
+static const char *const verdicts[] = { "met", "missed", "none", "unsupported", "not measured", "failed" };
 
 typedef struct result {
     verdict verdict;
@@ -33,6 +33,8 @@ typedef struct result {
 } result;
 
 enum { PLAIN, IN_PLACE, ALL_OPTIONS, SOFT_TARGETS };
+enum { OPENBLAS, IN_F32, UNLIMITED, ALL_ROWS }; /* what a linear case compares with */
+enum { SHORT, LONG };                           /* LONG: runs only where --case begins its name */
 
 typedef struct suite_case {
     const char *name;
@@ -42,12 +44,17 @@ typedef struct suite_case {
     size_t rows, classes, inner;
     const char *unit;
     double goal;
+    /* of linear cases */
+    size_t features, workspace_mib;
+    double ignored;
+    int against;
+    bool is_long;
 } suite_case;
 
 typedef bool take(measure *m, const suite_case *c, const suite_options *o, result *r);
 static take measure_memory, measure_ratio, measure_odd_even, measure_cliff, measure_host_arrays,
-    measure_launches, measure_enqueue_time, measure_new_classes, measure_first_plan, measure_cold,
-    measure_cold_builds, measure_cold_log;
+    measure_launches, measure_enqueue_time, measure_new_classes, measure_first_plan, measure_linear,
+    measure_cold, measure_cold_builds, measure_cold_log;
 #define FUNCTION(name) bool name(measure *m, const suite_case *c, const suite_options *o, result *r)
 
 /* The words of suite.def. */
@@ -64,6 +71,7 @@ enum {
     STATISTICS = CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_ARGMAX | CLXENT_OUTPUT_ENTROPY,
     SOFTMAX = CLXENT_OUTPUT_SOFTMAX,
     LOG_SOFTMAX = CLXENT_OUTPUT_LOG_SOFTMAX,
+    GRADIENTS = CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_HIDDEN_GRADIENT | CLXENT_OUTPUT_WEIGHT_GRADIENT,
 
     F32 = CLXENT_F32,
     F16 = CLXENT_F16,
@@ -72,9 +80,26 @@ enum {
 };
 
 static const suite_case cases[] = {
-#define CASE(name, measured, ...) { name, measure_##measured, __VA_ARGS__ },
+#define CASE(name, measured, ...) { name, measure_##measured, __VA_ARGS__, 0, 0, 0, OPENBLAS, false },
+#define LINEAR(name_, against_, outputs_, dtype_, rows_, features_, classes_, mib_, ignored_, length_, \
+               unit_, goal_)                                                                           \
+    { .name = name_,                                                                                   \
+      .measure = measure_linear,                                                                       \
+      .against = against_,                                                                             \
+      .outputs = outputs_,                                                                             \
+      .dtype = dtype_,                                                                                 \
+      .rows = rows_,                                                                                   \
+      .features = features_,                                                                           \
+      .classes = classes_,                                                                             \
+      .inner = 1,                                                                                      \
+      .workspace_mib = mib_,                                                                           \
+      .ignored = ignored_,                                                                             \
+      .is_long = length_ == LONG,                                                                      \
+      .unit = unit_,                                                                                   \
+      .goal = goal_ },
 #include "../bench/suite.def"
 #undef CASE
+#undef LINEAR
 };
 enum { CASES = sizeof cases / sizeof *cases };
 
@@ -240,6 +265,43 @@ static FUNCTION(measure_host_arrays)
         strcpy(r->note, "memory of its own: up- and download count");
     }
     return good;
+}
+
+/* Linear cross-entropy against OpenBLAS's products, or against another run of itself. */
+static FUNCTION(measure_linear)
+{
+    enum { FEWEST_ROWS = 16 };
+    linear_options subject = { .dtype = c->dtype,
+                               .rows = c->rows,
+                               .features = c->features,
+                               .classes = c->classes,
+                               .backward = c->outputs == GRADIENTS,
+                               .limit = c->workspace_mib << 20,
+                               .ignored = c->ignored };
+    clxent_status status = CLXENT_OK;
+
+    while (subject.rows * subject.classes > o->logits) {
+        if (subject.rows > FEWEST_ROWS) subject.rows /= 2;
+        else subject.classes /= 2;
+    }
+    snprintf(r->note, sizeof r->note, "%zu x %zu x %zu", subject.rows, subject.features, subject.classes);
+    if (c->against == OPENBLAS && !blas_prepare(o->blas, &m->session.device)) {
+        r->verdict = NOT_MEASURED;
+        snprintf(r->note, sizeof r->note, "%.*s", (int)sizeof r->note - 1, o->blas->why_not);
+        return false;
+    }
+    linear_options reference = subject;
+    if (c->against == IN_F32) reference.dtype = CLXENT_F32;
+    if (c->against == UNLIMITED) reference.limit = 0;
+    if (c->against == ALL_ROWS) reference.ignored = 0;
+    const clxent_desc desc[] = { linear_desc(&reference), linear_desc(&subject) };
+    bool good = timed_linear(m, RUN_SUBJECT, &desc[1], subject.ignored, &status);
+    if (status == CLXENT_ERROR_UNSUPPORTED) r->verdict = UNSUPPORTED;
+    else if (status == CLXENT_ERROR_INVALID_DESC)
+        cli_fail_status(m->session.ctx, m->session.device.name, status);
+    if (good && c->against == OPENBLAS) good = timed_blas(m, RUN_REFERENCE, o->blas, &desc[0]);
+    else if (good) good = timed_linear(m, RUN_REFERENCE, &desc[0], reference.ignored, NULL);
+    return good && take_ratio(m, 1, o, r);
 }
 
 /* ---- Figures of another kind ---------------------------------------------------------------- */
@@ -565,7 +627,9 @@ static FUNCTION(measure_cold_log)
 
 static bool selected(const suite_case *c, const char *only)
 {
-    return only == NULL || strstr(c->name, only) != NULL;
+    if (only == NULL) return !c->is_long;
+    const char *found = strstr(c->name, only);
+    return found != NULL && (!c->is_long || (found == c->name && only[0] != '\0'));
 }
 
 size_t suite_count(const char *only)
@@ -574,6 +638,14 @@ size_t suite_count(const char *only)
 
     for (size_t i = 0; i < CASES; i++) count += selected(&cases[i], only);
     return count;
+}
+
+bool suite_needs_blas(const char *only)
+{
+    for (size_t i = 0; i < CASES; i++)
+        if (selected(&cases[i], only) && cases[i].measure == measure_linear && cases[i].against == OPENBLAS)
+            return true;
+    return false;
 }
 
 static void print_json(const suite_case *c, const result *r, const cli_device *device)
@@ -602,7 +674,7 @@ static void print_text(const suite_case *c, const result *r)
         strcmp(c->unit, "launches") == 0 || strcmp(c->unit, "builds") == 0 || strcmp(c->unit, "bytes") == 0;
     const int digits = counts ? 0 : 2;
     char a[7][32], line[512];
-    int length = snprintf(line, sizeof line, "%-46s %7s %-21s %5s  %-11s %7s - %7s %6s %8s %8s  %s", c->name,
+    int length = snprintf(line, sizeof line, "%-46s %7s %-21s %5s  %-12s %7s - %7s %6s %8s %8s  %s", c->name,
                           number(a[0], digits, r->figure.median), c->unit, number(a[1], digits, c->goal),
                           r->verdict == NO_GOAL ? "" : verdicts[r->verdict],
                           number(a[2], digits, r->figure.least), number(a[3], digits, r->figure.most),
@@ -634,7 +706,7 @@ int suite_run(const suite_options *o)
         measure_progress(&m, 0, 1);
         *r = (result){ MET, { NAN, NAN, NAN }, NAN, NAN, NAN, NAN, "" };
         if (!c->measure(&m, c, o, r)) {
-            if (r->verdict != UNSUPPORTED) r->verdict = FAILED;
+            if (r->verdict != UNSUPPORTED && r->verdict != NOT_MEASURED) r->verdict = FAILED;
         } else if (isnan(c->goal)) {
             r->verdict = NO_GOAL;
         } else if (r->verdict == MET && !(r->figure.median <= c->goal)) {
@@ -648,7 +720,7 @@ int suite_run(const suite_options *o)
     if (!cli_given.json) {
         printf("device %zu: %s; %s", o->device.index, o->device.name, "f32 unless a case says otherwise, ");
         printf("%zu logits, median and range of %zu pairs, cold at most 5\n\n", o->logits, o->pairs);
-        printf("%-46s %7s %-21s %5s  %-11s %17s %6s %8s %8s\n", "case", "figure", "", "goal", "", "range",
+        printf("%-46s %7s %-21s %5s  %-12s %17s %6s %8s %8s\n", "case", "figure", "", "goal", "", "range",
                "/ nt", "ms", "ref GB/s");
     }
     for (size_t i = 0; i < CASES; i++) {
@@ -658,6 +730,7 @@ int suite_run(const suite_options *o)
     }
     if (!cli_given.json) {
         printf("\n%zu met, %zu missed", verdicts_of[MET], verdicts_of[MISSED]);
+        if (verdicts_of[NOT_MEASURED] > 0) printf(", %zu not measured", verdicts_of[NOT_MEASURED]);
         if (verdicts_of[FAILED] > 0) printf(", %zu failed", verdicts_of[FAILED]);
         putchar('\n');
     }

@@ -11,6 +11,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 /* ---- Calls that are counted ----------------------------------------------------------------- */
@@ -146,6 +147,11 @@ static void release_run(timed *t)
     clxent_plan_destroy(t->plan);
     while (t->num_owned > 0) clReleaseMemObject(t->owned[--t->num_owned]);
     for (int i = 0; t->is_host && i < TENSORS; i++) free(array_of(&t->host, i)->data);
+    free(t->products.hidden);
+    free(t->products.weight);
+    free(t->products.logits);
+    free(t->products.hidden_gradient);
+    free(t->products.weight_gradient);
     memset(t, 0, sizeof *t);
 }
 
@@ -171,6 +177,13 @@ void measure_trim(measure *m)
         drop(&m->results[dtype - 1]);
     }
     drop(&m->labels);
+    for (size_t i = 0; i < 4; i++) {
+        drop(&m->hidden[i]);
+        drop(&m->weight[i]);
+        drop(&m->hidden_gradient[i]);
+        drop(&m->weight_gradient[i]);
+    }
+    drop(&m->workspace);
 }
 
 void measure_close(measure *m)
@@ -394,6 +407,126 @@ bool timed_host(measure *m, size_t run, size_t plan)
            download(m, from->args.targets.mem, (void *)t->host.targets.data, t->host.targets.size);
 }
 
+/* ---- Linear cross-entropy -------------------------------------------------------------------- */
+
+/* Makes *from at least so large, and buffer the same: t keeps it also where another run needs a larger one. */
+static bool share(measure *m, timed *t, clxent_buffer *buffer, bulk *from, size_t bytes)
+{
+    if (from->mem == NULL || from->bytes < bytes) {
+        drop(from);
+        from->mem = allocate(m, bytes);
+        from->bytes = bytes;
+    }
+    if (from->mem == NULL || !check(m, clRetainMemObject(from->mem), "clRetainMemObject")) return false;
+    buffer->mem = t->owned[t->num_owned++] = from->mem;
+    return true;
+}
+
+static bool share_filled(measure *m, timed *t, int tensor, bulk *from, float range)
+{
+    clxent_buffer *buffer = buffer_of(&t->args, tensor);
+    if (!share(m, t, buffer, from, tensor_bytes(&t->desc, tensor))) return false;
+    if (!from->filled)
+        from->filled = fill(m, buffer->mem, t->dtype - 1, from->bytes / dtype_size(t->dtype), -range,
+                            2 * range, (cl_uint)tensor);
+    return from->filled;
+}
+
+static bool make_targets(measure *m, timed *t, double ignored)
+{
+    const size_t rows = t->desc.batch * t->desc.seq, bytes = tensor_bytes(&t->desc, TENSOR_TARGETS);
+    int32_t *targets = malloc(bytes);
+    random_state random = random_start(1);
+
+    if (targets == NULL) return cli_fail(NULL, "out of memory: %zu targets", rows);
+    for (size_t i = 0; i < rows; i++) {
+        const int32_t target = (int32_t)(random_u32(&random) % t->desc.classes);
+        const bool counts = (size_t)((double)(i + 1) * ignored) == (size_t)((double)i * ignored);
+        targets[i] = counts ? target : (int32_t)t->desc.ignore_index;
+    }
+    const bool good =
+        own(m, t, &t->args.targets, bytes) &&
+        check(m,
+              clEnqueueWriteBuffer(m->queue, t->args.targets.mem, CL_TRUE, 0, bytes, targets, 0, NULL, NULL),
+              "clEnqueueWriteBuffer");
+    free(targets);
+    return good;
+}
+
+bool timed_linear(measure *m, size_t run, const clxent_desc *desc, double ignored, clxent_status *status)
+{
+    timed *t = new_run(m, run, desc->dtype, 0);
+    const size_t dtype = desc->dtype - 1;
+
+    t->desc = *desc;
+    clxent_args_init(&t->args);
+    const clxent_status created = clxent_plan_create(&t->plan, m->session.ctx, desc);
+    if (status != NULL) *status = created;
+    if (status != NULL && (created == CLXENT_ERROR_UNSUPPORTED || created == CLXENT_ERROR_INVALID_DESC))
+        return false;
+    if (created != CLXENT_OK) return cli_fail_status(m->session.ctx, m->session.device.name, created);
+    return share_filled(m, t, TENSOR_HIDDEN, &m->hidden[dtype], 1) &&
+           share_filled(m, t, TENSOR_WEIGHT, &m->weight[dtype], 0.1f) && make_targets(m, t, ignored) &&
+           own(m, t, &t->args.loss, tensor_bytes(desc, TENSOR_LOSS)) &&
+           ((desc->outputs & CLXENT_OUTPUT_HIDDEN_GRADIENT) == 0 ||
+            share(m, t, &t->args.hidden_gradient, &m->hidden_gradient[dtype],
+                  tensor_bytes(desc, TENSOR_HIDDEN_GRADIENT))) &&
+           ((desc->outputs & CLXENT_OUTPUT_WEIGHT_GRADIENT) == 0 ||
+            share(m, t, &t->args.weight_gradient, &m->weight_gradient[dtype],
+                  tensor_bytes(desc, TENSOR_WEIGHT_GRADIENT))) &&
+           share(m, t, &t->args.workspace, &m->workspace, clxent_plan_workspace_size(t->plan));
+}
+
+size_t linear_bytes(const measure *m, size_t run)
+{
+    const timed *t = &m->runs[run];
+    clxent_args args = t->args;
+    size_t bytes = clxent_plan_workspace_size(t->plan);
+
+    for (int i = 0; i < TENSORS; i++)
+        if (buffer_of(&args, i)->mem != NULL) bytes += tensor_bytes(&t->desc, i);
+    return bytes;
+}
+
+/* Numbers uniform in [-range, range). */
+static void *random_array(bool f64, size_t count, double range)
+{
+    void *array = host_array(count * (f64 ? sizeof(double) : sizeof(float)));
+    uint32_t state = 1;
+
+    for (size_t i = 0; array != NULL && i < count; i++) {
+        state = state * 1664525u + 1013904223u;
+        const double value = range * ((double)(state >> 8) * 0x1p-23 - 1);
+        if (f64) ((double *)array)[i] = value;
+        else ((float *)array)[i] = (float)value;
+    }
+    return array;
+}
+
+bool timed_blas(measure *m, size_t run, const blas *b, const clxent_desc *desc)
+{
+    timed *t = new_run(m, run, desc->dtype, 0);
+    blas_problem *p = &t->products;
+    const bool f64 = desc->dtype == CLXENT_F64;
+
+    t->blas = b;
+    *p = (blas_problem){
+        .f64 = f64, .rows = desc->batch * desc->seq, .features = desc->features, .classes = desc->classes
+    };
+    p->hidden = random_array(f64, p->rows * p->features, 1);
+    p->weight = random_array(f64, p->classes * p->features, 0.1);
+    p->logits = random_array(f64, p->rows * p->classes, 0); /* writes every page */
+    bool good = p->hidden != NULL && p->weight != NULL && p->logits != NULL;
+    if (good && (desc->outputs & CLXENT_OUTPUT_WEIGHT_GRADIENT) != 0) {
+        p->hidden_gradient = random_array(f64, p->rows * p->features, 0);
+        p->weight_gradient = random_array(f64, p->classes * p->features, 0);
+        good = p->hidden_gradient != NULL && p->weight_gradient != NULL;
+    }
+    return good ||
+           cli_fail(NULL, "out of memory: OpenBLAS's arrays of %zu rows, %zu features and %zu classes",
+                    p->rows, p->features, p->classes);
+}
+
 /* ---- Timing --------------------------------------------------------------------------------- */
 
 static bool enqueue_move(measure *m, size_t which, uint32_t dtype, size_t bytes)
@@ -413,11 +546,27 @@ bool measure_enqueue(measure *m, size_t run)
     const timed *t = &m->runs[run];
     clxent_status status = CLXENT_OK;
 
-    if (t->is_host) status = clxent_run_host(m->session.ctx, &t->desc, &t->host);
+    if (t->blas != NULL) blas_run(t->blas, &t->products);
+    else if (t->is_host) status = clxent_run_host(m->session.ctx, &t->desc, &t->host);
     else if (t->plan != NULL) status = clxent_enqueue(t->plan, m->queue, &t->args, 0, NULL, NULL);
     for (size_t i = 0; i < MOVES; i++)
         if ((t->moves & (1u << i)) != 0 && !enqueue_move(m, i, t->dtype, t->bytes)) return false;
     return status == CLXENT_OK || cli_fail_status(m->session.ctx, m->session.device.name, status);
+}
+
+/* Returns when no thread of this process works any more. OpenBLAS's spin for some 30 ms before they sleep. */
+static void wait_for_threads(void)
+{
+    const struct timespec slice = { 0, 5000000 };
+    struct timespec before, after;
+
+    for (size_t i = 0; i < 100; i++) {
+        clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &before);
+        nanosleep(&slice, NULL);
+        clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &after);
+        if (1e9 * (double)(after.tv_sec - before.tv_sec) + (double)(after.tv_nsec - before.tv_nsec) < 5e5)
+            return;
+    }
 }
 
 /* Seconds of one of repeats runs one after the other; negative on failure. */
@@ -427,6 +576,11 @@ static double sample(measure *m, size_t run, size_t repeats)
 
     if (t->restore && !(enqueue_move(m, 0, t->dtype, t->bytes) && check(m, clFinish(m->queue), "clFinish")))
         return -1;
+    for (size_t i = 0; i < m->num_runs; i++) {
+        if (m->runs[i].blas == NULL) continue;
+        wait_for_threads();
+        break;
+    }
     const double start = cli_seconds();
     for (size_t i = 0; i < repeats; i++)
         if (!measure_enqueue(m, run)) return -1;

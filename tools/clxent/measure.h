@@ -9,6 +9,35 @@
 #include "cli.h"
 #include "verify_case.h"
 
+/* ---- blas.c --------------------------------------------------------------------------------- */
+
+/* OpenBLAS, which needs not be there: its library is opened at run time. */
+typedef struct blas {
+    const struct blas_functions *functions; /* NULL: why_not */
+    const char *library;                    /* the name it was opened by */
+    char core[64], config[256];             /* its kernels, its version and how it was built */
+    bool chose_core;                        /* clxent has set OPENBLAS_CORETYPE */
+    int threads;
+    char why_not[256];
+} blas;
+
+/* library: the only name to open; NULL: the usual ones. May set OPENBLAS_CORETYPE, so call it before any call of
+ * OpenCL, whose threads may read the environment. */
+void blas_open(blas *b, const char *library);
+bool blas_prepare(blas *b,
+                  const cli_device *device); /* as many threads as device; false where not to be used */
+
+/* The products of a linear cross-entropy, of f32 or f64 arrays. */
+typedef struct blas_problem {
+    bool f64;
+    size_t rows, features, classes;          /* at most INT_MAX each */
+    void *hidden, *weight, *logits;          /* [rows, features], [classes, features], [rows, classes] */
+    void *hidden_gradient, *weight_gradient; /* NULL: the logits alone are computed */
+} blas_problem;
+void blas_run(const blas *b, const blas_problem *p); /* returns when the results are there */
+
+/* ---- measure.c ------------------------------------------------------------------------------ */
+
 /* Kernels that move bytes and compute next to nothing; a run may consist of several, one after the other. */
 enum {
     MOVE_COPY = 1 << 0,     /* reads the logits, writes as much elsewhere */
@@ -26,7 +55,7 @@ typedef struct bulk {
     bool filled;
 } bulk;
 
-/* One thing to time: a plan, clxent_run_host() or moves. Owns its small buffers; the large ones are shared. */
+/* One thing to time: a plan, clxent_run_host(), moves or OpenBLAS. Owns its small buffers; the large ones are shared. */
 typedef struct timed {
     uint32_t moves; /* MOVE_* */
     size_t bytes;   /* of the logits */
@@ -37,11 +66,13 @@ typedef struct timed {
     bool is_host; /* clxent_run_host() of desc and host */
     clxent_desc desc;
     clxent_host_args host;
+    const blas *blas; /* NULL: none; else its products of */
+    blas_problem products;
     cl_mem owned[16];
     size_t num_owned;
 } timed;
 
-enum { MOST_RUNS = 8 };
+enum { MOST_RUNS = 16 };
 
 typedef struct measure {
     cli_session session;
@@ -50,10 +81,13 @@ typedef struct measure {
     size_t cache_bytes; /* of the largest cache; 0: not known */
     bool has_stream;    /* the compiler has stores that bypass the caches; else MOVE_STREAM is MOVE_COPY */
     cl_kernel move[MOVES], fill[5];
-    size_t group, each;                /* of move: work-items of a group, vectors of a work-item */
-    size_t vector;                     /* bytes */
-    bulk logits[4], results[4];        /* by dtype - 1 */
-    bulk labels;                       /* probabilities, f32 */
+    size_t group, each;         /* of move: work-items of a group, vectors of a work-item */
+    size_t vector;              /* bytes */
+    bulk logits[4], results[4]; /* by dtype - 1 */
+    bulk labels;                /* probabilities, f32 */
+    /* of linear cross-entropy, by dtype - 1 */
+    bulk hidden[4], weight[4], hidden_gradient[4], weight_gradient[4];
+    bulk workspace;                    /* of all its runs */
     double progress_from, progress_to; /* the part of the progress line that measure_times() fills */
     timed runs[MOST_RUNS];             /* what takes turns */
     size_t num_runs, pairs;
@@ -81,8 +115,18 @@ bool timed_plan(measure *m, size_t run, const clxent_desc *desc, bool in_place, 
  * timed_plan() with in_place false, index targets and no weights. */
 bool timed_host(measure *m, size_t run, size_t plan);
 
+/* A run of desc, of op LINEAR_CROSS_ENTROPY without bias: hidden uniform in [-1, 1), weight in [-0.1, 0.1), I32 targets over
+ * all classes, of which the part ignored, spread evenly over the rows, is ignore_index. *status as above, and
+ * CLXENT_ERROR_INVALID_DESC where workspace_limit is too small. */
+bool timed_linear(measure *m, size_t run, const clxent_desc *desc, double ignored, clxent_status *status);
+size_t linear_bytes(const measure *m, size_t run); /* of its inputs, outputs and workspace */
+
+/* OpenBLAS's products of desc, one or, with gradients, three: in f64 where desc is, else in f32. b stays where it is. */
+bool timed_blas(measure *m, size_t run, const blas *b, const clxent_desc *desc);
+
 /* Runs all in turn, pairs times, after two turns that are not counted. Runs so short that a clock's tick or a launch's
- * latency would count are repeated within a turn; the seconds are those of one. */
+ * latency would count are repeated within a turn; the seconds are those of one. Where OpenBLAS is among them each waits
+ * until the threads of the one before sleep. */
 bool measure_times(measure *m, size_t pairs);
 
 bool measure_enqueue(measure *m, size_t run); /* once, without waiting for it */
@@ -119,15 +163,34 @@ cl_program measure_program(const cli_session *session, size_t source, const char
 clxent_status launch_zeros(const cli_session *session, clxent_plan *plan, const clxent_desc *desc,
                            size_t rows);
 
+/* ---- bench_linear.c ------------------------------------------------------------------------- */
+
+typedef struct linear_options {
+    cli_device device;
+    uint32_t dtype;
+    size_t rows, features, classes, pairs;
+    bool backward;    /* with the gradients of hidden and weight */
+    bool sweep;       /* over workspace limits */
+    size_t limit;     /* of the workspace, bytes; 0: none */
+    double ignored;   /* part of the rows, less than 1 */
+    const char *plot; /* optional: the sweep's picture */
+    blas *blas;
+} linear_options;
+
+clxent_desc linear_desc(const linear_options *o);
+int linear_run(const linear_options *o); /* measures and prints; the exit status */
+
 /* ---- bench_suite.c -------------------------------------------------------------------------- */
 
 typedef struct suite_options {
     cli_device device;
     size_t logits, pairs;
     const char *only; /* optional: cases whose name has it */
+    blas *blas;
 } suite_options;
 
-size_t suite_count(const char *only);  /* cases that only names */
+size_t suite_count(const char *only); /* cases that only names; NULL: all but the long ones */
+bool suite_needs_blas(const char *only);
 int suite_run(const suite_options *o); /* measures and prints them; the exit status */
 
 /* Case number of suite_run(), in the process of its own that suite_run() starts. */
