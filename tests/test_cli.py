@@ -814,6 +814,33 @@ class Bench(PlotCase):
         self.assertRegex(result.stdout, r"(?m)^oneDNN +not installed$")
         self.assertEqual(run(peer, "--shape", "3").returncode, 2)
 
+    @unittest.skipIf(SMALL, "test_linear runs the kernels, in less time")
+    def test_peers_of_linear_cross_entropy(self):
+        script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools", "peers.py")
+        peer = self.raw("peer", b"#!/bin/sh\necho fake $*\nwhile read -r _; do echo 4096; done\n")
+        os.chmod(peer, 0o755)
+        command = [sys.executable, "-B", script, "--linear", "--clxent", BIN, "--rounds", "3", "--pause", "0"]
+        command += ["--python", "pytorch=" + self.path("none"), "--python", "jax=" + peer, "--threads", "2"]
+
+        def run(*args):
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "universal_newlines": True}
+            return subprocess.run([*command, *args], **pipes)
+
+        result = run("--json", "--shape", "24x40x100")
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+        rows = [json.loads(line) for line in result.stdout.splitlines()]
+        self.assertEqual([row["peer"] for row in rows], ["clxent", "JAX", "PyTorch", "compiled", "chunked"])
+        for row in rows:
+            self.assertEqual((row["rows"], row["features"], row["classes"]), (24, 40, 100))
+        ours, jax = rows[:2]
+        self.assertEqual(ours["ratio"], 1)
+        self.assertTrue(ours["version"].startswith("clxent "))
+        self.assertEqual(jax["ms"], 4096e3)
+        self.assertTrue(jax["version"].endswith(" --linear --threads 2 --serve JAX 24 40 100"), jax)
+        self.assertEqual({row["version"] for row in rows[2:]}, {"not installed"})
+        for args in (["--shape", "24x100"], ["--gpu"], ["--dtype", "bf16"]):
+            self.assertEqual(run(*args).returncode, 2, args)
+
     SHAPE = (24, 40, 100)
     LINEAR = ("bench", "--op", "linear", "--pairs", 3)
     LINEAR += tuple(itertools.chain(*zip(("--rows", "--features", "--classes"), SHAPE)))

@@ -17,10 +17,15 @@ calls this script, or that --python names for them; PyTorch's is compiled's, too
 
     python3 -m venv venv && venv/bin/pip install jax numpy tinygrad torch && venv/bin/python tools/peers.py
 
+With --linear the loss is that of linear(hidden, weight), with the gradients of both, beside PyTorch's cross_entropy of its
+linear, the same by torch.compile(), PyTorch's own linear_cross_entropy in chunks where the release has it (chunked), and
+JAX's jit: tools/peers.py --linear --threads 2.
+
 With --gpu the peers are PyTorch on its GPU, the same loss by torch.compile(), and Liger's; --dtype sets their logits.
 """
 
 import argparse
+import functools
 import json
 import os
 import statistics
@@ -32,6 +37,8 @@ import time
 SHAPES = ((65536, 1024), (2048, 32768), (512, 131072))
 PEERS = ("clxent", "clxent.py", "oneDNN", "PyTorch", "compiled", "JAX", "tinygrad")
 GPU_PEERS = ("clxent", "PyTorch", "compiled", "Liger")
+LINEAR_SHAPES = ((1024, 1024, 32768), (512, 2048, 128256))
+LINEAR_PEERS = ("clxent", "PyTorch", "compiled", "chunked", "JAX")
 TORCH_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
 
@@ -136,6 +143,77 @@ def serve_tinygrad(rows, classes):
     serve("tinygrad %s on %s" % (version("tinygrad"), Device.DEFAULT), step)
 
 
+# ---- Peers of linear cross-entropy ------------------------------------------------------------------
+
+
+def linear_data(rows, features, classes):
+    import numpy as np
+
+    random = np.random.default_rng(1)
+    hidden = random.random((rows, features), np.float32) * np.float32(2) - np.float32(1)
+    weight = random.random((classes, features), np.float32) * np.float32(0.2) - np.float32(0.1)
+    return hidden, weight, random.integers(0, classes, rows)
+
+
+def serve_linear_torch(name, shape, options):
+    import torch
+    from torch.nn import functional
+
+    version = "PyTorch %s, %s" % (torch.__version__, {"PyTorch": "eager"}.get(name, name))
+    torch.set_num_threads(options.threads)
+    hidden, weight, targets = map(torch.from_numpy, linear_data(*shape))
+    hidden.requires_grad_(True)
+    weight.requires_grad_(True)
+
+    def loss(hidden, weight, targets):
+        return functional.cross_entropy(functional.linear(hidden, weight), targets)
+
+    if name == "compiled":
+        loss = torch.compile(loss)
+    if name == "chunked":  # a release without options has no chunks either
+        chunks = torch.nn.LinearCrossEntropyOptions()
+        loss = functools.partial(functional.linear_cross_entropy, options=chunks)
+
+    def step():
+        hidden.grad = weight.grad = None
+        loss(hidden, weight, targets).backward()
+
+    serve(version, step)
+
+
+def serve_linear_jax(shape):
+    import jax
+    import jax.numpy as jnp
+
+    arrays = [jnp.asarray(array) for array in linear_data(*shape)]
+
+    def loss(hidden, weight, targets):
+        logits = jax.nn.log_softmax(hidden @ weight.T)
+        return -jnp.take_along_axis(logits, targets[:, None], 1).mean()
+
+    run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+    serve(
+        "JAX %s on %s" % (jax.__version__, jax.default_backend()),
+        lambda: jax.block_until_ready(run(*arrays)),
+    )
+
+
+def linear_commands(options, shape):
+    threads, sizes = str(options.threads), [str(size) for size in shape]
+    python = dict(pair.split("=", 1) for pair in options.python)
+    for name in LINEAR_PEERS:
+        if name == "clxent":
+            command = [options.clxent, "bench", "--op", "linear", "--backward", "--loop"]
+            for flag, size in zip(("--rows", "--features", "--classes"), sizes):
+                command += [flag, size]
+            command += [] if options.device is None else ["--device", options.device]
+        else:
+            default = sys.executable if name == "JAX" else python.get("pytorch", sys.executable)
+            command = [python.get(name.lower(), default), os.path.abspath(__file__)]
+            command += ["--linear", "--threads", threads, "--serve", name, *sizes]
+        yield name, command, {"OMP_NUM_THREADS": threads, "NPROC": threads}  # the second is JAX's
+
+
 # ---- In turn ------------------------------------------------------------------------------------
 
 
@@ -221,13 +299,14 @@ def commands(options, rows, classes):
         yield name, command, environment
 
 
-def compare(options, rows, classes):
+def compare(options, shape):
     """Rows of the table: name, milliseconds (median, least), ratio to clxent; or name and why not."""
     peers, absent = {}, []
-    for name, command, environment in commands(options, rows, classes):
+    sizes = " x ".join(map(str, shape))
+    for name, command, environment in linear_commands(options, shape) if options.linear else commands(options, *shape):
         if name.lower() in options.skip:
             continue
-        progress("%d x %d: %s warms up" % (rows, classes, name))
+        progress("%s: %s warms up" % (sizes, name))
         peer = Peer(command, environment)
         if peer.name:
             peers[name] = peer
@@ -238,7 +317,7 @@ def compare(options, rows, classes):
 
     seconds = {name: [] for name in peers}
     for i in range(options.rounds):
-        progress("%d x %d: round %d of %d" % (rows, classes, i + 1, options.rounds))
+        progress("%s: round %d of %d" % (sizes, i + 1, options.rounds))
         for name, peer in peers.items():
             peer.run()  # wakes its threads, and the caches hold another's data
             seconds[name].append(peer.run())
@@ -281,6 +360,7 @@ def main():
     parser.add_argument(
         "--shape", action="append", metavar="ROWSxCLASSES", help="default: three of 2^26 logits"
     )
+    parser.add_argument("--linear", action="store_true", help="see above; --shape takes ROWSxFEATURESxCLASSES")
     parser.add_argument("--gpu", action="store_true", help="see above")
     parser.add_argument("--dtype", choices=TORCH_DTYPES, default="f32", help="takes --gpu; default f32")
     parser.add_argument("--rounds", type=int, default=11, help="default 11")
@@ -288,8 +368,15 @@ def main():
     parser.add_argument("--pause", type=float, default=0.05, help="seconds between two runs (default 0.05)")
     parser.add_argument("--skip", action="append", default=[], metavar="PEER", help="in lower case")
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of the table")
-    parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--serve", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.serve and options.linear:
+        peer, shape = options.serve[0], tuple(map(int, options.serve[1:]))
+        if peer == "JAX":
+            serve_linear_jax(shape)
+        else:
+            serve_linear_torch(peer, shape, options)
+        return
     if options.serve:
         peer, rows, classes = options.serve[0], int(options.serve[1]), int(options.serve[2])
         if peer == "tinygrad":
@@ -303,29 +390,40 @@ def main():
         return
     if options.dtype != "f32" and not options.gpu:
         parser.error("--dtype takes f32 without --gpu")
+    if options.linear and options.gpu:
+        parser.error("--linear is not for --gpu")
     if options.rounds < 1 or options.threads < 1 or options.pause < 0:
         parser.error("--rounds and --threads take at least 1, --pause at least 0")
     if any("=" not in pair for pair in options.python):
         parser.error("--python takes PEER=PYTHON, for instance tinygrad=venv/bin/python")
     try:
-        shapes = [tuple(map(int, text.split("x"))) for text in options.shape or ()] or SHAPES
-        if any(len(shape) != 2 or min(shape) < 1 for shape in shapes):
+        default = LINEAR_SHAPES if options.linear else SHAPES
+        shapes = [tuple(map(int, text.split("x"))) for text in options.shape or ()] or default
+        if any(len(shape) != len(default[0]) or min(shape) < 1 for shape in shapes):
             raise ValueError
     except ValueError:
-        parser.error("--shape takes ROWSxCLASSES, for instance 65536x1024")
+        takes = ("ROWSxFEATURESxCLASSES", "1024x1024x32768") if options.linear else ("ROWSxCLASSES", "65536x1024")
+        parser.error("--shape takes %s, for instance %s" % takes)
 
     if not options.json:
         print(
-            "mean loss + gradient, %s, %d threads, median of %d rounds"
-            % (options.dtype, options.threads, options.rounds)
+            "%s, %s, %d threads, median of %d rounds"
+            % (
+                "linear, mean loss + gradients" if options.linear else "mean loss + gradient",
+                options.dtype,
+                options.threads,
+                options.rounds,
+            )
         )
-    for rows, classes in shapes:
-        found = compare(options, rows, classes)
+    for shape in shapes:
+        found = compare(options, shape)
         if options.json:
+            sizes = dict(zip(("rows", "features", "classes") if options.linear else ("rows", "classes"), shape))
             for row in found:
-                print(json.dumps({"rows": rows, "classes": classes, **row}), flush=True)
+                print(json.dumps({**sizes, **row}), flush=True)
             continue
-        print("\n%d x %d\n%-9s %10s %10s %9s %15s" % (rows, classes, "", "ms", "least", "/ clxent", "range"))
+        sizes = " x ".join(map(str, shape))
+        print("\n%s\n%-9s %10s %10s %9s %15s" % (sizes, "", "ms", "least", "/ clxent", "range"))
         for row in found:
             if "ms" in row:
                 print(
