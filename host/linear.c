@@ -34,6 +34,7 @@ struct clxent_linear {
     size_t chunk_rows; /* of every chunk but the last */
     uint32_t group, group_columns;
     uint32_t vector, tile_rows, tile_vectors;
+    size_t panel_rows; /* at most, copied to panels at a time; with groups of one work-item */
     blocks blocks[PRODUCTS];
     cl_kernel list, product[PRODUCTS], zeros, panels, bias, round_weight, round_bias;
     cl_kernel
@@ -46,7 +47,7 @@ struct clxent_linear {
 
 /* Rows of the hidden states that are copied to panels at a time, and of a chunk where the workspace has no limit. A block
  * of D^T as deep lies in the second-level cache. More would save little: each depth reads and writes the weight gradient
- * once, 8 bytes for 2 * 2,048 operations. */
+ * once, 8 bytes for 2 * 2,048 operations. Little local memory has room for less depth, and gets fewer rows at a time. */
 enum { PANEL_ROWS = 2048 };
 
 static bool has(const clxent_desc *desc, uint32_t outputs) { return (desc->outputs & outputs) != 0; }
@@ -111,6 +112,15 @@ static size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * u
 
 static size_t tile_columns(const struct clxent_linear *l) { return (size_t)l->vector * l->tile_vectors; }
 
+/* Blocks of CPUs: panels, sums and copies have a third of local memory each, which is a part of what the second-level cache
+ * holds. In elements of acc_t. */
+static size_t local_third(const clxent_device *device, const clxent_desc *desc)
+{
+    enum { MOST = 384 * 1024 };
+    const size_t third = (size_t)device->local_memory / 3;
+    return (third < MOST ? third : MOST) / clxent_acc_size(desc);
+}
+
 /* Tiles fill the registers. CPUs: 24 of 32 of AVX-512 with 16 floats, 12 of 16 of AVX2 with 8 (a tile of 8 x 48 ran at the
  * arithmetic peak under PoCL, 15 % above OpenBLAS; 6 x 16 on AVX2 at 127 GFLOPS, where OpenBLAS gave 51 in the same
  * run). GPUs: 64 numbers for each of 256 work-items. */
@@ -130,15 +140,14 @@ static void choose_tile(struct clxent_linear *l, const clxent_device *device, co
     l->vector = f64 && floats > 4 ? floats / 2 : floats;
     l->tile_rows = floats == 16 ? 8 : 6;
     l->tile_vectors = floats == 16 ? 3 : 2;
+    const size_t depth = local_third(device, desc) / l->tile_rows;
+    l->panel_rows = depth < 1 ? 1 : depth < PANEL_ROWS ? depth : PANEL_ROWS;
 }
 
-/* Blocks of CPUs: local memory is a part of what their second-level cache holds. */
 static void choose_blocks(struct clxent_linear *l, const clxent_device *device, const clxent_desc *desc)
 {
-    enum { PANELS = 384 * 1024, DEPTH = 512, GROUPS_EACH = 4, FEWEST_ROWS = 64 };
-    const size_t size = clxent_acc_size(desc), columns = tile_columns(l);
-    const size_t third = (size_t)device->local_memory / 3;
-    const size_t elements = (third < PANELS ? third : PANELS) / size; /* of panels, and of sums */
+    enum { DEPTH = 512, GROUPS_EACH = 4, FEWEST_ROWS = 64 };
+    const size_t elements = local_third(device, desc), columns = tile_columns(l);
     const size_t classes = desc->classes, features = desc->features, rows = l->chunk_rows;
     const size_t groups = GROUPS_EACH * (size_t)device->compute_units;
     blocks *b = l->blocks;
@@ -175,7 +184,7 @@ static void choose_blocks(struct clxent_linear *l, const clxent_device *device, 
     b[HIDDEN].depth = (uint32_t)depth;
     b[HIDDEN].sums = (size_t)b[HIDDEN].m * wide;
 
-    depth = rows < PANEL_ROWS ? rows : PANEL_ROWS;
+    depth = rows < l->panel_rows ? rows : l->panel_rows;
     if (depth < 1) depth = 1;
     high = elements / depth / l->tile_rows * l->tile_rows;
     if (high > classes) high = classes;
@@ -204,7 +213,7 @@ static bool lay_out(struct clxent_linear *l, const clxent_desc *desc, size_t chu
     const size_t acc = clxent_acc_size(desc);
     const bool two_lists = needs_all_rows(desc->outputs) && has_gradient(desc);
     const bool panels = l->group == 1 && has(desc, CLXENT_OUTPUT_WEIGHT_GRADIENT);
-    const size_t panel_rows = chunk_rows < PANEL_ROWS ? chunk_rows : PANEL_ROWS;
+    const size_t panel_rows = chunk_rows < l->panel_rows ? chunk_rows : l->panel_rows;
     size_t used = 0;
 
     l->chunk_rows = chunk_rows;
@@ -584,7 +593,7 @@ static clxent_status launch_weight(run *r, const chunk *c)
     const struct clxent_linear *l = r->plan->linear;
     const clxent_desc *desc = &r->plan->desc;
     const bool sums = has_weight_sums(desc);
-    const size_t slice = l->group == 1 ? PANEL_ROWS : c->rows;
+    const size_t slice = l->group == 1 ? l->panel_rows : c->rows;
     clxent_product p = begin_product(r, c, l->list_at);
     size_t first = 0;
 
