@@ -19,6 +19,14 @@ static cl_mem buffers[MAX_BUFFERS];
 static int num_buffers;
 static clxent_context *ctx; /* check() asks it for the error's text */
 
+/* Text of the OpenCL C file that the build embeds, for an example that has one. */
+typedef struct example_source {
+    const char *name;
+    const unsigned char *text;
+    size_t size;
+} example_source;
+extern const example_source example_sources[];
+
 /* Ends the program with one line for any error, of OpenCL or clxent. */
 static inline void check(clxent_status status, const char *what)
 {

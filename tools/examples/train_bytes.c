@@ -1,0 +1,485 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * train_bytes.c - trains a language model of bytes: all on the device, from the text to the optimiser.
+ *
+ *     train_bytes [TEXT] [--plot FILE.png] [--steps N]
+ *
+ * The model predicts a byte from the 8 before it: an embedding of each, a hidden layer with tanh, and a linear layer whose
+ * cross-entropy and three gradients are one clxent_enqueue(). Its other layers and Adam are in train_bytes.cl. It learns from
+ * nine tenths of the text; the last tenth shows what it learned. The first steps are compared with double precision.
+ */
+#define _XOPEN_SOURCE 700 /* popen, setenv, M_PI */
+#include "example.h"
+
+#include <math.h>
+#include <signal.h>
+#include <string.h>
+#include <time.h>
+
+enum {
+    CONTEXT = 8,
+    WIDTH = 16,
+    INPUTS = CONTEXT * WIDTH,
+    UNITS = 128,
+    CLASSES = 256,
+    /* One buffer has all parameters: embeddings [CLASSES, WIDTH], the hidden layer with its bias [INPUTS + 1, UNITS], weight
+     * [CLASSES, UNITS] and bias [CLASSES] of the linear layer. */
+    DENSE_AT = CLASSES * WIDTH,
+    WEIGHT_AT = DENSE_AT + (INPUTS + 1) * UNITS,
+    BIAS_AT = WEIGHT_AT + CLASSES * UNITS,
+    PARAMETERS = BIAS_AT + CLASSES,
+    DEFAULT_STEPS = 1500,
+    MAX_STEPS = 100000,
+    WARM_UP = 50,
+    CHECKED_STEPS = 5,
+    REPORT = 100,         /* steps */
+    HELD_OUT_ROWS = 4096, /* in one run; a batch has fewer */
+    MAX_BYTES = 1 << 20,
+};
+#define DEFAULT_TEXT "/usr/share/common-licenses/GPL-3"
+#define GOAL 2.2 /* nats per byte of the default text after the default steps */
+static const double RATE = 0.008, BETA1 = 0.9, BETA2 = 0.99, EPSILON = 1e-8, DECAY = 0.2;
+
+static unsigned char text[MAX_BYTES];
+static uint32_t size, learned; /* bytes of the text, and those to learn from */
+static uint32_t rows = 256;    /* of a batch */
+static int steps = DEFAULT_STEPS;
+
+/* ---- On the device ----------------------------------------------------------------------------- */
+
+static clxent_plan *plan;
+static clxent_args args = CLXENT_ARGS_INIT;
+static cl_mem parameters, gradients, losses; /* losses: [0] held out, [step] of each batch */
+static cl_program program;
+static cl_kernel pick, embed, forward, tanh_gradient, dense_gradient, input_gradient, embedding_gradient,
+    adam;
+
+static cl_mem floats(size_t count, float *data) { return buffer(count * sizeof(float), data); }
+
+/* A kernel of the program whose first arguments are mems, up to a NULL. */
+static cl_kernel kernel(const char *name, const cl_mem *mems)
+{
+    cl_int code;
+    cl_kernel result = clCreateKernel(program, name, &code);
+    check(code, name);
+    for (cl_uint i = 0; mems[i] != NULL; i++)
+        check(clSetKernelArg(result, i, sizeof mems[i], &mems[i]), name);
+    return result;
+}
+
+/* A scalar argument of four bytes. */
+static void set(cl_kernel to, cl_uint index, const void *value)
+{
+    check(clSetKernelArg(to, index, 4, value), "clSetKernelArg");
+}
+
+static void launch(cl_kernel what, size_t width, size_t height)
+{
+    const size_t grid[2] = { width, height };
+    check(clEnqueueNDRangeKernel(queue, what, 2, NULL, grid, NULL, 0, NULL, NULL), "clEnqueueNDRangeKernel");
+}
+
+static void build_program(void)
+{
+    const char *source = (const char *)example_sources[0].text;
+    cl_device_id device = clxent_context_device(ctx);
+    char options[200], log[2000] = "";
+    cl_int code;
+    snprintf(options, sizeof options,
+             "-DCONTEXT=%d -DWIDTH=%d -DUNITS=%d -DDENSE_AT=%d -DBETA1=%.9ff -DBETA2=%.9ff -DEPSILON=%.9ef",
+             CONTEXT, WIDTH, UNITS, DENSE_AT, BETA1, BETA2, EPSILON);
+    program = clCreateProgramWithSource(clxent_context_cl(ctx), 1, &source, &example_sources[0].size, &code);
+    check(code, "clCreateProgramWithSource");
+    code = clBuildProgram(program, 1, &device, options, NULL, NULL);
+    clGetProgramBuildInfo(program, device, CL_PROGRAM_BUILD_LOG, sizeof log, log, NULL);
+    check(code, log);
+}
+
+/* The loss of the linear layer, and its gradients: of hidden [rows, UNITS], weight and bias. */
+static void create_plan(void)
+{
+    clxent_desc desc = CLXENT_DESC_INIT;
+    desc.op = CLXENT_OP_LINEAR_CROSS_ENTROPY;
+    desc.outputs = CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_HIDDEN_GRADIENT | CLXENT_OUTPUT_WEIGHT_GRADIENT |
+                   CLXENT_OUTPUT_BIAS_GRADIENT;
+    desc.batch = HELD_OUT_ROWS;
+    desc.seq = 1;
+    desc.classes = CLASSES;
+    desc.features = UNITS;
+    desc.has_bias = 1;
+    desc.target_type = CLXENT_TARGET_U8;
+    desc.use_ignore_index = 0;
+    check(clxent_plan_create(&plan, ctx, &desc), "clxent_plan_create");
+    args.targets.mem = buffer(HELD_OUT_ROWS, NULL);
+    args.hidden.mem = floats(HELD_OUT_ROWS * UNITS, NULL);
+    args.weight = (clxent_buffer){ parameters, WEIGHT_AT * sizeof(float) };
+    args.bias = (clxent_buffer){ parameters, BIAS_AT * sizeof(float) };
+    args.loss.mem = losses;
+    args.hidden_gradient.mem = floats(HELD_OUT_ROWS * UNITS, NULL);
+    args.weight_gradient = (clxent_buffer){ gradients, WEIGHT_AT * sizeof(float) };
+    args.bias_gradient = (clxent_buffer){ gradients, BIAS_AT * sizeof(float) };
+    args.workspace.mem = buffer(clxent_plan_workspace_size(plan), NULL);
+}
+
+static void create_model(float *values)
+{
+    static float zeros[PARAMETERS];
+    parameters = floats(PARAMETERS, values);
+    gradients = floats(PARAMETERS, NULL);
+    losses = floats((size_t)steps + 1, NULL);
+    create_plan();
+    build_program();
+
+    cl_mem bytes = buffer(size, text), positions = buffer(HELD_OUT_ROWS * sizeof(uint32_t), NULL);
+    cl_mem inputs = floats(HELD_OUT_ROWS * INPUTS, NULL), from_inputs = floats(rows * INPUTS, NULL);
+    cl_mem hidden = args.hidden.mem, from_hidden = args.hidden_gradient.mem;
+    pick = kernel("train_rows", (cl_mem[]){ bytes, positions, args.targets.mem, NULL });
+    embed = kernel("train_embed", (cl_mem[]){ bytes, positions, parameters, inputs, NULL });
+    forward = kernel("train_hidden", (cl_mem[]){ parameters, inputs, hidden, NULL });
+    tanh_gradient = kernel("train_tanh_gradient", (cl_mem[]){ hidden, from_hidden, NULL });
+    dense_gradient = kernel("train_dense_gradient", (cl_mem[]){ inputs, from_hidden, gradients, NULL });
+    set(dense_gradient, 3, &rows);
+    input_gradient = kernel("train_input_gradient", (cl_mem[]){ parameters, from_hidden, from_inputs, NULL });
+    embedding_gradient =
+        kernel("train_embedding_gradient", (cl_mem[]){ bytes, positions, from_inputs, gradients, NULL });
+    set(embedding_gradient, 4, &rows);
+    adam = kernel("train_adam", (cl_mem[]){ gradients, floats(PARAMETERS, zeros), floats(PARAMETERS, zeros),
+                                            parameters, NULL });
+}
+
+static void destroy_model(void)
+{
+    const cl_kernel all[] = {
+        pick, embed, forward, tanh_gradient, dense_gradient, input_gradient, embedding_gradient, adam
+    };
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) clReleaseKernel(all[i]);
+    clReleaseProgram(program);
+    clxent_plan_destroy(plan);
+}
+
+/* Rows from position first on, or with a key count of them chosen by it; their loss becomes losses[to]. */
+static void run_model(uint32_t first, uint32_t count, uint32_t key, uint32_t outputs, int to)
+{
+    const uint32_t num = key == 0 ? count : rows;
+    set(pick, 3, &first);
+    set(pick, 4, &count);
+    set(pick, 5, &key);
+    launch(pick, num, 1);
+    launch(embed, CONTEXT, num);
+    launch(forward, UNITS / 8, num);
+    args.outputs = outputs;
+    args.rows = num;
+    args.loss.offset = (size_t)to * sizeof(float);
+    check(clxent_enqueue(plan, queue, &args, 0, NULL, NULL), "clxent_enqueue");
+}
+
+/* The step's learning rate: it rises over the first steps, then falls along a cosine. */
+static double rate_of(int step)
+{
+    return RATE * fmin(1, (double)step / WARM_UP) * (0.5 + 0.5 * cos(M_PI * (step - 1) / steps));
+}
+
+/* What a batch is chosen by; never 0. */
+static uint32_t key_of(int step) { return (uint32_t)step * rows; }
+
+static void train(int step)
+{
+    const float rate = (float)(rate_of(step) / (1 - pow(BETA1, step)));
+    const float root = (float)sqrt(1 / (1 - pow(BETA2, step)));
+    const float keep = (float)(1 - rate_of(step) * DECAY);
+    run_model(CONTEXT, learned - CONTEXT, key_of(step), 0, step);
+    launch(tanh_gradient, rows * UNITS / 8, 1);
+    launch(dense_gradient, UNITS / 8, INPUTS + 1);
+    launch(input_gradient, INPUTS, rows);
+    launch(embedding_gradient, CLASSES, 1);
+    set(adam, 4, &rate);
+    set(adam, 5, &root);
+    set(adam, 6, &keep);
+    launch(adam, PARAMETERS / 8, 1);
+}
+
+static double read_loss(int index)
+{
+    float loss;
+    check(clEnqueueReadBuffer(queue, losses, CL_TRUE, (size_t)index * sizeof loss, sizeof loss, &loss, 0,
+                              NULL, NULL),
+          "clEnqueueReadBuffer");
+    return (double)loss;
+}
+
+/* The mean over the bytes from learned to end. */
+static double held_out_loss(uint32_t end)
+{
+    double sum = 0;
+    for (uint32_t first = learned; first < end; first += HELD_OUT_ROWS) {
+        const uint32_t count = end - first < HELD_OUT_ROWS ? end - first : HELD_OUT_ROWS;
+        run_model(first, count, 0, CLXENT_OUTPUT_LOSS, 0);
+        sum += count * read_loss(0);
+    }
+    return sum / (end - learned);
+}
+
+/* ---- The same in double precision -------------------------------------------------------------- */
+
+/* A sum, and the sum of its terms' absolute values: in f32 it errs by a small part of the latter. */
+typedef struct number {
+    double value, terms;
+} number;
+
+static void add(number *sum, number a, double b)
+{
+    sum->value += a.value * b;
+    sum->terms += a.terms * fabs(b);
+}
+
+/* In f32 a gradient ends a chain of sums: over 128 inputs, 128 units, 256 classes and 256 rows, for an embedding over the places
+ * of its byte, some 400 for the space. Each of these 1,000 roundings is at most 2^-24 of the terms. They do not all go one
+ * way: the largest error is a 60th of this bound. */
+static const double BOUND = 0x1p-14;
+static double exact[PARAMETERS], tolerance[PARAMETERS]; /* of the parameters, so far */
+static number exact_gradient[PARAMETERS], mean[PARAMETERS], square[PARAMETERS];
+
+static uint32_t hash(uint32_t x)
+{
+    x = (x ^ (x >> 16)) * 0x85ebca6bU;
+    x = (x ^ (x >> 13)) * 0xc2b2ae35U;
+    return x ^ (x >> 16);
+}
+
+static double *embedding(const unsigned char *context, int input)
+{
+    return exact + context[input / WIDTH] * WIDTH + input % WIDTH;
+}
+
+/* The loss of one row; its gradients are added to exact_gradient. */
+static double exact_row(const unsigned char *context, int target)
+{
+    const double *dense = exact + DENSE_AT, *weight = exact + WEIGHT_AT, *bias = exact + BIAS_AT;
+    double hidden[UNITS], p[CLASSES], sum_exp = 0;
+    number to_hidden[UNITS] = { { 0, 0 } };
+    for (int unit = 0; unit < UNITS; unit++) {
+        double sum = dense[INPUTS * UNITS + unit];
+        for (int i = 0; i < INPUTS; i++) sum += *embedding(context, i) * dense[i * UNITS + unit];
+        hidden[unit] = tanh(sum);
+    }
+    for (int class = 0; class < CLASSES; class ++) {
+        double logit = bias[class];
+        for (int unit = 0; unit < UNITS; unit++) logit += hidden[unit] * weight[class * UNITS + unit];
+        p[class] = exp(logit); /* logits of the first steps are small: exp() needs no maximum */
+        sum_exp += p[class];
+    }
+    for (int class = 0; class < CLASSES; class ++) {
+        const double is_target = class == target, softmax = p[class] / sum_exp;
+        const number logit = { (softmax - is_target) / rows, (softmax + is_target) / rows };
+        for (int unit = 0; unit < UNITS; unit++) {
+            add(&exact_gradient[WEIGHT_AT + class * UNITS + unit], logit, hidden[unit]);
+            add(&to_hidden[unit], logit, weight[class * UNITS + unit]);
+        }
+        add(&exact_gradient[BIAS_AT + class], logit, 1);
+    }
+    for (int unit = 0; unit < UNITS; unit++) {
+        const double slope = 1 - hidden[unit] * hidden[unit];
+        const number to_sum = { to_hidden[unit].value * slope, to_hidden[unit].terms * slope };
+        number *to_dense = exact_gradient + DENSE_AT + unit;
+        for (int i = 0; i < INPUTS; i++) {
+            double *input = embedding(context, i);
+            add(&to_dense[i * UNITS], to_sum, *input);
+            add(&exact_gradient[input - exact], to_sum, dense[i * UNITS + unit]);
+        }
+        add(&to_dense[INPUTS * UNITS], to_sum, 1);
+    }
+    return log(sum_exp / p[target]);
+}
+
+/* Adam's step for one parameter. The moments of the gradient's error are no larger than those of its bound, of which the
+ * parameter's error follows to first order. The decay rounds three times: its factor, the product and the difference. */
+static void exact_adam(int i, int step)
+{
+    const number gradient = exact_gradient[i];
+    const double mean_share = 1 - pow(BETA1, step), square_share = 1 - pow(BETA2, step);
+    mean[i].value = BETA1 * mean[i].value + (1 - BETA1) * gradient.value;
+    mean[i].terms = BETA1 * mean[i].terms + (1 - BETA1) * gradient.terms;
+    square[i].value = BETA2 * square[i].value + (1 - BETA2) * gradient.value * gradient.value;
+    square[i].terms = BETA2 * square[i].terms + (1 - BETA2) * gradient.terms * gradient.terms;
+    const double divisor = sqrt(square[i].value / square_share) + EPSILON;
+    const double move = mean[i].value / mean_share / divisor;
+    const double error =
+        (mean[i].terms / mean_share + fabs(move) * sqrt(square[i].terms / square_share)) / divisor;
+    exact[i] -= rate_of(step) * (move + DECAY * exact[i]);
+    tolerance[i] += rate_of(step) * BOUND * error + 0x3p-24 * fabs(exact[i]);
+}
+
+static double exact_step(int step)
+{
+    double loss = 0;
+    memset(exact_gradient, 0, sizeof exact_gradient);
+    for (uint32_t row = 0; row < rows; row++) {
+        const uint32_t position = CONTEXT + hash(key_of(step) + row) % (learned - CONTEXT);
+        loss += exact_row(text + position - CONTEXT, text[position]) / rows;
+    }
+    for (int i = 0; i < PARAMETERS; i++) exact_adam(i, step);
+    return loss;
+}
+
+/* Whether error is within bound, which NaN is not; worst becomes the largest part of a bound that was needed. */
+static bool is_within(double error, double bound, double *worst)
+{
+    if (error > 0) *worst = fmax(*worst, error / bound);
+    return error <= bound;
+}
+
+/* Compares what train(step) computed: the loss, and every gradient and parameter. */
+static bool check_step(int step)
+{
+    static float got_gradients[PARAMETERS], got[PARAMETERS];
+    const double loss = exact_step(step), got_loss = read_loss(step);
+    double worst_loss = 0, worst_gradient = 0, worst = 0;
+    read_buffer(gradients, sizeof got_gradients, got_gradients);
+    read_buffer(parameters, sizeof got, got);
+    int wrong = !is_within(fabs(got_loss - loss), BOUND * loss, &worst_loss);
+    for (int i = 0; i < PARAMETERS; i++) {
+        const number want = exact_gradient[i];
+        wrong += !is_within(fabs((double)got_gradients[i] - want.value), BOUND * want.terms, &worst_gradient);
+        wrong += !is_within(fabs((double)got[i] - exact[i]), tolerance[i], &worst);
+    }
+    printf("%5d  %8.6f  %8.6f  %8.4f  %8.4f  %8.4f%s\n", step, got_loss, loss, worst_loss, worst_gradient,
+           worst, wrong == 0 ? "" : "  WRONG");
+    return wrong == 0;
+}
+
+/* ---- The program ------------------------------------------------------------------------------- */
+
+static struct {
+    int step;
+    double training, held_out;
+} curve[MAX_STEPS / REPORT + 1];
+static int points;
+
+/* Nats per byte that a bigram model of the learned part gives to the bytes from there to end: 0.01 is added to each count. */
+static double bigram_loss(uint32_t end)
+{
+    static double counts[CLASSES][CLASSES], totals[CLASSES];
+    double sum = 0;
+    for (uint32_t i = 1; i < learned; i++) {
+        counts[text[i - 1]][text[i]] += 1;
+        totals[text[i - 1]] += 1;
+    }
+    for (uint32_t i = learned; i < end; i++)
+        sum -= log((counts[text[i - 1]][text[i]] + 0.01) / (totals[text[i - 1]] + 0.01 * CLASSES));
+    return sum / (end - learned);
+}
+
+static void report(int step, uint32_t end)
+{
+    const int before = points > 0 ? curve[points - 1].step : 0;
+    double sum = 0;
+    for (int i = before + 1; i <= step; i++) sum += read_loss(i);
+    curve[points].step = step;
+    curve[points].training = sum / (step - before);
+    curve[points].held_out = held_out_loss(end);
+    printf("%5d  %8.4f  %8.4f\n", step, curve[points].training, curve[points].held_out);
+    fflush(stdout);
+    points++;
+}
+
+/* Draws the curve by gnuplot, which writes to its standard output. */
+static bool plot(const char *path, double bigram)
+{
+    if (setenv("TRAIN_BYTES_PLOT", path, 1) != 0) return false;
+    signal(SIGPIPE, SIG_IGN); /* a gnuplot that is not there shows in the status */
+    FILE *to = popen("exec gnuplot >\"$TRAIN_BYTES_PLOT\"", "w");
+    if (to == NULL) return false;
+    fputs("$curve << EOD\n", to);
+    for (int i = 0; i < points; i++)
+        fprintf(to, "%d %.6f %.6f\n", curve[i].step, curve[i].training, curve[i].held_out);
+    fprintf(to,
+            "EOD\n"
+            "set terminal pngcairo size 900,500 font 'DejaVu Sans,12' background '#ffffff'\n"
+            "set xlabel 'step'\nset ylabel 'loss, nats per byte'\nset grid\nset xrange [0:%d]\n"
+            "plot %.6f title 'held out, bigram model' lw 2 dt 2 lc rgb '#888888', "
+            "$curve using 1:2 with lines title 'training' lw 2 lc rgb '#2b6ca3', "
+            "$curve using 1:3 with linespoints title 'held out' lw 2 pt 7 ps 0.6 lc rgb '#c8503c'\n",
+            steps, bigram);
+    return pclose(to) == 0;
+}
+
+static double seconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static void read_text(const char *path)
+{
+    FILE *from = fopen(path, "rb");
+    size = from != NULL ? (uint32_t)fread(text, 1, sizeof text, from) : 0;
+    if (from != NULL) fclose(from);
+    learned = size - size / 10;
+    if (size >= 1000) return;
+    fprintf(stderr, "%s: cannot be read, or has fewer than 1000 bytes\n", path);
+    exit(EXIT_FAILURE);
+}
+
+static void initialise(float *values)
+{
+    for (int i = 0; i < PARAMETERS; i++) {
+        const bool is_bias = (i >= WEIGHT_AT - UNITS && i < WEIGHT_AT) || i >= BIAS_AT;
+        const float scale = is_bias ? 0 : i < DENSE_AT ? 1 : i < WEIGHT_AT ? 0.15F : 0.05F;
+        values[i] = scale * sample();
+        exact[i] = (double)values[i];
+    }
+}
+
+int main(int argc, char **argv)
+{
+    const char *path = DEFAULT_TEXT, *picture = NULL;
+    for (int i = 1; i < argc; i++) {
+        if (strcmp(argv[i], "--plot") == 0 && i + 1 < argc) picture = argv[++i];
+        else if (strcmp(argv[i], "--steps") == 0 && i + 1 < argc) steps = atoi(argv[++i]);
+        else if (argv[i][0] != '-') path = argv[i];
+        else steps = 0;
+    }
+    if (steps < 1 || steps > MAX_STEPS) {
+        fprintf(stderr, "usage: %s [TEXT] [--plot FILE.png] [--steps N]\n", argv[0]);
+        return 2;
+    }
+    read_text(path);
+    uint32_t end = size;
+    const bool is_small = getenv("CLXENT_TEST_SMALL") != NULL; /* for interpreters: only that it runs */
+    if (is_small) {
+        rows = 4;
+        steps = 1;
+        end = learned + rows;
+    }
+    const double bigram = bigram_loss(end);
+    const double goal = steps == DEFAULT_STEPS && strcmp(path, DEFAULT_TEXT) == 0 ? GOAL : bigram;
+
+    static float values[PARAMETERS];
+    initialise(values);
+    open_device();
+    create_model(values);
+    printf("text      %u bytes, the last %u held out\nmodel     %d parameters\n\n", size, size - learned,
+           PARAMETERS);
+
+    bool right = true;
+    const int checked = steps < CHECKED_STEPS ? steps : CHECKED_STEPS;
+    const double begun = seconds();
+    printf(" step      loss  in double       part of the bound: loss, gradients, parameters\n");
+    for (int step = 1; step <= steps; step++) {
+        train(step);
+        if (step <= checked) right &= check_step(step);
+        if (step == checked) printf("\n step  training  held out  nats per byte, before and after\n");
+        if (step % REPORT == 0 || step == steps) report(step, end);
+    }
+    const double held_out = curve[points - 1].held_out;
+    printf("\nbigram    %.4f nats per byte held out\nmodel     %.4f, goal %.4f, after %.1f s\n", bigram,
+           held_out, goal, seconds() - begun);
+    if (picture != NULL && !plot(picture, bigram)) {
+        fprintf(stderr, "%s: gnuplot failed\n", picture);
+        right = false;
+    }
+    destroy_model();
+    close_device();
+    return right && (is_small || held_out < goal) ? EXIT_SUCCESS : EXIT_FAILURE;
+}
