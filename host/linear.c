@@ -786,7 +786,7 @@ clxent_status clxent_linear_launch(run *r, cl_event *event)
 static clxent_status launch_nothing(run *r, const chunk *c)
 {
     const struct clxent_linear *l = r->plan->linear;
-    const cl_mem workspace = r->args.workspace.mem;
+    cl_mem workspace = r->args.workspace.mem;
     const struct {
         cl_kernel kernel;
         int buffers;
