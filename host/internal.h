@@ -296,6 +296,11 @@ typedef struct clxent_plan_build {
 clxent_status clxent_plan_program(const clxent_tuning_rows *own, const clxent_device *device,
                                   const clxent_desc *desc, clxent_plan_build *build);
 
+/* The same of a matrix product of CLXENT_OP_LINEAR_CROSS_ENTROPY: "logits", "hidden" or "weight". In work-groups of one
+ * work-item local_bytes, which blocks decide, is 0 too. */
+clxent_status clxent_linear_program(const clxent_tuning_rows *own, const clxent_device *device,
+                                    const clxent_desc *desc, const char *name, clxent_plan_build *build);
+
 /* A batch in parts, for host_arrays.c: the [rows, classes] and [rows, features] tensors come part by part, one enqueue
  * each, in order, on one in-order queue. All parts share one workspace, which keeps the denominator and what is reduced
  * over the rows. Outputs of all parts have the bits of one clxent_enqueue() over the batch, but for the gradients of

@@ -22,6 +22,7 @@
 
 enum { ALIGNMENT = 64, PRODUCTS = 3, BIAS_VECTORS = 16 /* as product.cl has it */ };
 typedef enum product { LOGITS, HIDDEN, WEIGHT, ROUND } product; /* PRODUCT of product.cl, less 1 */
+static const char PROGRAM_FILE[] = "product.cl";
 
 /* How the products are cut. Of it only depth decides bits. */
 typedef struct blocks {
@@ -302,18 +303,16 @@ static clxent_status make_kernel(const clxent_plan *plan, cl_program program, co
 }
 
 /* dtype: of C */
-static clxent_status get_program(const clxent_plan *plan, product which, uint32_t dtype, cl_program *out)
+static void define_product(const struct clxent_linear *l, const clxent_desc *desc, product which,
+                           uint32_t dtype, char options[CLXENT_OPTIONS_SIZE])
 {
-    const struct clxent_linear *l = plan->linear;
-    const clxent_desc *desc = &plan->desc;
     const bool targets = clxent_needs_targets(desc, desc->outputs);
     const uint32_t type = which != LOGITS || !targets                               ? TARGET_NONE
                           : desc->target_type == CLXENT_TARGET_PROBABILITIES_LOGITS ? TARGET_PROBABILITIES_F32
                                                                                     : desc->target_type;
-    char options[CLXENT_OPTIONS_SIZE];
 
     (void)snprintf(
-        options, sizeof options,
+        options, CLXENT_OPTIONS_SIZE,
         "-DPRODUCT=%d -DDTYPE=%u -DGRADIENT_DTYPE=%u -DVEC=%u -DWG_SIZE=%u -DLANES=0 -DTILE_ROWS=%u "
         "-DTILE_VECTORS=%u -DGROUP_COLUMNS=%u -DOUTPUTS=0 -DTARGETS=%u -DHAS_GRAD_ENTROPY=%u "
         "-DHAS_GRAD_LSE=%u -DHAS_CLASS_WEIGHTS=0 -DHAS_SMOOTHING=0 -DHAS_LOGIT_SCALE=0 "
@@ -321,14 +320,33 @@ static clxent_status get_program(const clxent_plan *plan, product which, uint32_
         which + 1, (unsigned)desc->dtype, (unsigned)dtype, (unsigned)l->vector, (unsigned)l->group,
         (unsigned)l->tile_rows, (unsigned)l->tile_vectors, (unsigned)l->group_columns, (unsigned)type,
         which == LOGITS && desc->has_grad_entropy != 0, which == LOGITS && desc->has_grad_lse != 0);
-    return clxent_program_get(plan->ctx, "product.cl", options, out);
+}
+
+/* dtype: of C */
+static clxent_status get_program(const clxent_plan *plan, product which, uint32_t dtype, cl_program *out)
+{
+    char options[CLXENT_OPTIONS_SIZE];
+
+    define_product(plan->linear, &plan->desc, which, dtype, options);
+    return clxent_program_get(plan->ctx, PROGRAM_FILE, options, out);
+}
+
+/* Of C; sums over chunks are acc_t. */
+static uint32_t dtype_of_product(const clxent_desc *desc, product which)
+{
+    return which == HIDDEN ? or_dtype(desc, desc->hidden_gradient_dtype) : acc_dtype(desc);
+}
+
+static clxent_status get_product(const clxent_plan *plan, product which, cl_program *out)
+{
+    return get_program(plan, which, dtype_of_product(&plan->desc, which), out);
 }
 
 static clxent_status make_logits(clxent_plan *plan)
 {
     struct clxent_linear *l = plan->linear;
     cl_program program;
-    CLXENT_TRY(get_program(plan, LOGITS, acc_dtype(&plan->desc), &program));
+    CLXENT_TRY(get_product(plan, LOGITS, &program));
     clxent_status status = make_kernel(plan, program, "clxent_product_block", &l->product[LOGITS]);
     if (status == CLXENT_OK) status = make_kernel(plan, program, "clxent_product_list", &l->list);
     if (status == CLXENT_OK && l->loss->shares == CLXENT_STRATEGY_LANES &&
@@ -343,7 +361,7 @@ static clxent_status make_hidden(clxent_plan *plan)
     struct clxent_linear *l = plan->linear;
     cl_program program;
     if (!has(&plan->desc, CLXENT_OUTPUT_HIDDEN_GRADIENT)) return CLXENT_OK;
-    CLXENT_TRY(get_program(plan, HIDDEN, or_dtype(&plan->desc, plan->desc.hidden_gradient_dtype), &program));
+    CLXENT_TRY(get_product(plan, HIDDEN, &program));
     clxent_status status = make_kernel(plan, program, "clxent_product_block", &l->product[HIDDEN]);
     if (status == CLXENT_OK) status = make_kernel(plan, program, "clxent_product_zeros", &l->zeros);
     (void)clReleaseProgram(program);
@@ -355,7 +373,7 @@ static clxent_status make_weight(clxent_plan *plan)
     struct clxent_linear *l = plan->linear;
     cl_program program;
     if (!has(&plan->desc, CLXENT_OUTPUT_WEIGHT_GRADIENT | CLXENT_OUTPUT_BIAS_GRADIENT)) return CLXENT_OK;
-    CLXENT_TRY(get_program(plan, WEIGHT, acc_dtype(&plan->desc), &program));
+    CLXENT_TRY(get_product(plan, WEIGHT, &program));
     clxent_status status = make_kernel(plan, program, "clxent_product_block", &l->product[WEIGHT]);
     if (status == CLXENT_OK) status = make_kernel(plan, program, "clxent_product_bias", &l->bias);
     if (status == CLXENT_OK && l->group == 1)
@@ -423,6 +441,28 @@ clxent_status clxent_linear_create(clxent_plan *plan, const clxent_tuning *tunin
     CLXENT_TRY(make_round(plan, has_bias_sums(desc), desc->bias_gradient_dtype, &l->round_bias));
     plan->workspace_size = l->workspace_size;
     describe(plan, l, clxent_plan_strategy(l->loss));
+    return CLXENT_OK;
+}
+
+clxent_status clxent_linear_program(const clxent_tuning_rows *own, const clxent_device *device,
+                                    const clxent_desc *desc, const char *name, clxent_plan_build *build)
+{
+    static const char *const names[PRODUCTS] = { "logits", "hidden", "weight" };
+    struct clxent_linear l = { .group_columns = 1 };
+    int which = 0;
+    char text[256];
+
+    while (which < PRODUCTS && strcmp(name, names[which]) != 0) which++;
+    if (which == PRODUCTS || desc->op != CLXENT_OP_LINEAR_CROSS_ENTROPY) return CLXENT_ERROR_INVALID_ARGUMENT;
+    CLXENT_TRY(clxent_desc_check(desc, text, sizeof text));
+    const clxent_desc loss = loss_desc(desc);
+    CLXENT_TRY(clxent_plan_program(own, device, &loss, build));
+    l.group = build->group;
+    choose_tile(&l, device, desc);
+    define_product(&l, desc, (product)which, dtype_of_product(desc, (product)which), build->options);
+    build->file = PROGRAM_FILE;
+    build->group = l.group;
+    build->local_bytes = 0;
     return CLXENT_OK;
 }
 

@@ -2,7 +2,8 @@
  *
  * gpu_options.c - what a plan of a GPU that is not there would build, as one line of shell variables, for tools/gpu.py:
  * the program's file, its build options, the work-items of a group, the bytes of local memory that an enqueue gives the main
- * kernel, and the cap on registers that the options ask NVIDIA's compiler for (0: none). Calls no OpenCL.
+ * kernel, and the cap on registers that the options ask NVIDIA's compiler for (0: none). With --product the program is that of
+ * a matrix product of linear cross-entropy. Calls no OpenCL.
  */
 #include "internal.h"
 
@@ -13,7 +14,8 @@
 static const char usage[] =
     "gpu_options [--vendor TEXT] [--name TEXT] [--max-group N] [--local BYTES] [--units N] [--no-f64]\n"
     "            [--dtype f32|f16|bf16|f64] [--rows N] [--classes N] [--inner N]\n"
-    "            [--outputs losses,gradient,...] [--all-options] [--tuning ROWS]\n";
+    "            [--outputs losses,gradient,...] [--all-options] [--tuning ROWS]\n"
+    "            [--product logits|hidden|weight [--features N]]\n";
 
 static void refuse(const char *what, const char *got)
 {
@@ -93,6 +95,7 @@ int main(int argc, char **argv)
     bool all_options = false;
     clxent_tuning_rows *own = NULL;
     char fault[256] = "";
+    const char *product = NULL;
     clxent_plan_build build;
 
     desc.outputs = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_GRADIENT;
@@ -117,6 +120,8 @@ int main(int argc, char **argv)
         else if (strcmp(flag, "--classes") == 0) desc.classes = number(flag, value);
         else if (strcmp(flag, "--inner") == 0) desc.inner = number(flag, value);
         else if (strcmp(flag, "--outputs") == 0) desc.outputs = outputs_of(value);
+        else if (strcmp(flag, "--features") == 0) desc.features = number(flag, value);
+        else if (strcmp(flag, "--product") == 0) product = value;
         else if (strcmp(flag, "--tuning") == 0) (void)clxent_tuning_parse(&own, value, fault, sizeof fault);
         else refuse("argument", flag);
         if (fault[0] != '\0') refuse("--tuning", fault);
@@ -133,8 +138,16 @@ int main(int argc, char **argv)
         desc.gradient_mode = CLXENT_GRADIENT_ACCUMULATE;
     }
     if (desc.dtype == CLXENT_F64 && !device.has_f64) refuse("--no-f64, and --dtype", "f64");
-    if (clxent_plan_program(own, &device, &desc, &build) != CLXENT_OK)
-        refuse("--outputs, or a size", "impossible");
+    if (product != NULL) {
+        desc.op = CLXENT_OP_LINEAR_CROSS_ENTROPY;
+        desc.outputs = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_HIDDEN_GRADIENT | CLXENT_OUTPUT_WEIGHT_GRADIENT;
+        desc.gradient_mode = CLXENT_GRADIENT_WRITE;
+        if (desc.features == 0) desc.features = 4096;
+    }
+    const clxent_status status = product != NULL ? clxent_linear_program(own, &device, &desc, product, &build)
+                                                 : clxent_plan_program(own, &device, &desc, &build);
+    if (status == CLXENT_ERROR_INVALID_ARGUMENT) refuse("--product", product);
+    if (status != CLXENT_OK) refuse("a size, --outputs or --features", "impossible");
     print(&build);
     free(own);
     return 0;

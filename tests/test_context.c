@@ -797,3 +797,46 @@ Test(tuning, makers_of_gpus_have_rows_of_their_own)
     cr_assert(strstr(options_of(amd, CLXENT_BF16, 0.1), "-DVEC=8 -DBLOCK=1 ") != NULL);
     cr_assert(strstr(options_of(intel, CLXENT_F32, 0.1), "-DVEC=4 -DBLOCK=2 ") != NULL);
 }
+
+/* Tiles of 8 x 8 numbers, 4 x 4 of f64, in groups of 256 work-items, and of 64 where the device takes fewer than 256. */
+Test(tuning, products_of_gpus_have_tiles_in_registers)
+{
+    static const struct {
+        size_t most;
+        uint32_t dtype, group;
+        const char *name, *options;
+    } cases[] = {
+        { 1024, CLXENT_F32, 256, "logits",
+          "-DPRODUCT=1 -DDTYPE=1 -DGRADIENT_DTYPE=1 -DVEC=4 -DWG_SIZE=256 " },
+        { 1024, CLXENT_BF16, 256, "hidden",
+          "-DPRODUCT=2 -DDTYPE=3 -DGRADIENT_DTYPE=2 -DVEC=4 -DWG_SIZE=256 " },
+        { 1024, CLXENT_BF16, 256, "weight", "-DTILE_ROWS=8 -DTILE_VECTORS=2 -DGROUP_COLUMNS=16 " },
+        { 1024, CLXENT_F64, 256, "weight", "-DTILE_ROWS=4 -DTILE_VECTORS=1 -DGROUP_COLUMNS=16 " },
+        { 128, CLXENT_F32, 64, "logits", "-DTILE_ROWS=8 -DTILE_VECTORS=2 -DGROUP_COLUMNS=8 " },
+    };
+
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const clxent_device facts = { .type = CL_DEVICE_TYPE_GPU,
+                                      .max_work_group = cases[i].most,
+                                      .local_memory = 48 << 10,
+                                      .compute_units = 8,
+                                      .has_f64 = true };
+        clxent_desc desc = CLXENT_DESC_INIT;
+        clxent_plan_build build;
+
+        desc.op = CLXENT_OP_LINEAR_CROSS_ENTROPY;
+        desc.batch = 100;
+        desc.seq = 1;
+        desc.classes = 50257;
+        desc.features = 768;
+        desc.dtype = cases[i].dtype;
+        if (desc.dtype == CLXENT_BF16) desc.hidden_gradient_dtype = CLXENT_F16;
+        desc.outputs = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_HIDDEN_GRADIENT | CLXENT_OUTPUT_WEIGHT_GRADIENT;
+        cr_assert(clxent_linear_program(NULL, &facts, &desc, cases[i].name, &build) == CLXENT_OK, "%zu", i);
+        cr_assert(build.group == cases[i].group, "%zu: groups of %u", i, (unsigned)build.group);
+        cr_assert_not_null(strstr(build.options, cases[i].options), "%zu: %s", i, build.options);
+        cr_assert_str_eq(build.file, "product.cl");
+        cr_assert(clxent_linear_program(NULL, &facts, &desc, "bias", &build) ==
+                  CLXENT_ERROR_INVALID_ARGUMENT);
+    }
+}
