@@ -13,7 +13,7 @@ such a line, a known miss got worse or is met, or a kernel does not compile. 77:
 
 The instructions of a logit are those of the shortest path through a loop that loads logits and takes their
 exponentials, or that stores results. Where a row is one block (ONE_BLOCK), the path is that of the whole row, with one
-step of the merge of the group's sums. No figure here is a time.
+step of the merge of the group's sums. No figure here is a time. --quick has the products of f32 and bf16 alone.
 
 Environment, all optional: CLXENT_GPU_CLANG (default clang-15), CLXENT_LIBCLC, the folder of libclc of that version.
 """
@@ -34,14 +34,18 @@ TARGETS = ("sm_80", "sm_90", "gfx90a", "gfx1030", "gfx1100")
 # Classes and the elements between two of them. 10 classes are a row per lane.
 SHAPES = ((10, 1), (1024, 1), (4096, 1), (32768, 1), (50257, 1), (131072, 1), (21, 4096), (1000, 4096))
 QUICK = ((10, 1), (1024, 1), (50257, 1), (21, 4096))
+# Matrix products of linear cross-entropy. Their programs are the same for every number of rows, classes and features.
+PRODUCTS = ("logits", "hidden", "weight")
 KERNELS = {
     "clxent_cross_entropy": "rows",
     "clxent_split_partials": "rows-sums",
     "clxent_split_finalize": "rows-results",
+    "clxent_product_block": "product",
 }
 
-# Where: target, dtype, options (plain, all), classes, kernel (rows, rows-sums, rows-results, lanes, strided), each a
-# pattern of the shell. Figures are the columns of the table, and two more.
+# Where: target, dtype, options (plain, all), classes, kernel (rows, rows-sums, rows-results, lanes, strided, and with 0
+# classes product-logits, product-hidden, product-weight), each a pattern of the shell. Figures are the columns of the table,
+# and two more.
 LIMITS = """
 sm_*  f32  plain *      rows*    registers    <= 64
 sm_*  f32  all   *      rows*    registers    <= 96
@@ -50,6 +54,8 @@ gfx*  f32  *     *      rows*    registers    <= 128     # with which gfx90a has
 gfx*  *16  *     *      rows*    registers    <= 128
 *     f64  *     *      rows*    registers    <= 128
 *     *    *     *      strided  registers    <= 64
+*     *    *     *      product* registers    <= 128     # two groups of 256 on NVIDIA
+sm_*  *    *     *      product* occupancy    >= 25
 sm_*  *    *     *      *        file         <= 65536   # registers of a group
 *     *    *     *      *        spills       <= 0
 *     *    *     *      *        private      <= 0
@@ -404,7 +410,7 @@ def read_amd_facts(text):
 
 # ---- Cases --------------------------------------------------------------------------------------
 
-Case = collections.namedtuple("Case", "dtype options classes inner group local program vector block one_block lanes")
+Case = collections.namedtuple("Case", "dtype options classes product inner group local program vector block one_block lanes")
 
 
 def device_of(target):
@@ -415,12 +421,12 @@ def device_of(target):
             "--local", str(UNITS["gfx90a"].local))
 
 
-def make_case(gpu_options, device, dtype, options, shape):
-    said = run(gpu_options, *device, "--dtype", dtype, "--classes", str(shape[0]), "--inner", str(shape[1]),
-               *(["--all-options"] if options == "all" else []))
+def make_case(gpu_options, device, dtype, options, shape, product=""):
+    of_shape = ("--product", product) if product else ("--classes", str(shape[0]), "--inner", str(shape[1]))
+    said = run(gpu_options, *device, "--dtype", dtype, *of_shape, *(["--all-options"] if options == "all" else []))
     found = dict(word.split("=", 1) for word in shlex.split(said))
     define = dict(re.findall(r"-D(\w+)=(\d+)", found["options"]))
-    return Case(dtype, options, *shape, int(found["group"]), int(found["local"]),
+    return Case(dtype, options, shape[0], product, shape[1], int(found["group"]), int(found["local"]),
                 (found["file"], int(found["maxregisters"]), found["options"]), int(define["VEC"]),
                 int(define.get("BLOCK", 1)), define.get("ONE_BLOCK", "0") == "1", define["LANES"] == "1")
 
@@ -429,13 +435,14 @@ def measure(target, case, name, compiled):
     """The figures of a kernel, None where a tool is missing."""
     registers, private, spills, local, code = compiled
     kernel = ("strided" if case.inner > 1 else "lanes") if case.lanes else KERNELS[name]
+    kernel += "-" + case.product if case.product else ""
     lines = [i for i in code if not isinstance(i, str)]
     wide, flying = together(code)
     f = {"group": case.group, "registers": registers, "private": private, "spills": spills}
     f.update(loads128=sum(i.load == 16 for i in lines), loads=sum(0 < i.load < 16 for i in lines),
              stores128=sum(i.store == 16 for i in lines), stores=sum(0 < i.store < 16 for i in lines))
     # A block's loads are under way together; results come a vector at a time.
-    each = case.vector * SIZES[case.dtype] // 16 if kernel != "lanes" else 0
+    each = case.vector * SIZES[case.dtype] // 16 if kernel != "lanes" and not case.product else 0
     loads = each * (case.block if kernel in ("rows", "rows-sums") and case.block <= 8 else 1)
     stores = each if kernel != "rows-sums" else 0
     f["missing128"] = max(0, loads - wide) + max(0, stores - f["stores128"])
@@ -533,14 +540,17 @@ def main():
     shapes = QUICK if options.quick else SHAPES
     cases = {}  # of a target
     for target in options.target:
-        made = [make_case(options.options, (*device_of(target), "--tuning", options.tuning), *c) for c in itertools.product(SIZES, ("plain", "all"), shapes)]
-        cases[target] = [c for c in made if options.only in "%s %s %d" % c[:3]]
+        device = (*device_of(target), "--tuning", options.tuning)
+        made = [make_case(options.options, device, *c) for c in itertools.product(SIZES, ("plain", "all"), shapes)]
+        made += [make_case(options.options, device, dtype, "plain", (0, 1), product)
+                 for dtype, product in itertools.product(("f32", "bf16") if options.quick else SIZES, PRODUCTS)]
+        cases[target] = [c for c in made if options.only in ("%s %s %d %s" % c[:4]).strip()]
     measured, status = [], 0
     with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         programs = {(t, c.program): None for t in options.target for c in cases[t]}
         for key in programs:
             programs[key] = pool.submit(compile_program, *key, folder)
-        print("%-8s%-5s%-6s%-7s%-13s%s" % ("target", "dtype", "opt", "class", "kernel", "".join(
+        print("%-8s%-5s%-6s%-7s%-15s%s" % ("target", "dtype", "opt", "class", "kernel", "".join(
             "%*s" % (len(c) + 2, c) for c in COLUMNS)))
         for target in options.target:
             for case in cases[target]:
@@ -554,7 +564,7 @@ def main():
                     kernel, f = measure(target, case, name, compiled[name])
                     where = (target, case.dtype, case.options, str(case.classes), kernel)
                     measured.append((where, f))
-                    print("%-8s%-5s%-6s%-7s%-13s%s" % (*where, "".join(
+                    print("%-8s%-5s%-6s%-7s%-15s%s" % (*where, "".join(
                         "%*s" % (len(c) + 2, show(f.get(c))) for c in COLUMNS)), flush=True)
     if not measured:
         status = 1
