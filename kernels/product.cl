@@ -439,48 +439,141 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void clxent_product_bloc
 #        define GROUP_ROWS (WG_SIZE / GROUP_COLUMNS)
 #        define BLOCK_ROWS (GROUP_ROWS * TILE_ROWS)
 #        define BLOCK_COLUMNS (GROUP_COLUMNS * TILE_COLUMNS)
-#        define DEPTH 16u /* of k in local memory: 4 vectors, loaded by neighbours */
-/* Vectors of a row of local memory lie behind each other by one more element than they have, so that those which are written
- * across, DEPTH rows apart, meet other banks. */
+#        define DEPTH (DTYPE == F64 ? 16u : 8u) /* of k in local memory: a vector or two for each work-item */
+#        if BLOCK_ROWS * DEPTH % (WG_SIZE * VEC) != 0 || BLOCK_COLUMNS * DEPTH % (WG_SIZE * VEC) != 0
+#            error "WG_SIZE: a divisor of the vectors of A and of B in local memory"
+#        endif
+/* A row of local memory begins VEC elements behind the end of the one before. Where an operand is written across, neighbours
+ * write VEC rows apart, which are in other banks then. */
 #        define PITCH(elements) ((elements) + VEC)
 
-#        if PRODUCT == LOGITS
-#            define LOAD_A(p, aligned) LOAD_VECTOR(p, aligned)
-#            define LOAD_A_PARTIAL(p, n) load_partial(p, n, 0)
+/* What a work-item loads of an operand stays as it is stored until the tile in local memory is free: a conversion would wait
+ * for the load. */
+#        if DTYPE == F16 || DTYPE == BF16
+typedef ushort b_bits;
+typedef VECTOR(ushort) b_vector;
 #        else
-#            define LOAD_A(p, aligned) ((aligned) ? *(__global const vec *)(p) : LOAD(p))
-static inline vec load_acc_partial(__global const acc_t *p, const uint n)
-{
-    acc_t element[VEC];
-    for (uint i = 0; i < VEC; i++) element[i] = i < n ? p[min(i, n - 1)] : 0;
-    return LOAD(element);
-}
-#            define LOAD_A_PARTIAL(p, n) load_acc_partial(p, n)
+typedef acc_t b_bits;
+typedef vec b_vector;
+#        endif
+#        if DTYPE == F16
+#            define VALUE_OF_B(bits) half_values(bits)
+#        elif DTYPE == BF16
+#            define VALUE_OF_B(bits) bf16_vector_load(bits)
+#        else
+#            define VALUE_OF_B(bits) (bits)
+#        endif
+#        if PRODUCT == LOGITS
+typedef b_bits a_bits;
+typedef b_vector a_vector;
+#            define VALUE_OF_A(bits) VALUE_OF_B(bits)
+#        else
+typedef acc_t a_bits;
+typedef vec a_vector;
+#            define VALUE_OF_A(bits) (bits)
 #        endif
 
-/* Copies DEPTH x COUNT elements of an operand to tile[DEPTH][PITCH(COUNT)]; what does not exist is 0. ROW(i) is where
- * the operand's row i begins. ACROSS: a row is one of COUNT, and k runs along it; else it is one of DEPTH. */
-#        define COPY_ACROSS(TILE, COUNT, ROW, LIMIT, LOAD_ALIGNED, LOAD_PART)                       \
-            for (uint e = LOCAL_ID; e < (COUNT)*DEPTH / VEC; e += WG_SIZE) {                        \
-                const uint i = e / (DEPTH / VEC), k = e % (DEPTH / VEC) * VEC;                      \
-                vec v = (vec)(0);                                                                   \
-                if (i < (LIMIT) && k0 + k + VEC <= x.k) v = LOAD_ALIGNED(ROW(i) + k0 + k);          \
-                else if (i < (LIMIT) && k0 + k < x.k) v = LOAD_PART(ROW(i) + k0 + k, x.k - k0 - k); \
-                acc_t element[VEC];                                                                 \
-                STORE(v, element);                                                                  \
-                for (uint q = 0; q < VEC; q++) TILE[(k + q) * PITCH(COUNT) + i] = element[q];       \
+/* The first n elements, which may be none or more than a vector has; zeros behind them. */
+#        define DEFINE_FETCH(OPERAND)                                                                      \
+            static inline OPERAND##_vector OPERAND##_fetch(__global const OPERAND##_bits *p, const uint n) \
+            {                                                                                              \
+                if (n >= VEC) return LOAD(p);                                                              \
+                OPERAND##_bits element[VEC];                                                               \
+                for (uint i = 0; i < VEC; i++) element[i] = i < n ? p[i] : (OPERAND##_bits)(0);            \
+                return LOAD(element);                                                                      \
             }
-#        define COPY_ALONG(TILE, COUNT, ROW, LIMIT, LOAD_ALIGNED, LOAD_PART)                     \
-            for (uint e = LOCAL_ID; e < (COUNT)*DEPTH / VEC; e += WG_SIZE) {                     \
-                const uint k = e / ((COUNT) / VEC), i = e % ((COUNT) / VEC) * VEC;               \
-                vec v = (vec)(0);                                                                \
-                if (k0 + k < x.k && i + VEC <= (LIMIT)) v = LOAD_ALIGNED(ROW(k0 + k) + i);       \
-                else if (k0 + k < x.k && i < (LIMIT)) v = LOAD_PART(ROW(k0 + k) + i, (LIMIT)-i); \
-                STORE(v, TILE + k * PITCH(COUNT) + i);                                           \
+DEFINE_FETCH(a)
+DEFINE_FETCH(b)
+#        if TELLS_ALIGNED
+#            define FETCH_ALIGNED(OPERAND, p) (*(__global const OPERAND##_vector *)(p))
+#        else
+#            define FETCH_ALIGNED(OPERAND, p) LOAD(p)
+#        endif
+
+/* A work-item's share of DEPTH x COUNT elements of an operand: vectors LOCAL_ID, LOCAL_ID + WG_SIZE, and so on. ACROSS: a row
+ * of the operand is one of COUNT, and k runs along it; ALONG: it is one of DEPTH. ROW is where it begins. WHOLE: of aligned
+ * vectors, all of which exist. Where k ends there are zeros; rows and columns of C that do not exist have values of others, as
+ * nobody stores them. */
+#        define SHARE(COUNT) ((COUNT)*DEPTH / VEC / WG_SIZE)
+#        define ELEMENT(u) (LOCAL_ID + (u)*WG_SIZE)
+#        define ACROSS_I(u) (ELEMENT(u) / (DEPTH / VEC))
+#        define ACROSS_K(u) (ELEMENT(u) % (DEPTH / VEC) * VEC)
+#        define ALONG_I(u, COUNT) (ELEMENT(u) % ((COUNT) / VEC) * VEC)
+#        define ALONG_K(u, COUNT) (ELEMENT(u) / ((COUNT) / VEC))
+#        define FETCH_ACROSS_WHOLE(OPERAND, COUNT, ROW, LIMIT, K0)                       \
+            _Pragma("unroll") for (uint u = 0; u < SHARE(COUNT); u++)                    \
+            {                                                                            \
+                OPERAND##_next[u] = FETCH_ALIGNED(OPERAND, ROW(u) + (K0) + ACROSS_K(u)); \
             }
-#        define LOAD_A_ALIGNED(p) LOAD_A(p, aligned_a)
-#        define LOAD_B_ALIGNED(p) LOAD_VECTOR(p, aligned_b)
-#        define LOAD_B_PARTIAL(p, n) load_partial(p, n, 0)
+#        define FETCH_ACROSS_ANY(OPERAND, COUNT, ROW, LIMIT, K0)                        \
+            _Pragma("unroll") for (uint u = 0; u < SHARE(COUNT); u++)                   \
+            {                                                                           \
+                const uint k = (K0) + ACROSS_K(u);                                      \
+                OPERAND##_next[u] = OPERAND##_fetch(ROW(u) + k, k < x.k ? x.k - k : 0); \
+            }
+#        define FETCH_ALONG_WHOLE(OPERAND, COUNT, ROW, LIMIT, K0)                                    \
+            _Pragma("unroll") for (uint u = 0; u < SHARE(COUNT); u++)                                \
+            {                                                                                        \
+                OPERAND##_next[u] = FETCH_ALIGNED(OPERAND, ROW((K0) + ALONG_K(u, COUNT)) +           \
+                                                               min(ALONG_I(u, COUNT), (LIMIT)-VEC)); \
+            }
+#        define FETCH_ALONG_ANY(OPERAND, COUNT, ROW, LIMIT, K0)                                        \
+            _Pragma("unroll") for (uint u = 0; u < SHARE(COUNT); u++)                                  \
+            {                                                                                          \
+                const uint k = (K0) + ALONG_K(u, COUNT), i = ALONG_I(u, COUNT);                        \
+                OPERAND##_next[u] =                                                                    \
+                    OPERAND##_fetch(ROW(min(k, x.k - 1)) + i, k < x.k && i < (LIMIT) ? (LIMIT)-i : 0); \
+            }
+/* To tile[DEPTH][PITCH(COUNT)]. */
+#        define PUT_ACROSS(TILE, COUNT, VALUE, NEXT)                                    \
+            _Pragma("unroll") for (uint u = 0; u < SHARE(COUNT); u++)                   \
+            {                                                                           \
+                acc_t element[VEC];                                                     \
+                STORE(VALUE(NEXT[u]), element);                                         \
+                _Pragma("unroll") for (uint q = 0; q < VEC; q++)(                       \
+                    TILE)[(ACROSS_K(u) + q) * PITCH(COUNT) + ACROSS_I(u)] = element[q]; \
+            }
+#        define PUT_ALONG(TILE, COUNT, VALUE, NEXT)                                               \
+            _Pragma("unroll") for (uint u = 0; u < SHARE(COUNT); u++)                             \
+            {                                                                                     \
+                *(__local vec *)((TILE) + ALONG_K(u, COUNT) * PITCH(COUNT) + ALONG_I(u, COUNT)) = \
+                    VALUE(NEXT[u]);                                                               \
+            }
+#        if PRODUCT == WEIGHT
+#            define A_ROW(k) (a_begin + row_of(list, p.first + (k)) * p.a_stride + m0)
+#            define FETCH_A_WHOLE FETCH_ALONG_WHOLE
+#            define FETCH_A_ANY FETCH_ALONG_ANY
+#            define PUT_A PUT_ALONG
+#        else
+#            define A_ROW(u) (a_begin + (ulong)a_row[u] * p.a_stride)
+#            define FETCH_A_WHOLE FETCH_ACROSS_WHOLE
+#            define FETCH_A_ANY FETCH_ACROSS_ANY
+#            define PUT_A PUT_ACROSS
+#        endif
+#        if PRODUCT == LOGITS
+#            define B_ROW(u) (b_begin + (ulong)(n0 + min(ACROSS_I(u), columns - 1)) * p.b_stride)
+#            define FETCH_B_WHOLE FETCH_ACROSS_WHOLE
+#            define FETCH_B_ANY FETCH_ACROSS_ANY
+#            define PUT_B PUT_ACROSS
+#        else
+#            if PRODUCT == HIDDEN
+#                define B_ROW(k) (b_begin + (ulong)(k)*p.b_stride + n0)
+#            else
+#                define B_ROW(k) (b_begin + row_of(list, p.first + (k)) * p.b_stride + n0)
+#            endif
+#            define FETCH_B_WHOLE FETCH_ALONG_WHOLE
+#            define FETCH_B_ANY FETCH_ALONG_ANY
+#            define PUT_B PUT_ALONG
+#        endif
+/* One branch for both, so that all loads are under way together. */
+#        define FETCH(K0)                                           \
+            if (whole && (K0) + DEPTH <= x.k) {                     \
+                FETCH_A_WHOLE(a, BLOCK_ROWS, A_ROW, rows, K0)       \
+                FETCH_B_WHOLE(b, BLOCK_COLUMNS, B_ROW, columns, K0) \
+            } else {                                                \
+                FETCH_A_ANY(a, BLOCK_ROWS, A_ROW, rows, K0)         \
+                FETCH_B_ANY(b, BLOCK_COLUMNS, B_ROW, columns, K0)   \
+            }
 
 /* Grid: as in groups of one. */
 __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_product_block(
@@ -498,11 +591,14 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_produc
     const uint columns = n0 < x.n ? min(x.n - n0, (uint)BLOCK_COLUMNS) : 0;
     const uint depth = rows > 0 && columns > 0 ? x.k : 0;
     const uint ty = LOCAL_ID / GROUP_COLUMNS * VEC, tx = LOCAL_ID % GROUP_COLUMNS * VEC;
-    const bool aligned_a = IS_ALIGNED(a_all + p.a, a_storage) && p.a_stride % VEC == 0;
-    const bool aligned_b = IS_ALIGNED(b_all + p.b, storage) && p.b_stride % VEC == 0;
     const bool aligned_c = IS_ALIGNED(c_all + p.c, gradient_storage) && p.c_stride % VEC == 0;
-    (void)aligned_a;
-    (void)aligned_b;
+    const bool whole = IS_ALIGNED(a_all + p.a, a_storage) && p.a_stride % VEC == 0 &&
+                       IS_ALIGNED(b_all + p.b, storage) && p.b_stride % VEC == 0 &&
+                       (PRODUCT != WEIGHT || rows % VEC == 0) && (PRODUCT == LOGITS || columns % VEC == 0);
+    __global const a_bits *a_begin = (__global const a_bits *)(a_all + p.a);
+    __global const b_bits *b_begin = (__global const b_bits *)(b_all + p.b);
+    a_vector a_next[SHARE(BLOCK_ROWS)];
+    b_vector b_next[SHARE(BLOCK_COLUMNS)];
 
     vec tile[TILE_ROWS][TILE_VECTORS];
 #        pragma unroll
@@ -510,24 +606,25 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_produc
 #        pragma unroll
         for (uint v = 0; v < TILE_VECTORS; v++) tile[i][v] = (vec)(0);
     }
-    for (uint k0 = 0; k0 < depth; k0 += DEPTH) {
-#        if PRODUCT == WEIGHT
-#            define A_ROW(k) (a_all + p.a + row_of(list, p.first + (k)) * p.a_stride + m0)
-        COPY_ALONG(a, BLOCK_ROWS, A_ROW, rows, LOAD_A_ALIGNED, LOAD_A_PARTIAL)
-#            define B_ROW(k) (b_all + p.b + row_of(list, p.first + (k)) * p.b_stride + n0)
-        COPY_ALONG(b, BLOCK_COLUMNS, B_ROW, columns, LOAD_B_ALIGNED, LOAD_B_PARTIAL)
-#        else
-#            define A_ROW(i) (a_all + p.a + row_of(list, p.first + m0 + (i)) * p.a_stride)
-        COPY_ACROSS(a, BLOCK_ROWS, A_ROW, rows, LOAD_A_ALIGNED, LOAD_A_PARTIAL)
-#            if PRODUCT == LOGITS
-#                define B_ROW(j) (b_all + p.b + (ulong)(n0 + (j)) * p.b_stride)
-        COPY_ACROSS(b, BLOCK_COLUMNS, B_ROW, columns, LOAD_B_ALIGNED, LOAD_B_PARTIAL)
-#            else
-#                define B_ROW(k) (b_all + p.b + (ulong)(k)*p.b_stride + n0)
-        COPY_ALONG(b, BLOCK_COLUMNS, B_ROW, columns, LOAD_B_ALIGNED, LOAD_B_PARTIAL)
-#            endif
+#        if PRODUCT != WEIGHT
+    /* barriers would have the list read again */
+    uint a_row[SHARE(BLOCK_ROWS)];
+#            pragma unroll
+    for (uint u = 0; u < SHARE(BLOCK_ROWS); u++) {
+        a_row[u] = depth > 0 ? (uint)row_of(list, p.first + m0 + min(ACROSS_I(u), rows - 1)) : 0;
+    }
 #        endif
+    if (depth > 0) {
+        FETCH(0)
+    }
+    for (uint k0 = 0; k0 < depth; k0 += DEPTH) {
+        PUT_A(a, BLOCK_ROWS, VALUE_OF_A, a_next)
+        PUT_B(b, BLOCK_COLUMNS, VALUE_OF_B, b_next)
         barrier(CLK_LOCAL_MEM_FENCE);
+        /* the next DEPTH of k come from memory while these are multiplied */
+        if (k0 + DEPTH < depth) {
+            FETCH(k0 + DEPTH)
+        }
         for (uint k = 0; k < DEPTH; k++) {
             acc_t own_a[TILE_ROWS];
             vec own_b[TILE_VECTORS];

@@ -96,6 +96,8 @@ sm_80   *16 all   * strided      spills       28
 sm_80   *16 all   * strided      private      16
 sm_80   f64 plain * lanes        spills       24
 sm_80   f64 plain * lanes        private      16
+sm_80   f64 plain * product-weight spills     24
+sm_80   f64 plain * product-weight private    8
 sm_90   f32 plain * rows         spills       8
 sm_90   f32 plain * rows         private      8
 sm_90   f64 plain * strided      spills       52
