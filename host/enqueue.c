@@ -5,7 +5,7 @@
  * rows to reduce). Nothing here compiles, allocates on the device or waits for it.
  *
  * A kernel's arguments belong to the cl_kernel, not to the launch. The plan's lock is held from the first argument of a
- * run to its last launch, so that threads may share a plan. No callback is called while it is held.
+ * run to its last launch (of linear.c: of each step), so that threads may share a plan. No callback is called while it is held.
  */
 #include "linear.h"
 

@@ -271,8 +271,10 @@ static clxent_status check_call_arrays(const run *r, size_t limit)
 /* Of a batch in parts of so many rows. */
 static clxent_status measure_workspace(const run *r, size_t part_rows, size_t *bytes)
 {
-    uint32_t group;
-    return clxent_plan_measure(r->ctx, &r->desc, NULL, r->rows, part_rows, bytes, &group);
+    clxent_plan_facts facts;
+    CLXENT_TRY(clxent_plan_measure(&facts, r->ctx, &r->desc, NULL, r->rows, part_rows));
+    *bytes = facts.workspace;
+    return CLXENT_OK;
 }
 
 /* Lowers workspace_limit where memory wants it. Of a device with memory of its own it then takes away what parts cannot

@@ -334,10 +334,14 @@ size_t clxent_partials(const clxent_plan *plan, size_t rows); /* that reduce.cl 
 clxent_status clxent_plan_create_parts(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc,
                                        const clxent_tuning *tuning, size_t span_rows, size_t part_rows);
 
-/* The workspace and the work-groups of such a plan, without building it: a device that takes a kernel in smaller groups
- * only may need more. */
-clxent_status clxent_plan_measure(clxent_context *ctx, const clxent_desc *desc, const clxent_tuning *tuning,
-                                  size_t span_rows, size_t part_rows, size_t *workspace, uint32_t *group);
+/* What is known of such a plan without building it. A device that takes a kernel in smaller groups only may need more. */
+typedef struct clxent_plan_facts {
+    size_t workspace; /* bytes that suffice whatever the number of compute units */
+    uint32_t group;   /* work-items in a group of rows */
+    char strategy[192];
+} clxent_plan_facts;
+clxent_status clxent_plan_measure(clxent_plan_facts *facts, clxent_context *ctx, const clxent_desc *desc,
+                                  const clxent_tuning *tuning, size_t span_rows, size_t part_rows);
 
 /* part: NULL: the batch in one, as clxent_enqueue(). */
 clxent_status clxent_enqueue_part(clxent_plan *plan, cl_command_queue queue, const clxent_args *args,

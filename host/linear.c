@@ -20,7 +20,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { ALIGNMENT = 64, PRODUCTS = 3, BIAS_VECTORS = 16 /* as product.cl has it */ };
+enum { ALIGNMENT = 64, PRODUCTS = 3 };
 typedef enum product { LOGITS, HIDDEN, WEIGHT, ROUND } product; /* PRODUCT of product.cl, less 1 */
 static const char PROGRAM_FILE[] = "product.cl";
 
@@ -33,7 +33,7 @@ typedef struct blocks {
 struct clxent_linear {
     clxent_plan *loss; /* of a chunk's logits */
     size_t chunk_rows; /* of every chunk but the last */
-    uint32_t group, group_columns;
+    uint32_t group, group_columns, most_group;
     uint32_t vector, tile_rows, tile_vectors;
     size_t panel_rows; /* at most, copied to panels at a time; with groups of one work-item */
     blocks blocks[PRODUCTS];
@@ -42,6 +42,7 @@ struct clxent_linear {
         clear; /* NULL unless the loss reads the logits of rows that do not count, and uses nothing of them */
     /* bytes into the workspace */
     size_t loss_at, logits_at, all_list_at, list_at, panels_at, weight_sums_at, bias_sums_at, workspace_size;
+    size_t loss_size; /* bytes that the loss has of the workspace */
 };
 
 /* ---- What a plan is made of ------------------------------------------------------------------ */
@@ -113,6 +114,9 @@ static size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * u
 
 static size_t tile_columns(const struct clxent_linear *l) { return (size_t)l->vector * l->tile_vectors; }
 
+/* Of the bias gradient, that a work-item sums at a time. */
+static unsigned bias_vectors(const struct clxent_linear *l) { return l->group == 1 ? 16 : 1; }
+
 /* Blocks of CPUs: panels, sums and copies have a third of local memory each, which is a part of what the second-level cache
  * holds. In elements of acc_t. */
 static size_t local_third(const clxent_device *device, const clxent_desc *desc)
@@ -129,9 +133,10 @@ static void choose_tile(struct clxent_linear *l, const clxent_device *device, co
 {
     const bool f64 = desc->dtype == CLXENT_F64;
 
+    const size_t most = device->max_work_group < l->most_group ? device->max_work_group : l->most_group;
+    if (l->group > 1) l->group = most >= 256 ? 256 : most >= 64 ? 64 : 1;
+    l->group_columns = l->group == 256 ? 16 : l->group == 64 ? 8 : 1;
     if (l->group > 1) {
-        l->group = device->max_work_group >= 256 ? 256 : 64;
-        l->group_columns = l->group == 256 ? 16 : 8;
         l->vector = 4;
         l->tile_rows = f64 ? 4 : 8;
         l->tile_vectors = f64 ? 1 : 2;
@@ -145,9 +150,21 @@ static void choose_tile(struct clxent_linear *l, const clxent_device *device, co
     l->panel_rows = depth < 1 ? 1 : depth < PANEL_ROWS ? depth : PANEL_ROWS;
 }
 
+/* Rows of a block, of so many that C has: at most `most`, fewer where there would be fewer blocks than wanted, whole tiles.
+ * Decides no bits. */
+static uint32_t even_rows(const struct clxent_linear *l, size_t most, size_t rows, size_t wanted)
+{
+    enum { FEWEST = 64 };
+    size_t high = most;
+
+    while (high > FEWEST && (rows - 1) / high + 1 < wanted) high /= 2;
+    high = high / l->tile_rows * l->tile_rows;
+    return high > 0 ? (uint32_t)high : l->tile_rows;
+}
+
 static void choose_blocks(struct clxent_linear *l, const clxent_device *device, const clxent_desc *desc)
 {
-    enum { DEPTH = 512, GROUPS_EACH = 4, FEWEST_ROWS = 64 };
+    enum { DEPTH = 512, GROUPS_EACH = 4 };
     const size_t elements = local_third(device, desc), columns = tile_columns(l);
     const size_t classes = desc->classes, features = desc->features, rows = l->chunk_rows;
     const size_t groups = GROUPS_EACH * (size_t)device->compute_units;
@@ -165,8 +182,8 @@ static void choose_blocks(struct clxent_linear *l, const clxent_device *device, 
     if (depth > features) depth = features;
     size_t wide = elements / depth / columns * columns;
     if (wide > round_up(classes, columns)) wide = round_up(classes, columns);
-    const size_t most = depth < features ? elements / wide : rows;
-    b[LOGITS].m = (uint32_t)round_up(most < rows ? most / l->tile_rows * l->tile_rows : rows, l->tile_rows);
+    size_t high = depth < features ? elements / wide : rows;
+    b[LOGITS].m = even_rows(l, high < rows ? high : rows, rows, groups / ((classes - 1) / wide + 1));
     b[LOGITS].n = (uint32_t)wide;
     b[LOGITS].depth = (uint32_t)depth;
     b[LOGITS].sums = depth < features ? (size_t)b[LOGITS].m * wide : 0;
@@ -175,21 +192,16 @@ static void choose_blocks(struct clxent_linear *l, const clxent_device *device, 
     depth = elements / columns < DEPTH ? elements / columns : DEPTH;
     wide = elements / depth / columns * columns;
     if (wide > round_up(features, columns)) wide = round_up(features, columns);
-    size_t high = elements / wide;
-    if (high > rows) high = rows;
-    while (high > FEWEST_ROWS &&
-           ((rows - 1) / high + 1) * ((features - 1) / wide + 1) < groups) /* decides no bits */
-        high /= 2;
-    b[HIDDEN].m = (uint32_t)round_up(high > 0 ? high : 1, l->tile_rows);
+    high = elements / wide;
+    b[HIDDEN].m = even_rows(l, high < rows ? high : rows, rows, groups / ((features - 1) / wide + 1));
     b[HIDDEN].n = (uint32_t)wide;
     b[HIDDEN].depth = (uint32_t)depth;
     b[HIDDEN].sums = (size_t)b[HIDDEN].m * wide;
 
     depth = rows < l->panel_rows ? rows : l->panel_rows;
     if (depth < 1) depth = 1;
-    high = elements / depth / l->tile_rows * l->tile_rows;
-    if (high > classes) high = classes;
-    b[WEIGHT].m = (uint32_t)round_up(high > 0 ? high : 1, l->tile_rows);
+    high = elements / depth;
+    b[WEIGHT].m = even_rows(l, high < classes ? high : classes, classes, groups);
     b[WEIGHT].n = (uint32_t)round_up(features, columns);
     b[WEIGHT].depth = (uint32_t)depth;
     b[WEIGHT].copy = (size_t)b[WEIGHT].m * depth;
@@ -218,6 +230,7 @@ static bool lay_out(struct clxent_linear *l, const clxent_desc *desc, size_t chu
     size_t used = 0;
 
     l->chunk_rows = chunk_rows;
+    l->loss_size = loss_size;
     const bool fits =
         reserve(&used, 1, loss_size, 1, &l->loss_at) &&
         reserve(&used, chunk_rows, desc->classes, acc, &l->logits_at) &&
@@ -232,57 +245,64 @@ static bool lay_out(struct clxent_linear *l, const clxent_desc *desc, size_t chu
     return fits;
 }
 
-/* What the loss of chunks of so many rows needs of the workspace, and whether its work-groups have more than one
- * work-item. Builds nothing. */
-static clxent_status measure_loss(const clxent_plan *plan, const clxent_tuning *tuning, size_t chunk_rows,
-                                  size_t *size, uint32_t *group)
+static clxent_status measure_loss(clxent_plan_facts *facts, const clxent_plan *plan,
+                                  const clxent_tuning *tuning, size_t chunk_rows)
 {
     const clxent_desc desc = loss_desc(&plan->desc);
-    return clxent_plan_measure(plan->ctx, &desc, tuning, plan->rows, chunk_rows, size, group);
+    return clxent_plan_measure(facts, plan->ctx, &desc, tuning, plan->rows, chunk_rows);
 }
 
-/* The largest chunks that fit, then as even ones as there are of them. What the loss needs grows, or changes with the
- * way in which rows are shared out, with the rows of a chunk. */
+/* Lays the workspace out for chunks of so many rows. */
+static clxent_status measure(struct clxent_linear *l, const clxent_plan *plan, const clxent_tuning *tuning,
+                             size_t chunk_rows)
+{
+    clxent_plan_facts loss;
+    CLXENT_TRY(measure_loss(&loss, plan, tuning, chunk_rows));
+    (void)lay_out(l, &plan->desc, chunk_rows, loss.workspace);
+    return CLXENT_OK;
+}
+
+static size_t limit_of(const clxent_plan *plan)
+{
+    const cl_ulong largest = plan->ctx->device.max_allocation;
+    const size_t limit = plan->desc.workspace_limit;
+    return limit != 0 && limit < largest ? limit : largest < SIZE_MAX ? (size_t)largest : SIZE_MAX;
+}
+
+static clxent_status refuse(const clxent_plan *plan, const struct clxent_linear *l)
+{
+    const size_t limit = limit_of(plan);
+    const bool own = limit == plan->desc.workspace_limit;
+    return clxent_fail(plan->ctx, own ? CLXENT_ERROR_INVALID_DESC : CLXENT_ERROR_UNSUPPORTED,
+                       "%s is %zu: takes at least %zu bytes with %zu rows, %zu classes and %zu features",
+                       own ? "workspace_limit" : "the largest buffer of the device", limit, l->workspace_size,
+                       plan->rows, plan->desc.classes, plan->desc.features);
+}
+
+/* The largest chunks that fit, then as even ones as there are of them. */
 static clxent_status choose_chunks(const clxent_plan *plan, const clxent_tuning *tuning,
                                    struct clxent_linear *l)
 {
-    const clxent_desc *desc = &plan->desc;
-    const size_t largest = (size_t)plan->ctx->device.max_allocation;
-    const bool limited = desc->workspace_limit != 0 && desc->workspace_limit < largest;
-    const size_t limit = limited ? desc->workspace_limit : largest;
+    const size_t limit = limit_of(plan);
     const size_t rows = plan->part_rows > 0 ? plan->part_rows : 1;
-    const size_t most = desc->workspace_limit != 0 ? INT32_MAX : PANEL_ROWS;
-    size_t chunk = rows < most ? rows : most, loss_size;
+    const size_t most = plan->desc.workspace_limit != 0 ? INT32_MAX : PANEL_ROWS;
+    size_t low = 1, high = rows < most ? rows : most;
+    clxent_plan_facts loss;
 
-    CLXENT_TRY(measure_loss(plan, tuning, chunk, &loss_size, &l->group));
-    choose_tile(l, &plan->ctx->device, desc);
-    for (;;) {
-        size_t low = 0, high = chunk;
-        while (low < high) {
-            const size_t middle = low + (high - low + 1) / 2;
-            if (lay_out(l, desc, middle, loss_size) && l->workspace_size <= limit) low = middle;
-            else high = middle - 1;
-        }
-        if (low == 0) {
-            (void)lay_out(l, desc, 1, loss_size);
-            return clxent_fail(
-                plan->ctx, limited ? CLXENT_ERROR_INVALID_DESC : CLXENT_ERROR_UNSUPPORTED,
-                "%s is %zu: takes at least %zu bytes with %zu rows, %zu classes and %zu features",
-                limited ? "workspace_limit" : "the largest buffer of the device", limit, l->workspace_size,
-                plan->rows, desc->classes, desc->features);
-        }
-        if (low == chunk) break;
-        chunk = low;
-        CLXENT_TRY(measure_loss(plan, tuning, chunk, &loss_size, &l->group));
+    CLXENT_TRY(measure_loss(&loss, plan, tuning, 1));
+    l->group = loss.group;
+    choose_tile(l, &plan->ctx->device, &plan->desc);
+    CLXENT_TRY(measure(l, plan, tuning, 1));
+    if (l->workspace_size > limit) return refuse(plan, l);
+    while (low < high) {
+        const size_t middle = low + (high - low + 1) / 2;
+        CLXENT_TRY(measure(l, plan, tuning, middle));
+        if (l->workspace_size <= limit) low = middle;
+        else high = middle - 1;
     }
-    const size_t chunks = (rows - 1) / chunk + 1;
-    size_t even = round_up((rows - 1) / chunks + 1, l->tile_rows), even_size;
-    if (even > chunk) even = chunk;
-    CLXENT_TRY(measure_loss(plan, tuning, even, &even_size, &l->group));
-    if (!lay_out(l, desc, even, even_size) || l->workspace_size > limit)
-        (void)lay_out(l, desc, chunk, loss_size);
-    choose_tile(l, &plan->ctx->device, desc);
-    return CLXENT_OK;
+    const size_t chunks = (rows - 1) / low + 1;
+    const size_t even = round_up((rows - 1) / chunks + 1, l->tile_rows);
+    return measure(l, plan, tuning, even < low ? even : low);
 }
 
 static void describe(clxent_plan *plan, const struct clxent_linear *l, const char *loss)
@@ -316,10 +336,11 @@ static void define_product(const struct clxent_linear *l, const clxent_desc *des
         "-DPRODUCT=%d -DDTYPE=%u -DGRADIENT_DTYPE=%u -DVEC=%u -DWG_SIZE=%u -DLANES=0 -DTILE_ROWS=%u "
         "-DTILE_VECTORS=%u -DGROUP_COLUMNS=%u -DOUTPUTS=0 -DTARGETS=%u -DHAS_GRAD_ENTROPY=%u "
         "-DHAS_GRAD_LSE=%u -DHAS_CLASS_WEIGHTS=0 -DHAS_SMOOTHING=0 -DHAS_LOGIT_SCALE=0 "
-        "-DHAS_SOFTCAP=0 -DACCUMULATE=0 -DREDUCES=0",
+        "-DHAS_SOFTCAP=0 -DACCUMULATE=0 -DREDUCES=0 -DBIAS_VECTORS=%u",
         which + 1, (unsigned)desc->dtype, (unsigned)dtype, (unsigned)l->vector, (unsigned)l->group,
         (unsigned)l->tile_rows, (unsigned)l->tile_vectors, (unsigned)l->group_columns, (unsigned)type,
-        which == LOGITS && desc->has_grad_entropy != 0, which == LOGITS && desc->has_grad_lse != 0);
+        which == LOGITS && desc->has_grad_entropy != 0, which == LOGITS && desc->has_grad_lse != 0,
+        bias_vectors(l));
 }
 
 /* dtype: of C */
@@ -392,55 +413,121 @@ static clxent_status make_round(clxent_plan *plan, bool needed, uint32_t dtype, 
     return status;
 }
 
-static clxent_status prepare(clxent_plan *plan, const clxent_tuning *tuning)
+/* All kernels, NULL where there is none; how many. */
+enum { MOST_KERNELS = 10 };
+static size_t list_kernels(const struct clxent_linear *l, cl_kernel kernels[MOST_KERNELS])
 {
+    const cl_kernel all[MOST_KERNELS] = { l->list,
+                                          l->product[LOGITS],
+                                          l->product[HIDDEN],
+                                          l->product[WEIGHT],
+                                          l->zeros,
+                                          l->panels,
+                                          l->bias,
+                                          l->round_weight,
+                                          l->round_bias,
+                                          l->clear };
+    memcpy(kernels, all, sizeof all);
+    return MOST_KERNELS;
+}
+
+/* most_group: work-items in a group of the products, at most. */
+static clxent_status prepare(clxent_plan *plan, const clxent_tuning *tuning, uint32_t most_group)
+{
+    const clxent_device *device = &plan->ctx->device;
     struct clxent_linear *l = calloc(1, sizeof *l);
     if (l == NULL) {
         return clxent_fail(plan->ctx, CLXENT_ERROR_OUT_OF_HOST_MEMORY, "plan: malloc of %zu bytes failed",
                            sizeof *l);
     }
     plan->linear = l;
-    l->group_columns = 1;
+    l->most_group = most_group;
     CLXENT_TRY(choose_chunks(plan, tuning, l));
-    choose_blocks(l, &plan->ctx->device, &plan->desc);
+    choose_blocks(l, device, &plan->desc);
+    for (int i = 0; i < PRODUCTS; i++) {
+        const size_t bytes =
+            (l->blocks[i].panels + l->blocks[i].sums + l->blocks[i].copy) * clxent_acc_size(&plan->desc);
+        if (bytes > device->local_memory) {
+            return clxent_fail(
+                plan->ctx, CLXENT_ERROR_UNSUPPORTED,
+                "device \"%s\" has %zu bytes of local memory: takes at least %zu for a product of matrices",
+                device->name, (size_t)device->local_memory, bytes);
+        }
+    }
     return CLXENT_OK;
 }
 
+enum { LARGEST_GROUP = 256, SMALLER_GROUP = 64 };
+
 clxent_status clxent_linear_describe(clxent_plan *plan, const clxent_tuning *tuning)
 {
-    const clxent_desc desc = loss_desc(&plan->desc);
-    char loss[sizeof plan->strategy];
+    clxent_plan_facts loss;
 
-    CLXENT_TRY(prepare(plan, tuning));
-    CLXENT_TRY(clxent_plan_describe(plan->ctx, &desc, loss, sizeof loss));
-    describe(plan, plan->linear, loss);
+    CLXENT_TRY(prepare(plan, tuning, LARGEST_GROUP));
+    CLXENT_TRY(measure_loss(&loss, plan, tuning, plan->linear->chunk_rows));
+    describe(plan, plan->linear, loss.strategy);
     return CLXENT_OK;
 }
 
 clxent_status clxent_linear_measure(clxent_plan *plan, const clxent_tuning *tuning)
 {
-    CLXENT_TRY(prepare(plan, tuning));
+    CLXENT_TRY(prepare(plan, tuning, LARGEST_GROUP));
     plan->workspace_size = plan->linear->workspace_size;
     return CLXENT_OK;
 }
 
-clxent_status clxent_linear_create(clxent_plan *plan, const clxent_tuning *tuning)
+/* Whether the device takes every kernel in the plan's groups: registers may set a kernel's own limit below the device's. */
+static clxent_status takes_groups(const clxent_plan *plan, bool *takes)
+{
+    cl_kernel kernels[MOST_KERNELS];
+    const size_t count = list_kernels(plan->linear, kernels);
+
+    *takes = true;
+    for (size_t i = 0; i < count; i++) {
+        size_t most = 0;
+        if (kernels[i] == NULL) continue;
+        CLXENT_TRY(
+            clxent_check_cl(plan->ctx,
+                            clGetKernelWorkGroupInfo(kernels[i], plan->ctx->id, CL_KERNEL_WORK_GROUP_SIZE,
+                                                     sizeof most, &most, NULL),
+                            "clGetKernelWorkGroupInfo(CL_KERNEL_WORK_GROUP_SIZE)"));
+        if (most < plan->linear->group) *takes = false;
+    }
+    return CLXENT_OK;
+}
+
+static clxent_status build(clxent_plan *plan, const clxent_tuning *tuning, uint32_t most_group, bool *takes)
 {
     const clxent_desc *desc = &plan->desc, of_loss = loss_desc(desc);
 
-    CLXENT_TRY(prepare(plan, tuning));
+    CLXENT_TRY(prepare(plan, tuning, most_group));
     struct clxent_linear *l = plan->linear;
     CLXENT_TRY(clxent_plan_create_parts(&l->loss, plan->ctx, &of_loss, tuning, plan->rows, l->chunk_rows));
-    /* where the device takes smaller groups than were measured */
-    if (!lay_out(l, desc, l->chunk_rows, clxent_plan_workspace_size(l->loss)))
-        return clxent_fail(plan->ctx, CLXENT_ERROR_INTERNAL, "linear: workspace of %zu rows", l->chunk_rows);
+    const size_t loss_size = clxent_plan_workspace_size(l->loss);
+    if (loss_size > l->loss_size) { /* the device takes smaller groups than were measured */
+        (void)lay_out(l, desc, l->chunk_rows, loss_size);
+        if (l->workspace_size > limit_of(plan)) return refuse(plan, l);
+    }
     CLXENT_TRY(make_logits(plan));
     CLXENT_TRY(make_hidden(plan));
     CLXENT_TRY(make_weight(plan));
     CLXENT_TRY(make_round(plan, has_weight_sums(desc), desc->weight_gradient_dtype, &l->round_weight));
     CLXENT_TRY(make_round(plan, has_bias_sums(desc), desc->bias_gradient_dtype, &l->round_bias));
-    plan->workspace_size = l->workspace_size;
-    describe(plan, l, clxent_plan_strategy(l->loss));
+    return takes_groups(plan, takes);
+}
+
+clxent_status clxent_linear_create(clxent_plan *plan, const clxent_tuning *tuning)
+{
+    bool takes = false;
+
+    for (uint32_t most = LARGEST_GROUP; !takes; most = most > SMALLER_GROUP ? SMALLER_GROUP : 1) {
+        clxent_linear_destroy(plan->linear);
+        plan->linear = NULL;
+        CLXENT_TRY(build(plan, tuning, most, &takes));
+        if (most == 1) break; /* every device takes groups of one */
+    }
+    plan->workspace_size = plan->linear->workspace_size;
+    describe(plan, plan->linear, clxent_plan_strategy(plan->linear->loss));
     return CLXENT_OK;
 }
 
@@ -448,7 +535,7 @@ clxent_status clxent_linear_program(const clxent_tuning_rows *own, const clxent_
                                     const clxent_desc *desc, const char *name, clxent_plan_build *build)
 {
     static const char *const names[PRODUCTS] = { "logits", "hidden", "weight" };
-    struct clxent_linear l = { .group_columns = 1 };
+    struct clxent_linear l = { .most_group = LARGEST_GROUP };
     int which = 0;
     char text[256];
 
@@ -468,18 +555,11 @@ clxent_status clxent_linear_program(const clxent_tuning_rows *own, const clxent_
 
 void clxent_linear_destroy(struct clxent_linear *l)
 {
+    cl_kernel kernels[MOST_KERNELS];
+
     if (l == NULL) return;
-    const cl_kernel kernels[] = { l->list,
-                                  l->product[LOGITS],
-                                  l->product[HIDDEN],
-                                  l->product[WEIGHT],
-                                  l->zeros,
-                                  l->panels,
-                                  l->bias,
-                                  l->round_weight,
-                                  l->round_bias,
-                                  l->clear };
-    for (size_t i = 0; i < sizeof kernels / sizeof *kernels; i++) {
+    const size_t count = list_kernels(l, kernels);
+    for (size_t i = 0; i < count; i++) {
         if (kernels[i] != NULL) (void)clReleaseKernel(kernels[i]);
     }
     clxent_plan_destroy(l->loss);
@@ -666,7 +746,7 @@ static clxent_status launch_bias(run *r, const chunk *c)
     const struct clxent_linear *l = r->plan->linear;
     const clxent_desc *desc = &r->plan->desc;
     const bool sums = has_bias_sums(desc);
-    const size_t each = (size_t)l->group * l->vector * (l->group == 1 ? BIAS_VECTORS : 1);
+    const size_t each = (size_t)l->group * l->vector * bias_vectors(l);
     clxent_product p = begin_product(r, c, l->list_at);
 
     p.c = sums ? acc_at(r, l->bias_sums_at) : offset_of(r, CLXENT_TENSOR_BIAS_GRADIENT);
@@ -855,11 +935,11 @@ clxent_status clxent_linear_warm(run *r)
     const clxent_plan *plan = r->plan;
     cl_int code;
 
-    CLXENT_TRY(clxent_plan_warm(plan->linear->loss, r->queue));
     r->args.workspace.mem =
         clCreateBuffer(plan->ctx->cl, CL_MEM_READ_WRITE, plan->workspace_size, NULL, &code);
     CLXENT_TRY(clxent_check_cl(plan->ctx, code, "clCreateBuffer"));
-    clxent_status status = locked(r, &c, launch_nothing);
+    clxent_status status = clxent_plan_warm(plan->linear->loss, r->queue);
+    if (status == CLXENT_OK) status = locked(r, &c, launch_nothing);
     if (r->previous != NULL) (void)clReleaseEvent(r->previous);
     r->previous = NULL;
     if (status == CLXENT_OK) status = clxent_check_cl(plan->ctx, clFinish(r->queue), "clFinish");

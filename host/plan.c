@@ -667,8 +667,8 @@ static void choose(clxent_plan *plan, const clxent_tuning *tuning)
     choose_strategy(plan);
 }
 
-clxent_status clxent_plan_measure(clxent_context *ctx, const clxent_desc *desc, const clxent_tuning *tuning,
-                                  size_t span_rows, size_t part_rows, size_t *workspace, uint32_t *group)
+clxent_status clxent_plan_measure(clxent_plan_facts *facts, clxent_context *ctx, const clxent_desc *desc,
+                                  const clxent_tuning *tuning, size_t span_rows, size_t part_rows)
 {
     clxent_status status;
     clxent_plan *plan = prepare(ctx, desc, span_rows, part_rows, &status);
@@ -677,10 +677,14 @@ clxent_status clxent_plan_measure(clxent_context *ctx, const clxent_desc *desc, 
         status = clxent_linear_measure(plan, tuning);
     } else {
         choose(plan, tuning);
+        describe(plan);
+        /* split rows take the most, and whether rows are split depends on the compute units */
+        if (plan->shares == CLXENT_STRATEGY_ROWS && plan->pieces > 1) plan->shares = CLXENT_STRATEGY_SPLIT;
         status = lay_out_workspace(plan);
     }
-    *workspace = plan->workspace_size;
-    *group = plan->tuning.group;
+    facts->workspace = plan->workspace_size;
+    facts->group = plan->tuning.group;
+    (void)snprintf(facts->strategy, sizeof facts->strategy, "%.191s", plan->strategy);
     clxent_plan_destroy(plan);
     return status;
 }

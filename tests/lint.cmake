@@ -77,7 +77,7 @@ elseif(PROGRAM STREQUAL "product")
   foreach(product 1 2 3 4)
     foreach(shape "${cpu} -DVEC=16 -DTILE_ROWS=8 -DTILE_VECTORS=3" "${cpu} -DVEC=4 -DTILE_ROWS=6 -DTILE_VECTORS=2"
             "${gpu} -DVEC=4 -DTILE_ROWS=8 -DTILE_VECTORS=2 -DGROUP_COLUMNS=16")
-      list(APPEND shapes "${shape} -DLANES=0 -DPRODUCT=${product} -DOUTPUTS=0 -DTARGETS=2 -DREDUCES=0 ${upstreams}")
+      list(APPEND shapes "${shape} -DLANES=0 -DPRODUCT=${product} -DBIAS_VECTORS=2 -DOUTPUTS=0 -DTARGETS=2 -DREDUCES=0 ${upstreams}")
     endforeach()
   endforeach()
 elseif(PROGRAM STREQUAL "padding")

@@ -168,23 +168,57 @@ Test(linear, chunks_decide_no_bits_of_a_row)
     free_run(&p, &whole);
 }
 
-Test(linear, compute_units_decide_no_bits)
+static void run_on_units(cl_uint units, const problem *p, clxent_host_args *out)
 {
-    const clxent_desc desc =
-        make_linear(TRAINING, CLXENT_F32, 70, small_run() ? 5 : 40, small_run() ? 20 : 100);
-    const cl_uint units = device.ctx->device.compute_units;
+    const cl_uint own = device.ctx->device.compute_units;
+    device.ctx->device.compute_units = units;
+    run_with("on so many units", NULL, p, 0, out);
+    device.ctx->device.compute_units = own;
+}
+
+static void check_units(const clxent_desc *desc)
+{
     clxent_host_args one, many;
     problem p;
 
-    make_problem(&p, &desc, FILL_IGNORED, 810);
-    device.ctx->device.compute_units = 1;
-    run_with("one", NULL, &p, 0, &one);
-    device.ctx->device.compute_units = 100;
-    run_with("a hundred", NULL, &p, 0, &many);
-    device.ctx->device.compute_units = units;
+    make_problem(&p, desc, FILL_IGNORED, 810);
+    run_on_units(1, &p, &one);
+    run_on_units(100, &p, &many);
     check_same_outputs("with more compute units", &one, &many);
     free_outputs(&many);
     free_run(&p, &one);
+}
+
+/* Blocks of other sizes; and rows of several pieces, which are split over groups where there are few for the units, and then
+ * take more of the workspace: chunks have the same rows all the same. */
+Test(linear, compute_units_decide_no_bits)
+{
+    clxent_desc desc = make_linear(TRAINING, CLXENT_F32, small_run() ? 70 : 700, small_run() ? 5 : 40,
+                                   small_run() ? 20 : 100);
+    check_units(&desc);
+    if (small_run()) return;
+    desc = make_linear(TRAINING, CLXENT_F32, 48, 4, 70000);
+    desc.workspace_limit = 2810600;
+    check_units(&desc);
+}
+
+/* Where rows are split, one row takes the least too. */
+Test(linear, the_least_workspace_is_that_of_one_row)
+{
+    clxent_desc desc = make_linear(CLXENT_OUTPUT_LOSS, CLXENT_F32, 100, 8, 200000);
+    const cl_uint own = device.ctx->device.compute_units;
+    clxent_plan_facts facts;
+    clxent_plan *plan;
+
+    device.ctx->device.compute_units = 32;
+    cr_assert_eq(clxent_plan_measure(&facts, device.ctx, &desc, NULL, 100, 1), CLXENT_OK);
+    desc.workspace_limit = facts.workspace - 1;
+    cr_assert_eq(clxent_plan_create(&plan, device.ctx, &desc), CLXENT_ERROR_INVALID_DESC);
+    desc.workspace_limit = facts.workspace;
+    cr_assert_eq(clxent_plan_create(&plan, device.ctx, &desc), CLXENT_OK, "%s", last_error());
+    cr_assert_leq(clxent_plan_workspace_size(plan), facts.workspace);
+    clxent_plan_destroy(plan);
+    device.ctx->device.compute_units = own;
 }
 
 Test(linear, a_limit_is_kept_or_refused_with_what_it_takes)
@@ -313,7 +347,8 @@ Test(linear, the_library_makes_no_buffers)
 
 Test(linear, warm_and_describe)
 {
-    const clxent_desc desc = make_linear(TRAINING, CLXENT_F32, 20, 12, 60);
+    clxent_desc desc = make_linear(TRAINING, CLXENT_F32, 20, 12, 60);
+    desc.workspace_limit = 10000;
     char text[400];
     clxent_plan *plan = plan_with(NULL, &desc);
 

@@ -453,11 +453,12 @@ typedef struct clxent_desc {
     uint32_t weight_gradient_dtype;    /* likewise */
     uint32_t bias_gradient_dtype;      /* likewise */
     uint32_t hidden_gradient_mode; /* CLXENT_GRADIENT_*: written, or added to what is there, rounded once */
-    uint32_t weight_gradient_mode; /* likewise; in a batch in parts the first part's: later parts add to it */
+    uint32_t weight_gradient_mode; /* likewise; of a batch in parts the first part writes, later parts add */
     uint32_t bias_gradient_mode;   /* likewise */
-    /* Bytes that clxent_plan_workspace_size() may be; 0: as many as save time, which are those of 2,048 rows. Less are
-     * more, smaller chunks of rows, and more time. What is too little for a chunk of one row is refused, with the
-     * least number of bytes. */
+    /* Bytes that clxent_plan_workspace_size() may be at most. With fewer bytes rows come in more and smaller chunks, which
+     * takes more time. 0: chunks of 2,048 rows, as larger ones save little, or of as many as one buffer of the device has
+     * room for. A limit below what a chunk of one row takes is refused with that number of bytes
+     * (CLXENT_ERROR_INVALID_DESC), a device with smaller buffers likewise (CLXENT_ERROR_UNSUPPORTED). */
     size_t workspace_limit;
 } clxent_desc;
 /* The defaults: for initialisers, and for language bindings. */
@@ -502,8 +503,9 @@ CLXENT_API void clxent_plan_destroy(clxent_plan *plan);
 
 /* Optional: launches every kernel of the plan once and waits for their end, so that what a driver leaves for the first
  * launch (compilation, loading of code) is done before the first run. The launches have the sizes of a run of all rows; a
- * driver may have work left for a run of fewer. They read and write only a buffer that the call creates and releases, of
- * clxent_plan_workspace_size() bytes and, with op PROBABILITY_LOSS, [rows] acc_t more.
+ * driver may have work left for a run of fewer. They read and write only buffers that the call creates and releases, of
+ * clxent_plan_workspace_size() bytes and, with op PROBABILITY_LOSS, [rows] acc_t more. Products of LINEAR_CROSS_ENTROPY run in
+ * one group each.
  *
  * queue    of the plan's context and device, in-order or out-of-order. On an in-order queue the call waits for what was
  *          enqueued before, too.
@@ -630,8 +632,8 @@ typedef struct clxent_args {
     clxent_buffer grad_entropy;         /* in  [rows] acc_t, with desc.has_grad_entropy */
     clxent_buffer grad_lse;             /* in  [rows] acc_t, with desc.has_grad_lse */
 
-    /* CLXENT_OP_LINEAR_CROSS_ENTROPY. In a batch in parts hidden and hidden_gradient hold the part's rows; all parts name
-     * the same weight_gradient and bias_gradient, which are sums until the last part. */
+    /* CLXENT_OP_LINEAR_CROSS_ENTROPY. In a batch in parts hidden and hidden_gradient hold the part's rows; all parts ask for
+     * the same gradients and name the same weight_gradient and bias_gradient, which are complete after the last part. */
     clxent_buffer hidden; /* in  [rows, features] dtype, hidden_row_stride */
     clxent_buffer weight; /* in  [classes, features] dtype, weight_row_stride */
     clxent_buffer bias;   /* in  [classes] dtype, with desc.has_bias */
@@ -672,7 +674,8 @@ CLXENT_API void clxent_args_init(clxent_args *args);
  *              and of neither; with a softcap, between plans with and without softmax or gradient; with
  *              inner > 1, where a tile of logits fills about half the local memory.
  * Threads      Any, also several at once on one plan, each run in flight with a workspace of its own. The
- *              launches of one run are not mixed with those of another of the same plan.
+ *              launches of one run are not mixed with those of another of the same plan, but for
+ *              LINEAR_CROSS_ENTROPY, whose chunks are.
  * Timing       A run is one launch or several; the profiling times of event are those of the last. To time a
  *              whole run on a queue with CL_QUEUE_PROFILING_ENABLE, enqueue a marker, let the run wait for its
  *              event, and take the time from CL_PROFILING_COMMAND_END of the marker to that of event. */
