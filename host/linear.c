@@ -437,8 +437,9 @@ static clxent_status prepare(clxent_plan *plan, const clxent_tuning *tuning, uin
     const clxent_device *device = &plan->ctx->device;
     struct clxent_linear *l = calloc(1, sizeof *l);
     if (l == NULL) {
-        return clxent_fail(plan->ctx, CLXENT_ERROR_OUT_OF_HOST_MEMORY, "plan: malloc of %zu bytes failed",
-                           sizeof *l);
+        (void)clxent_fail(plan->ctx, CLXENT_ERROR_OUT_OF_HOST_MEMORY, "plan: malloc of %zu bytes failed",
+                          sizeof *l);
+        return CLXENT_ERROR_OUT_OF_HOST_MEMORY;
     }
     plan->linear = l;
     l->most_group = most_group;
