@@ -25,8 +25,8 @@ if not os.environ.get("CLXENT_TEST_INSTALLED"):
     sys.path.insert(0, os.path.join(ROOT, "tools", "python"))
 
 import clxent
-from clxent import _library
-from clxent._problem import _RESULTS, BFLOAT16
+from clxent import _library, _opencl
+from clxent._problem import _LINEAR_RESULTS, _RESULTS, BFLOAT16
 from oracle import batch, oracle, store, values_of
 
 try:
@@ -89,19 +89,68 @@ class Case(unittest.TestCase):
         self.holds(found, want, dtype)
         return found
 
-    def passed(self, *args, **options):
-        """The desc and the arrays that cross_entropy() would give to the library: kernels take a second to compile."""
+    def passed(self, *args, function=clxent.cross_entropy, **options):
+        """The desc and the arrays that function would give to the library: kernels take a second to compile."""
         with mock.patch.object(_library, "run_host") as run_host:
-            clxent.cross_entropy(*args, **options)
+            function(*args, **options)
         ((_, desc, _, (arrays, _)),) = (call[0] for call in run_host.call_args_list)
         return desc, arrays
 
-    def raises(self, error, text, *args, **options):
+    def raises(self, error, text, *args, function=clxent.cross_entropy, **options):
         with self.assertRaisesRegex(error, text):
-            clxent.cross_entropy(*args, **options)
+            function(*args, **options)
 
 
 X, Y = batch(1, (2, 5, 33))
+
+
+# ---- Linear cross-entropy ---------------------------------------------------------------------
+
+
+class LinearCase(Case):
+    ERRORS = {"f32": 1e-5, "bf16": 2.0**-8}
+
+    def holds_linear(self, found, h, w, y, b=None, dtype="f32", **options):
+        """Every result is that of all logits in double."""
+        h, w, y, b = (
+            None if array is None else np.asarray(array, "f8" if i != 2 else None)
+            for i, array in enumerate((h, w, y, b))
+        )
+        told = {{"weight": "class_weights"}.get(name, name): value for name, value in options.items()}
+        want = {
+            name: value[0] if isinstance(value, tuple) else value
+            for name, value in oracle(h @ w.T + (0 if b is None else b), y, f64=True, **told).items()
+        }
+        if options.get("reduction") == "none":
+            want["loss"] = want["losses"]
+        d, rows = want.pop("grad").reshape(-1, len(w)), h.reshape(-1, h.shape[-1])
+        want["hidden_gradient"], want["weight_gradient"] = (d @ w).reshape(h.shape), d.T @ rows
+        want["bias_gradient"] = d.sum(0)
+        for name, got in found.items():
+            with self.subTest(result=name):
+                value, error = np.asarray(want[name], "f8"), self.ERRORS[dtype]
+                self.assertEqual(got.shape, value.shape)
+                if dtype == "bf16" and got.dtype == BFLOAT16:
+                    got = values_of(got.view("u2"), dtype)
+                elif got.dtype.kind == "f":
+                    self.assertEqual(got.dtype, "f4")
+                    error = self.ERRORS["f32"]
+                np.testing.assert_allclose(got, value, error, error * np.abs(value).max())
+
+    def linear(self, h, w, y, b=None, outputs=(), **options):
+        """linear_cross_entropy() of gradients and outputs, held to all logits in double."""
+        found = clxent.linear_cross_entropy(h, w, y, b, return_grad=True, outputs=outputs, **options)
+        names = ["loss", "hidden_gradient", "weight_gradient", *([] if b is None else ["bias_gradient"])]
+        results = found if outputs else dict(zip(names, found))
+        self.assertEqual(list(results), [*names, *outputs])
+        options.pop("workspace_limit", None)
+        self.holds_linear(results, h, w, y, b, **options)
+        return results
+
+
+_random = np.random.RandomState(9)
+HIDDEN, WEIGHT, BIAS = (_random.normal(size=shape).astype("f4") for shape in ((2, 5, 9), (33, 9), (33,)))
+LINEAR_OUTPUTS = ("losses", "lse", "argmax", "correct", "counted")
 
 
 class Library(Case):
@@ -130,11 +179,17 @@ class Library(Case):
                     self.assertEqual(text.value.decode().split()[0], name)
 
     def test_every_array_is_where_the_library_has_it(self):
+        given = "weight", "row_weights", "grad_entropy", "grad_lse"
+        inputs = set("targets class_weights row_weights grad_entropy grad_lse".split())
+        results = {name for name in _RESULTS if name != "bad_targets"}
+        self.names_arrays(clxent._problem.Problem(X, Y, results, given), inputs | {"logits"} | results)
+        results = {name for name in _LINEAR_RESULTS if name != "bad_targets"}
+        problem = clxent._problem.Problem(HIDDEN, Y, results, (*given, "linear_bias"), linear_weight=WEIGHT)
+        self.names_arrays(problem, inputs | {"hidden", "weight", "bias"} | results)
+
+    def names_arrays(self, problem, want):
         """What is missing is named, one after another."""
-        desc = clxent._problem.Problem(
-            X, Y, [name for name in _RESULTS if name != "bad_targets"], ("weight", "row_weights")
-        ).desc
-        desc.has_grad_entropy = desc.has_grad_lse = 1
+        desc = problem.desc
         args = _library.new(_library.library.clxent_host_args_init, _library.HostArgs)
         room = np.zeros(1000, "f8")
         named = set()
@@ -147,11 +202,7 @@ class Library(Case):
             named.add(name)
             setattr(args, name, _library.Array(room.ctypes.data, 8 * room.size))
         self.assertIn("overlaps", str(caught.exception))
-        self.assertEqual(
-            named,
-            set("logits targets class_weights row_weights grad_entropy grad_lse".split())
-            | set(_RESULTS) - {"bad_targets"},
-        )
+        self.assertEqual(named, want)
 
     def test_statuses(self):
         for status, error in (
@@ -411,8 +462,112 @@ class NumPy(Case):
         self.assertEqual(os.waitpid(child, 0)[1], 0)
 
 
+class Linear(LinearCase):
+    def test_options_and_results(self):
+        all_of_it = self.linear(HIDDEN, WEIGHT, Y, BIAS, outputs=LINEAR_OUTPUTS)
+        # Chunks of fewer rows. What the least is, the error has.
+        text = r"workspace_limit is 1: takes at least (\d+) bytes"
+        with self.assertRaisesRegex(ValueError, text) as caught:
+            clxent.linear_cross_entropy(HIDDEN, WEIGHT, Y, BIAS, workspace_limit=1, return_grad=True)
+        least = int(re.search(text, str(caught.exception)).group(1))
+        cut = self.linear(HIDDEN, WEIGHT, Y, BIAS, outputs=LINEAR_OUTPUTS, workspace_limit=least + 1000)
+        for name in ("loss", "hidden_gradient", *LINEAR_OUTPUTS):
+            np.testing.assert_array_equal(cut[name], all_of_it[name])
+        upstream = np.linspace(-1, 1, 10).reshape(2, 5)
+        options = {"reduction": "none", "ignore_index": 11, "z_loss": 1e-3, "shift": 1}
+        options.update(grad_output=upstream, row_weights=upstream + 1)
+        self.linear(HIDDEN, WEIGHT, np.maximum(Y, 0), outputs=LINEAR_OUTPUTS, **options)
+
+    def test_options_are_those_of_cross_entropy(self):
+        rows = np.linspace(-1, 1, 10).reshape(2, 5)
+        own = "op outputs dtype gradient_dtype hidden_gradient_dtype weight_gradient_dtype bias_gradient_dtype".split()
+        for options in (
+            {"weight": np.arange(33), "row_weights": 2, "label_smoothing": 0.1, "z_loss": 0.2, "logit_scale": 0.3},
+            {"softcap": 30, "shift": 1, "grad_entropy": rows, "grad_lse": rows, "reduction": "sum", "denominator": 3},
+            {"ignore_index": 5, "reduction": "none", "grad_output": rows},
+            {"ignore_index": None},
+        ):
+            want, arrays = self.passed(X, Y, return_grad=True, **options)
+            got = self.passed(HIDDEN, WEIGHT, Y, function=clxent.linear_cross_entropy, return_grad=True, **options)
+            for name, _ in _library.Desc._fields_:
+                if name not in (*own, "features"):
+                    self.assertEqual(getattr(got[0], name), getattr(want, name), name)
+            self.assertEqual(set(got[1]), set(arrays) - {"logits"} | {"hidden", "weight"})
+            for name in set(arrays) - {"logits"}:
+                np.testing.assert_array_equal(got[1][name], arrays[name])
+
+    def test_dtypes_and_out(self):
+        def bf16(array):
+            return store(array.astype("f8"), "bf16").view(BFLOAT16)
+
+        q = np.random.RandomState(3).dirichlet(np.ones(33), (2, 5)).astype("f4")
+        arrays = tuple(map(bf16, (HIDDEN, WEIGHT, BIAS)))
+        own = np.empty(HIDDEN.shape, "u2").view(BFLOAT16)
+        names = "hidden_gradient", "lse"
+        options = {"outputs": names, "out": {"hidden_gradient": own}}
+        found = clxent.linear_cross_entropy(*arrays[:2], Y, arrays[2], **options)
+        self.assertTrue(found["hidden_gradient"] is own)
+        h, w, b = (values_of(array.view("u2"), "bf16") for array in arrays)
+        self.holds_linear(found, h, w, Y, b, "bf16")
+        out = {"weight_gradient": np.empty(WEIGHT.shape, "f4"), "bias_gradient": np.empty(33, "f2")}
+        options = {"function": clxent.linear_cross_entropy, "return_grad": True, "out": out}
+        desc, _ = self.passed(*arrays[:2], Y, arrays[2], **options)
+        kinds = desc.hidden_gradient_dtype, desc.weight_gradient_dtype, desc.bias_gradient_dtype
+        self.assertEqual(kinds, (3, 1, 2))
+        for hidden, targets, dtype, kind in (
+            ("f4", "f4", 1, 5),
+            ("f4", "f8", 1, 5),
+            ("f2", "f2", 2, 5),
+            ("f8", "f4", 4, 4),
+            ("f8", "f8", 4, 5),
+            (">f4", "f4", 1, 5),
+        ):
+            with self.subTest(hidden=hidden, targets=targets):
+                h, w = HIDDEN.astype(hidden), WEIGHT.astype(hidden)
+                desc, passed = self.passed(h, w, q.astype(targets), function=clxent.linear_cross_entropy)
+                self.assertEqual((desc.dtype, desc.target_type), (dtype, kind))
+                self.assertEqual(passed["targets"].itemsize, 8 if targets == hidden == "f8" else 4)
+                np.testing.assert_array_equal(passed["hidden"], h)
+        desc, passed = self.passed(HIDDEN, WEIGHT, Y, BIAS, function=clxent.linear_cross_entropy)
+        for name, array in (("hidden", HIDDEN), ("weight", WEIGHT), ("bias", BIAS)):
+            self.assertEqual(passed[name].ctypes.data, array.ctypes.data)
+        try:
+            import ml_dtypes
+        except ImportError:
+            return
+        h, w, b = (array.view(ml_dtypes.bfloat16) for array in arrays)
+        again = clxent.linear_cross_entropy(h, w, Y, b, outputs=names)["hidden_gradient"]
+        self.assertEqual(again.dtype, h.dtype)
+        np.testing.assert_array_equal(again.view("u2"), own.view("u2"))
+        q = q.astype(h.dtype)
+        passed = self.passed(h, w, q, function=clxent.linear_cross_entropy)[1]["targets"]
+        self.assertEqual(passed.dtype, "f4")
+        np.testing.assert_array_equal(passed, q.astype("f4"))
+
+    def test_errors_name_the_argument(self):
+        for error, text, args, options in (
+            (TypeError, "hidden is int64: takes float16", (Y, WEIGHT, Y), {}),
+            (ValueError, r"hidden has shape \(\): takes an axis of features", (np.float32(1), WEIGHT, 0), {}),
+            (TypeError, "linear_weight is None", (HIDDEN, None, Y), {}),
+            (TypeError, "linear_weight is float64: takes float32", (HIDDEN, WEIGHT.astype("f8"), Y), {}),
+            (ValueError, r"linear_weight has shape \(9, 33\): takes .* 9 features", (HIDDEN, WEIGHT.T, Y), {}),
+            (ValueError, r"linear_bias has shape \(9,\): takes \(33,\)", (HIDDEN, WEIGHT, Y, BIAS[:9]), {}),
+            (ValueError, r"targets has shape \(2, 4\): takes class indices", (HIDDEN, WEIGHT, Y[:, 1:]), {}),
+            (ValueError, r"targets has .* takes prob.* \(2, 5, 33\)", (HIDDEN, WEIGHT, HIDDEN), {}),
+            (IndexError, r"targets: row 0 is 33, must be in \[0, 33\)", (HIDDEN, WEIGHT, Y * 0 + 33), {}),
+            (ValueError, "outputs has 'softmax': takes losses", (HIDDEN, WEIGHT, Y), {"outputs": "softmax"}),
+            (ValueError, "outputs has 'bias_gradient': takes", (HIDDEN, WEIGHT, Y), {"outputs": "bias_gradient"}),
+            (ValueError, "out has 'gradient': takes loss", (HIDDEN, WEIGHT, Y), {"out": {"gradient": X}}),
+            (ValueError, "grad_lse is given: takes a gradient", (HIDDEN, WEIGHT, Y), {"grad_lse": 1}),
+            (ValueError, "workspace_limit is -1: takes 0 to", (HIDDEN, WEIGHT, Y), {"workspace_limit": -1}),
+            (ValueError, "queue is given: takes pyopencl Arrays as hidden", (HIDDEN, WEIGHT, Y), {"queue": 1}),
+            (ValueError, "features is 0: takes 1", (HIDDEN[..., :0], WEIGHT[:, :0], Y), {}),
+        ):
+            self.raises(error, text, *args, function=clxent.linear_cross_entropy, **options)
+
+
 @unittest.skipIf(pyopencl is None, "no PyOpenCL")
-class PyOpenCL(Case):
+class PyOpenCL(LinearCase):
     def setUp(self):
         self.context = pyopencl.create_some_context(interactive=False)
         self.queue = pyopencl.CommandQueue(self.context)
@@ -643,6 +798,81 @@ class PyOpenCL(Case):
         for thread in threads:
             thread.join()
         self.assertEqual(len(right), 4 * 20 * 2)
+
+    def test_linear(self):
+        args = HIDDEN, WEIGHT, Y, BIAS
+        options = {"return_grad": True, "outputs": LINEAR_OUTPUTS}
+        want = clxent.linear_cross_entropy(*args, **options)
+        arrays = [self.put(array) for array in args]
+        got = clxent.linear_cross_entropy(*arrays, **options)
+        self.assertEqual(list(got), list(want))
+        for name, array in got.items():
+            np.testing.assert_array_equal(array.get(), want[name])
+        hidden, weight, targets, bias = arrays
+        own = {"linear_weight": weight, "linear_bias": bias}
+        plan = clxent.Plan(hidden, targets, **own)
+        with self.held() as start:
+            weight.add_event(start)
+            found = plan(hidden, targets, **own)
+            self.queue.flush()
+            time.sleep(0.2)
+            self.assertFalse(self.complete(found["loss"].events[-1]))
+            start.set_status(pyopencl.command_execution_status.COMPLETE)
+            self.assertEqual(list(found), list(want)[:4])
+            for name, array in found.items():
+                np.testing.assert_array_equal(array.get(), want[name])
+        with self.assertRaisesRegex(ValueError, "linear_bias is NoneType: takes one, as the plan was made"):
+            plan(hidden, targets, linear_weight=weight)
+        for text, call in (
+            ("linear_bias is Array: takes None without", lambda: clxent.Plan(self.x, self.y, linear_bias=bias)),
+            ("linear_weight is Array: takes None", lambda: clxent.Plan(self.x, self.y)(self.x, self.y, **own)),
+            ("axis is 0: takes -1", lambda: clxent.Plan(hidden[0], targets[0], axis=0, **own)),
+            ("batch is 2: .* features", lambda: clxent.Plan(hidden[0, 0], targets[0, 0], batch=2, **own)),
+            (r"hidden is .* takes float32 of shape \(2, 5, 9\)", lambda: plan(self.x, targets, **own)),
+            ("device is 'cpu'", lambda: clxent.linear_cross_entropy(*arrays, device="cpu")),
+        ):
+            with self.assertRaisesRegex(ValueError, text):
+                call()
+        with self.assertRaisesRegex(TypeError, "hidden is ndarray: takes a pyopencl.array.Array"):
+            clxent.Plan(HIDDEN, targets, **own)
+
+    def test_linear_in_parts(self):
+        """Row results have the bits of one run; what is summed over the rows differs by rounding."""
+        want = clxent.linear_cross_entropy(HIDDEN, WEIGHT, Y, BIAS, return_grad=True, outputs=LINEAR_OUTPUTS)
+        hidden, targets = self.put(HIDDEN), self.put(Y)
+        own = {"linear_weight": self.put(WEIGHT), "linear_bias": self.put(BIAS)}
+        plan = clxent.Plan(hidden[:1], targets, batch=2, outputs=list(want), **own)
+        weight_gradient = self.put(np.full(WEIGHT.shape, np.nan, "f4"))
+        run = plan.parts(targets, out={"weight_gradient": weight_gradient}, **own)
+        parts = []
+        for i in range(2):
+            found = run(hidden[i : i + 1])
+            parts.append(found["hidden_gradient"].get())
+        self.assertTrue(found["weight_gradient"] is weight_gradient)
+        found = {**{name: array.get() for name, array in found.items()}, "hidden_gradient": np.concatenate(parts)}
+        for name in ("loss", "hidden_gradient", *LINEAR_OUTPUTS):
+            np.testing.assert_array_equal(found[name], want[name])
+        self.holds_linear(found, HIDDEN, WEIGHT, Y, BIAS)
+
+        q = np.random.RandomState(3).dirichlet(np.ones(33), (2, 5)).astype("f4")
+        plan = clxent.Plan(hidden[:1], self.put(q[:1]), batch=2, outputs=["loss", "lse"], **own)
+        run = plan.parts(**own)
+        for i in range(2):
+            found = run(hidden[i : i + 1], self.put(q[i : i + 1]))
+        self.holds_linear({name: array.get() for name, array in found.items()}, HIDDEN, WEIGHT, q, BIAS)
+
+    def test_a_large_workspace_is_that_of_one_plan(self):
+        def workspace(plan):
+            with plan._workspaces.lock:
+                return plan._workspaces.of(self.queue)[0].int_ptr
+
+        plans = [clxent.Plan(self.x, self.y) for _ in range(2)]
+        self.assertEqual(*map(workspace, plans))
+        with mock.patch.object(_opencl._Compiled, "MOST_SHARED", 0):
+            plans = [clxent.Plan(self.x, self.y) for _ in range(2)]
+        self.assertNotEqual(*map(workspace, plans))
+        self.assertEqual(workspace(plans[0]), workspace(plans[0]))
+        self.assertIs(plans[0]._compiled, plans[1]._compiled)
 
     def test_bad_targets_are_reported_on_the_device(self):
         y = Y.copy()

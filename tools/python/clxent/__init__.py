@@ -5,22 +5,22 @@ clxent.tinygrad for tinygrad.
 The functions compute NumPy arrays (what numpy.asarray() takes) in one blocking call. C-contiguous arrays are read
 where they are, others are copied first. Calls release Python's interpreter lock; any thread may make them.
 
-Given a pyopencl Array as logits they only enqueue: all arrays are pyopencl Arrays then, C-contiguous and of the dtypes
-below, nothing is copied or waited for, and the results carry the events that complete them.
+Given a pyopencl Array as logits or hidden states they only enqueue: all arrays are pyopencl Arrays then, C-contiguous and of
+the dtypes below, nothing is copied or waited for, and the results carry the events that complete them.
 
-Logits are float16, bfloat16 (of ml_dtypes), float32 or float64. "real" below is float32, for float64 logits float64.
-"rows" is the shape of the logits without the class axis.
+Logits and hidden states are float16, bfloat16 (of ml_dtypes), float32 or float64. "real" below is float32, for float64 ones
+float64. "rows" is the shape of the logits without the class axis, or of the hidden states without the last.
 """
 
-from typing import Any, Dict, Iterable, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
 from . import _library, _opencl
 from ._opencl import Parts, Plan
-from ._problem import Problem
+from ._problem import GRADIENTS, Problem, gradients, name_of
 
-__all__ = ["Parts", "Plan", "cross_entropy", "log_softmax", "softmax"]
+__all__ = ["Parts", "Plan", "cross_entropy", "linear_cross_entropy", "log_softmax", "softmax"]
 __version__ = _library.library.clxent_version().decode()
 
 
@@ -87,8 +87,6 @@ def cross_entropy(
     gradient are NaN, and bad_targets has the row. ValueError and TypeError name the argument, what it is and what it
     takes. RuntimeError is the driver's, NotImplementedError what the device cannot do, MemoryError as everywhere.
     """
-    names = {"loss": "losses"} if reduction == "none" else {}  # what it is called in the library
-    wanted = ["loss", *(["gradient"] if return_grad else []), *([outputs] if isinstance(outputs, str) else outputs)]
     given = {
         "weight": weight,
         "row_weights": row_weights,
@@ -97,12 +95,13 @@ def cross_entropy(
         "grad_entropy": grad_entropy,
         "grad_lse": grad_lse,
     }
-    results = _run(
+    return _loss(
         logits,
         targets,
-        [names.get(name, name) for name in wanted],
+        ["gradient"] if return_grad else [],
+        outputs,
         given,
-        {names.get(name, name): array for name, array in (out or {}).items()},
+        out or {},
         (device, queue, wait_for),
         ignore_index=ignore_index,
         reduction=reduction,
@@ -113,10 +112,89 @@ def cross_entropy(
         shift=shift,
         axis=axis,
     )
-    found = {name: results[names.get(name, name)] for name in wanted}
-    if outputs:
-        return found
-    return (found["loss"], found["gradient"]) if return_grad else found["loss"]
+
+
+def linear_cross_entropy(
+    hidden: Any,
+    linear_weight: Any,
+    targets: Any,
+    linear_bias: Any = None,
+    *,
+    weight: Any = None,
+    ignore_index: Optional[int] = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    logit_scale: float = 1.0,
+    softcap: float = 0.0,
+    shift: int = 0,
+    row_weights: Any = None,
+    denominator: Any = None,
+    grad_output: Any = None,
+    grad_entropy: Any = None,
+    grad_lse: Any = None,
+    workspace_limit: int = 0,
+    return_grad: bool = False,
+    outputs: Sequence[str] = (),
+    out: Optional[Mapping[str, Any]] = None,
+    device: Optional[str] = None,
+    queue: Any = None,
+    wait_for: Optional[Iterable[Any]] = None,
+) -> Any:
+    """Cross-entropy of the logits hidden @ linear_weight.T + linear_bias and targets, with all gradients. The logits of a few
+    rows are in memory at a time. Names and meanings are those of torch.nn.functional.linear_cross_entropy.
+
+    hidden           [..., features]
+    linear_weight    [classes, features] of hidden's dtype
+    targets          [rows] class indices, as cross_entropy() has them, or [..., classes] probabilities (real or float32; NumPy
+                     arrays of other floats are converted)
+    linear_bias      [classes] of hidden's dtype
+    weight           [classes] real: a weight for each class
+    workspace_limit  bytes of memory that logits and sums may take on the device. Less takes more time. 0: those of 2,048
+                     rows, of NumPy arrays about 1 GiB
+    return_grad      computes the gradients of the loss with respect to hidden, linear_weight and linear_bias, too
+    outputs          more results by name: hidden_gradient [..., features], weight_gradient [classes, features] and
+                     bias_gradient [classes] in hidden's dtype; losses, lse, entropy [rows] real; argmax [rows] int64;
+                     correct, counted [] uint64; computed_denominator [] real; bad_targets []
+    out              arrays to write results to, by name. Gradients may have another dtype: float16, bfloat16 or float32, of
+                     float64 hidden states float32
+
+    The other arguments, and errors, are those of cross_entropy(). Logits are real, never rounded to hidden's dtype.
+
+    Returns the loss, [] or for "none" [rows] real; with return_grad the tuple (loss, hidden_gradient, weight_gradient), and
+    bias_gradient at its end where there is a linear_bias; with outputs a dict of them all.
+
+    All results but weight_gradient and bias_gradient have the same bits whatever workspace_limit is.
+    """
+    given = {
+        "linear_weight": linear_weight,
+        "linear_bias": linear_bias,
+        "weight": weight,
+        "row_weights": row_weights,
+        "denominator": denominator,
+        "grad_output": grad_output,
+        "grad_entropy": grad_entropy,
+        "grad_lse": grad_lse,
+    }
+    if linear_weight is None:
+        raise TypeError("linear_weight is None: takes an array [classes, features]")
+    return _loss(
+        hidden,
+        targets,
+        gradients(linear_weight, linear_bias) if return_grad else [],
+        outputs,
+        given,
+        out or {},
+        (device, queue, wait_for),
+        ignore_index=ignore_index,
+        reduction=reduction,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        logit_scale=logit_scale,
+        softcap=softcap,
+        shift=shift,
+        workspace_limit=workspace_limit,
+    )
 
 
 def softmax(
@@ -153,6 +231,34 @@ def log_softmax(
 # ---- NumPy ------------------------------------------------------------------------------------
 
 
+def _loss(
+    x: Any,
+    targets: Any,
+    grads: List[str],
+    outputs: Sequence[str],
+    given: Dict[str, Any],
+    out: Mapping[str, Any],
+    where: Tuple[Optional[str], Any, Optional[Iterable[Any]]],
+    **options: Any,
+) -> Any:
+    """What cross_entropy() and linear_cross_entropy() return."""
+    names = {"loss": "losses"} if options["reduction"] == "none" else {}  # what it is called in the library
+    wanted = ["loss", *grads, *([outputs] if isinstance(outputs, str) else outputs)]
+    results = _run(
+        x,
+        targets,
+        [names.get(name, name) for name in wanted],
+        given,
+        {names.get(name, name): array for name, array in out.items()},
+        where,
+        **options,
+    )
+    found = {name: results[names.get(name, name)] for name in wanted}
+    if outputs:
+        return found
+    return tuple(found[name] for name in ("loss", *grads)) if grads else found["loss"]
+
+
 def _of_logits(
     name: str, logits: Any, axis: int, logit_scale: float, softcap: float, out: Any, where: Tuple[Any, Any, Any]
 ) -> Any:
@@ -162,7 +268,7 @@ def _of_logits(
 
 
 def _run(
-    logits: Any,
+    x: Any,
     targets: Any,
     results: Iterable[str],
     given: Dict[str, Any],
@@ -172,27 +278,33 @@ def _run(
 ) -> Dict[str, Any]:
     given = {name: array for name, array in given.items() if array is not None}
     device, queue, wait_for = where
-    if "gradient" in out:
-        options["gradient_dtype"] = getattr(out["gradient"], "dtype", None)
-    if _opencl.is_array(logits):
+    for name in GRADIENTS:
+        if name in out:
+            options[name + "_dtype"] = getattr(out[name], "dtype", None)
+    if _opencl.is_array(x):
         if device is not None:
             raise ValueError("device is %r: takes None with pyopencl Arrays, which have one" % (device,))
         planned = {name: array for name, array in given.items() if name in _opencl.PLANNED}
-        plan = Plan(logits, targets, outputs=results, queue=queue, **planned, **options)
-        return plan(logits, targets, out=out, queue=queue, wait_for=wait_for, **given)
+        plan = Plan(x, targets, outputs=results, queue=queue, **planned, **options)
+        return plan(x, targets, out=out, queue=queue, wait_for=wait_for, **given)
 
+    linear = "linear_weight" in given
     for name, value in (("queue", queue), ("wait_for", wait_for)):
         if value is not None:
-            raise ValueError("%s is given: takes pyopencl Arrays as logits" % name)
-    x = _readable(np.asarray(logits))
-    y = None if targets is None else _target_array(np.asarray(targets), x.dtype)
+            raise ValueError("%s is given: takes pyopencl Arrays as %s" % (name, "hidden" if linear else "logits"))
+    x = _readable(np.asarray(x))
+    if linear:
+        options["linear_weight"] = given["linear_weight"] = np.asarray(given["linear_weight"])
+    soft = np.dtype("f8" if x.dtype == np.float64 else "f4") if linear else x.dtype
+    y = None if targets is None else _target_array(np.asarray(targets), soft)
     problem = Problem(x, y, results, given, **options)
-    arrays = {"logits": x}
+    arrays = {problem.x: x}
     if y is not None:
         arrays["targets"] = y
     for name, value in given.items():
-        field, shape = problem.inputs[name]
-        arrays[field] = _input_array(name, value, problem.real, shape)
+        field, shape, dtype = problem.inputs[name]
+        read = _parameter_array if name in ("linear_weight", "linear_bias") else _input_array
+        arrays[field] = read(name, value, dtype, shape)
     problem.check_names("out", out)
     made = {}
     for name, (shape, dtype) in problem.results.items():
@@ -210,10 +322,11 @@ def _readable(array: np.ndarray) -> np.ndarray:
     return np.require(array, array.dtype.newbyteorder("="), ["C", "A"])
 
 
-def _target_array(array: np.ndarray, logits: np.dtype) -> np.ndarray:
+def _target_array(array: np.ndarray, own: np.dtype) -> np.ndarray:
+    """own: the dtype of probabilities that the library takes besides float32."""
     dtype = array.dtype.newbyteorder("=")
-    if dtype.kind == "f" and dtype not in (np.float32, logits):
-        dtype = np.dtype("f8" if logits == np.float64 else "f4")
+    if (dtype.kind == "f" or dtype.name == "bfloat16") and dtype not in (np.float32, own):
+        dtype = np.dtype("f8" if own == np.float64 else "f4")
     if dtype == np.uint64:
         # As int64 the largest would be negative, and one of them the ignored one.
         for row in np.flatnonzero(array.reshape(-1) > np.uint64(2**63 - 1))[:1]:
@@ -228,6 +341,15 @@ def _input_array(name: str, value: Any, dtype: np.dtype, shape: Tuple[int, ...])
     if array.shape not in ((), shape):
         raise ValueError("%s has shape %s: takes %s" % (name, array.shape, shape))
     return _readable(np.broadcast_to(array.astype(dtype, copy=False), shape))
+
+
+def _parameter_array(name: str, value: Any, dtype: np.dtype, shape: Tuple[int, ...]) -> np.ndarray:
+    array = _readable(np.asarray(value))
+    if array.dtype != dtype:
+        raise TypeError("%s is %s: takes %s, as hidden is" % (name, array.dtype, name_of(dtype)))
+    if array.shape != shape:
+        raise ValueError("%s has shape %s: takes %s" % (name, array.shape, shape))
+    return array
 
 
 def _output_array(name: str, array: Any, dtype: np.dtype, shape: Tuple[int, ...]) -> np.ndarray:

@@ -11,10 +11,10 @@ from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
 import numpy as np
 
 from . import _library
-from ._problem import Problem
+from ._problem import GRADIENTS, Problem, gradients
 
 # The optional inputs that are a part of a plan: its runs have them, or none has.
-PLANNED = ("weight", "row_weights", "grad_entropy", "grad_lse")
+PLANNED = ("weight", "row_weights", "grad_entropy", "grad_lse", "linear_weight", "linear_bias")
 WHOLE, FIRST, MIDDLE, LAST = range(4)  # of clxent_args.part
 
 
@@ -23,28 +23,43 @@ def is_array(value: Any) -> bool:
     return module is not None and isinstance(value, module.Array)
 
 
-class _Compiled:
-    """A plan of the library with a workspace for each queue."""
+class _Workspaces:
+    """A workspace for each queue, of which runs use one at a time."""
 
     MOST_QUEUES = 8  # workspaces that are dropped live until their runs end: OpenCL sees to that
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.lock = threading.Lock()
+        self._of_queues: Dict[int, Tuple[Any, List[Any]]] = {}
+
+    def of(self, queue: Any) -> Tuple[Any, List[Any]]:
+        """The queue's buffer, and the event of the last run that uses it: a queue may run out of order."""
+        import pyopencl
+
+        if queue.int_ptr not in self._of_queues:
+            if len(self._of_queues) >= self.MOST_QUEUES:
+                self._of_queues.clear()
+            flags = pyopencl.mem_flags.READ_WRITE
+            buffer = pyopencl.Buffer(queue.context, flags, self.size) if self.size else None
+            self._of_queues[queue.int_ptr] = buffer, []
+        return self._of_queues[queue.int_ptr]
+
+
+class _Compiled:
+    """A plan of the library, kept for others of the same desc."""
+
+    # Bytes. A larger workspace, such as that of linear cross-entropy, would be lost to the caller for as long as the plan
+    # is kept: it belongs to one Plan.
+    MOST_SHARED = 1 << 24
 
     def __init__(self, context: _library.Handle, desc: bytes) -> None:
         self.handle = _library.make_plan(context, _library.Desc.from_buffer_copy(desc))
         self.workspace_size = _library.library.clxent_plan_workspace_size(self.handle)
-        self.lock = threading.Lock()
-        self._workspaces: Dict[int, Tuple[Any, List[Any]]] = {}
+        self._shared = _Workspaces(self.workspace_size)
 
-    def workspace(self, queue: Any) -> Tuple[Any, List[Any]]:
-        """The queue's buffer, and the event of the last run that uses it: a queue may run out of order."""
-        import pyopencl
-
-        if queue.int_ptr not in self._workspaces:
-            if len(self._workspaces) >= self.MOST_QUEUES:
-                self._workspaces.clear()
-            flags = pyopencl.mem_flags.READ_WRITE
-            buffer = pyopencl.Buffer(queue.context, flags, self.workspace_size) if self.workspace_size else None
-            self._workspaces[queue.int_ptr] = buffer, []
-        return self._workspaces[queue.int_ptr]
+    def workspaces(self) -> _Workspaces:
+        return self._shared if self.workspace_size <= self.MOST_SHARED else _Workspaces(self.workspace_size)
 
 
 # What is kept retains its cl_context: no other can have the same pointer meanwhile.
@@ -59,17 +74,21 @@ def _compiled(context: _library.Handle, desc: bytes) -> _Compiled:
 
 
 class Plan:
-    """cross_entropy() in a loop over pyopencl Arrays of one shape: everything slow happens here.
+    """cross_entropy() or linear_cross_entropy() in a loop over pyopencl Arrays of one shape: everything slow happens here.
 
-    logits, targets             Arrays of the shapes and dtypes that every run has
-    weight, row_weights,        likewise; those not given are not part of the plan
+    logits, targets             Arrays of the shapes and dtypes that every run has. With linear_weight logits are the
+                                hidden states of linear_cross_entropy()
+    linear_weight, linear_bias, likewise; those not given are not part of the plan
+    weight, row_weights,
     grad_entropy, grad_lse
-    outputs                     what a run returns: "loss" (with reduction "none" "losses"), "gradient" and the names of
-                                outputs of cross_entropy(). targets may be None where they depend on the logits alone
+    outputs                     what a run returns: "loss" (with reduction "none" "losses"), "gradient" or those of hidden
+                                states, weight and bias, and the names of outputs of the function. targets may be None where
+                                they depend on the logits alone. Default: loss and gradients
     batch                       length of the first axis of the batch that parts() computes; logits are one of its parts,
                                 and so are probabilities as targets
     queue                       of the context and device; default is that of logits
-    options                     those of cross_entropy(), from ignore_index to axis; gradient_dtype
+    options                     those of the function, from ignore_index to axis or workspace_limit; gradient_dtype, or
+                                hidden_gradient_dtype, weight_gradient_dtype, bias_gradient_dtype
 
     strategy (of the library, for people) and workspace_size (bytes for each queue) are attributes.
     """
@@ -79,21 +98,29 @@ class Plan:
         logits: Any,
         targets: Any = None,
         *,
-        outputs: Iterable[str] = ("loss", "gradient"),
+        outputs: Optional[Iterable[str]] = None,
         weight: Any = None,
         row_weights: Any = None,
         grad_entropy: Any = None,
         grad_lse: Any = None,
+        linear_weight: Any = None,
+        linear_bias: Any = None,
         batch: Optional[int] = None,
         queue: Any = None,
         **options: Any,
     ) -> None:
-        planned = dict(zip(PLANNED, (weight, row_weights, grad_entropy, grad_lse)))
+        planned = dict(zip(PLANNED, (weight, row_weights, grad_entropy, grad_lse, linear_weight, linear_bias)))
         given = {name: array for name, array in planned.items() if array is not None}
-        for name, array in (("logits", logits), ("targets", targets)):
-            if not is_array(array) and not (name == "targets" and array is None):
+        x = "logits" if linear_weight is None else "hidden"
+        for name, array in ((x, logits), ("targets", targets), ("linear_weight", linear_weight)):
+            if not is_array(array) and not (name != x and array is None):
                 raise TypeError("%s is %s: takes a pyopencl.array.Array" % (name, type(array).__name__))
-        self._problem = Problem(logits, targets, outputs, given, batch=batch, **options)
+        if linear_weight is None and linear_bias is not None:
+            raise ValueError("linear_bias is %s: takes None without linear_weight" % type(linear_bias).__name__)
+        if outputs is None:
+            losses = "losses" if options.get("reduction") == "none" else "loss"
+            outputs = [losses, *gradients(linear_weight, linear_bias)]
+        self._problem = Problem(logits, targets, outputs, given, linear_weight=linear_weight, batch=batch, **options)
         self._target_dtype: Any = None if targets is None else targets.dtype
         self._given = set(given)
         queue = _queue(queue, logits)
@@ -101,6 +128,7 @@ class Plan:
         self._compiled = _compiled(context, bytes(self._problem.desc))
         self.strategy = _library.library.clxent_plan_strategy(self._compiled.handle).decode()
         self.workspace_size = self._compiled.workspace_size
+        self._workspaces = self._compiled.workspaces()
 
     def __call__(
         self,
@@ -113,6 +141,8 @@ class Plan:
         grad_output: Any = None,
         grad_entropy: Any = None,
         grad_lse: Any = None,
+        linear_weight: Any = None,
+        linear_bias: Any = None,
         out: Optional[Mapping[str, Any]] = None,
         queue: Any = None,
         wait_for: Optional[Iterable[Any]] = None,
@@ -121,17 +151,16 @@ class Plan:
         the events of the Arrays, and for the run before it on the same queue."""
         problem, queue, out = self._problem, _queue(queue, logits), out or {}
         problem.check_names("out", out)
-        arrays = {"logits": _checked("logits", logits, problem.shape, problem.dtype)}
+        arrays = {problem.x: _checked(problem.x, logits, problem.shape, problem.dtype)}
         if self._target_dtype is not None:
-            shape = problem.shape if problem.soft_targets else problem.rows
-            arrays["targets"] = _checked("targets", targets, shape, self._target_dtype)
-        rest = denominator, grad_output
-        arrays.update(self._inputs((weight, row_weights, grad_entropy, grad_lse), *rest))
+            arrays["targets"] = _checked("targets", targets, problem.targets, self._target_dtype)
+        planned = weight, row_weights, grad_entropy, grad_lse, linear_weight, linear_bias
+        arrays.update(self._inputs(planned, denominator, grad_output))
         results = self._results(problem.results, problem.shape, out, queue, logits.allocator)
         args = _library.new(_library.library.clxent_args_init, _library.Args)
         events = list(wait_for or ()) + _set(args, {**arrays, **results})
-        with self._compiled.lock:
-            workspace, last = self._compiled.workspace(queue)
+        with self._workspaces.lock:
+            workspace, last = self._workspaces.of(queue)
             done = self._enqueue(_library.library.clxent_enqueue, queue, args, workspace, events + last)
             last[:] = [done]
         for array in results.values():
@@ -148,16 +177,19 @@ class Plan:
         grad_output: Any = None,
         grad_entropy: Any = None,
         grad_lse: Any = None,
+        linear_weight: Any = None,
+        linear_bias: Any = None,
         out: Optional[Mapping[str, Any]] = None,
         queue: Any = None,
         wait_for: Optional[Iterable[Any]] = None,
     ) -> "Parts":
-        """A batch whose logits come in parts, as those of micro-batches do: call what this returns with each of them, in
-        order. All results have the bits of one run of the whole batch.
+        """A batch whose logits or hidden states come in parts, as those of micro-batches do: call what this returns with each
+        of them, in order. All results but weight_gradient and bias_gradient have the bits of one run of the whole batch.
 
         targets and the other inputs are the whole batch's, and so are the Arrays of out but those in the logits' shape;
         probabilities as targets come with the logits. A mean without a denominator computes that of the batch here."""
-        inputs = self._inputs((weight, row_weights, grad_entropy, grad_lse), denominator, grad_output)
+        planned = weight, row_weights, grad_entropy, grad_lse, linear_weight, linear_bias
+        inputs = self._inputs(planned, denominator, grad_output)
         if self._target_dtype is not None and not self._problem.soft_targets:
             inputs["targets"] = _checked("targets", targets, self._problem.rows, self._target_dtype)
         elif targets is not None:
@@ -169,25 +201,25 @@ class Plan:
         found = {}
         given = {**dict(zip(PLANNED, planned)), "denominator": denominator, "grad_output": grad_output}
         for name, array in given.items():
-            field, shape = self._problem.inputs[name]
-            if array is not None:
-                found[field] = _checked(name, array, shape, self._problem.real)
+            if array is not None and name in self._problem.inputs:
+                field, shape, dtype = self._problem.inputs[name]
+                found[field] = _checked(name, array, shape, dtype)
             if name in PLANNED and (array is not None) != (name in self._given):
                 wanted = "takes one" if name in self._given else "takes None"
                 raise ValueError("%s is %s: %s, as the plan was made" % (name, type(array).__name__, wanted))
         return found
 
     def _results(
-        self, names: Iterable[str], logits: Tuple[int, ...], out: Mapping[str, Any], queue: Any, allocator: Any
+        self, names: Iterable[str], x: Tuple[int, ...], out: Mapping[str, Any], queue: Any, allocator: Any
     ) -> Dict[str, Any]:
-        """Arrays for results: those of out, or new ones. logits is the shape of a run's."""
+        """Arrays for results: those of out, or new ones. x is the shape of a run's logits or hidden states."""
         import pyopencl.array
 
         found = {}
         for name in names:
             shape, dtype = self._problem.results[name]
-            if name in self._problem.of_logits:
-                shape = logits
+            if name in self._problem.of_x:
+                shape = x
             if name in out:
                 found[name] = _checked("out[%r]" % name, out[name], shape, dtype)
             else:
@@ -217,17 +249,17 @@ class Parts:
 
         problem = plan._problem
         problem.check_names("out", out)
-        for name in problem.of_logits.intersection(out):
+        for name in problem.of_x.intersection(out):
             raise ValueError("out has %r: takes it with each part" % name)
         self.done = 0
         self._plan, self._inputs, self._queue = plan, inputs, queue
-        names = [name for name in problem.results if name not in problem.of_logits]
+        names = [name for name in problem.results if name not in problem.of_x]
         self._results = plan._results(names, (), out, queue, None)
         # Nothing else may use it between the parts.
         size, flags = plan.workspace_size, pyopencl.mem_flags.READ_WRITE
         self._workspace = pyopencl.Buffer(queue.context, flags, size) if size else None
         self._events = list(wait_for or ())
-        divides = problem.reduction == "mean" and {"loss", "gradient"}.intersection(problem.results)
+        divides = problem.reduction == "mean" and {"loss", *GRADIENTS}.intersection(problem.results)
         if divides and "denominator" not in inputs:
             made = pyopencl.array.empty(queue, (), problem.real)
             args = _library.new(_library.library.clxent_args_init, _library.Args)
@@ -249,24 +281,23 @@ class Parts:
         so is what is summed over the rows until the last part."""
         problem, plan, out = self._plan._problem, self._plan, out or {}
         for name in out:
-            if name not in problem.of_logits:
-                raise ValueError(
-                    "out has %r: takes results in the logits' shape, %s" % (name, sorted(problem.of_logits))
-                )
+            if name not in problem.of_x:
+                taken = problem.x, sorted(problem.of_x)
+                raise ValueError("out has %r: takes results in the shape of %s, %s" % (name, *taken))
         count = logits.shape[0] if is_array(logits) and logits.shape else 0
         left = problem.shape[0] - self.done
         if count > left or (count == 0 and problem.shape[0] > 0):
             raise ValueError(
-                "logits has %d of the first axis: takes 1 to %d, which are left of the batch" % (count, left)
+                "%s has %d of the first axis: takes 1 to %d, which are left of the batch" % (problem.x, count, left)
             )
         shape = (count, *problem.shape[1:])
-        arrays = {**self._inputs, "logits": _checked("logits", logits, shape, problem.dtype)}
+        arrays = {**self._inputs, problem.x: _checked(problem.x, logits, shape, problem.dtype)}
         if problem.soft_targets:
-            arrays["targets"] = _checked("targets", targets, shape, plan._target_dtype)
+            arrays["targets"] = _checked("targets", targets, (count, *problem.targets[1:]), plan._target_dtype)
         elif targets is not None:
             raise ValueError("targets is %s: takes None, as the batch has them" % type(targets).__name__)
         results = {**self._results}
-        results.update(plan._results(sorted(problem.of_logits), shape, out, self._queue, logits.allocator))
+        results.update(plan._results(sorted(problem.of_x), shape, out, self._queue, logits.allocator))
         args = _library.new(_library.library.clxent_args_init, _library.Args)
         events = self._events + list(wait_for or ()) + _set(args, {**arrays, **results})
         rows = math.prod(problem.rows[1:])
