@@ -996,6 +996,121 @@ class PyTorch(Case):
             with self.assertRaisesRegex(error, text):
                 clxent.torch.cross_entropy(*args)
 
+    def linear(self, *args, function=None, grad_output=None, **options):
+        """Loss and gradients of input, linear_weight and linear_bias."""
+        own = [args[i].detach().clone().requires_grad_(True) for i in (0, 1, 3) if i < len(args)]
+        loss = (function or clxent.torch.linear_cross_entropy)(own[0], own[1], args[2], *own[2:], **options)
+        (loss * (3 if grad_output is None else grad_output)).sum().backward()
+        return [loss.detach(), *(tensor.grad for tensor in own)]
+
+    def test_linear_is_pytorchs(self):
+        def theirs(input, linear_weight, target, linear_bias=None, **options):
+            logits = torch.nn.functional.linear(input, linear_weight, linear_bias).flatten(0, -2)
+            target = target.flatten(0, -1 if target.dtype == torch.int64 else -2)
+            return torch.nn.functional.cross_entropy(logits, target, **options)
+
+        h, w, y, b = map(torch.from_numpy, (HIDDEN, WEIGHT, Y, BIAS))
+        upstream = torch.linspace(-1, 1, 10)
+        for args, options in (
+            ((h, w, y, b), {}),
+            ((h[0], w.t().contiguous().t(), y[0]), {"reduction": "sum", "ignore_index": 11}),
+            ((h.flatten(0, 1), w, y.flatten(), b), {"reduction": "none", "grad_output": upstream}),
+            ((h, w, y, b), {"reduction": "none", "grad_output": torch.tensor(2.0)}),
+        ):
+            if options.get("ignore_index"):
+                args = args[0], args[1], args[2].clamp(min=0)
+            ours, want = self.linear(*args, **options), self.linear(*args, function=theirs, **options)
+            if ours[0].dim() == 2:
+                want[0] = want[0].view(ours[0].shape)
+            for one, other in zip(ours, want):
+                self.assertEqual((one.shape, one.dtype), (other.shape, other.dtype))
+                torch.testing.assert_close(one, other, rtol=1e-5, atol=2e-6)
+        own = getattr(torch.nn.functional, "linear_cross_entropy", None)
+        if own is not None:  # the names of its arguments
+            own = own(h[0], linear_weight=w, target=y[0], linear_bias=b, reduction="mean", label_smoothing=0.0)
+            ours = clxent.torch.linear_cross_entropy(
+                h[0], linear_weight=w, target=y[0], linear_bias=b, reduction="mean", label_smoothing=0.0
+            )
+            torch.testing.assert_close(ours, own, rtol=1e-5, atol=1e-6)
+
+    def test_linear_gradcheck(self):
+        random = np.random.RandomState(6)
+        own = [torch.from_numpy(random.normal(size=shape)).requires_grad_(True) for shape in ((3, 4), (5, 4), (5,))]
+        y, weight = torch.tensor([1, -100, 4]), torch.linspace(0.1, 2, 5, dtype=torch.float64)
+        options = {"weight": weight, "label_smoothing": 0.2, "z_loss": 0.1}
+
+        def loss(input, linear_weight, linear_bias, **more):
+            return clxent.torch.linear_cross_entropy(input, linear_weight, y, linear_bias, **options, **more)
+
+        for more in ({}, {"reduction": "none"}):
+            self.assertTrue(torch.autograd.gradcheck(lambda *tensors: loss(*tensors, **more), own))
+        # What the backward pass reads must be what the forward pass read.
+        first, second = loss(*own, reduction="none"), loss(*own, reduction="none")
+        want = torch.autograd.grad(first.sum(), own[1])[0]
+        weight.mul_(2)
+        self.assertTrue(torch.equal(torch.autograd.grad(second.sum(), own[1], retain_graph=True)[0], want))
+        with torch.no_grad():
+            own[1].add_(1)
+        with self.assertRaisesRegex(RuntimeError, "modified by an inplace operation"):
+            second.sum().backward()
+
+    def test_linear_makes_the_gradients_that_are_needed(self):
+        made = []
+
+        def spy(*args, **options):
+            made.append(clxent.linear_cross_entropy(*args, **options))
+            return made[-1]
+
+        h, w, y, b = map(torch.from_numpy, (HIDDEN, WEIGHT, Y, BIAS))
+        names = "hidden_gradient", "weight_gradient", "bias_gradient"
+        with mock.patch("clxent.torch._linear_cross_entropy", spy):
+            for needed in ((), (0,), (1,), (0, 1, 2)):
+                for reduction in ("sum", "none"):
+                    own = [tensor.clone().requires_grad_(i in needed) for i, tensor in enumerate((h, w, b))]
+                    loss = clxent.torch.linear_cross_entropy(own[0], own[1], y, own[2], reduction=reduction)
+                    self.assertEqual(loss.requires_grad, bool(needed))
+                    if needed:
+                        loss.sum().backward()
+                    forward, *backward = made
+                    kept = backward[0] if backward else forward
+                    self.assertEqual(len(made), 1 + (bool(needed) and reduction == "none"))
+                    self.assertEqual(set(kept) - {"loss"} if needed else set(), {names[i] for i in needed})
+                    for i in needed:  # not copied
+                        self.assertEqual(own[i].grad.data_ptr(), kept[names[i]].ctypes.data)
+                    made.clear()
+            with torch.no_grad():
+                self.assertFalse(clxent.torch.linear_cross_entropy(h, w.clone().requires_grad_(True), y).requires_grad)
+            self.assertEqual(made[0].shape, ())
+
+    def test_linear_half_precision(self):
+        """float16 gradients are float32 until the gradient of what follows has lifted them; so are probabilities."""
+
+        def tiny(hidden, linear_weight, targets, linear_bias, out, outputs, **options):
+            self.assertEqual({targets.dtype, *(out[name].dtype for name in outputs)}, {np.dtype("f4")})
+            for name in outputs:
+                out[name].fill(1e-9)
+            return {"loss": np.zeros((), "f4"), **out}
+
+        with mock.patch("clxent.torch._linear_cross_entropy", tiny):
+            h, w, b = (torch.from_numpy(array).half() for array in (HIDDEN, WEIGHT, BIAS))
+            results = self.linear(h, w, torch.full((2, 5, 33), 1 / 33).bfloat16(), b, grad_output=1e9)
+        for tensor, own in zip(results[1:], (h, w, b)):
+            self.assertTrue(torch.equal(tensor, torch.ones_like(own)))
+
+    def test_linear_errors_name_the_argument(self):
+        h, w, y = map(torch.from_numpy, (HIDDEN, WEIGHT, Y))
+        for error, text, args in (
+            (TypeError, "linear_weight is ndarray: takes a torch.Tensor", (h, WEIGHT, y)),
+            (TypeError, "linear_weight is NoneType: takes a torch.Tensor", (h, None, y)),
+            (TypeError, "linear_bias is torch.float64: takes torch.float32", (h, w, y, torch.ones(33).double())),
+            (ValueError, "linear_weight is on meta", (h, w.to("meta"), y)),
+            (ValueError, "target requires a gradient", (h, w, (h @ w.t()).requires_grad_(True))),
+            (ValueError, r"linear_weight has shape \(9, 33\)", (h, w.t(), y)),
+            (IndexError, "row 0 is 33", (h, w, y * 0 + 33)),
+        ):
+            with self.assertRaisesRegex(error, text):
+                clxent.torch.linear_cross_entropy(*args)
+
     def test_example(self):
         gpt = os.path.join(ROOT, "tools", "python", "examples", "gpt.py")
         small = "--steps 1 --vocabulary 33 --batch 2 --seq 5 --width 32 --layers 1 --threads 1".split()
