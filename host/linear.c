@@ -9,9 +9,9 @@
  * operands. Rows that do not count are in no product, unless an output or an upstream is asked for of every row: a list on the
  * device says which count, so that the host need not know. kernels/product.cl has the products.
  *
- * Chunks are of rows: each reads the weight three times and its gradient twice, which takes less than the arithmetic from
- * some hundred rows on. Chunks of classes would read them once, but make all logits twice, as a row's gradient needs its
- * whole sum: a fourth product.
+ * Chunks are of rows: each reads the weight twice, and reads and writes its gradient, which takes less time than the
+ * arithmetic from some hundred rows on. Chunks of classes would do so once, but make all logits twice, as a row's gradient
+ * needs its whole sum: a fourth product.
  */
 #include "linear.h"
 #include "run.h"
@@ -39,7 +39,7 @@ struct clxent_linear {
     blocks blocks[PRODUCTS];
     cl_kernel list, product[PRODUCTS], zeros, panels, bias, round_weight, round_bias;
     cl_kernel
-        clear; /* NULL unless the loss reads the logits of rows that do not count, and uses nothing of them */
+        clear; /* NULL unless the loss reads logits of rows that do not count, and uses nothing of them */
     /* bytes into the workspace */
     size_t loss_at, logits_at, all_list_at, list_at, panels_at, weight_sums_at, bias_sums_at, workspace_size;
     size_t loss_size; /* bytes that the loss has of the workspace */
