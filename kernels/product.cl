@@ -38,7 +38,13 @@
 /* ---- Rows ------------------------------------------------------------------------------------ */
 
 /* list[0] rows of the chunk are listed: list[1], list[2], ... Behind them are the others. */
-static inline uint count_rows(__global const uint *list) { return list[0]; }
+static inline uint count_rows(const clxent_product *p, __global const uint *list)
+{
+    /* Of no rows it is not read: in memory that a released buffer had, Oclgrind 21.10 takes a list that warming a plan has
+     * just written for one that is not initialised. */
+    return p->most > 0 ? list[0] : 0;
+}
+
 static inline ulong row_of(__global const uint *list, const uint i) { return list[1 + i]; }
 
 #if PRODUCT == LOGITS
@@ -93,7 +99,7 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_produc
     const clxent_product p, __global gradient_storage *restrict c, __global const uint *restrict workspace)
 {
     __global const uint *list = workspace + p.list_at;
-    for (uint i = count_rows(list) + (uint)get_group_id(0); i < p.most; i += (uint)get_num_groups(0)) {
+    for (uint i = count_rows(&p, list) + (uint)get_group_id(0); i < p.most; i += (uint)get_num_groups(0)) {
         __global gradient_storage *row = c + p.c + row_of(list, i) * p.c_stride;
         const uint columns = PRODUCT == LOGITS ? p.classes : p.features;
         for (uint j = LOCAL_ID; j < columns; j += WG_SIZE) store_gradient_one(row + j, 0);
@@ -108,7 +114,7 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_produc
     __global const uint *restrict workspace)
 {
     __global const uint *list = workspace + p.list_at;
-    const uint rows = min(count_rows(list), p.most);
+    const uint rows = min(count_rows(&p, list), p.most);
     const uint first = ((uint)get_group_id(0) * WG_SIZE + LOCAL_ID) * BIAS_VECTORS * VEC;
     vec sum[BIAS_VECTORS];
     for (uint v = 0; v < BIAS_VECTORS; v++) sum[v] = (vec)(0);
@@ -170,7 +176,7 @@ typedef struct {
 
 static inline extents get_extents(const clxent_product *p, __global const uint *list)
 {
-    const uint listed = count_rows(list), rows = listed > p->first ? min(listed - p->first, p->most) : 0;
+    const uint listed = count_rows(p, list), rows = listed > p->first ? min(listed - p->first, p->most) : 0;
     if (PRODUCT == LOGITS) return (extents){ rows, p->classes, p->features };
     if (PRODUCT == HIDDEN) return (extents){ rows, p->features, p->classes };
     return (extents){ p->classes, p->features, rows };
