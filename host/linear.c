@@ -150,12 +150,13 @@ static void choose_tile(struct clxent_linear *l, const clxent_device *device, co
     l->panel_rows = depth < 1 ? 1 : depth < PANEL_ROWS ? depth : PANEL_ROWS;
 }
 
-/* Rows of a block, of so many that C has: at most `most`, fewer where there would be fewer blocks than wanted, whole tiles.
- * Decides no bits. */
-static uint32_t even_rows(const struct clxent_linear *l, size_t most, size_t rows, size_t wanted)
+/* Rows of a block, of so many that C has, in whole tiles: one block of all where `most` are that many, as each copies B once
+ * more; fewer rows where there would be fewer blocks than wanted. Decides no bits. */
+static uint32_t block_rows(const struct clxent_linear *l, size_t most, size_t rows, size_t wanted)
 {
     enum { FEWEST = 64 };
-    size_t high = most;
+    const size_t all = round_up(rows, l->tile_rows);
+    size_t high = most < all ? most : all;
 
     while (high > FEWEST && (rows - 1) / high + 1 < wanted) high /= 2;
     high = high / l->tile_rows * l->tile_rows;
@@ -182,8 +183,8 @@ static void choose_blocks(struct clxent_linear *l, const clxent_device *device, 
     if (depth > features) depth = features;
     size_t wide = elements / depth / columns * columns;
     if (wide > round_up(classes, columns)) wide = round_up(classes, columns);
-    size_t high = depth < features ? elements / wide : rows;
-    b[LOGITS].m = even_rows(l, high < rows ? high : rows, rows, groups / ((classes - 1) / wide + 1));
+    const size_t most = depth < features ? elements / wide : SIZE_MAX;
+    b[LOGITS].m = block_rows(l, most, rows, groups / ((classes - 1) / wide + 1));
     b[LOGITS].n = (uint32_t)wide;
     b[LOGITS].depth = (uint32_t)depth;
     b[LOGITS].sums = depth < features ? (size_t)b[LOGITS].m * wide : 0;
@@ -192,16 +193,14 @@ static void choose_blocks(struct clxent_linear *l, const clxent_device *device, 
     depth = elements / columns < DEPTH ? elements / columns : DEPTH;
     wide = elements / depth / columns * columns;
     if (wide > round_up(features, columns)) wide = round_up(features, columns);
-    high = elements / wide;
-    b[HIDDEN].m = even_rows(l, high < rows ? high : rows, rows, groups / ((features - 1) / wide + 1));
+    b[HIDDEN].m = block_rows(l, elements / wide, rows, groups / ((features - 1) / wide + 1));
     b[HIDDEN].n = (uint32_t)wide;
     b[HIDDEN].depth = (uint32_t)depth;
     b[HIDDEN].sums = (size_t)b[HIDDEN].m * wide;
 
     depth = rows < l->panel_rows ? rows : l->panel_rows;
     if (depth < 1) depth = 1;
-    high = elements / depth;
-    b[WEIGHT].m = even_rows(l, high < classes ? high : classes, classes, groups);
+    b[WEIGHT].m = block_rows(l, elements / depth, classes, groups);
     b[WEIGHT].n = (uint32_t)round_up(features, columns);
     b[WEIGHT].depth = (uint32_t)depth;
     b[WEIGHT].copy = (size_t)b[WEIGHT].m * depth;
