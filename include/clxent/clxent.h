@@ -389,8 +389,8 @@ typedef struct clxent_desc {
     size_t struct_size; /* set by CLXENT_DESC_INIT */
     uint32_t op;        /* CLXENT_OP_*; default CROSS_ENTROPY */
     uint32_t outputs;   /* CLXENT_OUTPUT_* bits: all that any run of the plan may ask for; not 0 */
-    uint32_t
-        dtype; /* of logits, probabilities, softmax, log_softmax, one_hot, hidden, weight, bias; default F32 */
+    uint32_t dtype;     /* of logits, probabilities, softmax, log_softmax, one_hot, hidden, weight and bias;
+                                default F32 */
     uint32_t gradient_dtype; /* 0: as dtype; f64 logits take f64 or f32, others f32, f16 or bf16 */
     uint32_t target_type;    /* CLXENT_TARGET_*; default I64; not looked at where nothing uses targets */
     uint32_t reduction;      /* CLXENT_REDUCTION_*; default MEAN */
@@ -443,10 +443,9 @@ typedef struct clxent_desc {
     uint32_t has_bias;          /* LINEAR_CROSS_ENTROPY; nonzero: every run gives args.bias */
 
     /* LINEAR_CROSS_ENTROPY; with other operations all take 0. */
-    size_t features; /* 1 to 2^31 - 1: columns of hidden and weight */
-    size_t
-        hidden_row_stride; /* elements from one row to the next; at least features, or 0 for exactly that */
-    size_t weight_row_stride;          /* likewise, from one class to the next */
+    size_t features;          /* 1 to 2^31 - 1: columns of hidden and weight */
+    size_t hidden_row_stride; /* elements from one row to the next: at least features, 0 for just that */
+    size_t weight_row_stride; /* likewise, from one class to the next */
     size_t hidden_gradient_row_stride; /* likewise */
     size_t weight_gradient_row_stride; /* likewise */
     uint32_t hidden_gradient_dtype;    /* 0: as dtype; with f64 f64 or f32, else f32, f16 or bf16 */
@@ -634,11 +633,11 @@ typedef struct clxent_args {
 
     /* CLXENT_OP_LINEAR_CROSS_ENTROPY. In a batch in parts hidden and hidden_gradient hold the part's rows; all parts ask for
      * the same gradients and name the same weight_gradient and bias_gradient, which are complete after the last part. */
-    clxent_buffer hidden; /* in  [rows, features] dtype, hidden_row_stride */
-    clxent_buffer weight; /* in  [classes, features] dtype, weight_row_stride */
-    clxent_buffer bias;   /* in  [classes] dtype, with desc.has_bias */
-    clxent_buffer
-        hidden_gradient; /* out [rows, features], hidden_gradient_row_stride; in and out when accumulating */
+    clxent_buffer hidden;          /* in  [rows, features] dtype, hidden_row_stride */
+    clxent_buffer weight;          /* in  [classes, features] dtype, weight_row_stride */
+    clxent_buffer bias;            /* in  [classes] dtype, with desc.has_bias */
+    clxent_buffer hidden_gradient; /* out [rows, features], hidden_gradient_row_stride; in and out when
+                                      accumulating */
     clxent_buffer weight_gradient; /* out [classes, features], weight_gradient_row_stride; in and out when
                                       accumulating, and in f32 or f64 */
     clxent_buffer bias_gradient;   /* out [classes]; likewise */
@@ -710,10 +709,9 @@ typedef struct clxent_output {
 /* As clxent_args, in host memory. The outputs computed are those of desc.outputs; each needs its array,
  * but bad_targets. Of the inputs only what desc needs is read. */
 typedef struct clxent_host_args {
-    size_t struct_size; /* set by CLXENT_HOST_ARGS_INIT */
-    size_t
-        max_chunk_bytes; /* 0, or an upper limit to the device memory that one buffer of a [rows, classes] or
-                               [rows, features] array takes; at least what one row (below) needs */
+    size_t struct_size;     /* set by CLXENT_HOST_ARGS_INIT */
+    size_t max_chunk_bytes; /* 0, or an upper limit to the device memory that one buffer of a [rows, classes]
+                               or [rows, features] array takes; at least what one row (below) needs */
 
     /* As the field of clxent_args with this name, without an offset. */
     clxent_input logits;
@@ -762,7 +760,8 @@ CLXENT_API void clxent_host_args_init(clxent_host_args *args);
 
 /* Computes desc on arrays in host memory and returns when they are written. Rows are cut into chunks that
  * fit the device's largest buffer (CL_DEVICE_MAX_MEM_ALLOC_SIZE) and its memory, down to one row; the result has
- * the same bits however they are cut, but for two gradients below. With inner > 1 the smallest chunk is one [classes, inner] slab, with shift > 0
+ * the same bits however they are cut, but for two gradients below. With inner > 1 the smallest chunk is one
+ * [classes, inner] slab, with shift > 0
  * one sequence of seq rows, with both a whole number of either. Arrays may not overlap, except that gradient may be
  * logits itself.
  *
@@ -778,7 +777,8 @@ CLXENT_API void clxent_host_args_init(clxent_host_args *args);
  * CLXENT_ERROR_BAD_TARGET with a text that names its row, its value and the valid range; bad_targets is
  * written where given, and no other output is.
  * Returns also what clxent_plan_create() and clxent_enqueue() return; CLXENT_ERROR_UNSUPPORTED where the smallest chunk,
- * or what is not cut, does not fit the device, CLXENT_ERROR_INVALID_ARGUMENT where it does not fit max_chunk_bytes, with a text that has the
+ * or what is not cut, does not fit the device, CLXENT_ERROR_INVALID_ARGUMENT where it does not fit max_chunk_bytes, with a
+ * text that has the
  * bytes; CLXENT_ERROR_OUT_OF_HOST_MEMORY. Outputs are undefined where the driver failed (status < 0). Any thread;
  * each call creates and destroys its own plan, queue and buffers.
  *
