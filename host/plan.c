@@ -117,23 +117,20 @@ static size_t units_per_group(const clxent_plan *plan, uint32_t unit)
     return each > 0 ? each : 1;
 }
 
-/* Of local memory for a row's exponentials. Under a softcap they cost three times as much, and the gradient's slope as
- * much again: where one work-item keeps them for a result, both are worth the second-level cache too (PoCL 3.1, Emerald
- * Rapids, all options on, 32,768 classes: 2.7 of a copy instead of 3.8). */
-static size_t local_bytes(const clxent_plan *plan)
+/* Of local memory, in which a work-item keeps a row's exponentials for its results, and under a softcap slopes beside them; and
+ * where it keeps none, under a softcap, a block's logits once they are capped. */
+static size_t local_elements(const clxent_plan *plan)
 {
-    enum { SOFTCAP_FACTOR = 64 };
+    const clxent_desc *desc = &plan->desc;
     const clxent_tuning *t = &plan->tuning;
-    const size_t most = (size_t)(plan->ctx->device.local_memory / 2);
-    const bool keeps = (plan->desc.outputs & (CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_GRADIENT)) != 0;
-    size_t wanted;
+    const size_t most = t->cache / clxent_acc_size(desc), block = (size_t)t->block * t->vector;
+    const size_t row = (desc->classes - 1) / t->vector * t->vector + t->vector;
+    const bool slopes = desc->softcap != 0.0 && (desc->outputs & CLXENT_OUTPUT_GRADIENT) != 0;
 
-    if (plan->desc.softcap == 0.0 || !keeps || t->cache >= most / SOFTCAP_FACTOR) return t->cache;
-    /* exponentials and slopes, each up to a whole vector */
-    if (!clxent_size_mul(plan->desc.classes + t->vector, 2 * clxent_acc_size(&plan->desc), &wanted))
-        return t->cache;
-    if (wanted > t->cache * SOFTCAP_FACTOR) wanted = t->cache * SOFTCAP_FACTOR;
-    return wanted > t->cache ? wanted : t->cache;
+    if (t->group > 1) return 0; /* groups keep rows in registers */
+    if ((desc->outputs & (CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_GRADIENT)) != 0 && row <= most)
+        return slopes && row <= most / 2 ? 2 * row : row;
+    return desc->softcap != 0.0 && block <= most ? block : 0;
 }
 
 /* Strategy and everything that follows from it. Between rows and lanes the choice decides bits: it looks at options,
@@ -150,13 +147,11 @@ static void choose_strategy(clxent_plan *plan)
     plan->flags = 0;
     plan->second_pass = NEEDS_FINE_LSE(has_dense(desc), desc->outputs);
     plan->group = t->group;
-    plan->local_elements = (uint32_t)(local_bytes(plan) / clxent_acc_size(desc));
+    plan->local_elements = (uint32_t)local_elements(plan);
     plan->rows_per_group = units_per_group(plan, 1);
     plan->piece_vectors = t->piece / t->vector / block * block;
     if (plan->piece_vectors == 0) plan->piece_vectors = (vectors + block - 1) / block * block;
     plan->pieces = (vectors - 1) / plan->piece_vectors + 1;
-    /* Exponentials are kept at the scale of the piece. Groups keep rows in registers. */
-    if (plan->pieces > 1 || t->group > 1) plan->local_elements = 0;
     if (!is_row_kernel(desc)) return;
 
     plan->along = lies_along(plan);
@@ -563,7 +558,7 @@ static void describe(clxent_plan *plan)
                        plan->pieces, plan->piece_vectors * t->vector, (unsigned)t->group, (unsigned)t->vector,
                        (unsigned)(t->block * t->group * t->vector));
     } else {
-        const bool fits = desc->classes + t->vector - 1 <= plan->local_elements;
+        const bool fits = desc->classes <= plan->local_elements;
         (void)snprintf(text, size, "rows: %zu row%s a work-group of %u, vectors of %u, blocks of %u, %s",
                        plan->rows_per_group, plan->rows_per_group == 1 ? "" : "s", (unsigned)t->group,
                        (unsigned)t->vector, (unsigned)(t->block * t->group * t->vector),

@@ -22,7 +22,9 @@ static inline row_input row_of_tile(const tile_input *in, const uint i)
     row.tail = in->classes % VEC;
     row.local_elements = 0;
     row.fits = true;
+    row.keeps = true;
     row.in_local = true;
+    row.kept_q = 0;
     row.ahead = in->p->row_stride == in->classes ? TILE / VEC * in->classes
                                                  : 0; /* rows without gaps: the next tile */
     row.shares_lines = false;
@@ -41,7 +43,7 @@ static inline uint vectors_of_tile(const tile_input *in) { return (in->classes -
 /* Of `count` rows from `first` on, or of all. */
 ALWAYS_INLINE void find_maxima(const tile_input *in, const uint first, const uint count, acc_t maximum[VEC])
 {
-    const row_scan scan = { NO_CLASS, true, false, false, 0 };
+    const row_scan scan = { NO_CLASS, false, false, 0 };
     vec most[VEC];
     const uint all = vectors_of_tile(in);
     if (count < VEC) {
@@ -124,7 +126,7 @@ PART void sum_tile(row_state *sums, const run *u, const tile_input *in, const il
             split_levels(&levels, exp_scale_of(LOAD(levels.maximum)));
         }
         const row_input row = row_of_tile(in, i);
-        const row_scan scan = { (uint)apart[i], true, keeps, false, in->own_rows + i * in->classes };
+        const row_scan scan = { (uint)apart[i], keeps, false, in->own_rows + i * in->classes };
         row_level level = level_of_row(&levels, i);
         block_sums b = empty_block();
         if (fabs(levels.maximum[i]) > MAX_NEAR) {

@@ -275,14 +275,19 @@ typedef double gradient_storage;
 
 /* bf16 is the upper half of an f32, rounded to nearest even. NaN keeps its upper bits and gets a quiet
  * bit, as rounding could carry its payload into the exponent. */
-#define DEFINE_BF16(NAME, FLOAT, UINT, USHORT, AS_UINT, AS_FLOAT, TO_UINT, UPPER_HALF)           \
-    static inline FLOAT NAME##_load(const USHORT bits) { return AS_FLOAT(TO_UINT(bits) << 16); } \
-    static inline USHORT NAME##_store(const FLOAT value)                                         \
-    {                                                                                            \
-        const UINT bits = AS_UINT(value);                                                        \
-        const UINT rounded = bits + 0x7fffu + ((bits >> 16) & 1u);                               \
-        const UINT kept = value != value ? bits | 0x400000u : rounded;                           \
-        return UPPER_HALF(kept);                                                                 \
+#define DEFINE_BF16(NAME, FLOAT, UINT, USHORT, AS_UINT, AS_FLOAT, TO_UINT, UPPER_HALF)                \
+    static inline FLOAT NAME##_load(const USHORT bits) { return AS_FLOAT(TO_UINT(bits) << 16); }      \
+    static inline UINT NAME##_round(const UINT bits) { return bits + 0x7fffu + ((bits >> 16) & 1u); } \
+    static inline USHORT NAME##_store(const FLOAT value)                                              \
+    {                                                                                                 \
+        const UINT bits = AS_UINT(value);                                                             \
+        const UINT kept = value != value ? bits | 0x400000u : NAME##_round(bits);                     \
+        return UPPER_HALF(kept);                                                                      \
+    }                                                                                                 \
+    /* of what is no NaN */                                                                           \
+    static inline __attribute__((unused)) USHORT NAME##_store_number(const FLOAT value)               \
+    {                                                                                                 \
+        return UPPER_HALF(NAME##_round(AS_UINT(value)));                                              \
     }
 
 /* PoCL 3.1 takes pointers to vectors of halves for aligned ones, though they may begin at any half: so memory sees
@@ -391,6 +396,11 @@ static inline __attribute__((unused)) vec load_vector_aligned(__global const sto
     static inline void NAME##_vector(__global STORAGE *p, const vec value, const bool aligned)            \
     {                                                                                                     \
         KIND##_STORE_VECTOR(value, p, aligned);                                                           \
+    }                                                                                                     \
+    /* the same of values without NaN */                                                                  \
+    static inline void NAME##_numbers(__global STORAGE *p, const vec value, const bool aligned)           \
+    {                                                                                                     \
+        KIND##_STORE_NUMBERS(value, p, aligned);                                                          \
     }
 
 #if HAS_NONTEMPORAL
@@ -435,6 +445,14 @@ static inline __attribute__((unused)) vec load_vector_aligned(__global const sto
 #else
 #    define BF16_STORE_VECTOR(v, p, aligned) STORE_OR_STREAM(ushort, bf16_vector_store(v), p, aligned)
 #endif
+#if HAS_NONTEMPORAL
+#    define BF16_STORE_NUMBERS(v, p, aligned) STORE_OR_STREAM(ushort, bf16_vector_store_number(v), p, aligned)
+#else
+#    define BF16_STORE_NUMBERS BF16_STORE_VECTOR
+#endif
+#define F32_STORE_NUMBERS F32_STORE_VECTOR
+#define F64_STORE_NUMBERS F64_STORE_VECTOR
+#define F16_STORE_NUMBERS F16_STORE_VECTOR
 #define F16_STORE_ONE(v, p) vstore_half_rte(v, 0, p)
 #define F16_STORE_VECTOR(v, p, aligned) STORE_OR_STREAM(ushort, half_bits(v), (__global ushort *)(p), aligned)
 

@@ -441,6 +441,16 @@ ALWAYS_INLINE void put(const destination *to, const ulong at, const vec value, c
     }
 }
 
+/* A whole vector without NaN. */
+ALWAYS_INLINE void put_number(const destination *to, const ulong at, const vec value, const bool aligned)
+{
+    if (IS_KIND(to, OUTPUT_GRADIENT)) {
+        store_gradient_numbers(to->gradient + at, value, aligned);
+    } else {
+        store_numbers(to->out + at, value, aligned);
+    }
+}
+
 ALWAYS_INLINE void put_one(const destination *to, const ulong at, const acc_t value)
 {
     if (IS_KIND(to, OUTPUT_GRADIENT)) {

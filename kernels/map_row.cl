@@ -45,16 +45,15 @@ static inline unit_input make_input(const run *u, const bool whole_rows)
 #if WG_SIZE > 1
     (void)whole_rows;
 #else
-    const bool fits = whole_rows && p->classes + VEC - 1 <= p->local_elements;
+    const bool fits = max(p->classes, (uint)VEC) <= p->local_elements;
     const uint padded = (p->classes + VEC - 1) / VEC * VEC;
     in.local_elements = p->local_elements;
     in.ahead = AHEAD;
     in.fits = fits;
-    in.in_local = fits && WANTS_WIDE(p) && !(p->flags & FLAG_FROM_STATISTICS);
+    in.keeps = whole_rows && fits && WANTS_WIDE(p) && !(p->flags & FLAG_FROM_STATISTICS);
     in.shares_lines = WANTS_WIDE(p) && whole_rows && !fits && p->classes * sizeof(storage) <= MOST_KEPT_BYTES;
-    in.slope_at = KEEPS_SLOPE && in.in_local && WANTS(p, OUTPUT_GRADIENT) && p->local_elements / 2 >= padded
-                      ? padded
-                      : 0;
+    in.slope_at =
+        KEEPS_SLOPE && in.keeps && WANTS(p, OUTPUT_GRADIENT) && p->local_elements / 2 >= padded ? padded : 0;
 #endif
     return in;
 }
@@ -67,6 +66,10 @@ TAKES_LOCAL void open_unit(const run *u, unit_input *in, const ulong row, __loca
     (void)scratch;
     const ulong q_row = min(row + p->shift, p->target_rows - 1);
     const ulong q_at = p->offset.targets + row_start(p, q_row, p->target_row_stride);
+#if WG_SIZE == 1
+    in->in_local = in->keeps;
+    in->kept_q = NO_SCALE;
+#endif
     in->row = row;
     in->x = u->logits + p->offset.logits + row_start(p, row, p->row_stride);
     if (TARGETS == TARGET_PROBABILITIES_F32) in->q = (__global const float *)u->targets + q_at;

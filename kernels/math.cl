@@ -50,12 +50,14 @@
 #    define BIAS 1023
 #    define MANTISSA_BITS 52
 #    define MAX_NEAR 0x1p+50
+#    define ACC_SMALLEST_NORMAL 0x1p-1022
 #else
 #    define LN2_HIGH 0x1.62e430p-1f
 #    define REDUCE(T, k, x) fma(k, (T)(-LN2_HIGH), x)
 #    define ROUNDER 0x1.8p+23f
 #    define BIAS 127
 #    define MANTISSA_BITS 23
+#    define ACC_SMALLEST_NORMAL 0x1p-126f
 #    define MAX_NEAR 0x1p+16f /* with the table k counts sixteenths; the others share their scales */
 #endif
 

@@ -3,37 +3,57 @@
  * row_results.cl - how one work-item sums a row block by block, and writes its results. Stands behind row_scan.cl in front
  * of map_row.cl; group_rows.cl has the ways of a group.
  */
-static inline row_level level_of(const acc_t maximum)
+/* Binades of a row's maximum that share a scale, see block_scale_of(). The largest term of a block is at most 2^(64 +
+ * HEADROOM), and no sum of 2^31 of those overflows. */
+#define SCALE_STEP 64
+#define NO_SCALE ACC_INFINITY
+
+/* The scale of a block's exponentials, and of all that are kept: it depends on the maximum so coarsely that blocks share it
+ * although the maximum rises from one to the next. So what is kept of a row is at one scale from the beginning, and its
+ * maximum need not be known first. Where blocks differ after all, or are far, results are exponentiated anew. */
+static inline exp_scale block_scale_of(const acc_t maximum)
 {
-    return (row_level){ exp_scale_of(maximum), distance_base(maximum), true };
+    exp_scale s = exp_scale_of(maximum);
+    if (fabs(maximum) > MAX_NEAR) return s;
+    const acc_t steps = fma(s.q + HEADROOM, ACC(1.0) / SCALE_STEP, ROUNDER) - ROUNDER;
+    s.q = fma(steps, SCALE_STEP, -SCALE_STEP / 2 - HEADROOM);
+    s.lowest = (s.q - BIAS) * LN2_HIGH;
+    return s;
+}
+
+/* Notes at what scale exponentials were kept. */
+static inline void note_scale(row_input *in, const exp_scale scale, const acc_t maximum)
+{
+    if (maximum == -ACC_INFINITY) return;
+    in->in_local =
+        in->in_local && fabs(maximum) <= MAX_NEAR && (in->kept_q == NO_SCALE || in->kept_q == scale.q);
+    in->kept_q = scale.q;
 }
 
 /* The sums of the vectors [begin, end), block by block. range: where the maximum was met first. */
-static inline void scan_own(row_state *s, const row_input *in, const row_scan *scan, const uint begin,
+static inline void scan_own(row_state *s, row_input *in, const row_scan *scan, const uint begin,
                             const uint end, vector_range *range)
 {
-    const uint step = scan->whole ? end - begin : BLOCK;
     *s = empty_state();
-    for (uint first = begin; first < end; first += step) {
-        const uint last = min(first + step, end);
-        const vec m = maximum_of(in, scan, first, last);
+    for (uint from = begin; from < end; from += BLOCK) {
+        const uint to = min(from + BLOCK, end);
+        const vec m = maximum_of(in, scan, from, to);
         const acc_t maximum = FOLD(m, acc_max);
         if (maximum > s->maximum) {
             raise_maximum(s, maximum);
-            *range = (vector_range){ first, last };
+            *range = (vector_range){ from, to };
         }
-        row_level level = level_of(s->maximum);
-        for (uint from = first; from < last; from += BLOCK) {
-            const uint to = min(from + BLOCK, last);
-            block_sums b = empty_block();
-            if (!SUMS_PLAINLY || fabs(s->maximum) > MAX_NEAR) {
-                sum_block(&b, in, scan, &level, from, to);
-            } else {
-                level.far = false;
-                sum_block(&b, in, scan, &level, from, to);
-            }
-            add_block(s, &b);
+        row_level level = { block_scale_of(s->maximum), distance_base(s->maximum), true };
+        block_sums b = empty_block();
+        if (!SUMS_PLAINLY || fabs(s->maximum) > MAX_NEAR) {
+            sum_block(&b, in, scan, &level, from, to);
+        } else {
+            level.far = false;
+            sum_block(&b, in, scan, &level, from, to);
         }
+        if (scan->in_local) note_scale(in, level.scale, s->maximum);
+        scale_block(&b, exp_rescale(level.scale, exp_scale_of(s->maximum)));
+        add_block(s, &b);
     }
 }
 
@@ -43,8 +63,8 @@ PART void sum_part(row_state *s, const run *u, row_input *in, const integer targ
 {
     vector_range range = part; /* all -inf: no block ever raised the maximum */
     (void)scratch;
-    row_scan scan = { (uint)target, in->fits, in->in_local, false, u->local_rows };
-    scan.keeps_z = HAS_SOFTCAP && (scan.whole || in->local_elements >= BLOCK * VEC);
+    row_scan scan = { (uint)target, in->in_local, false, u->local_rows };
+    scan.keeps_z = HAS_SOFTCAP && (scan.in_local || in->local_elements >= BLOCK * VEC);
     scan_own(s, in, &scan, part.first, part.last, &range);
     const bool has_nan = s->sum_excluding_target.high != s->sum_excluding_target.high;
     if (in->best) {
@@ -70,7 +90,7 @@ PART void sum_part(row_state *s, const run *u, row_input *in, const integer targ
 static inline void sum_part_excluding_max(row_state *s, const row_input *in, const acc_t maximum,
                                           const vector_range part)
 {
-    const row_level level = level_of(maximum);
+    const row_level level = { exp_scale_of(maximum), distance_base(maximum), true };
     s->maximum = maximum;
     for (uint from = part.first; from < part.last; from += BLOCK) {
         const uint to = min(from + BLOCK, part.last);
@@ -88,11 +108,17 @@ static inline void sum_part_excluding_max(row_state *s, const row_input *in, con
 #    define CAN_STREAM 0
 #endif
 
+/* A value is its exponential times one factor. */
+#define HAS_PLAIN_FACTOR(g) (IS_KIND(g, OUTPUT_SOFTMAX) || HAS_ONE_FACTOR)
+
 /* How a row is written. */
 typedef struct {
-    bool in_local;  /* its exponentials are in local_rows */
-    bool folds;     /* the factor, a finite one, goes into the exponential: where those are never kept */
-    bool streaming; /* large results bypass the cache where they can */
+    bool in_local;   /* its exponentials are in local_rows */
+    bool folds;      /* the factor, a finite one, goes into the exponential: where those are never kept */
+    bool streaming;  /* large results bypass the cache where they can */
+    bool is_scaled;  /* values are kept exponentials times a factor, all of them finite */
+    exp_scale scale; /* of exponentials, kept or not */
+    acc_t rescale;   /* what takes them to the row's scale; 1 where the factor does */
     const __local acc_t *local_rows;
 } row_source;
 
@@ -109,8 +135,10 @@ ALWAYS_INLINE vec epilogue_value(const row_input *in, const row_result *r, const
     } else {
         z = softcap_vector_z(x, in->o, &slope);
     }
-    if (from->folds && !IS_KIND(g, OUTPUT_LOG_SOFTMAX)) return exp_vector_times(z, r->scale, true, g->factor);
-    const vec e = from->in_local ? kept_e : exp_vector(z, r->scale, true);
+    if (from->folds && !IS_KIND(g, OUTPUT_LOG_SOFTMAX))
+        return exp_vector_times(z, from->scale, true, g->factor);
+    vec e = from->in_local ? kept_e : exp_vector(z, from->scale, true);
+    if (!HAS_PLAIN_FACTOR(g)) e = e * (vec)(from->rescale);
     if (HAS_DENSE && IS_KIND(g, OUTPUT_GRADIENT)) a = dense_vector(in, at, n);
     return result_of(r, g, z, slope, e, a);
 }
@@ -119,7 +147,8 @@ ALWAYS_INLINE vec epilogue_value(const row_input *in, const row_result *r, const
 static inline void epilogue_part(const row_input *in, const row_result *r, const epilogue *g,
                                  const row_source *from, const destination *to, const uint at, const uint n)
 {
-    const row_source own = { false, from->folds, false, from->local_rows };
+    row_source own = *from;
+    own.in_local = false;
     const vec x = load_partial(in->x + at, n, -ACC_INFINITY);
     vec value = epilogue_value(in, r, g, &own, x, x, false, x, at, n);
     const integer hit = g->class_index - (integer)at;
@@ -168,6 +197,16 @@ static inline void fill_loop(const epilogue *g, const destination *to, const uin
     for (; at < end; at++) put_one(to, at, g->fill);
 }
 
+/* The classes [begin, end), whole vectors, of a row that is_scaled, four a turn and without a look at NaN: on a Zen 4 with
+ * AVX-512 bf16 of 32,768 classes takes 0.92 of the time. */
+ALWAYS_INLINE void scale_vectors(const row_source *from, const epilogue *g, const destination *to,
+                                 const uint begin, const uint end, const bool aligned)
+{
+#pragma unroll 4
+    for (uint at = begin; at < end; at += VEC)
+        put_number(to, at, LOAD(from->local_rows + at) * (vec)(g->factor), aligned);
+}
+
 /* The classes [begin, end), vectors beginning at `begin` + head. The elements before those and behind them are
  * vectors too that overlap their neighbours: they are computed first, before anything is written in place, and written
  * last. */
@@ -192,6 +231,14 @@ ALWAYS_INLINE void epilogue_loop(const row_input *in, const row_result *r, const
         epilogue_part(in, r, g, from, to, begin, head);
     }
     for (;;) {
+        if (from->is_scaled) {
+            if (to->aligned) {
+                scale_vectors(from, g, to, first + v * VEC, first + stop * VEC, true);
+            } else {
+                scale_vectors(from, g, to, first + v * VEC, first + stop * VEC, false);
+            }
+            v = stop;
+        }
         for (; v < stop; v++) {
             const uint at = first + v * VEC;
             put(to, at, value_of_vector(in, r, g, from, to, at, false), VEC);
@@ -211,6 +258,36 @@ ALWAYS_INLINE void epilogue_loop(const row_input *in, const row_result *r, const
     }
 }
 
+/* g's factor becomes that of exponentials at the source's scale. What it depends on is the row, and not whether its
+ * exponentials are there: so a gradient from saved statistics has the same bits. */
+static inline row_source source_of(const run *u, const row_input *in, const row_result *r, epilogue *g)
+{
+    row_source from;
+    from.streaming = (u->p->flags & FLAG_NONTEMPORAL) != 0;
+    from.local_rows = u->local_rows;
+    from.in_local = in->in_local && !IS_KIND(g, OUTPUT_LOG_SOFTMAX);
+    from.folds = !in->fits && HAS_PLAIN_FACTOR(g) && fabs(g->factor) < ACC_INFINITY;
+    from.is_scaled = false;
+    from.scale = r->scale;
+    from.rescale = 1;
+    if (!in->fits || IS_KIND(g, OUTPUT_LOG_SOFTMAX)) return from;
+    const exp_scale scale = block_scale_of(r->maximum);
+    const acc_t rescale = exp_rescale(scale, r->scale), factor = g->factor * rescale;
+    if (HAS_PLAIN_FACTOR(g) && g->factor != 0 && fabs(factor) < ACC_SMALLEST_NORMAL) {
+        from.in_local = false; /* digits would be lost */
+        return from;
+    }
+    from.scale = scale;
+    if (HAS_PLAIN_FACTOR(g)) {
+        g->factor = factor;
+        from.is_scaled =
+            from.in_local && fabs(factor) < ACC_INFINITY && !(ACCUMULATE && IS_KIND(g, OUTPUT_GRADIENT));
+    } else {
+        from.rescale = rescale;
+    }
+    return from;
+}
+
 /* Rows of fewer classes than this are streamed only where all of them are aligned. */
 #define LONG_ROW 4096u
 
@@ -222,10 +299,8 @@ static inline void write_result(const run *u, const row_input *in, const row_res
                                 const destination *at, const ulong stride, const uint begin, const uint end)
 {
     destination to = *at;
-    const row_source from = { in->in_local && !IS_KIND(g, OUTPUT_LOG_SOFTMAX),
-                              !in->fits && (IS_KIND(g, OUTPUT_SOFTMAX) ||
-                                            (HAS_ONE_FACTOR && fabs(g->factor) < ACC_INFINITY)),
-                              (u->p->flags & FLAG_NONTEMPORAL) != 0, u->local_rows };
+    epilogue own = *g;
+    const row_source from = source_of(u, in, r, &own);
     const size_t size = BYTES_OF(&to), address = address_of(&to, begin);
     const uint to_aligned = (uint)((0 - address) & (VEC * size - 1)) / (uint)size;
     to.aligned =
@@ -235,6 +310,6 @@ static inline void write_result(const run *u, const row_input *in, const row_res
     if (g->filled) {
         fill_loop(g, &to, begin, head, end);
     } else {
-        epilogue_loop(in, r, g, &from, &to, begin, head, end);
+        epilogue_loop(in, r, &own, &from, &to, begin, head, end);
     }
 }

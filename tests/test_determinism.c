@@ -145,6 +145,7 @@ Test(determinism, what_else_a_plan_computes_changes_nothing)
         clxent_host_args all;
         problem p;
         desc.inner = shapes[s].inner;
+        if (s == 0) desc.softcap = SHARED_SOFTCAP;
         make_problem(&p, &desc, FILL_DESIGNED | FILL_MASKED | FILL_IGNORED, 17);
         run_with("all", NULL, &p, 0, &all);
         for (size_t i = 0; i < (runs_all() ? COUNT(subsets) : 2); i++) {

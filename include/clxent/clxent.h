@@ -667,11 +667,10 @@ CLXENT_API void clxent_args_init(clxent_args *args);
  * Numerics     Deterministic: the same inputs give the same bits on one device, whatever the queue, the
  *              timing, and which others of the plan's outputs are asked for beside one. Batch invariant: with
  *              the same options, dtype, classes and inner, the bits of a row do not depend on the number of
- *              rows, on its place among them, and on the outputs of its plan. Outputs do matter in four cases:
+ *              rows, on its place among them, and on the outputs of its plan. Outputs do matter in three cases:
  *              between plans with and without targets; on devices whose plans have work-groups of one (CPUs),
  *              up to 4,096 classes, between plans of log_softmax, of softmax and gradient together, of either,
- *              and of neither; with a softcap, between plans with and without softmax or gradient; with
- *              inner > 1, where a tile of logits fills about half the local memory.
+ *              and of neither; with inner > 1, where a tile of logits fills about half the local memory.
  * Threads      Any, also several at once on one plan, each run in flight with a workspace of its own. The
  *              launches of one run are not mixed with those of another of the same plan, but for
  *              LINEAR_CROSS_ENTROPY, whose chunks are.
