@@ -6,7 +6,8 @@
  *
  * The model predicts a byte from the 8 before it: an embedding of each, a hidden layer with tanh, and a linear layer whose
  * cross-entropy and three gradients are one clxent_enqueue(). Its other layers and Adam are in train_bytes.cl. It learns from
- * nine tenths of the text; the last tenth shows what it learned. The first steps are compared with double precision.
+ * nine tenths of the text; the last tenth shows what it learned: of GPL-3 2.0861 nats per byte on PoCL, where a bigram model has
+ * 2.7914. The first steps are compared with double precision.
  */
 #define _XOPEN_SOURCE 700 /* popen, setenv, M_PI */
 #include "example.h"
