@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * support.c - see support.h. The work is done in tools/check/problem.c; here its faults become assertions.
+ * support.c - see support.h. The work is done in tools/check/; here its faults become assertions.
  */
 #include "support.h"
 
@@ -289,8 +289,6 @@ void set_target(const problem *p, size_t row, int64_t value)
 {
     put_target((void *)p->args.targets.data, p->desc.target_type, row, value);
 }
-
-uint32_t real_dtype(const clxent_desc *desc) { return desc->dtype == CLXENT_F64 ? CLXENT_F64 : CLXENT_F32; }
 
 double real_of(const problem *p, const clxent_output *out, size_t i)
 {

@@ -109,7 +109,6 @@ double get_logit(const problem *p, size_t i);
 void set_logit(const problem *p, size_t i, double value);
 int64_t target_of(const problem *p, size_t row);
 void set_target(const problem *p, size_t row, int64_t value);
-uint32_t real_dtype(const clxent_desc *desc);                         /* of losses, lse, entropy, weights */
 double real_of(const problem *p, const clxent_output *out, size_t i); /* of such an output */
 
 /* The worst that run_case() has seen in this process, or since forget_worst(): of one output's bit, for logits of

@@ -36,11 +36,12 @@ double random_uniform(random_state *random, double low, double high);
 
 double get_element(const void *data, uint32_t dtype, size_t index);
 void put_element(void *data, uint32_t dtype, size_t index, double value);
-size_t dtype_size(uint32_t dtype); /* bytes of an element */
+size_t dtype_size(uint32_t dtype);            /* bytes of an element */
+uint32_t real_dtype(const clxent_desc *desc); /* of losses, lse, entropy, weights */
 int64_t get_target(const void *data, uint32_t target_type, size_t index);
 void put_target(void *data, uint32_t target_type, size_t index, int64_t value);
 
-/* Element r, j of a [rows, classes] tensor of desc with this row stride (0: dense), inner included. */
+/* Element r, j of a [rows, classes] tensor of desc with this row stride (0: without padding), inner included. */
 size_t element_index(const clxent_desc *desc, size_t stride, size_t row, size_t class_index);
 
 bool has_index_targets(const clxent_desc *desc); /* not probabilities */

@@ -125,7 +125,7 @@ bool case_check(const verify_case *c, problem_fault *f)
         desc->outputs & (CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_LOG_SOFTMAX | CLXENT_OUTPUT_GRADIENT);
     const bool gradient = (desc->outputs & CLXENT_OUTPUT_GRADIENT) != 0;
     const size_t stride = gradient ? desc->gradient_row_stride : desc->probabilities_row_stride;
-    const size_t dense = desc->classes * desc->inner;
+    const size_t slab = desc->classes * desc->inner;
 
     if (clxent_desc_check(desc, f->text, sizeof f->text) != CLXENT_OK) return false;
     if ((c->checks & CASE_IN_PLACE) == 0) return true;
@@ -135,7 +135,7 @@ bool case_check(const verify_case *c, problem_fault *f)
         return say_fault(f, "checks has in-place: takes one of softmax and log_softmax");
     if (gradient && desc->gradient_dtype != 0 && desc->gradient_dtype != desc->dtype)
         return say_fault(f, "checks has in-place: takes a gradient of the logits' dtype");
-    if ((stride != 0 ? stride : dense) != (desc->row_stride != 0 ? desc->row_stride : dense))
+    if ((stride != 0 ? stride : slab) != (desc->row_stride != 0 ? desc->row_stride : slab))
         return say_fault(f, "checks has in-place: takes strides that are the logits'");
     if (desc->gradient_mode == CLXENT_GRADIENT_ACCUMULATE)
         return say_fault(f, "checks has in-place: takes gradient_mode write");
@@ -434,7 +434,7 @@ static uint32_t draw_outputs(const clxent_desc *desc, random_state *random)
     return outputs != 0 ? outputs : possible;
 }
 
-static void draw_upstreams(clxent_desc *desc, random_state *program)
+static void draw_row_grads(clxent_desc *desc, random_state *program)
 {
     const uint32_t gradients = CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_HIDDEN_GRADIENT |
                                CLXENT_OUTPUT_WEIGHT_GRADIENT | CLXENT_OUTPUT_BIAS_GRADIENT;
@@ -461,7 +461,7 @@ static void draw_linear(clxent_desc *desc, uint32_t gradient_dtype, random_state
         if (chance(program, 40)) *gradients[i].mode = CLXENT_GRADIENT_ACCUMULATE;
     }
     if (chance(random, 50)) desc->workspace_limit = PICK(random, limits);
-    draw_upstreams(desc, program);
+    draw_row_grads(desc, program);
 }
 
 static void draw_gradient(clxent_desc *desc, random_state *program, random_state *random)
@@ -474,7 +474,7 @@ static void draw_gradient(clxent_desc *desc, random_state *program, random_state
         desc->gradient_dtype = desc->dtype; /* the default by its name */
     }
     if (chance(program, 20)) desc->gradient_mode = CLXENT_GRADIENT_ACCUMULATE;
-    if (desc->op == CLXENT_OP_CROSS_ENTROPY) draw_upstreams(desc, program);
+    if (desc->op == CLXENT_OP_CROSS_ENTROPY) draw_row_grads(desc, program);
 }
 
 /* What a driver compiles a program for is drawn once for 16 cases, and 64 times for each seed, as compiling takes longer than
