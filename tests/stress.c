@@ -3,13 +3,12 @@
  * stress.c - threads run random plans on shared contexts: every run of a case has the bits of the case's first run,
  * which the reference has checked, and resident memory stays flat after warm-up. It takes minutes and is no ctest entry.
  *
- *     build/tests/stress --threads 8 --seconds 300
+ *     build/tests/stress [THREADS [SECONDS [SEED]]]      by default 8 300 1
  *
- * Cases are drawn from a few kinds of plan, so that the threads run more than they compile. A step of a thread is one
- * run of one case: by a plan that threads share and enqueue at the same time, each with its own buffers and workspace; by a plan
- * made for the step; in a context made for the step; or by clxent_run_host(). Now and then a shared plan is replaced
- * while others use it, and an invalid desc must be refused with a text. Half of the steps take the case of the
- * moment, so that threads meet.
+ * Cases are drawn from a few kinds of plan, so that the threads run more than they compile. A step of a thread is one run of one
+ * case: by a plan that threads share and enqueue at the same time, each with its own buffers and workspace; by a plan made for
+ * the step; or by clxent_run_host(). Half of the steps take the case of the moment, so that threads meet. Contexts that are made
+ * and destroyed beside others: test_store.c.
  *
  * The warm-up runs every case in every context. Then the time is cut into parts. Memory is measured between two parts,
  * while no thread runs, and compared with that after the first: threads that run at once keep buffers at once.
@@ -18,7 +17,6 @@
 #include "problem.h"
 #include "verify_case.h"
 
-#include <argp.h>
 #include <malloc.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -30,46 +28,11 @@
 enum {
     CONTEXTS = 2,
     PARTS = 6,
+    CASES = 96,
     MOST_ELEMENTS = 40000, /* logits of a case, but for one long row */
-    MOST_FAULTS = 10       /* that are printed */
+    MOST_FAULTS = 10,      /* that are printed */
+    MOST_GROWTH = 16       /* MiB of resident memory after warm-up */
 };
-
-/* ---- Options ------------------------------------------------------------------------------- */
-
-typedef struct options {
-    size_t threads, seed, cases;
-    double seconds, growth; /* growth in MiB */
-} options;
-
-static const struct argp_option option_list[] = {
-    { "threads", 't', "N", 0, "Threads (default: 8)", 0 },
-    { "seconds", 's', "S", 0, "How long they run (default: 300)", 0 },
-    { "seed", 'k', "K", 0, "Which cases, and which steps (default: 1)", 0 },
-    { "cases", 'c', "N", 0, "Different cases (default: 96)", 0 },
-    { "growth", 'g', "MIB", 0, "Resident memory may grow by so much after warm-up (default: 16)", 0 },
-    { 0 },
-};
-
-static error_t parse(int key, char *value, struct argp_state *state)
-{
-    options *o = state->input;
-    char *end = NULL;
-    const double number = value != NULL ? strtod(value, &end) : 0;
-
-    if (value != NULL && (end == value || *end != '\0' || !(number >= 0 && number < 1e9)))
-        argp_error(state, "-%c is '%s': takes a number of at least 0", key, value);
-    switch (key) {
-    case 't': o->threads = (size_t)number; return 0;
-    case 's': o->seconds = number; return 0;
-    case 'k': o->seed = (size_t)number; return 0;
-    case 'c': o->cases = (size_t)number; return 0;
-    case 'g': o->growth = number; return 0;
-    case ARGP_KEY_END:
-        if (o->threads == 0 || o->cases == 0) argp_error(state, "--threads and --cases take at least 1");
-        return 0;
-    default: return ARGP_ERR_UNKNOWN;
-    }
-}
 
 static double seconds_now(void)
 {
@@ -80,7 +43,7 @@ static double seconds_now(void)
 
 /* ---- Faults -------------------------------------------------------------------------------- */
 
-static atomic_size_t faults, runs, host_runs, plans_made, contexts_made, programs;
+static atomic_size_t faults, runs, host_runs, plans_made, programs;
 
 static void report_fault(const char *what, const verify_case *c, const problem_fault *f)
 {
@@ -175,23 +138,16 @@ static const struct kind {
 };
 enum { KINDS = sizeof kinds / sizeof *kinds };
 
-typedef struct shared_plan {
-    clxent_plan *plan;
-    size_t users;
-    bool replaced; /* destroyed when its last user is done */
-} shared_plan;
-
 typedef struct stress_case {
     verify_case drawn;
     problem p;
     pthread_mutex_t lock; /* of what follows; first does not change once recorded is set */
     bool recorded;
     execution first;
-    shared_plan *plans[CONTEXTS];
+    clxent_plan *plans[CONTEXTS]; /* which threads share */
 } stress_case;
 
-static stress_case *cases;
-static size_t num_cases;
+static stress_case cases[CASES];
 
 static size_t between(random_state *random, size_t low, size_t high)
 {
@@ -222,41 +178,32 @@ static bool draw_case(stress_case *c, const struct kind *kind, random_state *ran
     return case_check(&c->drawn, f) && fill_problem(&c->p, desc, c->drawn.fill, c->drawn.seed, f);
 }
 
-static void draw_cases(const options *o)
+static void draw_cases(uint64_t seed)
 {
-    random_state random = random_start(o->seed);
+    random_state random = random_start(seed);
     problem_fault f;
 
-    cases = calloc(o->cases, sizeof *cases);
-    need(cases != NULL ? CLXENT_OK : CLXENT_ERROR_OUT_OF_HOST_MEMORY, "calloc");
-    for (size_t i = 0; num_cases < o->cases; i++) {
-        stress_case *c = &cases[num_cases];
+    for (size_t i = 0, count = 0; count < CASES; i++) {
+        stress_case *c = &cases[count];
         if (strstr(kinds[i % KINDS].text, "dtype=f64") != NULL && !device.has_f64) continue;
         if (!draw_case(c, &kinds[i % KINDS], &random, &f)) {
             fprintf(stderr, "stress: %s: %s\n", kinds[i % KINDS].text, f.text);
             exit(EXIT_FAILURE);
         }
         pthread_mutex_init(&c->lock, NULL);
-        num_cases++;
+        count++;
     }
 }
 
 static void drop_cases(void)
 {
-    for (size_t i = 0; i < num_cases; i++) {
-        for (int k = 0; k < CONTEXTS; k++) {
-            if (cases[i].plans[k] == NULL) continue;
-            clxent_plan_destroy(cases[i].plans[k]->plan);
-            free(cases[i].plans[k]);
-        }
+    for (size_t i = 0; i < CASES; i++) {
+        for (int k = 0; k < CONTEXTS; k++) clxent_plan_destroy(cases[i].plans[k]);
         free_execution(&cases[i].first);
         free_problem(&cases[i].p);
         pthread_mutex_destroy(&cases[i].lock);
     }
-    free(cases);
 }
-
-/* ---- Plans that threads share --------------------------------------------------------------- */
 
 static bool make_plan(clxent_plan **plan, clxent_context *ctx, const stress_case *c, problem_fault *f)
 {
@@ -269,47 +216,6 @@ static bool make_plan(clxent_plan **plan, clxent_context *ctx, const stress_case
     return say_fault(f, "clxent_plan_create: %s: %s", clxent_status_string(status), text);
 }
 
-static shared_plan *borrow_plan(stress_case *c, int context, problem_fault *f)
-{
-    pthread_mutex_lock(&c->lock);
-    shared_plan *shared = c->plans[context];
-    if (shared == NULL) {
-        shared = calloc(1, sizeof *shared);
-        if (shared != NULL && !make_plan(&shared->plan, device.ctx[context], c, f)) {
-            free(shared);
-            shared = NULL;
-        }
-        c->plans[context] = shared;
-    }
-    if (shared != NULL) shared->users++;
-    pthread_mutex_unlock(&c->lock);
-    return shared;
-}
-
-static void return_plan(stress_case *c, shared_plan *shared)
-{
-    pthread_mutex_lock(&c->lock);
-    const bool last = --shared->users == 0 && shared->replaced;
-    pthread_mutex_unlock(&c->lock);
-    if (!last) return;
-    clxent_plan_destroy(shared->plan);
-    free(shared);
-}
-
-/* The next to borrow one makes it anew. */
-static void replace_plan(stress_case *c, int context)
-{
-    pthread_mutex_lock(&c->lock);
-    shared_plan *shared = c->plans[context];
-    c->plans[context] = NULL;
-    const bool unused = shared != NULL && shared->users == 0;
-    if (shared != NULL) shared->replaced = true;
-    pthread_mutex_unlock(&c->lock);
-    if (!unused) return;
-    clxent_plan_destroy(shared->plan);
-    free(shared);
-}
-
 /* ---- Steps --------------------------------------------------------------------------------- */
 
 typedef struct worker {
@@ -317,7 +223,6 @@ typedef struct worker {
     random_state random;
     runner on[CONTEXTS];
     double began, until;
-    bool makes_context; /* in this part */
 } worker;
 
 /* All outputs, or some of them: the bits are the same. */
@@ -357,11 +262,12 @@ static bool run_plan(stress_case *c, const runner *on, clxent_plan *plan, random
 
 static bool run_shared_plan(stress_case *c, worker *w, int context, problem_fault *f)
 {
-    shared_plan *shared = borrow_plan(c, context, f);
-    if (shared == NULL) return false;
-    const bool good = run_plan(c, &w->on[context], shared->plan, &w->random, f);
-    return_plan(c, shared);
-    return good;
+    clxent_plan **plan = &c->plans[context];
+
+    pthread_mutex_lock(&c->lock);
+    const bool made = *plan != NULL || make_plan(plan, device.ctx[context], c, f);
+    pthread_mutex_unlock(&c->lock);
+    return made && run_plan(c, &w->on[context], *plan, &w->random, f);
 }
 
 static bool run_own_plan(stress_case *c, const runner *on, random_state *random, problem_fault *f)
@@ -369,28 +275,6 @@ static bool run_own_plan(stress_case *c, const runner *on, random_state *random,
     clxent_plan *plan;
     if (!make_plan(&plan, on->ctx, c, f)) return false;
     const bool good = run_plan(c, on, plan, random, f);
-    clxent_plan_destroy(plan);
-    return good;
-}
-
-/* The plan outlives the application's reference to its context. Once for each thread: PoCL 3.1 keeps about 50 kB of each
- * program that it builds, with clxent or without. */
-static bool run_own_context(stress_case *c, const worker *w, int context, random_state *random,
-                            problem_fault *f)
-{
-    runner on = w->on[context];
-    clxent_plan *plan;
-
-    atomic_fetch_add(&contexts_made, 1);
-    const clxent_status status = clxent_context_create(&on.ctx, on.cl, device.id, NULL);
-    if (status != CLXENT_OK) return say_fault(f, "clxent_context_create: %s", clxent_status_string(status));
-    if (!make_plan(&plan, on.ctx, c, f)) {
-        clxent_context_destroy(on.ctx);
-        return false;
-    }
-    clxent_context_destroy(on.ctx);
-    on.ctx = NULL;
-    const bool good = run_plan(c, &on, plan, random, f);
     clxent_plan_destroy(plan);
     return good;
 }
@@ -424,49 +308,24 @@ static bool run_host_arrays(stress_case *c, const runner *on, random_state *rand
     return good;
 }
 
-static bool refuse_desc(const stress_case *c, clxent_context *ctx, problem_fault *f)
-{
-    clxent_desc desc = c->p.desc;
-    clxent_plan *plan;
-    char text[512] = "";
+enum kind_of_step { SHARED_PLAN, OWN_PLAN, HOST_ARRAYS };
+static const char *const step_names[] = { "a shared plan", "a plan of its own", "host arrays" };
 
-    desc.classes = 0;
-    const clxent_status status = clxent_plan_create(&plan, ctx, &desc);
-    clxent_context_last_error(ctx, text, sizeof text);
-    if (status == CLXENT_ERROR_INVALID_DESC && plan == NULL && text[0] != '\0') return true;
-    return say_fault(f, "a desc of 0 classes: %s, \"%s\"", clxent_status_string(status), text);
-}
-
-enum kind_of_step { SHARED_PLAN, OWN_PLAN, OWN_CONTEXT, HOST_ARRAYS, REPLACE, REFUSE };
-static const char *const step_names[] = { "a shared plan", "a plan of its own", "a context of its own",
-                                          "host arrays",   "replace",           "refuse" };
-
-static enum kind_of_step draw_step(random_state *random)
-{
-    const uint32_t drawn = random_u32(random) % 100;
-    if (drawn < 57) return SHARED_PLAN;
-    if (drawn < 77) return OWN_PLAN;
-    if (drawn < 92) return HOST_ARRAYS;
-    return drawn < 97 ? REPLACE : REFUSE;
-}
-
-static void take_step(worker *w, enum kind_of_step kind)
+static void take_step(worker *w)
 {
     random_state *random = &w->random;
-    const size_t moment = (size_t)(seconds_now() - w->began) % num_cases;
-    stress_case *c = &cases[chance(random, 50) ? moment : random_u32(random) % num_cases];
+    const size_t moment = (size_t)(seconds_now() - w->began) % CASES;
+    stress_case *c = &cases[chance(random, 50) ? moment : random_u32(random) % CASES];
     const int context = (int)(random_u32(random) % CONTEXTS);
-    const runner *on = &w->on[context];
+    const uint32_t drawn = random_u32(random) % 100;
+    const enum kind_of_step kind = drawn < 60 ? SHARED_PLAN : drawn < 82 ? OWN_PLAN : HOST_ARRAYS;
     problem_fault f = { "out of memory" };
-    bool good = true;
+    bool good;
 
     switch (kind) {
     case SHARED_PLAN: good = run_shared_plan(c, w, context, &f); break;
-    case OWN_PLAN: good = run_own_plan(c, on, random, &f); break;
-    case OWN_CONTEXT: good = run_own_context(c, w, context, random, &f); break;
-    case HOST_ARRAYS: good = run_host_arrays(c, on, random, &f); break;
-    case REPLACE: replace_plan(c, context); break;
-    case REFUSE: good = refuse_desc(c, on->ctx, &f); break;
+    case OWN_PLAN: good = run_own_plan(c, &w->on[context], random, &f); break;
+    default: good = run_host_arrays(c, &w->on[context], random, &f); break;
     }
     if (!good) report_fault(step_names[kind], &c->drawn, &f);
 }
@@ -474,8 +333,7 @@ static void take_step(worker *w, enum kind_of_step kind)
 static void *work(void *payload)
 {
     worker *w = payload;
-    if (w->makes_context) take_step(w, OWN_CONTEXT);
-    while (seconds_now() < w->until) take_step(w, draw_step(&w->random));
+    while (seconds_now() < w->until) take_step(w);
     return NULL;
 }
 
@@ -486,7 +344,7 @@ static void *warm_up(void *payload)
     worker *w = payload;
     size_t i;
 
-    while ((i = atomic_fetch_add(&taken, 1)) < num_cases * CONTEXTS) {
+    while ((i = atomic_fetch_add(&taken, 1)) < (size_t)CASES * CONTEXTS) {
         stress_case *c = &cases[i / CONTEXTS];
         problem_fault f = { "out of memory" };
         if (!run_shared_plan(c, w, (int)(i % CONTEXTS), &f)) report_fault("warm-up", &c->drawn, &f);
@@ -546,59 +404,60 @@ static void run_threads(worker *workers, size_t threads, void *(*function)(void 
     for (size_t i = 0; i < threads; i++) pthread_join(workers[i].thread, NULL);
 }
 
-static void run_part(worker *workers, const options *o, int part, double began)
+static void run_part(worker *workers, size_t threads, double seconds, double began)
 {
-    const double until = seconds_now() + o->seconds / PARTS;
+    const double until = seconds_now() + seconds;
 
-    for (size_t i = 0; i < o->threads; i++) {
+    for (size_t i = 0; i < threads; i++) {
         workers[i].began = began;
         workers[i].until = until;
-        workers[i].makes_context = i % PARTS == (size_t)part - 1;
     }
-    run_threads(workers, o->threads, work);
+    run_threads(workers, threads, work);
 }
 
 static void print_part(double seconds, double resident)
 {
-    printf("%6.0f s: %zu runs, %zu by clxent_run_host, %zu plans, %zu contexts, %zu programs, %zu faults, "
-           "%.1f MiB resident\n",
-           seconds, atomic_load(&runs), atomic_load(&host_runs), atomic_load(&plans_made),
-           atomic_load(&contexts_made), atomic_load(&programs), atomic_load(&faults), resident);
+    printf(
+        "%6.0f s: %zu runs, %zu by clxent_run_host, %zu plans, %zu programs, %zu faults, %.1f MiB resident\n",
+        seconds, atomic_load(&runs), atomic_load(&host_runs), atomic_load(&plans_made),
+        atomic_load(&programs), atomic_load(&faults), resident);
     fflush(stdout);
 }
 
 int main(int argc, char **argv)
 {
-    const struct argp argp = {
-        option_list, parse, NULL, "Random plans on shared contexts, from many threads.", NULL, NULL, NULL
-    };
-    options o = { .threads = 8, .seconds = 300, .seed = 1, .cases = 96, .growth = 16 };
+    const size_t threads = argc > 1 ? strtoul(argv[1], NULL, 10) : 8;
+    const double seconds = argc > 2 ? strtod(argv[2], NULL) : 300;
+    const uint64_t seed = argc > 3 ? strtoul(argv[3], NULL, 10) : 1;
     double warm = 0, now = 0;
 
-    argp_parse(&argp, argc, argv, 0, NULL, &o);
+    if (threads == 0 || seconds < 0 || argc > 4) {
+        fprintf(stderr, "stress: takes [THREADS [SECONDS [SEED]]]\n");
+        return 2;
+    }
     open_device();
-    draw_cases(&o);
-    worker *workers = calloc(o.threads, sizeof *workers);
+    draw_cases(seed);
+    worker *workers = calloc(threads, sizeof *workers);
     need(workers != NULL ? CLXENT_OK : CLXENT_ERROR_OUT_OF_HOST_MEMORY, "calloc");
-    for (size_t i = 0; i < o.threads; i++) open_worker(&workers[i], o.seed * 1000 + i + 1);
+    for (size_t i = 0; i < threads; i++) open_worker(&workers[i], seed * 1000 + i + 1);
 
     double began = seconds_now();
-    run_threads(workers, o.threads, warm_up);
+    run_threads(workers, threads, warm_up);
     print_part(seconds_now() - began, resident_memory());
     began = seconds_now();
     for (int part = 1; part <= PARTS; part++) {
-        run_part(workers, &o, part, began);
+        run_part(workers, threads, seconds / PARTS, began);
         now = resident_memory();
         if (part == 1) warm = now;
         print_part(seconds_now() - began, now);
     }
 
-    for (size_t i = 0; i < o.threads; i++) close_worker(&workers[i]);
+    for (size_t i = 0; i < threads; i++) close_worker(&workers[i]);
     free(workers);
     drop_cases();
     close_device();
-    const bool grew = now - warm > o.growth;
-    printf("%zu faults; resident memory grew by %.1f MiB since the first part, %s %.0f\n",
-           atomic_load(&faults), now - warm, grew ? "more than" : "at most", o.growth);
+    const bool grew = now - warm > MOST_GROWTH;
+    printf("%zu faults; resident memory grew by %.1f MiB since the first part, %s %d\n", atomic_load(&faults),
+           now - warm, grew ? "more than" : "at most", (int)MOST_GROWTH);
     return atomic_load(&faults) > 0 || grew ? EXIT_FAILURE : EXIT_SUCCESS;
 }
