@@ -182,6 +182,19 @@ cl_command_queue make_out_of_order_queue(void)
     return queue;
 }
 
+cl_uint divide_device(cl_device_id parts[64])
+{
+    const cl_device_partition_property by_one[] = { CL_DEVICE_PARTITION_EQUALLY, 1, 0 };
+    cl_device_partition_property can[8] = { 0 };
+    cl_uint units = 0, count = 0;
+
+    /* Asked first: some drivers crash where they cannot. */
+    clGetDeviceInfo(device.id, CL_DEVICE_PARTITION_PROPERTIES, sizeof can, can, NULL);
+    clGetDeviceInfo(device.id, CL_DEVICE_MAX_COMPUTE_UNITS, sizeof units, &units, NULL);
+    if (can[0] == 0 || units < 2 || units > 64) return 0;
+    return clCreateSubDevices(device.id, by_one, 64, parts, &count) == CL_SUCCESS ? count : 0;
+}
+
 /* ---- Problems ------------------------------------------------------------------------------ */
 
 clxent_desc make_desc(uint32_t outputs, uint32_t dtype, size_t batch, size_t seq, size_t classes)

@@ -69,13 +69,21 @@ enum {
     ONE_PASS_OUTPUTS = EVERY_OUTPUT & ~(CLXENT_OUTPUT_LOG_SOFTMAX | CLXENT_OUTPUT_ENTROPY)
 };
 
-/* A softcap beside class weights and smoothing: together the program of dense options that tests share. */
+/* A softcap beside class weights and smoothing: together the program of options on every class that tests share. */
 #define SHARED_SOFTCAP 40.0
 
 const char *last_error(void); /* of device.ctx; valid until the next call */
 
 /* An out-of-order queue, NULL where the device has none. The caller releases it. */
 cl_command_queue make_out_of_order_queue(void);
+
+/* The device's parts of one compute unit each, at most 64 that the caller releases; 0 where it cannot be divided. */
+cl_uint divide_device(cl_device_id parts[64]);
+
+/* In an OpenCL function that a test defines in front of the loader's: `real`, the loader's. Takes <dlfcn.h>. */
+#define REAL(name)          \
+    __typeof__(&name) real; \
+    *(void **)&real = dlsym(RTLD_NEXT, #name)
 
 /* ---- Problems ------------------------------------------------------------------------------ */
 
@@ -135,7 +143,7 @@ cl_mem new_buffer(cl_context cl, cl_mem_flags flags, size_t bytes, const void *d
 /* A context that counts the programs that are built for it: counts[0] all, counts[1] those of padding.cl. */
 clxent_context *make_counting_context(int counts[2]);
 
-/* The gradient from statistics that another plan saved, judged by the reference. */
+/* The gradient from statistics that another plan saved, held against the reference. */
 void run_from_statistics_of(const char *name, const problem *p, uint32_t saved_with);
 
 /* What run_case() makes plans with; clxent_plan_create() unless a test forces a strategy. */

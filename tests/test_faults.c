@@ -56,15 +56,14 @@ static bool fails(const char *call)
 
 /* ---- OpenCL -------------------------------------------------------------------------------- */
 
-#define REAL(name)                             \
-    __typeof__(&name) real;                    \
-    *(void **)&real = dlsym(RTLD_NEXT, #name); \
+#define REAL_COUNTED(name) \
+    REAL(name);            \
     const bool counted = fault.armed && is_ours(__builtin_return_address(0))
 
 #define CODE(name, parameters, arguments, made)                  \
     cl_int name parameters                                       \
     {                                                            \
-        REAL(name);                                              \
+        REAL_COUNTED(name);                                      \
         if (counted && fails(#name)) return INJECTED;            \
         const cl_int code = real arguments;                      \
         if (counted && code == CL_SUCCESS) fault.live += (made); \
@@ -74,7 +73,7 @@ static bool fails(const char *call)
 #define OBJECT(type, name, parameters, arguments, made)      \
     type name parameters                                     \
     {                                                        \
-        REAL(name);                                          \
+        REAL_COUNTED(name);                                  \
         if (counted && fails(#name)) {                       \
             *code = INJECTED;                                \
             return NULL;                                     \
@@ -86,7 +85,7 @@ static bool fails(const char *call)
 #define RELEASE(name, type, in_use)                              \
     cl_int name(type object)                                     \
     {                                                            \
-        REAL(name);                                              \
+        REAL_COUNTED(name);                                      \
         if (counted) fault.live--;                               \
         if (counted && fault.unfinished) fault.lost += (in_use); \
         return real(object);                                     \
@@ -103,7 +102,7 @@ OBJECT(void *, clEnqueueMapBuffer,
 cl_command_queue clCreateCommandQueue(cl_context a, cl_device_id b, cl_command_queue_properties c,
                                       cl_int *code)
 {
-    REAL(clCreateCommandQueue);
+    REAL_COUNTED(clCreateCommandQueue);
     if (counted && fails("clCreateCommandQueue")) {
         *code = INJECTED;
         return NULL;
@@ -118,7 +117,7 @@ cl_command_queue clCreateCommandQueue(cl_context a, cl_device_id b, cl_command_q
 
 cl_int clFinish(cl_command_queue a)
 {
-    REAL(clFinish);
+    REAL_COUNTED(clFinish);
     if (!counted || !fails("clFinish")) return real(a);
     fault.unfinished = true;
     return INJECTED;
@@ -128,7 +127,7 @@ cl_int clFinish(cl_command_queue a)
  * nobody could do better than release it. */
 cl_int clEnqueueUnmapMemObject(cl_command_queue a, cl_mem b, void *c, EVENTS)
 {
-    REAL(clEnqueueUnmapMemObject);
+    REAL_COUNTED(clEnqueueUnmapMemObject);
     const bool failing = counted && fails("clEnqueueUnmapMemObject");
     const cl_int code = real(a, b, c, num, wait, failing ? NULL : event);
     if (counted) fault.live--;

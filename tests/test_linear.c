@@ -321,8 +321,7 @@ static size_t buffers_made;
 /* In front of the loader's: the library is linked into this program. */
 cl_mem clCreateBuffer(cl_context context, cl_mem_flags flags, size_t size, void *data, cl_int *code)
 {
-    __typeof__(&clCreateBuffer) real;
-    *(void **)&real = dlsym(RTLD_NEXT, "clCreateBuffer");
+    REAL(clCreateBuffer);
     buffers_made++;
     return real(context, flags, size, data, code);
 }

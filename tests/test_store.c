@@ -25,10 +25,6 @@ static atomic_int from_source, from_binary;
 static _Thread_local bool in_binary; /* the thread's latest program is of a binary */
 static const char *driver_version;
 
-#define REAL(name)          \
-    __typeof__(&name) real; \
-    *(void **)&real = dlsym(RTLD_NEXT, #name)
-
 cl_program clCreateProgramWithSource(cl_context cl, cl_uint count, const char **texts, const size_t *lengths,
                                      cl_int *code)
 {
