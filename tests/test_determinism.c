@@ -75,17 +75,13 @@ Test(determinism, runs_repeat_their_bits)
 
 Test(determinism, one_compute_unit_gives_the_bits_of_all)
 {
-    const cl_device_partition_property by_one[] = { CL_DEVICE_PARTITION_EQUALLY, 1, 0 };
     const clxent_desc desc = every_kind();
     cl_device_id parts[64];
-    cl_uint count = 0, most = 0;
+    const cl_uint count = divide_device(parts);
     clxent_host_args whole, part;
     problem p;
 
-    clGetDeviceInfo(device.id, CL_DEVICE_PARTITION_MAX_SUB_DEVICES, sizeof most, &most, NULL);
-    if (most < 2 || clCreateSubDevices(device.id, by_one, 64, parts, &count) != CL_SUCCESS || count == 0) {
-        cr_skip("the device has no sub-devices of one compute unit");
-    }
+    if (count == 0) cr_skip("the device has no sub-devices of one compute unit");
     make_rows(&p, &desc);
     run_with("whole", NULL, &p, 0, &whole);
     struct test_device all = device;
@@ -99,26 +95,41 @@ Test(determinism, one_compute_unit_gives_the_bits_of_all)
     free_run(&p, &part);
 }
 
+/* Rows, and outputs that let vectors lie along few classes, for which the outputs decide. */
 Test(determinism, what_else_a_run_is_asked_for_changes_nothing)
 {
-    const uint32_t subsets[] = {
+    static const uint32_t subsets[] = {
         CLXENT_OUTPUT_LOSS,
+        CLXENT_OUTPUT_GRADIENT,
         CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_GRADIENT,
         CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_STATISTICS,
+        CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_CORRECT,
+        CLXENT_OUTPUT_ARGMAX | CLXENT_OUTPUT_GRADIENT,
+        CLXENT_OUTPUT_ENTROPY,
         CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_ENTROPY,
-        CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_CORRECT | CLXENT_OUTPUT_BAD_TARGETS,
         CLXENT_OUTPUT_ARGMAX | CLXENT_OUTPUT_LOG_SOFTMAX,
     };
-    const size_t classes[] = { 131, 2048, 2600 };
+    enum { ALONG = 7 }; /* those that lie along the classes */
+    static const struct {
+        size_t batch, classes;
+        bool along;
+    } shapes[] = {
+        { 60, 131, false }, { 60, 2048, false }, { 60, 2600, false }, { 1003, 100, true }, { 1003, 301, true }
+    };
 
-    for (size_t c = 0; c < (small_run() ? 1 : COUNT(classes)); c++) {
-        clxent_desc desc = every_kind();
+    for (size_t i = 0; i < COUNT(shapes); i++) {
+        const bool along = shapes[i].along;
+        clxent_desc desc = along ? plain_kind() : every_kind();
         problem p;
-        desc.batch = 60;
-        desc.classes = small_run() ? 19 : classes[c];
+        if (small_run() && shapes[i].classes > 1000) continue;
+        if (along)
+            desc.outputs = (ALONG_OUTPUTS & ~(uint32_t)CLXENT_OUTPUT_BAD_TARGETS) | CLXENT_OUTPUT_STATISTICS |
+                           CLXENT_OUTPUT_ARGMAX | CLXENT_OUTPUT_CORRECT;
+        desc.batch = small_run() ? 20 : shapes[i].batch;
+        desc.classes = small_run() && !along ? 19 : shapes[i].classes;
         make_rows(&p, &desc);
         clxent_plan *plan = plan_with(NULL, &desc);
-        check_runs(plan, &p, subsets, COUNT(subsets));
+        check_runs(plan, &p, subsets, along ? ALONG : COUNT(subsets));
         clxent_plan_destroy(plan);
         free_problem(&p);
     }
@@ -179,34 +190,6 @@ Test(determinism, saved_statistics_give_the_gradient_its_bits)
             if (soft) desc.target_type = CLXENT_TARGET_PROBABILITIES_F32;
             run_filled_case("from statistics", &desc, FILL_PLAIN, 19, 0); /* which compares the bits */
         }
-    }
-}
-
-/* The same of results that let vectors lie along few classes, for which the outputs decide. */
-Test(determinism, nor_does_it_where_rows_lie_along_the_classes)
-{
-    const uint32_t all = CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_GRADIENT |
-                         CLXENT_OUTPUT_STATISTICS | CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_ARGMAX |
-                         CLXENT_OUTPUT_CORRECT | CLXENT_OUTPUT_ENTROPY;
-    const uint32_t subsets[] = { CLXENT_OUTPUT_LOSS,
-                                 CLXENT_OUTPUT_GRADIENT,
-                                 CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_STATISTICS,
-                                 CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_CORRECT,
-                                 CLXENT_OUTPUT_ARGMAX | CLXENT_OUTPUT_GRADIENT,
-                                 CLXENT_OUTPUT_ENTROPY };
-    const size_t classes[] = { 100, 301 };
-
-    for (size_t c = 0; c < COUNT(classes); c++) {
-        clxent_desc desc = plain_kind();
-        problem p;
-        desc.outputs = all;
-        desc.batch = small_run() ? 20 : 1003;
-        desc.classes = classes[c];
-        make_rows(&p, &desc);
-        clxent_plan *plan = plan_with(NULL, &desc);
-        check_runs(plan, &p, subsets, COUNT(subsets));
-        clxent_plan_destroy(plan);
-        free_problem(&p);
     }
 }
 
