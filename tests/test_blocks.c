@@ -96,32 +96,6 @@ Test(blocks, probability_loss_matches_the_reference)
     check_op(desc, FILL_DENOMINATOR, true);
 }
 
-Test(blocks, probability_loss_of_zeros_follows_the_convention)
-{
-    /* label 0 adds 0 even at pred 0, pred 0 under a positive label is +inf, pred 1 under a label is 0 */
-    const float labels[] = { 0, 1, 0, 0, 0, 1, 0, 0.5f, 0.5f };
-    const float preds[] = { 0, 1, 0, 0, 1, 0, 0.5f, 0, 0.5f };
-    const double want[] = { 0, INFINITY, INFINITY };
-    for (int dense = 0; dense < 2; dense++) {
-        clxent_desc desc = make_op(CLXENT_OP_PROBABILITY_LOSS, CLXENT_OUTPUT_LOSSES, 3, 3);
-        problem p;
-        clxent_host_args out;
-        if (dense) desc.target_type = CLXENT_TARGET_PROBABILITIES_F32;
-        make_problem(&p, &desc, FILL_PLAIN, 1);
-        memcpy((void *)p.args.probabilities.data, preds, sizeof preds);
-        if (dense) memcpy((void *)p.args.targets.data, labels, sizeof labels);
-        for (size_t row = 0; !dense && row < 3; row++) {
-            set_target(&p, row, row == 0 ? 1 : row == 1 ? 2 : 1);
-        }
-        run_with("block", NULL, &p, 0, &out);
-        for (size_t row = 0; row < 3; row++) {
-            const double got = get_element(out.losses.data, CLXENT_F32, row);
-            cr_assert(got == want[row], "%s, row %zu: %g", dense ? "dense" : "index", row, got);
-        }
-        free_run(&p, &out);
-    }
-}
-
 /* ---- Gradients ----------------------------------------------------------------------------- */
 
 Test(blocks, softmax_backward_matches_the_reference)

@@ -3,7 +3,7 @@
  * test_cross_entropy.c - the kernels of the default strategy against the reference: every output, option, dtype
  * and layout, at the sizes where loops, vectors, blocks and the cache begin and end.
  *
- * run_case() does the judging; what stands here is which problems it gets. Other strategies: test_variants.c.
+ * run_case() compares; what stands here is which problems it gets. Other strategies: test_variants.c.
  */
 #include "support.h"
 
@@ -72,20 +72,11 @@ static void check_sizes(uint32_t outputs, uint32_t dtype, uint32_t gradient_dtyp
     }
 }
 
-Test(cross_entropy, every_output_of_every_size_matches_the_reference)
+/* Everything but the entropy; sums alone, whose log sum_exp no log-softmax asks for its last digits; everything. */
+Test(cross_entropy, every_size_matches_the_reference)
 {
-    check_sizes(plain(), CLXENT_F32, 0, SIZE_MAX);
-}
-
-Test(cross_entropy, sums_without_results_for_each_class_match_the_reference)
-{
-    /* another path to log sum_exp: no log-softmax asks for its last digits */
-    check_sizes(SUMS, CLXENT_F32, 0, SIZE_MAX);
-}
-
-Test(cross_entropy, the_general_program_matches_the_reference_at_every_size)
-{
-    check_sizes(GENERAL, CLXENT_F32, 0, SIZE_MAX);
+    const uint32_t outputs[] = { plain(), SUMS, GENERAL };
+    for (size_t i = 0; i < COUNT(outputs); i++) check_sizes(outputs[i], CLXENT_F32, 0, SIZE_MAX);
 }
 
 Test(cross_entropy, rows_with_specials_and_bad_targets_match_the_reference)
@@ -152,28 +143,6 @@ Test(cross_entropy, logits_beyond_2_to_the_20_match_the_reference)
             run_case("far", &p, 0);
             free_problem(&p);
         }
-    }
-}
-
-Test(cross_entropy, confident_rows_keep_full_relative_precision)
-{
-    /* Losses from 1e-3 to 1e-30, target first, last and in the tail; f32 alone would round them to 0 at 6e-8. */
-    enum { ROWS = 24 };
-    const size_t classes[] = { 2, 19, 100, 301, 1027, 4099 };
-    for (size_t i = 0; i < (small_run() ? 3 : COUNT(classes)); i++) {
-        const size_t n = classes[i];
-        const bool lies_along = n == 100 || n == 301;
-        const clxent_desc desc = make_desc(lies_along ? ALONG_OUTPUTS : GENERAL, CLXENT_F32, ROWS, 1, n);
-        problem p;
-        make_problem(&p, &desc, FILL_PLAIN, 60 + i);
-        for (size_t row = 0; row < ROWS; row++) {
-            const size_t target = (size_t)target_of(&p, row);
-            /* odd rows: confident of another class, whose loss is large and log sum_exp tiny */
-            const size_t top = row % 2 == 0 ? target : (target + 1) % n;
-            set_logit(&p, row * n + top, 8 + log((double)n) + 3 * (double)row);
-        }
-        run_case("confident", &p, 0);
-        free_problem(&p);
     }
 }
 
@@ -308,7 +277,7 @@ Test(cross_entropy, gradients_of_entropy_and_lse_match_the_reference)
                     desc.has_class_weights = 1;
                     desc.logit_scale = 0.5;
                 }
-                run_filled_case("upstreams", &desc,
+                run_filled_case("grad_entropy", &desc,
                                 FILL_DESIGNED | FILL_MASKED | FILL_SPECIAL | FILL_IGNORED | FILL_BAD_TARGETS,
                                 40 + i, cases[i].flags);
             }
@@ -333,7 +302,7 @@ Test(cross_entropy, gradients_of_entropy_keep_their_bound_where_terms_underflow)
         set_logit(&p, 2 * row, 0);
         set_logit(&p, 2 * row + 1, -84 - (double)row / 4);
     }
-    run_case("upstreams", &p, 0);
+    run_case("grad_entropy", &p, 0);
     free_problem(&p);
 }
 
@@ -880,6 +849,6 @@ Test(cross_entropy, statistics_of_one_plan_serve_another)
     problem p;
     desc.has_grad_entropy = desc.has_grad_lse = 1;
     make_problem(&p, &desc, FILL_DESIGNED | FILL_MASKED | FILL_IGNORED, 5);
-    run_from_statistics_of("with upstreams", &p, CLXENT_OUTPUT_LOSSES);
+    run_from_statistics_of("with grad_entropy", &p, CLXENT_OUTPUT_LOSSES);
     free_problem(&p);
 }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * test_reference_linear.c - is the oracle right about linear cross-entropy? Closed forms, finite differences, the same in two
- * steps, rows that do not count, and whether its error bounds admit what a device may do and little else.
+ * test_reference_linear.c - is the oracle right about linear cross-entropy? Closed forms, the same in two steps, of which
+ * test_reference.c holds the first against finite differences, rows that do not count, and whether its error bounds admit what a
+ * device may do and little else.
  */
 #include "problem.h"
 
@@ -367,56 +368,6 @@ Test(linear, is_cross_entropy_of_the_product_and_products_of_its_gradient)
     cr_assert(solved > 1000);
 }
 
-/* ---- Derivatives --------------------------------------------------------------------------- */
-
-/* What the gradients are those of. */
-static double objective(unsigned on)
-{
-    double value = 0;
-
-    write_inputs(has(on, ON_GRAD_OUTPUT));
-    run();
-    for (size_t r = 0; r < ROWS; r++) {
-        const double pull = has(on, ON_GRAD_OUTPUT) ? w.grad_output[r] : 1;
-        if (w.desc.has_grad_entropy) value += w.grad_entropy[r] * w.entropy[r];
-        if (w.desc.has_grad_lse) value += w.grad_lse[r] * w.lse[r];
-        if (w.desc.reduction == CLXENT_REDUCTION_NONE) value += pull * w.losses[r];
-    }
-    if (w.desc.reduction == CLXENT_REDUCTION_NONE) return value;
-    return value + (has(on, ON_GRAD_OUTPUT) ? w.grad_output[0] : 1) * w.loss[0];
-}
-
-Test(linear, gradients_are_the_derivatives_of_the_loss_for_every_option)
-{
-    const double step = 1e-5;
-    double gradient[3][ELEMENTS];
-
-    for (unsigned i = 0; i < 150; i++) {
-        const unsigned on = i < OPTIONS ? 1u << i : draw_options();
-        if (!draw(on, i % 3)) continue;
-        w.desc.dtype = CLXENT_F64;
-        objective(on);
-        memcpy(gradient, w.gradient, sizeof gradient);
-        for (int g = 0; g < (w.desc.has_bias ? 3 : 2); g++) {
-            double *const moved = g == HIDDEN ? w.hidden : g == WEIGHT ? w.weight : w.bias;
-            for (size_t k = 0; k < gradient_count(g); k++) {
-                const double was = moved[k];
-                if (was == -INFINITY) continue;
-                moved[k] = was + step;
-                const double up = objective(on);
-                moved[k] = was - step;
-                const double down = objective(on);
-                moved[k] = was;
-                const double slope = (up - down) / (2 * step);
-                /* truncation, step^2 f''' / 6, where f''' has the cube of a weight of 2 */
-                cr_assert(fabs(slope - gradient[g][k]) <= 2e-8,
-                          "options 0x%x, %s[%zu]: got %.12g, want %.12g", on, gradient_names[g], k,
-                          gradient[g][k], slope);
-            }
-        }
-    }
-}
-
 /* ---- Accumulating --------------------------------------------------------------------------- */
 
 Test(linear, accumulating_adds_to_each_gradient_on_its_own)
@@ -518,11 +469,11 @@ Test(linear, rows_that_do_not_count_add_nothing_whatever_they_hold)
             cr_assert(out && s == 1 ? isnan(w.lse[r]) : isfinite(w.losses[r]));
         }
     }
-    /* but an upstream acts on every row, and a bad target that is not ignored on all of weight_gradient */
+    /* but grad_lse acts on every row, and a bad target that is not ignored on all of weight_gradient */
     w.desc.has_grad_lse = 1;
     memset(w.grad_lse, 0, sizeof w.grad_lse);
     solve();
-    cr_assert(memcmp(plain, w.gradient, sizeof plain) == 0, "upstreams of 0 do not act");
+    cr_assert(memcmp(plain, w.gradient, sizeof plain) == 0, "a grad_lse of 0 does not act");
     w.grad_lse[2] = 0.5;
     solve();
     cr_assert(isnan(w.gradient[HIDDEN][2 * FEATURES]) && isnan(w.gradient[WEIGHT][0]) &&
