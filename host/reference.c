@@ -51,7 +51,7 @@
  *                exponent. The target of a one-hot row without smoothing is -(sum of the others) / sum_exp instead:
  *                its error is that of the others, sum p_k * E_k, however small. In f64 twice, as the
  *                oracle rounds as often.
- *   upstreams    k of lse and h of entropy add p_j * (k + h * (delta_j - D)), D = sum p_i delta_i: E_j * p_j * (|k| +
+ *   row grads    grad_lse k and grad_entropy h add p_j * (k + h * (delta_j - D)), D = sum p_i delta_i: E_j * p_j * (|k| +
  *                |h| * (delta_j + D + L)). The exponential's 8 u hold the roundings of delta_j, of D, whose terms have one
  *                sign, and of the sum; L, which the part itself has not, is what |log p_j| + H has more. Errors X of z
  *                move delta_j, and D by sum p_i X_i (1 + delta_i). In f64 twice. D may lack what the classes of V
@@ -497,8 +497,8 @@ struct row {
     int64_t argmax; /* the first NaN, else the first maximum; before the softcap, which is monotone */
     bool finite;    /* the maximum is: everything but lse is NaN otherwise */
     double max;
-    double rest;      /* sum of exp(z_j - max) over the classes other than top: sum_exp = 1 + rest */
-    double vanishing; /* V: the share of the classes that may count as 0, see `ulps` */
+    double sum_excluding_max; /* of exp(z_j - max), over the classes other than top: sum_exp is 1 more */
+    double vanishing;         /* V: the share of the classes that may count as 0, see `ulps` */
     double log_sum, lse, lse_bound;
     double z_size;              /* Z */
     double lse_moved;           /* l: by errors of the logits */
@@ -579,7 +579,7 @@ static void move_row(struct problem *p, struct row *row)
     struct sum rest = { 0, 0 };
 
     for (size_t j = 0; j < p->classes; j++) {
-        const double probable = p->e[j] / (1 + row->rest), error = p->z_error[j];
+        const double probable = p->e[j] / (1 + row->sum_excluding_max), error = p->z_error[j];
         p->rise[j] =
             error < 1 ? probable * expm1(error) : exp(p->z[j] - row->max - row->log_sum + error) - probable;
         if (j == row->top) row->top_rise = p->rise[j];
@@ -602,7 +602,8 @@ static double moved_nll(const struct problem *p, const struct row *row, size_t j
     if (!p->linear || p->z[j] == -INFINITY || error >= 1) return together;
     const double others =
         j == row->top ? row->rest_rise : row->top_rise + fmax(0, row->rest_rise - p->rise[j]);
-    const double share = j == row->top ? row->rest / (1 + row->rest) : 1 - p->e[j] / (1 + row->rest);
+    const double share = j == row->top ? row->sum_excluding_max / (1 + row->sum_excluding_max)
+                                       : 1 - p->e[j] / (1 + row->sum_excluding_max);
     const double grown = expm1(error);
     return fmin(log1p((1 + grown) * others + grown * share), together);
 }
@@ -684,9 +685,9 @@ static void load_row(struct problem *p, size_t index, struct row *row)
         if (may_vanish(p, row, j)) sum_add(&vanishing, p->e[j]);
         if (row->max - p->z[j] < p->span && fabs(p->z[j]) > row->z_size) row->z_size = fabs(p->z[j]);
     }
-    row->rest = sum_value(rest);
-    row->vanishing = sum_value(vanishing) / (1 + row->rest);
-    row->log_sum = log1p(row->rest);
+    row->sum_excluding_max = sum_value(rest);
+    row->vanishing = sum_value(vanishing) / (1 + row->sum_excluding_max);
+    row->log_sum = log1p(row->sum_excluding_max);
     row->lse = row->max + row->log_sum;
     if (p->linear) move_row(p, row);
     row->lse_bound = p->u * ((p->real == CLXENT_F64 ? 2 : 1) * fabs(row->lse) + ulps.lse * row->log_sum +
@@ -702,13 +703,14 @@ static double argument_error(const struct problem *p, const struct row *row, siz
 
 static double probability(const struct problem *p, const struct row *row, size_t j)
 {
-    return p->e[j] / (1 + row->rest);
+    return p->e[j] / (1 + row->sum_excluding_max);
 }
 
 /* 1 - p_j, which does not cancel where p_j is the largest. */
 static double others_share(const struct problem *p, const struct row *row, size_t j)
 {
-    return (j == row->top ? row->rest : 1 + row->rest - p->e[j]) / (1 + row->rest);
+    return (j == row->top ? row->sum_excluding_max : 1 + row->sum_excluding_max - p->e[j]) /
+           (1 + row->sum_excluding_max);
 }
 
 /* p_j * X_j, and gain_j. */
@@ -842,17 +844,17 @@ static void take_loss(struct problem *p, size_t index, const struct row *row, co
 }
 
 /* The gradient of h * entropy + k * lse, without the slope. */
-struct upstreams {
+struct row_grads {
     double of_lse, of_entropy;       /* k, h */
     double distance, distance_error; /* D; by errors of z, in u */
     double lost;                     /* what D may lose by underflow */
     bool finite;
 };
 
-static struct upstreams load_upstreams(const struct problem *p, size_t index, const struct row *row)
+static struct row_grads load_row_grads(const struct problem *p, size_t index, const struct row *row)
 {
     const clxent_host_args *in = p->in;
-    struct upstreams up = { 0, 0, 0, 0, 0, true };
+    struct row_grads up = { 0, 0, 0, 0, 0, true };
     struct sum distance = { 0, 0 }, error = { 0, 0 }, lost = { 0, 0 };
 
     if (in->grad_lse.data != NULL) up.of_lse = load(in->grad_lse.data, p->real, index);
@@ -872,7 +874,7 @@ static struct upstreams load_upstreams(const struct problem *p, size_t index, co
 }
 
 /* Of class j; its bound in *error. */
-static double pull_of(const struct problem *p, const struct row *row, const struct upstreams *up, size_t j,
+static double pull_of(const struct problem *p, const struct row *row, const struct row_grads *up, size_t j,
                       double *error)
 {
     const double probable = probability(p, row, j), delta = row->max - p->z[j];
@@ -893,11 +895,11 @@ static double pull_of(const struct problem *p, const struct row *row, const stru
     return pull;
 }
 
-/* The loss's part of a row that counts, and that of the upstreams of any. Returns whether the row has one at all. */
+/* The loss's part of a row that counts, and that of the gradients of entropy and lse of any. Returns whether the row has one at all. */
 static bool take_gradient(const struct problem *p, size_t index, const struct row *row,
                           const struct target_terms *v)
 {
-    const struct upstreams up = load_upstreams(p, index, row);
+    const struct row_grads up = load_row_grads(p, index, row);
     const bool counts = v->status == COUNTED, pulls = up.of_lse != 0 || up.of_entropy != 0;
     const bool one_hot = clxent_targets_are_indices(p->desc) && p->smoothing == 0;
     const double factor = v->row_weight * outer_factor(p, index);

@@ -256,7 +256,7 @@ Test(reference, gives_softplus_for_two_classes)
 /* Of two classes whose logits are g apart, p = 1 / (1 + exp(-g)) is the share of the second: the entropy's derivative by g is
  * -g p (1 - p), that of lse by the second logit p. Neither is weighted or divided, nor does the target matter, while the
  * loss's part, of a sum divided by 8, is (p - 1) / 8 where the row counts. */
-Test(reference, upstreams_of_entropy_and_lse_add_their_gradients)
+Test(reference, grad_entropy_and_grad_lse_add_their_parts)
 {
     static const double h[] = { 0.75, -2, 0, 0 }, k[] = { 0, 3, -0.5, 0 }, divisor = 8, scale = 0.5;
     static const int64_t targets[] = { 1, -100, -100, -100 };
@@ -289,8 +289,8 @@ Test(reference, upstreams_of_entropy_and_lse_add_their_gradients)
     }
 }
 
-/* What upstreams pull at may not be finite: 0 pulls at nothing, and does not look. */
-Test(reference, upstreams_of_0_leave_rows_alone_that_do_not_count)
+/* What grad_lse multiplies may not be finite: 0 does not look. */
+Test(reference, a_grad_lse_of_0_leaves_rows_alone_that_do_not_count)
 {
     static const double logits[] = { NAN, 1, NAN, 1, -INFINITY, -INFINITY, 2, -INFINITY, 2, 2 };
     static const double up[] = { 0, 1, -1, 1, 0 };
@@ -302,7 +302,7 @@ Test(reference, upstreams_of_0_leave_rows_alone_that_do_not_count)
     shape(CLXENT_F32, 5, 1, 2);
     w.args.grad_lse = real_array(w.grad_lse, up, 5);
     solve(CLXENT_F32, 5, 1, 2, logits, targets);
-    check_close("upstreams", "gradient", w.gradient, want, 10, 0, 0);
+    check_close("grad_lse", "gradient", w.gradient, want, 10, 0, 0);
 }
 
 Test(reference, keeps_relative_precision_of_confident_rows)
@@ -971,7 +971,7 @@ Test(reference, softmax_backward_is_the_jacobian_times_grad_output)
     check_close("softmax backward", "gradient", w.gradient, want, N, 1e-14, 1e-16);
 }
 
-Test(reference, probability_loss_takes_indices_and_dense_labels)
+Test(reference, probability_loss_takes_indices_and_soft_targets)
 {
     static const double p[] = { 0.25, 0.75, 0, 0.5, 0.5, 0, 1, 0, 0, 0.125, 0.25, 0.5 };
     static const int64_t targets[] = { 1, 2, 0, -100 };
