@@ -10,7 +10,7 @@ import unittest
 
 import numpy as np
 
-from oracle import NUMPY, OUTPUTS, ROUNDING, oracle, values_of
+from oracle import ERRORS, NUMPY, OUTPUTS, oracle, values_of
 
 BIN = os.path.abspath(os.environ.get("CLXENT_BIN", "clxent"))
 SMALL = "CLXENT_TEST_SMALL" in os.environ  # a simulator runs the kernels
@@ -104,23 +104,25 @@ class Case(unittest.TestCase):
         self.assertEqual(sorted(os.listdir(self.dir)), before, "a file was left behind")
         return result.stderr
 
-    def close(self, got, want, bound, what):
-        got, want = np.asarray(got), np.asarray(want)
-        self.assertEqual(got.shape, want.shape, what)
-        with np.errstate(invalid="ignore"):
-            same = (got == want) | (np.isnan(got) & np.isnan(want))
-            if bound is not None:
-                same |= np.abs(got - want) <= bound
-        if not same.all():
-            at = np.unravel_index(np.argmin(same), same.shape) if same.shape else ()
-            allowed = None if bound is None else np.broadcast_to(bound, same.shape)[at]
-            differ = "%d of %d differ" % ((~same).sum(), same.size)
-            self.fail("%s at %s: got %r, want %r, bound %r; %s" % (what, at, got[at], want[at], allowed, differ))
+    def close(self, got, want, dtype, what):
+        """Equal, infinities and NaN too, but for the errors that a result of dtype may have."""
+        self.assertEqual(np.shape(got), np.shape(want), what)
+        relative, absolute = ERRORS[dtype]
+        np.testing.assert_allclose(np.asarray(got, "f8"), np.asarray(want, "f8"), relative, absolute, err_msg=what)
+
+    def option_flags(self, options, save=None):
+        """Of values by name; arrays are written to files."""
+        flags = []
+        for name, value in options.items():
+            if isinstance(value, np.ndarray):
+                value = (save or self.save)(name + ".npy", value)
+            flags += ["--" + name.replace("_", "-"), "none" if value is None else value]
+        return flags
 
     def evaluate(self, logits, targets, dtype="f32", axis=-1, outputs=OUTPUTS, grad_dtype=None, save=None, **options):
         """Runs eval on stored arrays and compares everything it gives with the oracle. targets: None for none."""
         save = save or self.save
-        f64 = dtype == "f64"
+        real = "f64" if dtype == "f64" else "f32"
         flags = ["--logits", save("x.npy", logits)]
         if targets is not None:
             flags += ["--targets", save("y.npy", targets)]
@@ -130,19 +132,16 @@ class Case(unittest.TestCase):
             flags += ["--class-axis", axis]
         if grad_dtype:
             flags += ["--grad-dtype", grad_dtype]
-        for name, value in options.items():
-            if isinstance(value, np.ndarray):
-                value = save(name + ".npy", value)
-            flags += ["--" + name.replace("_", "-"), "none" if value is None else value]
+        flags += self.option_flags(options, save)
         for name in outputs:
             flags += ["--%s-out" % name, self.path("out-%s.npy" % name)]
         got = self.succeed_json("eval", *flags)
 
-        x = values_of(logits, dtype, np.longdouble if f64 else np.float64)
+        x = values_of(logits, dtype)
         y = targets if targets is not None else np.zeros(np.delete(logits.shape, axis), "i8")
         if targets is not None and dtype == "bf16" and targets.shape == logits.shape and targets.dtype.itemsize == 2:
             y = values_of(targets, dtype)
-        want = oracle(x, y, axis=axis, f64=f64, **options)
+        want = oracle(x, y, axis=axis, f64=dtype == "f64", **options)
         self.assertEqual(list(got), KEYS)
         self.assertEqual(got["dtype"], dtype)
         if targets is None:
@@ -153,11 +152,11 @@ class Case(unittest.TestCase):
         if targets is None or options.get("reduction") == "none":
             self.assertIsNone(got["loss"])
         else:
-            self.close(float(got["loss"]), float(want["loss"][0]), float(want["loss"][1]), "loss")
+            self.close(float(got["loss"]), want["loss"], real, "loss")
         if want["perplexity"] is None:
             self.assertIsNone(got["perplexity"])
         else:
-            self.close(got["perplexity"], want["perplexity"], want["perplexity_bound"] + 2e-15, "perplexity")
+            self.close(got["perplexity"], want["perplexity"], real, "perplexity")
 
         arrays = {}
         for name in outputs:
@@ -165,17 +164,10 @@ class Case(unittest.TestCase):
             self.assertTrue(array.flags["C_CONTIGUOUS"])
             if name == "argmax":
                 self.assertEqual(array.dtype, np.dtype("<i8"))
-                self.close(array, want[name][0], None, name)
+                np.testing.assert_array_equal(array, want[name])
                 continue
-            stored = {"softmax": dtype, "log-softmax": dtype, "grad": grad_dtype or dtype}.get(
-                name, "f64" if f64 else "f32"
-            )
+            stored = {"softmax": dtype, "log-softmax": dtype, "grad": grad_dtype or dtype}.get(name, real)
             self.assertEqual(array.dtype, np.dtype(NUMPY[stored]), name)
             arrays[name] = array
-            value, bound = want[name]
-            relative, half_subnormal = ROUNDING[stored]
-            if relative > (2.0**-53 if f64 else 2.0**-24):
-                finite = np.where(np.isfinite(value), np.abs(value), 0)
-                bound = bound * (1 + relative) + np.where(bound == 0, 0, relative * finite + half_subnormal)
-            self.close(values_of(array, stored, np.longdouble if f64 else np.float64), value, bound, name)
+            self.close(values_of(array, stored), want[name], stored, name)
         return got, arrays, want

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""The cross-entropy family by NumPy, with error bounds: what the tests of the command line, PyTorch's yardstick and the
-golden vectors (golden/make_golden.py) take for the truth. Whole matrices in float64, or in long double where asked.
+"""The cross-entropy family by NumPy: what the tests of the command line, of Python, PyTorch's yardstick and the golden vectors
+(golden/make_golden.py) take for the truth. Whole matrices in float64, or in long double where asked.
 """
 
 import math
@@ -9,13 +9,8 @@ import numpy as np
 
 # ---- Storage ----------------------------------------------------------------------------------
 
-# Unit of "real", largest relative rounding error, half of the smallest subnormal.
-ROUNDING = {
-    "f16": (2.0**-11, 2.0**-25),
-    "bf16": (2.0**-8, 2.0**-134),
-    "f32": (2.0**-24, 2.0**-150),
-    "f64": (2.0**-53, 0.0),
-}
+# Relative and absolute errors that tests of what is around the library allow; test_*.c hold the library itself to its bounds.
+ERRORS = {"f16": (2.0**-10, 1e-5), "bf16": (2.0**-7, 1e-5), "f32": (1e-4, 1e-5), "f64": (1e-12, 1e-13)}
 OUTPUTS = ("losses", "lse", "softmax", "log-softmax", "grad", "argmax", "entropy")
 NUMPY = {"f16": "<f2", "bf16": "<u2", "f32": "<f4", "f64": "<f8"}
 
@@ -60,11 +55,10 @@ def oracle(
     grad_lse=None,
     wide=None,
 ):
-    """x: values of the stored logits; y: classes or, in x's shape, probabilities. Results, with bounds. f64: options are
-    used as doubles, not as floats; wide: the type of all arithmetic."""
+    """x: values of the stored logits; y: classes or, in x's shape, probabilities. f64: options are used
+    as doubles, not as floats; wide: the type of all arithmetic."""
     wide = wide or (np.longdouble if f64 else np.float64)
     real = np.float64 if f64 else np.float32
-    u = 2.0**-53 if f64 else 2.0**-24
     # Options are used as real: their rounding belongs to the problem.
     label_smoothing, z_loss, logit_scale, softcap = (
         wide(real(v)) for v in (label_smoothing, z_loss, logit_scale, softcap)
@@ -93,14 +87,14 @@ def oracle(
     weight = np.ones(rows, wide) if row_weights is None else row_weights.astype(real).astype(wide).reshape(-1)
     class_weight = np.ones(classes, wide) if class_weights is None else class_weights.astype(real).astype(wide)
     position = np.arange(rows)
-    judged = (position % seq) + shift < seq
-    source = np.where(judged, position + shift, 0)
+    has_target = (position % seq) + shift < seq
+    source = np.where(has_target, position + shift, 0)
     hard = y.shape != np.moveaxis(np.empty(row_shape + (classes,)), -1, axis).shape or y.dtype.kind in "iu"
     bad = np.zeros(rows, bool)
     q = np.zeros((rows, classes), wide)
     if hard and rows > 0:
         t = y.reshape(-1)[source].astype(np.int64)
-        counts = judged & (weight != 0)
+        counts = has_target & (weight != 0)
         if ignore_index is not None:
             counts &= t != ignore_index
         bad = counts & ((t < 0) | (t >= classes))
@@ -110,12 +104,11 @@ def oracle(
         correct = int((counts & (argmax == t)).sum())
         pull = class_weight[t]
     else:
-        counts = judged & (weight != 0)
+        counts = has_target & (weight != 0)
         if rows > 0:
             q = np.moveaxis(y.astype(wide), axis, -1).reshape(-1, classes)[source]
         correct, pull = None, np.ones(rows, wide)
     a = class_weight * ((1 - label_smoothing) * q + label_smoothing / classes)
-    mass = np.abs(a).sum(axis=1, keepdims=True)
 
     with np.errstate(invalid="ignore"):
         terms = np.where(a == 0, 0, a * nll)
@@ -139,47 +132,12 @@ def oracle(
     outer = np.where(counts, weight * factor, 0) / (1 if no_rows else divisor)
     gradient = np.where(counts[:, None], dz * slope * outer[:, None], 0)
     losses = np.where(counts, losses, 0)
-    upstream_bound = np.zeros_like(p)
     distance = (p * finite_delta).sum(axis=1, keepdims=True)
-    entropy_share, entropy_size = p * (finite_delta - distance), finite_delta + distance + 2 * log_d
-    for array, share, size in ((grad_lse, p, 1), (grad_entropy, entropy_share, entropy_size)):
+    for array, share in ((grad_lse, p), (grad_entropy, p * (finite_delta - distance))):
         if array is not None:
-            up = array.astype(real).astype(wide).reshape(-1, 1)
-            gradient = gradient + up * share * slope
-            upstream_bound += np.abs(up * slope) * p * size
-
-    # Bounds. `argument`: a scale moves the exponents by 4 u times the largest |z| that matters, a cap by 12.
-    near = np.where(delta < (750 if f64 else 110), np.abs(z), 0).max(axis=1, keepdims=True)
-    scaled = logit_scale != 1 or softcap > 0
-    moves = 12 if softcap > 0 else 4
-    argument = moves * near if scaled else np.zeros_like(near)
-    far = moves * np.maximum(near, np.where(np.isfinite(z), np.abs(z), 0)) if scaled else np.zeros_like(z)
-    exponent = 8 + finite_delta + far
-    lse_bound = u * ((2 if f64 else 1) * np.abs(lse) + 2 * log_d + 4 + argument)
+            gradient = gradient + array.astype(real).astype(wide).reshape(-1, 1) * share * slope
     with np.errstate(invalid="ignore"):
-        finite_terms = np.where(np.isfinite(terms), np.abs(terms), 0)
         entropy = log_d[:, 0] + np.where(p == 0, 0, p * delta).sum(axis=1)
-    loss_bound = (
-        u
-        * np.abs(weight)
-        * (
-            16 * (finite_terms.sum(axis=1) + np.abs(z_loss) * lse[:, 0] ** 2)
-            + (np.abs(a) * (far * (finite_delta > 0) + argument * (1 - p.max(axis=1, keepdims=True)))).sum(axis=1)
-        )
-    )
-    loss_bound = loss_bound + np.abs(weight) * z_loss * 2 * np.abs(lse[:, 0]) * lse_bound[:, 0]
-    element = exponent * (p * mass + 2 * np.abs(z_loss * lse) * p) + (8 + finite_delta) * np.abs(a)
-    if hard and label_smoothing == 0 and rows > 0:
-        others = (exponent * p * (1 - q)).sum(axis=1) * np.abs(pull) + (2 * np.abs(z_loss * lse) * p * exponent)[
-            position, t
-        ]
-        element[position, t] = others + 8 * np.abs(dz[position, t])
-    element = element * u + 2 * z_loss * p * lse_bound
-    gradient_bound = (element * np.abs(slope) + 8 * u * np.abs(dz * logit_scale * (softcap > 0))) * np.abs(outer)[
-        :, None
-    ]
-    gradient_bound += 4 * u * np.abs(gradient)  # the denominator and grad_output round
-    gradient_bound += u * exponent * upstream_bound
     losses = np.where(bad & (on_bad_target == "nan"), np.nan, losses)
     gradient = np.where((bad & (on_bad_target == "nan"))[:, None], np.nan, gradient)
 
@@ -201,36 +159,13 @@ def oracle(
     def flat(v):
         return v.reshape(row_shape)
 
-    tiny = 2.0**-1022 if f64 else 2.0**-126
-    with np.errstate(invalid="ignore"):
-        log_p_bound = np.where(np.isfinite(nll), u * (8 + 2 * finite_delta + 4 * log_d + far + argument), 0)
-        entropy_bound = u * (
-            8
-            + 4 * log_d[:, 0]
-            + entropy
-            + (p * finite_delta * (exponent + 10)).sum(axis=1)
-            + (p * far).sum(axis=1)
-            + argument[:, 0]
-        )
-    loss_total = (
-        (loss_bound[counts].sum() + 8 * u * np.abs(losses[counts]).sum()) / abs(divisor) if not no_rows else wide(0)
-    )
     return {
         "rows": rows,
         "classes": classes,
         "bad_targets": int(bad.sum()),
         "ignored": rows - count - int(bad.sum()),
-        "loss": (reduced, loss_total + 8 * u * abs(reduced) + tiny),
+        "loss": reduced,
         "perplexity": math.exp(mean_nll) if mean_nll is not None else None,
-        "perplexity_bound": (
-            None
-            if mean_nll is None
-            else float(
-                math.exp(mean_nll)
-                * u
-                * (1 + (16 * nll[position, t] + argument[:, 0] + far[position, t])[counts].sum() / count)
-            )
-        ),
         "accuracy": correct / count if hard and count > 0 else None,
         "correct": correct,
         "counted": count,
@@ -239,14 +174,22 @@ def oracle(
         "a": a,
         "slope": slope,
         "outer": outer,
-        "losses": (flat(losses), flat(loss_bound + tiny)),
-        "lse": (flat(lse[:, 0]), flat(lse_bound[:, 0])),
-        "softmax": (full(p), full(u * exponent * p + tiny)),
-        "log-softmax": (full(-nll), full(log_p_bound + tiny)),
-        "grad": (full(gradient), full(np.where(counts[:, None] | (upstream_bound > 0), gradient_bound + tiny, 0))),
-        "argmax": (flat(argmax), None),
-        "entropy": (flat(entropy), flat(entropy_bound + tiny)),
+        "losses": flat(losses),
+        "lse": flat(lse[:, 0]),
+        "softmax": full(p),
+        "log-softmax": full(-nll),
+        "grad": full(gradient),
+        "argmax": flat(argmax),
+        "entropy": flat(entropy),
     }
+
+
+def linear_oracle(h, w, y, b=None, **options):
+    """The same of linear cross-entropy, from all logits."""
+    want = oracle(h @ w.T + (0 if b is None else b), y, f64=True, **options)
+    d, rows = want.pop("grad").reshape(-1, len(w)), h.reshape(-1, h.shape[-1])
+    products = {"hidden_gradient": (d @ w).reshape(h.shape), "weight_gradient": d.T @ rows, "bias_gradient": d.sum(axis=0)}
+    return {**want, **products}
 
 
 # ---- Inputs -----------------------------------------------------------------------------------
@@ -258,7 +201,7 @@ def batch(seed, shape=(2, 5, 33), dtype="f32", targets="<i8", scale=3.0):
     x = random.normal(size=shape) * scale
     x = x.reshape(-1, shape[-1])
     if len(x) > 3:
-        x[0] += 1000
+        x[0] += 100
         x[1] = -np.abs(x[1]) - 100
         x[2, : shape[-1] // 2] = x[2].max()
         x[3, shape[-1] // 3] = 40  # a confident row

@@ -2,21 +2,19 @@
 # SPDX-License-Identifier: MIT
 """Whatever OpenCL call of the command line fails, alone or with all later ones, it ends with a message of one line.
 
-CLXENT_BIN names the executable, CLXENT_SHIM the library that fault_shim.c is, CLXENT_LIBRARY libclxent, CLXENT_NM the
-tool that lists symbols. By default one to three calls of each function fail, with CLXENT_TEST_ALL_FAULTS=1 each call.
+CLXENT_SHIM names the library that fault_shim.c is, CLXENT_LIBRARY libclxent, CLXENT_NM the tool that lists symbols. By default one to three calls of each function fail, with CLXENT_TEST_ALL_FAULTS=1 each call.
 """
 
 import itertools
 import os
 import re
 import subprocess
-import tempfile
 import unittest
 
 import numpy as np
 
-BIN = os.path.abspath(os.environ.get("CLXENT_BIN", "clxent"))
-SHIM = os.path.abspath(os.environ.get("CLXENT_SHIM", "fault_shim.so"))
+from cli import BIN, SHIM, Case, clxent
+
 LIBRARY = os.environ.get("CLXENT_LIBRARY", "")
 NM = os.environ.get("CLXENT_NM", "nm")
 ALL = os.environ.get("CLXENT_TEST_ALL_FAULTS") == "1"
@@ -39,15 +37,7 @@ class Run:
         environment.update({"CLXENT_FAIL_" + name.upper(): str(value) for name, value in fault.items()})
         if os.path.exists(report):
             os.remove(report)
-        process = subprocess.run(
-            [BIN, *arguments],
-            cwd=self.out,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            universal_newlines=True,
-            timeout=600,  # a guard against hangs only
-        )
+        process = clxent(*arguments, cwd=self.out, env=environment)
         self.status, self.stdout, self.stderr = process.returncode, process.stdout, process.stderr
         self.calls, self.live = [], None
         if os.path.exists(report):
@@ -61,22 +51,17 @@ class Run:
             os.remove(os.path.join(self.out, name))
 
 
-class Faults(unittest.TestCase):
+class Faults(Case):
     def setUp(self):
-        temporary = tempfile.TemporaryDirectory(prefix="clxent-faults-")
-        self.addCleanup(temporary.cleanup)
-        self.folder = temporary.name
-        os.mkdir(os.path.join(self.folder, "out"))
+        super().setUp()
+        os.mkdir(self.path("out"))
         random = np.random.default_rng(7)
-        self.logits = os.path.join(self.folder, "x.npy")
-        self.targets = os.path.join(self.folder, "y.npy")
-        np.save(self.logits, random.normal(size=(3, 5)).astype(np.float32))
-        np.save(self.targets, np.array([4, 0, 2], np.int32))
+        self.inputs = self.files(random.normal(size=(3, 5)).astype(np.float32), np.array([4, 0, 2], np.int32))
 
     def sweep(self, arguments, expected_files=(), thorough=False):
         """By default one call of each function fails, in turn the first with all later ones and the last alone. Thorough:
         both, and the last with all later ones where kernels wait."""
-        good = Run(self.folder, arguments)
+        good = Run(self.dir, arguments)
         self.assertEqual((good.status, good.stderr, good.live), (0, "", 0))
         self.assertEqual(sorted(good.files), sorted(expected_files))
         kernel = good.calls.index("clEnqueueNDRangeKernel") + 1
@@ -93,7 +78,7 @@ class Faults(unittest.TestCase):
         for at, forever in sorted(chosen):
             fault = {"forever": 1, "late": int(at > kernel)} if forever else {}
             with self.subTest(command=arguments[0], call=at, name=good.calls[at - 1], **fault):
-                self.check(good, Run(self.folder, arguments, at=at, **fault))
+                self.check(good, Run(self.dir, arguments, at=at, **fault))
 
     def check(self, good, run):
         self.assertIn(run.status, (0, 1), run.stderr)
@@ -106,7 +91,7 @@ class Faults(unittest.TestCase):
             self.assertEqual(run.live, 0, run.stderr)
 
     def test_eval(self):
-        arguments = ["eval", "--logits", self.logits, "--targets", self.targets]
+        arguments = ["eval", *self.inputs]
         files = []
         for output in OUTPUTS:
             files.append(output + ".npy")

@@ -27,7 +27,7 @@ if not os.environ.get("CLXENT_TEST_INSTALLED"):
 import clxent
 from clxent import _library, _opencl
 from clxent._problem import _LINEAR_RESULTS, _RESULTS, BFLOAT16
-from oracle import batch, oracle, store, values_of
+from oracle import ERRORS, NUMPY, batch, linear_oracle, oracle, store, values_of
 
 try:
     import pyopencl
@@ -51,30 +51,26 @@ except ImportError:
 NAMES = {"log-softmax": "log_softmax", "grad": "gradient"}  # the oracle's, the package's
 MODULES = ("pyopencl", "clxent.tinygrad", "torch")  # that may be absent
 OUTPUTS = ("losses", "lse", "softmax", "log_softmax", "argmax", "entropy")
-U = {"f16": 2.0**-11, "bf16": 2.0**-8, "f32": 0.0, "f64": 0.0}  # of the last rounding
+FLOATS = ("loss", "losses", "lse", "softmax", "log_softmax", "entropy", "gradient")
 
 
 class Case(unittest.TestCase):
     def holds(self, found, want, dtype="f32"):
-        """Every result that is found is within the oracle's bound, in the shape and dtype promised."""
-        real = np.dtype("f8" if dtype == "f64" else "f4")
-        for name, (value, bound) in ((NAMES.get(k, k), v) for k, v in want.items() if isinstance(v, tuple)):
-            if name not in found:
+        """Every result that is found is the oracle's, in the shape and dtype promised."""
+        real = "f64" if dtype == "f64" else "f32"
+        for name, value in ((NAMES.get(k, k), v) for k, v in want.items()):
+            if name not in found or not isinstance(found[name], np.ndarray):
                 continue
-            got = found[name]
+            got, own = found[name], dtype if name in ("softmax", "log_softmax", "gradient") else real
             with self.subTest(result=name):
                 self.assertEqual(got.shape, np.shape(value))
                 if name == "argmax":
                     self.assertEqual(got.dtype, np.int64)
-                    np.testing.assert_array_equal(got, value)
-                    continue
-                if name not in ("softmax", "log_softmax", "gradient"):
-                    self.assertEqual(got.dtype, real)
-                elif dtype in ("f16", "bf16"):
-                    self.assertEqual(got.dtype, BFLOAT16 if dtype == "bf16" else np.float16)
-                    bound = bound + np.abs(value) * U[dtype] + 2.0**-25
-                    got = values_of(got.view("u2"), dtype) if dtype == "bf16" else got
-                np.testing.assert_array_less(np.abs(got.astype("f8") - value.astype("f8")), bound.astype("f8") + 1e-300)
+                elif name in FLOATS:
+                    self.assertEqual(got.dtype, BFLOAT16 if own == "bf16" else NUMPY[own])
+                    got = values_of(got.view("u2"), own) if own == "bf16" else got
+                relative, absolute = ERRORS[own]
+                np.testing.assert_allclose(got.astype("f8"), np.asarray(value, "f8"), relative, absolute)
 
     def check(self, x, y, dtype="f32", **options):
         """cross_entropy() of all results, and the oracle's."""
@@ -108,8 +104,6 @@ X, Y = batch(1, (2, 5, 33))
 
 
 class LinearCase(Case):
-    ERRORS = {"f32": 1e-5, "bf16": 2.0**-8}
-
     def holds_linear(self, found, h, w, y, b=None, dtype="f32", **options):
         """Every result is that of all logits in double."""
         h, w, y, b = (
@@ -117,25 +111,20 @@ class LinearCase(Case):
             for i, array in enumerate((h, w, y, b))
         )
         told = {{"weight": "class_weights"}.get(name, name): value for name, value in options.items()}
-        want = {
-            name: value[0] if isinstance(value, tuple) else value
-            for name, value in oracle(h @ w.T + (0 if b is None else b), y, f64=True, **told).items()
-        }
+        want = linear_oracle(h, w, y, b, **told)
         if options.get("reduction") == "none":
             want["loss"] = want["losses"]
-        d, rows = want.pop("grad").reshape(-1, len(w)), h.reshape(-1, h.shape[-1])
-        want["hidden_gradient"], want["weight_gradient"] = (d @ w).reshape(h.shape), d.T @ rows
-        want["bias_gradient"] = d.sum(0)
         for name, got in found.items():
             with self.subTest(result=name):
-                value, error = np.asarray(want[name], "f8"), self.ERRORS[dtype]
-                self.assertEqual(got.shape, value.shape)
-                if dtype == "bf16" and got.dtype == BFLOAT16:
-                    got = values_of(got.view("u2"), dtype)
+                own = "bf16" if got.dtype == BFLOAT16 else "f32"
+                self.assertEqual(got.shape, np.shape(want[name]))
+                if own == "bf16":
+                    self.assertEqual(dtype, own)
+                    got = values_of(got.view("u2"), own)
                 elif got.dtype.kind == "f":
                     self.assertEqual(got.dtype, "f4")
-                    error = self.ERRORS["f32"]
-                np.testing.assert_allclose(got, value, error, error * np.abs(value).max())
+                relative, absolute = ERRORS[own]
+                np.testing.assert_allclose(got.astype("f8"), np.asarray(want[name], "f8"), relative, absolute)
 
     def linear(self, h, w, y, b=None, outputs=(), **options):
         """linear_cross_entropy() of gradients and outputs, held to all logits in double."""
@@ -256,8 +245,8 @@ class NumPy(Case):
         self.check(X, Y, reduction="none", logit_scale=0.5, softcap=30.0, shift=1)
         self.check(X, np.maximum(Y, 0), denominator=7, ignore_index=11)
         self.check(X, np.maximum(Y, 0), ignore_index=None)
-        upstream = random.normal(size=(2, 2, 5)).astype("f4")
-        self.check(X, Y, grad_entropy=upstream[0], grad_lse=upstream[1])
+        grads = random.normal(size=(2, 2, 5)).astype("f4")
+        self.check(X, Y, grad_entropy=grads[0], grad_lse=grads[1])
         _, arrays = self.passed(X, Y, weight=3, row_weights=2)
         np.testing.assert_array_equal(arrays["class_weights"], np.full(33, 3, "f4"))
         np.testing.assert_array_equal(arrays["row_weights"], np.full((2, 5), 2, "f4"))
@@ -473,9 +462,9 @@ class Linear(LinearCase):
         cut = self.linear(HIDDEN, WEIGHT, Y, BIAS, outputs=LINEAR_OUTPUTS, workspace_limit=least + 1000)
         for name in ("loss", "hidden_gradient", *LINEAR_OUTPUTS):
             np.testing.assert_array_equal(cut[name], all_of_it[name])
-        upstream = np.linspace(-1, 1, 10).reshape(2, 5)
+        grads = np.linspace(-1, 1, 10).reshape(2, 5)
         options = {"reduction": "none", "ignore_index": 11, "z_loss": 1e-3, "shift": 1}
-        options.update(grad_output=upstream, row_weights=upstream + 1)
+        options.update(grad_output=grads, row_weights=grads + 1)
         self.linear(HIDDEN, WEIGHT, np.maximum(Y, 0), outputs=LINEAR_OUTPUTS, **options)
 
     def test_options_are_those_of_cross_entropy(self):
@@ -611,6 +600,16 @@ class PyOpenCL(LinearCase):
             if not self.complete(event):
                 event.set_status(pyopencl.command_execution_status.COMPLETE)
 
+    def out_of_order(self):
+        mode = pyopencl.command_queue_properties.OUT_OF_ORDER_EXEC_MODE_ENABLE
+        return pyopencl.CommandQueue(self.context, properties=mode)
+
+    def waits(self, queue, array, seconds=0.2):
+        """The run that makes the array has not ended."""
+        queue.flush()
+        time.sleep(seconds)
+        self.assertFalse(self.complete(array.events[-1]))
+
     def complete(self, event):
         return event.command_execution_status == pyopencl.command_execution_status.COMPLETE
 
@@ -618,24 +617,19 @@ class PyOpenCL(LinearCase):
         with self.held() as data, self.held() as other:
             _, loss, gradient = self.pending(data, self.queue, wait_for=[other])
             for event in data, other:
-                self.queue.flush()
-                time.sleep(0.2)
-                self.assertFalse(self.complete(loss.events[-1]))
+                self.waits(self.queue, loss)
                 event.set_status(pyopencl.command_execution_status.COMPLETE)
             want = clxent.cross_entropy(X, Y, return_grad=True)
             self.assertEqual(loss.get(), want[0])
             np.testing.assert_array_equal(gradient.get(), want[1])
 
     def test_runs_out_of_order_share_no_workspace(self):
-        mode = pyopencl.command_queue_properties.OUT_OF_ORDER_EXEC_MODE_ENABLE
-        queue = pyopencl.CommandQueue(self.context, properties=mode)
+        queue = self.out_of_order()
         with self.held() as user:
             first = self.pending(user, queue)
             # Of the same plan and queue; nothing else keeps it from running.
             second = clxent.cross_entropy(self.x, self.y, return_grad=True, queue=queue)[0]
-            queue.flush()
-            time.sleep(0.5)
-            self.assertFalse(self.complete(second.events[-1]))
+            self.waits(queue, second, 0.5)
             user.set_status(pyopencl.command_execution_status.COMPLETE)
             self.assertEqual(second.get(queue), clxent.cross_entropy(X, Y))
             self.assertEqual(first[1].get(queue), second.get(queue))
@@ -651,11 +645,11 @@ class PyOpenCL(LinearCase):
         self.assertIn("row", plan.strategy)
         for seed in (1, 2):
             x, y = batch(seed, (2, 5, 33))
-            upstream = np.linspace(-1, 1, 10, dtype="f4").reshape(2, 5)
+            grads = np.linspace(-1, 1, 10, dtype="f4").reshape(2, 5)
             place = self.put(x)
-            found = plan(place, self.put(y), grad_output=self.put(upstream), out={"gradient": place})
+            found = plan(place, self.put(y), grad_output=self.put(grads), out={"gradient": place})
             self.assertTrue(found["gradient"] is place)
-            want = oracle(x, y, reduction="none", z_loss=1e-3, grad_output=upstream)
+            want = oracle(x, y, reduction="none", z_loss=1e-3, grad_output=grads)
             self.holds({name: array.get() for name, array in found.items()}, want)
         with self.assertRaisesRegex(ValueError, "weight is Array: takes None, as the plan was made"):
             plan(self.x, self.y, weight=self.put(np.ones(33, "f4")))
@@ -709,17 +703,14 @@ class PyOpenCL(LinearCase):
                     np.testing.assert_array_equal(value, want["loss" if of_rows else name])
 
     def test_parts_wait_for_events_and_each_other(self):
-        mode = pyopencl.command_queue_properties.OUT_OF_ORDER_EXEC_MODE_ENABLE
-        queue = pyopencl.CommandQueue(self.context, properties=mode)
+        queue = self.out_of_order()
         plan = clxent.Plan(self.x[:1], self.y, batch=2)
         for given in ({}, {"denominator": self.put(np.array(3, "f4"))}):
             with self.held() as start, self.held() as middle:
                 run = plan.parts(self.y, queue=queue, wait_for=[start], **given)
                 first, last = run(self.x[:1]), run(self.x[1:], wait_for=[middle])
-                for held, event in ((start, first["gradient"].events[-1]), (middle, last["gradient"].events[-1])):
-                    queue.flush()
-                    time.sleep(0.2)
-                    self.assertFalse(self.complete(event))
+                for held, found in ((start, first), (middle, last)):
+                    self.waits(queue, found["gradient"])
                     held.set_status(pyopencl.command_execution_status.COMPLETE)
                 want = clxent.cross_entropy(X, Y, **{name: array.get() for name, array in given.items()})
                 self.assertEqual(last["loss"].get(queue), want)
@@ -728,14 +719,11 @@ class PyOpenCL(LinearCase):
             run = plan.parts(self.y, queue=queue, denominator=self.put(np.array(3, "f4")))
             run(self.x[:1], wait_for=[start])
             last = run(self.x[1:])
-            queue.flush()
-            time.sleep(0.2)
-            self.assertFalse(self.complete(last["gradient"].events[-1]))
+            self.waits(queue, last["gradient"])
 
     def test_parts_in_a_loop(self):
         """Arrays of out, an out-of-order queue, and two batches at a time."""
-        mode = pyopencl.command_queue_properties.OUT_OF_ORDER_EXEC_MODE_ENABLE
-        queue = pyopencl.CommandQueue(self.context, properties=mode)
+        queue = self.out_of_order()
         batches = (X, Y), batch(9, X.shape)
         want = [clxent.cross_entropy(x, y, return_grad=True) for x, y in batches]
         targets = [self.put(y) for _, y in batches]
@@ -814,9 +802,7 @@ class PyOpenCL(LinearCase):
         with self.held() as start:
             weight.add_event(start)
             found = plan(hidden, targets, **own)
-            self.queue.flush()
-            time.sleep(0.2)
-            self.assertFalse(self.complete(found["loss"].events[-1]))
+            self.waits(self.queue, found["loss"])
             start.set_status(pyopencl.command_execution_status.COMPLETE)
             self.assertEqual(list(found), list(want)[:4])
             for name, array in found.items():
@@ -1010,11 +996,11 @@ class PyTorch(Case):
             return torch.nn.functional.cross_entropy(logits, target, **options)
 
         h, w, y, b = map(torch.from_numpy, (HIDDEN, WEIGHT, Y, BIAS))
-        upstream = torch.linspace(-1, 1, 10)
+        grads = torch.linspace(-1, 1, 10)
         for args, options in (
             ((h, w, y, b), {}),
             ((h[0], w.t().contiguous().t(), y[0]), {"reduction": "sum", "ignore_index": 11}),
-            ((h.flatten(0, 1), w, y.flatten(), b), {"reduction": "none", "grad_output": upstream}),
+            ((h.flatten(0, 1), w, y.flatten(), b), {"reduction": "none", "grad_output": grads}),
             ((h, w, y, b), {"reduction": "none", "grad_output": torch.tensor(2.0)}),
         ):
             if options.get("ignore_index"):

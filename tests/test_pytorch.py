@@ -4,25 +4,22 @@
 
 The truth is oracle.py's, in float64, of the stored values. Two measures of the worst error over a tensor are
 compared: in ulp of each element (are small results as good as large ones?), and absolute, in ulp of the
-tensor's largest element. CLXENT_BIN names the executable; CLXENT_TEST_RATIOS=1 prints all the measurements.
+tensor's largest element. CLXENT_TEST_RATIOS=1 prints all the measurements.
 
 Where PyTorch's answers are other than ours by definition, not by accuracy, `Differences` says exactly how.
 """
 
 import itertools
-import json
 import math
 import os
-import subprocess
-import tempfile
 import unittest
 
 import numpy as np
 import torch
 
+from cli import Case
 from oracle import oracle
 
-BIN = os.path.abspath(os.environ.get("CLXENT_BIN", "clxent"))
 torch.set_num_threads(1)  # other tests run beside this one
 REPORT = os.environ.get("CLXENT_TEST_RATIOS") == "1"
 CLASSES = (10, 100, 1000, 4096, 32768, 50257, 262144)
@@ -35,26 +32,15 @@ ROUNDING_LEVEL = 4.0
 LUCK = 0.5
 
 
-def clxent(x, y, weight=None, **options):
-    """What clxent eval gives, by output, and its JSON object."""
-    with tempfile.TemporaryDirectory(prefix="clxent-pytorch-") as directory:
-
-        def path(name):
-            return os.path.join(directory, name + ".npy")
-
-        command = [BIN, "eval", "--json"]
-        for name, array in (("logits", x), ("targets", y), ("class-weights", weight)):
-            if array is not None:
-                np.save(path(name), array)
-                command += ["--" + name, path(name)]
-        for name in OUTPUTS:
-            command += ["--%s-out" % name, path(name + "-out")]
-        for name, value in options.items():
-            command += ["--" + name.replace("_", "-"), str(value)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=200)
-        if done.returncode != 0:
-            raise AssertionError(done.stderr.decode())
-        return {name: np.load(path(name + "-out")) for name in OUTPUTS}, json.loads(done.stdout)
+class EvalCase(Case):
+    def clxent(self, x, y, weight=None, **options):
+        """What clxent eval gives, by output, and its JSON object."""
+        if weight is not None:
+            options["class_weights"] = weight
+        paths = {name: self.path(name + "-out.npy") for name in OUTPUTS}
+        flags = [text for name in OUTPUTS for text in ("--%s-out" % name, paths[name])]
+        told = self.succeed_json("eval", *self.files(x, y), *self.option_flags(options), *flags)
+        return {name: np.load(path) for name, path in paths.items()}, told
 
 
 def pytorch(x, y, weight=None, **options):
@@ -71,7 +57,7 @@ def truth(x, y, weight, smoothing):
     of = oracle(
         x, y, class_weights=weight, label_smoothing=smoothing, reduction="sum", ignore_index=None, wide=np.float64
     )
-    return {name: of[name][0] for name in OUTPUTS}
+    return {name: of[name] for name in OUTPUTS}
 
 
 def worst(got, want):
@@ -86,9 +72,9 @@ def worst(got, want):
     return (error / ulp)[normal].max(initial=0), error.max() / np.spacing(np.float32(size.max()))
 
 
-class Yardstick(unittest.TestCase):
+class Yardstick(EvalCase):
     def compare(self, name, x, y, weight=None, smoothing=0.0):
-        ours, _ = clxent(x, y, weight, reduction="sum", label_smoothing=smoothing)
+        ours, _ = self.clxent(x, y, weight, reduction="sum", label_smoothing=smoothing)
         losses, logits = pytorch(x, y, weight, reduction="none", label_smoothing=smoothing)
         with torch.no_grad():
             matrices = torch.softmax(logits, -1).numpy(), torch.log_softmax(logits, -1).numpy()
@@ -162,7 +148,7 @@ class Yardstick(unittest.TestCase):
 # ---- Answers by definition ---------------------------------------------------------------------
 
 
-class Differences(unittest.TestCase):
+class Differences(EvalCase):
     """Both sides of every sentence of the README on how clxent differs from PyTorch."""
 
     def both(self, x, y, weight=None, reduction="none", ignore_index=-100, smoothing=0.0):
@@ -171,7 +157,7 @@ class Differences(unittest.TestCase):
         y = y.astype(np.float32 if y.dtype.kind == "f" else np.int64)
         weight = None if weight is None else np.array(weight, np.float32)
         options = {"reduction": reduction, "ignore_index": ignore_index, "label_smoothing": smoothing}
-        arrays, told = clxent(x, y, weight, **options)
+        arrays, told = self.clxent(x, y, weight, **options)
         loss, logits = pytorch(x, y, weight, **options)
         ours = arrays["losses"] if reduction == "none" else float(told["loss"])
         return (ours, arrays["grad"]), (loss, logits.grad.numpy())
@@ -246,8 +232,8 @@ class Differences(unittest.TestCase):
 
     def test_a_target_out_of_range_is_an_error(self):
         for target in (3, -1, 2**32 + 1):
-            with self.assertRaisesRegex(AssertionError, "row 0: target %d .* 0 to 2" % target):
-                clxent(np.zeros((1, 3), np.float32), np.array([target]))
+            files = self.files(np.zeros((1, 3), np.float32), np.array([target]))
+            self.refuse("eval", *files, mentions=["row 0: target %d " % target, "0 to 2"])
             with self.assertRaises(IndexError):
                 torch.nn.functional.cross_entropy(torch.zeros(1, 3), torch.tensor([target]))
 

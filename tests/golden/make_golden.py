@@ -43,9 +43,9 @@ def solve(c):
                on_bad_target="ignore" if c["bad_target"] == "IGNORE" else "nan", all_ignored=c["all_ignored"].lower(),
                grad_output=wide(c["grad_output"]))
     for name, of in (("losses", "losses"), ("lse", "lse"), ("entropy", "entropy"), ("argmax", "argmax")):
-        c[name] = r[of][0].reshape(rows)
-    c["loss"], c["divisor"], c["counted"], c["correct"] = r["loss"][0], r["divisor"], r["counted"], r["correct"] or 0
-    c["softmax"], gradient = r["softmax"][0].reshape(rows, classes), r["grad"][0].reshape(rows, classes)
+        c[name] = r[of].reshape(rows)
+    c["loss"], c["divisor"], c["counted"], c["correct"] = r["loss"], r["divisor"], r["counted"], r["correct"] or 0
+    c["softmax"], gradient = r["softmax"].reshape(rows, classes), r["grad"].reshape(rows, classes)
     c["gradient"] = gradient if c["old"] is None else gradient + wide(c["old"])
 
     # d(-log p_k)/dz_j = p_j - [j = k]; d lse / dz_j = p_j.
