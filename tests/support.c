@@ -169,6 +169,13 @@ const char *last_error(void)
     return text;
 }
 
+void check_words(const char *name, const char *const *words)
+{
+    for (size_t i = 0; words[i] != NULL; i++)
+        cr_assert(strstr(last_error(), words[i]) != NULL, "%s: \"%s\" does not say \"%s\"", name,
+                  last_error(), words[i]);
+}
+
 cl_command_queue make_out_of_order_queue(void)
 {
     cl_command_queue_properties can = 0;

@@ -74,6 +74,10 @@ enum {
 
 const char *last_error(void); /* of device.ctx; valid until the next call */
 
+/* Each of words is in last_error(). */
+#define WORDS(...) ((const char *const[]){ __VA_ARGS__, NULL })
+void check_words(const char *name, const char *const *words);
+
 /* An out-of-order queue, NULL where the device has none. The caller releases it. */
 cl_command_queue make_out_of_order_queue(void);
 

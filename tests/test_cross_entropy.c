@@ -417,17 +417,6 @@ Test(cross_entropy, a_softcap_of_f64_may_be_less_than_any_f32)
     }
 }
 
-Test(cross_entropy, no_rows_work)
-{
-    for (uint32_t reduction = CLXENT_REDUCTION_MEAN; reduction <= CLXENT_REDUCTION_SUM; reduction++) {
-        clxent_desc desc = make_desc(plain(), CLXENT_F32, 0, 1, 20);
-        desc.reduction = reduction;
-        run_filled_case("no rows", &desc, FILL_PLAIN, 1, CASE_LARGER_PLAN | CASE_OUT_OF_ORDER);
-        desc.seq = 0;
-        run_filled_case("seq 0", &desc, FILL_PLAIN, 1, 0);
-    }
-}
-
 Test(cross_entropy, padding_of_gradients_of_every_dtype_is_zero_where_asked)
 {
     for (uint32_t dtype = CLXENT_F32; dtype <= CLXENT_F64; dtype++) {

@@ -30,7 +30,6 @@ LOGITS_OUTPUTS = ("lse", "softmax", "log-softmax", "argmax", "entropy")
 
 # Every dtype that is read; byte orders in turn.
 INTEGERS = ("?", "i1", "u1", "<i2", ">u2", ">i4", "<u4", "<i8", ">u8")
-NUMBERS = (*INTEGERS, ">f2", "<f4", ">f8")
 SAFETENSORS = {
     "F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
     "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?",
@@ -320,35 +319,27 @@ class Files(EvalCase):
     def test_dtypes_of_probabilities(self):
         x, y = self.data()
         one_hot = (np.arange(33) == y[:, :, None]).astype("<f4")
-        _, want, _ = self.evaluate(x, one_hot)
-        for number, dtype in enumerate(NUMBERS):
-            stored = lambda name, a: self.save(
-                name, a if name == "x.npy" else np.array(a.astype(dtype), order="FC"[number % 2])
-            )
-            with self.subTest(dtype=dtype):
-                self.same_bits(self.evaluate(x, one_hot, save=stored)[1], want)
         q = np.random.RandomState(3).uniform(-0.1, 1, x.shape)
-        _, want, _ = self.evaluate(x, q.astype("<f4"))
-        stored = lambda name, a: self.save(name, a if name == "x.npy" else q)
-        self.same_bits(self.evaluate(x, q.astype("<f4"), save=stored)[1], want)
+        kinds = [("f32", one_hot, dtype) for dtype in ("?", "i1", ">u2", ">f2", ">f8")] + [("f32", q, "<f8")]
         if ALL:  # with f64 logits f8 keeps its digits, and integers become f8
-            wide = x.astype("<f8")
-            _, want, _ = self.evaluate(wide, one_hot.astype("<f8"), dtype="f64")
-            stored = lambda name, a: self.save(name, a if name == "x.npy" else a.astype("i1"))
-            self.same_bits(self.evaluate(wide, one_hot.astype("<f8"), dtype="f64", save=stored)[1], want)
-            self.evaluate(wide, q, dtype="f64")
+            kinds += [("f64", one_hot, "i1"), ("f64", q, "<f8")]
+        for number, (dtype, values, stored) in enumerate(kinds):
+            with self.subTest(dtype=dtype, stored=stored):
+                logits, own = store(x.astype("f8"), dtype), values.astype("<f4" if dtype == "f32" else "<f8")
+                save = lambda name, a: self.save(
+                    name, a if name == "x.npy" else np.array(values.astype(stored), order="FC"[number % 2])
+                )
+                want = self.evaluate(logits, own, dtype=dtype)[1]
+                self.same_bits(self.evaluate(logits, own, dtype=dtype, save=save)[1], want)
 
     def test_dtypes_of_class_weights(self):
         x, y = self.data()
         y = y.astype("<i4")  # as test_api.c
-        whole = np.arange(33) % 4
-        fractions = np.random.RandomState(4).uniform(0.5, 2, 33)
-        for weights, dtypes in ((whole != 0, ("?",)), (whole, NUMBERS[1:]), (fractions, ("<f8", ">f4"))):
-            _, want, _ = self.evaluate(x, y, class_weights=weights.astype("<f4"))
-            for dtype in dtypes:
-                with self.subTest(dtype=dtype):
-                    _, got, _ = self.evaluate(x, y, class_weights=weights.astype(dtype))
-                    self.same_bits(got, want)
+        whole, fractions = np.arange(33) % 4, np.random.RandomState(4).uniform(0.5, 2, 33)
+        for weights, dtype in ((whole != 0, "?"), (whole, ">i2"), (whole, "<u8"), (fractions, "<f8"), (fractions, ">f4")):
+            with self.subTest(dtype=dtype):
+                want = self.evaluate(x, y, class_weights=weights.astype("<f4"))[1]
+                self.same_bits(self.evaluate(x, y, class_weights=weights.astype(dtype))[1], want)
 
     def test_one_value_for_all_rows_or_classes(self):
         x, y = batch(23)

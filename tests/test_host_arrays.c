@@ -504,10 +504,7 @@ static void expect_error(const char *name, const fixture *x, clxent_status want,
 {
     const clxent_status status = clxent_run_host(device.ctx, &x->p.desc, &x->args);
     cr_assert(status == want, "%s: got %s: %s", name, clxent_status_string(status), last_error());
-    for (size_t i = 0; words[i] != NULL; i++) {
-        cr_assert(strstr(last_error(), words[i]) != NULL, "%s: \"%s\" does not say \"%s\"", name,
-                  last_error(), words[i]);
-    }
+    check_words(name, words);
     for (int t = 0; t < CLXENT_TENSORS; t++) {
         if (x->memory[t] == NULL || t == CLXENT_TENSOR_BAD_TARGETS) continue;
         for (size_t i = 0; i < x->size[t] + 2 * CANARY; i++) {
@@ -516,8 +513,6 @@ static void expect_error(const char *name, const fixture *x, clxent_status want,
         }
     }
 }
-
-#define WORDS(...) ((const char *const[]){ __VA_ARGS__, NULL })
 
 Test(host_arrays, null_arguments)
 {
