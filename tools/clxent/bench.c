@@ -18,6 +18,7 @@ static const uint32_t op_outputs[] = { CLXENT_OUTPUT_LOSS, CLXENT_OUTPUT_LOSS | 
 typedef struct options {
     uint32_t op, dtype;
     size_t rows, features, classes, pairs, log2_logits; /* rows, features, classes: 0 where not given */
+    size_t most_pairs;                                  /* 0: not given */
     size_t workspace_mib;                               /* 0: no limit */
     double ignored;
     bool suite, loop, backward, sweep;
@@ -42,6 +43,10 @@ static const cli_flag flags[] = {
       offsetof(options, dtype), CLXENT_F32, .words = "f32|f16|bf16|f64", SINGLE },
     { "pairs", "N", "Alternated runs of which figures are the median (default: 11)", CLI_SIZE,
       offsetof(options, pairs), .least = 1 },
+    { "most-pairs", "N",
+      "With --suite, takes up to so many pairs where the verdict is unsure, twice as many each time "
+      "(default: 8 times --pairs)",
+      CLI_SIZE, offsetof(options, most_pairs), .least = 1 },
     { "log2-logits", "N", "2^N logits where rows and classes do not say otherwise, 16 to 36 (default: 26)",
       CLI_SIZE, offsetof(options, log2_logits), .least = 16, .mark = offsetof(options, other) },
     { "plot", "FILE.png",
@@ -49,8 +54,8 @@ static const cli_flag flags[] = {
       "with gnuplot; linear: runs --sweep and draws time over workspace (default: no picture)",
       CLI_PATH, offsetof(options, plot), SINGLE },
     { "suite", NULL,
-      "Runs every case that has a goal (default: one shape). Prints the figure, goal and verdict, the "
-      "range over the pairs, and the speed of the memory. Cases 'cold, ...' measure CPU time, of a plan "
+      "Runs every case that has a goal (default: one shape). Prints the figure, the range in which it lies, "
+      "goal and verdict, and the speed of the memory. Cases 'cold, ...' measure CPU time, of a plan "
       "and its first run over that of a textbook softmax kernel, each in a process of its own without "
       "cached kernels",
       .kind = CLI_SWITCH, offsetof(options, suite) },
@@ -87,6 +92,9 @@ static void check_flags(void *data, struct argp_state *state)
     const options *o = data;
 
     if (o->pairs > 100000) argp_error(state, "--pairs is '%zu': takes at most 100000", o->pairs);
+    if (o->most_pairs != 0 && (o->most_pairs < o->pairs || o->most_pairs > 800000))
+        argp_error(state, "--most-pairs is '%zu': takes --pairs, %zu, to 800000", o->most_pairs, o->pairs);
+    if (o->most_pairs != 0 && !o->suite) argp_error(state, "--most-pairs is for --suite");
     if (o->log2_logits > 36) argp_error(state, "--log2-logits is '%zu': takes 16 to 36", o->log2_logits);
     if (o->only != NULL && suite_count(o->only) == 0)
         argp_error(state, "--case is '%s': no case of the suite has that", o->only);
@@ -309,10 +317,17 @@ int command_bench(int argc, char **argv)
         "are null. Where the CPU has AVX-512 and OPENBLAS_CORETYPE is not set, clxent sets it to "
         "SkylakeX, as OpenBLAS takes slower kernels on CPUs that it does not know: set it to compare with "
         "others. gflops are of the products of rows that count.\n\n"
+        "--suite prints beside each median the range in which it lies: the median of all that could be "
+        "measured is outside with a chance of at most 5 %, whatever the distribution. A goal is met where "
+        "all "
+        "of the range is at most the goal, missed where none of it is. Where the goal lies within, more "
+        "pairs "
+        "are taken, up to --most-pairs (cold cases: 7 to 14); the verdict is unsure where it still does. "
+        "Fewer than 6 pairs have no range.\n\n"
         "With --suite, --json prints one object a line for each case: case, figure, unit, goal (null: "
-        "none), verdict (met, missed, none, unsupported, not measured, failed), least and most (of the "
-        "figure, over the "
-        "pairs), nt_ratio (the same run against the copy with non-temporal stores), seconds, "
+        "none), verdict (met, missed, unsure, none, unsupported, not measured, failed), low and high (of the "
+        "range), pairs (or single values that the figure is the median of), nt_ratio (the same run against "
+        "the copy with non-temporal stores), seconds, "
         "reference_seconds, reference_gb_per_s, note, device; null where a case has no such figure. The "
         "exit status tells whether the work was done, not whether goals were met.",
         flags, sizeof flags / sizeof *flags, check_flags
@@ -341,7 +356,8 @@ int command_bench(int argc, char **argv)
     if (!cli_find_device(&device)) return CLI_FAILED;
     if (o.child != NULL) return suite_child(&device, strtoul(o.child, NULL, 10));
     if (o.suite) {
-        const suite_options suite = { device, logits, o.pairs, o.only, &peer };
+        const suite_options suite = { device, logits, o.pairs, o.most_pairs != 0 ? o.most_pairs : 8 * o.pairs,
+                                      o.only, &peer };
         return suite_run(&suite);
     }
     const linear_options linear = { .device = device,

@@ -57,7 +57,7 @@ static bool time_shape(measure *m, const linear_options *o, figures *f)
     good = good && measure_times(m, o->pairs);
     if (good) {
         const bool both = m->num_runs > RUN_BLAS;
-        const summary none = { NAN, NAN, NAN };
+        const summary none = { NAN, NAN, NAN, NAN, NAN, 0 };
         f->seconds = times_of(m, RUN_PLAN);
         f->blas_seconds = both ? times_of(m, RUN_BLAS) : none;
         f->ratio = both ? ratio_of(m, RUN_PLAN, RUN_BLAS) : none;
@@ -156,7 +156,7 @@ static bool run_sweep(measure *m, sweep *s)
     if (!measure_times(m, o.pairs)) return false;
     for (size_t i = 0; i < s->count; i++) {
         if (run_of[i] == 0 && s->limit[i] != 0) {
-            s->seconds[i] = s->ratio[i] = (summary){ NAN, NAN, NAN };
+            s->seconds[i] = s->ratio[i] = (summary){ NAN, NAN, NAN, NAN, NAN, 0 };
             continue;
         }
         s->workspace[i] = clxent_plan_workspace_size(m->runs[run_of[i]].plan);

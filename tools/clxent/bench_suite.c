@@ -22,11 +22,13 @@ extern char **environ;
 
 /* ---- Cases ---------------------------------------------------------------------------------- */
 
-typedef enum verdict { MET, MISSED, NO_GOAL, UNSUPPORTED, NOT_MEASURED, FAILED } verdict;
-static const char *const verdicts[] = { "met", "missed", "none", "unsupported", "not measured", "failed" };
+/* Beside those of summary.h. */
+enum { UNSUPPORTED = NO_GOAL + 1, NOT_MEASURED, FAILED, VERDICTS };
+static const char *const verdicts[] = { "met",         "missed",       "unsure", "none",
+                                        "unsupported", "not measured", "failed" };
 
 typedef struct result {
-    verdict verdict;
+    int verdict;
     summary figure;
     double nt_ratio, seconds, reference_seconds, reference_bytes; /* NAN: none */
     char note[96];
@@ -142,20 +144,22 @@ static const char *grouped(size_t value, char text[32])
     return text;
 }
 
-static summary counted(size_t count) { return (summary){ (double)count, (double)count, (double)count }; }
-
 /* ---- Figures that are ratios of times ------------------------------------------------------- */
 
 enum { RUN_REFERENCE, RUN_SUBJECT, RUN_STREAM };
 
 /* Times the runs in turn, and releases all of them. The figure is that of the subject over the reference, times scale. */
-static bool take_ratio(measure *m, double scale, const suite_options *o, result *r)
+static bool take_ratio(measure *m, double scale, double goal, const suite_options *o, result *r)
 {
-    const bool good = measure_times(m, o->pairs);
+    bool good = measure_times(m, o->pairs);
 
+    while (good) {
+        r->figure = summary_scaled(ratio_of(m, RUN_SUBJECT, RUN_REFERENCE), scale);
+        const size_t more = summary_wants(&r->figure, goal, o->most_pairs);
+        if (more == 0) break;
+        good = measure_more(m, more);
+    }
     if (good) {
-        const summary s = ratio_of(m, RUN_SUBJECT, RUN_REFERENCE);
-        r->figure = (summary){ s.median * scale, s.least * scale, s.most * scale };
         r->seconds = times_of(m, RUN_SUBJECT).median;
         r->reference_seconds = times_of(m, RUN_REFERENCE).median;
         if (m->num_runs > RUN_STREAM) r->nt_ratio = ratio_of(m, RUN_SUBJECT, RUN_STREAM).median;
@@ -193,7 +197,7 @@ static FUNCTION(measure_ratio)
     if (c->inner > 1)
         snprintf(r->note, sizeof r->note, "%zu slabs of %zu x %zu", desc.batch, desc.classes, desc.inner);
     else if (c->rows != 0) snprintf(r->note, sizeof r->note, "%zu x %zu", desc.batch, desc.classes);
-    return good && take_ratio(m, 1, o, r);
+    return good && take_ratio(m, 1, c->goal, o, r);
 }
 
 static FUNCTION(measure_memory)
@@ -203,7 +207,7 @@ static FUNCTION(measure_memory)
 
     if (!timed_move(m, 0, c->moves, c->dtype, bytes) || !measure_times(m, o->pairs)) return false;
     const summary s = times_of(m, 0);
-    r->figure = (summary){ gb / s.median, gb / s.most, gb / s.least };
+    r->figure = (summary){ gb / s.median, gb / s.most, gb / s.least, gb / s.high, gb / s.low, s.count };
     r->seconds = s.median;
     if (c->moves == STREAM && !m->has_stream)
         strcpy(r->note, "this compiler has no such stores: a plain copy");
@@ -221,17 +225,17 @@ static FUNCTION(measure_odd_even)
     even.classes = (c->classes + 63) / 64 * 64;
     const clxent_desc desc[] = { desc_of(&even, o), desc_of(c, o) };
     return timed_plan(m, 0, &desc[0], false, NULL) && timed_plan(m, 1, &desc[1], false, NULL) &&
-           take_ratio(m, (double)m->runs[0].bytes / (double)m->runs[1].bytes, o, r);
+           take_ratio(m, (double)m->runs[0].bytes / (double)m->runs[1].bytes, c->goal, o, r);
 }
 
-/* The largest time per element over the smallest, among class counts where neither should matter. Each is taken as a
- * ratio to the copy in turn with it, so that a machine that changes its speed meanwhile makes no cliff. */
+/* The largest time per element over the smallest, among class counts where neither should matter. Which they are is found
+ * by ratios to the copy, so that a machine that changes its speed meanwhile makes no cliff; then these two take turns. */
 static FUNCTION(measure_cliff)
 {
     static const size_t counts[] = { 256,  257,   400,   511,   1000,  1023,   1024,   2049,   4096,
                                      5003, 10007, 16384, 32767, 50257, 100003, 131071, 262143, 262144 };
     enum { COUNTS = sizeof counts / sizeof *counts };
-    const double from = m->progress_from, part = (m->progress_to - from) / COUNTS;
+    const double from = m->progress_from, part = (m->progress_to - from) / (COUNTS + 1);
     size_t slow = 0, fast = 0;
     double worst = 0, best = HUGE_VAL;
     char a[32], b[32];
@@ -241,6 +245,7 @@ static FUNCTION(measure_cliff)
         result each;
 
         one.classes = counts[i];
+        one.goal = NAN;
         m->progress_from = from + part * (double)i;
         m->progress_to = from + part * (double)(i + 1);
         memset(&each, 0, sizeof each);
@@ -248,23 +253,28 @@ static FUNCTION(measure_cliff)
         if (each.figure.median > worst) worst = each.figure.median, slow = i;
         if (each.figure.median < best) best = each.figure.median, fast = i;
     }
-    r->figure = (summary){ worst / best, best, worst };
     snprintf(r->note, sizeof r->note, "%s classes %.2f x copy, %s %.2f", grouped(counts[slow], a), worst,
              grouped(counts[fast], b), best);
-    return true;
+    suite_case fastest = *c, slowest = *c;
+    fastest.classes = counts[fast];
+    slowest.classes = counts[slow];
+    const clxent_desc desc[] = { desc_of(&fastest, o), desc_of(&slowest, o) };
+    return timed_plan(m, 0, &desc[0], false, NULL) && timed_plan(m, 1, &desc[1], false, NULL) &&
+           take_ratio(m, (double)m->runs[0].bytes / (double)m->runs[1].bytes, c->goal, o, r);
 }
 
 /* clxent_run_host() against the compute of it alone. */
 static FUNCTION(measure_host_arrays)
 {
     const clxent_desc desc = desc_of(c, o);
-    const bool good = timed_plan(m, 0, &desc, false, NULL) && timed_host(m, 1, 0) && take_ratio(m, 1, o, r);
+    const bool copies = !m->session.device.host_memory;
 
-    if (good && !m->session.device.host_memory) {
+    if (copies) {
         r->verdict = NO_GOAL;
         strcpy(r->note, "memory of its own: up- and download count");
     }
-    return good;
+    return timed_plan(m, 0, &desc, false, NULL) && timed_host(m, 1, 0) &&
+           take_ratio(m, 1, copies ? NAN : c->goal, o, r);
 }
 
 /* Linear cross-entropy against OpenBLAS's products, or against another run of itself. */
@@ -301,7 +311,7 @@ static FUNCTION(measure_linear)
         cli_fail_status(m->session.ctx, m->session.device.name, status);
     if (good && c->against == OPENBLAS) good = timed_blas(m, RUN_REFERENCE, o->blas, &desc[0]);
     else if (good) good = timed_linear(m, RUN_REFERENCE, &desc[0], reference.ignored, NULL);
-    return good && take_ratio(m, 1, o, r);
+    return good && take_ratio(m, 1, c->goal, o, r);
 }
 
 /* ---- Figures of another kind ---------------------------------------------------------------- */
@@ -313,7 +323,7 @@ static FUNCTION(measure_launches)
     if (!timed_plan(m, 0, &desc, false, NULL)) return false;
     const size_t before = measure_calls().launches;
     if (!measure_enqueue(m, 0) || clFinish(m->queue) != CL_SUCCESS) return false;
-    r->figure = counted(measure_calls().launches - before);
+    r->figure = summary_of_exact((double)(measure_calls().launches - before));
     if (r->figure.median == 0) {
         r->verdict = UNSUPPORTED; /* a run launches something */
         strcpy(r->note, "launches cannot be counted on this system");
@@ -335,14 +345,15 @@ static FUNCTION(measure_enqueue_time)
         micros[i] = 1e6 * (cli_seconds() - start);
         if (clFinish(m->queue) != CL_SUCCESS) return false;
     }
-    r->figure = summarize(micros + 1, TIMES);
+    r->figure = summarize(micros + 1, TIMES, 1);
     return true;
 }
 
 /* Plans of other class counts than one that the context has seen: their time, or the programs built for them. */
 static FUNCTION(measure_new_classes)
 {
-    static const size_t counts[] = { 50304, 32000, 1024, 262144, 151936 };
+    static const size_t counts[] = { 50304, 32000, 1024, 262144, 151936, 128256,
+                                     65536, 30522, 8192, 21128,  100352 };
     enum { COUNTS = sizeof counts / sizeof *counts };
     suite_case next = *c;
     clxent_desc desc = desc_of(c, o);
@@ -362,8 +373,8 @@ static FUNCTION(measure_new_classes)
         clxent_plan_destroy(plan);
     }
     if (status != CLXENT_OK) return cli_fail_status(m->session.ctx, m->session.device.name, status);
-    r->figure =
-        strcmp(c->unit, "ms") == 0 ? summarize(millis, COUNTS) : counted(measure_calls().builds - builds);
+    r->figure = strcmp(c->unit, "ms") == 0 ? summarize(millis, COUNTS, 1)
+                                           : summary_of_exact((double)(measure_calls().builds - builds));
     return true;
 }
 
@@ -512,17 +523,23 @@ static bool check_child(const measure *m, clxent_status status, result *r)
 
 static FUNCTION(measure_first_plan)
 {
-    enum { TIMES = 5 };
-    double millis[TIMES];
-    (void)o;
+    enum { MOST = 88 };
+    const size_t number = (size_t)(c - cases), most = o->most_pairs < MOST ? o->most_pairs : MOST;
+    const size_t first = o->pairs < most ? o->pairs : most;
+    double millis[MOST];
+    child_report report;
 
-    for (size_t i = 0; i <= TIMES; i++) { /* the first fills the driver's cache */
-        child_report report;
-        if (!check_child(m, run_child(&m->session.device, (size_t)(c - cases), NULL, &report), r))
-            return false;
-        if (i > 0) millis[i - 1] = 1e3 * report.plan_seconds;
+    /* the first fills the driver's cache */
+    if (!check_child(m, run_child(&m->session.device, number, NULL, &report), r)) return false;
+    for (size_t done = 0, all = first; done < all; all += summary_wants(&r->figure, c->goal, most)) {
+        double sorted[MOST];
+        for (; done < all; done++) {
+            if (!check_child(m, run_child(&m->session.device, number, NULL, &report), r)) return false;
+            millis[done] = 1e3 * report.plan_seconds;
+        }
+        memcpy(sorted, millis, done * sizeof *millis);
+        r->figure = summarize(sorted, done, summary_looks(first, most));
     }
-    r->figure = summarize(millis, TIMES);
     return true;
 }
 
@@ -560,30 +577,36 @@ static clxent_status run_cold(const cli_device *device, size_t number, child_rep
 
 static FUNCTION(measure_cold)
 {
-    enum { MOST = 5 };
-    const size_t number = (size_t)(c - cases), pairs = o->pairs < MOST ? o->pairs : MOST;
-    double plan[MOST], textbook[MOST], ratio[MOST], whole[2][MOST];
+    enum { FIRST = 7, MOST = 14 }; /* seconds each; 7 are the fewest with bounds for two looks */
+    const size_t number = (size_t)(c - cases), most = o->most_pairs < MOST ? o->most_pairs : MOST;
+    const size_t first = o->pairs < FIRST ? o->pairs : FIRST;
+    double plan[MOST], textbook[MOST], whole[2][MOST];
 
-    for (size_t i = 0; i < pairs; i++) {
-        child_report report, reference;
-        if (!check_child(m, run_cold(&m->session.device, CASES + number, &reference), r) ||
-            !check_child(m, run_cold(&m->session.device, number, &report), r))
-            return false;
-        textbook[i] = reference.cpu_seconds;
-        plan[i] = report.cpu_seconds;
-        ratio[i] = plan[i] / textbook[i];
-        whole[0][i] = reference.process_cpu_seconds;
-        whole[1][i] = report.process_cpu_seconds;
-        cold_reports[number] = report;
-        has_cold_report[number] = true;
-        measure_progress(m, i + 1, pairs);
+    for (size_t done = 0, all = first; done < all; all += summary_wants(&r->figure, c->goal, most)) {
+        double ratio[MOST];
+        for (; done < all; done++) {
+            child_report report, reference;
+            if (!check_child(m, run_cold(&m->session.device, CASES + number, &reference), r) ||
+                !check_child(m, run_cold(&m->session.device, number, &report), r))
+                return false;
+            textbook[done] = reference.cpu_seconds;
+            plan[done] = report.cpu_seconds;
+            whole[0][done] = reference.process_cpu_seconds;
+            whole[1][done] = report.process_cpu_seconds;
+            cold_reports[number] = report;
+            has_cold_report[number] = true;
+            measure_progress(m, done + 1, all);
+        }
+        for (size_t i = 0; i < done; i++) ratio[i] = plan[i] / textbook[i];
+        r->figure = summarize(ratio, done, summary_looks(first, most));
     }
-    r->figure = summarize(ratio, pairs);
-    r->seconds = summarize(plan, pairs).median;
-    r->reference_seconds = summarize(textbook, pairs).median;
+    const size_t pairs = r->figure.count;
+    r->seconds = summarize(plan, pairs, 1).median;
+    r->reference_seconds = summarize(textbook, pairs, 1).median;
     snprintf(r->note, sizeof r->note,
              "CPU %.2f s over %.2f s; with start and end of the process %.2f over %.2f", r->seconds,
-             r->reference_seconds, summarize(whole[1], pairs).median, summarize(whole[0], pairs).median);
+             r->reference_seconds, summarize(whole[1], pairs, 1).median,
+             summarize(whole[0], pairs, 1).median);
     return true;
 }
 
@@ -607,7 +630,7 @@ static bool find_most_cold(measure *m, result *r, size_t field)
             snprintf(r->note, sizeof r->note, "%s", cases[i].name);
         }
     }
-    r->figure = counted(most);
+    r->figure = summary_of_exact((double)most);
     return true;
 }
 
@@ -650,14 +673,14 @@ bool suite_needs_blas(const char *only)
 
 static void print_json(const suite_case *c, const result *r, const cli_device *device)
 {
-    cli_json_print(json_pack("{s:s, s:o, s:s, s:o, s:s, s:o, s:o, s:o, s:o, s:o, s:o, s:s?, s:o}", "case",
-                             c->name, "figure", cli_json_known(r->figure.median), "unit", c->unit, "goal",
-                             cli_json_known(c->goal), "verdict", verdicts[r->verdict], "least",
-                             cli_json_known(r->figure.least), "most", cli_json_known(r->figure.most),
-                             "nt_ratio", cli_json_known(r->nt_ratio), "seconds", cli_json_known(r->seconds),
-                             "reference_seconds", cli_json_known(r->reference_seconds), "reference_gb_per_s",
-                             cli_json_known(1e-9 * r->reference_bytes / r->reference_seconds), "note",
-                             r->note[0] != '\0' ? r->note : NULL, "device", cli_json_text(device->name)));
+    cli_json_print(json_pack(
+        "{s:s, s:o, s:s, s:o, s:s, s:o, s:o, s:I, s:o, s:o, s:o, s:o, s:s?, s:o}", "case", c->name, "figure",
+        cli_json_known(r->figure.median), "unit", c->unit, "goal", cli_json_known(c->goal), "verdict",
+        verdicts[r->verdict], "low", cli_json_known(r->figure.low), "high", cli_json_known(r->figure.high),
+        "pairs", (json_int_t)r->figure.count, "nt_ratio", cli_json_known(r->nt_ratio), "seconds",
+        cli_json_known(r->seconds), "reference_seconds", cli_json_known(r->reference_seconds),
+        "reference_gb_per_s", cli_json_known(1e-9 * r->reference_bytes / r->reference_seconds), "note",
+        r->note[0] != '\0' ? r->note : NULL, "device", cli_json_text(device->name)));
 }
 
 /* A number for a column, which stays empty where there is none. */
@@ -673,11 +696,14 @@ static void print_text(const suite_case *c, const result *r)
     const bool counts =
         strcmp(c->unit, "launches") == 0 || strcmp(c->unit, "builds") == 0 || strcmp(c->unit, "bytes") == 0;
     const int digits = counts ? 0 : 2;
-    char a[7][32], line[512];
-    int length = snprintf(line, sizeof line, "%-46s %7s %-21s %5s  %-12s %7s - %7s %6s %8s %8s  %s", c->name,
-                          number(a[0], digits, r->figure.median), c->unit, number(a[1], digits, c->goal),
-                          r->verdict == NO_GOAL ? "" : verdicts[r->verdict],
-                          number(a[2], digits, r->figure.least), number(a[3], digits, r->figure.most),
+    char a[7][32], range[80] = "", line[512];
+
+    if (!isnan(r->figure.low))
+        snprintf(range, sizeof range, "%s - %s", number(a[0], digits, r->figure.low),
+                 number(a[1], digits, r->figure.high));
+    int length = snprintf(line, sizeof line, "%-46s %7s  %-15s %-21s %5s  %-12s %6s %8s %8s  %s", c->name,
+                          number(a[2], digits, r->figure.median), range, c->unit,
+                          number(a[3], digits, c->goal), r->verdict == NO_GOAL ? "" : verdicts[r->verdict],
                           number(a[4], 2, r->nt_ratio), number(a[5], 2, 1e3 * r->seconds),
                           number(a[6], 1, 1e-9 * r->reference_bytes / r->reference_seconds), r->note);
 
@@ -690,11 +716,12 @@ int suite_run(const suite_options *o)
 {
     static result results[CASES];
     measure m;
-    size_t wanted = suite_count(o->only), done = 0, verdicts_of[FAILED + 1] = { 0 };
+    size_t wanted = suite_count(o->only), done = 0, verdicts_of[VERDICTS] = { 0 };
 
     memset(&m, 0, sizeof m);
     cli_progress_start("bench");
     if (!measure_open(&m, &o->device, o->logits)) return CLI_FAILED;
+    m.looks = summary_looks(o->pairs, o->most_pairs);
     for (size_t i = 0; i < CASES; i++) {
         const suite_case *c = &cases[i];
         result *r = &results[i];
@@ -704,13 +731,11 @@ int suite_run(const suite_options *o)
         m.progress_from = (double)done / (double)wanted;
         m.progress_to = (double)++done / (double)wanted;
         measure_progress(&m, 0, 1);
-        *r = (result){ MET, { NAN, NAN, NAN }, NAN, NAN, NAN, NAN, "" };
+        *r = (result){ MET, { NAN, NAN, NAN, NAN, NAN, 0 }, NAN, NAN, NAN, NAN, "" };
         if (!c->measure(&m, c, o, r)) {
             if (r->verdict != UNSUPPORTED && r->verdict != NOT_MEASURED) r->verdict = FAILED;
-        } else if (isnan(c->goal)) {
-            r->verdict = NO_GOAL;
-        } else if (r->verdict == MET && !(r->figure.median <= c->goal)) {
-            r->verdict = MISSED;
+        } else if (r->verdict == MET) {
+            r->verdict = summary_verdict(&r->figure, c->goal);
         }
         measure_trim(&m);
         verdicts_of[r->verdict]++;
@@ -719,8 +744,9 @@ int suite_run(const suite_options *o)
 
     if (!cli_given.json) {
         printf("device %zu: %s; %s", o->device.index, o->device.name, "f32 unless a case says otherwise, ");
-        printf("%zu logits, median and range of %zu pairs, cold at most 5\n\n", o->logits, o->pairs);
-        printf("%-46s %7s %-21s %5s  %-12s %17s %6s %8s %8s\n", "case", "figure", "", "goal", "", "range",
+        printf("%zu logits, median of %zu to %zu pairs and the range in which it lies\n\n", o->logits,
+               o->pairs, o->most_pairs);
+        printf("%-46s %7s  %-15s %-21s %5s  %-12s %6s %8s %8s\n", "case", "figure", "range", "", "goal", "",
                "/ nt", "ms", "ref GB/s");
     }
     for (size_t i = 0; i < CASES; i++) {
@@ -729,8 +755,9 @@ int suite_run(const suite_options *o)
         else print_text(&cases[i], &results[i]);
     }
     if (!cli_given.json) {
-        printf("\n%zu met, %zu missed", verdicts_of[MET], verdicts_of[MISSED]);
-        if (verdicts_of[NOT_MEASURED] > 0) printf(", %zu not measured", verdicts_of[NOT_MEASURED]);
+        printf("\n%zu met, %zu missed, %zu unsure, %zu not measured", verdicts_of[MET], verdicts_of[MISSED],
+               verdicts_of[UNSURE], verdicts_of[NOT_MEASURED]);
+        if (verdicts_of[UNSUPPORTED] > 0) printf(", %zu unsupported", verdicts_of[UNSUPPORTED]);
         if (verdicts_of[FAILED] > 0) printf(", %zu failed", verdicts_of[FAILED]);
         putchar('\n');
     }

@@ -133,6 +133,7 @@ bool measure_open(measure *m, const cli_device *device, size_t elements)
 
     memset(m, 0, sizeof *m);
     m->progress_to = 1;
+    m->looks = 1;
     m->elements = elements;
     if (!cli_open(&m->session, device, false)) return false;
     m->cache_bytes = cache_of(device);
@@ -593,20 +594,31 @@ void measure_progress(const measure *m, size_t done, size_t all)
     cli_progress_set(m->progress_from + (m->progress_to - m->progress_from) * (double)done / (double)all);
 }
 
+bool measure_more(measure *m, size_t pairs)
+{
+    const size_t count = m->num_runs, all = m->pairs + pairs;
+    double *seconds = count > 0 ? realloc(m->seconds, all * count * sizeof *seconds) : NULL;
+
+    if (seconds == NULL) return cli_fail(NULL, "out of memory");
+    m->seconds = seconds;
+    while (m->pairs < all) {
+        for (size_t i = 0; i < count; i++) {
+            seconds[m->pairs * count + i] = sample(m, i, m->repeats);
+            if (seconds[m->pairs * count + i] < 0) return false;
+        }
+        measure_progress(m, ++m->pairs, all);
+    }
+    return true;
+}
+
 bool measure_times(measure *m, size_t pairs)
 {
     const double enough = 4e-3; /* far above launch latency and clock */
-    const size_t count = m->num_runs;
     double shortest = enough;
-    size_t repeats = 1;
 
-    free(m->seconds);
-    m->pairs = pairs;
-    m->seconds = malloc(pairs * count * sizeof *m->seconds);
-    if (m->seconds == NULL) return cli_fail(NULL, "out of memory");
     /* The first turn compiles: drivers finish that at a kernel's first launch. */
     for (size_t turn = 0; turn < 2; turn++) {
-        for (size_t i = 0; i < count; i++) {
+        for (size_t i = 0; i < m->num_runs; i++) {
             if (turn == 0) cli_progress_compiling(true);
             const double once = sample(m, i, 1);
             if (turn == 0) cli_progress_compiling(false);
@@ -614,40 +626,23 @@ bool measure_times(measure *m, size_t pairs)
             if (turn == 1 && once < shortest) shortest = once;
         }
     }
-    while ((double)repeats * shortest < enough && repeats < 256) repeats *= 2;
-    for (size_t pair = 0; pair < pairs; pair++) {
-        for (size_t i = 0; i < count; i++) {
-            m->seconds[pair * count + i] = sample(m, i, repeats);
-            if (m->seconds[pair * count + i] < 0) return false;
-        }
-        measure_progress(m, pair + 1, pairs);
-    }
-    return true;
-}
-
-static int by_value(const void *a, const void *b)
-{
-    const double difference = *(const double *)a - *(const double *)b;
-    return (difference > 0) - (difference < 0);
-}
-
-summary summarize(double *values, size_t count)
-{
-    qsort(values, count, sizeof *values, by_value);
-    return (summary){ 0.5 * (values[(count - 1) / 2] + values[count / 2]), values[0], values[count - 1] };
+    m->pairs = 0;
+    m->repeats = 1;
+    while ((double)m->repeats * shortest < enough && m->repeats < 256) m->repeats *= 2;
+    return measure_more(m, pairs);
 }
 
 /* under: num_runs for seconds themselves. */
 static summary summarize_quotients(const measure *m, size_t over, size_t under)
 {
     double *values = malloc(m->pairs * sizeof *values);
-    summary s = { NAN, NAN, NAN };
+    summary s = { NAN, NAN, NAN, NAN, NAN, 0 };
 
     for (size_t i = 0; values != NULL && i < m->pairs; i++) {
         const double *row = &m->seconds[i * m->num_runs];
         values[i] = row[over] / (under < m->num_runs ? row[under] : 1.0);
     }
-    if (values != NULL) s = summarize(values, m->pairs);
+    if (values != NULL) s = summarize(values, m->pairs, m->looks);
     free(values);
     return s;
 }

@@ -7,6 +7,7 @@
 #define CLXENT_TOOLS_MEASURE_H
 
 #include "cli.h"
+#include "summary.h"
 #include "verify_case.h"
 
 /* ---- blas.c --------------------------------------------------------------------------------- */
@@ -90,8 +91,9 @@ typedef struct measure {
     bulk workspace;                    /* of all its runs */
     double progress_from, progress_to; /* the part of the progress line that measure_times() fills */
     timed runs[MOST_RUNS];             /* what takes turns */
-    size_t num_runs, pairs;
-    double *seconds; /* [pairs][num_runs], of the latest measure_times() */
+    size_t num_runs, pairs, repeats;
+    double *seconds; /* [pairs][num_runs], of the latest measure_times() and since */
+    size_t looks;    /* of summarize(); 1 unless changed */
 } measure;
 
 /* elements: of the logits of most runs. */
@@ -128,13 +130,9 @@ bool timed_blas(measure *m, size_t run, const blas *b, const clxent_desc *desc);
  * latency would count are repeated within a turn; the seconds are those of one. Where OpenBLAS is among them each waits
  * until the threads of the one before sleep. */
 bool measure_times(measure *m, size_t pairs);
+bool measure_more(measure *m, size_t pairs); /* adds as many */
 
 bool measure_enqueue(measure *m, size_t run); /* once, without waiting for it */
-
-typedef struct summary {
-    double median, least, most;
-} summary;
-summary summarize(double *values, size_t count); /* sorts them */
 
 summary times_of(const measure *m, size_t run); /* of one run */
 /* Of the quotients of two runs in the same turn. */
@@ -184,7 +182,7 @@ int linear_run(const linear_options *o); /* measures and prints; the exit status
 
 typedef struct suite_options {
     cli_device device;
-    size_t logits, pairs;
+    size_t logits, pairs, most_pairs;
     const char *only; /* optional: cases whose name has it */
     blas *blas;
 } suite_options;
