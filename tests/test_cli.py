@@ -607,8 +607,15 @@ class Bench(PlotCase):
         "f64": dict.fromkeys((1024, 32768), 1.5),
         "all options": dict.fromkeys((1024, 32768, 50257), 2.5),
         "soft targets": dict.fromkeys((1024, 32768, 50257), 1.15),
+        "hand, loss + gradient": dict.fromkeys((1024, 32768, 50257, 131072), 1.1),
+        "hand, in place": dict.fromkeys((1024, 32768, 50257, 131072), 1.1),
+        "hand, loss": dict.fromkeys((1024, 32768, 50257, 131072), 1.1),
+        "hand, bf16": dict.fromkeys((1024, 32768, 50257), 1.1),
+        "hand, f16": dict.fromkeys((1024, 32768, 50257), 1.1),
+        "hand, plain C": dict.fromkeys((3, 10, 32, 48), 1),
     }  # fmt: skip
     GOALS = {
+        "hand, 10 classes": 2,
         "memory: copy": None,
         "memory: copy, non-temporal": None,
         "memory: read": None,
@@ -669,7 +676,7 @@ class Bench(PlotCase):
         self.assertEqual(row["goal"], {**self.GOALS, **self.LONG}[name], name)
         self.assertTrue(row["device"], name)
         if row["verdict"] == "not measured":
-            self.assertIn("sgemm", row["unit"])
+            self.assertRegex(row["unit"], "sgemm|hand-written|plain C")
             self.assertTrue(row["note"], row)
             self.assertEqual((row["figure"], row["low"], row["seconds"]), (None, None, None))
             return
@@ -742,6 +749,23 @@ class Bench(PlotCase):
         self.assertTrue(1 <= row["figure"] <= 9, row)
         self.assertEqual((row["unit"], time["unit"]), ("launches", "us"))
         self.assertEqual((row["pairs"], time["pairs"]), (1, 1001))
+
+    @unittest.skipIf(SMALL, "hand-written code is not for an interpreter")
+    def test_suite_beside_hand_written_code(self):
+        x86 = platform.machine() == "x86_64"
+        for part, sets in (("hand, ", ["auto"]), ("hand, in place, 50", ["avx2", "avx512"])) if FULL else (
+            *((part, ["auto"]) for part in ("hand, f16, 50", "hand, plain C, 3 ", "hand, loss, 1,0")),
+            *((part, ["avx2"]) for part in ("hand, 10", "hand, bf16, 50", "hand, in place, 50")),
+        ):
+            for name in sets:
+                for row in self.suite("--case", part, "--hand", name, "--pairs", 1, "--most-pairs", 1):
+                    self.check_row(row)  # fails where the gradients differ
+                    self.assertTrue(row["note"], row)
+                    if x86 and name == "avx2" and row["verdict"] != "not measured":
+                        self.assertIn("AVX2", row["note"])
+        (row,) = self.suite("--case", "hand, loss, 1,024", "--hand", "none")
+        self.check_row(row)
+        self.assertEqual((row["verdict"], row["note"]), ("not measured", "--hand none"))
 
     def test_suite_takes_more_pairs_while_unsure(self):
         for args, pairs in (
@@ -990,12 +1014,14 @@ class Bench(PlotCase):
             "--most-pairs": ["0", "x", "800001", "10"],
             "--log2-logits": ["15", "37", "x"],
             "--blas": ["", "-"],
+            "--hand": ["", "sse"],
         }.items():
             for value in values:
                 self.refuse("bench", flag, value, status=2, mentions=[flag])
         self.refuse("bench", "extra", status=2)
         self.refuse("bench", "--case", "loss", status=2, mentions=["--suite"])
-        self.refuse("bench", "--most-pairs", 20, status=2, mentions=["--most-pairs is for --suite"])
+        for args in (["--most-pairs", 20], ["--hand", "none"]):
+            self.refuse("bench", *args, status=2, mentions=[args[0] + " is for --suite"])
         self.refuse("bench", "--suite", "--case", "nonsense", status=2, mentions=["nonsense"])
         self.refuse("bench", "--rows", 2**40, "--classes", 2**40, status=2, mentions=["--rows"])
         for args in (["--op", "loss"], ["--rows", "3"], ["--plot", self.path("x.png")], ["--loop"]):

@@ -16,13 +16,14 @@ static const uint32_t op_outputs[] = { CLXENT_OUTPUT_LOSS, CLXENT_OUTPUT_LOSS | 
                                        CLXENT_OUTPUT_SOFTMAX };
 
 typedef struct options {
-    uint32_t op, dtype;
+    uint32_t op, dtype, hand;
     size_t rows, features, classes, pairs, log2_logits; /* rows, features, classes: 0 where not given */
     size_t most_pairs;                                  /* 0: not given */
     size_t workspace_mib;                               /* 0: no limit */
     double ignored;
     bool suite, loop, backward, sweep;
     const char *only, *plot, *blas;
+    const char *of_suite;       /* an option given that only a suite takes */
     const char *single;         /* an option given that a suite does not take */
     const char *linear, *other; /* one that only --op linear takes, and one that it does not */
     const char *child, *caches; /* of suite_child(); NULL: not given */
@@ -30,6 +31,7 @@ typedef struct options {
 
 /* ---- Flags ---------------------------------------------------------------------------------- */
 
+#define SUITE .mark = offsetof(options, of_suite)
 #define SINGLE .mark = offsetof(options, single)
 #define LINEAR .mark = offsetof(options, linear)
 static const cli_flag flags[] = {
@@ -46,7 +48,11 @@ static const cli_flag flags[] = {
     { "most-pairs", "N",
       "With --suite, takes up to so many pairs where the verdict is unsure, twice as many each time "
       "(default: 8 times --pairs)",
-      CLI_SIZE, offsetof(options, most_pairs), .least = 1 },
+      CLI_SIZE, offsetof(options, most_pairs), .least = 1, SUITE },
+    { "hand", "SET",
+      "With --suite, instructions of the hand-written code of cases 'hand, ...': auto (what the device "
+      "compiles for), avx2, avx512 or none (default: auto)",
+      CLI_CHOICE, offsetof(options, hand), .words = "auto|avx2|avx512|none", SUITE },
     { "log2-logits", "N", "2^N logits where rows and classes do not say otherwise, 16 to 36 (default: 26)",
       CLI_SIZE, offsetof(options, log2_logits), .least = 16, .mark = offsetof(options, other) },
     { "plot", "FILE.png",
@@ -61,7 +67,7 @@ static const cli_flag flags[] = {
       .kind = CLI_SWITCH, offsetof(options, suite) },
     { "case", "PART",
       "With --suite, runs only the cases whose name contains PART, such as cold (default: all)",
-      .kind = CLI_TEXT, offsetof(options, only) },
+      .kind = CLI_TEXT, offsetof(options, only), SUITE },
     { "loop", NULL,
       "Prints a line once warm, then for each line of standard input the seconds of one run, so that "
       "programs can take turns (default: off)",
@@ -94,11 +100,10 @@ static void check_flags(void *data, struct argp_state *state)
     if (o->pairs > 100000) argp_error(state, "--pairs is '%zu': takes at most 100000", o->pairs);
     if (o->most_pairs != 0 && (o->most_pairs < o->pairs || o->most_pairs > 800000))
         argp_error(state, "--most-pairs is '%zu': takes --pairs, %zu, to 800000", o->most_pairs, o->pairs);
-    if (o->most_pairs != 0 && !o->suite) argp_error(state, "--most-pairs is for --suite");
+    if (o->of_suite != NULL && !o->suite) argp_error(state, "--%s is for --suite", o->of_suite);
     if (o->log2_logits > 36) argp_error(state, "--log2-logits is '%zu': takes 16 to 36", o->log2_logits);
     if (o->only != NULL && suite_count(o->only) == 0)
         argp_error(state, "--case is '%s': no case of the suite has that", o->only);
-    if (o->only != NULL && !o->suite) argp_error(state, "--case is for --suite");
     if (o->suite && o->single != NULL) argp_error(state, "--%s is not for --suite", o->single);
     if (o->loop && (o->plot != NULL || cli_given.json)) argp_error(state, "--loop prints seconds only");
     if (o->op != OP_LINEAR && o->linear != NULL) argp_error(state, "--%s is for --op linear", o->linear);
@@ -357,7 +362,7 @@ int command_bench(int argc, char **argv)
     if (o.child != NULL) return suite_child(&device, strtoul(o.child, NULL, 10));
     if (o.suite) {
         const suite_options suite = { device, logits, o.pairs, o.most_pairs != 0 ? o.most_pairs : 8 * o.pairs,
-                                      o.only, &peer };
+                                      o.hand, o.only, &peer };
         return suite_run(&suite);
     }
     const linear_options linear = { .device = device,

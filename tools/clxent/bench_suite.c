@@ -54,9 +54,9 @@ typedef struct suite_case {
 } suite_case;
 
 typedef bool take(measure *m, const suite_case *c, const suite_options *o, result *r);
-static take measure_memory, measure_ratio, measure_odd_even, measure_cliff, measure_host_arrays,
-    measure_launches, measure_enqueue_time, measure_new_classes, measure_first_plan, measure_linear,
-    measure_cold, measure_cold_builds, measure_cold_log;
+static take measure_memory, measure_ratio, measure_odd_even, measure_cliff, measure_host_arrays, measure_hand,
+    measure_ten, measure_plain, measure_launches, measure_enqueue_time, measure_new_classes,
+    measure_first_plan, measure_linear, measure_cold, measure_cold_builds, measure_cold_log;
 #define FUNCTION(name) bool name(measure *m, const suite_case *c, const suite_options *o, result *r)
 
 /* The words of suite.def. */
@@ -313,6 +313,47 @@ static FUNCTION(measure_linear)
     else if (good) good = timed_linear(m, RUN_REFERENCE, &desc[0], reference.ignored, NULL);
     return good && take_ratio(m, 1, c->goal, o, r);
 }
+
+/* The case's plan against hand-written code: against the fastest of its variants, which are timed first. */
+static bool take_hand(measure *m, const suite_case *c, int which, const suite_options *o, result *r)
+{
+    const bool has_gradient = (c->outputs & CLXENT_OUTPUT_GRADIENT) != 0;
+    const size_t count = which == HAND_TEN ? 2 : which == HAND_ROWS && has_gradient ? HAND_VARIANTS : 1;
+    const unsigned step = which == HAND_TEN ? HAND_STREAM : 1; /* ten classes: nothing to keep */
+    clxent_desc desc = desc_of(c, o);
+    const char *why_not = NULL;
+    size_t best = 0;
+
+    if (m->hand == NULL) m->hand = hand_open(o->hand, &m->session.device, &why_not);
+    if (m->hand == NULL) {
+        r->verdict = NOT_MEASURED;
+        strcpy(r->note, why_not);
+        return false;
+    }
+    desc.batch = (desc.batch + 7) / 8 * 8; /* hand_ten() takes eight rows at once */
+    bool good = timed_plan(m, RUN_SUBJECT, &desc, c->how == IN_PLACE, NULL);
+    for (size_t i = 0; good && i < count; i++)
+        good =
+            timed_hand(m, i == 0 ? RUN_REFERENCE : RUN_SUBJECT + i, RUN_SUBJECT, which, (unsigned)i * step);
+    if (good && count > 1) {
+        good = measure_times(m, 5);
+        for (size_t i = 1; good && i < count; i++) {
+            const size_t than = best == 0 ? RUN_REFERENCE : RUN_SUBJECT + best;
+            if (ratio_of(m, RUN_SUBJECT + i, than).median < 1) best = i;
+        }
+        measure_cut(m, RUN_SUBJECT + 1);
+        good = good && timed_hand(m, RUN_REFERENCE, RUN_SUBJECT, which, (unsigned)best * step);
+    }
+    const unsigned variant = (unsigned)best * step;
+    snprintf(r->note, sizeof r->note, "%s%s%s%s", which == HAND_PLAIN ? "plain C, " : "", hand_name(m->hand),
+             (variant & HAND_KEEP) != 0 ? ", keeps exponentials" : "",
+             (variant & HAND_STREAM) != 0 ? ", non-temporal" : "");
+    return good && measure_agrees(m, RUN_REFERENCE) && take_ratio(m, 1, c->goal, o, r);
+}
+
+static FUNCTION(measure_hand) { return take_hand(m, c, HAND_ROWS, o, r); }
+static FUNCTION(measure_ten) { return take_hand(m, c, HAND_TEN, o, r); }
+static FUNCTION(measure_plain) { return take_hand(m, c, HAND_PLAIN, o, r); }
 
 /* ---- Figures of another kind ---------------------------------------------------------------- */
 

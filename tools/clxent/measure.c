@@ -162,10 +162,14 @@ static void drop(bulk *buffer)
     memset(buffer, 0, sizeof *buffer);
 }
 
+void measure_cut(measure *m, size_t number)
+{
+    while (m->num_runs > number) release_run(&m->runs[--m->num_runs]);
+}
+
 void measure_clear(measure *m)
 {
-    for (size_t i = 0; i < m->num_runs; i++) release_run(&m->runs[i]);
-    m->num_runs = 0;
+    measure_cut(m, 0);
     free(m->seconds);
     m->seconds = NULL;
 }
@@ -190,6 +194,7 @@ void measure_trim(measure *m)
 void measure_close(measure *m)
 {
     measure_trim(m);
+    hand_close(m->hand);
     drop(&m->logits[CLXENT_F32 - 1]);
     drop(&m->results[CLXENT_F32 - 1]);
     for (size_t i = 0; i < MOVES; i++)
@@ -383,9 +388,9 @@ static void *host_array(size_t bytes)
     return aligned_alloc(page, (bytes + page - 1) / page * page);
 }
 
-static bool download(measure *m, cl_mem from, void *to, size_t bytes)
+static bool download(measure *m, cl_mem from, size_t offset, void *to, size_t bytes)
 {
-    return check(m, clEnqueueReadBuffer(m->queue, from, CL_TRUE, 0, bytes, to, 0, NULL, NULL),
+    return check(m, clEnqueueReadBuffer(m->queue, from, CL_TRUE, offset, bytes, to, 0, NULL, NULL),
                  "clEnqueueReadBuffer");
 }
 
@@ -404,8 +409,121 @@ bool timed_host(measure *m, size_t run, size_t plan)
         *array = (clxent_output){ host_array(bytes), bytes };
         if (array->data == NULL) return cli_fail(NULL, "out of memory: two arrays of %zu bytes", t->bytes);
     }
-    return download(m, from->args.logits.mem, (void *)t->host.logits.data, t->host.logits.size) &&
-           download(m, from->args.targets.mem, (void *)t->host.targets.data, t->host.targets.size);
+    return download(m, from->args.logits.mem, 0, (void *)t->host.logits.data, t->host.logits.size) &&
+           download(m, from->args.targets.mem, 0, (void *)t->host.targets.data, t->host.targets.size);
+}
+
+/* ---- Hand-written code ----------------------------------------------------------------------- */
+
+static double sample(measure *m, size_t run, size_t repeats); /* see Timing */
+
+bool timed_hand(measure *m, size_t run, size_t plan, int which, unsigned variant)
+{
+    const timed *from = &m->runs[plan];
+    timed *t = new_run(m, run, from->dtype, from->bytes);
+
+    t->is_hand = true;
+    t->restore = from->restore;
+    t->plan_run = plan;
+    t->which = which;
+    t->variant = variant;
+    t->problem = (hand_problem){ .rows = from->desc.batch * from->desc.seq,
+                                 .classes = from->desc.classes,
+                                 .dtype = from->dtype };
+    return hand_prepare(m->hand, t->problem.classes);
+}
+
+/* Maps what a run of hand-written code reads and writes; those of CPUs are their memory. */
+static bool map_hand(measure *m, timed *t)
+{
+    const clxent_args *args = &m->runs[t->plan_run].args;
+    const size_t target_bytes = t->problem.rows * sizeof(int32_t);
+    const bool in_place = args->gradient.mem == args->logits.mem;
+    cl_int code[3] = { CL_SUCCESS, CL_SUCCESS, CL_SUCCESS };
+
+    t->problem.logits = clEnqueueMapBuffer(m->queue, args->logits.mem, CL_TRUE,
+                                           in_place ? CL_MAP_READ | CL_MAP_WRITE : CL_MAP_READ, 0, t->bytes,
+                                           0, NULL, NULL, &code[0]);
+    t->problem.targets = clEnqueueMapBuffer(m->queue, args->targets.mem, CL_TRUE, CL_MAP_READ, 0,
+                                            target_bytes, 0, NULL, NULL, &code[1]);
+    if (in_place) t->problem.gradient = (void *)t->problem.logits;
+    else if (args->gradient.mem != NULL)
+        t->problem.gradient = clEnqueueMapBuffer(m->queue, args->gradient.mem, CL_TRUE, CL_MAP_WRITE, 0,
+                                                 t->bytes, 0, NULL, NULL, &code[2]);
+    for (size_t i = 0; i < 3; i++)
+        if (!check(m, code[i], "clEnqueueMapBuffer")) return false;
+    const uintptr_t bits = (uintptr_t)t->problem.logits | (uintptr_t)t->problem.gradient;
+    return bits % 64 == 0 || cli_fail(m->session.device.name, "buffers do not begin on a cache line");
+}
+
+static bool unmap_hand(measure *m, timed *t)
+{
+    const clxent_args *args = &m->runs[t->plan_run].args;
+    cl_int code =
+        clEnqueueUnmapMemObject(m->queue, args->logits.mem, (void *)t->problem.logits, 0, NULL, NULL);
+
+    if (code == CL_SUCCESS)
+        code =
+            clEnqueueUnmapMemObject(m->queue, args->targets.mem, (void *)t->problem.targets, 0, NULL, NULL);
+    if (code == CL_SUCCESS && t->problem.gradient != NULL && t->problem.gradient != t->problem.logits)
+        code = clEnqueueUnmapMemObject(m->queue, args->gradient.mem, t->problem.gradient, 0, NULL, NULL);
+    if (code == CL_SUCCESS) code = clFinish(m->queue);
+    return check(m, code, "clEnqueueUnmapMemObject");
+}
+
+static double value_of(const void *array, size_t i, uint32_t dtype)
+{
+    if (dtype == CLXENT_F32) return (double)((const float *)array)[i];
+    const uint16_t bits = ((const uint16_t *)array)[i];
+    const bool f16 = dtype == CLXENT_F16;
+    const int width = f16 ? 10 : 7, bias = f16 ? 15 : 127; /* width: of the mantissa */
+    const int exponent = (bits & 0x7fff) >> width, whole = 1 << width;
+    const double mantissa = (double)(bits & (whole - 1)) + (exponent > 0 ? whole : 0);
+    const double value = ldexp(mantissa, (exponent > 0 ? exponent : 1) - bias - width); /* finite ones only */
+    return bits >> 15 != 0 ? -value : value;
+}
+
+/* Of arrays of count values from first on. The errors allowed are a few roundings of the dtype, and of 1 / rows. */
+static bool same_gradient(const measure *m, const timed *t, const void *want, const void *got, size_t first,
+                          size_t count)
+{
+    const double relative = t->dtype == CLXENT_F32 ? 0x1p-16 : t->dtype == CLXENT_F16 ? 0x1p-10 : 0x1p-7;
+    const double absolute = 0x1p-21 / (double)t->problem.rows + (t->dtype == CLXENT_F16 ? 0x1p-24 : 0);
+
+    for (size_t i = 0; i < count; i++) {
+        const double w = value_of(want, i, t->dtype), g = value_of(got, i, t->dtype);
+        if (!(fabs(g - w) <= relative * fabs(w) + absolute))
+            return cli_fail(m->session.device.name,
+                            "row %zu, class %zu: hand-written code has a gradient of %.9g, clxent of %.9g",
+                            (first + i) / t->problem.classes, (first + i) % t->problem.classes, g, w);
+    }
+    return true;
+}
+
+bool measure_agrees(measure *m, size_t hand)
+{
+    enum { PART = 1 << 20 };
+    const timed *t = &m->runs[hand], *plan = &m->runs[t->plan_run];
+    const bool has_gradient = plan->args.gradient.mem != NULL;
+    char *want = has_gradient ? malloc(t->bytes) : NULL, *got = malloc(PART);
+    float loss = NAN;
+    bool good = got != NULL && (want != NULL || !has_gradient);
+
+    if (!good) cli_fail(NULL, "out of memory: a gradient of %zu bytes", t->bytes);
+    good = good && sample(m, t->plan_run, 1) >= 0 && download(m, plan->args.loss.mem, 0, &loss, sizeof loss);
+    if (has_gradient) good = good && download(m, plan->args.gradient.mem, 0, want, t->bytes);
+    good = good && sample(m, hand, 1) >= 0;
+    if (good && !(fabs(t->loss - (double)loss) <= 1e-5 * fabs((double)loss)))
+        good = cli_fail(m->session.device.name, "hand-written code has a loss of %.9g, clxent of %.9g",
+                        t->loss, (double)loss);
+    for (size_t at = 0; good && has_gradient && at < t->bytes; at += PART) {
+        const size_t bytes = t->bytes - at < PART ? t->bytes - at : PART, size = dtype_size(t->dtype);
+        good = download(m, plan->args.gradient.mem, at, got, bytes) &&
+               same_gradient(m, t, want + at, got, at / size, bytes / size);
+    }
+    free(want);
+    free(got);
+    return good;
 }
 
 /* ---- Linear cross-entropy -------------------------------------------------------------------- */
@@ -544,10 +662,11 @@ static bool enqueue_move(measure *m, size_t which, uint32_t dtype, size_t bytes)
 
 bool measure_enqueue(measure *m, size_t run)
 {
-    const timed *t = &m->runs[run];
+    timed *t = &m->runs[run];
     clxent_status status = CLXENT_OK;
 
-    if (t->blas != NULL) blas_run(t->blas, &t->products);
+    if (t->is_hand) t->loss = hand_run(m->hand, &t->problem, t->which, t->variant);
+    else if (t->blas != NULL) blas_run(t->blas, &t->products);
     else if (t->is_host) status = clxent_run_host(m->session.ctx, &t->desc, &t->host);
     else if (t->plan != NULL) status = clxent_enqueue(t->plan, m->queue, &t->args, 0, NULL, NULL);
     for (size_t i = 0; i < MOVES; i++)
@@ -573,7 +692,7 @@ static void wait_for_threads(void)
 /* Seconds of one of repeats runs one after the other; negative on failure. */
 static double sample(measure *m, size_t run, size_t repeats)
 {
-    const timed *t = &m->runs[run];
+    timed *t = &m->runs[run];
 
     if (t->restore && !(enqueue_move(m, 0, t->dtype, t->bytes) && check(m, clFinish(m->queue), "clFinish")))
         return -1;
@@ -582,11 +701,13 @@ static double sample(measure *m, size_t run, size_t repeats)
         wait_for_threads();
         break;
     }
+    if (t->is_hand && !map_hand(m, t)) return -1;
     const double start = cli_seconds();
     for (size_t i = 0; i < repeats; i++)
         if (!measure_enqueue(m, run)) return -1;
     if (!check(m, clFinish(m->queue), "clFinish")) return -1;
-    return (cli_seconds() - start) / (double)repeats;
+    const double seconds = (cli_seconds() - start) / (double)repeats;
+    return !t->is_hand || unmap_hand(m, t) ? seconds : -1;
 }
 
 void measure_progress(const measure *m, size_t done, size_t all)

@@ -6,6 +6,7 @@
 #ifndef CLXENT_TOOLS_MEASURE_H
 #define CLXENT_TOOLS_MEASURE_H
 
+#include "../bench/hand.h"
 #include "cli.h"
 #include "summary.h"
 #include "verify_case.h"
@@ -37,6 +38,23 @@ typedef struct blas_problem {
 } blas_problem;
 void blas_run(const blas *b, const blas_problem *p); /* returns when the results are there */
 
+/* ---- bench_hand.c --------------------------------------------------------------------------- */
+
+enum {
+    HAND_AUTO,
+    HAND_AVX2,
+    HAND_AVX512,
+    HAND_NONE
+};                                        /* instruction sets; HAND_AUTO: what the device compiles for */
+enum { HAND_ROWS, HAND_TEN, HAND_PLAIN }; /* functions of hand.h */
+typedef struct hand_pool hand_pool;
+
+hand_pool *hand_open(uint32_t set, const cli_device *device, const char **why_not); /* NULL: not to be had */
+void hand_close(hand_pool *pool);                                                   /* accepts NULL */
+const char *hand_name(const hand_pool *pool);       /* of the instruction set */
+bool hand_prepare(hand_pool *pool, size_t classes); /* before runs of so many */
+double hand_run(hand_pool *pool, const hand_problem *p, int which, unsigned variant); /* the mean loss */
+
 /* ---- measure.c ------------------------------------------------------------------------------ */
 
 /* Kernels that move bytes and compute next to nothing; a run may consist of several, one after the other. */
@@ -56,7 +74,7 @@ typedef struct bulk {
     bool filled;
 } bulk;
 
-/* One thing to time: a plan, clxent_run_host(), moves or OpenBLAS. Owns its small buffers; the large ones are shared. */
+/* One thing to time: a plan, clxent_run_host(), moves, OpenBLAS or hand-written code. Owns its small buffers; the large ones are shared. */
 typedef struct timed {
     uint32_t moves; /* MOVE_* */
     size_t bytes;   /* of the logits */
@@ -69,6 +87,12 @@ typedef struct timed {
     clxent_host_args host;
     const blas *blas; /* NULL: none; else its products of */
     blas_problem products;
+    bool is_hand; /* of the buffers of run plan_run, which are mapped for the time of a run */
+    size_t plan_run;
+    hand_problem problem;
+    int which;
+    unsigned variant;
+    double loss; /* of the latest run */
     cl_mem owned[16];
     size_t num_owned;
 } timed;
@@ -89,6 +113,7 @@ typedef struct measure {
     /* of linear cross-entropy, by dtype - 1 */
     bulk hidden[4], weight[4], hidden_gradient[4], weight_gradient[4];
     bulk workspace;                    /* of all its runs */
+    hand_pool *hand;                   /* NULL: none; closed with the rest */
     double progress_from, progress_to; /* the part of the progress line that measure_times() fills */
     timed runs[MOST_RUNS];             /* what takes turns */
     size_t num_runs, pairs, repeats;
@@ -125,6 +150,15 @@ size_t linear_bytes(const measure *m, size_t run); /* of its inputs, outputs and
 
 /* OpenBLAS's products of desc, one or, with gradients, three: in f64 where desc is, else in f32. b stays where it is. */
 bool timed_blas(measure *m, size_t run, const blas *b, const clxent_desc *desc);
+
+/* Hand-written code, through m->hand, on the buffers of plan, a run made by timed_plan(). */
+bool timed_hand(measure *m, size_t run, size_t plan, int which, unsigned variant);
+
+/* Whether hand-written code, run number hand, gives the loss and gradient of its plan; else says what differs. */
+bool measure_agrees(measure *m, size_t hand);
+
+/* Releases runs from number on. */
+void measure_cut(measure *m, size_t number);
 
 /* Runs all in turn, pairs times, after two turns that are not counted. Runs so short that a clock's tick or a launch's
  * latency would count are repeated within a turn; the seconds are those of one. Where OpenBLAS is among them each waits
@@ -183,6 +217,7 @@ int linear_run(const linear_options *o); /* measures and prints; the exit status
 typedef struct suite_options {
     cli_device device;
     size_t logits, pairs, most_pairs;
+    uint32_t hand;    /* HAND_AUTO and so on */
     const char *only; /* optional: cases whose name has it */
     blas *blas;
 } suite_options;
