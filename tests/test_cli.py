@@ -625,6 +625,9 @@ class Bench(PlotCase):
         "strided class axis, 21 classes": 1.4,
         "strided class axis, 1,000 classes": 1.4,
         "no cliff, 256 to 262,144 classes": 1.5,
+        "small, 32 x 10": 1.3,
+        "small, 8 x 1,000": 1.3,
+        "small, 1 x 50,257": 1.3,
         "2 rows of 4 classes, launches": 2,
         "2 rows of 4 classes, enqueue": 30,
         "plan, the first of a process": 50,
@@ -744,6 +747,9 @@ class Bench(PlotCase):
         self.assertRegex(text, r"(?m)^2 rows of 4 classes, enqueue +\d+\.\d\d  \d+\.\d\d - \d+\.\d\d +us ")
         self.assertRegex(text, r"(?m)^\d met, \d missed, \d unsure, 0 not measured$")
         self.assertEqual(len(text.splitlines()), 7)
+        (row,) = self.suite("--case", "small, 32 x 10")
+        self.check_row(row)
+        self.assertRegex(row["note"], r"\A[1-9] launches\Z")
         row, time = self.suite("--case", "2 rows")
         self.assertEqual(row["figure"], int(row["figure"]))
         self.assertTrue(1 <= row["figure"] <= 9, row)

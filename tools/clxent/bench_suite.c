@@ -55,7 +55,7 @@ typedef struct suite_case {
 
 typedef bool take(measure *m, const suite_case *c, const suite_options *o, result *r);
 static take measure_memory, measure_ratio, measure_odd_even, measure_cliff, measure_host_arrays, measure_hand,
-    measure_ten, measure_plain, measure_launches, measure_enqueue_time, measure_new_classes,
+    measure_ten, measure_plain, measure_small, measure_launches, measure_enqueue_time, measure_new_classes,
     measure_first_plan, measure_linear, measure_cold, measure_cold_builds, measure_cold_log;
 #define FUNCTION(name) bool name(measure *m, const suite_case *c, const suite_options *o, result *r)
 
@@ -355,20 +355,41 @@ static FUNCTION(measure_hand) { return take_hand(m, c, HAND_ROWS, o, r); }
 static FUNCTION(measure_ten) { return take_hand(m, c, HAND_TEN, o, r); }
 static FUNCTION(measure_plain) { return take_hand(m, c, HAND_PLAIN, o, r); }
 
+/* Makes the case's plan run number run, and counts the launches of one run of it. */
+static bool count_launches(measure *m, size_t run, const clxent_desc *desc, size_t *launches, result *r)
+{
+    if (!timed_plan(m, run, desc, false, NULL)) return false;
+    const size_t before = measure_calls().launches;
+    if (!measure_enqueue(m, run) || clFinish(m->queue) != CL_SUCCESS) return false;
+    *launches = measure_calls().launches - before;
+    if (*launches > 0) return true;
+    r->verdict = UNSUPPORTED; /* a run launches something */
+    strcpy(r->note, "launches cannot be counted on this system");
+    return false;
+}
+
+/* The case's plan against moves of its bytes and as many launches as its own of a kernel that does nothing. */
+static FUNCTION(measure_small)
+{
+    const clxent_desc desc = desc_of(c, o);
+    size_t launches;
+
+    if (!count_launches(m, RUN_SUBJECT, &desc, &launches, r) ||
+        !timed_launches(m, RUN_REFERENCE, launches, c->moves, c->dtype, m->runs[RUN_SUBJECT].bytes))
+        return false;
+    snprintf(r->note, sizeof r->note, "%zu launches", launches);
+    return take_ratio(m, 1, c->goal, o, r);
+}
+
 /* ---- Figures of another kind ---------------------------------------------------------------- */
 
 static FUNCTION(measure_launches)
 {
     const clxent_desc desc = desc_of(c, o);
+    size_t launches;
 
-    if (!timed_plan(m, 0, &desc, false, NULL)) return false;
-    const size_t before = measure_calls().launches;
-    if (!measure_enqueue(m, 0) || clFinish(m->queue) != CL_SUCCESS) return false;
-    r->figure = summary_of_exact((double)(measure_calls().launches - before));
-    if (r->figure.median == 0) {
-        r->verdict = UNSUPPORTED; /* a run launches something */
-        strcpy(r->note, "launches cannot be counted on this system");
-    }
+    if (!count_launches(m, 0, &desc, &launches, r)) return false;
+    r->figure = summary_of_exact((double)launches);
     return true;
 }
 

@@ -123,6 +123,8 @@ static bool build(measure *m)
         m->fill[i] = clCreateKernel(program, fill_names[i], &code);
         good = check(m, code, fill_names[i]);
     }
+    if (good) m->nothing = clCreateKernel(program, "nothing", &code);
+    good = good && check(m, code, "nothing");
     if (program != NULL) clReleaseProgram(program);
     return good;
 }
@@ -201,6 +203,7 @@ void measure_close(measure *m)
         if (m->move[i] != NULL) clReleaseKernel(m->move[i]);
     for (size_t i = 0; i < sizeof m->fill / sizeof *m->fill; i++)
         if (m->fill[i] != NULL) clReleaseKernel(m->fill[i]);
+    if (m->nothing != NULL) clReleaseKernel(m->nothing);
     if (m->queue != NULL) clReleaseCommandQueue(m->queue);
     cli_close(&m->session);
     memset(m, 0, sizeof *m);
@@ -318,6 +321,14 @@ bool timed_move(measure *m, size_t run, uint32_t moves, uint32_t dtype, size_t b
     t->restore = (moves & MOVE_IN_PLACE) != 0;
     return logits_of(m, dtype, bytes) != NULL && result_of(m, dtype, bytes) != NULL &&
            ((moves & MOVE_TWO) == 0 || labels_of(m, bytes) != NULL);
+}
+
+bool timed_launches(measure *m, size_t run, size_t empty, uint32_t moves, uint32_t dtype, size_t bytes)
+{
+    const bool good = timed_move(m, run, moves, dtype, bytes);
+
+    m->runs[run].empty = empty;
+    return good;
 }
 
 /* The inputs beside the logits. */
@@ -669,6 +680,11 @@ bool measure_enqueue(measure *m, size_t run)
     else if (t->blas != NULL) blas_run(t->blas, &t->products);
     else if (t->is_host) status = clxent_run_host(m->session.ctx, &t->desc, &t->host);
     else if (t->plan != NULL) status = clxent_enqueue(t->plan, m->queue, &t->args, 0, NULL, NULL);
+    for (size_t i = 0; i < t->empty; i++)
+        if (!check(m,
+                   clEnqueueNDRangeKernel(m->queue, m->nothing, 1, NULL, &m->group, &m->group, 0, NULL, NULL),
+                   "nothing"))
+            return false;
     for (size_t i = 0; i < MOVES; i++)
         if ((t->moves & (1u << i)) != 0 && !enqueue_move(m, i, t->dtype, t->bytes)) return false;
     return status == CLXENT_OK || cli_fail_status(m->session.ctx, m->session.device.name, status);

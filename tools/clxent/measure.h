@@ -77,6 +77,7 @@ typedef struct bulk {
 /* One thing to time: a plan, clxent_run_host(), moves, OpenBLAS or hand-written code. Owns its small buffers; the large ones are shared. */
 typedef struct timed {
     uint32_t moves; /* MOVE_* */
+    size_t empty;   /* launches of a kernel that does nothing, before the moves */
     size_t bytes;   /* of the logits */
     uint32_t dtype;
     clxent_plan *plan; /* NULL: moves or host */
@@ -105,7 +106,7 @@ typedef struct measure {
     size_t elements;    /* that most runs have */
     size_t cache_bytes; /* of the largest cache; 0: not known */
     bool has_stream;    /* the compiler has stores that bypass the caches; else MOVE_STREAM is MOVE_COPY */
-    cl_kernel move[MOVES], fill[5];
+    cl_kernel move[MOVES], fill[5], nothing;
     size_t group, each;         /* of move: work-items of a group, vectors of a work-item */
     size_t vector;              /* bytes */
     bulk logits[4], results[4]; /* by dtype - 1 */
@@ -132,6 +133,9 @@ void measure_progress(const measure *m, size_t done, size_t all);
 
 /* These make run number run, in the place of another that it was. Moves: of logits of so many bytes. */
 bool timed_move(measure *m, size_t run, uint32_t moves, uint32_t dtype, size_t bytes);
+
+/* So many launches of a kernel that does nothing, then moves. */
+bool timed_launches(measure *m, size_t run, size_t empty, uint32_t moves, uint32_t dtype, size_t bytes);
 
 /* A run of desc, of op CROSS_ENTROPY, on data of the measure's making: logits uniform in [-8, 8), targets over all
  * classes, weights in [0.5, 1.5), probabilities in [0, 1). *status, optional, is CLXENT_ERROR_UNSUPPORTED where the
