@@ -67,12 +67,22 @@ static cl_ulong acc_bits(const clxent_desc *desc, double value)
     return desc->dtype == CLXENT_F64 ? wide : bits;
 }
 
+/* Whether results bypass the cache, which decides no bits. Not in place, where the cache has the lines already. */
+static bool streams(const run *r)
+{
+    const clxent_plan *plan = r->plan;
+    const size_t bytes = r->rows * plan->desc.classes * clxent_dtype_size(plan->desc.dtype);
+    const bool in_place =
+        r->args.gradient.mem == r->args.logits.mem && (r->outputs & CLXENT_OUTPUT_GRADIENT) != 0;
+
+    return plan->tuning.stream != 0 && bytes >= plan->tuning.stream && !in_place;
+}
+
 static void fill_parameters(run *r)
 {
     const clxent_plan *plan = r->plan;
     const clxent_desc *desc = &plan->desc;
     const cl_ulong workspace = r->args.workspace.offset;
-    const size_t bytes = r->rows * desc->classes * clxent_dtype_size(desc->dtype);
     clxent_parameters *p = &r->p; /* zero, but for the offsets */
 
     p->rows = r->part.span_rows;
@@ -121,7 +131,7 @@ static void fill_parameters(run *r)
                                                            : FLAG_GRAD_OUTPUT) |
                (r->args.denominator.mem != NULL ? FLAG_DENOMINATOR : 0u) |
                (divides_by_denominator(r) ? FLAG_MEAN : 0u) | (r->statistics_in ? FLAG_FROM_STATISTICS : 0u) |
-               (plan->tuning.stream != 0 && bytes >= plan->tuning.stream ? FLAG_NONTEMPORAL : 0u) |
+               (streams(r) ? FLAG_NONTEMPORAL : 0u) |
                (finds_own_denominator(r) ? FLAG_OWN_DENOMINATOR : 0u) |
                (desc->bad_target == CLXENT_BAD_TARGET_IGNORE ? FLAG_BAD_IGNORED : 0u) |
                (desc->all_ignored == CLXENT_ALL_IGNORED_ZERO ? FLAG_ALL_IGNORED_ZERO : 0u);
