@@ -823,7 +823,7 @@ class Bench(PlotCase):
 
     def test_peers_take_turns_in_one_table(self):
         script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools", "peers.py")
-        peer = self.raw("peer", b"#!/bin/sh\necho fake $1 $2\nwhile read -r _; do echo 4096; done\n")
+        peer = self.raw("peer", b"#!/bin/sh\necho fake $*\nwhile read -r _; do echo 4096; done\n")
         os.chmod(peer, 0o755)
         command = [sys.executable, "-B", script, "--clxent", BIN, "--shape", "64x100", "--rounds", "3", "--pause", "0"]
         for name in ("clxent.py", "jax", "tinygrad"):
@@ -849,6 +849,13 @@ class Bench(PlotCase):
         self.assertRegex(result.stdout, r"(?m)^clxent +\d+\.\d\d +\d+\.\d\d +1\.00 ")
         self.assertRegex(result.stdout, r"(?m)^oneDNN +not installed$")
         self.assertEqual(run(peer, "--shape", "3").returncode, 2)
+
+        result = run(peer, "--json", "--op", "both", "--huge-pages", "--skip", "pytorch", "--skip", "compiled",
+                     "--skip", "openvino", "--skip", "onnx")
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+        rows = [json.loads(line) for line in result.stdout.splitlines()]
+        self.assertEqual([row.get("op") for row in rows], [None, None, "loss", "loss"])
+        self.assertEqual([row["version"] for row in rows[1::2]], ["fake 64 100", "fake 64 100 loss"])
 
     @unittest.skipIf(SMALL, "test_linear runs the kernels, in less time")
     def test_peers_of_linear_cross_entropy(self):

@@ -4,18 +4,24 @@
 
     tools/peers.py [--clxent build/clxent] [--onednn build/peer_onednn] [--python tinygrad=venv/bin/python] ...
 
-Times the mean softmax cross-entropy of f32 logits with its gradient. Each implementation runs in a process of its
-own, warms up, and then waits. They take turns, round after round, of two runs each; the second counts, so that neither
-start-up nor what the others left in the caches is in a figure, and what disturbs the machine disturbs all. A ratio is
-the median over the rounds of a time / clxent's in the same round. All are given the same number of threads, where they
-can be told. What is not installed is listed as such.
+Times the mean softmax cross-entropy of f32 logits: with its gradient, without (--op loss), or both. Each implementation
+runs in a process of its own, warms up, and then waits. They take turns, round after round, of two runs each; the second
+counts, so that neither start-up nor what the others left in the caches is in a figure, and what disturbs the machine
+disturbs all. A ratio is the median over the rounds of a time / clxent's in the same round. All are given the same number
+of threads, where they can be told. Those in Python answer when their threads no longer spin. What is not installed is
+listed as such.
 
 clxent is its command line, clxent.py the Python package on the NumPy arrays that the others get, too. oneDNN (build with
 -DCLXENT_BUILD_PEERS=ON) has no loss: it runs log-softmax forward and backward, which is less work. compiled is PyTorch's
-loss by torch.compile(), JAX its log_softmax by jit, tinygrad its own loss on OpenCL. Those in Python run in the one that
-calls this script, or that --python names for them; PyTorch's is compiled's, too:
+loss by torch.compile(), JAX its log_softmax by jit, tinygrad its own loss on OpenCL. OpenVINO and ONNX Runtime only infer:
+they have the loss alone, of log-softmax and a gather. Those in Python run in the one that calls this script, or that --python
+names for them; PyTorch's is compiled's, too:
 
-    python3 -m venv venv && venv/bin/pip install jax numpy tinygrad torch && venv/bin/python tools/peers.py
+    python3 -m venv venv && venv/bin/pip install jax numpy onnx onnxruntime openvino tinygrad torch
+    venv/bin/python tools/peers.py --op both --threads 2
+
+NumPy's arrays lie in huge pages; what others allocate, clxent's buffers too, in pages of 4 KiB, whose first use may cost more
+than what is measured. With --huge-pages glibc allocates huge ones for all.
 
 With --linear the loss is that of linear(hidden, weight), with the gradients of both, beside PyTorch's cross_entropy of its
 linear, the same by torch.compile(), PyTorch's own linear_cross_entropy in chunks where the release has it (chunked), and
@@ -36,6 +42,7 @@ import time
 
 SHAPES = ((65536, 1024), (2048, 32768), (512, 131072))
 PEERS = ("clxent", "clxent.py", "oneDNN", "PyTorch", "compiled", "JAX", "tinygrad")
+LOSS_PEERS = (*PEERS, "OpenVINO", "ONNX")
 GPU_PEERS = ("clxent", "PyTorch", "compiled", "Liger")
 LINEAR_SHAPES = ((1024, 1024, 32768), (512, 2048, 128256))
 LINEAR_PEERS = ("clxent", "PyTorch", "compiled", "chunked", "JAX")
@@ -53,15 +60,27 @@ def data(rows, classes):
     return logits, random.integers(0, classes, rows)
 
 
+def settle():
+    """Returns when no thread of this process works any more."""
+    for _ in range(200):
+        before = time.process_time()
+        time.sleep(0.005)
+        if time.process_time() - before < 5e-4:
+            return
+
+
 def serve(name, step):
     """Warms up, says so, then runs step once for each line of standard input."""
     for _ in range(3):  # tinygrad's JIT takes two runs to record
         step()
+    settle()
     print(name, flush=True)
     for _ in sys.stdin:
         start = time.perf_counter()
         step()
-        print("%.9f" % (time.perf_counter() - start), flush=True)
+        seconds = time.perf_counter() - start
+        settle()
+        print("%.9f" % seconds, flush=True)
 
 
 def serve_torch(name, rows, classes, options):
@@ -77,12 +96,15 @@ def serve_torch(name, rows, classes, options):
     torch.set_num_threads(options.threads)
     logits, targets = data(rows, classes)
     place = "cuda" if options.gpu else "cpu"
-    x = torch.from_numpy(logits).to(place, getattr(torch, TORCH_DTYPES[options.dtype])).requires_grad_(True)
+    x = torch.from_numpy(logits).to(place, getattr(torch, TORCH_DTYPES[options.dtype]))
+    x.requires_grad_(options.op == "fused")
     y = torch.from_numpy(targets).to(place)
 
     def step():
         x.grad = None
-        cross_entropy(x, y).backward()
+        loss = cross_entropy(x, y)
+        if options.op == "fused":
+            loss.backward()
         if options.gpu:
             torch.cuda.synchronize()
 
@@ -95,34 +117,31 @@ def serve_clxent(rows, classes, options):
     import clxent
 
     logits, targets = data(rows, classes)
-    gradient = np.empty_like(logits)
+    wanted = {"return_grad": True, "out": {"gradient": np.empty_like(logits)}} if options.op == "fused" else {}
 
     def step():
-        clxent.cross_entropy(
-            logits, targets, return_grad=True, out={"gradient": gradient}, device=options.device
-        )
+        clxent.cross_entropy(logits, targets, device=options.device, **wanted)
 
     serve("clxent %s, NumPy arrays" % clxent.__version__, step)
 
 
-def serve_jax(rows, classes):
+def serve_jax(rows, classes, options):
     import jax
     import jax.numpy as jnp
 
     logits, targets = (jnp.asarray(array) for array in data(rows, classes))
 
-    @jax.jit
-    @jax.value_and_grad
-    def run(x, y):
+    def loss(x, y):
         return -jnp.take_along_axis(jax.nn.log_softmax(x), y[:, None], 1).mean()
 
+    run = jax.jit(jax.value_and_grad(loss) if options.op == "fused" else loss)
     serve(
         "JAX %s on %s" % (jax.__version__, jax.default_backend()),
         lambda: jax.block_until_ready(run(logits, targets)),
     )
 
 
-def serve_tinygrad(rows, classes):
+def serve_tinygrad(rows, classes, options):
     from importlib.metadata import version
 
     from tinygrad import Device, Tensor, TinyJit
@@ -133,6 +152,8 @@ def serve_tinygrad(rows, classes):
     @TinyJit
     def run(x, y):
         loss = x.sparse_categorical_crossentropy(y)
+        if options.op == "loss":
+            return loss.realize()
         (gradient,) = loss.gradient(x)
         return loss.realize(), gradient.realize()
 
@@ -141,6 +162,51 @@ def serve_tinygrad(rows, classes):
         Device[Device.DEFAULT].synchronize()
 
     serve("tinygrad %s on %s" % (version("tinygrad"), Device.DEFAULT), step)
+
+
+def serve_openvino(rows, classes, options):
+    import numpy as np
+    import openvino
+    from openvino import opset13 as ops
+
+    logits, targets = data(rows, classes)
+    x, y = ops.parameter([rows, classes], np.float32), ops.parameter([rows, 1], np.int64)
+    picked = ops.gather_elements(ops.log_softmax(x, 1), y, 1)
+    loss = ops.negative(ops.reduce_mean(picked, np.array([0, 1]), False))
+    settings = {"INFERENCE_NUM_THREADS": options.threads, "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(openvino.Model([loss], [x, y]), "CPU", settings)
+    request = compiled.create_infer_request()
+    request.set_input_tensor(0, openvino.Tensor(logits, shared_memory=True))
+    request.set_input_tensor(1, openvino.Tensor(targets[:, None]))
+    serve("OpenVINO " + openvino.__version__.split("-")[0], request.infer)
+
+
+def serve_onnx(rows, classes, options):
+    import onnxruntime
+    from onnx import TensorProto, helper
+
+    logits, targets = data(rows, classes)
+    nodes = [
+        helper.make_node("LogSoftmax", ["x"], ["log_p"], axis=1),
+        helper.make_node("GatherElements", ["log_p", "y"], ["picked"], axis=1),
+        helper.make_node("ReduceMean", ["picked"], ["mean"], keepdims=0),
+        helper.make_node("Neg", ["mean"], ["loss"]),
+    ]
+    inputs = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, [rows, classes]),
+        helper.make_tensor_value_info("y", TensorProto.INT64, [rows, 1]),
+    ]
+    output = helper.make_tensor_value_info("loss", TensorProto.FLOAT, [])
+    graph = helper.make_graph(nodes, "loss", inputs, [output])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = options.threads
+    session = onnxruntime.InferenceSession(model.SerializeToString(), settings, ["CPUExecutionProvider"])
+    binding = session.io_binding()
+    binding.bind_cpu_input("x", logits)
+    binding.bind_cpu_input("y", targets[:, None])
+    binding.bind_output("loss")
+    serve("ONNX Runtime " + onnxruntime.__version__, lambda: session.run_with_iobinding(binding))
 
 
 # ---- Peers of linear cross-entropy ------------------------------------------------------------------
@@ -268,15 +334,15 @@ def commands(options, rows, classes):
     python = dict(pair.split("=", 1) for pair in options.python)
     python.setdefault("compiled", python.get("pytorch", sys.executable))
     here = os.path.dirname(os.path.abspath(__file__))
-    for name in GPU_PEERS if options.gpu else PEERS:
+    for name in GPU_PEERS if options.gpu else LOSS_PEERS if options.op == "loss" else PEERS:
         environment = {"OMP_NUM_THREADS": threads, "NPROC": threads}  # the second is JAX's
         if name == "clxent":
             command = [options.clxent, "bench", "--loop", "--rows", str(rows), "--classes", str(classes)]
-            command += ["--dtype", options.dtype]
+            command += ["--dtype", options.dtype, "--op", options.op]
             if options.device is not None:
                 command += ["--device", options.device]
         elif name == "oneDNN":
-            command = [options.onednn, str(rows), str(classes)]
+            command = [options.onednn, str(rows), str(classes), *(["loss"] if options.op == "loss" else [])]
         else:
             command = [python.get(name.lower(), sys.executable), os.path.abspath(__file__)]
             command += [
@@ -288,6 +354,8 @@ def commands(options, rows, classes):
                 threads,
                 "--dtype",
                 options.dtype,
+                "--op",
+                options.op,
             ]
             command += ["--gpu"] if options.gpu else []
             command += [] if options.device is None else ["--device", options.device]
@@ -307,6 +375,8 @@ def compare(options, shape):
         if name.lower() in options.skip:
             continue
         progress("%s: %s warms up" % (sizes, name))
+        if options.huge_pages:
+            environment["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
         peer = Peer(command, environment)
         if peer.name:
             peers[name] = peer
@@ -362,9 +432,11 @@ def main():
     )
     parser.add_argument("--linear", action="store_true", help="see above; --shape takes ROWSxFEATURESxCLASSES")
     parser.add_argument("--gpu", action="store_true", help="see above")
+    parser.add_argument("--op", choices=("fused", "loss", "both"), default="fused", help="fused: loss and gradient")
     parser.add_argument("--dtype", choices=TORCH_DTYPES, default="f32", help="takes --gpu; default f32")
     parser.add_argument("--rounds", type=int, default=11, help="default 11")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all")
+    parser.add_argument("--huge-pages", action="store_true", help="see above")
     parser.add_argument("--pause", type=float, default=0.05, help="seconds between two runs (default 0.05)")
     parser.add_argument("--skip", action="append", default=[], metavar="PEER", help="in lower case")
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of the table")
@@ -379,12 +451,15 @@ def main():
         return
     if options.serve:
         peer, rows, classes = options.serve[0], int(options.serve[1]), int(options.serve[2])
-        if peer == "tinygrad":
-            serve_tinygrad(rows, classes)
-        elif peer == "JAX":
-            serve_jax(rows, classes)
-        elif peer == "clxent.py":
-            serve_clxent(rows, classes, options)
+        own = {
+            "tinygrad": serve_tinygrad,
+            "JAX": serve_jax,
+            "clxent.py": serve_clxent,
+            "OpenVINO": serve_openvino,
+            "ONNX": serve_onnx,
+        }
+        if peer in own:
+            own[peer](rows, classes, options)
         else:
             serve_torch(peer, rows, classes, options)
         return
@@ -392,6 +467,8 @@ def main():
         parser.error("--dtype takes f32 without --gpu")
     if options.linear and options.gpu:
         parser.error("--linear is not for --gpu")
+    if options.linear and options.op != "fused":
+        parser.error("--op is not for --linear")
     if options.rounds < 1 or options.threads < 1 or options.pause < 0:
         parser.error("--rounds and --threads take at least 1, --pause at least 0")
     if any("=" not in pair for pair in options.python):
@@ -405,22 +482,25 @@ def main():
         takes = ("ROWSxFEATURESxCLASSES", "1024x1024x32768") if options.linear else ("ROWSxCLASSES", "65536x1024")
         parser.error("--shape takes %s, for instance %s" % takes)
 
-    if not options.json:
-        print(
-            "%s, %s, %d threads, median of %d rounds"
-            % (
-                "linear, mean loss + gradients" if options.linear else "mean loss + gradient",
-                options.dtype,
-                options.threads,
-                options.rounds,
-            )
-        )
+    texts = {"fused": "mean loss + gradient", "loss": "mean loss"}
+    for number, op in enumerate(("fused", "loss") if options.op == "both" else (options.op,)):
+        options.op = op
+        if not options.json:
+            text = "linear, mean loss + gradients" if options.linear else texts[op]
+            pages = ", huge pages" if options.huge_pages else ""
+            sizes = (options.dtype, options.threads, pages, options.rounds)
+            print("\n" * (number > 0) + text + ", %s, %d threads%s, median of %d rounds" % sizes)
+        run_shapes(options, shapes)
+
+
+def run_shapes(options, shapes):
+    """Measures and prints them."""
     for shape in shapes:
         found = compare(options, shape)
         if options.json:
             sizes = dict(zip(("rows", "features", "classes") if options.linear else ("rows", "classes"), shape))
             for row in found:
-                print(json.dumps({**sizes, **row}), flush=True)
+                print(json.dumps({**sizes, **row, **({"op": "loss"} if options.op == "loss" else {})}), flush=True)
             continue
         sizes = " x ".join(map(str, shape))
         print("\n%s\n%-9s %10s %10s %9s %15s" % (sizes, "", "ms", "least", "/ clxent", "range"))

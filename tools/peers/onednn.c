@@ -3,10 +3,10 @@
  * onednn.c - log-softmax forward and backward of oneDNN on its CPU engine, for tools/peers.py: prints a line once
  * warm, then for each line of standard input the seconds of one run.
  *
- *     peer_onednn ROWS CLASSES
+ *     peer_onednn ROWS CLASSES [loss]
  *
- * The backward pass gets the gradient of a mean loss, -1 / ROWS at one class of each row, prepared beforehand: picking
- * the loss and writing that one-hot gradient is not in the figures.
+ * With loss it is the forward pass alone. The backward pass gets the gradient of a mean loss, -1 / ROWS at one class of
+ * each row, prepared beforehand: picking the loss and writing that one-hot gradient is not in the figures.
  */
 #define _POSIX_C_SOURCE 200809L
 #include <oneapi/dnnl/dnnl.h>
@@ -77,6 +77,7 @@ static void create(dnnl_primitive_t *forward, dnnl_primitive_t *backward, dnnl_m
 
 enum { X, LOG_P, LOG_P_GRADIENT, X_GRADIENT };
 
+/* backward NULL: forward alone. */
 static double run(dnnl_stream_t stream, dnnl_primitive_t forward, dnnl_primitive_t backward,
                   dnnl_memory_t memory[4])
 {
@@ -87,15 +88,15 @@ static double run(dnnl_stream_t stream, dnnl_primitive_t forward, dnnl_primitive
     const double start = now();
 
     check(dnnl_primitive_execute(forward, stream, 2, to_log_p), "forward");
-    check(dnnl_primitive_execute(backward, stream, 3, to_gradient), "backward");
+    if (backward != NULL) check(dnnl_primitive_execute(backward, stream, 3, to_gradient), "backward");
     check(dnnl_stream_wait(stream), "stream");
     return now() - start;
 }
 
 int main(int argc, char **argv)
 {
-    const long rows = argc == 3 ? strtol(argv[1], NULL, 10) : 0,
-               classes = argc == 3 ? strtol(argv[2], NULL, 10) : 0;
+    const int loss_alone = argc == 4 && strcmp(argv[3], "loss") == 0, good = argc == 3 || loss_alone;
+    const long rows = good ? strtol(argv[1], NULL, 10) : 0, classes = good ? strtol(argv[2], NULL, 10) : 0;
     const dnnl_version_t *version = dnnl_version();
     dnnl_primitive_t forward, backward;
     dnnl_memory_t memory[4];
@@ -105,7 +106,7 @@ int main(int argc, char **argv)
     char line[64];
 
     if (rows < 1 || classes < 1 || rows > 1 << 28 || classes > 1 << 28) {
-        fprintf(stderr, "usage: peer_onednn ROWS CLASSES, each from 1 to %d\n", 1 << 28);
+        fprintf(stderr, "usage: peer_onednn ROWS CLASSES [loss], each from 1 to %d\n", 1 << 28);
         return 2;
     }
     const size_t elements = (size_t)rows * (size_t)classes;
@@ -123,12 +124,13 @@ int main(int argc, char **argv)
     check(dnnl_engine_create(&engine, dnnl_cpu, 0), "engine");
     check(dnnl_stream_create(&stream, engine, dnnl_stream_default_flags), "stream");
     create(&forward, &backward, memory, engine, dims, data);
-    run(stream, forward, backward, memory);
-    run(stream, forward, backward, memory);
+    const dnnl_primitive_t second = loss_alone ? NULL : backward;
+    run(stream, forward, second, memory);
+    run(stream, forward, second, memory);
 
     printf("oneDNN %d.%d.%d\n", version->major, version->minor, version->patch);
     while (fflush(stdout) == 0 && fgets(line, sizeof line, stdin) != NULL)
-        printf("%.9f\n", run(stream, forward, backward, memory));
+        printf("%.9f\n", run(stream, forward, second, memory));
 
     check(dnnl_primitive_destroy(forward), "forward");
     check(dnnl_primitive_destroy(backward), "backward");
