@@ -12,6 +12,7 @@
 #include <float.h>
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 TestSuite(cross_entropy, .init = open_device, .fini = close_device);
 
@@ -662,6 +663,19 @@ static void check_dtype(uint32_t dtype, uint32_t gradient_dtype)
 Test(cross_entropy, f16_logits_match_the_reference) { check_dtype(CLXENT_F16, 0); }
 
 Test(cross_entropy, bf16_logits_match_the_reference) { check_dtype(CLXENT_BF16, 0); }
+
+/* Rounding to nearest carries the payload of this NaN into the sign, and makes it -0. */
+Test(cross_entropy, a_bf16_gradient_of_a_nan_is_nan)
+{
+    enum { ROWS = 3 };
+    const uint32_t payload = 0x7fffffff;
+    clxent_desc desc = make_desc(GENERAL, CLXENT_BF16, ROWS, 1, small_run() ? 70 : 1100);
+    problem p;
+    make_problem(&p, &desc, FILL_GRAD_OUTPUT, 5);
+    memcpy((void *)p.args.grad_output.data, &payload, sizeof payload);
+    run_case("NaN", &p, 0);
+    free_problem(&p);
+}
 
 Test(cross_entropy, bf16_logits_with_an_f32_gradient_match_the_reference)
 {
