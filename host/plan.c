@@ -117,8 +117,8 @@ static size_t units_per_group(const clxent_plan *plan, uint32_t unit)
     return each > 0 ? each : 1;
 }
 
-/* Of local memory, in which a work-item keeps a row's exponentials for its results, and under a softcap slopes beside them; and
- * where it keeps none, under a softcap, a block's logits once they are capped. */
+/* Elements of local memory: a row's exponentials, kept for its results, with its slopes under a softcap if they fit too; without
+ * room, under a softcap, one block of capped logits. */
 static size_t local_elements(const clxent_plan *plan)
 {
     const clxent_desc *desc = &plan->desc;
@@ -558,11 +558,13 @@ static void describe(clxent_plan *plan)
                        plan->pieces, plan->piece_vectors * t->vector, (unsigned)t->group, (unsigned)t->vector,
                        (unsigned)(t->block * t->group * t->vector));
     } else {
+        const bool wide = (desc->outputs & clxent_outputs_made(CLXENT_MADE_CLASSES)) != 0;
         const bool fits = desc->classes <= plan->local_elements;
         (void)snprintf(text, size, "rows: %zu row%s a work-group of %u, vectors of %u, blocks of %u, %s",
                        plan->rows_per_group, plan->rows_per_group == 1 ? "" : "s", (unsigned)t->group,
                        (unsigned)t->vector, (unsigned)(t->block * t->group * t->vector),
                        is_one_block(plan) ? "kept in registers"
+                       : !wide            ? "read once"
                        : fits             ? "kept in local memory"
                                           : "read twice");
     }

@@ -94,7 +94,8 @@ typedef struct {
 } exp_scale;
 
 /* With the table, numbers below the normal ones come out wrong, while the polynomial reaches 2^-24 below them: so the
- * largest term is 2^HEADROOM, and what is lost is less than any normal share of the sum. */
+ * largest term is 2^HEADROOM, of a block of row_results.cl up to 2^64 times that, and what is lost is less than any normal
+ * share of the sum. */
 #define HEADROOM (HAS_TABLE ? 16 : 0)
 
 /* What turns a sum at a row's scale into that of saved statistics, which every strategy shares, and which loses nothing
@@ -263,7 +264,7 @@ static inline lane power_of_two(const lane n)
     return AS_LANE(AS_ILANE(clamped + (lane)(ROUNDER + BIAS)) << MANTISSA_BITS);
 }
 
-/* exp(from's scale - to's): what turns a sum at scale from into one at scale to, whose maximum is no less.
+/* exp(from's scale - to's): what turns a sum at scale from into one at scale to, whose q is no less.
  * Exact but where one of them is far: there base and q ln2 are of the order of 2^20 each and nearly cancel, so
  * nothing is rounded before they have. */
 static inline lane exp_rescale(const exp_scale from, const exp_scale to)

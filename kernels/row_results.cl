@@ -3,8 +3,8 @@
  * row_results.cl - how one work-item sums a row block by block, and writes its results. Stands behind row_scan.cl in front
  * of map_row.cl; group_rows.cl has the ways of a group.
  */
-/* Binades of a row's maximum that share a scale, see block_scale_of(). The largest term of a block is at most 2^(64 +
- * HEADROOM), and no sum of 2^31 of those overflows. */
+/* Binades of a row's maximum that share a scale, see block_scale_of(). The largest term of a block is at most
+ * 2^(64 + HEADROOM + 1/2), and no sum of 2^31 of those overflows. */
 #define SCALE_STEP 64
 #define NO_SCALE ACC_INFINITY
 
@@ -109,14 +109,15 @@ static inline void sum_part_excluding_max(row_state *s, const row_input *in, con
 #endif
 
 /* A value is its exponential times one factor. */
-#define HAS_PLAIN_FACTOR(g) (IS_KIND(g, OUTPUT_SOFTMAX) || HAS_ONE_FACTOR)
+#define HAS_PLAIN_FACTOR(g) \
+    (IS_KIND(g, OUTPUT_SOFTMAX) || (HAS_ONE_FACTOR && !IS_KIND(g, OUTPUT_LOG_SOFTMAX)))
 
 /* How a row is written. */
 typedef struct {
     bool in_local;   /* its exponentials are in local_rows */
     bool folds;      /* the factor, a finite one, goes into the exponential: where those are never kept */
     bool streaming;  /* large results bypass the cache where they can */
-    bool is_scaled;  /* values are kept exponentials times a factor, all of them finite */
+    bool is_scaled;  /* values are kept exponentials times a finite factor: none is NaN */
     exp_scale scale; /* of exponentials, kept or not */
     acc_t rescale;   /* what takes them to the row's scale; 1 where the factor does */
     const __local acc_t *local_rows;
@@ -135,8 +136,7 @@ ALWAYS_INLINE vec epilogue_value(const row_input *in, const row_result *r, const
     } else {
         z = softcap_vector_z(x, in->o, &slope);
     }
-    if (from->folds && !IS_KIND(g, OUTPUT_LOG_SOFTMAX))
-        return exp_vector_times(z, from->scale, true, g->factor);
+    if (from->folds) return exp_vector_times(z, from->scale, true, g->factor);
     vec e = from->in_local ? kept_e : exp_vector(z, from->scale, true);
     if (!HAS_PLAIN_FACTOR(g)) e = e * (vec)(from->rescale);
     if (HAS_DENSE && IS_KIND(g, OUTPUT_GRADIENT)) a = dense_vector(in, at, n);

@@ -191,7 +191,7 @@ static inline compensated_sum fold(const compensated_sum s, const compensated_ve
 #endif
 }
 
-/* Exponentials, by a power of two. */
+/* Moves sums of exponentials to another scale: exact, short of underflow. */
 static inline void scale_block(block_sums *b, const lane factor)
 {
     b->sum_excluding_target.high *= (vec)(factor);

@@ -148,15 +148,16 @@ Test(determinism, what_else_a_plan_computes_changes_nothing)
     };
     static const struct {
         size_t batch, classes, inner;
-    } shapes[] = { { 40, 4099, 1 }, { 70, 7, 1 }, { 48, 19, 16 } };
+        double softcap;
+    } shapes[] = { { 40, 4099, 1, SHARED_SOFTCAP }, { 40, 4099, 1, 0 }, { 70, 7, 1, 0 }, { 48, 19, 16, 0 } };
 
-    for (size_t s = 0; s < (runs_all() ? COUNT(shapes) : 1); s++) {
-        const size_t batch = small_run() && s == 0 ? 8 : shapes[s].batch;
+    for (size_t s = 0; s < (runs_all() ? COUNT(shapes) : 2); s++) {
+        const size_t batch = small_run() && s < 2 ? 8 : shapes[s].batch;
         clxent_desc desc = make_desc(EVERY_OUTPUT, CLXENT_F32, batch, 1, shapes[s].classes);
         clxent_host_args all;
         problem p;
         desc.inner = shapes[s].inner;
-        if (s == 0) desc.softcap = SHARED_SOFTCAP;
+        desc.softcap = shapes[s].softcap;
         make_problem(&p, &desc, FILL_DESIGNED | FILL_MASKED | FILL_IGNORED, 17);
         run_with("all", NULL, &p, 0, &all);
         for (size_t i = 0; i < (runs_all() ? COUNT(subsets) : 2); i++) {
