@@ -442,9 +442,10 @@ const char *repeat_text(const problem *p, uint32_t flags)
 void run_case(const char *name, const problem *p, uint32_t flags)
 {
     const runner on = open_runner(flags);
+    const uint32_t once = small_run() ? CASE_RUN_ONCE : 0;
     problem_fault f;
 
-    if (!check_problem(&on, p, flags, worst_errors[p->desc.dtype], &f))
+    if (!check_problem(&on, p, flags | once, worst_errors[p->desc.dtype], &f))
         cr_assert_fail("%s: %s\n  repeat    %s", name, f.text, repeat_text(p, flags));
     close_runner(&on);
 }

@@ -139,6 +139,7 @@ enum {
     CASE_OUT_OF_ORDER = 1 << 3, /* on an out-of-order queue, where there is one */
     CASE_ALIGNED = 1 << 4,      /* buffers begin at offset 0: the cases of aligned fast paths */
     CASE_PARTS = 1 << 6,        /* also in parts, cut anywhere by the problem's seed: the same bits */
+    CASE_RUN_ONCE = 1 << 7,     /* no second run: an interpreter takes the same steps again */
     CASE_HOST_ARRAYS =
         1 << 5 /* also by clxent_run_host(), with args.max_chunk_bytes or the next double of it that
                                    is not too small: the same bits, or CLXENT_ERROR_BAD_TARGET and no output but
@@ -193,7 +194,7 @@ bool check_same_bits(const char *what, const problem *p, const execution *a, con
  * output of p->desc with the reference and its bounds. Also checks that
  *   - nothing but the outputs' own elements changed: canaries, padding and inputs are as before, and the gradient's
  *     padding is 0 where desc says so;
- *   - a second run gives the same bits;
+ *   - a second run gives the same bits, unless flags have CASE_RUN_ONCE;
  *   - with statistics and gradient among the outputs, the gradient from saved statistics has the same bits;
  *   - the flags' promises hold;
  *   - a plan without desc's workspace_limit, where it has one, gives the same bits.
