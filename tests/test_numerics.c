@@ -132,7 +132,7 @@ static double error_of_equal_terms(uint32_t dtype, size_t classes)
 
 Test(numerics, a_sum_over_262144_classes_is_as_good_as_one_over_1024)
 {
-    const size_t many = small_run() ? 8192 : 262144;
+    const size_t many = small_run() ? 4096 : 262144;
     for (uint32_t dtype = CLXENT_F32; dtype <= CLXENT_F64; dtype += CLXENT_F64 - CLXENT_F32) {
         if (dtype == CLXENT_F64 && !device.has_f64) continue;
         const double few = error_of_equal_terms(dtype, 1024), all = error_of_equal_terms(dtype, many);
@@ -176,6 +176,8 @@ Test(numerics, gradients_of_saturated_logits_keep_their_digits)
         for (size_t i = 0; i < (small_run() ? COUNT(options) : volume(COUNT(options), 3)); i++) {
             for (size_t t = 0; t <= EACH_STRATEGY; t++) {
                 if (!runs_all() && t != EACH_ROWS && (t != EACH_LANES || dtype == CLXENT_F64)) continue;
+                /* an interpreter gets two options of each strategy, the other two in the other dtype */
+                if (small_run() && (i + t) % 2 != (dtype == CLXENT_F64)) continue;
                 const bool inner = t == EACH_STRATEGY; /* lanes again, with the class axis not last */
                 const clxent_tuning tuning = strategy_for(dtype, inner ? EACH_LANES : t);
                 clxent_desc desc = make_sum(EVERY_OUTPUT, dtype, inner ? 20 : 6, small_run() ? 40 : 1100);
