@@ -588,6 +588,7 @@ class Bench(PlotCase):
     """What is printed, and that it is about the work asked for; no speed is judged."""
 
     SIZE = ("--log2-logits", 16, "--pairs", 3)
+    FEW = ("--rows", 1, "--classes", 1024, "--pairs", 3) if SMALL else SIZE
     SUITE_KEYS = (
         "case figure unit goal verdict low high pairs nt_ratio seconds reference_seconds reference_gb_per_s note device"
     ).split()
@@ -698,7 +699,7 @@ class Bench(PlotCase):
             self.assertGreater(row["reference_seconds"], 0, row)
 
     def test_json(self):
-        classes = 103 if SMALL else 1003
+        classes = 13 if SMALL else 1003
         keys = "op rows classes dtype device median_s min_s copy_median_s ratio_to_copy gb_per_s".split()
         passes, sizes = {"loss": 1, "fused": 2, "softmax": 2}, {"f16": 2, "f32": 4, "bf16": 2}
         for op, dtype in itertools.product(passes, sizes) if FULL else zip(passes, sizes):
@@ -712,6 +713,7 @@ class Bench(PlotCase):
             self.assertAlmostEqual(got["gb_per_s"] * got["median_s"] * 1e9, moved, delta=1e-6 * moved)
             self.assertGreater(got["ratio_to_copy"], 0)
 
+    @unittest.skipIf(SMALL, "an interpreter takes a minute for six times 2^16 logits")
     def test_shapes(self):
         for args, shape in (
             ((), (64, 1024)),
@@ -725,14 +727,15 @@ class Bench(PlotCase):
             self.assertEqual((got["rows"], got["classes"]), shape, args)
 
     def test_text(self):
-        text = self.succeed("bench", *self.SIZE, "--op", "loss")
+        text = self.succeed("bench", *self.FEW, "--op", "loss")
         got = dict(line.split(None, 1) for line in text.splitlines())
         self.assertEqual(got["op"], "mean loss")
-        self.assertTrue(got["logits"].startswith("64 x 1024 f32, 0.25 MiB"))
+        self.assertRegex(got["logits"], r"\A1 x 1024 f32, " if SMALL else r"\A64 x 1024 f32, 0\.25 MiB")
         self.assertRegex(got["time"], r"\A[\d.e-]+ ms, the best of 3 [\d.e-]+ ms\Z")
         for what in ("copy", "nt copy", "read"):
             self.assertRegex(text, r"(?m)^/ %s +\d+\.\d\d " % what)
 
+    @unittest.skipIf(SMALL, "an interpreter takes half a minute for 2^16 logits and their copies")
     def test_suite_has_every_case(self):
         some = "in place, 1,024 classes"
         rows = self.suite(*(() if FULL else ("--case", some)))
@@ -741,6 +744,7 @@ class Bench(PlotCase):
         for row in rows:
             self.check_row(row)
 
+    @unittest.skipIf(SMALL, "an interpreter takes half a minute for 2^16 logits and their copies")
     def test_suite_text_and_case(self):
         text = self.succeed("bench", "--suite", "--case", "2 rows", *self.SIZE)
         self.assertRegex(text, r"(?m)^2 rows of 4 classes, launches +[1-9]  [1-9] - [1-9] +launches +2  (met|missed)$")
@@ -803,7 +807,7 @@ class Bench(PlotCase):
 
     def test_loop(self):
         for turns in (0, 3):
-            lines = self.succeed("bench", "--loop", *self.SIZE, input="\n" * turns).splitlines()
+            lines = self.succeed("bench", "--loop", *self.FEW, input="\n" * turns).splitlines()
             self.assertEqual(len(lines), 1 + turns)
             self.assertRegex(lines[0], r"\Aclxent \d+\.\d+\.\d+ on .")
             for line in lines[1:]:
