@@ -73,12 +73,13 @@ ALWAYS_INLINE void prefetch_vectors(__global const uchar *row, const uint first,
  * lines under way at most, so it must prefetch all the time: where results need a second pass over the row
  * (shares_lines), each pass prefetches one half of a row (PoCL, 2 hyperthreads of Emerald Rapids, 32,768 classes: 0.68 of
  * the time without this, 0.78 with the first pass alone). */
-ALWAYS_INLINE void prefetch_ahead(const row_input *in, const uint v, const bool second_pass)
+ALWAYS_INLINE void prefetch_ahead(const row_input *in, const uint v, const uint vectors,
+                                  const bool second_pass)
 {
 #if HAS_PREFETCH
     const uint lines_at =
         in->ahead + (in->shares_lines ? (second_pass ? in->vectors : in->vectors / 2) + v / 2 : v);
-    const uint count = in->shares_lines ? 2 : 4;
+    const uint count = in->shares_lines ? vectors / 2 : vectors;
     prefetch_vectors((__global const uchar *)in->x, lines_at, count, VEC * sizeof(storage));
     if (HAS_PROBABILITIES) {
         prefetch_vectors((__global const uchar *)in->q, lines_at, count,
@@ -87,6 +88,7 @@ ALWAYS_INLINE void prefetch_ahead(const row_input *in, const uint v, const bool 
 #else
     (void)in;
     (void)v;
+    (void)vectors;
     (void)second_pass;
 #endif
 }
@@ -170,7 +172,7 @@ ALWAYS_INLINE void sum_block(block_sums *b, const row_input *in, const row_scan 
         for (uint i = 0; i < FLUSH_VECTORS; i += TOGETHER) {
             const uint w = v + i, last = w + TOGETHER - 1;
             if (w >= to) break;
-            if (i % 4 == 0) prefetch_ahead(in, w, false);
+            prefetch_ahead(in, w, TOGETHER, false);
             const bool is_apart = apart_vector >= w && apart_vector <= last;
             terms some[TOGETHER];
             if (last < full && !is_apart) {
