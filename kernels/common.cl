@@ -290,14 +290,40 @@ typedef double gradient_storage;
         return UPPER_HALF(NAME##_round(AS_UINT(value)));                                              \
     }
 
+#if TELLS_ALIGNED
+/* Pairs of 16-bit elements as 32-bit integers: PTX has no access to eight of 16 bits. */
+#    if VEC == 4
+#        define PAIRS(type) PASTE(type, 2)
+#    elif VEC == 8
+#        define PAIRS(type) PASTE(type, 4)
+#    else
+#        define PAIRS(type) PASTE(type, 8)
+#    endif
+static inline __attribute__((unused)) void store_pairs(const VECTOR(ushort) bits, __global ushort *p)
+{
+    *(__global PAIRS(uint) *)p =
+        PASTE(convert_, PAIRS(uint))(bits.even) | (PASTE(convert_, PAIRS(uint))(bits.odd) << 16);
+}
+#endif
+
 /* PoCL 3.1 takes pointers to vectors of halves for aligned ones, though they may begin at any half: so memory sees
  * 16-bit integers, and only private memory halves. */
 #if DTYPE == F16 || GRADIENT_DTYPE == F16
 static inline VECTOR(ushort) half_bits(const VECTOR(float) value)
 {
+#    if defined(__NVPTX__)
+    /* libclc, with which tools/gpu.py compiles, rounds by integers. */
+    float element[VEC];
+    ushort bits[VEC];
+    STORE(value, element);
+#        pragma unroll
+    for (uint i = 0; i < VEC; i++) __asm__("cvt.rn.f16.f32 %0, %1;" : "=h"(bits[i]) : "f"(element[i]));
+    return LOAD(bits);
+#    else
     VECTOR(ushort) bits;
     STORE_HALF(value, (__private half *)&bits);
     return bits;
+#    endif
 }
 
 static inline VECTOR(float) half_values(const VECTOR(ushort) stored)
@@ -321,14 +347,6 @@ typedef ushort bf16_halves __attribute__((ext_vector_type(2 * VEC)));
 DEFINE_BF16(bf16_vector, VECTOR(float), VECTOR(uint), VECTOR(ushort), AS(uint), AS(float), CONVERT(uint),
             UPPER_HALF)
 #        if TELLS_ALIGNED
-/* Pairs of them as 32-bit integers: PTX has no access to eight of 16 bits. */
-#            if VEC == 4
-#                define PAIRS(type) PASTE(type, 2)
-#            elif VEC == 8
-#                define PAIRS(type) PASTE(type, 4)
-#            else
-#                define PAIRS(type) PASTE(type, 8)
-#            endif
 static inline __attribute__((unused)) VECTOR(float) bf16_load_pairs(__global const ushort *p)
 {
     const PAIRS(uint) pairs = *(__global const PAIRS(uint) *)p;
@@ -336,12 +354,6 @@ static inline __attribute__((unused)) VECTOR(float) bf16_load_pairs(__global con
     value.even = PASTE(as_, PAIRS(float))(pairs << 16);
     value.odd = PASTE(as_, PAIRS(float))(pairs & 0xffff0000u);
     return value;
-}
-
-static inline __attribute__((unused)) void bf16_store_pairs(const VECTOR(ushort) bits, __global ushort *p)
-{
-    *(__global PAIRS(uint) *)p =
-        PASTE(convert_, PAIRS(uint))(bits.even) | (PASTE(convert_, PAIRS(uint))(bits.odd) << 16);
 }
 #        endif
 #    else
@@ -434,13 +446,13 @@ static inline __attribute__((unused)) vec load_vector_aligned(__global const sto
 #define F64_STORE_VECTOR(v, p, aligned) STORE_OR_STREAM(double, v, p, aligned)
 #define BF16_STORE_ONE(v, p) (*(p) = bf16_scalar_store(v))
 #if TELLS_ALIGNED
-#    define BF16_STORE_VECTOR(v, p, aligned)               \
-        do {                                               \
-            if (aligned) {                                 \
-                bf16_store_pairs(bf16_vector_store(v), p); \
-            } else {                                       \
-                STORE(bf16_vector_store(v), p);            \
-            }                                              \
+#    define BF16_STORE_VECTOR(v, p, aligned)          \
+        do {                                          \
+            if (aligned) {                            \
+                store_pairs(bf16_vector_store(v), p); \
+            } else {                                  \
+                STORE(bf16_vector_store(v), p);       \
+            }                                         \
         } while (0)
 #else
 #    define BF16_STORE_VECTOR(v, p, aligned) STORE_OR_STREAM(ushort, bf16_vector_store(v), p, aligned)
@@ -453,8 +465,30 @@ static inline __attribute__((unused)) vec load_vector_aligned(__global const sto
 #define F32_STORE_NUMBERS F32_STORE_VECTOR
 #define F64_STORE_NUMBERS F64_STORE_VECTOR
 #define F16_STORE_NUMBERS F16_STORE_VECTOR
-#define F16_STORE_ONE(v, p) vstore_half_rte(v, 0, p)
-#define F16_STORE_VECTOR(v, p, aligned) STORE_OR_STREAM(ushort, half_bits(v), (__global ushort *)(p), aligned)
+#if defined(__NVPTX__)
+static inline __attribute__((unused)) void store_half(const float value, __global half *p)
+{
+    ushort bits;
+    __asm__("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+    *(__global ushort *)p = bits;
+}
+#    define F16_STORE_ONE(v, p) store_half(v, p)
+#else
+#    define F16_STORE_ONE(v, p) vstore_half_rte(v, 0, p)
+#endif
+#if TELLS_ALIGNED
+#    define F16_STORE_VECTOR(v, p, aligned)                        \
+        do {                                                       \
+            if (aligned) {                                         \
+                store_pairs(half_bits(v), (__global ushort *)(p)); \
+            } else {                                               \
+                STORE(half_bits(v), (__global ushort *)(p));       \
+            }                                                      \
+        } while (0)
+#else
+#    define F16_STORE_VECTOR(v, p, aligned) \
+        STORE_OR_STREAM(ushort, half_bits(v), (__global ushort *)(p), aligned)
+#endif
 
 #if DTYPE == F32
 DEFINE_STORE(store, storage, F32)
