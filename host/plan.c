@@ -317,7 +317,10 @@ static void define_all(const clxent_plan *plan, definitions *d)
         define(d, "VEC", t->vector);
         define(d, "BLOCK", t->block);
         define(d, "KERNELS", row_kernels(plan));
-        if (t->group > 1) define(d, "ONE_BLOCK", is_one_block(plan));
+        if (t->group > 1) {
+            define(d, "ONE_BLOCK", is_one_block(plan));
+            define(d, "DIVIDES", desc->classes % t->vector == 0);
+        }
         if (t->group > 1 && t->native_exp && desc->dtype != CLXENT_F64) define(d, "NATIVE_EXP", 1);
     } else {
         define(d, "VEC", 1);

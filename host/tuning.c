@@ -72,8 +72,8 @@ clxent_tuning clxent_tuning_choose(const clxent_tuning_rows *own, const clxent_d
     return clxent_tuning_clamp(&r->tuning, device, desc);
 }
 
-/* Of a group, whose blocks are in registers (kernels/group_rows.cl): vectors that divide the class count, and the smallest
- * group that has a row in one block, but for what a device needs to be busy. Decides bits. */
+/* Of a group, whose blocks are in registers (kernels/group_rows.cl): the smallest that has a row in one block, but for what a
+ * device needs to be busy. Decides bits. */
 static void fit_registers(clxent_tuning *t, const clxent_desc *desc)
 {
     enum { MOST_ELEMENTS = 32, LEAST_GROUP = 64 };
@@ -83,11 +83,6 @@ static void fit_registers(clxent_tuning *t, const clxent_desc *desc)
      * 176 bytes spilled with two vectors, none with one) */
     if (desc->softcap != 0.0 || desc->label_smoothing != 0.0 || !clxent_targets_are_indices(desc))
         t->block = t->block >= 4 ? t->block / 4 * 2 : 1;
-    /* half of the block again: each element has an address of its own (f32, sm_90: 72 bytes spilled with all of it) */
-    if (classes % t->vector != 0) {
-        t->block = t->block * t->vector / 4 * 2;
-        t->vector = 1;
-    }
     if (t->block * t->vector > MOST_ELEMENTS) t->block = MOST_ELEMENTS / t->vector;
     while (t->group > LEAST_GROUP && (size_t)t->group / 2 * t->block * t->vector >= classes) t->group /= 2;
 }

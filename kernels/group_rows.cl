@@ -3,18 +3,27 @@
  * group_rows.cl - how the work-items of a group read a row and write its results: the shape of GPUs. Stands behind
  * row_input.cl in front of map_row.cl; row_scan.cl and row_results.cl have the ways of one work-item alone.
  *
- * Of the block that begins with vector `first`, work-item l has the vectors first + i * WG_SIZE + l, i < BLOCK, in
- * registers: neighbours load neighbouring vectors, and all of a work-item's loads are under way together. VEC divides
- * the class count: of those that it does not, vectors have one element (host/tuning.c), so that neighbours load
- * neighbouring classes, and which class is whose follows from the class count alone, not from where a row begins.
+ * A block is BLOCK_CLASSES classes, BLOCK vectors of each work-item in registers: all of a work-item's loads are under way
+ * together. Element j of vector i of work-item l is class
+ *
+ *     (i * WG_SIZE + l) * VEC + j    of the block where VEC divides the class count: neighbours load neighbouring vectors
+ *     (i * VEC + j) * WG_SIZE + l    elsewhere: rows begin anywhere, and neighbours load neighbouring classes
+ *
+ * so that the class count alone, not where a row begins, says which class is whose. Results are the same bits whoever computes
+ * them: those of the second kind are written in aligned vectors where the logits are aligned as they are.
  *
  * Set by the host with -D, beside those of row_input.cl:
  *   ONE_BLOCK  1: no row has more than one block. A row then is read once, and stays in registers until its results are
  *              written
+ *   DIVIDES    1: VEC divides the class count
  */
 #if !defined(ONE_BLOCK) || ONE_BLOCK < 0 || ONE_BLOCK > 1
 #    error "ONE_BLOCK: 0 or 1"
 #endif
+#if !defined(DIVIDES) || DIVIDES < 0 || DIVIDES > 1
+#    error "DIVIDES: 0 or 1"
+#endif
+#define BLOCK_CLASSES (BLOCK * WG_SIZE * VEC)
 /* Arrays of BLOCK vectors are registers where loops over them are unrolled. Not on PoCL, which runs no GPU and took 240 s to
  * compile all outputs in groups of 64. */
 #if defined(POCL_DEVICE_ADDRESS_BITS)
@@ -29,15 +38,32 @@
 
 DEFINE_GROUP_TREE(group_max, acc_t, acc_max)
 
-static inline uint own_vector(const uint first, const uint i) { return first + i * WG_SIZE + LOCAL_ID; }
+/* The class of the first element that a work-item has of the block at `begin`, and how far apart its others are. */
+#if DIVIDES
+#    define OWN_CLASS(begin) ((begin) + LOCAL_ID * VEC)
+#    define CLASS_STEP 1
+#else
+#    define OWN_CLASS(begin) ((begin) + LOCAL_ID)
+#    define CLASS_STEP WG_SIZE
+#endif
+#define VECTOR_STEP (WG_SIZE * VEC)
 
-/* Vectors from `end` on do not exist and read as -inf. Loads of a full block have no branch between them. */
-ALWAYS_INLINE void load_block(const row_input *in, const uint first, const uint end, vec x[BLOCK])
+/* The classes of vector i. */
+static inline ivec own_classes(const uint begin, const uint i)
 {
-    const bool aligned = !TELLS_ALIGNED || IS_ALIGNED(in->x, storage);
-    if (aligned && first + BLOCK * WG_SIZE <= end) {
+    return (ivec)((integer)(OWN_CLASS(begin) + i * VECTOR_STEP)) + IOTA * (ivec)(CLASS_STEP);
+}
+
+/* Vectors of neighbouring classes from `begin` on. Those from `end` on do not exist and read as -inf. Loads of a full block
+ * have no branch between them, and one address for all. */
+ALWAYS_INLINE void load_vectors(const row_input *in, const uint begin, const uint end, vec x[BLOCK])
+{
+    const uint own = begin + LOCAL_ID * VEC;
+    __global const storage *p = in->x + own;
+    const bool aligned = !TELLS_ALIGNED || IS_ALIGNED(in->x + begin, storage);
+    if (aligned && begin + BLOCK_CLASSES <= end) {
         UNROLL_BLOCK
-        for (uint i = 0; i < BLOCK; i++) x[i] = load_vector_aligned(in->x + own_vector(first, i) * VEC);
+        for (uint i = 0; i < BLOCK; i++) x[i] = load_vector_aligned(p + i * VECTOR_STEP);
         return;
     }
     UNROLL_BLOCK
@@ -45,24 +71,69 @@ ALWAYS_INLINE void load_block(const row_input *in, const uint first, const uint 
     if (aligned) {
         UNROLL_BLOCK
         for (uint i = 0; i < BLOCK; i++)
-            if (own_vector(first, i) < end) x[i] = load_vector_aligned(in->x + own_vector(first, i) * VEC);
+            if (own + i * VECTOR_STEP < end) x[i] = load_vector_aligned(p + i * VECTOR_STEP);
     } else {
         UNROLL_BLOCK
         for (uint i = 0; i < BLOCK; i++)
-            if (own_vector(first, i) < end) x[i] = load_vector(in->x + own_vector(first, i) * VEC);
+            if (own + i * VECTOR_STEP < end) x[i] = load_vector(p + i * VECTOR_STEP);
     }
 }
 
-/* The block as a row's results find it: what add_registers() has left of it, or logits. */
-ALWAYS_INLINE void get_block(const row_input *in, const uint first, const uint end, vec x[BLOCK])
+#if DIVIDES
+#    define load_block load_vectors
+#else
+ALWAYS_INLINE void load_block(const row_input *in, const uint begin, const uint end, vec x[BLOCK])
+{
+    const uint own = OWN_CLASS(begin);
+    __global const storage *p = in->x + own;
+    if (begin + BLOCK_CLASSES <= end) {
+        UNROLL_BLOCK
+        for (uint i = 0; i < BLOCK; i++) {
+            acc_t element[VEC];
+            UNROLL_BLOCK
+            for (uint j = 0; j < VEC; j++) element[j] = load_one(p + i * VECTOR_STEP + j * WG_SIZE);
+            x[i] = LOAD(element);
+        }
+        return;
+    }
+    UNROLL_BLOCK
+    for (uint i = 0; i < BLOCK; i++) {
+        acc_t element[VEC];
+        UNROLL_BLOCK
+        for (uint j = 0; j < VEC; j++) {
+            element[j] = -ACC_INFINITY;
+            if (own + i * VECTOR_STEP + j * WG_SIZE < end)
+                element[j] = load_one(p + i * VECTOR_STEP + j * WG_SIZE);
+        }
+        x[i] = LOAD(element);
+    }
+}
+#endif
+
+/* The part of a_j that every class has, of vector i of a block; 0 from class `end` on. */
+ALWAYS_INLINE vec dense_of(const row_input *in, const uint begin, const uint end, const uint i)
+{
+    const uint own = OWN_CLASS(begin) + i * VECTOR_STEP;
+#if DIVIDES
+    return own < end ? dense_vector(in, own, VEC) : (vec)(0);
+#else
+    acc_t a[VEC];
+    UNROLL_BLOCK
+    for (uint j = 0; j < VEC; j++) a[j] = own + j * WG_SIZE < end ? dense_one(in, own + j * WG_SIZE) : 0;
+    return LOAD(a);
+#endif
+}
+
+/* A block as a row's results find it: what add_registers() has left of it, or logits. */
+ALWAYS_INLINE void get_block(const row_input *in, const uint begin, const uint end, vec x[BLOCK])
 {
 #if ONE_BLOCK
-    (void)first;
+    (void)begin;
     (void)end;
     UNROLL_BLOCK
     for (uint i = 0; i < BLOCK; i++) x[i] = in->kept[i];
 #else
-    load_block(in, first, end, x);
+    load_block(in, begin, end, x);
 #endif
 }
 
@@ -74,19 +145,16 @@ ALWAYS_INLINE void get_z(const row_input *in, const vec x[BLOCK], vec z[BLOCK])
 }
 
 /* The first class of this work-item's part of a block whose s is `value`, or that is NaN; NO_CLASS if none. */
-ALWAYS_INLINE integer first_of_block(const row_input *in, const uint first, const vec x[BLOCK],
+ALWAYS_INLINE integer first_of_block(const row_input *in, const uint begin, const vec x[BLOCK],
                                      const bool want_nan, const acc_t value)
 {
-    const ivec none = (ivec)(NO_CLASS);
-    ivec found = none;
+    ivec found = (ivec)(NO_CLASS);
     UNROLL_BLOCK
     for (uint i = 0; i < BLOCK; i++) {
         const vec s = softcap_vector_s(x[BLOCK - 1 - i], in->o);
-        const ivec here = (ivec)((integer)(own_vector(first, BLOCK - 1 - i) * VEC));
-        found = (want_nan ? s != s : s == (vec)(value)) ? here : found;
+        found = (want_nan ? s != s : s == (vec)(value)) ? own_classes(begin, BLOCK - 1 - i) : found;
     }
-    const ivec at = found == none ? none : found + IOTA;
-    const integer least = FOLD(at, min);
+    const integer least = FOLD(found, min);
     return least < (integer)in->classes ? least : (integer)NO_CLASS;
 }
 
@@ -103,14 +171,20 @@ ALWAYS_INLINE void exponentials_of(const vec z[BLOCK], const exp_scale scale, ve
 }
 
 /* Which of a work-item's vectors of a block has the class; BLOCK or more: none. */
-static inline uint vector_with(const integer class_index, const uint first)
+static inline uint vector_with(const integer class_index, const uint begin)
 {
-    const uint from_own = (uint)class_index / VEC - own_vector(first, 0); /* of NO_CLASS: past every row */
+    const uint from_begin = (uint)class_index - begin; /* of NO_CLASS: past every row */
+#if DIVIDES
+    const uint from_own = from_begin / VEC - LOCAL_ID;
     return from_own % WG_SIZE == 0 ? from_own / WG_SIZE : BLOCK;
+#else
+    const uint from_own = from_begin - LOCAL_ID;
+    return from_own % WG_SIZE == 0 ? from_own / VECTOR_STEP : BLOCK;
+#endif
 }
 
 /* What a block of z with exponentials e adds, but for the target's class, which is in vector `with_target`. */
-ALWAYS_INLINE void sum_terms(terms *sum, const row_input *in, const uint first, const uint end,
+ALWAYS_INLINE void sum_terms(terms *sum, const row_input *in, const uint begin, const uint end,
                              const vec z[BLOCK], const vec e[BLOCK], const acc_t base, const integer target,
                              const uint with_target)
 {
@@ -123,10 +197,9 @@ ALWAYS_INLINE void sum_terms(terms *sum, const row_input *in, const uint first, 
         for (uint k = 0; k < 4; k++) {
             four[k] = no_terms();
             if (i + k >= BLOCK) continue;
-            const uint v = own_vector(first, i + k);
             vec other = e[i + k], a = (vec)(0);
-            if (i + k == with_target) other = IOTA == (ivec)(target - (integer)(v * VEC)) ? (vec)(0) : other;
-            if (HAS_DENSE && v < end) a = dense_vector(in, v * VEC, VEC);
+            if (i + k == with_target) other = own_classes(begin, i + k) == (ivec)(target) ? (vec)(0) : other;
+            if (HAS_DENSE) a = dense_of(in, begin, end, i + k);
             take_terms(&four[k], other, z[i + k], (vec)(base), a);
         }
         add_four(&b, four);
@@ -136,7 +209,7 @@ ALWAYS_INLINE void sum_terms(terms *sum, const row_input *in, const uint first, 
 
 /* Adds the block of x to s, whose scale is *scale, and leaves in its place what results are made of. */
 INLINE_ON_GPU void add_registers(row_state *s, exp_scale *scale, const row_input *in, const integer target,
-                                 const uint first, const uint end, vec x[BLOCK], __local acc_t *scratch)
+                                 const uint begin, const uint end, vec x[BLOCK], __local acc_t *scratch)
 {
     vec z[BLOCK], e[BLOCK], m = (vec)(-ACC_INFINITY);
     terms sum;
@@ -162,16 +235,16 @@ INLINE_ON_GPU void add_registers(row_state *s, exp_scale *scale, const row_input
         }
         if (top > s->top || s->best == NO_CLASS) {
             s->top = top;
-            s->best = first_of_block(in, first, x, false, top);
+            s->best = first_of_block(in, begin, x, false, top);
         }
     }
     exponentials_of(z, *scale, e);
     const acc_t base = distance_base(s->maximum);
-    const uint with_target = vector_with(target, first);
+    const uint with_target = vector_with(target, begin);
     if (with_target < BLOCK) {
-        sum_terms(&sum, in, first, end, z, e, base, target, with_target);
+        sum_terms(&sum, in, begin, end, z, e, base, target, with_target);
     } else {
-        sum_terms(&sum, in, first, end, z, e, base, target, BLOCK);
+        sum_terms(&sum, in, begin, end, z, e, base, target, BLOCK);
     }
     s->sum_excluding_target =
         compensated_add(s->sum_excluding_target, FOLD(sum.sum_excluding_target, acc_sum));
@@ -183,7 +256,7 @@ INLINE_ON_GPU void add_registers(row_state *s, exp_scale *scale, const row_input
     s->dense_weight = compensated_add(s->dense_weight, FOLD(sum.weight, acc_sum));
 #endif
     if (in->nan && s->nan_at == NO_CLASS && s->sum_excluding_target.high != s->sum_excluding_target.high)
-        s->nan_at = first_of_block(in, first, x, true, 0);
+        s->nan_at = first_of_block(in, begin, x, true, 0);
 #if KEEPS_EXP
     UNROLL_BLOCK
     for (uint i = 0; i < BLOCK; i++) x[i] = e[i];
@@ -195,18 +268,19 @@ INLINE_ON_GPU void sum_part(row_state *s, const run *u, row_input *in, const int
                             const vector_range part, __local row_state *scratch)
 {
     exp_scale scale = exp_scale_of(-ACC_INFINITY);
+    const uint end = min(part.last * VEC, in->classes);
     (void)u;
 #if ONE_BLOCK
     UNROLL_BLOCK
     for (uint i = 0; i < BLOCK; i++) in->kept[i] = (vec)(-ACC_INFINITY);
-    if (part.last > 0) load_block(in, 0, part.last, in->kept);
-    add_registers(s, &scale, in, target, 0, part.last, in->kept, (__local acc_t *)scratch);
+    if (end > 0) load_block(in, 0, end, in->kept);
+    add_registers(s, &scale, in, target, 0, end, in->kept, (__local acc_t *)scratch);
 #else
     (void)scratch;
-    for (uint first = part.first; first < part.last; first += BLOCK * WG_SIZE) {
+    for (uint begin = part.first * VEC; begin < end; begin += BLOCK_CLASSES) {
         vec x[BLOCK];
-        load_block(in, first, part.last, x);
-        add_registers(s, &scale, in, target, first, part.last, x, 0);
+        load_block(in, begin, end, x);
+        add_registers(s, &scale, in, target, begin, end, x, 0);
     }
 #endif
 }
@@ -218,9 +292,10 @@ INLINE_ON_GPU void sum_part_excluding_max(row_state *s, const row_input *in, con
     const exp_scale scale = exp_scale_of(maximum);
     const acc_t top = exp_lane(maximum, scale, true);
     s->maximum = maximum;
-    for (uint first = part.first; first < part.last; first += BLOCK * WG_SIZE) {
+    const uint end = min(part.last * VEC, in->classes);
+    for (uint begin = part.first * VEC; begin < end; begin += BLOCK_CLASSES) {
         vec e[BLOCK], rest = (vec)(0);
-        get_block(in, first, part.last, e);
+        get_block(in, begin, end, e);
 #if !KEEPS_EXP
         get_z(in, e, e);
         exponentials_of(e, scale, e);
@@ -239,7 +314,7 @@ INLINE_ON_GPU void sum_part_excluding_max(row_state *s, const row_input *in, con
 /* Brings a row whose sums are saved to where sum_part() would have left it. */
 INLINE_ON_GPU void keep_row(row_input *in, const row_result *r)
 {
-    load_block(in, 0, in->vectors, in->kept);
+    load_block(in, 0, in->classes, in->kept);
 #    if KEEPS_EXP
     get_z(in, in->kept, in->kept);
     exponentials_of(in->kept, r->scale, in->kept);
@@ -249,62 +324,162 @@ INLINE_ON_GPU void keep_row(row_input *in, const row_result *r)
 }
 #endif
 
-/* The values of one vector, the target's class maybe among them. x: what add_registers() has left, or logits. folds: the
- * factor, a finite one, goes into the exponential. */
-ALWAYS_INLINE vec value_of(const row_input *in, const row_result *r, const epilogue *g, const vec x,
-                           const uint at, const bool folds)
+/* The class of the target is stored once more, behind the others: one store of a row in place of a comparison for each class.
+ * Not where gradients are added to. */
+#define TARGET_APART (!ACCUMULATE)
+
+/* Whether the factor, a finite one, goes into the exponential. */
+static inline bool folds_factor(const epilogue *g)
 {
-    vec slope = (vec)(1), a = (vec)(0), z = x, e = x, value;
+    return !ONE_BLOCK && (IS_KIND(g, OUTPUT_SOFTMAX) ||
+                          (IS_KIND(g, OUTPUT_GRADIENT) && HAS_ONE_FACTOR && fabs(g->factor) < ACC_INFINITY));
+}
+
+/* Whether product_of() gives the values but for the target's class. */
+static inline bool is_product(const row_result *r, const epilogue *g)
+{
+    if (!KEEPS_EXP) return folds_factor(g) && r->scale.base == 0;
+    return IS_KIND(g, OUTPUT_SOFTMAX) || (IS_KIND(g, OUTPUT_GRADIENT) && HAS_ONE_FACTOR);
+}
+
+ALWAYS_INLINE vec product_of(const row_input *in, const row_result *r, const epilogue *g, const vec x)
+{
+    vec unused;
+    if (KEEPS_EXP) return x * (vec)(g->factor);
+    return exp_vector_finite_times(softcap_vector_z(x, in->o, &unused), r->scale, g->factor);
+}
+
+/* The values of one vector. x: what add_registers() has left, or logits; a: of gradients, see dense_of(). */
+ALWAYS_INLINE vec value_of(const row_input *in, const row_result *r, const epilogue *g, const vec x,
+                           const ivec classes, const vec a)
+{
+    vec slope = (vec)(1), z = x, e = x, value;
     if (!KEEPS_EXP) z = softcap_vector_z(x, in->o, &slope);
-    if (folds) {
+    if (folds_factor(g)) {
         value = exp_vector_times(z, r->scale, true, g->factor);
     } else {
         if (!KEEPS_EXP && !IS_KIND(g, OUTPUT_LOG_SOFTMAX)) e = exp_vector(z, r->scale, true);
-        if (HAS_DENSE && IS_KIND(g, OUTPUT_GRADIENT)) a = dense_vector(in, at, VEC);
         value = result_of(r, g, z, slope, e, a);
     }
-    return IOTA == (ivec)(g->class_index - (integer)at) ? (vec)(g->target) : value;
+    return !TARGET_APART && classes == (ivec)(g->class_index) ? (vec)(g->target) : value;
 }
 
-/* The vectors [begin, end). All logits of a turn are loaded before a result is written, maybe in their place. */
-ALWAYS_INLINE void write_blocks(const row_input *in, const row_result *r, const epilogue *g,
-                                const destination *to, const uint begin, const uint end)
+/* The gradient of the target's class, by the work-item that has written its vector of [first, end). */
+static inline void put_target(const epilogue *g, const destination *to, const uint first, const uint end,
+                              const uint neighbours)
 {
-    const bool folds =
-        !ONE_BLOCK && (IS_KIND(g, OUTPUT_SOFTMAX) ||
-                       (IS_KIND(g, OUTPUT_GRADIENT) && HAS_ONE_FACTOR && fabs(g->factor) < ACC_INFINITY));
-    for (uint first = begin; first < end; first += BLOCK * WG_SIZE) {
+    const uint from_first = (uint)g->class_index - first; /* of NO_CLASS: past every row */
+    if (TARGET_APART && IS_KIND(to, OUTPUT_GRADIENT) && from_first < end - first &&
+        from_first / neighbours % WG_SIZE == LOCAL_ID)
+        put_one(to, (uint)g->class_index, g->target);
+}
+
+/* From `by` on: accesses behind it that are a constant apart need one address. */
+static inline destination moved(const destination *to, const uint by)
+{
+    return (destination){ to->kind, to->aligned, to->out + by, to->gradient + by };
+}
+
+/* The classes [first, end), whole vectors of them. All logits of a turn are loaded before a result is written, maybe in
+ * their place. */
+ALWAYS_INLINE void write_vectors(const row_input *in, const row_result *r, const epilogue *g,
+                                 const destination *to, const uint first, const uint end)
+{
+    for (uint begin = first; begin < end; begin += BLOCK_CLASSES) {
+        const uint own = begin + LOCAL_ID * VEC;
+        const destination own_to = moved(to, own);
         vec x[BLOCK];
-        get_block(in, first, end, x);
-        if (folds && r->scale.base == 0 && first + BLOCK * WG_SIZE <= end &&
-            vector_with((integer)g->class_index, first) >= BLOCK) {
-            vec unused;
+        if (DIVIDES) {
+            get_block(in, begin, end, x);
+        } else {
+            load_vectors(in, begin, end, x);
+        }
+        if (is_product(r, g) && begin + BLOCK_CLASSES <= end &&
+            (TARGET_APART || vector_with((integer)g->class_index, begin) >= BLOCK)) {
             UNROLL_BLOCK
-            for (uint i = 0; i < BLOCK; i++)
-                x[i] = exp_vector_finite_times(softcap_vector_z(x[i], in->o, &unused), r->scale, g->factor);
+            for (uint i = 0; i < BLOCK; i++) x[i] = product_of(in, r, g, x[i]);
             UNROLL_BLOCK
             for (uint i = 0; i < BLOCK; i++) {
-                const uint at = own_vector(first, i) * VEC;
-                put(to, at, with_old(to, at, x[i], VEC), VEC);
+                const uint at = i * VECTOR_STEP;
+                put(&own_to, at, with_old(&own_to, at, x[i], VEC), VEC);
             }
-            continue;
-        }
-        UNROLL_BLOCK
-        for (uint i = 0; i < BLOCK; i++) {
-            const uint at = own_vector(first, i) * VEC;
-            if (own_vector(first, i) < end)
-                put(to, at, with_old(to, at, value_of(in, r, g, x[i], at, folds), VEC), VEC);
+        } else {
+            UNROLL_BLOCK
+            for (uint i = 0; i < BLOCK; i++) {
+                const uint at = i * VECTOR_STEP;
+                if (own + at >= end) continue;
+                const ivec classes = (ivec)((integer)(own + at)) + IOTA;
+                vec a = (vec)(0);
+                if (HAS_DENSE && IS_KIND(g, OUTPUT_GRADIENT)) a = dense_vector(in, own + at, VEC);
+                put(&own_to, at, with_old(&own_to, at, value_of(in, r, g, x[i], classes, a), VEC), VEC);
+            }
         }
     }
+    put_target(g, to, first, end, VEC);
 }
 
-/* write_blocks() for a row that is filled. */
-static inline void fill_vectors(const epilogue *g, const destination *to, const uint begin, const uint end)
+#if !DIVIDES
+static inline void put_or_add_one(const destination *to, const uint at, const acc_t value)
 {
-    for (uint v = begin + LOCAL_ID; v < end; v += WG_SIZE) put(to, v * VEC, (vec)(g->fill), VEC);
+    acc_t sum = value;
+    if (ACCUMULATE && IS_KIND(to, OUTPUT_GRADIENT)) {
+        const acc_t old = load_gradient_one(to->gradient + at);
+        sum = value == 0 ? old : old + value; /* see accumulated() */
+    }
+    put_one(to, at, sum);
 }
 
-/* Writes the classes [begin, end), whole vectors of them, of one row of one result. */
+/* The classes [first, end), each written by the work-item that has summed it. */
+ALWAYS_INLINE void write_elements(const row_input *in, const row_result *r, const epilogue *g,
+                                  const destination *to, const uint first, const uint end)
+{
+    for (uint begin = first; begin < end; begin += BLOCK_CLASSES) {
+        const uint own = OWN_CLASS(begin);
+        const destination own_to = moved(to, own);
+        const bool is_full = begin + BLOCK_CLASSES <= end;
+        const bool is_plain =
+            is_product(r, g) && (TARGET_APART || vector_with((integer)g->class_index, begin) >= BLOCK);
+        vec x[BLOCK];
+        get_block(in, begin, end, x);
+        UNROLL_BLOCK
+        for (uint i = 0; i < BLOCK; i++) {
+            acc_t element[VEC];
+            vec value = x[i];
+            if (is_plain) {
+                value = product_of(in, r, g, x[i]);
+            } else {
+                vec a = (vec)(0);
+                if (HAS_DENSE && IS_KIND(g, OUTPUT_GRADIENT)) a = dense_of(in, begin, end, i);
+                value = value_of(in, r, g, x[i], own_classes(begin, i), a);
+            }
+            STORE(value, element);
+            UNROLL_BLOCK
+            for (uint j = 0; j < VEC; j++) {
+                const uint at = i * VECTOR_STEP + j * WG_SIZE;
+                if (is_full || own + at < end) put_or_add_one(&own_to, at, element[j]);
+            }
+        }
+    }
+    put_target(g, to, first, end, 1);
+}
+
+/* The classes [first, head) and [tail, end). */
+ALWAYS_INLINE void write_ends(const row_input *in, const row_result *r, const epilogue *g,
+                              const destination *to, const uint first, const uint head, const uint tail,
+                              const uint end)
+{
+    for (uint i = LOCAL_ID; i < head - first + (end - tail); i += WG_SIZE) {
+        const uint at = i < head - first ? first + i : tail + (i - (head - first));
+        acc_t a = 0;
+        if (HAS_DENSE && IS_KIND(g, OUTPUT_GRADIENT)) a = dense_one(in, at);
+        const vec value = value_of(in, r, g, (vec)(load_one(in->x + at)), (ivec)((integer)at), (vec)(a));
+        put_or_add_one(to, at, TARGET_APART && at == (uint)g->class_index ? g->target : value.s0);
+    }
+}
+#endif
+
+/* Writes the classes [begin, end) of one row of one result, those in front of the first aligned vector and behind the last
+ * apart. In one loop for aligned vectors and others clang 15 makes single elements of all accesses. */
 INLINE_ON_GPU void write_result(const run *u, const row_input *in, const row_result *r, const epilogue *g,
                                 const destination *at, const ulong stride, const uint begin, const uint end)
 {
@@ -312,12 +487,28 @@ INLINE_ON_GPU void write_result(const run *u, const row_input *in, const row_res
     (void)u;
     (void)stride;
     to.aligned = false;
+#if DIVIDES
     if (g->filled) {
-        fill_vectors(g, &to, begin / VEC, end / VEC);
+        for (uint c = OWN_CLASS(begin); c < end; c += VECTOR_STEP) put(&to, c, (vec)(g->fill), VEC);
     } else if (TELLS_ALIGNED && address_of(&to, begin) % (VEC * BYTES_OF(&to)) == 0) {
-        to.aligned = true; /* in one loop for both clang 15 makes single elements of all accesses */
-        write_blocks(in, r, g, &to, begin / VEC, end / VEC);
+        to.aligned = true;
+        write_vectors(in, r, g, &to, begin, end);
     } else {
-        write_blocks(in, r, g, &to, begin / VEC, end / VEC);
+        write_vectors(in, r, g, &to, begin, end);
     }
+#else
+    const size_t size = BYTES_OF(&to);
+    const uint head = min(begin + (uint)(0 - address_of(&to, begin) / size) % VEC, end);
+    const uint tail = head + (end - head) / VEC * VEC;
+    if (g->filled) {
+        for (uint c = OWN_CLASS(begin); c < end; c += WG_SIZE) put_one(&to, c, g->fill);
+    } else if (TELLS_ALIGNED && !ONE_BLOCK && address_of(&to, head) % (VEC * size) == 0 &&
+               IS_ALIGNED(in->x + head, storage)) {
+        to.aligned = true;
+        write_ends(in, r, g, &to, begin, head, tail, end);
+        write_vectors(in, r, g, &to, head, tail);
+    } else {
+        write_elements(in, r, g, &to, begin, end);
+    }
+#endif
 }

@@ -51,10 +51,10 @@ if(PROGRAM STREQUAL "rows")
     list(APPEND shapes
       "${cpu} -DLANES=0 -DVEC=16 -DBLOCK=64 ${of_plan}"
       "${cpu} -DLANES=0 -DVEC=1 -DBLOCK=4 ${of_plan}"
-      "${gpu} -DLANES=0 -DVEC=4 -DBLOCK=4 -DONE_BLOCK=1 ${of_plan}"
-      "${gpu} -DLANES=0 -DVEC=8 -DBLOCK=2 -DONE_BLOCK=0 ${of_plan}"
-      "${gpu} -DLANES=0 -DVEC=1 -DBLOCK=16 -DONE_BLOCK=0 ${of_plan}"
-      "${gpu} -DLANES=0 -DVEC=4 -DBLOCK=4 -DONE_BLOCK=0 -DNATIVE_EXP=1 ${of_plan}")
+      "${gpu} -DLANES=0 -DVEC=4 -DBLOCK=4 -DONE_BLOCK=1 -DDIVIDES=0 ${of_plan}"
+      "${gpu} -DLANES=0 -DVEC=8 -DBLOCK=2 -DONE_BLOCK=0 -DDIVIDES=1 ${of_plan}"
+      "${gpu} -DLANES=0 -DVEC=1 -DBLOCK=16 -DONE_BLOCK=0 -DDIVIDES=1 ${of_plan}"
+      "${gpu} -DLANES=0 -DVEC=4 -DBLOCK=4 -DONE_BLOCK=0 -DDIVIDES=0 -DNATIVE_EXP=1 ${of_plan}")
   endforeach()
 elseif(PROGRAM STREQUAL "lanes")
   foreach(of_plan IN LISTS constants)
