@@ -90,7 +90,7 @@ static void fit_registers(clxent_tuning *t, const clxent_desc *desc)
 clxent_tuning clxent_tuning_clamp(const clxent_tuning *tuning, const clxent_device *device,
                                   const clxent_desc *desc)
 {
-    /* what every work-item has in local memory: the sums of row_state.cl are the largest, with the entropy's, whatever the
+    /* what every work-item has in local memory: the sums of group_rows.cl are the largest, with the entropy's, whatever the
      * plan's outputs, as groups decide bits */
     const bool dense = !clxent_targets_are_indices(desc) || desc->label_smoothing != 0.0;
     const cl_ulong local_item = (dense ? 48u : 32u) * (desc->dtype == CLXENT_F64 ? 2u : 1u);

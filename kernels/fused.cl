@@ -16,7 +16,9 @@
  *   count_units, units_of_group, make_input
  *   open_unit     points at a unit, brings it on chip
  *   open_rows     points at its column w; false where it has none
- *   target_logits, scan_rows, epilogue_of_unit
+ *   target_logits, scan_rows
+ *   share_row     after scan_rows, the work-item that has the results: what epilogue_of_unit needs of them
+ *   epilogue_of_unit
  *
  * Grid: a work-group for units_of_group() units.
  *
@@ -46,9 +48,12 @@ DEFINE_KERNEL(clxent_cross_entropy, WG_SIZE)
             row_state s;
             if (!open_rows(u, &in, unit, w)) break;
             t[w] = get_targets(u->p, in.row, in.n, u->targets, u->row_weights);
-            j[w] = judge_targets(u, &t[w], target_logits(&in, &t[w]));
+            if (LANES || LOCAL_ID == 0) j[w] = judge_targets(u, &t[w], target_logits(&in, &t[w]));
             r[w] = scan_rows(u, &in, &t[w], &j[w], &s, scratch);
-            if (LANES || LOCAL_ID == 0) write_rows(u, in.row, in.n, &t[w], &j[w], &r[w], &s);
+            if (LANES || LOCAL_ID == 0) {
+                write_rows(u, in.row, in.n, &t[w], &j[w], &r[w], &s);
+                share_row(u, &in, &t[w], &j[w], &r[w], scratch);
+            }
         }
         MEET_ROWS;
         epilogue_of_unit(u, &in, unit, t, j, r, scratch);
@@ -109,8 +114,8 @@ DEFINE_KERNEL(clxent_split_partials, WG_SIZE)
     } else {
         sum_piece(&own, u, &in, &t, piece, scratch);
     }
-    const row_state sum = merge_group(own, scratch);
-    if (LOCAL_ID == 0) *piece_record(u, in.row, piece) = sum;
+    merge_group(&own, scratch);
+    if (LOCAL_ID == 0) *piece_record(u, in.row, piece) = own;
 }
 
 /* Grid: a work-group of one work-item for each row; after each pass of clxent_split_partials. */

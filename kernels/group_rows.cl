@@ -36,7 +36,131 @@
  * need. */
 #define KEEPS_EXP (ONE_BLOCK && !HAS_SOFTCAP && !HAS_GRAD_ENTROPY && (OUTPUTS & OUTPUT_LOG_SOFTMAX) == 0)
 
-DEFINE_GROUP_TREE(group_max, acc_t, acc_max)
+/* What a work-item's sums are merged by: a row_state without its maximum, and without what is not asked for. */
+typedef struct {
+#if HAS_BEST
+    acc_t top;
+    integer best;
+#endif
+#if HAS_NAN_AT
+    integer nan_at;
+#endif
+    compensated_sum sum_excluding_target;
+#if HAS_ENTROPY
+    compensated_sum entropy;
+#endif
+#if HAS_DENSE
+    compensated_sum dense_nll, dense_weight;
+#endif
+} group_sums;
+
+/* What the first work-item computes of a row for all. */
+typedef struct {
+    integer confident;
+    acc_t maximum, fine_lse_minus_max;
+    exp_scale scale;
+    epilogue of_softmax, of_log_softmax, of_gradient; /* those that the run asks for */
+} shared_row;
+
+/* The local memory of a group. Between two uses of a member all work-items meet for another one. */
+typedef struct {
+    group_sums sums[WG_SIZE];
+    acc_t maxima[WG_SIZE];
+    shared_row row;
+} group_scratch;
+
+/* Every work-item gets the maximum. Eight become one at a time, so that few barriers are met, and all look at the last
+ * eight. */
+TAKES_LOCAL acc_t group_max(acc_t own, __local acc_t maxima[WG_SIZE])
+{
+    const uint lid = LOCAL_ID;
+    uint size = WG_SIZE, left;
+    for (; size > 8; size = left) {
+        left = size > 64 ? size / 8 : 8;
+        if (lid >= left && lid < size) maxima[lid] = own;
+        barrier(CLK_LOCAL_MEM_FENCE);
+        if (lid < left) {
+            for (uint at = left; at < size; at += left) own = acc_max(own, maxima[lid + at]);
+        }
+    }
+    if (lid < size) maxima[lid] = own;
+    barrier(CLK_LOCAL_MEM_FENCE);
+    own = maxima[0];
+    for (uint at = 1; at < size; at++) own = acc_max(own, maxima[at]);
+    return own;
+}
+
+/* Of so few sums what is lost needs no carry in between: compensated_merge(). */
+static inline compensated_sum join_sums(const compensated_sum a, const compensated_sum b)
+{
+    const compensated_sum s = compensated_add(a, b.high);
+    return (compensated_sum){ s.high, s.low + b.low };
+}
+
+ALWAYS_INLINE void join(row_state *a, __local const group_sums *b)
+{
+#if HAS_BEST
+    if (b->top > a->top || (b->top == a->top && b->best < a->best)) {
+        a->top = b->top;
+        a->best = b->best;
+    }
+#endif
+#if HAS_NAN_AT
+    a->nan_at = min(a->nan_at, b->nan_at);
+#endif
+    a->sum_excluding_target = join_sums(a->sum_excluding_target, b->sum_excluding_target);
+#if HAS_ENTROPY
+    a->entropy = join_sums(a->entropy, b->entropy);
+#endif
+#if HAS_DENSE
+    a->dense_nll = join_sums(a->dense_nll, b->dense_nll);
+    a->dense_weight = join_sums(a->dense_weight, b->dense_weight);
+#endif
+}
+
+ALWAYS_INLINE void store_sums(__local group_sums *to, const row_state *s)
+{
+#if HAS_BEST
+    to->top = s->top;
+    to->best = s->best;
+#endif
+#if HAS_NAN_AT
+    to->nan_at = s->nan_at;
+#endif
+    to->sum_excluding_target = s->sum_excluding_target;
+#if HAS_ENTROPY
+    to->entropy = s->entropy;
+#endif
+#if HAS_DENSE
+    to->dense_nll = s->dense_nll;
+    to->dense_weight = s->dense_weight;
+#endif
+}
+
+/* Over the group, in an order of its own that is always the same: the maxima first, so that each work-item rescales its sums
+ * once, then the sums. Sums of one block have the row's maximum already. The first work-item gets the sums, all get the
+ * maximum. */
+ALWAYS_INLINE void merge_group(row_state *own, __local group_scratch *scratch)
+{
+    const uint lid = LOCAL_ID;
+    if (!ONE_BLOCK) raise_maximum(own, group_max(own->maximum, scratch->maxima));
+    for (uint size = WG_SIZE, left; size > 1; size = left) {
+        left = size > 64 ? size / 8 : size > 8 ? size / 4 : 1;
+        if (lid >= left && lid < size) store_sums(&scratch->sums[lid], own);
+        barrier(CLK_LOCAL_MEM_FENCE);
+        if (lid < left) {
+            for (uint at = left; at < size; at += left) join(own, &scratch->sums[lid + at]);
+        }
+    }
+}
+
+/* What the first work-item has, to all. */
+TAKES_LOCAL integer from_first(const integer value, __local group_scratch *scratch)
+{
+    if (LOCAL_ID == 0) scratch->row.confident = value;
+    barrier(CLK_LOCAL_MEM_FENCE);
+    return scratch->row.confident;
+}
 
 /* The class of the first element that a work-item has of the block at `begin`, and how far apart its others are. */
 #if DIVIDES
@@ -209,7 +333,8 @@ ALWAYS_INLINE void sum_terms(terms *sum, const row_input *in, const uint begin, 
 
 /* Adds the block of x to s, whose scale is *scale, and leaves in its place what results are made of. */
 INLINE_ON_GPU void add_registers(row_state *s, exp_scale *scale, const row_input *in, const integer target,
-                                 const uint begin, const uint end, vec x[BLOCK], __local acc_t *scratch)
+                                 const uint begin, const uint end, vec x[BLOCK],
+                                 __local group_scratch *scratch)
 {
     vec z[BLOCK], e[BLOCK], m = (vec)(-ACC_INFINITY);
     terms sum;
@@ -219,7 +344,7 @@ INLINE_ON_GPU void add_registers(row_state *s, exp_scale *scale, const row_input
     for (uint i = 0; i < BLOCK; i++) m = vec_max(m, z[i]);
     acc_t maximum = FOLD(m, acc_max);
 #if ONE_BLOCK
-    maximum = group_max(maximum, scratch);
+    maximum = group_max(maximum, scratch->maxima);
 #endif
     if (maximum > s->maximum) {
         raise_maximum(s, maximum);
@@ -265,16 +390,19 @@ INLINE_ON_GPU void add_registers(row_state *s, exp_scale *scale, const row_input
 
 /* Everything that is summed over this work-item's part of the vectors of a part of the row, but for the target's class. */
 INLINE_ON_GPU void sum_part(row_state *s, const run *u, row_input *in, const integer target,
-                            const vector_range part, __local row_state *scratch)
+                            const vector_range part, __local group_scratch *scratch)
 {
     exp_scale scale = exp_scale_of(-ACC_INFINITY);
     const uint end = min(part.last * VEC, in->classes);
     (void)u;
 #if ONE_BLOCK
-    UNROLL_BLOCK
-    for (uint i = 0; i < BLOCK; i++) in->kept[i] = (vec)(-ACC_INFINITY);
-    if (end > 0) load_block(in, 0, end, in->kept);
-    add_registers(s, &scale, in, target, 0, end, in->kept, (__local acc_t *)scratch);
+    if (end > 0) {
+        load_block(in, 0, end, in->kept);
+    } else {
+        UNROLL_BLOCK
+        for (uint i = 0; i < BLOCK; i++) in->kept[i] = (vec)(-ACC_INFINITY);
+    }
+    add_registers(s, &scale, in, target, 0, end, in->kept, scratch);
 #else
     (void)scratch;
     for (uint begin = part.first * VEC; begin < end; begin += BLOCK_CLASSES) {
@@ -312,14 +440,14 @@ INLINE_ON_GPU void sum_part_excluding_max(row_state *s, const row_input *in, con
 
 #if ONE_BLOCK
 /* Brings a row whose sums are saved to where sum_part() would have left it. */
-INLINE_ON_GPU void keep_row(row_input *in, const row_result *r)
+INLINE_ON_GPU void keep_row(row_input *in, const acc_t maximum)
 {
     load_block(in, 0, in->classes, in->kept);
 #    if KEEPS_EXP
     get_z(in, in->kept, in->kept);
-    exponentials_of(in->kept, r->scale, in->kept);
+    exponentials_of(in->kept, exp_scale_of(maximum), in->kept);
 #    else
-    (void)r;
+    (void)maximum;
 #    endif
 }
 #endif

@@ -128,6 +128,7 @@ static inline void store_values(const tile_input *in, const row_result *r, const
  * that of this tile or of the next, which work-item 0 may be at while others are here. */
 typedef uint unit_scratch;
 #define UNIT_SCRATCH 2
+#define share_row(u, in, t, j, r, scratch) (void)0
 #if COOPERATIVE
 #    define MEET(in, unit)                  \
         do {                                \

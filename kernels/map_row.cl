@@ -5,6 +5,9 @@
  *   sum_part                what a work-item sums over a part of a row
  *   sum_part_excluding_max  the exponentials once more, without the one class that is the maximum
  *   write_result            one [rows, classes] result
+ * and in groups of more than one work-item
+ *   group_scratch           their local memory
+ *   merge_group, from_first how sums meet in the first work-item, and what it knows gets to all
  *
  * A row is taken in pieces of piece_vectors vectors, each read once block by block, and the pieces' sums are merged in
  * order. Where a [rows, classes] result is asked for, the row is read a second time, unless its exponentials were kept in
@@ -13,8 +16,12 @@
 /* A unit of work is a row. fused.cl says what each of these is for. */
 typedef row_input unit_input;
 #define COLUMNS 1
+#if WG_SIZE > 1
+typedef group_scratch unit_scratch;
+#else
 typedef row_state unit_scratch;
-#define UNIT_SCRATCH WG_SIZE
+#endif
+#define UNIT_SCRATCH 1
 #define MEET_UNIT(in, unit) (void)0
 /* All reads of the row by others, and all writes to local_rows, come before any write of a result; and all reads of the
  * local_rows before the next row's writes. */
@@ -60,7 +67,7 @@ static inline unit_input make_input(const run *u, const bool whole_rows)
 
 /* A row that has no probabilities because targets are shifted is given the last row's, of which nothing reaches its
  * results: behind those there may be no memory. */
-TAKES_LOCAL void open_unit(const run *u, unit_input *in, const ulong row, __local row_state *scratch)
+TAKES_LOCAL void open_unit(const run *u, unit_input *in, const ulong row, __local unit_scratch *scratch)
 {
     const clxent_parameters *p = u->p;
     (void)scratch;
@@ -89,20 +96,9 @@ static inline lane target_logits(const unit_input *in, const lane_targets *t)
     return t->has_class ? load_one(in->x + t->class_index) : -ACC_INFINITY;
 }
 
-/* Over the group: the maxima first, so that each work-item rescales its sums once, then the sums alone. Of one block the
- * sums have the row's maximum already. */
-#if WG_SIZE == 1 || ONE_BLOCK
-DEFINE_GROUP_TREE(merge_group, row_state, merge_at_one_maximum)
-#elif defined(POCL_DEVICE_ADDRESS_BITS)
-DEFINE_GROUP_TREE(merge_group, row_state, merge)
-#else
-DEFINE_GROUP_TREE(merge_sums, row_state, merge_at_one_maximum)
-TAKES_LOCAL row_state merge_group(row_state own, __local row_state *scratch)
-{
-    const acc_t maximum = group_max(own.maximum, (__local acc_t *)scratch);
-    raise_maximum(&own, maximum);
-    return merge_sums(own, scratch);
-}
+#if WG_SIZE == 1
+#    define merge_group(own, scratch) (void)(scratch)
+#    define from_first(value, scratch) (value)
 #endif
 
 /* The vectors of a piece. */
@@ -115,7 +111,7 @@ static inline vector_range vectors_of(const run *u, const row_input *in, const u
 /* This work-item's sums over one piece of the row, as far as the run needs any. s: empty_state(). From saved statistics
  * only those of a_j are used, which come out with the same bits. */
 INLINE_ON_GPU void sum_piece(row_state *s, const run *u, row_input *in, const lane_targets *t,
-                             const uint piece, __local row_state *scratch)
+                             const uint piece, __local unit_scratch *scratch)
 {
     vector_range part = vectors_of(u, in, piece);
     const bool of_logits =
@@ -126,62 +122,78 @@ INLINE_ON_GPU void sum_piece(row_state *s, const run *u, row_input *in, const la
     sum_part(s, u, in, (integer)t->class_index, part, scratch);
 }
 
-/* Of the row's pieces in order, and once more of a confident row's. One merge_group() whatever the row needs: compilers for
- * CPUs must see that all work-items of a group meet the same barriers, and some copy everything behind one that stands
- * under a condition. */
+/* Of the row's pieces in order, and once more of a confident row's. The first work-item of a group gets the result; all get
+ * all->maximum. One merge_group() whatever the row needs: compilers for CPUs must see that all work-items of a group meet the
+ * same barriers, and some copy everything behind one that stands under a condition. */
 TAKES_LOCAL row_result scan_rows(const run *u, unit_input *in, const lane_targets *t, target_terms *j,
-                                 row_state *all, __local row_state *scratch)
+                                 row_state *all, __local unit_scratch *scratch)
 {
     row_state excluding_max = empty_state();
     row_result r;
 #if ONE_BLOCK
     row_state own = empty_state();
     sum_piece(&own, u, in, t, 0, scratch);
-    *all = merge_group(own, scratch);
+    merge_group(&own, scratch);
+    *all = own;
     if (u->p->flags & FLAG_FROM_STATISTICS) read_statistics(u, in->row, 1, all);
-    r = finish(j, t, all);
+    r.confident = 0;
+    if (LOCAL_ID == 0) r = finish(j, t, all);
     if (NEEDS_FINE_LSE(HAS_DENSE, OUTPUTS)) {
         own = empty_state();
-        if (r.confident) sum_part_excluding_max(&own, in, r.maximum, vectors_of(u, in, 0));
-        excluding_max = merge_group(own, scratch);
+        if (from_first(r.confident, scratch))
+            sum_part_excluding_max(&own, in, all->maximum, vectors_of(u, in, 0));
+        merge_group(&own, scratch);
+        excluding_max = own;
     }
-    if ((u->p->flags & FLAG_FROM_STATISTICS) && (HAS_UPSTREAMS || t->counts)) keep_row(in, &r);
+    if ((u->p->flags & FLAG_FROM_STATISTICS) && (HAS_UPSTREAMS || t->counts)) keep_row(in, all->maximum);
 #else
     const uint pieces = u->p->pieces, steps = pieces * count_passes(u);
+    integer confident = 0;
     r.confident = 0;
     *all = empty_state();
     for (uint step = 0; step < steps; step++) {
         row_state own = empty_state();
         if (step < pieces) sum_piece(&own, u, in, t, step, scratch);
-        if (step >= pieces && r.confident)
-            sum_part_excluding_max(&own, in, r.maximum, vectors_of(u, in, step - pieces));
-        const row_state sum = merge_group(own, scratch);
-        if (step < pieces) {
-            *all = step == 0 ? sum : merge(*all, sum);
+        if (step >= pieces && confident)
+            sum_part_excluding_max(&own, in, all->maximum, vectors_of(u, in, step - pieces));
+        merge_group(&own, scratch);
+        if (step >= pieces) {
+            if (LOCAL_ID == 0) excluding_max = step == pieces ? own : merge(excluding_max, own);
+        } else if (LOCAL_ID == 0) {
+            *all = step == 0 ? own : merge(*all, own);
         } else {
-            excluding_max = step == pieces ? sum : merge(excluding_max, sum);
+            all->maximum = acc_max(all->maximum, own.maximum);
         }
         if (step + 1 == pieces) {
             if (u->p->flags & FLAG_FROM_STATISTICS) read_statistics(u, in->row, 1, all);
-            r = finish(j, t, all);
+            if (LOCAL_ID == 0) r = finish(j, t, all);
         }
+        if (NEEDS_FINE_LSE(HAS_DENSE, OUTPUTS)) confident = from_first(r.confident, scratch);
     }
 #endif
-    if (count_passes(u) > 1) keep_max_apart(&r, compensated_value(excluding_max.sum_excluding_target));
+    if (LOCAL_ID == 0 && count_passes(u) > 1)
+        keep_max_apart(&r, compensated_value(excluding_max.sum_excluding_target));
     return r;
 }
 
-/* The classes [begin, end) of one result, if the run asks for it. */
+/* The classes [begin, end) of one result. */
+INLINE_ON_GPU void write_epilogue(const run *u, const unit_input *in, const row_result *r, const epilogue *g,
+                                  const uint kind, const uint begin, const uint end)
+{
+    const ulong stride = kind == OUTPUT_GRADIENT ? u->p->gradient_row_stride : u->p->probabilities_row_stride;
+    const destination to = destination_of(u, kind, row_start(u->p, in->row, stride));
+    if (ACCUMULATE && kind == OUTPUT_GRADIENT && g->filled && g->fill == 0) return;
+    write_result(u, in, r, g, &to, stride, begin, end);
+}
+
+/* The same, if the run asks for it. */
 INLINE_ON_GPU void write_kind(const run *u, const unit_input *in, const lane_targets *t,
                               const target_terms *j, const row_result *r, const uint kind, const uint begin,
                               const uint end)
 {
     if (!WANTS(u->p, kind)) return;
-    const ulong stride = kind == OUTPUT_GRADIENT ? u->p->gradient_row_stride : u->p->probabilities_row_stride;
     const epilogue g = epilogue_of(u, kind, in->row, 1, t, j, r);
-    const destination to = destination_of(u, kind, row_start(u->p, in->row, stride));
-    if (ACCUMULATE && kind == OUTPUT_GRADIENT && g.filled && g.fill == 0) return;
-    write_result(u, in, r, &g, &to, stride, begin, end);
+    write_epilogue(u, in, r, &g, kind, begin, end);
 }
 
 /* The classes [begin, end) of the results that a row has one of for each class. */
@@ -194,12 +206,55 @@ INLINE_ON_GPU void epilogue_of_classes(const run *u, const unit_input *in, const
     write_kind(u, in, t, j, r, OUTPUT_GRADIENT, begin, end);
 }
 
+#if WG_SIZE > 1
+/* The first work-item leaves for all what results are made of. */
+TAKES_LOCAL void share_row(const run *u, const unit_input *in, const lane_targets *t, const target_terms *j,
+                           const row_result *r, __local unit_scratch *scratch)
+{
+    __local shared_row *to = &scratch->row;
+    to->maximum = r->maximum;
+    to->fine_lse_minus_max = r->fine_lse_minus_max;
+    to->scale = r->scale;
+    if (WANTS(u->p, OUTPUT_SOFTMAX)) to->of_softmax = epilogue_of(u, OUTPUT_SOFTMAX, in->row, 1, t, j, r);
+    if (WANTS(u->p, OUTPUT_LOG_SOFTMAX))
+        to->of_log_softmax = epilogue_of(u, OUTPUT_LOG_SOFTMAX, in->row, 1, t, j, r);
+    if (WANTS(u->p, OUTPUT_GRADIENT)) to->of_gradient = epilogue_of(u, OUTPUT_GRADIENT, in->row, 1, t, j, r);
+}
+
+INLINE_ON_GPU void write_shared(const run *u, const unit_input *in, const row_result *r,
+                                __local const epilogue *shared, const uint kind)
+{
+    if (!WANTS(u->p, kind)) return;
+    const epilogue g = *shared;
+    write_epilogue(u, in, r, &g, kind, 0, in->classes);
+}
+
 INLINE_ON_GPU void epilogue_of_unit(const run *u, unit_input *in, const ulong row,
                                     const lane_targets t[COLUMNS], const target_terms j[COLUMNS],
-                                    const row_result r[COLUMNS], __local row_state *scratch)
+                                    const row_result ignored[COLUMNS], __local unit_scratch *scratch)
+{
+    __local const shared_row *shared = &scratch->row;
+    row_result r;
+    (void)row;
+    (void)t;
+    (void)j;
+    (void)ignored;
+    r.maximum = shared->maximum;
+    r.fine_lse_minus_max = shared->fine_lse_minus_max;
+    r.scale = shared->scale;
+    write_shared(u, in, &r, &shared->of_softmax, OUTPUT_SOFTMAX);
+    write_shared(u, in, &r, &shared->of_log_softmax, OUTPUT_LOG_SOFTMAX);
+    write_shared(u, in, &r, &shared->of_gradient, OUTPUT_GRADIENT);
+}
+#else
+#    define share_row(u, in, t, j, r, scratch) (void)0
+INLINE_ON_GPU void epilogue_of_unit(const run *u, unit_input *in, const ulong row,
+                                    const lane_targets t[COLUMNS], const target_terms j[COLUMNS],
+                                    const row_result r[COLUMNS], __local unit_scratch *scratch)
 {
     (void)row;
     (void)scratch;
     /* a row that was not scanned has left nothing in local_rows, and has constant results */
     if (WANTS_WIDE(u->p)) epilogue_of_classes(u, in, t, j, r, 0, in->classes);
 }
+#endif
