@@ -103,9 +103,10 @@ static inline row_level level_of_row(const tile_levels *l, const uint i)
 }
 
 /* saved_maximum: of statistics. keeps: the exponentials stay in own_rows, row by row. */
-PART void sum_tile(row_state *sums, const run *u, const tile_input *in, const ilane target,
+PART void sum_tile(row_state *sums, lane *target_x, const run *u, const tile_input *in, const ilane target,
                    const bool from_statistics, const lane saved_maximum)
 {
+    (void)target_x;
     const bool keeps = WANTS_WIDE(u->p);
     const bool wants_best = (u->p->outputs & (OUTPUT_ARGMAX | OUTPUT_CORRECT)) != 0;
     const uint all = vectors_of_tile(in);

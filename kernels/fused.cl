@@ -16,7 +16,8 @@
  *   count_units, units_of_group, make_input
  *   open_unit     points at a unit, brings it on chip
  *   open_rows     points at its column w; false where it has none
- *   target_logits, scan_rows
+ *   target_logits
+ *   scan_rows     the sums of open rows, the terms of their targets, and what both come to
  *   share_row     after scan_rows, the work-item that has the results: what epilogue_of_unit needs of them
  *   epilogue_of_unit
  *
@@ -48,7 +49,6 @@ DEFINE_KERNEL(clxent_cross_entropy, WG_SIZE)
             row_state s;
             if (!open_rows(u, &in, unit, w)) break;
             t[w] = get_targets(u->p, in.row, in.n, u->targets, u->row_weights);
-            if (LANES || LOCAL_ID == 0) j[w] = judge_targets(u, &t[w], target_logits(&in, &t[w]));
             r[w] = scan_rows(u, &in, &t[w], &j[w], &s, scratch);
             if (LANES || LOCAL_ID == 0) {
                 write_rows(u, in.row, in.n, &t[w], &j[w], &r[w], &s);

@@ -24,9 +24,10 @@ typedef struct {
     ilane target;
 } tile_level;
 
-/* To t, which is no_terms(), what z of class c adds; its exponentials are left behind. */
-ALWAYS_INLINE void take_class(terms *t, const tile_input *in, const tile_level *level, const vec z,
-                              const uint c)
+/* To t, which is no_terms(), what class c adds, whose logits are x; its exponentials are left behind. target_x: the logits of
+ * the targets, once their classes were taken. */
+ALWAYS_INLINE void take_class(terms *t, lane *target_x, const tile_input *in, const tile_level *level,
+                              const vec x, const vec z, const uint c)
 {
     const vec e = exp_vector(z, level->scale, level->far);
     if (!INNER || in->prefetches_next) {
@@ -35,37 +36,39 @@ ALWAYS_INLINE void take_class(terms *t, const tile_input *in, const tile_level *
         PREFETCH(in->x + (c + CLASSES_AHEAD) * class_step(in->p));
     }
     if (IN_LOCAL) STORE(e, in->values + (size_t)c * PITCH);
-    const vec other = level->target == (ilane)((integer)c) ? (vec)(0) : e;
+    const ilane is_target = level->target == (ilane)((integer)c);
+    const vec other = is_target ? (vec)(0) : e;
+    if (SUMS_FIND_TARGET) *target_x = is_target ? x : *target_x;
     vec a = (vec)(0);
     if (HAS_DENSE) a = dense_class(in, c);
     take_terms(t, other, z, level->base, a);
 }
 
-/* The classes [begin, min(begin + BLOCK_CLASSES, end)). Few classes have large shares: what few terms lose is kept from the
- * first four on. */
-ALWAYS_INLINE void sum_classes(block_sums *b, const tile_input *in, const tile_level *level, const uint begin,
-                               const uint end)
+/* The classes [begin, end). Few classes have large shares: what few terms lose is kept from the first four on. */
+ALWAYS_INLINE void sum_classes(block_sums *b, lane *target_x, const tile_input *in, const tile_level *level,
+                               const uint begin, const uint end)
 {
-    UNROLL_ALONE
-    for (uint i = 0; i < BLOCK_CLASSES; i += 4) {
-        const uint c = begin + i;
-        if (c + 3 < end) {
-            terms four[4];
+    vec unused;
+    uint c = begin;
+    for (; c + 3 < end; c += 4) {
+        terms four[4];
 #pragma unroll
-            for (uint k = 0; k < 4; k++) {
-                four[k] = no_terms();
-                take_class(&four[k], in, level, class_z(in, c + k), c + k);
-            }
-            add_four(b, four);
-        } else {
-            for (uint k = c; k < end; k++) {
-                terms one = no_terms();
-                take_class(&one, in, level, class_z(in, k), k);
-                add_one(b, &one);
-            }
+        for (uint k = 0; k < 4; k++) {
+            four[k] = no_terms();
+            const vec x = class_x(in, c + k);
+            take_class(&four[k], target_x, in, level, x, softcap_vector_z(x, in->o, &unused), c + k);
         }
-        flush(b, i == 0);
+        add_four(b, four);
+        flush(b, false);
     }
+    if (c == end) return;
+    for (; c < end; c++) {
+        terms one = no_terms();
+        const vec x = class_x(in, c);
+        take_class(&one, target_x, in, level, x, softcap_vector_z(x, in->o, &unused), c);
+        add_one(b, &one);
+    }
+    flush(b, false);
 }
 
 #if WG_SIZE > 1 && !IN_LOCAL
@@ -74,7 +77,7 @@ ALWAYS_INLINE void sum_classes(block_sums *b, const tile_input *in, const tile_l
 ALWAYS_INLINE void sum_turn(row_state *s, const tile_input *in, const ilane target,
                             const bool from_statistics, const uint c, const uint n)
 {
-    vec z[4];
+    vec z[4], unused;
     terms four[4];
     block_sums b = empty_block();
     lane m = s->maximum;
@@ -87,7 +90,7 @@ ALWAYS_INLINE void sum_turn(row_state *s, const tile_input *in, const ilane targ
 #    pragma unroll
     for (uint k = 0; k < 4; k++) {
         four[k] = no_terms();
-        if (k < n) take_class(&four[k], in, &level, z[k], c + k);
+        if (k < n) take_class(&four[k], &unused, in, &level, z[k], z[k], c + k);
     }
     add_four(&b, four);
     flush(&b, true);
@@ -97,10 +100,12 @@ ALWAYS_INLINE void sum_turn(row_state *s, const tile_input *in, const ilane targ
 
 /* maximum: saved, or as fill_tile() found it of x, which is z unless HAS_Z. Where the tile does not stay on chip, it is read
  * once for maximum and sums together. */
-PART_OF_SLAB void sum_tile(row_state *sums, const run *u, const tile_input *in, const ilane target,
-                           const bool from_statistics, const lane maximum)
+PART_OF_SLAB void sum_tile(row_state *sums, lane *target_x, const run *u, const tile_input *tile,
+                           const ilane target, const bool from_statistics, const lane maximum)
 {
+    const tile_input copy = *tile, *in = &copy; /* in registers: stores may alias what pointers lead to */
     row_state s = empty_state();
+    lane found = (lane)(-ACC_INFINITY);
     (void)u;
     if (from_statistics || FILL_FINDS_MAXIMUM) {
         s.maximum = maximum;
@@ -122,14 +127,15 @@ PART_OF_SLAB void sum_tile(row_state *sums, const run *u, const tile_input *in, 
         tile_level level = { exp_scale_of(s.maximum), distance_base(s.maximum), true, target };
         block_sums b = empty_block();
         if (!SUMS_PLAINLY || ANY_LANE(fabs(s.maximum) > (lane)(MAX_NEAR))) {
-            sum_classes(&b, in, &level, begin, end);
+            sum_classes(&b, &found, in, &level, begin, end);
         } else {
             level.far = false;
-            sum_classes(&b, in, &level, begin, end);
+            sum_classes(&b, &found, in, &level, begin, end);
         }
         add_block(&s, &b);
     }
 #endif
+    *target_x = found;
     *sums = s;
 }
 
@@ -198,41 +204,17 @@ ALWAYS_INLINE vec value_of_class(const tile_input *in, const row_result *r, cons
 }
 
 #if IN_LOCAL && !STORES_DIRECTLY
-/* Values of all classes, of one vector of lanes, to where store_tile() takes them from. */
-static inline void stage(const tile_input *in, const row_result *r, const epilogue *g, const bool again)
+/* Values of all classes, of one vector of lanes, in the place of their exponentials, and to where store_tile() takes them
+ * from. */
+static inline void stage(const tile_input *tile, const row_result *r, const epilogue *g, const bool again)
 {
-#    if TRANSPOSES
-#        if VEC > 1
-    if (in->classes == 2) {
-        const vec a = value_of_class(in, r, g, again, 0), b = value_of_class(in, r, g, again, 1);
-        STORE(ZIP(a.lo, b.lo, s), in->own_rows);
-        STORE(ZIP(a.hi, b.hi, s), in->own_rows + VEC);
-        return;
-    }
-#        endif
-    for (uint left = in->classes; left > 0;) {
-        const uint n = left % VEC > 0 ? left % VEC : VEC; /* the last classes first: see rows_to_tile() */
-        const uint c = left == in->classes ? (in->classes - 1) / VEC * VEC : left - VEC;
-        vec v[VEC];
-        if (n == VEC) {
-#        pragma unroll
-            for (uint i = 0; i < VEC; i++) v[i] = value_of_class(in, r, g, again, c + i);
-        } else {
-            for (uint i = 0; i < VEC; i++) {
-                v[i] = (vec)(0);
-                if (i < n) v[i] = value_of_class(in, r, g, again, c + i);
-            }
-        }
-        transpose(v);
-#        pragma unroll
-        for (uint i = 0; i < VEC; i++) STORE(v[i], in->own_rows + i * in->classes + c);
-        left = c;
-    }
-#    else
+    const tile_input copy = *tile, *in = &copy; /* see sum_tile() */
     for (uint c = 0; c < in->classes; c++) {
         const vec value = value_of_class(in, r, g, again, c);
         STORE(value, in->values + (size_t)c * PITCH);
     }
+#    if TRANSPOSES
+    tile_to_rows(in->values, in->own_rows, in->classes);
 #    endif
 }
 #endif

@@ -145,11 +145,21 @@ static inline ulong rows_of_slab(const clxent_parameters *p) { return INNER ? p-
 
 static inline ulong count_units(const clxent_parameters *p) { return p->rows / rows_of_slab(p) * p->tiles; }
 
+static inline ulong slab_of(const clxent_parameters *p, const ulong unit)
+{
+    return INNER ? unit / p->tiles : 0;
+}
+
+static inline ulong row_in_slab(const clxent_parameters *p, const ulong unit)
+{
+    return (INNER ? unit % p->tiles : unit) * TILE;
+}
+
 static inline uint units_of_group(const clxent_parameters *p) { return p->tiles_per_group; }
 
 static inline unit_input make_input(const run *u, const bool whole_rows)
 {
-    const size_t tile_size = (size_t)u->p->classes * PITCH * COLUMNS;
+    const size_t tile_size = (size_t)ROOM(u->p->classes) * PITCH * COLUMNS;
     tile_input in;
     (void)whole_rows;
     in.p = u->p;
@@ -163,7 +173,9 @@ static inline unit_input make_input(const run *u, const bool whole_rows)
     in.class_weights = u->class_weights;
     in.o = u->o;
 #if TRANSPOSES
-    STORE((vec)(0), in.own_rows + VEC * in.classes); /* read beside the last row */
+    /* of few classes read beside the last row and the last class */
+    STORE((vec)(0), in.own_rows + VEC * in.classes);
+    for (uint c = in.classes; c < ROOM(in.classes); c++) STORE((vec)(0), in.tile_values + (size_t)c * PITCH);
 #endif
     return in;
 }
@@ -174,7 +186,7 @@ static inline bool open_rows(const run *u, unit_input *in, const ulong unit, con
 {
     const clxent_parameters *p = u->p;
     const uint lid = LOCAL_ID, lane_0 = (lid + w) * VEC;
-    const ulong slab = unit / p->tiles, within = unit % p->tiles * TILE;
+    const ulong slab = slab_of(p, unit), within = row_in_slab(p, unit);
     in->w = w;
     in->row = slab * rows_of_slab(p) + within + lane_0;
     in->n = lane_0 < in->rows ? min((uint)VEC, in->rows - lane_0) : 0;
@@ -194,7 +206,7 @@ static inline bool open_rows(const run *u, unit_input *in, const ulong unit, con
 
 TAKES_LOCAL void open_unit(const run *u, unit_input *in, const ulong unit, __local uint *scratch)
 {
-    in->rows = (uint)min((ulong)TILE, rows_of_slab(u->p) - unit % u->p->tiles * TILE);
+    in->rows = (uint)min((ulong)TILE, rows_of_slab(u->p) - row_in_slab(u->p, unit));
     if (COOPERATIVE && LOCAL_ID == 0) scratch[unit & 1] = in->rows;
     for (uint w = 0; w < COLUMNS; w++) in->maximum[w] = (lane)(0);
 #if HOLDS_LOGITS
@@ -210,7 +222,10 @@ TAKES_LOCAL row_result scan_rows(const run *u, unit_input *in, const lane_target
     row_state saved = empty_state();
     (void)scratch;
     if (from_statistics) read_statistics(u, in->row, in->n, &saved);
-    sum_tile(s, u, in, t->class_index, from_statistics, from_statistics ? saved.maximum : in->maximum[in->w]);
+    lane target_x;
+    sum_tile(s, &target_x, u, in, t->class_index, from_statistics,
+             from_statistics ? saved.maximum : in->maximum[in->w]);
+    *j = judge_targets(u, t, SUMS_FIND_TARGET ? target_x : target_logits(in, t));
     if (from_statistics) {
         s->sum_excluding_target = saved.sum_excluding_target;
 #if HAS_GRAD_ENTROPY
@@ -239,7 +254,7 @@ TAKES_LOCAL void epilogue_of_unit(const run *u, unit_input *in, const ulong unit
     for (uint k = 0; k < 3; k++) {
         const uint kind = kinds[k];
         const bool is_wanted = WANTS(p, kind);
-        const ulong slab = unit / p->tiles, within = unit % p->tiles * TILE;
+        const ulong slab = slab_of(p, unit), within = row_in_slab(p, unit);
         const ulong stride = kind == OUTPUT_GRADIENT ? p->gradient_row_stride : p->probabilities_row_stride;
         destination to = destination_of(u, kind, INNER ? slab * stride + within : within * stride);
         to.aligned = is_aligned(&to, INNER ? p->inner : 0, streaming);

@@ -130,6 +130,7 @@ TAKES_LOCAL row_result scan_rows(const run *u, unit_input *in, const lane_target
 {
     row_state excluding_max = empty_state();
     row_result r;
+    if (LOCAL_ID == 0) *j = judge_targets(u, t, target_logits(in, t));
 #if ONE_BLOCK
     row_state own = empty_state();
     sum_piece(&own, u, in, t, 0, scratch);

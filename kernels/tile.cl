@@ -76,7 +76,7 @@
 #    define STORES_DIRECTLY 0
 #endif
 /* Whether results are gathered in the place of their exponentials. */
-#if IN_ORDER || STORES_DIRECTLY
+#if ALONG || STORES_DIRECTLY
 #    define OVERWRITES false
 #else
 #    define OVERWRITES true
@@ -162,27 +162,23 @@ ALWAYS_INLINE vec class_z(const tile_input *in, const uint c)
 }
 #endif
 
+/* Whether the sums find the logit of each lane's target on their way. */
+#if ALONG || (INNER && !IN_LOCAL)
+#    define SUMS_FIND_TARGET false
+#else
+#    define SUMS_FIND_TARGET true
+#endif
+
 /* The logit of each lane's target; -inf without one. */
 static inline lane target_logits(const unit_input *in, const lane_targets *t)
 {
-    const ilane class_index = t->class_index;
-    if (HOLDS_LOGITS && in->classes <= 4 * VEC) { /* cheaper than to take the lanes apart */
-        lane z = (lane)(-ACC_INFINITY);
-        for (uint c = 0; c < in->classes; c++) {
-            z = class_index == (ilane)((integer)c) ? class_x(in, c) : z;
-        }
-        return z;
-    }
     integer index[VEC];
     acc_t element[VEC];
-    STORE(class_index, index);
+    STORE(t->class_index, index);
     for (uint i = 0; i < VEC; i++) {
         element[i] = -ACC_INFINITY;
         if (i >= in->n || index[i] == NO_CLASS) continue;
-        element[i] =
-            HOLDS_LOGITS
-                ? in->logits[(size_t)index[i] * PITCH + i]
-                : load_one(in->x + (ulong)index[i] * class_step(in->p) + i * lane_step(in->p->row_stride));
+        element[i] = load_one(in->x + (ulong)index[i] * class_step(in->p) + i * lane_step(in->p->row_stride));
     }
     return LOAD(element);
 }
@@ -225,8 +221,23 @@ ALWAYS_INLINE vec dense_class(const tile_input *in, const uint c)
 }
 #endif
 
-#if IN_ORDER
+/* Classes that a tile has room for: the least that is transposed. */
+#if TRANSPOSES && VEC > 1
+#    define ROOM(classes) max(classes, 4u)
+#else
+#    define ROOM(classes) (classes)
+#endif
+
+#if TRANSPOSES && VEC > 1
 /* ---- Transposition -------------------------------------------------------------------------- */
+
+/* In squares of 256 bits a side, all that AVX2 has: 16 x 16 spill its registers, and Zen 4 shuffles two vectors of 256 bits
+ * in the time of one of 512. Matrices that are narrower take squares of 4. */
+#    if VEC == 4 || DTYPE == F64
+#        define SIDE 4u
+#    else
+#        define SIDE 8u
+#    endif
 
 #    if VEC == 16
 #        define EVEN(a) (a).s0, (a).s2, (a).s4, (a).s6, (a).s8, (a).sa, (a).sc, (a).se
@@ -234,56 +245,145 @@ ALWAYS_INLINE vec dense_class(const tile_input *in, const uint c)
 #    elif VEC == 8
 #        define EVEN(a) (a).s0, (a).s2, (a).s4, (a).s6
 #        define ODD(a) (a).s1, (a).s3, (a).s5, (a).s7
-#    elif VEC == 4
+#    else
 #        define EVEN(a) (a).s0, (a).s2
 #        define ODD(a) (a).s1, (a).s3
 #    endif
 
+#    if defined(__clang__) /* see DEFINE_ACCESS */
+#        define DEFINE_SIDE(N)                  \
+            typedef PASTE(ACC_TYPE, N) side##N; \
+            typedef side##N any_side##N __attribute__((aligned(sizeof(acc_t))));
+#        define LOAD_SIDE(N, SPACE, p) (*(SPACE const any_side##N *)(p))
+#        define STORE_SIDE(N, v, p) (*(__local any_side##N *)(p) = (v))
+#    else
+#        define DEFINE_SIDE(N) typedef PASTE(ACC_TYPE, N) side##N;
+#        define LOAD_SIDE(N, SPACE, p) vload##N(0, p)
+#        define STORE_SIDE(N, v, p) vstore##N(v, 0, p)
+#    endif
+DEFINE_SIDE(4)
+#    if SIDE == 8
+DEFINE_SIDE(8)
+#    endif
+
+/* Of a and b: in each 128 bits elements in turn, or pairs; and halves. */
+#    define LOW_ELEMENTS(a, b) (side8)((a).s0, (b).s0, (a).s1, (b).s1, (a).s4, (b).s4, (a).s5, (b).s5)
+#    define HIGH_ELEMENTS(a, b) (side8)((a).s2, (b).s2, (a).s3, (b).s3, (a).s6, (b).s6, (a).s7, (b).s7)
+#    define LOW_PAIRS(a, b) (side8)((a).s0, (a).s1, (b).s0, (b).s1, (a).s4, (a).s5, (b).s4, (b).s5)
+#    define HIGH_PAIRS(a, b) (side8)((a).s2, (a).s3, (b).s2, (b).s3, (a).s6, (a).s7, (b).s6, (b).s7)
+#    define LOW_HALVES(a, b) (side8)((a).s0, (a).s1, (a).s2, (a).s3, (b).s0, (b).s1, (b).s2, (b).s3)
+#    define HIGH_HALVES(a, b) (side8)((a).s4, (a).s5, (a).s6, (a).s7, (b).s4, (b).s5, (b).s6, (b).s7)
+
+#    define DEFINE_SQUARE4(NAME, SPACE)                                                                      \
+        ALWAYS_INLINE void NAME(SPACE const acc_t *from, const size_t from_step, __local acc_t *to,          \
+                                const size_t to_step)                                                        \
+        {                                                                                                    \
+            const side4 a = LOAD_SIDE(4, SPACE, from), b = LOAD_SIDE(4, SPACE, from + from_step);            \
+            const side4 c = LOAD_SIDE(4, SPACE, from + 2 * from_step),                                       \
+                        d = LOAD_SIDE(4, SPACE, from + 3 * from_step);                                       \
+            const side4 low_ab = (side4)(a.s0, b.s0, a.s1, b.s1), high_ab = (side4)(a.s2, b.s2, a.s3, b.s3); \
+            const side4 low_cd = (side4)(c.s0, d.s0, c.s1, d.s1), high_cd = (side4)(c.s2, d.s2, c.s3, d.s3); \
+            STORE_SIDE(4, (side4)(low_ab.s0, low_ab.s1, low_cd.s0, low_cd.s1), to);                          \
+            STORE_SIDE(4, (side4)(low_ab.s2, low_ab.s3, low_cd.s2, low_cd.s3), to + to_step);                \
+            STORE_SIDE(4, (side4)(high_ab.s0, high_ab.s1, high_cd.s0, high_cd.s1), to + 2 * to_step);        \
+            STORE_SIDE(4, (side4)(high_ab.s2, high_ab.s3, high_cd.s2, high_cd.s3), to + 3 * to_step);        \
+        }
+
+#    define DEFINE_SQUARE8(NAME, SPACE)                                                             \
+        ALWAYS_INLINE void NAME(SPACE const acc_t *from, const size_t from_step, __local acc_t *to, \
+                                const size_t to_step)                                               \
+        {                                                                                           \
+            side8 v[8], w[8];                                                                       \
+            _Pragma("unroll") for (uint i = 0; i < 8; i++)                                          \
+            {                                                                                       \
+                v[i] = LOAD_SIDE(8, SPACE, from + i * from_step);                                   \
+            }                                                                                       \
+            _Pragma("unroll") for (uint i = 0; i < 8; i += 2)                                       \
+            {                                                                                       \
+                w[i] = LOW_ELEMENTS(v[i], v[i + 1]);                                                \
+                w[i + 1] = HIGH_ELEMENTS(v[i], v[i + 1]);                                           \
+            }                                                                                       \
+            _Pragma("unroll") for (uint i = 0; i < 8; i += 4)                                       \
+            {                                                                                       \
+                v[i] = LOW_PAIRS(w[i], w[i + 2]);                                                   \
+                v[i + 1] = HIGH_PAIRS(w[i], w[i + 2]);                                              \
+                v[i + 2] = LOW_PAIRS(w[i + 1], w[i + 3]);                                           \
+                v[i + 3] = HIGH_PAIRS(w[i + 1], w[i + 3]);                                          \
+            }                                                                                       \
+            _Pragma("unroll") for (uint i = 0; i < 4; i++)                                          \
+            {                                                                                       \
+                STORE_SIDE(8, LOW_HALVES(v[i], v[i + 4]), to + i * to_step);                        \
+                STORE_SIDE(8, HIGH_HALVES(v[i], v[i + 4]), to + (i + 4) * to_step);                 \
+            }                                                                                       \
+        }
+
+/* to[j][i] = from[i][j], i < rows, j < columns, each at least N. The last squares overlap others, so that nothing beside
+ * the matrix is touched. */
+#    define DEFINE_TRANSPOSE(NAME, N, SPACE)                                                           \
+        DEFINE_SQUARE##N(NAME##_square, SPACE);                                                        \
+        PART void NAME(SPACE const acc_t *from, const size_t from_step, __local acc_t *to,             \
+                       const size_t to_step, const uint rows, const uint columns)                      \
+        {                                                                                              \
+            for (uint i = 0; i < rows; i += N) {                                                       \
+                const size_t r = min(i, rows - N);                                                     \
+                for (uint j = 0; j < columns; j += N) {                                                \
+                    const size_t c = min(j, columns - N);                                              \
+                    NAME##_square(from + r * from_step + c, from_step, to + c * to_step + r, to_step); \
+                }                                                                                      \
+            }                                                                                          \
+        }
+DEFINE_TRANSPOSE(transpose_by_4, 4, __local)
+#    if SIDE == 8
+DEFINE_TRANSPOSE(transpose_by_8, 8, __local)
+#    else
+#        define transpose_by_8 transpose_by_4
+#    endif
+#    if DTYPE == F32 && SIDE == 8
+DEFINE_TRANSPOSE(transpose_global_by_8, 8, __global)
+#    endif
 #endif
 
 /* ---- A tile of logits ----------------------------------------------------------------------- */
 
 #if TRANSPOSES
-/* rows [n, classes], dense but for the room of a vector behind them, to and from a tile. Vectors that begin in a
- * row and end in the next bring along what does not belong to them: what is stored there by mistake is
- * written over later, as the last classes go first and rows go in order. */
-/* n <= most classes from VEC rows. */
-ALWAYS_INLINE void block_to_tile(const __local acc_t *rows, __local acc_t *tile, const uint classes,
-                                 const uint n, const uint most)
-{
-    vec v[VEC];
-#    pragma unroll
-    for (uint i = 0; i < VEC; i++) v[i] = LOAD(rows + i * classes);
-    transpose(v);
-#    pragma unroll
-    for (uint i = 0; i < VEC; i++) {
-        if (i < most && i < n) STORE(v[i], tile + (size_t)i * PITCH);
-    }
-}
-
+/* [VEC, classes] rows to a tile. */
 static inline void rows_to_tile(const __local acc_t *rows, __local acc_t *tile, const uint classes)
 {
-#    if VEC > 1
-    if (classes == 2) { /* the one case of so few that is common: two shuffles instead of dozens */
+#    if VEC == 1
+    for (uint c = 0; c < classes; c++) tile[c] = rows[c];
+#    else
+    if (classes == 2) { /* the one case of so few that is common */
         const vec a = LOAD(rows), b = LOAD(rows + VEC);
         STORE((vec)(EVEN(a), EVEN(b)), tile); /* (a.even, b.even) makes Oclgrind 21.10 crash */
         STORE((vec)(ODD(a), ODD(b)), tile + PITCH);
         return;
     }
-#    endif
-    for (uint c = 0; c < classes; c += VEC) {
-        const uint n = min((uint)VEC, classes - c);
-        /* what is not stored is not shuffled: of 2 classes a quarter */
-        if (n <= 2) {
-            block_to_tile(rows + c, tile + (size_t)c * PITCH, classes, n, min(2u, (uint)VEC));
-        } else if (n <= 4) {
-            block_to_tile(rows + c, tile + (size_t)c * PITCH, classes, n, min(4u, (uint)VEC));
-        } else if (n <= 8) {
-            block_to_tile(rows + c, tile + (size_t)c * PITCH, classes, n, min(8u, (uint)VEC));
-        } else {
-            block_to_tile(rows + c, tile + (size_t)c * PITCH, classes, n, VEC);
-        }
+    if (classes < SIDE) {
+        transpose_by_4(rows, classes, tile, PITCH, VEC, ROOM(classes));
+    } else {
+        transpose_by_8(rows, classes, tile, PITCH, VEC, classes);
     }
+#    endif
+}
+
+/* And back. Of fewer classes than a square has, each row writes over the beginning of the next. */
+static inline void tile_to_rows(const __local acc_t *tile, __local acc_t *rows, const uint classes)
+{
+#    if VEC == 1
+    for (uint c = 0; c < classes; c++) rows[c] = tile[c];
+#    else
+    if (classes == 2) {
+        const vec a = LOAD(tile), b = LOAD(tile + PITCH);
+        STORE(ZIP(a.lo, b.lo, s), rows);
+        STORE(ZIP(a.hi, b.hi, s), rows + VEC);
+        return;
+    }
+    if (classes < SIDE) {
+        transpose_by_4(tile, PITCH, rows, classes, ROOM(classes), VEC);
+    } else {
+        transpose_by_8(tile, PITCH, rows, classes, classes, VEC);
+    }
+#    endif
 }
 
 /* Reads [n, classes] rows; those of the tile that do not exist are 0. */
@@ -314,6 +414,12 @@ PART_OF_SLAB void fill_tile(tile_input *in, __local acc_t *local_rows)
 {
 #    if TRANSPOSES
     (void)local_rows;
+#        if DTYPE == F32 && VEC >= 8
+    if (in->n == VEC && in->classes >= 8) {
+        transpose_global_by_8(in->x, in->p->row_stride, in->logits, PITCH, VEC, in->classes);
+        return;
+    }
+#        endif
     load_rows(in, in->own_rows);
     rows_to_tile(in->own_rows, in->logits, in->classes);
 #    elif COOPERATIVE
