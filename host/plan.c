@@ -62,7 +62,8 @@ static size_t tile_elements(const clxent_plan *plan, uint32_t columns, bool keep
     if (plan->along) return plan->desc.classes * rows; /* as lies_along() limits it */
     const size_t pitch = !inner && !alone ? rows + 1 : rows;
     const size_t tiles = (keeps ? 2u : 1u) + (!inner && alone ? 1u : 0u);
-    const size_t spare = !inner && alone ? t->lane_vector : 0;
+    /* neighbours' maxima, block by block (BLOCK_CLASSES of tile.cl), or a vector behind rows */
+    const size_t spare = !alone ? 0 : inner ? (plan->desc.classes / 32 + 1) * rows : t->lane_vector;
     const size_t classes = plan->desc.classes > LEAST_ROOM ? plan->desc.classes : LEAST_ROOM;
     size_t elements;
 
@@ -164,7 +165,9 @@ static void choose_strategy(clxent_plan *plan)
         columns /= 2;
     }
     const size_t elements = tile_elements(plan, columns, keeps);
-    const bool fits = elements <= limit;
+    /* Neighbours' bits tell whether they fit, and do not depend on outputs. */
+    const bool fits =
+        (desc->inner > 1 && t->lane_group == 1 ? tile_elements(plan, 1, true) : elements) <= limit;
     if (desc->inner > 1 || plan->along || (desc->classes <= t->lane_classes && fits)) {
         plan->shares = CLXENT_STRATEGY_LANES;
         plan->group = t->lane_group;

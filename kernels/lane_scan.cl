@@ -32,7 +32,7 @@ ALWAYS_INLINE void take_class(terms *t, lane *target_x, const tile_input *in, co
     const vec e = exp_vector(z, level->scale, level->far);
     if (!INNER || in->prefetches_next) {
         PREFETCH(in->next + c * (INNER ? class_step(in->p) : VEC));
-    } else if (!IN_LOCAL) {
+    } else {
         PREFETCH(in->x + (c + CLASSES_AHEAD) * class_step(in->p));
     }
     if (IN_LOCAL) STORE(e, in->values + (size_t)c * PITCH);
@@ -98,12 +98,21 @@ ALWAYS_INLINE void sum_turn(row_state *s, const tile_input *in, const ilane targ
 }
 #endif
 
+#if BY_BLOCKS
+/* What exponentials of the block that class c begins are multiplied by for the row's scale: 1 from its maximum on. */
+static inline lane block_rescale(const tile_input *in, const row_result *r, const uint w, const uint c)
+{
+    const lane maximum = LOAD(in->maxima + (c / BLOCK_CLASSES * COLUMNS + w) * VEC);
+    const lane rescale = exp_rescale(exp_scale_of(maximum), r->scale);
+    return maximum > (lane)(-ACC_INFINITY) ? rescale : (lane)(0);
+}
+#else
 /* maximum: saved, or as fill_tile() found it of x, which is z unless HAS_Z. Where the tile does not stay on chip, it is read
  * once for maximum and sums together. */
 PART_OF_SLAB void sum_tile(row_state *sums, lane *target_x, const run *u, const tile_input *tile,
                            const ilane target, const bool from_statistics, const lane maximum)
 {
-    const tile_input copy = *tile, *in = &copy; /* in registers: stores may alias what pointers lead to */
+    const tile_input copy = *tile, *in = &copy; /* in registers: stores may alias *tile */
     row_state s = empty_state();
     lane found = (lane)(-ACC_INFINITY);
     (void)u;
@@ -112,11 +121,11 @@ PART_OF_SLAB void sum_tile(row_state *sums, lane *target_x, const run *u, const 
     } else if (IN_LOCAL) {
         s.maximum = tile_maximum(in);
     }
-#if WG_SIZE > 1 && !IN_LOCAL
+#    if WG_SIZE > 1 && !IN_LOCAL
     uint c = 0;
     for (; c + 3 < in->classes; c += 4) sum_turn(&s, in, target, from_statistics, c, 4);
     for (; c < in->classes; c++) sum_turn(&s, in, target, from_statistics, c, 1);
-#else
+#    else
     for (uint begin = 0; begin < in->classes; begin += BLOCK_CLASSES) {
         const uint end = min(begin + BLOCK_CLASSES, in->classes);
         if (!IN_LOCAL && !from_statistics) {
@@ -134,10 +143,11 @@ PART_OF_SLAB void sum_tile(row_state *sums, lane *target_x, const run *u, const 
         }
         add_block(&s, &b);
     }
-#endif
+#    endif
     *target_x = found;
     *sums = s;
 }
+#endif
 
 /* Argmax and first NaN: the first NaN and the first maximum of logit_scale * x, where the plan has kept the logits for that. */
 static inline void find_classes(const run *u, const tile_input *in, row_state *s)
@@ -162,12 +172,18 @@ PART lane tile_excluding_max(const tile_input *in, const row_result *r)
 {
     const lane top = exp_lane(r->maximum, r->scale, true);
     compensated_sum sum = compensated_zero();
-    for (uint begin = 0; begin < in->classes; begin += BLOCK_CLASSES) {
-        const uint end = min(begin + BLOCK_CLASSES, in->classes);
+    for (uint begin = 0; begin < in->classes; begin += PLAIN_CLASSES) {
+        const uint end = min(begin + PLAIN_CLASSES, in->classes);
         vec rest = (vec)(0);
+#if BY_BLOCKS
+        const lane rescale = block_rescale(in, r, in->w, begin);
+#endif
         for (uint c = begin; c < end; c++) {
-            const vec e =
+            vec e =
                 IN_LOCAL ? LOAD(in->values + (size_t)c * PITCH) : exp_vector(class_z(in, c), r->scale, true);
+#if BY_BLOCKS
+            e = e * rescale;
+#endif
             rest += e == top ? (vec)(0) : e; /* more than half of the sum: there is one such class */
         }
         sum = compensated_merge(sum, (compensated_sum){ rest, (vec)(0) });
@@ -175,9 +191,10 @@ PART lane tile_excluding_max(const tile_input *in, const row_result *r)
     return compensated_value(sum);
 }
 
-/* Of class c in all lanes, whose logits are x. again: the exponentials were written over since the sums were taken. */
+/* Of class c in all lanes, whose logits are x. again: the exponentials were written over since the sums were taken. rescale:
+ * see block_rescale(). */
 ALWAYS_INLINE vec value_of_logits(const tile_input *in, const row_result *r, const epilogue *g,
-                                  const bool again, const uint c, const vec x)
+                                  const bool again, const uint c, const vec x, const lane rescale)
 {
     vec unused;
     const bool is_gradient = IS_KIND(g, OUTPUT_GRADIENT);
@@ -186,6 +203,7 @@ ALWAYS_INLINE vec value_of_logits(const tile_input *in, const row_result *r, con
         z = softcap_vector_z(x, in->o, &unused);
     } else if (IN_LOCAL && !again) {
         e = LOAD(in->values + (size_t)c * PITCH);
+        if (BY_BLOCKS) e = e * rescale;
         if ((HAS_SOFTCAP || HAS_GRAD_ENTROPY) && is_gradient) z = softcap_vector_z(x, in->o, &slope);
     } else {
         z = softcap_vector_z(x, in->o, &slope);
@@ -198,9 +216,9 @@ ALWAYS_INLINE vec value_of_logits(const tile_input *in, const row_result *r, con
 }
 
 ALWAYS_INLINE vec value_of_class(const tile_input *in, const row_result *r, const epilogue *g,
-                                 const bool again, const uint c)
+                                 const bool again, const uint c, const lane rescale)
 {
-    return value_of_logits(in, r, g, again, c, class_x(in, c));
+    return value_of_logits(in, r, g, again, c, class_x(in, c), rescale);
 }
 
 #if IN_LOCAL && !STORES_DIRECTLY
@@ -210,7 +228,7 @@ static inline void stage(const tile_input *tile, const row_result *r, const epil
 {
     const tile_input copy = *tile, *in = &copy; /* see sum_tile() */
     for (uint c = 0; c < in->classes; c++) {
-        const vec value = value_of_class(in, r, g, again, c);
+        const vec value = value_of_class(in, r, g, again, c, (lane)(1));
         STORE(value, in->values + (size_t)c * PITCH);
     }
 #    if TRANSPOSES

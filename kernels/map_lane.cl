@@ -3,7 +3,7 @@
  * map_lane.cl - a row for each lane: few classes, and a class axis that is not the last. How a tile's results are stored, and
  * what fused.cl asks of a mapping. Stands behind tile.cl and a way to read the tile, lane_scan.cl or along_scan.cl, which
  * defines
- *   sum_tile        the row states of all lanes
+ *   sum_tile        the row states of all lanes; with BY_BLOCKS scan_tile() below is in its place
  *   find_classes    argmax and first NaN, as far as the sums have not found them
  *   tile_excluding_max  the exponentials once more, of confident rows, without the one class that is the maximum
  *   stage           the values of one result, to where store_tile() takes them from
@@ -31,32 +31,7 @@ static inline bool is_aligned(const destination *to, const ulong step, const boo
     return (streaming || TELLS_ALIGNED) && address_of(to, 0) % (VEC * BYTES_OF(to)) == 0 && step % VEC == 0;
 }
 
-#if STORES_DIRECTLY
-/* Values of all classes of this work-item's columns, of which there are `columns`, side by side as they lie. */
-PART void store_columns(const tile_input each[COLUMNS], const row_result r[COLUMNS],
-                        const epilogue g[COLUMNS], const destination *to, const uint columns)
-{
-    const clxent_parameters *p = each[0].p;
-#    if HAS_ONE_FACTOR && !HAS_Z /* else so much code takes long to compile */
-    if (columns == COLUMNS && each[COLUMNS - 1].n == VEC) {
-        for (uint c = 0; c < p->classes; c++) {
-#        pragma unroll
-            for (uint w = 0; w < COLUMNS; w++) {
-                put_sum(to, c * class_step(p) + w * VEC, value_of_class(&each[w], &r[w], &g[w], false, c),
-                        VEC);
-            }
-        }
-        return;
-    }
-#    endif
-    for (uint c = 0; c < p->classes; c++) {
-        for (uint w = 0; w < COLUMNS && w < columns; w++) {
-            put_sum(to, c * class_step(p) + w * VEC, value_of_class(&each[w], &r[w], &g[w], false, c),
-                    each[w].n);
-        }
-    }
-}
-#elif IN_LOCAL
+#if IN_LOCAL && !BY_BLOCKS
 /* stride: from row to row (slab to slab, with INNER) of the destination, which begins at the tile's first row. */
 static inline void store_tile(const tile_input *in, const destination *at, const ulong stride)
 {
@@ -93,7 +68,7 @@ static inline void store_tile(const tile_input *in, const destination *at, const
 #    endif
 }
 
-#else
+#elif !IN_LOCAL
 /* Without a tile to put them in between. */
 static inline void store_values(const tile_input *in, const row_result *r, const epilogue *g,
                                 const destination *to)
@@ -108,14 +83,14 @@ static inline void store_values(const tile_input *in, const row_result *r, const
         for (uint k = 0; k < 4; k++) x[k] = class_x(in, c + k);
 #        pragma unroll
         for (uint k = 0; k < 4; k++) {
-            const vec value = value_of_logits(in, r, g, false, c + k, x[k]);
+            const vec value = value_of_logits(in, r, g, false, c + k, x[k], (lane)(1));
             put_sum(to, (c + k) * class_step(in->p) + first, value, in->n);
         }
     }
 #    endif
     UNROLL_ALONE
     for (; c < in->classes; c++) {
-        put_sum(to, c * class_step(in->p) + first, value_of_class(in, r, g, false, c), in->n);
+        put_sum(to, c * class_step(in->p) + first, value_of_class(in, r, g, false, c, (lane)(1)), in->n);
     }
 }
 #endif
@@ -172,6 +147,9 @@ static inline unit_input make_input(const run *u, const bool whole_rows)
     in.targets = u->targets;
     in.class_weights = u->class_weights;
     in.o = u->o;
+#if BY_BLOCKS
+    in.maxima = in.tile_values + tile_size;
+#endif
 #if TRANSPOSES
     /* of few classes read beside the last row and the last class */
     STORE((vec)(0), in.own_rows + VEC * in.classes);
@@ -204,12 +182,58 @@ static inline bool open_rows(const run *u, unit_input *in, const ulong unit, con
     return in->n > 0;
 }
 
+#if BY_BLOCKS
+/* Fills a tile, and takes the sums of its columns and the logits of their targets on the way. Saved statistics shorten nothing:
+ * exponentials that are nearly 0 have other bits at another scale. */
+PART void scan_tile(const run *u, tile_input *in, const ulong unit)
+{
+    ilane target[COLUMNS];
+    uint columns = 0;
+    for (uint w = 0; w < COLUMNS && open_rows(u, in, unit, w); w++) {
+        target[w] = get_targets(u->p, in->row, in->n, u->targets, u->row_weights).class_index;
+        in->sums[w] = empty_state();
+        in->target_x[w] = (lane)(-ACC_INFINITY);
+        columns++;
+    }
+    for (uint begin = 0; begin < in->classes; begin += BLOCK_CLASSES) {
+        const uint end = min(begin + BLOCK_CLASSES, in->classes);
+        (void)open_rows(u, in, unit, 0);
+        fill_classes(in, begin, end);
+        for (uint w = 0; w < columns; w++) {
+            (void)open_rows(u, in, unit, w);
+            const tile_input column = *in; /* in registers: stores may alias *in */
+            row_state s = in->sums[w];
+            lane found = in->target_x[w], m = in->maximum[w];
+            if (HAS_Z) {
+                m = (lane)(-ACC_INFINITY);
+                for (uint c = begin; c < end; c++) m = vec_max(m, class_z(&column, c));
+            }
+            raise_maximum(&s, vec_max(s.maximum, m));
+            STORE(s.maximum, in->maxima + (begin / BLOCK_CLASSES * COLUMNS + w) * VEC);
+            tile_level level = { exp_scale_of(s.maximum), distance_base(s.maximum), true, target[w] };
+            block_sums b = empty_block();
+            if (!SUMS_PLAINLY || ANY_LANE(fabs(s.maximum) > (lane)(MAX_NEAR))) {
+                sum_classes(&b, &found, &column, &level, begin, end);
+            } else {
+                level.far = false;
+                sum_classes(&b, &found, &column, &level, begin, end);
+            }
+            add_block(&s, &b);
+            in->sums[w] = s;
+            in->target_x[w] = found;
+        }
+    }
+}
+#endif
+
 TAKES_LOCAL void open_unit(const run *u, unit_input *in, const ulong unit, __local uint *scratch)
 {
     in->rows = (uint)min((ulong)TILE, rows_of_slab(u->p) - row_in_slab(u->p, unit));
     if (COOPERATIVE && LOCAL_ID == 0) scratch[unit & 1] = in->rows;
     for (uint w = 0; w < COLUMNS; w++) in->maximum[w] = (lane)(0);
-#if HOLDS_LOGITS
+#if BY_BLOCKS
+    scan_tile(u, in, unit);
+#elif HOLDS_LOGITS
     (void)open_rows(u, in, unit, 0);
     fill_tile(in, u->local_rows);
 #endif
@@ -223,8 +247,13 @@ TAKES_LOCAL row_result scan_rows(const run *u, unit_input *in, const lane_target
     (void)scratch;
     if (from_statistics) read_statistics(u, in->row, in->n, &saved);
     lane target_x;
+#if BY_BLOCKS
+    *s = in->sums[in->w];
+    target_x = in->target_x[in->w];
+#else
     sum_tile(s, &target_x, u, in, t->class_index, from_statistics,
              from_statistics ? saved.maximum : in->maximum[in->w]);
+#endif
     *j = judge_targets(u, t, SUMS_FIND_TARGET ? target_x : target_logits(in, t));
     if (from_statistics) {
         s->sum_excluding_target = saved.sum_excluding_target;
@@ -237,6 +266,68 @@ TAKES_LOCAL row_result scan_rows(const run *u, unit_input *in, const lane_target
     if (count_passes(u) > 1 && ANY_LANE(r.confident)) keep_max_apart(&r, tile_excluding_max(in, &r));
     return r;
 }
+
+#if BY_BLOCKS
+#    define COLUMNS_AT_ONCE (COLUMNS < 4 ? COLUMNS : 4)
+#    if HAS_ONE_FACTOR && !HAS_Z
+/* The classes [begin, end) of the columns from `first` on, all whole and none `filled`: what four columns need stays in
+ * registers. */
+ALWAYS_INLINE void store_whole(const tile_input *in, const row_result r[COLUMNS], const epilogue g[COLUMNS],
+                               const destination *to, const uint first, const uint begin, const uint end)
+{
+    const ulong step = class_step(in->p);
+    const __local acc_t *values[COLUMNS_AT_ONCE];
+    lane factor[COLUMNS_AT_ONCE], rest[COLUMNS_AT_ONCE], target[COLUMNS_AT_ONCE];
+    ilane class_index[COLUMNS_AT_ONCE];
+#        pragma unroll
+    for (uint k = 0; k < COLUMNS_AT_ONCE; k++) {
+        const uint w = first + k;
+        const lane rescale = block_rescale(in, &r[w], w, begin);
+        values[k] = in->tile_values + (size_t)w * in->classes * PITCH;
+        factor[k] = g[w].factor * rescale;
+        rest[k] = g[w].rest * rescale;
+        target[k] = g[w].target;
+        class_index[k] = g[w].class_index;
+    }
+    const destination at = *to;
+    for (uint c = begin; c < end; c++) {
+#        pragma unroll
+        for (uint k = 0; k < COLUMNS_AT_ONCE; k++) {
+            const vec e = LOAD(values[k] + (size_t)c * PITCH);
+            const vec value = fma(e, factor[k], e * rest[k]);
+            put_sum(&at, c * step + (first + k) * VEC,
+                    class_index[k] == (ilane)((integer)c) ? target[k] : value, VEC);
+        }
+    }
+}
+#    endif
+
+/* Values of all classes of this work-item's columns, of which there are `columns`, side by side as they lie. */
+PART void store_columns(const run *u, tile_input *in, const ulong unit, const row_result r[COLUMNS],
+                        const epilogue g[COLUMNS], const destination *to, const uint columns)
+{
+    const uint classes = in->classes;
+    bool is_whole = columns == COLUMNS && in->rows == TILE;
+    for (uint w = 0; w < columns; w++) is_whole = is_whole && !ANY_LANE(g[w].filled);
+    for (uint begin = 0; begin < classes; begin += BLOCK_CLASSES) {
+        const uint end = min(begin + BLOCK_CLASSES, classes);
+#    if HAS_ONE_FACTOR && !HAS_Z
+        if (is_whole && !IS_KIND(to, OUTPUT_LOG_SOFTMAX)) {
+            for (uint w = 0; w < COLUMNS; w += COLUMNS_AT_ONCE) store_whole(in, r, g, to, w, begin, end);
+            continue;
+        }
+#    endif
+        for (uint w = 0; w < columns; w++) {
+            (void)open_rows(u, in, unit, w);
+            const lane rescale = block_rescale(in, &r[w], w, begin);
+            for (uint c = begin; c < end; c++) {
+                put_sum(to, c * class_step(in->p) + w * VEC,
+                        value_of_class(in, &r[w], &g[w], false, c, rescale), in->n);
+            }
+        }
+    }
+}
+#endif
 
 /* Each kind has code of its own where registers are not short. */
 TAKES_LOCAL void epilogue_of_unit(const run *u, unit_input *in, const ulong unit,
@@ -260,29 +351,22 @@ TAKES_LOCAL void epilogue_of_unit(const run *u, unit_input *in, const ulong unit
         to.aligned = is_aligned(&to, INNER ? p->inner : 0, streaming);
         epilogue g[COLUMNS];
         uint columns = 0;
-#if STORES_DIRECTLY
-        tile_input each[COLUMNS];
-#endif
         for (uint w = 0; w < COLUMNS; w++) {
             if (!is_wanted || !open_rows(u, in, unit, w)) break;
             g[w] = epilogue_of(u, kind, in->row, in->n, &t[w], &j[w], &r[w]);
             columns++;
-#if STORES_DIRECTLY
-            each[w] = *in;
+#if BY_BLOCKS
 #elif IN_LOCAL
             stage(in, &r[w], &g[w], OVERWRITES && stored > 0);
 #else
             store_values(in, &r[w], &g[w], &to);
 #endif
         }
-#if !STORES_DIRECTLY && !IN_LOCAL
         (void)columns;
-#endif
-#if STORES_DIRECTLY
-        if (columns > 0) store_columns(each, r, g, &to, columns);
         (void)stored;
+#if BY_BLOCKS
+        if (columns > 0) store_columns(u, in, unit, r, g, &to, columns);
 #elif IN_LOCAL
-        (void)columns;
         MEET(in, unit);
         if (is_wanted) {
             store_tile(in, &to, stride);

@@ -81,21 +81,31 @@
 #else
 #    define OVERWRITES true
 #endif
+/* Neighbours are brought on chip, and their exponentials taken, BLOCK_CLASSES at a time: a block stays in the first-level cache
+ * between the two, and the next one is prefetched meanwhile. Its exponentials stay at the scale of the largest logit so far,
+ * which the tile keeps, a vector for each block and column. */
+#if STORES_DIRECTLY && IN_LOCAL
+#    define BY_BLOCKS 1
+#else
+#    define BY_BLOCKS 0
+#endif
 /* Whether a column's maximum is known once it is in the tile: a softcap is not taken on the way. */
 #if INNER && IN_LOCAL && !HAS_Z
 #    define FILL_FINDS_MAXIMUM true
 #else
 #    define FILL_FINDS_MAXIMUM false
 #endif
-/* Classes between two additions to a compensated sum (see block_sums). Part of what decides bits. */
-#define BLOCK_CLASSES 16u
+/* Classes between two looks at the maximum. Part of what decides bits. Neighbours: PoCL 3.1, Zen 4 with AVX-512, 1,000 classes
+ * 16 KiB apart, CPU time next to blocks of 16: 0.85; 21 classes, one block: 0.91. */
+#define BLOCK_CLASSES (BY_BLOCKS ? 32u : 16u)
+/* Exponentials that are added plainly, of confident rows: see tile_excluding_max(). */
+#define PLAIN_CLASSES 16u
 
 /* Bytes of a tile, at most, of which the next one's logits are prefetched into the second-level cache while this one is
  * computed with. Classes that are a power of two apart share a few sets of that cache, and of more than this some would be
- * gone again before they are used: those come while the tile is filled, so many classes ahead (PoCL, 2 hyperthreads of
- * Emerald Rapids, 1,000 classes 16 KiB apart: 0.84 of the time). */
+ * gone again before they are used: of those the next block of this tile is prefetched. */
 #define MOST_PREFETCHED (1u << 16)
-#define CLASSES_AHEAD 12u
+#define CLASSES_AHEAD BLOCK_CLASSES
 
 /* Of a group of one work-item; in larger ones it takes registers that a GPU does not have. */
 #if WG_SIZE == 1
@@ -123,6 +133,11 @@ typedef struct {
     __local acc_t *tile_values;   /* of the whole tile */
     __local acc_t *own_rows;      /* the tile as it lies in memory */
     lane maximum[COLUMNS];        /* of x in each column, where filling the tile finds it */
+#if BY_BLOCKS
+    __local acc_t *maxima; /* of z in each block and column, and the blocks before it */
+    row_state sums[COLUMNS];
+    lane target_x[COLUMNS]; /* logits of the targets */
+#endif
     __global const void *targets;
     ulong q_at; /* of lane 0, class 0, in elements */
     __global const acc_t *class_weights;
@@ -408,7 +423,48 @@ static inline void load_rows(const tile_input *in, __local acc_t *rows)
 }
 #endif
 
-#if HOLDS_LOGITS
+#if TELLS_ALIGNED
+#    define IS_TILE_ALIGNED(tile) (tile).aligned
+#else
+#    define IS_TILE_ALIGNED(tile) false
+#endif
+#if HOLDS_LOGITS && INNER
+/* Fills this work-item's columns of the tile with the classes [begin, end), and finds their maxima. */
+ALWAYS_INLINE void fill_classes(tile_input *in, const uint begin, const uint end)
+{
+    const ulong step = class_step(in->p);
+    lane most[COLUMNS];
+    if (in->rows == TILE) {
+        const tile_input tile = *in;
+        for (uint w = 0; w < COLUMNS; w++) most[w] = (lane)(-ACC_INFINITY);
+        for (uint c = begin; c < end; c++) {
+            __global const storage *x = tile.x + c * step;
+#    pragma unroll
+            for (uint w = 0; w < COLUMNS; w++) {
+                const vec v = LOAD_VECTOR(x + w * VEC, IS_TILE_ALIGNED(tile));
+                most[w] = vec_max(most[w], v);
+                STORE(v, tile.logits + ((size_t)w * tile.classes + c) * PITCH);
+            }
+        }
+        for (uint w = 0; w < COLUMNS; w++) in->maximum[w] = most[w];
+        return;
+    }
+    tile_input column = *in;
+    for (uint w = 0; w < COLUMNS && w * VEC < in->rows; w++) {
+        column.n = COLUMNS > 1 ? min((uint)VEC, in->rows - w * VEC) : in->n;
+        column.x = in->x + w * VEC;
+        lane maximum = (lane)(-ACC_INFINITY);
+        for (uint c = begin; c < end; c++) {
+            const vec v = load_class(&column, c);
+            maximum = vec_max(maximum, v);
+            STORE(v, in->logits + ((size_t)w * in->classes + c) * PITCH);
+        }
+        in->maximum[w] = maximum;
+    }
+}
+#endif
+
+#if HOLDS_LOGITS && !BY_BLOCKS
 /* Fills this work-item's columns of the tile, or with the others of the group the whole of it. */
 PART_OF_SLAB void fill_tile(tile_input *in, __local acc_t *local_rows)
 {
@@ -431,35 +487,7 @@ PART_OF_SLAB void fill_tile(tile_input *in, __local acc_t *local_rows)
     }
 #    else
     (void)local_rows;
-    if (in->n == 0) return;
-    for (uint w = 0; w < COLUMNS; w++) in->maximum[w] = (lane)(-ACC_INFINITY);
-    if (COLUMNS > 1 && in->rows == TILE) {
-        lane most[COLUMNS];
-        for (uint w = 0; w < COLUMNS; w++) most[w] = in->maximum[w];
-        for (uint c = 0; c < in->classes; c++) {
-            __global const storage *x = in->x + c * class_step(in->p);
-#        pragma unroll
-            for (uint w = 0; w < COLUMNS; w++) {
-                const vec v = load_vector(x + w * VEC);
-                if (!in->prefetches_next) PREFETCH(x + CLASSES_AHEAD * class_step(in->p) + w * VEC);
-                most[w] = vec_max(most[w], v);
-                STORE(v, in->logits + ((size_t)w * in->classes + c) * PITCH);
-            }
-        }
-        for (uint w = 0; w < COLUMNS; w++) in->maximum[w] = most[w];
-        return;
-    }
-    tile_input column = *in;
-    for (uint w = 0; w < COLUMNS && w * VEC < in->rows; w++) {
-        column.n = COLUMNS > 1 ? min((uint)VEC, in->rows - w * VEC) : in->n;
-        column.x = in->x + w * VEC;
-        for (uint c = 0; c < in->classes; c++) {
-            const vec v = load_class(&column, c);
-            if (!in->prefetches_next) PREFETCH(column.x + (c + CLASSES_AHEAD) * class_step(in->p));
-            in->maximum[w] = vec_max(in->maximum[w], v);
-            STORE(v, in->logits + ((size_t)w * in->classes + c) * PITCH);
-        }
-    }
+    if (in->n > 0) fill_classes(in, 0, in->classes);
 #    endif
 }
 #endif
