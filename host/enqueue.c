@@ -131,8 +131,7 @@ static void fill_parameters(run *r)
                                                            : FLAG_GRAD_OUTPUT) |
                (r->args.denominator.mem != NULL ? FLAG_DENOMINATOR : 0u) |
                (divides_by_denominator(r) ? FLAG_MEAN : 0u) | (r->statistics_in ? FLAG_FROM_STATISTICS : 0u) |
-               (streams(r) ? FLAG_NONTEMPORAL : 0u) |
-               (finds_own_denominator(r) ? FLAG_OWN_DENOMINATOR : 0u) |
+               (streams(r) ? FLAG_NONTEMPORAL : 0u) | (finds_own_denominator(r) ? FLAG_OWN_DENOMINATOR : 0u) |
                (desc->bad_target == CLXENT_BAD_TARGET_IGNORE ? FLAG_BAD_IGNORED : 0u) |
                (desc->all_ignored == CLXENT_ALL_IGNORED_ZERO ? FLAG_ALL_IGNORED_ZERO : 0u);
     fill_own_parameters(r);
