@@ -724,7 +724,7 @@ Test(tuning, groups_follow_from_the_class_count)
         bool one_block;
     } cases[] = { { 40, 64, true },    { 1024, 64, true },    { 1028, 128, true },    { 4096, 256, true },
                   { 4100, 512, true }, { 16384, 1024, true }, { 16388, 1024, false }, { 511, 64, true },
-                  { 513, 128, true },  { 50257, 1024, false } };
+                  { 513, 64, true },   { 1025, 128, true },   { 50257, 1024, false } };
     const clxent_device facts = {
         .type = CL_DEVICE_TYPE_GPU, .max_work_group = 1024, .local_memory = 48 << 10, .compute_units = 8
     };

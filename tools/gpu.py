@@ -12,8 +12,9 @@ Prints a table, then a line for each figure that misses its limit (LIMITS) and i
 such a line, a known miss got worse or is met, or a kernel does not compile. 77: no clang or no libclc.
 
 The instructions of a logit are those of the shortest path through a loop that loads logits and takes their
-exponentials, or that stores results. Where a row is one block (ONE_BLOCK), the path is that of the whole row, with one
-step of the merge of the group's sums. No figure here is a time. --quick has the products of f32 and bf16 alone.
+exponentials, or that stores results. Where a row is one block (ONE_BLOCK), the path is that of the whole row, on average
+over the warps of a group, of which the first alone merges sums and computes the row's factors. No figure here is a time.
+--quick has the products of f32 and bf16 alone.
 
 Environment, all optional: CLXENT_GPU_CLANG (default clang-15), CLXENT_LIBCLC, the folder of libclc of that version.
 """
@@ -104,17 +105,35 @@ sm_90   f64 plain * strided      spills       52
 sm_90   f64 plain * strided      private      16
 sm_90   f64 all   * lanes        spills       56
 sm_90   f64 all   * lanes        private      32
+sm*     f32 plain * rows-sums    missing128   4
+sm*     f32 all   * rows-sums    missing128   2
+sm*     f32 all   * rows         spills       44
+sm*     f32 all   * rows         private      24
+sm*     *16 plain * rows-sums    missing128   2
+sm*     *16 all   * rows         spills       12
+sm*     *16 all   * rows         private      8
+sm*     f64 plain * rows-sums    missing128   4
+sm*     f64 all   * rows-results missing128   2
+gfx*    f32 plain * rows-sums    missing128   4
+gfx*    f32 all   * rows-sums    missing128   2
+gfx*    *16 plain * rows-sums    missing128   2
+gfx*    *16 plain * rows         missing128   1
+gfx*    *16 all   * rows-sums    missing128   1
+gfx*    f64 plain * rows-sums    missing128   3
+gfx*    f64 all   * rows-sums    missing128   1
+gfx90a  f32 all   * rows         registers    144
+gfx90a  *16 plain * rows         registers    154
 gfx*    f32 all   * strided      registers    95
 gfx*    *16 all   * strided      registers    96
 gfx*    f64 plain * strided      registers    170
 gfx*    f64 all   * strided      registers    192
 gfx*    f64 plain * rows         missing128   1
 gfx*    f64 all   * rows-sums    private      104
-gfx90a  *16 all   * rows         registers    133
-gfx90a  f64 all   * rows         registers    238
+gfx90a  *16 all   * rows         registers    159
+gfx90a  f64 all   * rows         registers    266
 gfx90a  f32 plain * strided      registers    71
 gfx90a  *16 plain * strided      registers    73
-gfx90a  f64 plain * rows         registers    170
+gfx90a  f64 plain * rows         registers    196
 gfx1030 *16 plain * rows         in_flight    10752
 gfx1030 f64 plain * rows         in_flight    12288
 gfx1030 f64 all   * rows         registers    184
@@ -161,9 +180,9 @@ def resident(unit, group, registers, local):
 
 # ---- Code ---------------------------------------------------------------------------------------
 
-# load, store: bytes of global memory; exp: it is the one of an exponential that is counted; target: the label that it
-# may jump to; falls: the next instruction may follow it.
-Instruction = collections.namedtuple("Instruction", "load store exp target falls text")
+# load, store: bytes of global memory; exp: it is the one of an exponential that is counted; first: of a kind that the first
+# warp of a group has more of; target: the label that it may jump to; falls: the next instruction may follow it.
+Instruction = collections.namedtuple("Instruction", "load store exp first target falls text")
 
 
 def read_sass(text):
@@ -188,7 +207,8 @@ def read_sass(text):
             exp = re.match(r"MUFU\.EX2|SHF\.L\.U32 .*, 0x1[47], RZ|IMAD\.SHL\.U32 .*, 0x[18]00000, RZ",
                            op + " " + operands)
             lines.append(Instruction(size if op.startswith("LDG") else 0, size if op.startswith("STG") else 0,
-                                     bool(exp), jump and jump[2], bool(guard) or not ends, operands))
+                                     bool(exp), op.startswith(("LDS", "STS", "FCHK")), jump and jump[2],
+                                     bool(guard) or not ends, operands))
     return code
 
 
@@ -205,7 +225,7 @@ def read_lines(text, begin, label, access):
             found = re.match(access, line)
             size = bytes_of(found[2]) if found else 0
             loads = found and found[1].startswith("l")
-            lines.append(Instruction(size if loads else 0, 0 if loads else size, False, None, True, line))
+            lines.append(Instruction(size if loads else 0, 0 if loads else size, False, False, None, True, line))
     return code
 
 
@@ -261,13 +281,14 @@ class Graph:
                 names[i] = len(self.blocks)
                 continue
             if fresh:
-                self.blocks.append([0, 0, 0, 0])
+                self.blocks.append([0, 0, 0, 0, 0])
                 falls.append((None, True))
             counts = self.blocks[-1]
             counts[0] += i.load == width
             counts[1] += i.store == width
             counts[2] += i.exp
             counts[3] += 1
+            counts[4] += i.first
             falls[-1] = (i.target, i.falls)
             fresh = i.target is not None or not i.falls
         for n, (target, on) in enumerate(falls):
@@ -308,9 +329,10 @@ class Graph:
                     todo += before[n]
             yield header, body
 
-    def paths(self, header, body, caps):
+    def paths(self, header, body, caps, first=False):
         """Through a loop once, the loops in it once or never: (loads, stores, exponentials), each at most its cap, ->
-        the fewest instructions of a path that has so many."""
+        the fewest instructions of a path that has so many. first: of a path of the first warp."""
+        much = 1 << 20 if first else 0
         at, done = {header: {(0, 0, 0): 0}}, {}
         for n in self.order:
             if n not in at or n not in body:
@@ -318,7 +340,7 @@ class Graph:
             states, counts = {}, self.blocks[n]
             for key, cost in at.pop(n).items():
                 key = tuple(min(k + c, cap) for k, c, cap in zip(key, counts, caps))
-                states[key] = min(states.get(key, 1 << 30), cost + counts[3])
+                states[key] = min(states.get(key, 1 << 30), cost + counts[3] - much * counts[4])
             for m in self.successors[n]:
                 if n in self.back.get(m, ()):
                     into = done if m == header else {}
@@ -326,27 +348,34 @@ class Graph:
                     into = at.setdefault(m, {}) if m in body else {}
                 for key, cost in states.items():
                     into[key] = min(into.get(key, cost), cost)
-        return done
+        return {key: cost % (1 << 20) for key, cost in done.items()}
 
 
 def instructions(code, case):
     """For a logit, of the scan and of the results; NaN where there is no such loop. ONE_BLOCK: all of them, and 0."""
     size, width = SIZES[case.dtype], min(16, case.vector * SIZES[case.dtype])
     read = size + (max(4, size) if case.options == "all" else 0)  # with its class's weight
-    work = case.block * case.vector
-    whole = (work * read // width, work * size // width, work)
-    graph, scan, results = Graph(code, width), [], []
-    for header, body in graph.loops():
-        for state, cost in graph.paths(header, body, whole if case.one_block else (64, 64, 64)).items():
-            loads, stores, exps = state
-            scanned, written = loads * width // read, stores * width // size
-            if case.one_block and state == whole:
-                scan.append(cost / work)
+    element = width if case.divides else size
+    scan, results = [], []
+    if case.one_block:
+        work, warps = case.block * case.vector, -(-case.group // 32)
+        whole = (work * read // element, work * size // element, work)
+        graph = Graph(code, element)
+        for header, body in graph.loops():
+            others, first = (graph.paths(header, body, whole, is_first).get(whole) for is_first in (False, True))
+            if others is not None:
+                scan.append((others + (first - others) / warps) / work)
                 results.append(0)
-            elif scanned and not stores and exps >= min(scanned, 64) and not case.one_block:
-                scan.append(cost / scanned)
-            elif written and exps >= min(written, 64) and not case.one_block:
-                results.append(cost / written)
+        return min(scan, default=float("nan")), min(results, default=float("nan"))
+    for bytes_each in {element, width}:  # where the vector does not divide, single elements are read, vectors written
+        graph = Graph(code, bytes_each)
+        for header, body in graph.loops():
+            for (loads, stores, exps), cost in graph.paths(header, body, (64, 64, 64)).items():
+                scanned, written = loads * bytes_each // read, stores * bytes_each // size
+                if scanned and not stores and exps >= min(scanned, 64):
+                    scan.append(cost / scanned)
+                elif written and exps >= min(written, 64):
+                    results.append(cost / written)
     return min(scan, default=float("nan")), min(results, default=float("nan"))
 
 
@@ -412,7 +441,7 @@ def read_amd_facts(text):
 
 # ---- Cases --------------------------------------------------------------------------------------
 
-Case = collections.namedtuple("Case", "dtype options classes product inner group local program vector block one_block lanes")
+Case = collections.namedtuple("Case", "dtype options classes product inner group local program vector block one_block divides lanes")
 
 
 def device_of(target):
@@ -430,7 +459,8 @@ def make_case(gpu_options, device, dtype, options, shape, product=""):
     define = dict(re.findall(r"-D(\w+)=(\d+)", found["options"]))
     return Case(dtype, options, shape[0], product, shape[1], int(found["group"]), int(found["local"]),
                 (found["file"], int(found["maxregisters"]), found["options"]), int(define["VEC"]),
-                int(define.get("BLOCK", 1)), define.get("ONE_BLOCK", "0") == "1", define["LANES"] == "1")
+                int(define.get("BLOCK", 1)), define.get("ONE_BLOCK", "0") == "1", define.get("DIVIDES", "1") == "1",
+                define["LANES"] == "1")
 
 
 def measure(target, case, name, compiled):
