@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: MIT
 #
 # fresh.sh bookworm|trixie [FOLDER] - runs README's two commands on a machine that has nothing: in a bare root made by
-# debootstrap, on the commit that is checked out, without compiled kernels. Prints the time and the counts of each.
+# debootstrap, on the commit that is checked out, without compiled kernels. Then installs the Python package by README's
+# line and runs README's Python code. Prints the time of each, and the counts.
 #
 # FOLDER keeps the bare root: debootstrap fills it where it is absent, a later run copies it. Takes root, debootstrap
 # and 4 GiB of disk below TMPDIR (default /var/tmp). The times include the installation of packages.
@@ -65,9 +66,12 @@ apt-config dump 2>/dev/null |
 if [[ -e /etc/ssl/certs/ca-certificates.crt ]]; then
     mkdir -p "$root/etc/ssl/certs"
     cp -L /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/"
+    # For pip: the package ca-certificates, which python3-venv brings, writes its own over the first.
+    cp -L /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/host.crt"
+    export PIP_CERT=/etc/ssl/certs/host.crt
 fi
 variables=(PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8)
-for name in http_proxy https_proxy no_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY; do
+for name in http_proxy https_proxy no_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY PIP_CERT PIP_INDEX_URL PIP_EXTRA_INDEX_URL; do
     [[ -z ${!name:-} ]] || variables+=("$name=${!name}")
 done
 
@@ -93,13 +97,14 @@ cpu_seconds() {
 }
 
 failed=0 lines=()
-for command in tools/demo.sh tools/test.sh; do
+python='. tools/setup.sh && setup python3-venv && tools/python/check_wheel.py --install'
+for command in tools/demo.sh tools/test.sh "$python"; do
     say "$suite: $command"
     cpu_seconds
     before=$cpu started=$SECONDS status=0
     : >"$work/log" # there before tail looks for it
     unshare --mount --pid --fork --kill-child sh -c "$inside" sh "$root" env -i "${variables[@]}" \
-        sh -c "cd /clxent && exec $command" </dev/null >"$work/log" 2>&1 &
+        sh -c "cd /clxent && $command" </dev/null >"$work/log" 2>&1 &
     child=$!
     tail -n +1 -f --pid="$child" "$work/log" &
     wait "$child" || status=$?
@@ -108,7 +113,7 @@ for command in tools/demo.sh tools/test.sh; do
     [[ $status == 0 ]] || failed=1
     counts=$(grep -E '^[0-9]+ passed, [0-9]+ failed' "$work/log" | tail -n 1) || counts="exit status $status"
     cpu_seconds
-    lines+=("$suite, $command: $((SECONDS - started)) s, $((cpu - before)) s of CPU, $counts")
+    lines+=("$suite, ${command##*&& }: $((SECONDS - started)) s, $((cpu - before)) s of CPU, $counts")
 done
 printf '%s\n' "${lines[@]}"
 exit $failed
