@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
 """What is written for users: the manual that Doxygen makes of the headers, the manual page, README.md. What they show is
-run or compared here; README's section on Python in test_python.py, its lines on linking in package/run.cmake.
+run or compared here; Python code in test_python.py. Of each command in README.md and tools/python/README.md, Commands knows
+what runs it, or why nothing does.
 
 CLXENT_DOXYGEN and CLXENT_DOXYFILE: Doxygen and its file for the target `docs`; without them the manual is left out.
 CLXENT_BUILD_FOLDER: the build, with clxent.1."""
@@ -193,6 +194,89 @@ class ManPage(Case):
             if command[0] != "mandoc":
                 self.assertEqual(result.returncode, 0)
                 self.assertTrue("label-smoothing" in re.sub(".\b", "", result.stdout))
+
+
+# ---- Commands of the READMEs ------------------------------------------------------------------
+
+INSTALL = (
+    "tools/demo.sh",
+    'cmake --preset release && cmake --build build && cmake --install build --prefix "$HOME/clxent"',
+    "cmake --preset library && cmake --build build-library",
+)
+CLI, DOCS, PACKAGE = "tests/test_cli.py", "tests/test_docs.py", "tests/package/run.cmake"
+WHEEL = "tools/python/check_wheel.py"
+REAL_DATA = (DOCS, "self.succeed(*command.split(), cwd=self.dir)")
+
+# The file that runs a command, and the code there that does.
+RUN_BY = {
+    **{command: (DOCS, "for command in INSTALL:") for command in INSTALL},
+    "tools/test.sh": (".ci/run", "tools/test.sh 2>&1"),
+    "tools/windows.sh": (".ci/run", "tools/windows.sh"),
+    "cc app.c $(pkg-config --cflags --libs clxent) -o app": (PACKAGE, "&& ${command}"),
+    'cc app.c $(pkg-config --cflags --libs clxent) -Wl,-rpath,"$HOME/clxent/lib" -o app': (PACKAGE, "&& ${command}"),
+    "build/clxent demo": (DOCS, 'self.succeed("demo", env='),
+    "build/clxent demo --plot demo.png": (CLI, 'self.succeed("demo", "--plot", self.path("demo.png"))'),
+    "clxent info": (CLI, 'self.succeed("info")'),
+    "clxent demo [--plot FILE.png]": (CLI, 'self.succeed("demo", "--plot"'),
+    "clxent sample ...": REAL_DATA,
+    "clxent eval ...": REAL_DATA,
+    "clxent verify": (CLI, 'self.run_json("--seconds", seconds'),
+    "clxent verify [--seconds T]": (CLI, 'self.run_json("--seconds", seconds'),
+    "clxent bench [--suite]": (CLI, 'self.succeed("bench", "--suite"'),
+    "clxent bench --suite": (CLI, 'self.succeed("bench", "--suite"'),
+    "clxent tune": (CLI, 'clxent("tune", "--quick"'),
+    "clxent sample --text /usr/share/common-licenses/GPL-3 --batch 64 --seq 512 --out data": REAL_DATA,
+    "clxent eval --logits data/logits.npy --targets data/targets.npy --grad-out gradient.npy": REAL_DATA,
+    "clxent eval --help": (DOCS, 'self.succeed("eval", "--help")'),
+    "man clxent": (DOCS, '["man", "--warnings", "-l", self.file]'),
+    "clxent verify --case 'outputs=gradient;classes=8;softcap=30'": (DOCS, 'self.succeed("verify", "--case", case[1])'),
+    "pip install ./tools/python": (WHEEL, 'shown("pip install ")'),
+    "python -m build -o dist tools/python": (WHEEL, 'shown("python -m build ")'),
+    "auditwheel repair --exclude libOpenCL.so.1 dist/clxent-*-linux_x86_64.whl": (WHEEL, 'shown("auditwheel repair ")'),
+    "tools/python/check_wheel.py": (".ci/run", "tools/python/check_wheel.py"),
+}
+NOT_RUN = {
+    "clxent bench --op linear --backward --rows 512 --features 2048 --classes 32768 --plot linear.png": (
+        "takes minutes; test_cli.py draws the picture of another shape"
+    ),
+    "pip install pyopencl[pocl]": "names where a driver comes from that is not ours",
+}
+PROGRAM = re.compile(r"(?:build/)?clxent|cmake|cc|pip|python|auditwheel|man|tools/\S+\.(?:sh|py)")
+# How indented lines begin that are formulas, CMake, or part of a list.
+OTHER = set("softmax loss gradient a_j dx_j + find_package(clxent target_link_libraries(app".split())
+
+
+class Commands(Case):
+    def test_every_command_is_run_or_has_a_reason(self):
+        commands, others = set(), set()
+        for path in ("README.md", "tools/python/README.md"):
+            text = re.sub(r"(?ms)^```.*?^```$", "", text_of(path))
+            for line in re.findall(r"(?m)^    +(\S.*)$", text):
+                command = re.split("  +", line)[0]  # what it does comes after
+                (commands if PROGRAM.fullmatch(line.split()[0]) else others).add(command)
+            for code in re.findall(r"`([^`]+)`", re.sub(r"(?m)^    .*$", "", text)):
+                words = code.split()
+                if PROGRAM.fullmatch(words[0]) and (len(words) > 1 or "/" in code and "." in code):
+                    commands.add(" ".join(words))
+        self.assertEqual({line.split()[0] for line in others}, OTHER)
+        self.assertEqual(sorted(commands), sorted([*RUN_BY, *NOT_RUN]))
+        for command, (path, code) in RUN_BY.items():
+            text = re.sub(r"(?ms)^RUN_BY = .*?^}$", "", text_of(*path.split("/")))  # this list is no evidence
+            self.assertTrue(code in text, "%s: %s has no %s" % (command, path, code))
+
+    def test_installation(self):
+        """In a copy of the checkout, with all that demo.sh would install already there."""
+        for name in ("include", "host", "kernels", "tools"):
+            shutil.copytree(os.path.join(ROOT, name), self.path(name))
+        for name in ("CMakeLists.txt", "CMakePresets.json", "LICENSE", "README.md"):
+            shutil.copy(os.path.join(ROOT, name), self.dir)
+        for command in INSTALL:
+            status, output = run("sh", "-ec", command, cwd=self.dir, env={**os.environ, "HOME": self.path("home")})
+            self.assertEqual(status, 0, output)
+            if command == INSTALL[0]:
+                self.assertIn("they agree", output)
+        self.assertEqual(run(self.path("home/clxent/bin/clxent"), "demo")[0], 0)
+        self.assertTrue(os.path.exists(self.path("build-library/libclxent.a")))
 
 
 # ---- README.md --------------------------------------------------------------------------------
