@@ -29,9 +29,9 @@
         .lane_classes = UINT32_MAX, .lane_group = (GROUP), .lane_vector = (VECTOR), .lane_cache = (CACHE) \
     }
 
-/* Kernels branch on whether a group has one work-item, not on how many more. An interpreter runs them one after another: it
- * gets groups of 8. */
-static inline uint32_t group_of_several(uint32_t size) { return small_run() && size > 8 ? 8 : size; }
+/* An interpreter runs work-items one after another. Groups of 16 have one level of the trees that join more than 8, and all
+ * else that larger groups have; test_variants.c runs a row of the larger ones. */
+static inline uint32_t group_of_several(uint32_t size) { return small_run() && size > 16 ? 16 : size; }
 
 /* One of each: whole rows, rows split over groups, work-groups, lanes. The parameters are those of tuning.def or of
  * other tests, so that a driver compiles few programs more. */
