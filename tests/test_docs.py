@@ -220,7 +220,6 @@ RUN_BY = {
     "clxent demo [--plot FILE.png]": (CLI, 'self.succeed("demo", "--plot"'),
     "clxent sample ...": REAL_DATA,
     "clxent eval ...": REAL_DATA,
-    "clxent verify": (CLI, 'self.run_json("--seconds", seconds'),
     "clxent verify [--seconds T]": (CLI, 'self.run_json("--seconds", seconds'),
     "clxent bench [--suite]": (CLI, 'self.succeed("bench", "--suite"'),
     "clxent bench --suite": (CLI, 'self.succeed("bench", "--suite"'),
@@ -236,9 +235,6 @@ RUN_BY = {
     "tools/python/check_wheel.py": (".ci/run", "tools/python/check_wheel.py"),
 }
 NOT_RUN = {
-    "clxent bench --op linear --backward --rows 512 --features 2048 --classes 32768 --plot linear.png": (
-        "takes minutes; test_cli.py draws the picture of another shape"
-    ),
     "pip install pyopencl[pocl]": "names where a driver comes from that is not ours",
 }
 PROGRAM = re.compile(r"(?:build/)?clxent|cmake|cc|pip|python|auditwheel|man|tools/\S+\.(?:sh|py)")
