@@ -370,6 +370,11 @@ static inline epilogue epilogue_of(const run *u, const uint kind, const ulong ro
     g.outer = (lane)(1);
     g.class_index = NO_CLASSES;
     g.target = (lane)(0);
+#if HAS_UPSTREAMS
+    g.is_out = (ilane)(0);
+    g.pull = (lane)(0);
+    g.distance_pull = (lane)(0);
+#endif
     return g;
 }
 
