@@ -70,6 +70,14 @@ typedef int integer;
 #define ACC_INFINITY ((acc_t)INFINITY)
 #define ACC_NAN ((acc_t)NAN)
 
+/* To nearest even. Compilers for GPUs make one instruction of vstore_half(), whose default rounding that is; of
+ * vstore_half_rte() libclc, with which tools/gpu.py compiles, makes many. */
+#if defined(__NVPTX__) || defined(__AMDGCN__)
+#    define STORE_ONE_HALF vstore_half
+#else
+#    define STORE_ONE_HALF vstore_half_rte
+#endif
+
 #if VEC == 1
 typedef acc_t vec;
 typedef integer ivec;
@@ -82,7 +90,7 @@ typedef integer ivec;
 #    define LOAD(p) (*(p))
 #    define STORE(v, p) (*(p) = (v))
 #    define LOAD_HALF(p) vload_half(0, p)
-#    define STORE_HALF(v, p) vstore_half_rte(v, 0, p)
+#    define STORE_HALF(v, p) STORE_ONE_HALF(v, 0, p)
 #else
 typedef PASTE(ACC_TYPE, VEC) vec;
 typedef PASTE(INTEGER_TYPE, VEC) ivec;
@@ -126,7 +134,11 @@ DEFINE_ACCESSES(double)
 #        define STORE(v, p) PASTE(vstore, VEC)(v, 0, p)
 #    endif
 #    define LOAD_HALF(p) PASTE(vload_half, VEC)(0, p)
-#    define STORE_HALF(v, p) PASTE(PASTE(vstore_half, VEC), _rte)(v, 0, p)
+#    if defined(__NVPTX__) || defined(__AMDGCN__)
+#        define STORE_HALF(v, p) PASTE(vstore_half, VEC)(v, 0, p)
+#    else
+#        define STORE_HALF(v, p) PASTE(PASTE(vstore_half, VEC), _rte)(v, 0, p)
+#    endif
 #endif
 
 /* Conditions and numbers of another width to those of the width of acc_t. */
@@ -311,19 +323,9 @@ static inline __attribute__((unused)) void store_pairs(const VECTOR(ushort) bits
 #if DTYPE == F16 || GRADIENT_DTYPE == F16
 static inline VECTOR(ushort) half_bits(const VECTOR(float) value)
 {
-#    if defined(__NVPTX__)
-    /* libclc, with which tools/gpu.py compiles, rounds by integers. */
-    float element[VEC];
-    ushort bits[VEC];
-    STORE(value, element);
-#        pragma unroll
-    for (uint i = 0; i < VEC; i++) __asm__("cvt.rn.f16.f32 %0, %1;" : "=h"(bits[i]) : "f"(element[i]));
-    return LOAD(bits);
-#    else
     VECTOR(ushort) bits;
     STORE_HALF(value, (__private half *)&bits);
     return bits;
-#    endif
 }
 
 static inline VECTOR(float) half_values(const VECTOR(ushort) stored)
@@ -465,17 +467,7 @@ static inline __attribute__((unused)) vec load_vector_aligned(__global const sto
 #define F32_STORE_NUMBERS F32_STORE_VECTOR
 #define F64_STORE_NUMBERS F64_STORE_VECTOR
 #define F16_STORE_NUMBERS F16_STORE_VECTOR
-#if defined(__NVPTX__)
-static inline __attribute__((unused)) void store_half(const float value, __global half *p)
-{
-    ushort bits;
-    __asm__("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
-    *(__global ushort *)p = bits;
-}
-#    define F16_STORE_ONE(v, p) store_half(v, p)
-#else
-#    define F16_STORE_ONE(v, p) vstore_half_rte(v, 0, p)
-#endif
+#define F16_STORE_ONE(v, p) STORE_ONE_HALF(v, 0, p)
 #if TELLS_ALIGNED
 #    define F16_STORE_VECTOR(v, p, aligned)                        \
         do {                                                       \
