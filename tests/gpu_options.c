@@ -136,6 +136,8 @@ int main(int argc, char **argv)
         desc.logit_scale = 0.75;
         desc.softcap = 30;
         desc.gradient_mode = CLXENT_GRADIENT_ACCUMULATE;
+        desc.has_grad_entropy = 1;
+        desc.has_grad_lse = 1;
     }
     if (desc.dtype == CLXENT_F64 && !device.has_f64) refuse("--no-f64, and --dtype", "f64");
     if (product != NULL) {
