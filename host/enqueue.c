@@ -67,7 +67,7 @@ static cl_ulong acc_bits(const clxent_desc *desc, double value)
     return desc->dtype == CLXENT_F64 ? wide : bits;
 }
 
-/* Whether results bypass the cache, which decides no bits. Not in place, where the cache has the lines already. */
+/* Whether results bypass the cache, which decides no bits. Not where one of them is in place, as the cache has its lines. */
 static bool streams(const run *r)
 {
     const clxent_plan *plan = r->plan;

@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { ALIGNMENT = 64, TEXT_SIZE = 512, MOST_COLUMNS = 8, LEAST_ROOM = 4 };
+enum { ALIGNMENT = 64, TEXT_SIZE = 512, MOST_COLUMNS = 8 };
 
 static clxent_status supported(clxent_context *ctx, const clxent_desc *desc)
 {
@@ -62,9 +62,10 @@ static size_t tile_elements(const clxent_plan *plan, uint32_t columns, bool keep
     if (plan->along) return plan->desc.classes * rows; /* as lies_along() limits it */
     const size_t pitch = !inner && !alone ? rows + 1 : rows;
     const size_t tiles = (keeps ? 2u : 1u) + (!inner && alone ? 1u : 0u);
-    /* neighbours' maxima, block by block (BLOCK_CLASSES of tile.cl), or a vector behind rows */
-    const size_t spare = !alone ? 0 : inner ? (plan->desc.classes / 32 + 1) * rows : t->lane_vector;
-    const size_t classes = plan->desc.classes > LEAST_ROOM ? plan->desc.classes : LEAST_ROOM;
+    /* neighbours' maxima, block by block, or a vector behind rows */
+    const size_t blocks = plan->desc.classes / NEIGHBOUR_CLASSES + 1;
+    const size_t spare = !alone ? 0 : inner ? blocks * rows : t->lane_vector;
+    const size_t classes = plan->desc.classes > LEAST_CLASSES ? plan->desc.classes : LEAST_CLASSES;
     size_t elements;
 
     return clxent_size_mul(classes, pitch * tiles, &elements) && elements < SIZE_MAX - spare
@@ -87,8 +88,9 @@ static bool keeps_logits(const clxent_plan *plan)
 /* Whether vectors of map_lane.cl lie along the classes (ALONG), which serves all but scale, softcap, smoothing, probabilities,
  * gradients of entropy or lse, log-softmax, and softmax and gradient together. PoCL 3.1, loss + gradient of f32. Zen 4, CPU
  * time next to lanes that are transposed whole, with AVX-512 and without: 1.15 and 1.19 at 48 classes, 1.11 and 0.96 at 64,
- * 0.81 and 0.84 at 100, 0.79 and 0.75 at 200. 2 hyperthreads of Emerald Rapids, next to rows: 0.90 at 512, 1.03 at 768, and 0.8 from 600 to 4,000 where rows lie side by side and begin at any element: a tile is
- * streamed whole, short rows one by one are not (LONG_ROW). Loss alone 0.76 at 512, 0.98 at 1,024, 1.04 at 2,048. */
+ * 0.81 and 0.84 at 100, 0.79 and 0.75 at 200. 2 hyperthreads of Emerald Rapids, next to rows: 0.90 at 512, 1.03 at 768, and
+ * 0.8 from 600 to 4,000 where rows lie side by side and begin at any element: a tile is streamed whole, short rows one by one
+ * are not (LONG_ROW). Loss alone 0.76 at 512, 0.98 at 1,024, 1.04 at 2,048. */
 static bool lies_along(const clxent_plan *plan)
 {
     enum { LEAST_VECTORS = 4, MOST_CLASSES = 512, MOST_UNALIGNED = 4096, MOST_LOSS = 1024 };

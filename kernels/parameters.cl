@@ -116,3 +116,7 @@ typedef struct clxent_product {
 
 /* Of the sums of a row or a piece, of fused.cl. */
 #define RECORD_BYTES 256u
+/* Of lanes: neighbours' classes between two looks at the maximum, and classes that a tile has room for at least, so that it can
+ * be transposed. The host lays out local memory by both. */
+#define NEIGHBOUR_CLASSES 32u
+#define LEAST_CLASSES 4u

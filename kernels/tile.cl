@@ -97,7 +97,7 @@
 #endif
 /* Classes between two looks at the maximum. Part of what decides bits. Neighbours: PoCL 3.1, Zen 4 with AVX-512, 1,000 classes
  * 16 KiB apart, CPU time next to blocks of 16: 0.85; 21 classes, one block: 0.91. */
-#define BLOCK_CLASSES (BY_BLOCKS ? 32u : 16u)
+#define BLOCK_CLASSES (BY_BLOCKS ? NEIGHBOUR_CLASSES : 16u)
 /* Exponentials that are added plainly, of confident rows: see tile_excluding_max(). */
 #define PLAIN_CLASSES 16u
 
@@ -238,7 +238,7 @@ ALWAYS_INLINE vec dense_class(const tile_input *in, const uint c)
 
 /* Classes that a tile has room for: the least that is transposed. */
 #if TRANSPOSES && VEC > 1
-#    define ROOM(classes) max(classes, 4u)
+#    define ROOM(classes) max(classes, LEAST_CLASSES)
 #else
 #    define ROOM(classes) (classes)
 #endif

@@ -670,7 +670,7 @@ CLXENT_API void clxent_args_init(clxent_args *args);
  *              rows, on its place among them, and on the outputs of its plan. Outputs do matter in three cases:
  *              between plans with and without targets; on devices whose plans have work-groups of one (CPUs),
  *              up to 4,096 classes, between plans of log_softmax, of softmax and gradient together, of either,
- *              and of neither; with inner > 1, where a tile of logits fills about half the local memory.
+ *              and of neither; with inner > 1 and larger work-groups, where a tile of logits fills half the local memory.
  * Threads      Any, also several at once on one plan, each run in flight with a workspace of its own. The
  *              launches of one run are not mixed with those of another of the same plan, but for
  *              LINEAR_CROSS_ENTROPY, whose chunks are.
