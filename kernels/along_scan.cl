@@ -27,7 +27,6 @@ static inline row_input row_of_tile(const tile_input *in, const uint i)
     row.kept_q = 0;
     row.ahead = in->p->row_stride == in->classes ? TILE / VEC * in->classes
                                                  : 0; /* rows without gaps: the next tile */
-    row.shares_lines = false;
     row.slope_at = 0;
     row.q = 0;
     row.class_weights = in->class_weights;

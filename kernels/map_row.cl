@@ -58,7 +58,6 @@ static inline unit_input make_input(const run *u, const bool whole_rows)
     in.ahead = AHEAD;
     in.fits = fits;
     in.keeps = whole_rows && fits && WANTS_WIDE(p) && !(p->flags & FLAG_FROM_STATISTICS);
-    in.shares_lines = WANTS_WIDE(p) && whole_rows && !fits && p->classes * sizeof(storage) <= MOST_KEPT_BYTES;
     in.slope_at =
         KEEPS_SLOPE && in.keeps && WANTS(p, OUTPUT_GRADIENT) && p->local_elements / 2 >= padded ? padded : 0;
 #endif

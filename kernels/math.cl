@@ -86,6 +86,16 @@
 #endif
 #define EXP_POLYNOMIAL(r, C) fma(EXP_SLOPE(r, C), r, C(ACC(1.0)))
 
+/* exp(r) - 1 */
+#if DTYPE == F64
+#    define EXP_MINUS_1(T, r) ((r) * EXP_SLOPE(r, (T)AS_IT_IS))
+#else
+#    define EXP_MINUS_1(T, r)                                                                      \
+        fma(fma(fma((T)(0x1.6a21acp-10f), (r) * (r), fma((T)(0x1.123b6ap-7f), r, (T)(0x1.5558fap-5f))), \
+                (r) * (r), fma((T)(0x1.555490p-3f), r, (T)(0x1.fffffcp-2f))),                      \
+            (r) * (r), r)
+#endif
+
 /* The scale that a row's exponentials share: they are exp(z - base) * 2^-q. */
 typedef struct {
     lane base;   /* 0 while |maximum| <= MAX_NEAR, else the maximum */
@@ -141,7 +151,7 @@ static inline exp_scale exp_scale_of(const lane maximum)
     {                                                                                             \
         T r;                                                                                      \
         const T power = NAME##_reduce(NAME##_clamped(z, s, far), s, &r);                          \
-        return EXP_POLYNOMIAL(r, (T)AS_IT_IS) * power;                                            \
+        return fma(EXP_MINUS_1(T, r), power, power);                                              \
     }                                                                                             \
     static inline T NAME##_times(const T z, const exp_scale s, const bool far, const lane factor) \
     {                                                                                             \

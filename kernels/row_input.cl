@@ -46,7 +46,6 @@ typedef struct {
     bool in_local;     /* those of this row are there */
     acc_t kept_q;      /* at this scale, see block_scale_of(); NO_SCALE while all of them are 0 */
     uint ahead;        /* vectors from one that is computed with to the one that is prefetched meanwhile */
-    bool shares_lines; /* see prefetch_ahead() */
     uint slope_at;     /* where local_rows has the slope of every class beside its exponential; 0: it has not */
 #endif
 } row_input;

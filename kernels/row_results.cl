@@ -242,7 +242,7 @@ ALWAYS_INLINE void epilogue_loop(const row_input *in, const row_result *r, const
         for (; v < stop; v++) {
             const uint at = first + v * VEC;
             put(to, at, value_of_vector(in, r, g, from, to, at, false), VEC);
-            if (!from->in_local && v % 4 == 0) prefetch_ahead(in, v, 4, true);
+            if (!from->in_local && v % 4 == 0) prefetch_ahead(in, v, 4);
         }
         if (stop == vectors) break;
         const uint at = first + v * VEC;
