@@ -374,7 +374,7 @@ static inline acc_t inverse_of(const acc_t softcap) { return 1 / softcap; } /* f
 #endif
 
 #define DEFINE_SOFTCAP(NAME, T, I, AS_T, AS_I)                                     \
-    static inline T NAME(const T s, const acc_t softcap, T *slope)                 \
+    ALWAYS_INLINE T NAME(const T s, const acc_t softcap, T *slope)                 \
     {                                                                              \
         const T y2 = s * (T)(2 * inverse_of(softcap));                             \
         const T x = -fabs(y2) < (T)(-TANH_LIMIT) ? (T)(-TANH_LIMIT) : -fabs(y2);   \
@@ -382,7 +382,7 @@ static inline acc_t inverse_of(const acc_t softcap) { return 1 / softcap; } /* f
         const T k = shifted - (T)(ROUNDER + BIAS + 2);                             \
         const T r = REDUCE(T, k, x);                                               \
         /* exp(r) - 1: the polynomial without its last term */                     \
-        const T p = r * EXP_SLOPE(r, (T)AS_IT_IS);                                 \
+        const T p = EXP_MINUS_1(T, r);                                             \
         const T scale = AS_T(AS_I(shifted) << MANTISSA_BITS);                      \
         const T t = fma(scale, p, scale);                                          \
         const T rest = fma(-scale, p, (T)(4) - scale);                             \
@@ -394,7 +394,7 @@ static inline acc_t inverse_of(const acc_t softcap) { return 1 / softcap; } /* f
         return copysign((T)(softcap) * (rest * inverse), y2);                      \
     }                                                                              \
     /* z of x, and the slope */                                                    \
-    static inline T NAME##_z(const T x, const options o, T *slope)                 \
+    ALWAYS_INLINE T NAME##_z_inline(const T x, const options o, T *slope)          \
     {                                                                              \
         if (!HAS_Z) return x;                                                      \
         T z = HAS_LOGIT_SCALE ? x * (T)(o.logit_scale) : x;                        \
@@ -404,6 +404,10 @@ static inline acc_t inverse_of(const acc_t softcap) { return 1 / softcap; } /* f
             *slope = x == (T)(-ACC_INFINITY) ? (T)(0) : *slope;                    \
         }                                                                          \
         return x == (T)(-ACC_INFINITY) ? x : z;                                    \
+    }                                                                              \
+    static inline T NAME##_z(const T x, const options o, T *slope)                 \
+    {                                                                              \
+        return NAME##_z_inline(x, o, slope);                                       \
     }                                                                              \
     /* s = logit_scale * x: what the argmax is taken of, as a softcap that       \
      * saturates makes equal what is not. Without a softcap it is z. */ \

@@ -225,7 +225,8 @@ ALWAYS_INLINE vec keep_z(const row_input *in, const row_scan *scan, const uint f
 {
     const uint at = is_full ? v * VEC : vector_at(in, v);
     vec slope;
-    const vec z = softcap_vector_z(is_full ? load_vector(in->x + at) : vector_x(in, v), in->o, &slope);
+    const vec z = is_full ? softcap_vector_z_inline(load_vector(in->x + at), in->o, &slope)
+                          : softcap_vector_z(vector_x(in, v), in->o, &slope);
     STORE(z, scan->local_rows + (scan->in_local ? at : (v - from) * VEC));
     if (in->slope_at > 0) STORE(slope, scan->local_rows + in->slope_at + at);
     return z;
@@ -241,7 +242,7 @@ ALWAYS_INLINE vec maximum_of(const row_input *in, const row_scan *scan, const ui
     vec m3 = m0;
     uint v = from;
     if (scan->keeps_z) {
-#pragma unroll 4
+#pragma unroll 2
         for (; v < full; v++) m0 = vec_max(m0, keep_z(in, scan, from, v, true));
         if (v < to) m0 = vec_max(m0, keep_z(in, scan, from, v, false));
         return m0;
