@@ -87,7 +87,7 @@
 #define EXP_POLYNOMIAL(r, C) fma(EXP_SLOPE(r, C), r, C(ACC(1.0)))
 
 /* exp(r) - 1 */
-#if DTYPE == F64
+#if DTYPE == F64 || WG_SIZE > 1
 #    define EXP_MINUS_1(T, r) ((r) * EXP_SLOPE(r, (T)AS_IT_IS))
 #else
 #    define EXP_MINUS_1(T, r)                                                                      \
@@ -134,12 +134,12 @@ static inline exp_scale exp_scale_of(const lane maximum)
 #define AS_IT_IS(c) c
 #define TIMES_FACTOR(c) ((factor) * (lane)(c))
 #define DEFINE_EXP(NAME, T, I, AS_T, AS_I)                                                        \
-    static inline T NAME##_clamped(const T z, const exp_scale s, const bool far)                  \
+    ALWAYS_INLINE T NAME##_clamped(const T z, const exp_scale s, const bool far)                  \
     {                                                                                             \
         const T x = far ? z - (T)(s.base) : z;                                                    \
         return (T)(s.lowest) > x ? (T)(s.lowest) : x;                                             \
     }                                                                                             \
-    static inline T NAME##_reduce(const T clamped, const exp_scale s, T *r)                       \
+    ALWAYS_INLINE T NAME##_reduce(const T clamped, const exp_scale s, T *r)                       \
     {                                                                                             \
         const T rounder = (T)((lane)(ROUNDER + BIAS) - s.q);                                      \
         const T shifted = fma(clamped, (T)(INV_LN2), rounder);                                    \
@@ -147,13 +147,17 @@ static inline exp_scale exp_scale_of(const lane maximum)
         *r = REDUCE(T, k, clamped);                                                               \
         return AS_T(AS_I(shifted) << MANTISSA_BITS);                                              \
     }                                                                                             \
-    static inline T NAME(const T z, const exp_scale s, const bool far)                            \
+    ALWAYS_INLINE T NAME##_inline(const T z, const exp_scale s, const bool far)                   \
     {                                                                                             \
         T r;                                                                                      \
         const T power = NAME##_reduce(NAME##_clamped(z, s, far), s, &r);                          \
         return fma(EXP_MINUS_1(T, r), power, power);                                              \
     }                                                                                             \
-    static inline T NAME##_times(const T z, const exp_scale s, const bool far, const lane factor) \
+    static inline T NAME(const T z, const exp_scale s, const bool far)                            \
+    {                                                                                             \
+        return NAME##_inline(z, s, far);                                                          \
+    }                                                                                             \
+    ALWAYS_INLINE T NAME##_times(const T z, const exp_scale s, const bool far, const lane factor) \
     {                                                                                             \
         T r;                                                                                      \
         const T power = NAME##_reduce(NAME##_clamped(z, s, far), s, &r);                          \
@@ -196,6 +200,8 @@ static inline vec exp_vector(const vec z, const exp_scale s, const bool far)
     const vec power = exp_vector_reduce(z, s, far, &r);
     return fma(power * r, fma(fma((vec)(TABLE_C3), r, (vec)(TABLE_C2)), r, (vec)(1)), power);
 }
+
+#    define exp_vector_inline exp_vector
 
 static inline vec exp_vector_times(const vec z, const exp_scale s, const bool far, const lane factor)
 {
@@ -249,6 +255,7 @@ DEFINE_EXP(exp_one, acc_t, integer, PASTE(as_, ACC_TYPE), PASTE(as_, INTEGER_TYP
 DEFINE_EXP(exp_vector, vec, ivec, AS_VEC, AS_IVEC)
 #elif VEC == 1 && !NATIVE_EXP
 #    define exp_vector exp_one
+#    define exp_vector_inline exp_one_inline
 #    define exp_vector_times exp_one_times
 #    define exp_vector_finite_times exp_one_finite_times
 #endif

@@ -117,7 +117,8 @@ ALWAYS_INLINE void take_vector(terms *t, const row_input *in, const row_scan *sc
                                const uint v, const vec z, const uint apart, const bool tail)
 {
     const uint at = tail ? vector_at(in, v) : v * VEC, skipped = tail ? first_new(in, v) : 0;
-    vec e = exp_vector(z, level->scale, level->far);
+    vec e = tail || apart != NO_CLASS ? exp_vector(z, level->scale, level->far)
+                                      : exp_vector_inline(z, level->scale, level->far);
     if ((tail || apart != NO_CLASS) && scan->in_local) STORE(e, scan->local_rows + at);
     if (apart != NO_CLASS) e = IOTA == (ivec)((integer)(apart - at)) ? (vec)(0) : e;
     if (skipped > 0) e = IOTA < (ivec)((integer)skipped) ? (vec)(0) : e;
