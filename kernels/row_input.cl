@@ -41,12 +41,12 @@ typedef struct {
     vec kept[BLOCK]; /* see ONE_BLOCK */
 #else
     uint local_elements;
-    bool fits;         /* the exponentials of a row fit into local_rows */
-    bool keeps;        /* this run keeps them there */
-    bool in_local;     /* those of this row are there */
-    acc_t kept_q;      /* at this scale, see block_scale_of(); NO_SCALE while all of them are 0 */
-    uint ahead;        /* vectors from one that is computed with to the one that is prefetched meanwhile */
-    uint slope_at;     /* where local_rows has the slope of every class beside its exponential; 0: it has not */
+    bool fits;     /* the exponentials of a row fit into local_rows */
+    bool keeps;    /* this run keeps them there */
+    bool in_local; /* those of this row are there */
+    acc_t kept_q;  /* at this scale, see block_scale_of(); NO_SCALE while all of them are 0 */
+    uint ahead;    /* vectors from one that is computed with to the one that is prefetched meanwhile */
+    uint slope_at; /* where local_rows has the slope of every class beside its exponential; 0: it has not */
 #endif
 } row_input;
 
