@@ -227,9 +227,16 @@ ALWAYS_INLINE vec value_of_class(const tile_input *in, const row_result *r, cons
 static inline void stage(const tile_input *tile, const row_result *r, const epilogue *g, const bool again)
 {
     const tile_input copy = *tile, *in = &copy; /* see sum_tile() */
-    for (uint c = 0; c < in->classes; c++) {
-        const vec value = value_of_class(in, r, g, again, c, (lane)(1));
-        STORE(value, in->values + (size_t)c * PITCH);
+    epilogue own = *g;
+    if (ANY_LANE(own.filled)) {
+        for (uint c = 0; c < in->classes; c++) {
+            STORE(value_of_class(in, r, &own, again, c, (lane)(1)), in->values + (size_t)c * PITCH);
+        }
+    } else {
+        own.filled = (ilane)(0);
+        for (uint c = 0; c < in->classes; c++) {
+            STORE(value_of_class(in, r, &own, again, c, (lane)(1)), in->values + (size_t)c * PITCH);
+        }
     }
 #    if TRANSPOSES
     tile_to_rows(in->values, in->own_rows, in->classes);
