@@ -187,7 +187,8 @@ ALWAYS_INLINE void sum_block(block_sums *b, const row_input *in, const row_scan 
             const uint whole = max(min(flush_at, full), v) - v;
             const uint turns = min(whole, max(apart_vector, v) - v) / TOGETHER;
             const uint stop = v + (apart_vector < v ? whole / TOGETHER : turns) * TOGETHER;
-            if (scan->in_local) {
+            /* of rows that are far nothing is kept, see note_scale() */
+            if (scan->in_local && (ALONG || !SUMS_PLAINLY || !level->far)) {
                 sum_turns(b, in, scan, level, from, v, stop, true);
             } else {
                 sum_turns(b, in, scan, level, from, v, stop, false);
