@@ -173,7 +173,7 @@ ALWAYS_INLINE void sum_turns(block_sums *b, const row_input *in, const row_scan 
     }
 }
 
-/* Adds the vectors [from, to) to b: turns without a branch, which on a Zen 3 take 0.8 of the time, but for the one that has
+/* Adds the vectors [from, to) to b: turns without a branch (Zen 3, AVX2: 0.86 to 0.95 of the time), but for the one that has
  * the class left out, and the last. */
 ALWAYS_INLINE void sum_block(block_sums *b, const row_input *in, const row_scan *scan, const row_level *level,
                              const uint from, const uint to)
@@ -184,9 +184,9 @@ ALWAYS_INLINE void sum_block(block_sums *b, const row_input *in, const row_scan 
     do {
         const uint flush_at = min(v + FLUSH_VECTORS, to);
         while (v < flush_at) {
-            const uint whole = max(min(flush_at, full), v) - v;
-            const uint turns = min(whole, max(apart_vector, v) - v) / TOGETHER;
-            const uint stop = v + (apart_vector < v ? whole / TOGETHER : turns) * TOGETHER;
+            const uint whole = max(min(flush_at, full), v);
+            const uint plain = apart_vector >= v ? min(apart_vector, whole) : whole;
+            const uint stop = v + (plain - v) / TOGETHER * TOGETHER;
             /* of rows that are far nothing is kept, see note_scale() */
             if (scan->in_local && (ALONG || !SUMS_PLAINLY || !level->far)) {
                 sum_turns(b, in, scan, level, from, v, stop, true);
