@@ -5,10 +5,10 @@
  *
  *     build/tests/stress [THREADS [SECONDS [SEED]]]      by default 8 300 1
  *
- * Cases are drawn from a few kinds of plan, so that the threads run more than they compile. A step of a thread is one run of one
- * case: by a plan that threads share and enqueue at the same time, each with its own buffers and workspace; by a plan made for
- * the step; or by clxent_run_host(). Half of the steps take the case of the moment, so that threads meet. Contexts that are made
- * and destroyed beside others: test_store.c.
+ * Cases are those of `clxent verify`, which share programs, so that the threads run more than they compile. A step of a thread is
+ * one run of one case: by a plan that threads share and enqueue at the same time, each with its own buffers and workspace; by a
+ * plan made for the step; or by clxent_run_host(). Half of the steps take the case of the moment, so that threads meet. Contexts
+ * that are made and destroyed beside others: test_store.c.
  *
  * The warm-up runs every case in every context. Then the time is cut into parts. Memory is measured between two parts,
  * while no thread runs, and compared with that after the first: threads that run at once keep buffers at once.
@@ -29,7 +29,7 @@ enum {
     CONTEXTS = 2,
     PARTS = 6,
     CASES = 96,
-    MOST_ELEMENTS = 40000, /* logits of a case, but for one long row */
+    MOST_ELEMENTS = 40000, /* logits of a case */
     MOST_FAULTS = 10,      /* that are printed */
     MOST_GROWTH = 16       /* MiB of resident memory after warm-up */
 };
@@ -112,32 +112,6 @@ static void close_device(void)
 
 /* ---- Cases --------------------------------------------------------------------------------- */
 
-/* Options that a plan's program is compiled for, and shapes that it serves: a kind costs one or two programs, however many
- * cases are drawn from it. */
-static const struct kind {
-    const char *text;   /* as case_read() reads it */
-    size_t least, most; /* classes */
-    size_t inner;
-} kinds[] = {
-    { "outputs=loss+gradient", 2, 60, 1 },
-    { "outputs=loss+gradient", 5000, 9000, 1 },
-    { "outputs=loss+gradient;reduction=sum", 140000, 150000, 1 }, /* split rows */
-    { "outputs=loss+gradient;reduction=sum", 2, 30, 16 },
-    { "outputs=losses+gradient+lse+entropy;reduction=none;gradient_dtype=f32;dtype=bf16;target_type=i32", 300,
-      2000, 1 },
-    { "outputs=losses+lse+argmax;reduction=none;dtype=f16;target_type=u8", 300, 2000, 1 },
-    { "outputs=loss+gradient+correct;dtype=f64", 300, 1500, 1 },
-    { "outputs=softmax+log_softmax", 300, 1500, 1 },
-    { "outputs=losses+loss+gradient+lse;target_type=probabilities;label_smoothing=0.1", 300, 900, 1 },
-    { "outputs=losses+loss+lse+softmax+gradient+argmax+correct+entropy+bad_targets;softcap=30;z_loss=0.01;"
-      "label_smoothing=0.1;"
-      "has_class_weights=1;has_row_weights=1;shift=1",
-      300, 1500, 1 },
-    { "op=softmax-backward;outputs=gradient", 3, 700, 1 },
-    { "op=one-hot;outputs=one_hot", 3, 700, 1 },
-};
-enum { KINDS = sizeof kinds / sizeof *kinds };
-
 typedef struct stress_case {
     verify_case drawn;
     problem p;
@@ -149,45 +123,22 @@ typedef struct stress_case {
 
 static stress_case cases[CASES];
 
-static size_t between(random_state *random, size_t low, size_t high)
-{
-    return low + random_u32(random) % (high - low + 1);
-}
-
 static bool chance(random_state *random, unsigned percent) { return random_u32(random) % 100 < percent; }
-
-static bool draw_case(stress_case *c, const struct kind *kind, random_state *random, problem_fault *f)
-{
-    static const uint32_t fills[] = { FILL_DESIGNED,    FILL_MASKED, FILL_IGNORED,
-                                      FILL_GRAD_OUTPUT, FILL_HIT,    FILL_STEADY };
-    clxent_desc *desc = &c->drawn.desc;
-
-    if (!case_read(&c->drawn, kind->text, f)) return false;
-    desc->classes = between(random, kind->least, kind->most);
-    desc->inner = kind->inner;
-    const size_t slab = desc->classes * desc->inner;
-    const size_t most = slab < MOST_ELEMENTS ? MOST_ELEMENTS / slab : 1;
-    desc->batch = between(random, 1, most < 40 ? most : 40) * desc->inner;
-    desc->seq = between(random, 1, 3);
-    if (desc->batch * desc->seq * desc->classes > MOST_ELEMENTS) desc->seq = 1;
-    if (chance(random, 30)) desc->row_stride = slab + between(random, 1, 20);
-    if (chance(random, 30)) desc->gradient_row_stride = slab + between(random, 1, 20);
-    for (size_t i = 0; i < sizeof fills / sizeof *fills; i++)
-        if (chance(random, 40)) c->drawn.fill |= fills[i];
-    c->drawn.seed = random_u32(random);
-    return case_check(&c->drawn, f) && fill_problem(&c->p, desc, c->drawn.fill, c->drawn.seed, f);
-}
 
 static void draw_cases(uint64_t seed)
 {
-    random_state random = random_start(seed);
     problem_fault f;
 
     for (size_t i = 0, count = 0; count < CASES; i++) {
         stress_case *c = &cases[count];
-        if (strstr(kinds[i % KINDS].text, "dtype=f64") != NULL && !device.has_f64) continue;
-        if (!draw_case(c, &kinds[i % KINDS], &random, &f)) {
-            fprintf(stderr, "stress: %s: %s\n", kinds[i % KINDS].text, f.text);
+        const clxent_desc *desc = &c->drawn.desc;
+        case_draw(&c->drawn, seed, i, MOST_ELEMENTS);
+        /* sums over rows that have other bits where host arrays are cut */
+        if (desc->op == CLXENT_OP_LINEAR_CROSS_ENTROPY) continue;
+        if (desc->dtype == CLXENT_F64 && !device.has_f64) continue;
+        c->drawn.fill &= ~(uint32_t)FILL_BAD_TARGETS; /* clxent_run_host() refuses them */
+        if (!fill_problem(&c->p, desc, c->drawn.fill, c->drawn.seed, &f)) {
+            fprintf(stderr, "stress: case %zu: %s\n", i, f.text);
             exit(EXIT_FAILURE);
         }
         pthread_mutex_init(&c->lock, NULL);
@@ -290,7 +241,7 @@ static bool run_host_arrays(stress_case *c, const runner *on, random_state *rand
     if (!recorded) return run_own_plan(c, on, random, f);
 
     /* In parts where one row fits the limit, else whole. */
-    const size_t limit = chance(random, 25) ? between(random, 100, 20000) : 0;
+    const size_t limit = chance(random, 25) ? 100 + random_u32(random) % 20000 : 0;
     atomic_fetch_add(&host_runs, 1);
     bool good = execute_on_host(&e, on, &c->p, 0, limit, &status, f);
     if (good && limit > 0 && status == CLXENT_ERROR_INVALID_ARGUMENT) {
