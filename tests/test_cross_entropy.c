@@ -466,6 +466,15 @@ Test(cross_entropy, each_output_alone_has_the_bits_it_has_beside_others)
                             5 + i, CASE_SUBSETS | CASE_LARGER_PLAN | CASE_OUT_OF_ORDER);
         }
     }
+    /* vectors along the classes, where the outputs allow them */
+    const size_t few_classes[] = { 100, 301 };
+    for (size_t i = 0; i < COUNT(few_classes); i++) {
+        const clxent_desc desc = make_desc(ALONG_OUTPUTS | CLXENT_OUTPUT_STATISTICS, CLXENT_F32,
+                                           small_run() ? 20 : 1003, 1, few_classes[i]);
+        run_filled_case("alone, along the classes", &desc,
+                        FILL_DESIGNED | FILL_MASKED | FILL_SPECIAL | FILL_IGNORED | FILL_BAD_TARGETS, 15 + i,
+                        CASE_SUBSETS | CASE_OUT_OF_ORDER);
+    }
 }
 
 /* ---- Options ------------------------------------------------------------------------------- */

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * test_determinism.c - the same input gives the same bits: again and again, on either kind of queue, on one compute
- * unit, whatever else a run is asked for, however many rows stand beside, and whatever `clxent tune` found.
+ * test_determinism.c - the same input gives the same bits: on one compute unit, whatever else a plan computes, however many
+ * rows stand beside, and whatever `clxent tune` found. A second run, on either kind of queue, and one of each output alone are
+ * part of run_case(): test_cross_entropy.c.
  */
 #include "internal.h"
 #include "support.h"
@@ -14,75 +15,21 @@
 TestSuite(determinism, .init = open_device, .fini = close_device);
 
 /* Enough rows for several partial sums and for all compute units, of every kind; a program that other tests share. */
-static clxent_desc every_kind(void)
+Test(determinism, one_compute_unit_gives_the_bits_of_all)
 {
     clxent_desc desc =
         make_desc(EVERY_OUTPUT, CLXENT_F32, small_run() ? 40 : 9001, 1, small_run() ? 19 : 131);
-    desc.z_loss = 1e-3;
-    desc.has_class_weights = desc.has_row_weights = 1;
-    desc.label_smoothing = 0.1;
-    desc.softcap = SHARED_SOFTCAP;
-    return desc;
-}
-
-/* The same without what rows that lie along the classes have not. */
-static clxent_desc plain_kind(void)
-{
-    clxent_desc desc = every_kind();
-    if (!runs_all()) desc.has_class_weights = 0; /* as other tests */
-    desc.label_smoothing = desc.softcap = 0;
-    return desc;
-}
-
-static void make_rows(problem *p, const clxent_desc *desc)
-{
-    make_problem(p, desc, FILL_DESIGNED | FILL_MASKED | FILL_IGNORED | FILL_GRAD_OUTPUT, 11);
-}
-
-/* That runs of `plan` asked for a subset of outputs, on either kind of queue, have the bits of a run of all; so has one
- * with aligned buffers: where they begin decides how results are stored, not what. */
-static void check_runs(clxent_plan *plan, const problem *p, const uint32_t *subsets, size_t count)
-{
-    clxent_host_args whole, other;
-    char what[64];
-
-    run_once("whole", plan, p, p->desc.outputs, 0, &whole);
-    for (size_t i = 0; i <= count; i++) {
-        const uint32_t outputs = i < count ? subsets[i] : p->desc.outputs;
-        const uint32_t flags = i == count ? CASE_ALIGNED : i % 2 == 0 ? CASE_OUT_OF_ORDER : 0;
-        (void)snprintf(what, sizeof what, "outputs 0x%x of %zu classes, flags %u", (unsigned)outputs,
-                       p->desc.classes, (unsigned)flags);
-        run_once(what, plan, p, outputs, flags, &other);
-        check_same_outputs(what, &whole, &other);
-        free_outputs(&other);
-    }
-    free_outputs(&whole);
-}
-
-Test(determinism, runs_repeat_their_bits)
-{
-    const clxent_desc desc = every_kind();
-    const uint32_t again[] = { EVERY_OUTPUT, EVERY_OUTPUT, EVERY_OUTPUT,
-                               EVERY_OUTPUT, EVERY_OUTPUT, EVERY_OUTPUT };
-    clxent_plan *plan = plan_with(NULL, &desc);
-    problem p;
-
-    make_rows(&p, &desc);
-    check_runs(plan, &p, again, small_run() ? 1 : COUNT(again));
-    clxent_plan_destroy(plan);
-    free_problem(&p);
-}
-
-Test(determinism, one_compute_unit_gives_the_bits_of_all)
-{
-    const clxent_desc desc = every_kind();
     cl_device_id parts[64];
     const cl_uint count = divide_device(parts);
     clxent_host_args whole, part;
     problem p;
 
     if (count == 0) cr_skip("the device has no sub-devices of one compute unit");
-    make_rows(&p, &desc);
+    desc.z_loss = 1e-3;
+    desc.has_class_weights = desc.has_row_weights = 1;
+    desc.label_smoothing = 0.1;
+    desc.softcap = SHARED_SOFTCAP;
+    make_problem(&p, &desc, FILL_DESIGNED | FILL_MASKED | FILL_IGNORED | FILL_GRAD_OUTPUT, 11);
     run_with("whole", NULL, &p, 0, &whole);
     struct test_device all = device;
     open_context(parts[0]);
@@ -93,46 +40,6 @@ Test(determinism, one_compute_unit_gives_the_bits_of_all)
     device = all;
     free_outputs(&whole);
     free_run(&p, &part);
-}
-
-/* Rows, and outputs that let vectors lie along few classes, for which the outputs decide. */
-Test(determinism, what_else_a_run_is_asked_for_changes_nothing)
-{
-    static const uint32_t subsets[] = {
-        CLXENT_OUTPUT_LOSS,
-        CLXENT_OUTPUT_GRADIENT,
-        CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_GRADIENT,
-        CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_STATISTICS,
-        CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_CORRECT,
-        CLXENT_OUTPUT_ARGMAX | CLXENT_OUTPUT_GRADIENT,
-        CLXENT_OUTPUT_ENTROPY,
-        CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_ENTROPY,
-        CLXENT_OUTPUT_ARGMAX | CLXENT_OUTPUT_LOG_SOFTMAX,
-    };
-    enum { ALONG = 7 }; /* those that lie along the classes */
-    static const struct {
-        size_t batch, classes;
-        bool along;
-    } shapes[] = {
-        { 60, 131, false }, { 60, 2048, false }, { 60, 2600, false }, { 1003, 100, true }, { 1003, 301, true }
-    };
-
-    for (size_t i = 0; i < COUNT(shapes); i++) {
-        const bool along = shapes[i].along;
-        clxent_desc desc = along ? plain_kind() : every_kind();
-        problem p;
-        if (small_run() && shapes[i].classes > 1000) continue;
-        if (along)
-            desc.outputs = (ALONG_OUTPUTS & ~(uint32_t)CLXENT_OUTPUT_BAD_TARGETS) | CLXENT_OUTPUT_STATISTICS |
-                           CLXENT_OUTPUT_ARGMAX | CLXENT_OUTPUT_CORRECT;
-        desc.batch = small_run() ? 20 : shapes[i].batch;
-        desc.classes = small_run() && !along ? 19 : shapes[i].classes;
-        make_rows(&p, &desc);
-        clxent_plan *plan = plan_with(NULL, &desc);
-        check_runs(plan, &p, subsets, along ? ALONG : COUNT(subsets));
-        clxent_plan_destroy(plan);
-        free_problem(&p);
-    }
 }
 
 /* Plans of other outputs are other programs, and what they share has the same bits: clxent.h says where not. */
@@ -285,12 +192,10 @@ Test(determinism, what_the_tuner_varies_decides_no_bits)
 Test(determinism, a_contexts_tuning_rows_reach_its_plans)
 {
     clxent_context_options options = CLXENT_CONTEXT_OPTIONS_INIT;
-    clxent_desc desc = plain_kind();
+    const clxent_desc desc = make_desc(ONE_PASS_OUTPUTS, CLXENT_F32, 40, 1, 700);
     clxent_context *ctx;
     clxent_plan *plan;
 
-    desc.classes = 700;
-    desc.outputs = ONE_PASS_OUTPUTS;
     options.tuning = "TUNE(ANY, \"*\", F32, 1, 4, 4, 0, 0, 0, 0, 0, 0, 1, 1, 0, 0)";
     cr_assert(clxent_context_create(&ctx, device.cl, device.id, &options) == CLXENT_OK);
     cr_assert(clxent_plan_create(&plan, ctx, &desc) == CLXENT_OK);
