@@ -148,7 +148,7 @@ class Library(Case):
         bad = dict.fromkeys(names, 99)
         bad.update(dict.fromkeys(("outputs", "seq", "classes", "inner", "use_ignore_index"), 0))
         bad.update({name: 1 for name in names if "stride" in name})
-        bad.update(dict.fromkeys(("label_smoothing", "z_loss", "softcap"), -1.0), logit_scale=np.inf, ignore_index=3)
+        bad.update({name: np.nan for name, kind in _library.Desc._fields_ if kind is ctypes.c_double}, ignore_index=3)
         text = ctypes.create_string_buffer(500)
         for name, value in bad.items():
             desc = _library.new(_library.library.clxent_desc_init, _library.Desc)
