@@ -12,6 +12,7 @@ import numpy as np
 
 from oracle import ERRORS, NUMPY, OUTPUTS, oracle, values_of
 
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BIN = os.path.abspath(os.environ.get("CLXENT_BIN", "clxent"))
 SMALL = "CLXENT_TEST_SMALL" in os.environ  # a simulator runs the kernels
 # Every variant times every dtype; else one of each kind, as each takes seconds to compile. A simulator compiles in no time.

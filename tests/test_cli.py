@@ -21,7 +21,7 @@ import unittest
 
 import numpy as np
 
-from cli import BIN, COMPILES, FULL, POCL, SHIM, SMALL, Case, bad_driver, clxent, needs_bad_driver
+from cli import BIN, COMPILES, FULL, POCL, ROOT, SHIM, SMALL, Case, bad_driver, clxent, needs_bad_driver
 from oracle import OUTPUTS, batch, oracle
 
 # ---- The frame --------------------------------------------------------------------------------
@@ -584,6 +584,15 @@ class Verify(Case):
         self.refuse("verify", "--case", case, mentions=[said])
 
 
+def suite_goals():
+    """The cases of suite.def: goals by name, and those of the cases that only --case runs."""
+    goals, long = {}, {}
+    with open(os.path.join(ROOT, "tools", "bench", "suite.def"), encoding="utf-8") as stream:
+        for name, rest, goal in re.findall(r'(?m)^(?:CASE|LINEAR)\("([^"]+)",(.*) (\S+)\)$', stream.read()):
+            (long if " LONG, " in rest else goals)[name] = None if goal == "NAN" else float(goal)
+    return goals, long
+
+
 class Bench(PlotCase):
     """What is printed, and that it is about the work asked for; no speed is judged."""
 
@@ -592,83 +601,7 @@ class Bench(PlotCase):
     SUITE_KEYS = (
         "case figure unit goal verdict low high pairs nt_ratio seconds reference_seconds reference_gb_per_s note device"
     ).split()
-    # name: goals of its class counts
-    COUNTED = {
-        "loss + gradient": {
-            2: 6, 10: 3, 32: 2, 100: 1.5, 256: 1.3, 1024: 1.15, 32768: 1.15, 50257: 1.15, 50304: 1.15,
-            131072: 1.15, 262144: 1.15,
-        },
-        "in place": dict.fromkeys((1024, 32768, 50257, 131072, 262144), 1.15),
-        "loss": dict.fromkeys((1024, 32768, 50257, 131072, 262144), 1.25),
-        "loss, lse, argmax, entropy": dict.fromkeys((1024, 32768, 50257, 131072, 262144), 1.6),
-        "softmax": dict.fromkeys((1024, 32768, 50257), 1.15),
-        "log-softmax": dict.fromkeys((1024, 32768, 50257), 1.15),
-        "bf16": dict.fromkeys((1024, 32768, 50257), 0.75),
-        "f16": dict.fromkeys((1024, 32768, 50257), 0.75),
-        "f64": dict.fromkeys((1024, 32768), 1.5),
-        "all options": dict.fromkeys((1024, 32768, 50257), 2.5),
-        "soft targets": dict.fromkeys((1024, 32768, 50257), 1.15),
-        "hand, loss + gradient": dict.fromkeys((1024, 32768, 50257, 131072), 1.1),
-        "hand, in place": dict.fromkeys((1024, 32768, 50257, 131072), 1.1),
-        "hand, loss": dict.fromkeys((1024, 32768, 50257, 131072), 1.1),
-        "hand, bf16": dict.fromkeys((1024, 32768, 50257), 1.1),
-        "hand, f16": dict.fromkeys((1024, 32768, 50257), 1.1),
-        "hand, plain C": dict.fromkeys((3, 10, 32, 48), 1),
-    }  # fmt: skip
-    GOALS = {
-        "hand, 10 classes": 2,
-        "memory: copy": None,
-        "memory: copy, non-temporal": None,
-        "memory: read": None,
-        "loss + gradient, 50,257 classes against 50,304": 1.05,
-        "1 long row": 1.1,
-        "8 long rows": 1.1,
-        "strided class axis, 21 classes": 1.4,
-        "strided class axis, 1,000 classes": 1.4,
-        "no cliff, 256 to 262,144 classes": 1.5,
-        "small, 32 x 10": 1.3,
-        "small, 8 x 1,000": 1.3,
-        "small, 1 x 50,257": 1.3,
-        "2 rows of 4 classes, launches": 2,
-        "2 rows of 4 classes, enqueue": 30,
-        "plan, the first of a process": 50,
-        "plan, another class count": 50,
-        "plan, programs built for other class counts": 0,
-        "host arrays, 32,768 classes": 1.15,
-        "linear, loss": 1.05,
-        "linear, loss + gradients": 1.1,
-        "linear, 8 MiB of workspace": 1.25,
-        "linear, half the rows ignored": 0.6,
-        "linear, bf16": 1.1,
-        "cold, loss, 64 x 50,257": 2.2,
-        "cold, loss + gradient, 64 x 50,257": 2.2,
-        "cold, all options, 64 x 50,257": 3,
-        "cold, f16, 64 x 50,257": 2.5,
-        "cold, bf16, 64 x 50,257": 2.5,
-        "cold, f64, 64 x 50,257": 2.5,
-        "cold, loss + gradient, 4,096 x 256": 2.2,
-        "cold, strided class axis, 16 x 21 x 64 x 64": 2.5,
-        "cold, programs built for one plan": 1,
-        "cold, the driver's build log": 0,
-        **{
-            "%s, %s classes" % (name, format(classes, ",")): goal
-            for name, goals in COUNTED.items()
-            for classes, goal in goals.items()
-        },
-    }
-
-    # that only --case runs
-    LONG = {
-        "linear, %s classes, %s" % (classes, name): goal
-        for classes in ("32,768", "128,256")
-        for name, goal in {
-            "loss": 1.05,
-            "loss + gradients": 1.1,
-            "64 MiB of workspace": 1.25,
-            "half the rows ignored": 0.6,
-            "bf16": 1.1,
-        }.items()
-    }
+    GOALS, LONG = suite_goals()
 
     def suite(self, *args):
         text = self.succeed("bench", "--suite", "--json", *self.SIZE, "--most-pairs", 6, *args)
@@ -824,69 +757,6 @@ class Bench(PlotCase):
         for count in (257, 1023, 50257):
             self.assertIn(count, classes)
         self.refuse("bench", *self.SIZE, "--plot", self.path("no/bench.png"), mentions=["no/bench.png"])
-
-    def test_peers_take_turns_in_one_table(self):
-        script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools", "peers.py")
-        peer = self.raw("peer", b"#!/bin/sh\necho fake $*\nwhile read -r _; do echo 4096; done\n")
-        os.chmod(peer, 0o755)
-        command = [sys.executable, "-B", script, "--clxent", BIN, "--shape", "64x100", "--rounds", "3", "--pause", "0"]
-        for name in ("clxent.py", "jax", "tinygrad"):
-            command += ["--skip", name]
-        command += ["--python", "pytorch=" + self.path("none"), "--onednn"]
-
-        def run(onednn, *args):
-            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "universal_newlines": True}
-            return subprocess.run([*command, onednn, *args], **pipes)
-
-        result = run(peer, "--json")
-        self.assertEqual((result.returncode, result.stderr), (0, ""))
-        ours, fake, torch, compiled = map(json.loads, result.stdout.splitlines())
-        self.assertEqual((ours["peer"], ours["rows"], ours["classes"], ours["ratio"]), ("clxent", 64, 100, 1))
-        self.assertTrue(ours["version"].startswith("clxent "))
-        self.assertEqual((fake["peer"], fake["version"], fake["ms"]), ("oneDNN", "fake 64 100", 4096e3))
-        self.assertAlmostEqual(fake["ratio"] * ours["ms"], fake["ms"], delta=1e-6 * fake["ms"])
-        self.assertEqual((torch["peer"], torch["version"]), ("PyTorch", "not installed"))
-        self.assertEqual((compiled["peer"], compiled["version"]), ("compiled", "not installed"))
-
-        result = run(self.path("none"))
-        self.assertEqual((result.returncode, result.stderr), (0, ""))
-        self.assertRegex(result.stdout, r"(?m)^clxent +\d+\.\d\d +\d+\.\d\d +1\.00 ")
-        self.assertRegex(result.stdout, r"(?m)^oneDNN +not installed$")
-        self.assertEqual(run(peer, "--shape", "3").returncode, 2)
-
-        result = run(peer, "--json", "--op", "both", "--huge-pages", "--skip", "pytorch", "--skip", "compiled",
-                     "--skip", "openvino", "--skip", "onnx")
-        self.assertEqual((result.returncode, result.stderr), (0, ""))
-        rows = [json.loads(line) for line in result.stdout.splitlines()]
-        self.assertEqual([row.get("op") for row in rows], [None, None, "loss", "loss"])
-        self.assertEqual([row["version"] for row in rows[1::2]], ["fake 64 100", "fake 64 100 loss"])
-
-    @unittest.skipIf(SMALL, "test_linear runs the kernels, in less time")
-    def test_peers_of_linear_cross_entropy(self):
-        script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools", "peers.py")
-        peer = self.raw("peer", b"#!/bin/sh\necho fake $*\nwhile read -r _; do echo 4096; done\n")
-        os.chmod(peer, 0o755)
-        command = [sys.executable, "-B", script, "--linear", "--clxent", BIN, "--rounds", "3", "--pause", "0"]
-        command += ["--python", "pytorch=" + self.path("none"), "--python", "jax=" + peer, "--threads", "2"]
-
-        def run(*args):
-            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "universal_newlines": True}
-            return subprocess.run([*command, *args], **pipes)
-
-        result = run("--json", "--shape", "24x40x100")
-        self.assertEqual((result.returncode, result.stderr), (0, ""))
-        rows = [json.loads(line) for line in result.stdout.splitlines()]
-        self.assertEqual([row["peer"] for row in rows], ["clxent", "JAX", "PyTorch", "compiled", "chunked"])
-        for row in rows:
-            self.assertEqual((row["rows"], row["features"], row["classes"]), (24, 40, 100))
-        ours, jax = rows[:2]
-        self.assertEqual(ours["ratio"], 1)
-        self.assertTrue(ours["version"].startswith("clxent "))
-        self.assertEqual(jax["ms"], 4096e3)
-        self.assertTrue(jax["version"].endswith(" --linear --threads 2 --serve JAX 24 40 100"), jax)
-        self.assertEqual({row["version"] for row in rows[2:]}, {"not installed"})
-        for args in (["--shape", "24x100"], ["--gpu"], ["--dtype", "bf16"]):
-            self.assertEqual(run(*args).returncode, 2, args)
 
     SHAPE = (24, 40, 100)
     LINEAR = ("bench", "--op", "linear", "--pairs", 3)
@@ -1063,6 +933,65 @@ class Bench(PlotCase):
             self.refuse("bench", "--op", "linear", "--workspace-mib", 3, *args, status=2, mentions=["--sweep"])
             self.refuse("bench", "--op", "linear", "--loop", *args, status=2, mentions=["--loop"])
         self.refuse("bench", "--op", "linear", "--log2-logits", 20, status=2, mentions=["--log2-logits is not for"])
+
+
+class Peers(Case):
+    """tools/peers.py, with a program that only says a time in the place of what may not be installed."""
+
+    def setUp(self):
+        super().setUp()
+        self.fake = self.raw("peer", b"#!/bin/sh\necho fake $*\nwhile read -r _; do echo 4096; done\n")
+        os.chmod(self.fake, 0o755)
+
+    def run_peers(self, *args):
+        command = [sys.executable, "-B", os.path.join(ROOT, "tools", "peers.py"), "--clxent", BIN, "--rounds", "3"]
+        command += ["--pause", "0", "--python", "pytorch=" + self.path("none"), *args]
+        return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+
+    def table(self, *args):
+        result = self.run_peers(*args)
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+        return result.stdout
+
+    def rows(self, *args):
+        return [json.loads(line) for line in self.table("--json", *args).splitlines()]
+
+    def test_take_turns_in_one_table(self):
+        few = ["--shape", "64x100", "--skip", "clxent.py", "--skip", "jax", "--skip", "tinygrad"]
+        ours, fake, torch, compiled = self.rows(*few, "--onednn", self.fake)
+        self.assertEqual((ours["peer"], ours["rows"], ours["classes"], ours["ratio"]), ("clxent", 64, 100, 1))
+        self.assertTrue(ours["version"].startswith("clxent "))
+        self.assertEqual((fake["peer"], fake["version"], fake["ms"]), ("oneDNN", "fake 64 100", 4096e3))
+        self.assertAlmostEqual(fake["ratio"] * ours["ms"], fake["ms"], delta=1e-6 * fake["ms"])
+        self.assertEqual((torch["peer"], torch["version"]), ("PyTorch", "not installed"))
+        self.assertEqual((compiled["peer"], compiled["version"]), ("compiled", "not installed"))
+
+        table = self.table(*few, "--onednn", self.path("none"))
+        self.assertRegex(table, r"(?m)^clxent +\d+\.\d\d +\d+\.\d\d +1\.00 ")
+        self.assertRegex(table, r"(?m)^oneDNN +not installed$")
+        self.assertEqual(self.run_peers(*few, "--shape", "3").returncode, 2)
+
+        for name in ("pytorch", "compiled", "openvino", "onnx"):
+            few += ["--skip", name]
+        rows = self.rows(*few, "--onednn", self.fake, "--op", "both", "--huge-pages")
+        self.assertEqual([row.get("op") for row in rows], [None, None, "loss", "loss"])
+        self.assertEqual([row["version"] for row in rows[1::2]], ["fake 64 100", "fake 64 100 loss"])
+
+    @unittest.skipIf(SMALL, "test_linear runs the kernels, in less time")
+    def test_linear(self):
+        linear = ["--linear", "--python", "jax=" + self.fake, "--threads", "2"]
+        rows = self.rows(*linear, "--shape", "24x40x100")
+        self.assertEqual([row["peer"] for row in rows], ["clxent", "JAX", "PyTorch", "compiled", "chunked"])
+        for row in rows:
+            self.assertEqual((row["rows"], row["features"], row["classes"]), (24, 40, 100))
+        ours, jax = rows[:2]
+        self.assertEqual(ours["ratio"], 1)
+        self.assertTrue(ours["version"].startswith("clxent "))
+        self.assertEqual(jax["ms"], 4096e3)
+        self.assertTrue(jax["version"].endswith(" --linear --threads 2 --serve JAX 24 40 100"), jax)
+        self.assertEqual({row["version"] for row in rows[2:]}, {"not installed"})
+        for args in (["--shape", "24x100"], ["--gpu"], ["--dtype", "bf16"]):
+            self.assertEqual(self.run_peers(*linear, *args).returncode, 2, args)
 
 
 class Tune(Case):

@@ -14,9 +14,8 @@ import shutil
 import subprocess
 import unittest
 
-from cli import BIN, Case, clxent
+from cli import BIN, ROOT, Case, clxent
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 DOXYGEN, DOXYFILE = os.environ.get("CLXENT_DOXYGEN"), os.environ.get("CLXENT_DOXYFILE")
 HEADERS = ("clxent.h", "reference.h")
 SUBCOMMANDS = "info demo sample eval verify bench tune".split()
