@@ -4,11 +4,9 @@
  * (golden/), each line of the truth table, exhaustive storage conversions, and whether its error bounds admit
  * careful f32 arithmetic and refuse careless one.
  */
-#include "problem.h"
+#include "reference_inputs.h"
 
 #include <clxent/reference.h>
-
-#include <criterion/criterion.h>
 
 #include <float.h>
 #include <math.h>
@@ -19,14 +17,10 @@
 
 enum { MAX_ROWS = 64, MAX_ELEMENTS = 8192, TEXT = 256 };
 
-/* Inputs in the storage that desc names, results as doubles. A test sets desc first, then gives inputs. */
+/* Results as doubles. A test sets desc first, then gives inputs. */
 static struct fixture {
     clxent_desc desc;
     clxent_host_args args;
-    uint64_t logits[MAX_ELEMENTS], probabilities[MAX_ELEMENTS], targets[MAX_ELEMENTS], old[MAX_ELEMENTS];
-    uint64_t grad_output[MAX_ELEMENTS], class_weights[MAX_ELEMENTS], row_weights[MAX_ROWS], denominator[1];
-    uint64_t grad_entropy[MAX_ROWS], grad_lse[MAX_ROWS];
-
     double losses[MAX_ROWS], losses_bound[MAX_ROWS], loss[1], loss_bound[1], lse[MAX_ROWS],
         lse_bound[MAX_ROWS];
     double softmax[MAX_ELEMENTS], softmax_bound[MAX_ELEMENTS], log_softmax[MAX_ELEMENTS];
@@ -56,57 +50,20 @@ static void shape(uint32_t dtype, size_t batch, size_t seq, size_t classes)
     w.desc.outputs = possible_outputs(&w.desc) & ~CLXENT_OUTPUT_STATISTICS;
 }
 
-static size_t element_size(uint32_t dtype) { return dtype == CLXENT_F64 ? 8 : dtype == CLXENT_F32 ? 4 : 2; }
+static void give(int tensor, const double *values) { give_values(&w.args, &w.desc, tensor, values); }
 
-/* Dense [rows, classes] values into strided storage whose padding is NaN; the size given is the exact one. */
-static clxent_input matrix(uint64_t *store, uint32_t dtype, size_t stride, const double *values)
-{
-    const size_t slab = w.desc.classes * w.desc.inner;
-    const size_t step = stride != 0 ? stride : slab;
-    const size_t slabs = rows() / w.desc.inner;
-
-    cr_assert(slabs * step <= MAX_ELEMENTS);
-    for (size_t i = 0; i < slabs * step; i++) put_element(store, dtype, i, NAN);
-    for (size_t r = 0; r < rows(); r++)
-        for (size_t j = 0; j < w.desc.classes; j++)
-            put_element(store, dtype, element_index(&w.desc, step, r, j), values[r * w.desc.classes + j]);
-    return (clxent_input){ store, slabs == 0 ? 0 : ((slabs - 1) * step + slab) * element_size(dtype) };
-}
-
-static clxent_input real_array(uint64_t *store, const double *values, size_t n)
-{
-    const uint32_t dtype = w.desc.dtype == CLXENT_F64 ? CLXENT_F64 : CLXENT_F32;
-    for (size_t i = 0; i < n; i++) put_element(store, dtype, i, values[i]);
-    return (clxent_input){ store, n * element_size(dtype) };
-}
-
-static void give_logits(const double *values)
-{
-    w.args.logits = matrix(w.logits, w.desc.dtype, w.desc.row_stride, values);
-}
-
-static void give_probability_targets(const double *values)
-{
-    const bool f32 = w.desc.target_type == CLXENT_TARGET_PROBABILITIES_F32;
-    w.args.targets = matrix(w.targets, f32 ? CLXENT_F32 : w.desc.dtype, w.desc.target_row_stride, values);
-}
-
-static void give_targets(const int64_t *values)
-{
-    for (size_t r = 0; r < rows(); r++) put_target(w.targets, w.desc.target_type, r, values[r]);
-    w.args.targets = (clxent_input){ w.targets, rows() * index_size(w.desc.target_type) };
-}
+static void give_targets(const int64_t *values) { give_classes(&w.args, &w.desc, values); }
 
 static void give_class_weights(const double *values)
 {
     w.desc.has_class_weights = 1;
-    w.args.class_weights = real_array(w.class_weights, values, w.desc.classes);
+    give(TENSOR_CLASS_WEIGHTS, values);
 }
 
 static void give_row_weights(const double *values)
 {
     w.desc.has_row_weights = 1;
-    w.args.row_weights = real_array(w.row_weights, values, rows());
+    give(TENSOR_ROW_WEIGHTS, values);
 }
 
 static clxent_status try_run(void)
@@ -144,7 +101,7 @@ static void solve(uint32_t dtype, size_t batch, size_t seq, size_t classes, cons
                   const int64_t *targets)
 {
     shape(dtype, batch, seq, classes);
-    give_logits(logits);
+    give(TENSOR_LOGITS, logits);
     give_targets(targets);
     run();
 }
@@ -269,9 +226,9 @@ Test(reference, grad_entropy_and_grad_lse_add_their_parts)
         w.desc.has_grad_entropy = w.desc.has_grad_lse = 1;
         w.desc.logit_scale = scale;
         shape(CLXENT_F64, 4, 1, 2);
-        w.args.denominator = real_array(w.denominator, &divisor, 1);
-        w.args.grad_entropy = real_array(w.grad_entropy, h, 4);
-        w.args.grad_lse = real_array(w.grad_lse, k, 4);
+        give(TENSOR_DENOMINATOR, &divisor);
+        give(TENSOR_GRAD_ENTROPY, h);
+        give(TENSOR_GRAD_LSE, k);
         solve(CLXENT_F64, 4, 1, 2, logits, targets);
         const double p = 1 / (1 + exp(-g)), q = 1 / (1 + exp(g));
         for (int r = 0; r < 4; r++) {
@@ -300,7 +257,7 @@ Test(reference, a_grad_lse_of_0_leaves_rows_alone_that_do_not_count)
     w.desc.has_grad_lse = 1;
     w.desc.bad_target = CLXENT_BAD_TARGET_NAN;
     shape(CLXENT_F32, 5, 1, 2);
-    w.args.grad_lse = real_array(w.grad_lse, up, 5);
+    give(TENSOR_GRAD_LSE, up);
     solve(CLXENT_F32, 5, 1, 2, logits, targets);
     check_close("grad_lse", "gradient", w.gradient, want, 10, 0, 0);
 }
@@ -346,7 +303,7 @@ Test(reference, bounds_admit_that_terms_underflow_and_stay_tight_elsewhere)
                 all += e;
                 kept += e < sqrtl(2) * smallest ? 0 : e;
             }
-            give_logits(logits);
+            give(TENSOR_LOGITS, logits);
             give_targets(targets);
             run();
             const double loss = w.losses[0], bound = w.losses_bound[0];
@@ -404,10 +361,10 @@ Test(reference, loses_nothing_to_a_shared_offset)
         }
         shape(dtypes[d], 1, 2, 5);
         give_targets(targets);
-        give_logits(logits);
+        give(TENSOR_LOGITS, logits);
         run();
         plain = w;
-        give_logits(shifted);
+        give(TENSOR_LOGITS, shifted);
         run();
         cr_assert(memcmp(plain.losses, w.losses, sizeof w.losses) == 0);
         cr_assert(memcmp(plain.softmax, w.softmax, sizeof w.softmax) == 0);
@@ -456,19 +413,16 @@ static void check_golden(const struct golden *g)
     w.desc.inner = g->inner;
     w.desc.row_stride = w.desc.gradient_row_stride = w.desc.target_row_stride = stride;
     shape(g->dtype, g->batch, g->seq, g->classes);
-    give_logits(g->logits);
+    give(TENSOR_LOGITS, g->logits);
     if (g->targets != NULL) give_targets(g->targets);
-    if (g->probabilities != NULL) give_probability_targets(g->probabilities);
+    if (g->probabilities != NULL) give(TENSOR_TARGETS, g->probabilities);
     if (g->class_weights != NULL) give_class_weights(g->class_weights);
     if (g->row_weights != NULL) give_row_weights(g->row_weights);
-    if (g->denominator != NULL) w.args.denominator = real_array(w.denominator, g->denominator, 1);
-    if (g->grad_output != NULL)
-        w.args.grad_output =
-            real_array(w.grad_output, g->grad_output, g->reduction == CLXENT_REDUCTION_NONE ? n : 1);
+    if (g->denominator != NULL) give(TENSOR_DENOMINATOR, g->denominator);
+    if (g->grad_output != NULL) give(TENSOR_GRAD_OUTPUT, g->grad_output);
     if (g->old != NULL) {
-        const clxent_input old = matrix(w.old, g->dtype, stride, g->old);
         w.desc.gradient_mode = CLXENT_GRADIENT_ACCUMULATE;
-        w.args.gradient = (clxent_output){ w.old, old.size };
+        give(TENSOR_GRADIENT, g->old);
     }
     run();
 
@@ -502,7 +456,7 @@ Test(reference, agrees_with_numpy)
 static double objective(const double *logits, const double *grad_output, const double *of_rows)
 {
     double value = 0;
-    give_logits(logits);
+    give(TENSOR_LOGITS, logits);
     run();
     for (size_t r = 0; r < rows(); r++) {
         if (w.desc.has_grad_entropy) value += of_rows[r] * w.entropy[r];
@@ -547,16 +501,15 @@ Test(reference, gradient_is_the_derivative_of_the_loss_for_every_option)
             if ((on & 1u << 12) != 0 && (on & (1u << 0 | 1u << 4 | 1u << 8)) != 0)
                 continue; /* infinite losses */
             shape(CLXENT_F64, 2, 2, CLASSES);
-            w.args.grad_entropy = real_array(w.grad_entropy, of_rows, ROWS);
-            w.args.grad_lse = real_array(w.grad_lse, against, ROWS);
-            if (on & 1u << 4) give_probability_targets(q);
+            give(TENSOR_GRAD_ENTROPY, of_rows);
+            give(TENSOR_GRAD_LSE, against);
+            if (on & 1u << 4) give(TENSOR_TARGETS, q);
             else give_targets(targets);
             if (on & 1u << 5) give_class_weights(class_weights);
             if (on & 1u << 6) give_row_weights(row_weights);
             if (on & 1u << 7) {
-                w.args.grad_output =
-                    real_array(w.grad_output, grad_output, reduction == CLXENT_REDUCTION_NONE ? ROWS : 1);
-                w.args.denominator = real_array(w.denominator, denominator, 1);
+                give(TENSOR_GRAD_OUTPUT, grad_output);
+                give(TENSOR_DENOMINATOR, denominator);
             }
             objective(logits, grad_output, of_rows);
             memcpy(gradient, w.gradient, sizeof gradient);
@@ -665,10 +618,10 @@ Test(reference, ignored_rows_are_exactly_zero_whatever_they_hold)
         reset();
         w.desc.reduction = CLXENT_REDUCTION_NONE;
         shape(dtypes[d], 5, 1, 2);
-        give_logits(logits);
+        give(TENSOR_LOGITS, logits);
         give_targets(targets);
         give_row_weights(row_weights);
-        w.args.grad_output = real_array(w.grad_output, grad_output, 5);
+        give(TENSOR_GRAD_OUTPUT, grad_output);
         run();
         cr_assert(all(w.losses, 4, is_zero) && all(w.losses_bound, 4, is_zero) && w.losses[4] > 2);
         cr_assert(all(w.gradient, 8, is_zero) && all(w.gradient_bound, 8, is_zero) && w.gradient[8] > 0.5);
@@ -756,8 +709,7 @@ Test(reference, means_of_nothing_follow_the_policy_and_given_denominators_divide
         w.desc.all_ignored = cases[i].all_ignored;
         shape(CLXENT_F32, n, n > 0, 2);
         if (cases[i].cancels) give_class_weights(cancelling);
-        if (!isnan(cases[i].denominator))
-            w.args.denominator = real_array(w.denominator, &cases[i].denominator, 1);
+        if (!isnan(cases[i].denominator)) give(TENSOR_DENOMINATOR, &cases[i].denominator);
         w.gradient[2 * n] = w.losses[n] = 5;
         solve(CLXENT_F32, n, n > 0, 2, logits, cases[i].targets);
         check_close(name, "loss", w.loss, &cases[i].loss, 1, 0, 0);
@@ -909,7 +861,7 @@ Test(reference, accumulating_adds_to_the_gradient_and_leaves_ignored_rows_alone)
     solve(CLXENT_F16, 3, 1, 2, logits, targets);
     memcpy(plain, w.gradient, sizeof plain);
     w.desc.gradient_mode = CLXENT_GRADIENT_ACCUMULATE;
-    w.args.gradient = (clxent_output){ w.old, matrix(w.old, CLXENT_F16, 3, old).size };
+    give(TENSOR_GRADIENT, old);
     run();
     for (int i = 0; i < 2; i++) check_one("accumulated", w.gradient[i], old[i] + plain[i], 1e-15);
     cr_assert(w.gradient[2] == 30 && w.gradient[3] == 40 && w.gradient_bound[2] == 0);
@@ -917,7 +869,7 @@ Test(reference, accumulating_adds_to_the_gradient_and_leaves_ignored_rows_alone)
     cr_assert(w.gradient_bound[0] >= 0x1p-8, "half an ulp of f16 at 10");
 
     w.desc.gradient_dtype = CLXENT_F32;
-    w.args.gradient = (clxent_output){ w.old, matrix(w.old, CLXENT_F32, 3, old).size };
+    give(TENSOR_GRADIENT, old);
     run();
     cr_assert(w.gradient_bound[0] >= 10 * 0x1p-24 && w.gradient_bound[0] < 30 * 0x1p-24, "the sum rounds");
 }
@@ -957,8 +909,8 @@ Test(reference, softmax_backward_is_the_jacobian_times_grad_output)
     w.desc.inner = 2;
     w.desc.probabilities_row_stride = 2 * CLASSES + 1;
     shape(CLXENT_F64, 1, 2, CLASSES);
-    w.args.probabilities = matrix(w.probabilities, CLXENT_F64, w.desc.probabilities_row_stride, p);
-    w.args.grad_output = matrix(w.grad_output, CLXENT_F64, w.desc.probabilities_row_stride, g);
+    give(TENSOR_PROBABILITIES, p);
+    give(TENSOR_GRAD_OUTPUT, g);
     run();
     check_close("softmax backward", "gradient", w.gradient, want, N, 1e-14, 1e-16);
 }
@@ -975,7 +927,7 @@ Test(reference, probability_loss_takes_indices_and_soft_targets)
     w.desc.op = CLXENT_OP_PROBABILITY_LOSS;
     shape(CLXENT_BF16, 4, 1, 3);
     w.desc.outputs = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS;
-    w.args.probabilities = matrix(w.probabilities, CLXENT_BF16, 0, p);
+    give(TENSOR_PROBABILITIES, p);
     give_targets(targets);
     run();
     check_close("indices", "losses", w.losses, by_index, 4, 1e-15, 0);
@@ -985,7 +937,7 @@ Test(reference, probability_loss_takes_indices_and_soft_targets)
     cr_assert(isnan(w.losses[3]) && isnan(w.loss[0]) && w.divisor == 3, "-100 is out of range then");
 
     w.desc.target_type = CLXENT_TARGET_PROBABILITIES_F32;
-    give_probability_targets(q);
+    give(TENSOR_TARGETS, q);
     run();
     check_close("labels", "losses", w.losses, by_label, 4, 1e-15, 0);
     check_one("mean", w.loss[0], (by_label[0] + by_label[1] + by_label[2] + by_label[3]) / 4, 1e-15);
@@ -1001,9 +953,9 @@ Test(reference, softmax_gradient_is_softmax_minus_one_hot)
 
     w.desc.op = CLXENT_OP_SOFTMAX_GRADIENT;
     shape(CLXENT_F32, 4, 1, 2);
-    w.args.probabilities = matrix(w.probabilities, CLXENT_F32, 0, p);
+    give(TENSOR_PROBABILITIES, p);
     give_targets(targets);
-    w.args.grad_output = real_array(w.grad_output, grad_output, 1);
+    give(TENSOR_GRAD_OUTPUT, grad_output);
     run();
     for (int i = 0; i < 8; i++) scaled[i] = want[i] * 3 / 2;
     check_close("softmax gradient", "gradient", w.gradient, scaled, 8, 1e-15, 0);
@@ -1169,7 +1121,7 @@ Test(reference, bounds_are_infinite_where_storage_may_overflow)
     static const double huge[] = { 1e5 };
     w.desc.reduction = CLXENT_REDUCTION_SUM;
     shape(CLXENT_F16, 1, 1, 2);
-    w.args.grad_output = real_array(w.grad_output, huge, 1);
+    give(TENSOR_GRAD_OUTPUT, huge);
     one_row(CLXENT_F16, 2, logits, 0);
     cr_assert(w.gradient[0] < -65520 && w.gradient_bound[0] == INFINITY);
     w.desc.gradient_dtype = CLXENT_F32;
@@ -1204,7 +1156,7 @@ static void valid_problem(void)
     static const int64_t targets[] = { 0, 1 };
     reset();
     shape(CLXENT_F32, 2, 1, 3);
-    give_logits(logits);
+    give(TENSOR_LOGITS, logits);
     give_targets(targets);
 }
 
@@ -1228,9 +1180,9 @@ Test(reference, names_the_input_that_is_missing_or_too_small)
     REFUSED(BUFFER_TOO_SMALL, "logits has 23 bytes: takes 24 for [rows 2, classes 3] f32, row stride 3",
             w.args.logits.size = 23);
     REFUSED(BUFFER_TOO_SMALL, "grad_output has 3 bytes: takes 4 for [1] f32",
-            w.args.grad_output = (clxent_input){ w.grad_output, 3 });
+            w.args.grad_output = (clxent_input){ w.lse, 3 });
     REFUSED(BUFFER_TOO_SMALL, "denominator has 0 bytes: takes 4 for [1] f32",
-            w.args.denominator = (clxent_input){ w.denominator, 0 });
+            w.args.denominator = (clxent_input){ w.lse, 0 });
 }
 
 Test(reference, refuses_null_and_foreign_structs_and_results_that_desc_does_not_name)
@@ -1286,7 +1238,7 @@ Test(reference, reads_only_what_the_results_asked_for_depend_on)
     valid_problem();
     w.desc.outputs = CLXENT_OUTPUT_LOSSES; /* depends on no denominator: one of 1 byte is not read */
     w.desc.has_row_weights = 0;
-    w.args.denominator = (clxent_input){ w.denominator, 1 };
+    w.args.denominator = (clxent_input){ w.lse, 1 };
     run();
     cr_assert_eq(w.divisor, 2);
 }

@@ -4,11 +4,9 @@
  * test_reference.c holds the first against finite differences, rows that do not count, and whether its error bounds admit what a
  * device may do and little else.
  */
-#include "problem.h"
+#include "reference_inputs.h"
 
 #include <clxent/reference.h>
-
-#include <criterion/criterion.h>
 
 #include <float.h>
 #include <math.h>
@@ -20,7 +18,7 @@ enum { ROWS = 6, CLASSES = 5, FEATURES = 7, ELEMENTS = 64, TEXT = 256, STEP = FE
 
 /* ---- One small problem --------------------------------------------------------------------- */
 
-/* Inputs as doubles, which write_inputs() stores as desc says, and results. */
+/* Inputs as doubles, which write_inputs() gives the reference, and results. */
 static struct fixture {
     clxent_desc desc;
     clxent_host_args args;
@@ -28,7 +26,6 @@ static struct fixture {
     double grad_output[ROWS], grad_entropy[ROWS], grad_lse[ROWS], soft_targets[ELEMENTS];
     double old[3][ELEMENTS]; /* what the gradients are added to */
     int64_t targets[ROWS];
-    uint64_t stored[14][2 * ELEMENTS];
 
     double losses[ROWS], losses_bound[ROWS], loss[1], loss_bound[1], lse[ROWS], lse_bound[ROWS];
     double entropy[ROWS], entropy_bound[ROWS];
@@ -85,58 +82,27 @@ static void reset(void)
 
 static size_t rows(void) { return w.desc.batch * w.desc.seq; }
 
-static uint32_t real(void) { return w.desc.dtype == CLXENT_F64 ? CLXENT_F64 : CLXENT_F32; }
-
-/* rows x columns values into store, padding NaN, the exact size. */
-static clxent_input stored(int which, uint32_t dtype, const double *values, size_t count, size_t columns,
-                           size_t stride)
-{
-    const size_t step = stride != 0 ? stride : columns;
-    cr_assert(count * step <= 2 * ELEMENTS);
-    for (size_t i = 0; i < count * step; i++) put_element(w.stored[which], dtype, i, NAN);
-    for (size_t i = 0; i < count * columns; i++)
-        put_element(w.stored[which], dtype, i / columns * step + i % columns, values[i]);
-    return (clxent_input){ w.stored[which],
-                           count == 0 ? 0 : ((count - 1) * step + columns) * dtype_size(dtype) };
-}
-
-static clxent_output stored_out(int which, uint32_t dtype, const double *values, size_t count, size_t columns,
-                                size_t stride)
-{
-    const clxent_input in = stored(which, dtype != 0 ? dtype : w.desc.dtype, values, count, columns, stride);
-    return (clxent_output){ w.stored[which], in.size };
-}
+static void give(int tensor, const double *values) { give_values(&w.args, &w.desc, tensor, values); }
 
 static bool is_soft(void) { return !has_index_targets(&w.desc); }
 
 /* As desc and the arrays of w are now. */
 static void write_inputs(bool grad_output)
 {
-    const size_t n = rows(), classes = w.desc.classes, features = w.desc.features;
-    const uint32_t dtype = w.desc.dtype;
-
     clxent_host_args_init(&w.args);
-    w.args.hidden = stored(0, dtype, w.hidden, n, features, w.desc.hidden_row_stride);
-    w.args.weight = stored(1, dtype, w.weight, classes, features, w.desc.weight_row_stride);
-    w.args.bias = stored(2, dtype, w.bias, classes, 1, 0);
-    w.args.class_weights = stored(3, real(), w.class_weights, classes, 1, 0);
-    w.args.row_weights = stored(4, real(), w.row_weights, n, 1, 0);
-    if (grad_output)
-        w.args.grad_output =
-            stored(5, real(), w.grad_output, w.desc.reduction == CLXENT_REDUCTION_NONE ? n : 1, 1, 0);
-    w.args.grad_entropy = stored(6, real(), w.grad_entropy, n, 1, 0);
-    w.args.grad_lse = stored(7, real(), w.grad_lse, n, 1, 0);
-    if (is_soft()) {
-        w.args.targets = stored(8, real(), w.soft_targets, n, classes, w.desc.target_row_stride);
-    } else {
-        for (size_t r = 0; r < n; r++) put_target(w.stored[8], w.desc.target_type, r, w.targets[r]);
-        w.args.targets = (clxent_input){ w.stored[8], n * index_size(w.desc.target_type) };
-    }
-    w.args.hidden_gradient = stored_out(9, w.desc.hidden_gradient_dtype, w.old[HIDDEN], n, features,
-                                        w.desc.hidden_gradient_row_stride);
-    w.args.weight_gradient = stored_out(10, w.desc.weight_gradient_dtype, w.old[WEIGHT], classes, features,
-                                        w.desc.weight_gradient_row_stride);
-    w.args.bias_gradient = stored_out(11, w.desc.bias_gradient_dtype, w.old[BIAS], classes, 1, 0);
+    give(TENSOR_HIDDEN, w.hidden);
+    give(TENSOR_WEIGHT, w.weight);
+    give(TENSOR_BIAS, w.bias);
+    give(TENSOR_CLASS_WEIGHTS, w.class_weights);
+    give(TENSOR_ROW_WEIGHTS, w.row_weights);
+    if (grad_output) give(TENSOR_GRAD_OUTPUT, w.grad_output);
+    give(TENSOR_GRAD_ENTROPY, w.grad_entropy);
+    give(TENSOR_GRAD_LSE, w.grad_lse);
+    if (is_soft()) give(TENSOR_TARGETS, w.soft_targets);
+    else give_classes(&w.args, &w.desc, w.targets);
+    give(TENSOR_HIDDEN_GRADIENT, w.old[HIDDEN]);
+    give(TENSOR_WEIGHT_GRADIENT, w.old[WEIGHT]);
+    give(TENSOR_BIAS_GRADIENT, w.old[BIAS]);
 }
 
 static size_t gradient_count(int g)
@@ -325,7 +291,7 @@ static void run_two_steps(struct two_steps *two, const double *x, bool grad_outp
     w.desc.features = linear.features; /* for the sizes of what is stored and not used */
     write_inputs(grad_output);
     w.desc.features = 0;
-    w.args.logits = stored(12, CLXENT_F64, x, rows(), w.desc.classes, 0);
+    give(TENSOR_LOGITS, x);
     const clxent_status status = clxent_reference_run(&w.desc, &w.args, &out, w.text, sizeof w.text);
     cr_assert_eq(status, CLXENT_OK, "%s", w.text);
     w.desc = linear;
