@@ -988,7 +988,7 @@ class Peers(Case):
         self.assertEqual(ours["ratio"], 1)
         self.assertTrue(ours["version"].startswith("clxent "))
         self.assertEqual(jax["ms"], 4096e3)
-        self.assertTrue(jax["version"].endswith(" --linear --threads 2 --serve JAX 24 40 100"), jax)
+        self.assertTrue(jax["version"].endswith(" --serve JAX 24 40 100 --threads 2 --dtype f32 --op fused --linear"), jax)
         self.assertEqual({row["version"] for row in rows[2:]}, {"not installed"})
         for args in (["--shape", "24x100"], ["--gpu"], ["--dtype", "bf16"]):
             self.assertEqual(self.run_peers(*linear, *args).returncode, 2, args)

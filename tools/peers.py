@@ -42,7 +42,7 @@ import time
 
 SHAPES = ((65536, 1024), (2048, 32768), (512, 131072))
 PEERS = ("clxent", "clxent.py", "oneDNN", "PyTorch", "compiled", "JAX", "tinygrad")
-LOSS_PEERS = (*PEERS, "OpenVINO", "ONNX")
+LOSS_PEERS = ("OpenVINO", "ONNX")  # which have no gradient
 GPU_PEERS = ("clxent", "PyTorch", "compiled", "Liger")
 LINEAR_SHAPES = ((1024, 1024, 32768), (512, 2048, 128256))
 LINEAR_PEERS = ("clxent", "PyTorch", "compiled", "chunked", "JAX")
@@ -52,12 +52,18 @@ TORCH_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 # ---- Peers in Python: this script as their process ------------------------------------------------
 
 
-def data(rows, classes):
+def data(*shape):
+    """Logits of rows x classes and targets, or of rows x features x classes hidden states, weight and targets."""
     import numpy as np
 
     random = np.random.default_rng(1)
-    logits = random.random((rows, classes), np.float32) * np.float32(16) - np.float32(8)
-    return logits, random.integers(0, classes, rows)
+    if len(shape) == 2:
+        inputs = [random.random(shape, np.float32) * np.float32(16) - np.float32(8)]
+    else:
+        rows, features, classes = shape
+        inputs = [random.random((rows, features), np.float32) * np.float32(2) - np.float32(1)]
+        inputs.append(random.random((classes, features), np.float32) * np.float32(0.2) - np.float32(0.1))
+    return (*inputs, random.integers(0, shape[-1], shape[0]))
 
 
 def settle():
@@ -83,40 +89,48 @@ def serve(name, step):
         print("%.9f" % seconds, flush=True)
 
 
-def serve_torch(name, rows, classes, options):
+def serve_torch(name, shape, options):
     import torch
+    from torch.nn import functional
 
-    cross_entropy, version = torch.nn.functional.cross_entropy, "PyTorch " + torch.__version__
+    def linear(hidden, weight, targets):
+        return functional.cross_entropy(functional.linear(hidden, weight), targets)
+
+    loss, version = linear if options.linear else functional.cross_entropy, "PyTorch " + torch.__version__
     if name == "compiled":
-        cross_entropy, version = torch.compile(cross_entropy), version + ", compiled"
+        loss, version = torch.compile(loss), version + ", compiled"
+    if name == "chunked":  # a release without options has no chunks either
+        chunks = torch.nn.LinearCrossEntropyOptions()
+        loss, version = functools.partial(functional.linear_cross_entropy, options=chunks), version + ", chunked"
     if name == "Liger":
-        from liger_kernel.transformers.functional import liger_cross_entropy as cross_entropy
+        from liger_kernel.transformers.functional import liger_cross_entropy as loss
 
         version = "Liger, " + version
     torch.set_num_threads(options.threads)
-    logits, targets = data(rows, classes)
     place = "cuda" if options.gpu else "cpu"
-    x = torch.from_numpy(logits).to(place, getattr(torch, TORCH_DTYPES[options.dtype]))
-    x.requires_grad_(options.op == "fused")
-    y = torch.from_numpy(targets).to(place)
+    *inputs, targets = (torch.from_numpy(array).to(place) for array in data(*shape))
+    inputs = [tensor.to(getattr(torch, TORCH_DTYPES[options.dtype])) for tensor in inputs]
+    for tensor in inputs:
+        tensor.requires_grad_(options.op == "fused")
 
     def step():
-        x.grad = None
-        loss = cross_entropy(x, y)
+        for tensor in inputs:
+            tensor.grad = None
+        result = loss(*inputs, targets)
         if options.op == "fused":
-            loss.backward()
+            result.backward()
         if options.gpu:
             torch.cuda.synchronize()
 
     serve(version, step)
 
 
-def serve_clxent(rows, classes, options):
+def serve_clxent(shape, options):
     import numpy as np
 
     import clxent
 
-    logits, targets = data(rows, classes)
+    logits, targets = data(*shape)
     wanted = {"return_grad": True, "out": {"gradient": np.empty_like(logits)}} if options.op == "fused" else {}
 
     def step():
@@ -125,28 +139,31 @@ def serve_clxent(rows, classes, options):
     serve("clxent %s, NumPy arrays" % clxent.__version__, step)
 
 
-def serve_jax(rows, classes, options):
+def serve_jax(shape, options):
     import jax
     import jax.numpy as jnp
 
-    logits, targets = (jnp.asarray(array) for array in data(rows, classes))
+    arrays = [jnp.asarray(array) for array in data(*shape)]
 
-    def loss(x, y):
+    def loss(*arrays):
+        *inputs, y = arrays
+        x = inputs[0] @ inputs[1].T if options.linear else inputs[0]
         return -jnp.take_along_axis(jax.nn.log_softmax(x), y[:, None], 1).mean()
 
-    run = jax.jit(jax.value_and_grad(loss) if options.op == "fused" else loss)
+    inputs = tuple(range(len(arrays) - 1))
+    run = jax.jit(jax.value_and_grad(loss, argnums=inputs) if options.op == "fused" else loss)
     serve(
         "JAX %s on %s" % (jax.__version__, jax.default_backend()),
-        lambda: jax.block_until_ready(run(logits, targets)),
+        lambda: jax.block_until_ready(run(*arrays)),
     )
 
 
-def serve_tinygrad(rows, classes, options):
+def serve_tinygrad(shape, options):
     from importlib.metadata import version
 
     from tinygrad import Device, Tensor, TinyJit
 
-    logits, targets = data(rows, classes)
+    logits, targets = data(*shape)
     x, y = Tensor(logits).realize(), Tensor(targets.astype("i4")).realize()
 
     @TinyJit
@@ -164,13 +181,13 @@ def serve_tinygrad(rows, classes, options):
     serve("tinygrad %s on %s" % (version("tinygrad"), Device.DEFAULT), step)
 
 
-def serve_openvino(rows, classes, options):
+def serve_openvino(shape, options):
     import numpy as np
     import openvino
     from openvino import opset13 as ops
 
-    logits, targets = data(rows, classes)
-    x, y = ops.parameter([rows, classes], np.float32), ops.parameter([rows, 1], np.int64)
+    logits, targets = data(*shape)
+    x, y = ops.parameter(list(shape), np.float32), ops.parameter([shape[0], 1], np.int64)
     picked = ops.gather_elements(ops.log_softmax(x, 1), y, 1)
     loss = ops.negative(ops.reduce_mean(picked, np.array([0, 1]), False))
     settings = {"INFERENCE_NUM_THREADS": options.threads, "INFERENCE_PRECISION_HINT": "f32"}
@@ -181,11 +198,11 @@ def serve_openvino(rows, classes, options):
     serve("OpenVINO " + openvino.__version__.split("-")[0], request.infer)
 
 
-def serve_onnx(rows, classes, options):
+def serve_onnx(shape, options):
     import onnxruntime
     from onnx import TensorProto, helper
 
-    logits, targets = data(rows, classes)
+    logits, targets = data(*shape)
     nodes = [
         helper.make_node("LogSoftmax", ["x"], ["log_p"], axis=1),
         helper.make_node("GatherElements", ["log_p", "y"], ["picked"], axis=1),
@@ -193,8 +210,8 @@ def serve_onnx(rows, classes, options):
         helper.make_node("Neg", ["mean"], ["loss"]),
     ]
     inputs = [
-        helper.make_tensor_value_info("x", TensorProto.FLOAT, [rows, classes]),
-        helper.make_tensor_value_info("y", TensorProto.INT64, [rows, 1]),
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, shape),
+        helper.make_tensor_value_info("y", TensorProto.INT64, [shape[0], 1]),
     ]
     output = helper.make_tensor_value_info("loss", TensorProto.FLOAT, [])
     graph = helper.make_graph(nodes, "loss", inputs, [output])
@@ -207,77 +224,6 @@ def serve_onnx(rows, classes, options):
     binding.bind_cpu_input("y", targets[:, None])
     binding.bind_output("loss")
     serve("ONNX Runtime " + onnxruntime.__version__, lambda: session.run_with_iobinding(binding))
-
-
-# ---- Peers of linear cross-entropy ------------------------------------------------------------------
-
-
-def linear_data(rows, features, classes):
-    import numpy as np
-
-    random = np.random.default_rng(1)
-    hidden = random.random((rows, features), np.float32) * np.float32(2) - np.float32(1)
-    weight = random.random((classes, features), np.float32) * np.float32(0.2) - np.float32(0.1)
-    return hidden, weight, random.integers(0, classes, rows)
-
-
-def serve_linear_torch(name, shape, options):
-    import torch
-    from torch.nn import functional
-
-    version = "PyTorch %s, %s" % (torch.__version__, {"PyTorch": "eager"}.get(name, name))
-    torch.set_num_threads(options.threads)
-    hidden, weight, targets = map(torch.from_numpy, linear_data(*shape))
-    hidden.requires_grad_(True)
-    weight.requires_grad_(True)
-
-    def loss(hidden, weight, targets):
-        return functional.cross_entropy(functional.linear(hidden, weight), targets)
-
-    if name == "compiled":
-        loss = torch.compile(loss)
-    if name == "chunked":  # a release without options has no chunks either
-        chunks = torch.nn.LinearCrossEntropyOptions()
-        loss = functools.partial(functional.linear_cross_entropy, options=chunks)
-
-    def step():
-        hidden.grad = weight.grad = None
-        loss(hidden, weight, targets).backward()
-
-    serve(version, step)
-
-
-def serve_linear_jax(shape):
-    import jax
-    import jax.numpy as jnp
-
-    arrays = [jnp.asarray(array) for array in linear_data(*shape)]
-
-    def loss(hidden, weight, targets):
-        logits = jax.nn.log_softmax(hidden @ weight.T)
-        return -jnp.take_along_axis(logits, targets[:, None], 1).mean()
-
-    run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
-    serve(
-        "JAX %s on %s" % (jax.__version__, jax.default_backend()),
-        lambda: jax.block_until_ready(run(*arrays)),
-    )
-
-
-def linear_commands(options, shape):
-    threads, sizes = str(options.threads), [str(size) for size in shape]
-    python = dict(pair.split("=", 1) for pair in options.python)
-    for name in LINEAR_PEERS:
-        if name == "clxent":
-            command = [options.clxent, "bench", "--op", "linear", "--backward", "--loop"]
-            for flag, size in zip(("--rows", "--features", "--classes"), sizes):
-                command += [flag, size]
-            command += [] if options.device is None else ["--device", options.device]
-        else:
-            default = sys.executable if name == "JAX" else python.get("pytorch", sys.executable)
-            command = [python.get(name.lower(), default), os.path.abspath(__file__)]
-            command += ["--linear", "--threads", threads, "--serve", name, *sizes]
-        yield name, command, {"OMP_NUM_THREADS": threads, "NPROC": threads}  # the second is JAX's
 
 
 # ---- In turn ------------------------------------------------------------------------------------
@@ -329,36 +275,29 @@ def why_not(peer, command):
     return "failed: " + peer.log
 
 
-def commands(options, rows, classes):
-    threads = str(options.threads)
+def commands(options, shape):
+    """Name, command and environment of each peer."""
+    sizes, threads = [str(size) for size in shape], str(options.threads)
     python = dict(pair.split("=", 1) for pair in options.python)
-    python.setdefault("compiled", python.get("pytorch", sys.executable))
+    for name in ("compiled", "chunked"):
+        python.setdefault(name, python.get("pytorch", sys.executable))
     here = os.path.dirname(os.path.abspath(__file__))
-    for name in GPU_PEERS if options.gpu else LOSS_PEERS if options.op == "loss" else PEERS:
+    names = LINEAR_PEERS if options.linear else GPU_PEERS if options.gpu else PEERS
+    for name in (*names, *LOSS_PEERS) if options.op == "loss" and not options.gpu else names:
         environment = {"OMP_NUM_THREADS": threads, "NPROC": threads}  # the second is JAX's
+        device = [] if options.device is None else ["--device", options.device]
         if name == "clxent":
-            command = [options.clxent, "bench", "--loop", "--rows", str(rows), "--classes", str(classes)]
-            command += ["--dtype", options.dtype, "--op", options.op]
-            if options.device is not None:
-                command += ["--device", options.device]
+            command = [options.clxent, "bench", "--loop", *device]
+            for flag, size in zip(("rows", *(["features"] if options.linear else []), "classes"), sizes):
+                command += ["--" + flag, size]
+            command += ["--op", "linear", "--backward"] if options.linear else ["--op", options.op]
+            command += ["--dtype", options.dtype]
         elif name == "oneDNN":
-            command = [options.onednn, str(rows), str(classes), *(["loss"] if options.op == "loss" else [])]
+            command = [options.onednn, *sizes, *(["loss"] if options.op == "loss" else [])]
         else:
-            command = [python.get(name.lower(), sys.executable), os.path.abspath(__file__)]
-            command += [
-                "--serve",
-                name,
-                str(rows),
-                str(classes),
-                "--threads",
-                threads,
-                "--dtype",
-                options.dtype,
-                "--op",
-                options.op,
-            ]
-            command += ["--gpu"] if options.gpu else []
-            command += [] if options.device is None else ["--device", options.device]
+            command = [python.get(name.lower(), sys.executable), os.path.abspath(__file__), "--serve", name, *sizes]
+            command += ["--threads", threads, "--dtype", options.dtype, "--op", options.op, *device]
+            command += ["--gpu"] * options.gpu + ["--linear"] * options.linear
             environment.setdefault("DEV", os.environ.get("DEV", "CL"))  # of tinygrad: OpenCL
             built = os.path.join(os.path.dirname(options.clxent), "python", "libclxent.so")
             if name == "clxent.py" and os.path.exists(built):
@@ -371,7 +310,7 @@ def compare(options, shape):
     """Rows of the table: name, milliseconds (median, least), ratio to clxent; or name and why not."""
     peers, absent = {}, []
     sizes = " x ".join(map(str, shape))
-    for name, command, environment in linear_commands(options, shape) if options.linear else commands(options, *shape):
+    for name, command, environment in commands(options, shape):
         if name.lower() in options.skip:
             continue
         progress("%s: %s warms up" % (sizes, name))
@@ -442,15 +381,8 @@ def main():
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of the table")
     parser.add_argument("--serve", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.serve and options.linear:
-        peer, shape = options.serve[0], tuple(map(int, options.serve[1:]))
-        if peer == "JAX":
-            serve_linear_jax(shape)
-        else:
-            serve_linear_torch(peer, shape, options)
-        return
     if options.serve:
-        peer, rows, classes = options.serve[0], int(options.serve[1]), int(options.serve[2])
+        name, *sizes = options.serve
         own = {
             "tinygrad": serve_tinygrad,
             "JAX": serve_jax,
@@ -458,10 +390,7 @@ def main():
             "OpenVINO": serve_openvino,
             "ONNX": serve_onnx,
         }
-        if peer in own:
-            own[peer](rows, classes, options)
-        else:
-            serve_torch(peer, rows, classes, options)
+        own.get(name, functools.partial(serve_torch, name))(tuple(map(int, sizes)), options)
         return
     if options.dtype != "f32" and not options.gpu:
         parser.error("--dtype takes f32 without --gpu")
