@@ -482,18 +482,6 @@ static bool unmap_hand(measure *m, timed *t)
     return check(m, code, "clEnqueueUnmapMemObject");
 }
 
-static double value_of(const void *array, size_t i, uint32_t dtype)
-{
-    if (dtype == CLXENT_F32) return (double)((const float *)array)[i];
-    const uint16_t bits = ((const uint16_t *)array)[i];
-    const bool f16 = dtype == CLXENT_F16;
-    const int width = f16 ? 10 : 7, bias = f16 ? 15 : 127; /* width: of the mantissa */
-    const int exponent = (bits & 0x7fff) >> width, whole = 1 << width;
-    const double mantissa = (double)(bits & (whole - 1)) + (exponent > 0 ? whole : 0);
-    const double value = ldexp(mantissa, (exponent > 0 ? exponent : 1) - bias - width); /* finite ones only */
-    return bits >> 15 != 0 ? -value : value;
-}
-
 /* Of arrays of count values from first on. The errors allowed are a few roundings of the dtype, and of 1 / rows. */
 static bool same_gradient(const measure *m, const timed *t, const void *want, const void *got, size_t first,
                           size_t count)
@@ -502,7 +490,7 @@ static bool same_gradient(const measure *m, const timed *t, const void *want, co
     const double absolute = 0x1p-21 / (double)t->problem.rows + (t->dtype == CLXENT_F16 ? 0x1p-24 : 0);
 
     for (size_t i = 0; i < count; i++) {
-        const double w = value_of(want, i, t->dtype), g = value_of(got, i, t->dtype);
+        const double w = get_element(want, t->dtype, i), g = get_element(got, t->dtype, i);
         if (!(fabs(g - w) <= relative * fabs(w) + absolute))
             return cli_fail(m->session.device.name,
                             "row %zu, class %zu: hand-written code has a gradient of %.9g, clxent of %.9g",
