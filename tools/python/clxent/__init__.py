@@ -87,31 +87,7 @@ def cross_entropy(
     gradient are NaN, and bad_targets has the row. ValueError and TypeError name the argument, what it is and what it
     takes. RuntimeError is the driver's, NotImplementedError what the device cannot do, MemoryError as everywhere.
     """
-    given = {
-        "weight": weight,
-        "row_weights": row_weights,
-        "denominator": denominator,
-        "grad_output": grad_output,
-        "grad_entropy": grad_entropy,
-        "grad_lse": grad_lse,
-    }
-    return _loss(
-        logits,
-        targets,
-        ["gradient"] if return_grad else [],
-        outputs,
-        given,
-        out or {},
-        (device, queue, wait_for),
-        ignore_index=ignore_index,
-        reduction=reduction,
-        label_smoothing=label_smoothing,
-        z_loss=z_loss,
-        logit_scale=logit_scale,
-        softcap=softcap,
-        shift=shift,
-        axis=axis,
-    )
+    return _loss(locals(), logits, ["gradient"])
 
 
 def linear_cross_entropy(
@@ -166,35 +142,9 @@ def linear_cross_entropy(
 
     All results but weight_gradient and bias_gradient have the same bits whatever workspace_limit is.
     """
-    given = {
-        "linear_weight": linear_weight,
-        "linear_bias": linear_bias,
-        "weight": weight,
-        "row_weights": row_weights,
-        "denominator": denominator,
-        "grad_output": grad_output,
-        "grad_entropy": grad_entropy,
-        "grad_lse": grad_lse,
-    }
     if linear_weight is None:
         raise TypeError("linear_weight is None: takes an array [classes, features]")
-    return _loss(
-        hidden,
-        targets,
-        gradients(linear_weight, linear_bias) if return_grad else [],
-        outputs,
-        given,
-        out or {},
-        (device, queue, wait_for),
-        ignore_index=ignore_index,
-        reduction=reduction,
-        label_smoothing=label_smoothing,
-        z_loss=z_loss,
-        logit_scale=logit_scale,
-        softcap=softcap,
-        shift=shift,
-        workspace_limit=workspace_limit,
-    )
+    return _loss(locals(), hidden, gradients(linear_weight, linear_bias))
 
 
 def softmax(
@@ -231,26 +181,26 @@ def log_softmax(
 # ---- NumPy ------------------------------------------------------------------------------------
 
 
-def _loss(
-    x: Any,
-    targets: Any,
-    grads: List[str],
-    outputs: Sequence[str],
-    given: Dict[str, Any],
-    out: Mapping[str, Any],
-    where: Tuple[Optional[str], Any, Optional[Iterable[Any]]],
-    **options: Any,
-) -> Any:
-    """What cross_entropy() and linear_cross_entropy() return."""
+# Arguments of cross_entropy() and linear_cross_entropy(): arrays beside the targets, and what becomes a field of the desc.
+_INPUTS = "linear_weight linear_bias weight row_weights denominator grad_output grad_entropy grad_lse".split()
+_OPTIONS = "ignore_index reduction label_smoothing z_loss logit_scale softcap shift axis workspace_limit".split()
+
+
+def _loss(arguments: Dict[str, Any], x: Any, grads: List[str]) -> Any:
+    """What either function returns, given its arguments by name. grads: what return_grad asks for."""
+    given = {name: arguments[name] for name in _INPUTS if name in arguments}
+    options = {name: arguments[name] for name in _OPTIONS if name in arguments}
+    outputs, out = arguments["outputs"], arguments["out"] or {}
+    grads = grads if arguments["return_grad"] else []
     names = {"loss": "losses"} if options["reduction"] == "none" else {}  # what it is called in the library
     wanted = ["loss", *grads, *([outputs] if isinstance(outputs, str) else outputs)]
     results = _run(
         x,
-        targets,
+        arguments["targets"],
         [names.get(name, name) for name in wanted],
         given,
         {names.get(name, name): array for name, array in out.items()},
-        where,
+        (arguments["device"], arguments["queue"], arguments["wait_for"]),
         **options,
     )
     found = {name: results[names.get(name, name)] for name in wanted}
