@@ -436,13 +436,9 @@ Test(store, a_loaded_program_gives_the_same_bits)
     from_source = from_binary = 0;
     run(make_context(true, true), &p, &loaded);
     cr_assert(from_source == 0 && from_binary > 0, "%d from source", from_source);
-    for (const clxent_output *a = &built.losses, *b = &loaded.losses; a <= &built.one_hot; a++, b++) {
-        cr_assert(a->size == b->size);
-        if (a->data != NULL) cr_assert(memcmp(a->data, b->data, a->size) == 0);
-    }
+    check_same_outputs("loaded", &built, &loaded);
     free_outputs(&built);
-    free_outputs(&loaded);
-    free_problem(&p);
+    free_run(&p, &loaded);
 }
 
 enum { THREADS = 6 };
