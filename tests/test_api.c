@@ -281,7 +281,7 @@ Test(api, a_plan_outlives_its_context)
 
 /* ---- Runs ---------------------------------------------------------------------------------- */
 
-Test(api, enqueue_needs_its_pointers)
+Test(api, enqueue_and_warm_need_their_pointers)
 {
     cl_event gate[1] = { NULL };
     const struct {
@@ -305,6 +305,9 @@ Test(api, enqueue_needs_its_pointers)
         cr_assert(status == cases[i].want, "case %zu: %s", i, clxent_status_string(status));
         if (cases[i].word != NULL) check_text(cases[i].word, WORDS(cases[i].word));
     }
+    cr_assert(clxent_plan_warm(NULL, device.queue) == CLXENT_ERROR_NULL_ARGUMENT);
+    cr_assert(clxent_plan_warm(f.plan, NULL) == CLXENT_ERROR_NULL_ARGUMENT);
+    check_text("queue", WORDS("queue is NULL", "takes"));
 }
 
 static const char *name_of(int tensor)
@@ -365,21 +368,6 @@ Test(api, the_bytes_of_every_argument_are_those_that_a_run_needs)
                WORDS("argument is \"logit\": takes one of logits, ", ", one_hot, ", ", workspace"));
     cr_assert(clxent_plan_bytes(f.plan, NULL) == 0);
     check_text("NULL", WORDS("argument is \"\": takes one of logits, "));
-}
-
-Test(api, warming_needs_a_queue_of_the_plan)
-{
-    cl_int code;
-    cr_assert(clxent_plan_warm(NULL, device.queue) == CLXENT_ERROR_NULL_ARGUMENT);
-    cr_assert(clxent_plan_warm(f.plan, NULL) == CLXENT_ERROR_NULL_ARGUMENT);
-    check_text("queue", WORDS("queue is NULL", "takes"));
-    cl_context other = clCreateContext(NULL, 1, &device.id, NULL, NULL, &code);
-    cl_command_queue queue = clCreateCommandQueue(other, device.id, 0, &code);
-    cr_assert(code == CL_SUCCESS);
-    cr_assert(clxent_plan_warm(f.plan, queue) == CLXENT_ERROR_INVALID_ARGUMENT);
-    check_text("queue", WORDS("queue", "another cl_context", "takes"));
-    clReleaseCommandQueue(queue);
-    clReleaseContext(other);
 }
 
 /* Nothing of it is left in the plan, on either kind of queue, also of a plan without rows. */
@@ -791,17 +779,25 @@ Test(api, plans_without_rows_run_whatever_their_sizes)
     }
 }
 
+/* Neither runs a plan nor warms it. */
+static void refuse_queue(cl_command_queue queue, const char *const *words)
+{
+    cl_event event = NULL;
+    cr_assert(clxent_enqueue(f.plan, queue, &f.args, 0, NULL, &event) == CLXENT_ERROR_INVALID_ARGUMENT);
+    cr_assert(event == NULL);
+    check_text("enqueue", words);
+    cr_assert(clxent_plan_warm(f.plan, queue) == CLXENT_ERROR_INVALID_ARGUMENT);
+    check_text("warm", words);
+    clReleaseCommandQueue(queue);
+}
+
 Test(api, a_queue_of_another_context_is_refused)
 {
     cl_int code;
-    cl_event event = NULL;
     cl_context other = clCreateContext(NULL, 1, &device.id, NULL, NULL, &code);
     cl_command_queue queue = clCreateCommandQueue(other, device.id, 0, &code);
     cr_assert(code == CL_SUCCESS);
-    cr_assert(clxent_enqueue(f.plan, queue, &f.args, 0, NULL, &event) == CLXENT_ERROR_INVALID_ARGUMENT);
-    cr_assert(event == NULL);
-    check_text("queue", WORDS("queue"));
-    clReleaseCommandQueue(queue);
+    refuse_queue(queue, WORDS("queue", "another cl_context", "takes"));
     clReleaseContext(other);
 }
 
@@ -810,17 +806,12 @@ Test(api, a_queue_of_a_part_of_the_device_is_refused)
 {
     cl_device_id parts[64];
     const cl_uint count = divide_device(parts);
-    cl_event event = NULL;
     cl_int code;
 
     if (count == 0) cr_skip("the device cannot be divided");
     cl_command_queue queue = clCreateCommandQueue(device.cl, parts[0], 0, &code);
-    if (code == CL_SUCCESS) {
-        cr_assert(clxent_enqueue(f.plan, queue, &f.args, 0, NULL, &event) == CLXENT_ERROR_INVALID_ARGUMENT);
-        cr_assert(event == NULL);
-        check_text("queue", WORDS("queue is one of another device", "takes one of the plan's"));
-        clReleaseCommandQueue(queue);
-    }
+    if (code == CL_SUCCESS)
+        refuse_queue(queue, WORDS("queue is one of another device", "takes one of the plan's"));
     for (cl_uint i = 0; i < count; i++) clReleaseDevice(parts[i]);
 }
 
