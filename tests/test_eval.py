@@ -91,10 +91,9 @@ class EvalCase(Case):
     def check_weights(self, x, y, flag, array, *mentions, flags=()):
         self.check(x, y, mentions, *flags, flag, self.save("w.npy", array), name="w.npy")
 
-    def same_bits(self, got, want, names=None):
-        for name in want if names is None else names:
-            if name != "argmax":  # evaluate() has compared it
-                np.testing.assert_array_equal(got[name], want[name], name)
+    def same_bits(self, got, want):
+        for name in want:
+            np.testing.assert_array_equal(got[name], want[name], name)
 
 
 # ---- Numbers ----------------------------------------------------------------------------------
@@ -800,19 +799,8 @@ class Linear(EvalCase):
         h, w, b = (None if array is None else values_of(array, dtype) for array in (h, w, b))
         want = linear_oracle(h, w, np.zeros(h.shape[:-1], "i8") if y is None else y, b, **options)
         self.assertEqual(list(got), [*KEYS[:4], "features", *KEYS[4:]])
-        told = (got["dtype"], got["features"], got["classes"], got["rows"])
-        self.assertEqual(told, (dtype, h.shape[-1], len(w), want["rows"]))
-        if y is not None:
-            for key in ("ignored", "bad_targets", "accuracy"):
-                self.assertEqual(got[key], want[key], key)
-            for key in ("loss", "perplexity"):
-                if got[key] is not None:
-                    self.close(float(got[key]), want[key], real, key)
-        arrays = {name: np.load(self.path("out-%s.npy" % name)) for name in dtypes}
-        for name, array in arrays.items():
-            self.assertEqual(array.dtype, np.dtype("<i8" if name == "argmax" else NUMPY[dtypes[name]]), name)
-            got_values = array if name == "argmax" else values_of(array, dtypes[name])
-            self.close(got_values, want[name.replace("-grad", "_gradient")], dtypes[name], name)
+        self.assertEqual(got["features"], h.shape[-1])
+        arrays = self.hold(got, want, dtype, dtypes, y is not None, options.get("reduction"))
         return got, arrays
 
     def test_shapes(self):
@@ -1099,18 +1087,10 @@ class Errors(EvalCase):
         self.check(None, y, ["No such file"])
         self.check_targets(x, None, "No such file")
         whole = self.read(self.save("x.npy", x))
-        huge = whole.replace(b"(2, 5, 33), }" + b" " * 30, b"(4294967296, 4294967296, 33), }" + b" " * 12)
-        self.assertEqual(len(huge), len(whole))
-        for data, *mentions in (
-            *((whole[:length],) for length in (0, 3, 7, 9, 60, 128, len(whole) - 1)),
+        for data, *mentions in (  # test_npy.c has all faults
+            *((whole[:length],) for length in (0, 9, 128, len(whole) - 1)),
             (whole[: len(whole) - 4], "truncated", "1316 of 1320"),
-            (whole + b"x", "1 bytes follow"),
-            (b"PK\x03\x04" + whole, ".npz"),
-            (b"hello, world\n", "not a .npy"),
-            (whole[:6] + b"\x04" + whole[7:], "version 4"),
-            (whole.replace(b"(2, 5, 33)", b"(2, 5, -3)"), "shape has the length -3: takes 0 or more"),
-            (whole.replace(b"'fortran_order'", b"'fortran_prder'"), "malformed"),
-            (huge, "more items than memory"),
+            (whole + x.tobytes(), "1320 bytes follow"),
         ):
             self.check(data, y, mentions)
         os.mkfifo(self.path("pipe"))
