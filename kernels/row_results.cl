@@ -45,7 +45,8 @@ static inline void scan_own(row_state *s, row_input *in, const row_scan *scan, c
         }
         row_level level = { block_scale_of(s->maximum), distance_base(s->maximum), true };
         block_sums b = empty_block();
-        if (!SUMS_PLAINLY || fabs(s->maximum) > MAX_NEAR) {
+        /* a block that is all -inf is near: its exponentials, 0, are kept */
+        if (!SUMS_PLAINLY || (fabs(s->maximum) > MAX_NEAR && s->maximum > -ACC_INFINITY)) {
             sum_block(&b, in, scan, &level, from, to);
         } else {
             level.far = false;
