@@ -445,6 +445,7 @@ DEFINE_SOFTCAP(softcap_one, acc_t, integer, PASTE(as_, ACC_TYPE), PASTE(as_, INT
 DEFINE_SOFTCAP(softcap_vector, vec, ivec, AS_VEC, AS_IVEC)
 #else
 #    define softcap_vector_z softcap_one_z
+#    define softcap_vector_z_inline softcap_one_z_inline
 #    define softcap_vector_s softcap_one_s
 #endif
 #if LANES
