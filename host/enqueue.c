@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * enqueue.c - one run of a plan: sets arguments, launches kernels in a chain:
- * targets -> denominator, logits -> rows, zeros -> padding, rows -> loss, at most ten (rows split and taken twice, many
+ * targets -> denominator, logits -> rows, zeros -> padding, rows -> loss, at most eight (rows split and taken twice, many
  * rows to reduce). Nothing here compiles, allocates on the device or waits for it.
  *
  * A kernel's arguments belong to the cl_kernel, not to the launch. The plan's lock is held from the first argument of a
@@ -101,7 +101,7 @@ static void fill_parameters(run *r)
     p->row_losses_at = workspace + plan->row_losses_at;
     p->correct_at = workspace + plan->correct_at;
     p->pieces_at = workspace + plan->pieces_at;
-    p->records_at = workspace + plan->records_at;
+    p->excluding_at = workspace + plan->excluding_at;
     p->reduce_unit = plan->reduce_unit;
     p->partials_per_unit = plan->partials_per_unit;
     p->partials = clxent_partials(plan, r->part.total_rows);
@@ -293,7 +293,6 @@ static clxent_status launch_cross_entropy(run *r, bool last, cl_event *event)
     for (int pass = 0; pass < (plan->second_pass && !r->statistics_in ? 2 : 1); pass++) {
         const cl_uint flags = pass > 0 ? FLAG_SECOND_PASS : 0u;
         CLXENT_TRY(launch_rows(r, plan->main, flags, r->rows * plan->pieces, group, false, NULL));
-        CLXENT_TRY(launch_rows(r, plan->combine, flags, r->rows, 1, false, NULL));
     }
     return launch_rows(r, plan->finalize, 0, r->rows * plan->pieces, group, last, event);
 }

@@ -251,17 +251,17 @@ struct clxent_plan {
     size_t piece_vectors, pieces;
     uint32_t group; /* work-items in a group, of every kernel but the folds and `padding` */
     uint32_t padding_group;
-    uint32_t tile, columns;      /* of lanes: rows, vectors of a work-item */
-    bool along;                  /* of lanes: ALONG */
-    uint32_t local_elements;     /* of local memory, of the main kernel */
-    bool second_pass;            /* a row's sums may be taken once more, see epilogue.cl, count_passes() */
-    cl_uint flags;               /* FLAG_* that follow from the plan alone */
-    cl_kernel main;              /* of the op; of split rows the partials */
-    cl_kernel combine, finalize; /* NULL unless rows are split */
-    cl_kernel padding;           /* NULL unless the gradient's is to be zero, and it has some */
+    uint32_t tile, columns;  /* of lanes: rows, vectors of a work-item */
+    bool along;              /* of lanes: ALONG */
+    uint32_t local_elements; /* of local memory, of the main kernel */
+    bool second_pass;        /* a row's sums may be taken once more, see epilogue.cl, count_passes() */
+    cl_uint flags;           /* FLAG_* that follow from the plan alone */
+    cl_kernel main;          /* of the op; of split rows the partials */
+    cl_kernel finalize;      /* NULL unless rows are split */
+    cl_kernel padding;       /* NULL unless the gradient's is to be zero, and it has some */
     cl_kernel targets_partials, targets_fold, losses_partials, losses_fold; /* NULL where no run needs them */
     size_t denominator_at, partials_at, row_losses_at, correct_at;          /* bytes into the workspace */
-    size_t pieces_at, records_at;
+    size_t pieces_at, excluding_at;
     size_t workspace_size;
     char strategy[320];
     struct clxent_linear

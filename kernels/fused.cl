@@ -65,34 +65,39 @@ DEFINE_KERNEL(clxent_cross_entropy, WG_SIZE)
 #if !LANES && (KERNELS & 2)
 /* ---- Rows split over groups ---------------------------------------------------------------- */
 
-/* Where rows are too few to keep the device busy, these three do what the body above does, with a group for each piece of
+/* Where rows are too few to keep the device busy, these two do what the body above does, with a group for each piece of
  * a row: the same sums in the same order, so that the bits do not tell which it was, and the choice may look at the
- * device. In the workspace, RECORD_BYTES each: of every piece its sums, of every row all that its pieces need to know. */
+ * device. The workspace has of every piece its sums, RECORD_BYTES each, and those without the maximum likewise. Every
+ * group merges the pieces of its row by itself, which saves a launch. */
 typedef struct {
-    row_state all;
-    row_state excluding_max;
-    acc_t target_logit; /* before a gradient in place overwrites it */
-} row_record;
-typedef char row_record_fits[sizeof(row_record) <= RECORD_BYTES ? 1 : -1];
+    row_state sums;
+    acc_t target_logit; /* of the row, in piece 0: before a gradient in place overwrites it */
+} piece_record;
+typedef char piece_record_fits[sizeof(piece_record) <= RECORD_BYTES ? 1 : -1];
 
-static inline __global row_state *piece_record(const run *u, const ulong row, const uint piece)
+/* at: pieces_at or excluding_at. */
+static inline __global piece_record *record_of_piece(const run *u, const ulong at, const ulong row,
+                                                     const uint piece)
 {
-    const clxent_parameters *p = u->p;
-    return (__global row_state *)(u->workspace + p->pieces_at + (row * p->pieces + piece) * RECORD_BYTES);
+    return (__global piece_record *)(u->workspace + at + (row * u->p->pieces + piece) * RECORD_BYTES);
 }
 
-static inline __global row_record *record_of_row(const run *u, const ulong row)
+static inline row_state merge_pieces(const run *u, const ulong at, const ulong row)
 {
-    return (__global row_record *)(u->workspace + u->p->records_at + row * RECORD_BYTES);
+    row_state all = record_of_piece(u, at, row, 0)->sums;
+    for (uint piece = 1; piece < u->p->pieces; piece++)
+        all = merge(all, record_of_piece(u, at, row, piece)->sums);
+    return all;
 }
 
 /* What the first pass over a row came to. */
-INLINE_ON_GPU void finish_record(const run *u, const row_input *in, const lane_targets *t, target_terms *j,
-                                 row_record *record, row_result *r)
+INLINE_ON_GPU void finish_pieces(const run *u, const row_input *in, const lane_targets *t, target_terms *j,
+                                 row_state *all, row_result *r)
 {
-    *j = judge_targets(u, t, record->target_logit);
-    if (u->p->flags & FLAG_FROM_STATISTICS) read_statistics(u, in->row, 1, &record->all);
-    *r = finish(j, t, &record->all);
+    *j = judge_targets(u, t, record_of_piece(u, u->p->pieces_at, in->row, 0)->target_logit);
+    *all = merge_pieces(u, u->p->pieces_at, in->row);
+    if (u->p->flags & FLAG_FROM_STATISTICS) read_statistics(u, in->row, 1, all);
+    *r = finish(j, t, all);
 }
 
 /* Grid: a work-group for each piece of each row. With FLAG_SECOND_PASS the sums without the maximum. */
@@ -100,39 +105,27 @@ DEFINE_KERNEL(clxent_split_partials, WG_SIZE)
 {
     OPEN_RUN;
     OPEN_SCRATCH(unit_scratch, UNIT_SCRATCH);
+    const bool is_second = (u->p->flags & FLAG_SECOND_PASS) != 0;
     row_input in = make_input(u, false);
     const uint piece = (uint)(u->group % u->p->pieces);
     open_unit(u, &in, u->group / u->p->pieces, 0);
     const lane_targets t = get_targets(u->p, in.row, 1, u->targets, u->row_weights);
     row_state own = empty_state();
-    if (u->p->flags & FLAG_SECOND_PASS) {
+    if (is_second) {
         target_terms j;
-        row_record record = *record_of_row(u, in.row);
+        row_state all;
         row_result r;
-        finish_record(u, &in, &t, &j, &record, &r);
+        finish_pieces(u, &in, &t, &j, &all, &r);
         if (r.confident) sum_part_excluding_max(&own, &in, r.maximum, vectors_of(u, &in, piece));
     } else {
         sum_piece(&own, u, &in, &t, piece, scratch);
     }
     merge_group(&own, scratch);
-    if (LOCAL_ID == 0) *piece_record(u, in.row, piece) = own;
-}
-
-/* Grid: a work-group of one work-item for each row; after each pass of clxent_split_partials. */
-DEFINE_KERNEL(clxent_split_combine, 1)
-{
-    OPEN_RUN;
-    row_input in = make_input(u, false);
-    open_unit(u, &in, u->group, 0);
-    __global row_record *record = record_of_row(u, in.row);
-    row_state all = *piece_record(u, in.row, 0);
-    for (uint piece = 1; piece < u->p->pieces; piece++) all = merge(all, *piece_record(u, in.row, piece));
-    if (u->p->flags & FLAG_SECOND_PASS) {
-        record->excluding_max = all;
-    } else {
-        const lane_targets t = get_targets(u->p, in.row, 1, u->targets, u->row_weights);
-        record->all = all;
-        record->target_logit = target_logits(&in, &t);
+    if (LOCAL_ID == 0) {
+        const ulong at = is_second ? u->p->excluding_at : u->p->pieces_at;
+        __global piece_record *record = record_of_piece(u, at, in.row, piece);
+        record->sums = own;
+        if (piece == 0 && !is_second) record->target_logit = target_logits(&in, &t);
     }
 }
 
@@ -145,11 +138,14 @@ DEFINE_KERNEL(clxent_split_finalize, WG_SIZE)
     open_unit(u, &in, u->group / u->p->pieces, 0);
     const lane_targets t = get_targets(u->p, in.row, 1, u->targets, u->row_weights);
     target_terms j;
-    row_record record = *record_of_row(u, in.row);
+    row_state all;
     row_result r;
-    finish_record(u, &in, &t, &j, &record, &r);
-    if (count_passes(u) > 1) keep_max_apart(&r, compensated_value(record.excluding_max.sum_excluding_target));
-    if (piece == 0 && LOCAL_ID == 0) write_rows(u, in.row, 1, &t, &j, &r, &record.all);
+    finish_pieces(u, &in, &t, &j, &all, &r);
+    if (count_passes(u) > 1) {
+        const row_state excluding_max = merge_pieces(u, u->p->excluding_at, in.row);
+        keep_max_apart(&r, compensated_value(excluding_max.sum_excluding_target));
+    }
+    if (piece == 0 && LOCAL_ID == 0) write_rows(u, in.row, 1, &t, &j, &r, &all);
     const uint begin = piece * u->p->piece_vectors * VEC,
                end = min(begin + u->p->piece_vectors * VEC, u->p->classes);
     epilogue_of_classes(u, &in, &t, &j, &r, begin, end);

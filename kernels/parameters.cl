@@ -27,7 +27,7 @@ typedef struct clxent_parameters {
     u64 target_rows;    /* that probability targets have, from row 0 on */
     u64 row_stride, gradient_row_stride, probabilities_row_stride, target_row_stride;
     u64 denominator_at, partials_at, row_losses_at, correct_at, pieces_at,
-        records_at; /* bytes into the workspace */
+        excluding_at; /* bytes into the workspace */
     /* reduce.cl: every reduce_unit rows are partials_per_unit partials, of REDUCE_ROWS rows each but for the last */
     u64 reduce_unit, partials_per_unit;
     u64 partials; /* of the batch; 1: no fold is launched */
@@ -114,7 +114,7 @@ typedef struct clxent_product {
 /* Bytes of one partial in the workspace; reduce.cl has its members. */
 #define PARTIAL_BYTES 64u
 
-/* Of the sums of a row or a piece, of fused.cl. */
+/* Of the sums of a piece of a row, of fused.cl. */
 #define RECORD_BYTES 256u
 /* Of lanes: neighbours' classes between two looks at the maximum, and classes that a tile has room for at least, so that it can
  * be transposed. The host lays out local memory by both. */

@@ -473,6 +473,30 @@ Test(variants, split_rows_have_the_bits_of_whole_ones)
     check_desc(&cases[begin].split, &lse, 0);
 }
 
+/* What the plan of one row says of itself on any device. */
+static void check_strategy(const clxent_tuning *t, size_t classes, const char *expected)
+{
+    const clxent_desc desc = make_desc(CLXENT_OUTPUT_GRADIENT, CLXENT_F32, 1, 1, classes);
+    clxent_plan_facts facts;
+    cr_assert_eq(clxent_plan_measure(&facts, device.ctx, &desc, t, 1, 1), CLXENT_OK);
+    cr_assert(strncmp(facts.strategy, expected, strlen(expected)) == 0, "%zu classes: \"%s\", not \"%s\"",
+              classes, facts.strategy, expected);
+}
+
+/* Pieces of a row have equal work. A group of one work-item does not share two of them; of very long rows there are so few
+ * that each group can merge them all. */
+Test(variants, pieces_of_a_row)
+{
+    const clxent_tuning alone = PIECES(1, 16, 64, 65536, 32768, UINT32_MAX);
+    const clxent_tuning group = PIECES(256, 4, 4, 0, 32768, UINT32_MAX);
+    check_strategy(&alone, 50257, "rows: 1 row ");
+    check_strategy(&alone, 70000, "split rows: 3 pieces of 23552 ");
+    check_strategy(&alone, 1 << 19, "split rows: 16 pieces of 32768 ");
+    check_strategy(&alone, 1 << 22, "split rows: 64 pieces of 65536 ");
+    check_strategy(&alone, 1 << 25, "split rows: 128 pieces of 262144 ");
+    if (driver_takes(&group)) check_strategy(&group, 50257, "split rows: 2 pieces of 28672 ");
+}
+
 /* Strategies of strategy_for() and lanes with the class axis not last. */
 enum { EACH_INNER = EACH_STRATEGY, EACH_PLACE };
 
