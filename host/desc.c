@@ -145,7 +145,8 @@ bool clxent_op_reads(uint32_t op, clxent_tensor input) { return (tensors[input].
 bool clxent_tensor_is_argument(uint32_t op, clxent_tensor tensor)
 {
     if (tensor == CLXENT_TENSOR_DENOMINATOR && (outputs_of(op) & CLXENT_OUTPUT_GRADIENT) == 0) return false;
-    return (tensors[tensor].operations >> op & 1u) != 0 && tensors[tensor].made <= CLXENT_MADE_ROW;
+    const clxent_made last = op == CLXENT_OP_CROSS_ENTROPY ? CLXENT_MADE_TARGETS_PASS : CLXENT_MADE_ROW;
+    return (tensors[tensor].operations >> op & 1u) != 0 && tensors[tensor].made <= last;
 }
 
 size_t clxent_dtype_size(uint32_t dtype)

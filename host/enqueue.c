@@ -11,6 +11,9 @@
 
 #include <string.h>
 
+/* Rows that every work-item may look at one by one; and that one work-item of a CPU may. */
+enum { FEW_ROWS = 64, MOST_ROWS_ALONE = 1024 };
+
 /* ---- Arguments ----------------------------------------------------------------------------- */
 
 static size_t or_dense(const clxent_desc *desc, size_t stride)
@@ -26,13 +29,54 @@ static bool divides_by_denominator(const run *r)
            (r->outputs & (CLXENT_OUTPUT_LOSS | CLXENT_GRADIENTS)) != 0;
 }
 
-/* Few rows without weights need no pass over the targets: the main kernel counts them itself, exactly. */
-static bool finds_own_denominator(const run *r)
+/* Whether the run is a launch of the main kernel over a batch that reduce.cl has one partial of. */
+static bool may_reduce_itself(const run *r)
 {
-    enum { FEW_ROWS = 64 };
     return r->part.pass == CLXENT_PASS_ALL && r->plan->desc.op == CLXENT_OP_CROSS_ENTROPY && r->rows > 0 &&
-           r->rows <= FEW_ROWS && r->args.bad_targets.mem == NULL && r->args.class_weights.mem == NULL &&
-           r->args.row_weights.mem == NULL;
+           r->rows == r->part.total_rows && clxent_partials(r->plan, r->rows) == 1 &&
+           clxent_outputs_of_rows(r->outputs) != 0;
+}
+
+/* Work-groups of the main kernel; of split rows for each pass. */
+static size_t main_groups(const run *r)
+{
+    const clxent_plan *plan = r->plan;
+    if (plan->desc.op != CLXENT_OP_CROSS_ENTROPY) return r->rows;
+    if (plan->shares == CLXENT_STRATEGY_SPLIT) return r->rows * plan->pieces;
+    if (plan->shares == CLXENT_STRATEGY_ROWS) return (r->rows - 1) / plan->rows_per_group + 1;
+    const size_t slabs = plan->desc.inner > 1 ? r->rows / plan->desc.inner : 1;
+    return (slabs * r->p.tiles - 1) / plan->tiles_per_group + 1;
+}
+
+/* Whether one group writes all losses and sums them too, which saves a launch. It is one work-item that sums. */
+static bool is_alone(const run *r)
+{
+    const size_t most = r->plan->group > 1 ? FEW_ROWS : MOST_ROWS_ALONE;
+    return may_reduce_itself(r) && r->rows <= most &&
+           (r->plan->shares == CLXENT_STRATEGY_SPLIT ? r->rows == 1 : main_groups(r) == 1);
+}
+
+/* Whether every work-item of the main kernel makes the pass over the few targets, which saves a launch. Not where each has to
+ * wait for class weights from all over the memory of a GPU. */
+static bool makes_own_targets(const run *r)
+{
+    return is_alone(r) || (may_reduce_itself(r) && r->rows <= FEW_ROWS &&
+                           (r->plan->group == 1 || r->args.class_weights.mem == NULL));
+}
+
+/* Whether the run makes a pass over the targets. */
+static bool reads_targets(const run *r)
+{
+    const bool needs_denominator = divides_by_denominator(r) && r->args.denominator.mem == NULL;
+    return r->part.pass != CLXENT_PASS_LOGITS &&
+           (needs_denominator || (r->p.outputs & clxent_outputs_made(CLXENT_MADE_TARGETS_PASS)) != 0);
+}
+
+/* Whether the run reduces the rows' losses. */
+static bool reduces_losses(const run *r)
+{
+    return r->part.pass != CLXENT_PASS_TARGETS && clxent_run_ends_span(r) &&
+           (r->outputs & clxent_outputs_made(CLXENT_MADE_LOSSES)) != 0;
 }
 
 /* The part's rows in the [rows] buffers and in the workspace's row values; its [rows, classes] buffers hold no
@@ -131,9 +175,11 @@ static void fill_parameters(run *r)
                                                            : FLAG_GRAD_OUTPUT) |
                (r->args.denominator.mem != NULL ? FLAG_DENOMINATOR : 0u) |
                (divides_by_denominator(r) ? FLAG_MEAN : 0u) | (r->statistics_in ? FLAG_FROM_STATISTICS : 0u) |
-               (streams(r) ? FLAG_NONTEMPORAL : 0u) | (finds_own_denominator(r) ? FLAG_OWN_DENOMINATOR : 0u) |
+               (streams(r) ? FLAG_NONTEMPORAL : 0u) |
                (desc->bad_target == CLXENT_BAD_TARGET_IGNORE ? FLAG_BAD_IGNORED : 0u) |
                (desc->all_ignored == CLXENT_ALL_IGNORED_ZERO ? FLAG_ALL_IGNORED_ZERO : 0u);
+    if (reads_targets(r) && makes_own_targets(r)) p->flags |= FLAG_OWN_TARGETS;
+    if (reduces_losses(r) && is_alone(r)) p->flags |= FLAG_ALONE;
     fill_own_parameters(r);
 }
 
@@ -281,20 +327,16 @@ static clxent_status launch_cross_entropy(run *r, bool last, cl_event *event)
     const clxent_plan *plan = r->plan;
     const uint32_t group = plan->group;
 
-    if (plan->shares == CLXENT_STRATEGY_LANES) {
-        const size_t slabs = plan->desc.inner > 1 ? r->rows / plan->desc.inner : 1;
-        const size_t tiles = slabs * r->p.tiles;
-        return launch_rows(r, plan->main, 0, (tiles - 1) / plan->tiles_per_group + 1, plan->group, last,
-                           event);
-    }
-    if (plan->shares == CLXENT_STRATEGY_ROWS) {
-        return launch_rows(r, plan->main, 0, (r->rows - 1) / plan->rows_per_group + 1, group, last, event);
+    const size_t groups = main_groups(r);
+
+    if (plan->shares != CLXENT_STRATEGY_SPLIT) {
+        return launch_rows(r, plan->main, 0, groups, group, last, event);
     }
     for (int pass = 0; pass < (plan->second_pass && !r->statistics_in ? 2 : 1); pass++) {
         const cl_uint flags = pass > 0 ? FLAG_SECOND_PASS : 0u;
-        CLXENT_TRY(launch_rows(r, plan->main, flags, r->rows * plan->pieces, group, false, NULL));
+        CLXENT_TRY(launch_rows(r, plan->main, flags, groups, group, false, NULL));
     }
-    return launch_rows(r, plan->finalize, 0, r->rows * plan->pieces, group, last, event);
+    return launch_rows(r, plan->finalize, 0, groups, group, last, event);
 }
 
 static clxent_status launch_main(run *r, bool last, cl_event *event)
@@ -320,16 +362,11 @@ static clxent_status launch_padding(run *r, bool last, cl_event *event)
 /* Needs the lock. Returns CLXENT_OK or the cl_int of r->failed, which the caller reports once the lock is free. */
 static clxent_status launch_all(run *r, cl_event *event)
 {
-    const bool needs_denominator =
-        divides_by_denominator(r) && r->args.denominator.mem == NULL && !finds_own_denominator(r);
-    const bool targets =
-        r->part.pass != CLXENT_PASS_LOGITS &&
-        (needs_denominator || (r->p.outputs & clxent_outputs_made(CLXENT_MADE_TARGETS_PASS)) != 0);
+    const bool targets = reads_targets(r) && (r->p.flags & FLAG_OWN_TARGETS) == 0;
     const bool logits = r->part.pass != CLXENT_PASS_TARGETS;
     const bool main = logits && r->rows > 0 && clxent_outputs_of_rows(r->outputs) != 0;
     const bool padding = main && r->plan->padding != NULL && (r->outputs & CLXENT_OUTPUT_GRADIENT) != 0;
-    const bool losses =
-        logits && clxent_run_ends_span(r) && (r->outputs & clxent_outputs_made(CLXENT_MADE_LOSSES)) != 0;
+    const bool losses = reduces_losses(r) && (r->p.flags & FLAG_ALONE) == 0;
 
     if (targets) CLXENT_TRY(launch_targets(r, !main && !losses, event));
     if (main) CLXENT_TRY(launch_main(r, !padding && !losses, event));

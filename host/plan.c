@@ -23,6 +23,12 @@ static clxent_status supported(clxent_context *ctx, const clxent_desc *desc)
 
 static bool uses_targets(const clxent_desc *desc) { return clxent_needs_targets(desc, desc->outputs); }
 
+/* Whether some run reduces the rows' losses. */
+static bool reduces_losses(const clxent_desc *desc)
+{
+    return (desc->outputs & clxent_outputs_made(CLXENT_MADE_LOSSES)) != 0;
+}
+
 /* Whether every class has its own a_j: HAS_DENSE of constants.cl. */
 static bool has_dense(const clxent_desc *desc)
 {
@@ -108,11 +114,13 @@ static bool lies_along(const clxent_plan *plan)
            desc->classes <= t->lane_cache / clxent_acc_size(desc) / t->lane_vector;
 }
 
-/* Units, of so many rows each, that one group takes, as long as every compute unit has a few groups to take.
- * Decides no bits. */
+/* Units, of so many rows each, that one group takes, as long as every compute unit has a few groups to take; of CPUs all,
+ * where they are done before another launch would be, which reduces what several groups leave. Decides no bits. */
 static size_t units_per_group(const clxent_plan *plan, uint32_t unit)
 {
-    enum { GROUPS_EACH = 8 };
+    enum { GROUPS_EACH = 8, MOST_ALONE = 8192 };
+    if (plan->group == 1 && reduces_losses(&plan->desc) && plan->rows <= MOST_ALONE / plan->desc.classes)
+        return plan->rows > 0 ? plan->rows : 1;
     const size_t groups = GROUPS_EACH * (size_t)plan->ctx->device.compute_units;
     const size_t unit_elements = plan->desc.classes * unit;
     const size_t spread = unit > 0 ? plan->part_rows / unit / groups : 0;
@@ -224,11 +232,6 @@ static bool may_sum_weights(const clxent_desc *desc)
 static bool reduces_targets(const clxent_desc *desc)
 {
     return may_sum_weights(desc) || (desc->outputs & clxent_outputs_made(CLXENT_MADE_TARGETS_PASS)) != 0;
-}
-
-static bool reduces_losses(const clxent_desc *desc)
-{
-    return (desc->outputs & clxent_outputs_made(CLXENT_MADE_LOSSES)) != 0;
 }
 
 /* KERNELS of fused.cl. In groups of one work-item no limit of the device can differ. */

@@ -17,33 +17,19 @@
         __global const acc_t *restrict grad_entropy,                  /* [rows] */                    \
         __global const acc_t *restrict grad_lse,                      /* [rows] */                    \
         __global acc_t *restrict losses,                              /* [rows] */                    \
+        __global acc_t *restrict loss,                                /* [1] */                       \
         __global acc_t *restrict lse,                                 /* [rows] */                    \
         __global storage *softmax,                                    /* [rows, classes] */           \
         __global storage *log_softmax,                                /* [rows, classes] */           \
         __global gradient_storage *gradient,                          /* [rows, classes] */           \
         __global long *restrict argmax,                               /* [rows] */                    \
+        __global ulong *restrict correct,                             /* [1] */                       \
         __global acc_t *restrict entropy,                             /* [rows] */                    \
         __global acc_t *restrict statistics,                          /* [rows, STATISTICS_WIDTH] */  \
+        __global ulong *restrict bad_targets,                         /* [3] */                       \
+        __global acc_t *restrict computed_denominator,                /* [1] */                       \
+        __global ulong *restrict counted,                             /* [1] */                       \
         __global uchar *restrict workspace, __local acc_t *local_rows /* [local_elements] */
-
-/* What losses and gradients are divided by: the caller's denominator, or the sum as the pass over the targets left it. Of
- * few rows without weights every work-item counts by itself (FLAG_OWN_DENOMINATOR), which saves that pass, and one leaves
- * the number for reduce.cl. Counts are exact: the bits are those of the pass. */
-static inline acc_t get_denominator(const clxent_parameters *p, __global const void *targets,
-                                    __global const acc_t *row_weights, __global const acc_t *denominator,
-                                    __global uchar *workspace)
-{
-    if (p->flags & FLAG_DENOMINATOR) return denominator[p->offset.denominator];
-    if (!(p->flags & FLAG_MEAN)) return 1;
-    __global acc_t *shared = (__global acc_t *)(workspace + p->denominator_at);
-    if (!(p->flags & FLAG_OWN_DENOMINATOR)) return *shared;
-    acc_t sum = 0;
-    for (ulong row = 0; row < p->rows; row++) {
-        if (get_target(p, row, targets, row_weights).counts) sum = sum + 1;
-    }
-    if (get_global_id(0) == 0) *shared = sum;
-    return sum;
-}
 
 /* What a kernel was given, for the functions below. */
 typedef struct {
@@ -52,24 +38,76 @@ typedef struct {
     __global const storage *logits;
     __global const void *targets;
     __global const acc_t *class_weights, *row_weights, *grad_output, *grad_entropy, *grad_lse;
-    __global acc_t *losses, *lse;
+    __global acc_t *losses, *loss, *lse;
     __global storage *softmax, *log_softmax;
     __global gradient_storage *gradient;
     __global long *argmax;
+    __global ulong *correct;
     __global acc_t *entropy, *statistics;
+    __global ulong *bad_targets;
+    __global acc_t *computed_denominator;
+    __global ulong *counted;
     __global uchar *workspace;
     __local acc_t *local_rows;
     options o;
     acc_t denominator; /* what gradients are divided by */
 } run;
 
-#define MAKE_RUN                                                                                      \
-    {                                                                                                 \
-        &p, get_group_id(0), logits, targets, class_weights + p.offset.class_weights, row_weights,    \
-            grad_output, grad_entropy, grad_lse, losses, lse, softmax, log_softmax, gradient, argmax, \
-            entropy, statistics, workspace, local_rows, options_of(&p),                               \
-            get_denominator(&p, targets, row_weights, denominator, workspace)                         \
+/* All but the denominator. */
+#define MAKE_RUN                                                                                             \
+    {                                                                                                        \
+        &p, get_group_id(0), logits, targets, class_weights + p.offset.class_weights, row_weights,           \
+            grad_output, grad_entropy, grad_lse, losses, loss, lse, softmax, log_softmax, gradient, argmax,  \
+            correct, entropy, statistics, bad_targets, computed_denominator, counted, workspace, local_rows, \
+            options_of(&p), 1                                                                                \
     }
+
+/* ---- Few rows, reduced on the way ----------------------------------------------------------- */
+
+/* Both make of the batch's only partial what reduce.cl's kernels do, the shares of all work-items one after the other: the
+ * same bits. */
+#if REDUCES
+/* FLAG_OWN_TARGETS: every work-item makes the pass over the targets for itself, and one writes its results. */
+static inline acc_t sum_own_targets(const run *u)
+{
+    partial all = empty_partial();
+    for (uint item = 0; item < WG_SIZE && item * LANE_ROWS < u->p->rows; item++) {
+        const share_of_partial share = { { 0, u->p->rows }, item };
+        partial own;
+        sum_targets(&own, u->p, u->targets, u->class_weights, u->row_weights, share);
+        all = item == 0 ? own : merge_partials(all, own);
+    }
+    if (u->group == 0 && LOCAL_ID == 0)
+        fold_targets(u->p, all, u->bad_targets, u->computed_denominator, u->counted, u->workspace);
+    return compensated_value_one(all.sum);
+}
+
+/* FLAG_ALONE: for the work-item that reduces, once all losses are there. */
+PART void sum_own_losses(const run *u)
+{
+    partial all = empty_partial();
+    if ((u->p->outputs & (OUTPUT_LOSS | OUTPUT_CORRECT)) == 0) return;
+    for (uint item = 0; item < WG_SIZE && item * LANE_ROWS < u->p->rows; item++) {
+        const share_of_partial share = { { 0, u->p->rows }, item };
+        partial own;
+        sum_losses(&own, u->p, u->losses, u->workspace, share);
+        all = item == 0 ? own : merge_partials(all, own);
+    }
+    fold_losses(u->p, all, u->denominator, u->loss, u->correct);
+}
+#endif
+
+/* What losses and gradients are divided by. */
+static inline acc_t get_denominator(const run *u, __global const acc_t *denominator)
+{
+#if REDUCES
+    if (u->p->flags & FLAG_OWN_TARGETS) {
+        const acc_t sum = sum_own_targets(u);
+        if ((u->p->flags & (FLAG_MEAN | FLAG_DENOMINATOR)) == FLAG_MEAN) return sum;
+    }
+#endif
+    return denominator_of(u->p, denominator, u->workspace);
+}
 
 /* DEFINE_KERNEL(NAME, SIZE) { OPEN_RUN; ... } is a kernel of groups of SIZE work-items, with `u` as its run. On CPUs its
  * body is a function of its own: PoCL makes three copies of a kernel, each with all that is inlined in it, and it inlines
@@ -84,8 +122,9 @@ typedef struct {
 #        define GROUP_OF(SIZE) reqd_work_group_size(SIZE, 1, 1)
 #    endif
 #    define DEFINE_KERNEL(NAME, SIZE) __kernel __attribute__((GROUP_OF(SIZE))) void NAME(ARGUMENTS)
-#    define OPEN_RUN                   \
-        const run of_group = MAKE_RUN; \
+#    define OPEN_RUN                                                    \
+        run of_group = MAKE_RUN;                                        \
+        of_group.denominator = get_denominator(&of_group, denominator); \
         const run *u = &of_group
 #    define OPEN_SCRATCH(T, n) __local T scratch[n]
 #else
@@ -93,7 +132,8 @@ typedef struct {
         PART void NAME##_body(const run *restrict u);                                   \
         __kernel __attribute__((reqd_work_group_size(SIZE, 1, 1))) void NAME(ARGUMENTS) \
         {                                                                               \
-            const run u = MAKE_RUN;                                                     \
+            run u = MAKE_RUN;                                                           \
+            u.denominator = get_denominator(&u, denominator);                           \
             NAME##_body(&u);                                                            \
         }                                                                               \
         PART void NAME##_body(const run *restrict u)

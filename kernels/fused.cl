@@ -59,6 +59,10 @@ DEFINE_KERNEL(clxent_cross_entropy, WG_SIZE)
         epilogue_of_unit(u, &in, unit, t, j, r, scratch);
         MEET_ROWS;
     }
+#    if REDUCES
+    if (WG_SIZE > 1 && LANES) barrier(CLK_GLOBAL_MEM_FENCE); /* of rows, MEET_ROWS is one */
+    if ((u->p->flags & FLAG_ALONE) && LOCAL_ID == 0) sum_own_losses(u);
+#    endif
 }
 #endif
 
@@ -145,7 +149,12 @@ DEFINE_KERNEL(clxent_split_finalize, WG_SIZE)
         const row_state excluding_max = merge_pieces(u, u->p->excluding_at, in.row);
         keep_max_apart(&r, compensated_value(excluding_max.sum_excluding_target));
     }
-    if (piece == 0 && LOCAL_ID == 0) write_rows(u, in.row, 1, &t, &j, &r, &all);
+    if (piece == 0 && LOCAL_ID == 0) {
+        write_rows(u, in.row, 1, &t, &j, &r, &all);
+#    if REDUCES
+        if (u->p->flags & FLAG_ALONE) sum_own_losses(u); /* the row is the only one */
+#    endif
+    }
     const uint begin = piece * u->p->piece_vectors * VEC,
                end = min(begin + u->p->piece_vectors * VEC, u->p->classes);
     epilogue_of_classes(u, &in, &t, &j, &r, begin, end);

@@ -7,11 +7,20 @@
  * Every addition keeps what it loses (compensated_sum), so 10^7 rows cost no digits. The rows of a partial follow from
  * the desc alone: parts of a batch write the values of their rows, and nothing is summed before all rows of a span
  * are there. Grid of the *_partials kernels: one work-group for each partial of the [rows] buffers; where it is the
- * batch's only one it folds as well, and *_fold is not launched.
+ * batch's only one it folds as well, and *_fold is not launched. Of few rows the main kernel does all that, see epilogue.cl.
  *
  * A part of every program whose plan reduces, for its DTYPE and WG_SIZE: a program of its own takes PoCL 25 ms, however
  * short it is and though it is cached.
  */
+
+/* What losses and gradients are divided by: the caller's denominator, or the sum that the pass over the targets left. */
+static inline acc_t denominator_of(const clxent_parameters *p, __global const acc_t *denominator,
+                                   __global const uchar *workspace)
+{
+    if (p->flags & FLAG_DENOMINATOR) return denominator[p->offset.denominator];
+    return (p->flags & FLAG_MEAN) ? *(__global const acc_t *)(workspace + p->denominator_at) : ACC(1.0);
+}
+
 #if REDUCES
 typedef struct {
     compensated_sum_one sum; /* of row weights, or of losses */
@@ -101,6 +110,12 @@ static inline ulong count_lanes(const ilane counts)
     return all;
 }
 
+/* What a work-item of the group sums of one partial. */
+typedef struct {
+    row_range rows;
+    uint item;
+} share_of_partial;
+
 static inline void fold_targets(const clxent_parameters *p, const partial all, __global ulong *bad_targets,
                                 __global acc_t *computed_denominator, __global ulong *counted,
                                 __global uchar *workspace)
@@ -118,14 +133,11 @@ static inline void fold_targets(const clxent_parameters *p, const partial all, _
     }
 }
 
-/* One partial of clxent_targets_partials. */
-PART void sum_targets(const clxent_parameters *p, __global const void *targets,
+PART void sum_targets(partial *sum, const clxent_parameters *p, __global const void *targets,
                       __global const acc_t *class_weights, __global const acc_t *row_weights,
-                      __global ulong *bad_targets, __global acc_t *computed_denominator,
-                      __global ulong *counted, __global uchar *workspace, __local partial *scratch,
-                      const size_t group)
+                      const share_of_partial share)
 {
-    const row_range range = rows_of_partial(p, group);
+    const row_range range = share.rows;
     /* of i64 a step is two lines, of which one is prefetched */
     const uint target_bytes = TARGETS == TARGET_I64   ? 8
                               : HAS_4_BYTE_INDICES    ? 4
@@ -134,13 +146,13 @@ PART void sum_targets(const clxent_parameters *p, __global const void *targets,
     partial own = empty_partial();
     compensated_sum weights = compensated_zero();
     ilane counts = (ilane)(0); /* at most REDUCE_ROWS */
-    for (ulong row = range.begin + LOCAL_ID * LANE_ROWS; row < range.end; row += WG_SIZE * LANE_ROWS) {
+    for (ulong row = range.begin + share.item * LANE_ROWS; row < range.end; row += WG_SIZE * LANE_ROWS) {
         const uint n = (uint)min((ulong)LANE_ROWS, range.end - row);
         PREFETCH((__global const uchar *)targets + (p->offset.targets + row + REDUCE_AHEAD) * target_bytes);
         const lane_targets t = get_targets(p, row, n, targets, row_weights);
         lane weight = t.weight;
         if (HAS_CLASS_WEIGHTS) {
-            const lane of_class = gather(class_weights + p->offset.class_weights, t.class_index);
+            const lane of_class = gather(class_weights, t.class_index);
             weight = t.has_class ? weight * of_class : weight;
         }
         weights = compensated_add(weights, keep_first(weight, n));
@@ -155,13 +167,7 @@ PART void sum_targets(const clxent_parameters *p, __global const void *targets,
     }
     own.sum = fold_lanes(weights);
     own.counted = count_lanes(counts);
-    const partial all = merge_partials_of_group(own, scratch);
-    if (LOCAL_ID != 0) return;
-    if (p->partials == 1) {
-        fold_targets(p, all, bad_targets, computed_denominator, counted, workspace);
-    } else {
-        *partial_at(p, workspace, group) = all;
-    }
+    *sum = own;
 }
 
 __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_targets_partials(
@@ -174,8 +180,17 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_target
     __global uchar *restrict workspace)
 {
     __local partial scratch[WG_SIZE];
-    sum_targets(&p, targets, class_weights, row_weights, bad_targets, computed_denominator, counted,
-                workspace, scratch, get_group_id(0));
+    const size_t group = get_group_id(0);
+    partial own;
+    sum_targets(&own, &p, targets, class_weights + p.offset.class_weights, row_weights,
+                (share_of_partial){ rows_of_partial(&p, group), LOCAL_ID });
+    const partial all = merge_partials_of_group(own, scratch);
+    if (LOCAL_ID != 0) return;
+    if (p.partials == 1) {
+        fold_targets(&p, all, bad_targets, computed_denominator, counted, workspace);
+    } else {
+        *partial_at(&p, workspace, group) = all;
+    }
 }
 
 /* Grid: one work-group of one work-item. */
@@ -188,43 +203,34 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void clxent_targets_fold
                  workspace);
 }
 
-static inline void fold_losses(const clxent_parameters *p, const partial all,
-                               __global const acc_t *denominator, __global acc_t *loss,
-                               __global ulong *correct, __global const uchar *workspace)
+static inline void fold_losses(const clxent_parameters *p, const partial all, const acc_t divisor,
+                               __global acc_t *loss, __global ulong *correct)
 {
     if (p->outputs & OUTPUT_CORRECT) correct[p->offset.correct] = all.count;
     if (!(p->outputs & OUTPUT_LOSS)) return;
     const acc_t value = compensated_value_one(all.sum);
-    acc_t result = value;
-    if (p->flags & (FLAG_DENOMINATOR | FLAG_MEAN)) {
-        const acc_t divisor = (p->flags & FLAG_DENOMINATOR)
-                                  ? denominator[p->offset.denominator]
-                                  : *(__global const acc_t *)(workspace + p->denominator_at);
-        result = value / divisor;
-        if (divisor == 0) {
-            /* a bad row's NaN is not hidden */
-            const bool zero = (p->flags & FLAG_ALL_IGNORED_ZERO) != 0 && value == value;
-            result = zero ? ACC(0.0) : ACC_NAN;
-        }
+    acc_t result = value / divisor;
+    if (divisor == 0) {
+        /* a bad row's NaN is not hidden */
+        const bool zero = (p->flags & FLAG_ALL_IGNORED_ZERO) != 0 && value == value;
+        result = zero ? ACC(0.0) : ACC_NAN;
     }
     loss[p->offset.loss] = result;
 }
 
-/* One partial of clxent_losses_partials. */
-PART void sum_losses(const clxent_parameters *p, __global const acc_t *losses,
-                     __global const acc_t *denominator, __global acc_t *loss, __global ulong *correct,
-                     __global uchar *workspace, __local partial *scratch, const size_t group)
+PART void sum_losses(partial *sum, const clxent_parameters *p, __global const acc_t *losses,
+                     __global const uchar *workspace, const share_of_partial share)
 {
     const bool sums = (p->outputs & OUTPUT_LOSS) != 0;
     const bool counts = (p->outputs & OUTPUT_CORRECT) != 0;
     __global const acc_t *row_losses = (p->outputs & OUTPUT_LOSSES)
                                            ? losses + p->offset.losses
                                            : (__global const acc_t *)(workspace + p->row_losses_at);
-    const row_range range = rows_of_partial(p, group);
+    const row_range range = share.rows;
     partial own = empty_partial();
     compensated_sum total = compensated_zero();
     ilane hits = (ilane)(0); /* at most REDUCE_ROWS */
-    for (ulong row = range.begin + LOCAL_ID * LANE_ROWS; row < range.end; row += WG_SIZE * LANE_ROWS) {
+    for (ulong row = range.begin + share.item * LANE_ROWS; row < range.end; row += WG_SIZE * LANE_ROWS) {
         const uint n = (uint)min((ulong)LANE_ROWS, range.end - row);
         PREFETCH(row_losses + row + REDUCE_AHEAD);
         if (sums) total = compensated_add(total, keep_first(load_lanes(row_losses + row, n), n));
@@ -236,13 +242,7 @@ PART void sum_losses(const clxent_parameters *p, __global const acc_t *losses,
     }
     own.sum = fold_lanes(total);
     own.count += count_lanes(hits);
-    const partial all = merge_partials_of_group(own, scratch);
-    if (LOCAL_ID != 0) return;
-    if (p->partials == 1) {
-        fold_losses(p, all, denominator, loss, correct, workspace);
-    } else {
-        *partial_at(p, workspace, group) = all;
-    }
+    *sum = own;
 }
 
 __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_losses_partials(
@@ -253,7 +253,16 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_losses
     __global uchar *restrict workspace)
 {
     __local partial scratch[WG_SIZE];
-    sum_losses(&p, losses, denominator, loss, correct, workspace, scratch, get_group_id(0));
+    const size_t group = get_group_id(0);
+    partial own;
+    sum_losses(&own, &p, losses, workspace, (share_of_partial){ rows_of_partial(&p, group), LOCAL_ID });
+    const partial all = merge_partials_of_group(own, scratch);
+    if (LOCAL_ID != 0) return;
+    if (p.partials == 1) {
+        fold_losses(&p, all, denominator_of(&p, denominator, workspace), loss, correct);
+    } else {
+        *partial_at(&p, workspace, group) = all;
+    }
 }
 
 /* Grid: one work-group of one work-item. */
@@ -261,6 +270,7 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void clxent_losses_fold(
     const clxent_parameters p, __global const acc_t *restrict denominator, __global acc_t *restrict loss,
     __global ulong *restrict correct, __global uchar *restrict workspace)
 {
-    fold_losses(&p, merge_all_partials(&p, workspace), denominator, loss, correct, workspace);
+    fold_losses(&p, merge_all_partials(&p, workspace), denominator_of(&p, denominator, workspace), loss,
+                correct);
 }
 #endif

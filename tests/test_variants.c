@@ -711,6 +711,46 @@ Test(variants, warming_launches_what_a_run_of_split_rows_does)
     check_warm("upstreams", &desc);
 }
 
+/* Where one group has all rows, no kernel but the main one is launched, whatever is asked for: with the bits of a batch in
+ * parts, whose losses and targets kernels of their own reduce. */
+Test(variants, few_rows_are_reduced_in_one_launch)
+{
+    const struct {
+        size_t place, rows, classes, launches;
+        bool general; /* with a second pass, and weights */
+    } cases[] = {
+        { EACH_LANES, 3, 5, 1, false },     { EACH_LANES, 40, 5, 1, true },
+        { EACH_LANES, 1024, 5, 1, false },  { EACH_LANES, 1025, 5, 3, false },
+        { EACH_INNER, 10, 5, 1, false },    { EACH_ROWS, 7, 1100, 1, true },
+        { EACH_ROWS, 8, 1100, 2, false },   { EACH_ROWS, 64, 1100, 2, true },
+        { EACH_ROWS, 65, 1100, 3, true },   { EACH_SPLIT, 1, 5000, 2, false },
+        { EACH_SPLIT, 1, 5000, 3, true },   { EACH_SPLIT, 2, 5000, 3, false },
+        { EACH_GROUPS, 1, 1100, 1, false }, { EACH_GROUPS, 2, 1100, 2, false },
+    };
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        const clxent_tuning tuning = tuning_of(cases[i].place);
+        const bool few = cases[i].rows <= 10 && cases[i].classes <= 1100;
+        if (!driver_takes(&tuning) || (small_run() && (!few || cases[i].place == EACH_SPLIT))) continue;
+        clxent_desc desc = variant_desc(CLXENT_F32, cases[i].rows, cases[i].classes,
+                                        cases[i].place == EACH_INNER ? 5 : 1, cases[i].general, 0);
+        clxent_host_args out;
+        problem p;
+
+        if (!cases[i].general) desc.outputs = TRAINING_OUTPUTS | CLXENT_OUTPUT_STATISTICS;
+        make_problem(&p, &desc, FILL_DESIGNED | FILL_IGNORED | FILL_BAD_TARGETS | FILL_HIT, 3);
+        memset(&runs, 0, sizeof runs);
+        watching = &runs;
+        run_with("few rows", &tuning, &p, 0, &out);
+        watching = NULL;
+        cr_assert_eq(runs.count, cases[i].launches, "case %zu: %zu launches, %s first", i, runs.count,
+                     runs.each[0].kernel);
+        free_outputs(&out);
+        force(&tuning);
+        run_case("few rows", &p, CASE_PARTS);
+        free_problem(&p);
+    }
+}
+
 Test(variants, warming_launches_what_a_run_of_a_building_block_does)
 {
     const struct {
