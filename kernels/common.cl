@@ -448,19 +448,20 @@ static inline __attribute__((unused)) vec load_vector_aligned(__global const sto
 #define F64_STORE_VECTOR(v, p, aligned) STORE_OR_STREAM(double, v, p, aligned)
 #define BF16_STORE_ONE(v, p) (*(p) = bf16_scalar_store(v))
 #if TELLS_ALIGNED
-#    define BF16_STORE_VECTOR(v, p, aligned)          \
-        do {                                          \
-            if (aligned) {                            \
-                store_pairs(bf16_vector_store(v), p); \
-            } else {                                  \
-                STORE(bf16_vector_store(v), p);       \
-            }                                         \
+#    define BF16_STORE_BITS(bits, p, aligned) \
+        do {                                  \
+            if (aligned) {                    \
+                store_pairs(bits, p);         \
+            } else {                          \
+                STORE(bits, p);               \
+            }                                 \
         } while (0)
 #else
-#    define BF16_STORE_VECTOR(v, p, aligned) STORE_OR_STREAM(ushort, bf16_vector_store(v), p, aligned)
+#    define BF16_STORE_BITS(bits, p, aligned) STORE_OR_STREAM(ushort, bits, p, aligned)
 #endif
-#if HAS_NONTEMPORAL
-#    define BF16_STORE_NUMBERS(v, p, aligned) STORE_OR_STREAM(ushort, bf16_vector_store_number(v), p, aligned)
+#define BF16_STORE_VECTOR(v, p, aligned) BF16_STORE_BITS(bf16_vector_store(v), p, aligned)
+#if HAS_NONTEMPORAL || TELLS_ALIGNED
+#    define BF16_STORE_NUMBERS(v, p, aligned) BF16_STORE_BITS(bf16_vector_store_number(v), p, aligned)
 #else
 #    define BF16_STORE_NUMBERS BF16_STORE_VECTOR
 #endif

@@ -24,6 +24,11 @@
 #    error "DIVIDES: 0 or 1"
 #endif
 #define BLOCK_CLASSES (BLOCK * WG_SIZE * VEC)
+/* Where the block behind the one at `begin` begins. A loop over one block is none. */
+static inline uint next_block(const uint begin, const uint end)
+{
+    return ONE_BLOCK ? end : begin + BLOCK_CLASSES;
+}
 /* Arrays of BLOCK vectors are registers where loops over them are unrolled. Not on PoCL, which runs no GPU and took 240 s to
  * compile all outputs in groups of 64. */
 #if defined(POCL_DEVICE_ADDRESS_BITS)
@@ -282,12 +287,20 @@ ALWAYS_INLINE integer first_of_block(const row_input *in, const uint begin, cons
     return least < (integer)in->classes ? least : (integer)NO_CLASS;
 }
 
-/* In one loop for both, the few rows that are far would cost all others one subtraction for each class. */
+#define INTEGER_OR(a, b) ((a) | (b))
+
+/* In one loop for both, the few rows that are far would cost all others one subtraction for each class. The device's exp2 keeps
+ * NaN; elsewhere NaN is sought two logits at a time, half an instruction for each on GPUs, where a clamp that keeps it takes one
+ * more. One exponential of a block that has any is NaN then. */
 ALWAYS_INLINE void exponentials_of(const vec z[BLOCK], const exp_scale scale, vec e[BLOCK])
 {
     if (scale.base == 0) {
+        ivec nan = isunordered(z[0], z[BLOCK - 1]);
         UNROLL_BLOCK
-        for (uint i = 0; i < BLOCK; i++) e[i] = exp_vector(z[i], scale, false);
+        for (uint i = 1; i + 1 < BLOCK; i += 2) nan |= isunordered(z[i], z[i + 1]);
+        UNROLL_BLOCK
+        for (uint i = 0; i < BLOCK; i++) e[i] = exp_vector_finite(z[i], scale);
+        if (!NATIVE_EXP && FOLD(nan, INTEGER_OR) != 0) e[0] = (vec)(ACC_NAN);
     } else {
         UNROLL_BLOCK
         for (uint i = 0; i < BLOCK; i++) e[i] = exp_vector(z[i], scale, true);
@@ -307,28 +320,41 @@ static inline uint vector_with(const integer class_index, const uint begin)
 #endif
 }
 
+ALWAYS_INLINE void add_terms(terms *sum, const terms *one)
+{
+    sum->sum_excluding_target += one->sum_excluding_target;
+    if (HAS_ENTROPY) sum->entropy += one->entropy;
+    if (HAS_DENSE) sum->nll += one->nll;
+    if (HAS_DENSE) sum->weight += one->weight;
+}
+
 /* What a block of z with exponentials e adds, but for the target's class, which is in vector `with_target`. */
 ALWAYS_INLINE void sum_terms(terms *sum, const row_input *in, const uint begin, const uint end,
                              const vec z[BLOCK], const vec e[BLOCK], const acc_t base, const integer target,
                              const uint with_target)
 {
-    block_sums b;
-    b.few = no_terms();
+    terms t[BLOCK];
+    UNROLL_BLOCK
+    for (uint i = 0; i < BLOCK; i++) {
+        vec other = e[i], a = (vec)(0);
+        if (i == with_target) other = own_classes(begin, i) == (ivec)(target) ? (vec)(0) : other;
+        if (HAS_DENSE) a = dense_of(in, begin, end, i);
+        take_terms(&t[i], other, z[i], (vec)(base), a);
+    }
     UNROLL_BLOCK
     for (uint i = 0; i < BLOCK; i += 4) {
-        terms four[4];
-        UNROLL_BLOCK
-        for (uint k = 0; k < 4; k++) {
-            four[k] = no_terms();
-            if (i + k >= BLOCK) continue;
-            vec other = e[i + k], a = (vec)(0);
-            if (i + k == with_target) other = own_classes(begin, i + k) == (ivec)(target) ? (vec)(0) : other;
-            if (HAS_DENSE) a = dense_of(in, begin, end, i + k);
-            take_terms(&four[k], other, z[i + k], (vec)(base), a);
-        }
-        add_four(&b, four);
+        if (i + 1 < BLOCK) add_terms(&t[i], &t[i + 1]);
+        if (i + 3 < BLOCK) add_terms(&t[i + 2], &t[i + 3]);
+        if (i + 2 < BLOCK) add_terms(&t[i], &t[i + 2]);
+        if (i > 0) add_terms(&t[0], &t[i]);
     }
-    *sum = b.few;
+    *sum = t[0];
+}
+
+/* The only block of a row adds to nothing. */
+static inline compensated_sum sum_with(const compensated_sum s, const acc_t block)
+{
+    return ONE_BLOCK ? (compensated_sum){ block, 0 } : compensated_add(s, block);
 }
 
 /* Adds the block of x to s, whose scale is *scale, and leaves in its place what results are made of. */
@@ -344,12 +370,14 @@ INLINE_ON_GPU void add_registers(row_state *s, exp_scale *scale, const row_input
     for (uint i = 0; i < BLOCK; i++) m = vec_max(m, z[i]);
     acc_t maximum = FOLD(m, acc_max);
 #if ONE_BLOCK
-    maximum = group_max(maximum, scratch->maxima);
-#endif
+    maximum = s->maximum = group_max(maximum, scratch->maxima);
+    *scale = exp_scale_of(maximum);
+#else
     if (maximum > s->maximum) {
         raise_maximum(s, maximum);
         *scale = exp_scale_of(maximum);
     }
+#endif
     if (in->best) {
         acc_t top = maximum;
         if (HAS_SOFTCAP) {
@@ -371,17 +399,20 @@ INLINE_ON_GPU void add_registers(row_state *s, exp_scale *scale, const row_input
     } else {
         sum_terms(&sum, in, begin, end, z, e, base, target, BLOCK);
     }
-    s->sum_excluding_target =
-        compensated_add(s->sum_excluding_target, FOLD(sum.sum_excluding_target, acc_sum));
+    s->sum_excluding_target = sum_with(s->sum_excluding_target, FOLD(sum.sum_excluding_target, acc_sum));
 #if HAS_ENTROPY
-    s->entropy = compensated_add(s->entropy, FOLD(sum.entropy, acc_sum));
+    s->entropy = sum_with(s->entropy, FOLD(sum.entropy, acc_sum));
 #endif
 #if HAS_DENSE
-    s->dense_nll = compensated_add(s->dense_nll, FOLD(sum.nll, acc_sum));
-    s->dense_weight = compensated_add(s->dense_weight, FOLD(sum.weight, acc_sum));
+    s->dense_nll = sum_with(s->dense_nll, FOLD(sum.nll, acc_sum));
+    s->dense_weight = sum_with(s->dense_weight, FOLD(sum.weight, acc_sum));
 #endif
-    if (in->nan && s->nan_at == NO_CLASS && s->sum_excluding_target.high != s->sum_excluding_target.high)
-        s->nan_at = first_of_block(in, begin, x, true, 0);
+    /* Rare, and so loaded once more: kept beside the exponentials, the logits take as many registers again. */
+    if (in->nan && s->nan_at == NO_CLASS && s->sum_excluding_target.high != s->sum_excluding_target.high) {
+        vec again[BLOCK];
+        load_block(in, begin, end, again);
+        s->nan_at = first_of_block(in, begin, again, true, 0);
+    }
 #if KEEPS_EXP
     UNROLL_BLOCK
     for (uint i = 0; i < BLOCK; i++) x[i] = e[i];
@@ -396,12 +427,7 @@ INLINE_ON_GPU void sum_part(row_state *s, const run *u, row_input *in, const int
     const uint end = min(part.last * VEC, in->classes);
     (void)u;
 #if ONE_BLOCK
-    if (end > 0) {
-        load_block(in, 0, end, in->kept);
-    } else {
-        UNROLL_BLOCK
-        for (uint i = 0; i < BLOCK; i++) in->kept[i] = (vec)(-ACC_INFINITY);
-    }
+    load_block(in, 0, end, in->kept);
     add_registers(s, &scale, in, target, 0, end, in->kept, scratch);
 #else
     (void)scratch;
@@ -421,7 +447,7 @@ INLINE_ON_GPU void sum_part_excluding_max(row_state *s, const row_input *in, con
     const acc_t top = exp_lane(maximum, scale, true);
     s->maximum = maximum;
     const uint end = min(part.last * VEC, in->classes);
-    for (uint begin = part.first * VEC; begin < end; begin += BLOCK_CLASSES) {
+    for (uint begin = part.first * VEC; begin < end; begin = next_block(begin, end)) {
         vec e[BLOCK], rest = (vec)(0);
         get_block(in, begin, end, e);
 #if !KEEPS_EXP
@@ -456,18 +482,20 @@ INLINE_ON_GPU void keep_row(row_input *in, const acc_t maximum)
  * Not where gradients are added to. */
 #define TARGET_APART (!ACCUMULATE)
 
-/* Whether the factor, a finite one, goes into the exponential. */
-static inline bool folds_factor(const epilogue *g)
+/* Whether the values but for the target's class are exponentials times the factor, a finite one. */
+static inline bool has_factor(const epilogue *g)
 {
-    return !ONE_BLOCK && (IS_KIND(g, OUTPUT_SOFTMAX) ||
-                          (IS_KIND(g, OUTPUT_GRADIENT) && HAS_ONE_FACTOR && fabs(g->factor) < ACC_INFINITY));
+    return IS_KIND(g, OUTPUT_SOFTMAX) ||
+           (IS_KIND(g, OUTPUT_GRADIENT) && HAS_ONE_FACTOR && fabs(g->factor) < ACC_INFINITY);
 }
 
-/* Whether product_of() gives the values but for the target's class. */
+/* Whether the factor goes into the exponential. */
+static inline bool folds_factor(const epilogue *g) { return !ONE_BLOCK && has_factor(g); }
+
+/* Whether product_of() gives the values but for the target's class: none of them is NaN. */
 static inline bool is_product(const row_result *r, const epilogue *g)
 {
-    if (!KEEPS_EXP) return folds_factor(g) && r->scale.base == 0;
-    return IS_KIND(g, OUTPUT_SOFTMAX) || (IS_KIND(g, OUTPUT_GRADIENT) && HAS_ONE_FACTOR);
+    return has_factor(g) && (KEEPS_EXP || (!ONE_BLOCK && r->scale.base == 0));
 }
 
 ALWAYS_INLINE vec product_of(const row_input *in, const row_result *r, const epilogue *g, const vec x)
@@ -513,7 +541,7 @@ static inline destination moved(const destination *to, const uint by)
 ALWAYS_INLINE void write_vectors(const row_input *in, const row_result *r, const epilogue *g,
                                  const destination *to, const uint first, const uint end)
 {
-    for (uint begin = first; begin < end; begin += BLOCK_CLASSES) {
+    for (uint begin = first; begin < end; begin = next_block(begin, end)) {
         const uint own = begin + LOCAL_ID * VEC;
         const destination own_to = moved(to, own);
         vec x[BLOCK];
@@ -529,7 +557,11 @@ ALWAYS_INLINE void write_vectors(const row_input *in, const row_result *r, const
             UNROLL_BLOCK
             for (uint i = 0; i < BLOCK; i++) {
                 const uint at = i * VECTOR_STEP;
-                put(&own_to, at, with_old(&own_to, at, x[i], VEC), VEC);
+                if (ACCUMULATE) {
+                    put(&own_to, at, with_old(&own_to, at, x[i], VEC), VEC);
+                } else {
+                    put_number(&own_to, at, x[i], own_to.aligned);
+                }
             }
         } else {
             UNROLL_BLOCK
@@ -561,7 +593,7 @@ static inline void put_or_add_one(const destination *to, const uint at, const ac
 ALWAYS_INLINE void write_elements(const row_input *in, const row_result *r, const epilogue *g,
                                   const destination *to, const uint first, const uint end)
 {
-    for (uint begin = first; begin < end; begin += BLOCK_CLASSES) {
+    for (uint begin = first; begin < end; begin = next_block(begin, end)) {
         const uint own = OWN_CLASS(begin);
         const destination own_to = moved(to, own);
         const bool is_full = begin + BLOCK_CLASSES <= end;

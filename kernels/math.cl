@@ -180,7 +180,13 @@ static inline exp_scale exp_scale_of(const lane maximum)
         const T power = NAME##_reduce(NAME##_clamped(z, s, far), s, &r);                                    \
         return EXP_POLYNOMIAL(r, (T)TIMES_FACTOR) * power;                                                  \
     }                                                                                                       \
-    /* of a finite z or -inf of a row that is near: one instruction less on GPUs */                         \
+    /* the same of a finite z or -inf of a row that is near: one instruction less on GPUs */                \
+    static inline T NAME##_finite(const T z, const exp_scale s)                                             \
+    {                                                                                                       \
+        T r;                                                                                                \
+        const T power = NAME##_reduce(fmax(z, (T)(s.lowest)), s, &r);                                       \
+        return fma(EXP_MINUS_1(T, r), power, power);                                                        \
+    }                                                                                                       \
     static inline T NAME##_finite_times(const T z, const exp_scale s, const lane factor)                    \
     {                                                                                                       \
         T r;                                                                                                \
@@ -229,6 +235,10 @@ static inline vec exp_vector_times(const vec z, const exp_scale s, const bool fa
     return fma(fma(fma(c3, r, c2), r, one), r, one) * power;
 }
 #endif
+#if HAS_TABLE || NATIVE_EXP
+#    define exp_vector_finite(z, s) exp_vector(z, s, false)
+#    define exp_vector_finite_times(z, s, factor) exp_vector_times(z, s, false, factor)
+#endif
 
 /* 2^(r / ln2) by the device in place of exp(r) by the polynomial. `shifted` is clamped, to where 2^(k - q) is 0, and not z:
  * r then is at most ln2 / 2, -inf, or NaN of NaN, so that one instruction serves all three. Where 2^f is off by b u, the
@@ -262,7 +272,6 @@ static inline vec exp_vector_times(const vec z, const exp_scale s, const bool fa
 {
     return exp_vector(z, s, far) * (vec)(factor);
 }
-#    define exp_vector_finite_times(z, s, factor) exp_vector_times(z, s, false, factor)
 #endif
 
 #if (!LANES || VEC == 1) && !HAS_TABLE && !NATIVE_EXP
@@ -274,6 +283,7 @@ DEFINE_EXP(exp_vector, vec, ivec, AS_VEC, AS_IVEC)
 #    define exp_vector exp_one
 #    define exp_vector_inline exp_one_inline
 #    define exp_vector_times exp_one_times
+#    define exp_vector_finite exp_one_finite
 #    define exp_vector_finite_times exp_one_finite_times
 #endif
 /* Of one logit, with the bits it has in a vector: sum_exp < 2 exp(m) must say that one class alone is the maximum, which the
