@@ -73,18 +73,27 @@ clxent_tuning clxent_tuning_choose(const clxent_tuning_rows *own, const clxent_d
 }
 
 /* Of a group, whose blocks are in registers (kernels/group_rows.cl): the smallest that has a row in one block, but for what a
- * device needs to be busy. Decides bits. */
-static void fit_registers(clxent_tuning *t, const clxent_desc *desc)
+ * device needs to be busy. AMD's waves may be 64 work-items. NVIDIA's warps are 32, and an f32 row of two is one of longer
+ * blocks, as the first warp of a group merges and finishes for all (tools/gpu.py, sm_80, 1,024 classes, instructions of a
+ * logit: 38.1 of two warps with 16 logits for each work-item, 31.2 of one with 32, which spills 24 bytes). 32 logits of 16 bits
+ * would spill 640 bytes with entropy and log-softmax. Decides bits. */
+static void fit_registers(clxent_tuning *t, const clxent_device *device, const clxent_desc *desc)
 {
-    enum { MOST_ELEMENTS = 32, LEAST_GROUP = 64 };
+    enum { MOST_ELEMENTS = 32, WARP = 32 };
+    const bool has_warps = strstr(device->vendor, "NVIDIA") != NULL;
+    const uint32_t least = has_warps ? WARP : 64;
     const size_t classes = desc->classes;
+    const bool dense =
+        desc->softcap != 0.0 || desc->label_smoothing != 0.0 || !clxent_targets_are_indices(desc);
 
     /* a_j and slopes take as many registers again (f32, sm_90: 170 of all options, 128 with half of the block; bf16, sm_80:
      * 176 bytes spilled with two vectors, none with one) */
-    if (desc->softcap != 0.0 || desc->label_smoothing != 0.0 || !clxent_targets_are_indices(desc))
-        t->block = t->block >= 4 ? t->block / 4 * 2 : 1;
+    if (dense) t->block = t->block >= 4 ? t->block / 4 * 2 : 1;
+    if (has_warps && !dense && desc->dtype == CLXENT_F32 && classes <= WARP * MOST_ELEMENTS &&
+        classes > (size_t)WARP * t->block * t->vector)
+        t->block = MOST_ELEMENTS / t->vector;
     if (t->block * t->vector > MOST_ELEMENTS) t->block = MOST_ELEMENTS / t->vector;
-    while (t->group > LEAST_GROUP && (size_t)t->group / 2 * t->block * t->vector >= classes) t->group /= 2;
+    while (t->group > least && (size_t)t->group / 2 * t->block * t->vector >= classes) t->group /= 2;
 }
 
 clxent_tuning clxent_tuning_clamp(const clxent_tuning *tuning, const clxent_device *device,
@@ -104,7 +113,7 @@ clxent_tuning clxent_tuning_clamp(const clxent_tuning *tuning, const clxent_devi
         device->max_work_group < MOST_GROUP ? (uint32_t)device->max_work_group : MOST_GROUP;
     while (t.group > 1 && (t.group > most_group || t.group * local_item > of_groups)) t.group /= 2;
     if (t.group > 1) {
-        fit_registers(&t, desc);
+        fit_registers(&t, device, desc);
     } else {
         t.block = (t.block + 3) / 4 * 4;
     }

@@ -715,24 +715,37 @@ Test(context, threads_share_programs)
     }
 }
 
-/* The smallest group that has a row in one block, on both sides of each boundary; outputs do not change it. */
+/* The smallest group that has a row in one block, on both sides of each boundary; outputs do not change it. NVIDIA's may be one
+ * warp, with longer blocks of f32. */
 Test(tuning, groups_follow_from_the_class_count)
 {
+    enum { ANYONE, NVIDIA };
     static const struct {
+        int vendor;
+        uint32_t dtype;
         size_t classes;
-        uint32_t group;
+        uint32_t group, block;
         bool one_block;
-    } cases[] = { { 40, 64, true },    { 1024, 64, true },    { 1028, 128, true },    { 4096, 256, true },
-                  { 4100, 512, true }, { 16384, 1024, true }, { 16388, 1024, false }, { 511, 64, true },
-                  { 513, 64, true },   { 1025, 128, true },   { 50257, 1024, false } };
-    const clxent_device facts = {
-        .type = CL_DEVICE_TYPE_GPU, .max_work_group = 1024, .local_memory = 48 << 10, .compute_units = 8
-    };
+    } cases[] = { { ANYONE, CLXENT_F32, 40, 64, 4, true },       { ANYONE, CLXENT_F32, 1024, 64, 4, true },
+                  { ANYONE, CLXENT_F32, 1028, 128, 4, true },    { ANYONE, CLXENT_F32, 4096, 256, 4, true },
+                  { ANYONE, CLXENT_F32, 4100, 512, 4, true },    { ANYONE, CLXENT_F32, 16384, 1024, 4, true },
+                  { ANYONE, CLXENT_F32, 16388, 1024, 4, false }, { ANYONE, CLXENT_F32, 511, 64, 4, true },
+                  { ANYONE, CLXENT_F32, 513, 64, 4, true },      { ANYONE, CLXENT_F32, 1025, 128, 4, true },
+                  { ANYONE, CLXENT_F32, 50257, 1024, 4, false }, { NVIDIA, CLXENT_F32, 40, 32, 4, true },
+                  { NVIDIA, CLXENT_F32, 512, 32, 4, true },      { NVIDIA, CLXENT_F32, 513, 32, 8, true },
+                  { NVIDIA, CLXENT_F32, 1024, 32, 8, true },     { NVIDIA, CLXENT_F32, 1025, 128, 4, true },
+                  { NVIDIA, CLXENT_BF16, 512, 32, 2, true },     { NVIDIA, CLXENT_BF16, 513, 64, 2, true } };
 
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        clxent_device facts = {
+            .type = CL_DEVICE_TYPE_GPU, .max_work_group = 1024, .local_memory = 48 << 10, .compute_units = 8
+        };
+        if (cases[i].vendor == NVIDIA) strcpy(facts.vendor, "NVIDIA Corporation");
         for (int entropy = 0; entropy < 2; entropy++) {
+            char block[32];
             clxent_desc desc = CLXENT_DESC_INIT;
             clxent_plan_build build;
+            desc.dtype = cases[i].dtype;
             desc.batch = 100;
             desc.seq = 1;
             desc.classes = cases[i].classes;
@@ -742,6 +755,8 @@ Test(tuning, groups_follow_from_the_class_count)
                       (unsigned)build.group);
             cr_assert((strstr(build.options, "-DONE_BLOCK=1") != NULL) == cases[i].one_block, "%s",
                       build.options);
+            snprintf(block, sizeof block, "-DBLOCK=%u ", (unsigned)cases[i].block);
+            cr_assert(strstr(build.options, block) != NULL, "%zu classes: %s", desc.classes, build.options);
         }
     }
 }
