@@ -194,10 +194,11 @@ PART lane tile_excluding_max(const tile_input *in, const row_result *r)
 /* Values of all classes, in the place of their exponentials. */
 static inline void stage(const tile_input *in, const row_result *r, const epilogue *g, const bool again)
 {
-    acc_t factors[VEC], rests[VEC], fills[VEC], targets[VEC];
+    acc_t factors[VEC], rests[VEC], outers[VEC], fills[VEC], targets[VEC];
     integer is_filled[VEC], class_index[VEC];
     STORE(g->factor, factors);
     STORE(g->rest, rests);
+    STORE(g->outer, outers);
     STORE(g->fill, fills);
     STORE(g->filled, is_filled);
     STORE(g->target, targets);
@@ -210,6 +211,7 @@ static inline void stage(const tile_input *in, const row_result *r, const epilog
         __local acc_t *row = in->own_rows + i * in->classes;
         own.factor = (lane)(factors[i]);
         own.rest = (lane)(rests[i]);
+        own.outer = (lane)(outers[i]);
         if (is_filled[i]) {
             for (uint c = 0; c < last; c += VEC) STORE((vec)(fills[i]), row + c);
             STORE((vec)(fills[i]), row + last);

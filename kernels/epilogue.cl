@@ -319,7 +319,7 @@ typedef struct {
     lane fill;
     lane factor; /* softmax: 1 / sum_exp; gradient: what multiplies the exponentials */
     lane rest;   /* what the factor was rounded by: of lanes, as few classes have large shares */
-    lane outer;  /* gradient, unless HAS_ONE_FACTOR: what multiplies dz */
+    lane outer;  /* gradient: what multiplies dz; 1 where the factor has it all */
 #if HAS_UPSTREAMS
     ilane is_out;       /* of the loss: its part is 0 */
     lane pull;          /* what multiplies exp(z) besides */
@@ -358,6 +358,11 @@ static inline void add_upstreams(epilogue *g, const run *u, const ulong row, con
 }
 #endif
 
+/* The upstream goes into the factor where that stays between this and its inverse. Else the factor, what it was rounded by, or a
+ * polynomial that begins with it may underflow or overflow where gradients do not, and an infinite factor makes NaN of a masked
+ * class's 0. */
+#define SMALLEST_FACTOR (ACC_SMALLEST_NORMAL * (DTYPE == F64 ? ACC(0x1p+56) : ACC(0x1p+26)))
+
 /* dx_j = (exp(z_j) * factor - dense a_j) * outer * slope_j, at the target's class `target`. Where a row has no gradient all
  * its elements are `fill`. outer: row_weight grad_output logit_scale / denominator. */
 static inline void gradient_of(epilogue *g, const run *u, const row_result *r, const target_terms *t,
@@ -383,9 +388,11 @@ static inline void gradient_of(epilogue *g, const run *u, const row_result *r, c
     if (HAS_ONE_FACTOR) {
         const lane factor = g->factor * outer;
         const lane rest = fma(g->factor, outer, -factor) + g->rest * outer;
-        /* an infinite factor was rounded by nothing */
-        g->rest = fabs(factor) < (lane)(ACC_INFINITY) ? rest : (lane)(0);
-        g->factor = factor;
+        const ilane is_alone = factor == (lane)(0) || (fabs(factor) >= (lane)(SMALLEST_FACTOR) &&
+                                                       fabs(factor) <= (lane)(1 / SMALLEST_FACTOR));
+        g->rest = is_alone ? rest : g->rest;
+        g->factor = is_alone ? factor : g->factor;
+        g->outer = is_alone ? (lane)(1) : outer;
     }
 }
 
@@ -425,7 +432,8 @@ ALWAYS_INLINE vec result_of(const row_result *r, const epilogue *g, const vec z,
     if (IS_KIND(g, OUTPUT_LOG_SOFTMAX)) return -(((vec)(r->maximum) - z) + (vec)(r->fine_lse_minus_max));
     vec value = e * (vec)(g->factor);
     if (LANES) value = fma(e, (vec)(g->factor), e * (vec)(g->rest));
-    if (IS_KIND(g, OUTPUT_SOFTMAX) || HAS_ONE_FACTOR) return value;
+    if (IS_KIND(g, OUTPUT_SOFTMAX)) return value;
+    if (HAS_ONE_FACTOR) return value * (vec)(g->outer);
     if (HAS_DENSE) value = LANES ? value - a : fma(e, (vec)(g->factor), -a);
     value = value * (vec)(g->outer);
 #if HAS_UPSTREAMS

@@ -482,11 +482,11 @@ INLINE_ON_GPU void keep_row(row_input *in, const acc_t maximum)
  * Not where gradients are added to. */
 #define TARGET_APART (!ACCUMULATE)
 
-/* Whether the values but for the target's class are exponentials times the factor, a finite one. */
+/* Whether the values but for the target's class are exponentials times the factor, a finite one, alone. */
 static inline bool has_factor(const epilogue *g)
 {
-    return IS_KIND(g, OUTPUT_SOFTMAX) ||
-           (IS_KIND(g, OUTPUT_GRADIENT) && HAS_ONE_FACTOR && fabs(g->factor) < ACC_INFINITY);
+    return IS_KIND(g, OUTPUT_SOFTMAX) || (IS_KIND(g, OUTPUT_GRADIENT) && HAS_ONE_FACTOR && g->outer == 1 &&
+                                          fabs(g->factor) < ACC_INFINITY);
 }
 
 /* Whether the factor goes into the exponential. */

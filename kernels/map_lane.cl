@@ -270,8 +270,8 @@ TAKES_LOCAL row_result scan_rows(const run *u, unit_input *in, const lane_target
 #if BY_BLOCKS
 #    define COLUMNS_AT_ONCE (COLUMNS < 4 ? COLUMNS : 4)
 #    if HAS_ONE_FACTOR && !HAS_Z
-/* The classes [begin, end) of the columns from `first` on, all whole and none `filled`: what four columns need stays in
- * registers. */
+/* The classes [begin, end) of the columns from `first` on, all whole, none `filled`, and each with its factor alone: what four
+ * columns need stays in registers. */
 ALWAYS_INLINE void store_whole(const tile_input *in, const row_result r[COLUMNS], const epilogue g[COLUMNS],
                                const destination *to, const uint first, const uint begin, const uint end)
 {
@@ -308,7 +308,8 @@ PART void store_columns(const run *u, tile_input *in, const ulong unit, const ro
 {
     const uint classes = in->classes;
     bool is_whole = columns == COLUMNS && in->rows == TILE;
-    for (uint w = 0; w < columns; w++) is_whole = is_whole && !ANY_LANE(g[w].filled);
+    for (uint w = 0; w < columns; w++)
+        is_whole = is_whole && !ANY_LANE(g[w].filled || g[w].outer != (lane)(1));
     for (uint begin = 0; begin < classes; begin += BLOCK_CLASSES) {
         const uint end = min(begin + BLOCK_CLASSES, classes);
 #    if HAS_ONE_FACTOR && !HAS_Z

@@ -116,9 +116,9 @@ static inline void sum_part_excluding_max(row_state *s, const row_input *in, con
 /* How a row is written. */
 typedef struct {
     bool in_local;   /* its exponentials are in local_rows */
-    bool folds;      /* the factor, a finite one, goes into the exponential: where those are never kept */
+    bool folds;      /* the factor, alone and finite, goes into the exponential: where those are never kept */
     bool streaming;  /* large results bypass the cache where they can */
-    bool is_scaled;  /* values are kept exponentials times a finite factor: none is NaN */
+    bool is_scaled;  /* values are kept exponentials times a finite factor alone: none is NaN */
     exp_scale scale; /* of exponentials, kept or not */
     acc_t rescale;   /* what takes them to the row's scale; 1 where the factor does */
     const __local acc_t *local_rows;
@@ -284,7 +284,8 @@ static inline row_source source_of(const run *u, const row_input *in, const row_
     from.streaming = (u->p->flags & FLAG_NONTEMPORAL) != 0;
     from.local_rows = u->local_rows;
     from.in_local = in->in_local && !IS_KIND(g, OUTPUT_LOG_SOFTMAX);
-    from.folds = !in->fits && HAS_PLAIN_FACTOR(g) && fabs(g->factor) < ACC_INFINITY;
+    const bool is_alone = HAS_PLAIN_FACTOR(g) && g->outer == 1;
+    from.folds = !in->fits && is_alone && fabs(g->factor) < ACC_INFINITY;
     from.is_scaled = false;
     from.scale = r->scale;
     from.rescale = 1;
@@ -298,7 +299,7 @@ static inline row_source source_of(const run *u, const row_input *in, const row_
     from.scale = scale;
     if (HAS_PLAIN_FACTOR(g)) {
         g->factor = factor;
-        from.is_scaled = from.in_local && fabs(factor) < ACC_INFINITY;
+        from.is_scaled = from.in_local && is_alone && fabs(factor) < ACC_INFINITY;
     } else {
         from.rescale = rescale;
     }

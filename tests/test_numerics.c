@@ -294,3 +294,39 @@ Test(numerics, losses_of_soft_targets_keep_their_bound_where_terms_underflow)
         if (full_run() ? shape != ALONG : shape == WHOLE_ROWS || (!small_run() && shape == ROW_PER_LANE))
             check_underflow(shape, CLXENT_F32, CLXENT_TARGET_PROBABILITIES_F32);
 }
+
+/* ---- Upstreams ------------------------------------------------------------------------------ */
+
+/* From below the normal numbers to the largest: what multiplies a row's exponentials is then no normal number, or infinite, where
+ * gradients are. Masked classes have 0 all the same. */
+static void check_upstreams(int shape, uint32_t dtype)
+{
+    const double small = dtype == CLXENT_F64 ? DBL_MIN : (double)FLT_MIN;
+    const double large = dtype == CLXENT_F64 ? DBL_MAX : (double)FLT_MAX;
+    const double upstreams[] = {
+        large, -large / 512, small * 0x1p40, small * 0x1p20, -small * 64, small / 16
+    };
+    const size_t classes = underflow_shapes[shape].classes;
+    clxent_desc desc = make_sum(TRAINING_OUTPUTS, dtype, 16, small_run() ? classes % 300 : classes);
+    const clxent_tuning tuning = strategy_for(dtype, underflow_shapes[shape].strategy);
+
+    if (!driver_takes(&tuning)) return;
+    desc.inner = underflow_shapes[shape].inner;
+    force(&tuning);
+    for (size_t i = 0; i < COUNT(upstreams); i++) {
+        problem p;
+        make_problem(&p, &desc, FILL_DESIGNED | FILL_MASKED | FILL_HIT | FILL_GRAD_OUTPUT, 3 + i);
+        put_element((void *)p.args.grad_output.data, dtype, 0, upstreams[i]);
+        run_case("upstreams", &p, CASE_RUN_ONCE);
+        free_problem(&p);
+    }
+}
+
+Test(numerics, gradients_keep_their_digits_under_upstreams_of_every_size)
+{
+    for (int shape = 0; shape < EVERY_SHAPE; shape++) {
+        if (!runs_all() && shape == STRIDED) continue;
+        check_upstreams(shape, CLXENT_F32);
+        if (runs_all() && device.has_f64) check_upstreams(shape, CLXENT_F64);
+    }
+}
