@@ -6,6 +6,7 @@
 #include <clxent/clxent.h>
 
 #include <cmath>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
