@@ -424,6 +424,8 @@ class Files(EvalCase):
             ((7,), 0, "C"),
             ((2, 7, 1), 1, "F"),
             ((3, 21, 16, 17), 1, "CF"),
+            ((2, 3, 4, 7), -1, "F"),
+            ((2, 3, 7, 4), -2, "C"),
         ):
             for order in orders:
                 with self.subTest(shape=shape, axis=axis, order=order):
@@ -444,6 +446,10 @@ class Files(EvalCase):
         self.evaluate(x, y, shift=2, row_weights=weights, **strided, **(compiled if ALL else {}))
         self.evaluate(x, random.uniform(size=x.shape).astype("<f4"), shift=1, row_weights=weights, **strided)
         self.evaluate(x, y, reduction="none", grad_output=weights, **strided)
+        # the sequence is the last axis but the classes'
+        x = random.normal(size=(2, 3, 5, 6)).astype("<f4")
+        y = random.randint(0, 6, (2, 3, 5)).astype("<i8")
+        self.evaluate(x, y, shift=2, row_weights=weights)
 
     def test_empty_and_single(self):
         for shape in ((0, 3, 4), (2, 0, 4), (1, 1, 1)):
