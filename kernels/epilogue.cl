@@ -321,38 +321,40 @@ typedef struct {
     lane rest;   /* what the factor was rounded by: of lanes, as few classes have large shares */
     lane outer;  /* gradient: what multiplies dz; 1 where the factor has it all */
 #if HAS_UPSTREAMS
-    ilane is_out;       /* of the loss: its part is 0 */
-    lane pull;          /* what multiplies exp(z) besides */
-    lane distance_pull; /* and exp(z) (maximum - z) */
+    ilane is_out;            /* of the loss: its part is 0 */
+    lane share;              /* what makes exp(z) logit_scale p_j */
+    lane of_lse, of_entropy; /* k and h of the row */
+    lane mean_distance;
 #endif
     ilane class_index; /* NO_CLASS, or the class whose gradient is `target` */
     lane target;
 } epilogue;
 
 #if HAS_UPSTREAMS
-/* Adds what the upstreams k of lse and h of entropy pull at: k p_j + h p_j ((maximum - z_j) - mean_distance). Rows that the loss
- * leaves out have this part alone; upstreams of 0 add nothing, whatever the row holds. */
+/* Adds what the upstreams k of lse and h of entropy pull at: k p_j + h p_j ((maximum - z_j) - mean_distance), with p_j first: k or h
+ * by sum_exp may overflow or underflow where that does not. Rows that the loss leaves out have this part alone; upstreams of
+ * 0 add nothing, whatever the row holds. */
 static inline void add_upstreams(epilogue *g, const run *u, const ulong row, const uint n,
                                  const row_result *r, const target_terms *t)
 {
     const clxent_offsets *at = &u->p->offset;
-    const lane zero = (lane)(0), scale = (lane)(HAS_LOGIT_SCALE ? u->o.logit_scale : ACC(1.0)) / r->sum_exp;
-    const lane of_lse = HAS_GRAD_LSE ? load_lanes(u->grad_lse + at->grad_lse + row, n) : zero;
-    const lane of_entropy = HAS_GRAD_ENTROPY ? load_lanes(u->grad_entropy + at->grad_entropy + row, n) : zero;
-    const ilane pulls = of_lse != zero || of_entropy != zero;
+    const lane zero = (lane)(0);
+    g->of_lse = HAS_GRAD_LSE ? load_lanes(u->grad_lse + at->grad_lse + row, n) : zero;
+    g->of_entropy = HAS_GRAD_ENTROPY ? load_lanes(u->grad_entropy + at->grad_entropy + row, n) : zero;
+    const ilane pulls = g->of_lse != zero || g->of_entropy != zero;
     g->is_out = g->filled && g->fill == zero;
-    g->pull = of_lse;
+    g->share = (lane)(HAS_LOGIT_SCALE ? u->o.logit_scale : ACC(1.0)) / r->sum_exp;
+    g->mean_distance = zero;
+    const lane p = r->target_exp * g->share;
+    lane pull = p * g->of_lse;
 #    if HAS_GRAD_ENTROPY
-    g->pull = fma(-of_entropy, r->mean_distance, of_lse);
+    g->mean_distance = r->mean_distance;
+    pull = fma(p * g->of_entropy, (r->maximum - t->z) - g->mean_distance, pull);
 #    endif
-    g->pull = pulls ? g->pull * scale : zero;
-    g->distance_pull = pulls ? of_entropy * scale : zero;
-    const lane distance = HAS_GRAD_ENTROPY ? r->maximum - t->z : zero;
-    const lane at_target = r->target_exp * fma(g->distance_pull, distance, g->pull) * t->slope;
     const lane of_loss = g->is_out ? zero : g->target;
-    g->target = r->target_exp == zero ? of_loss : of_loss + at_target;
-    const ilane is_nan = pulls && !(r->valid && fabs(of_lse) < (lane)(ACC_INFINITY) &&
-                                    fabs(of_entropy) < (lane)(ACC_INFINITY));
+    g->target = pulls && r->target_exp != zero ? of_loss + pull * t->slope : of_loss;
+    const ilane is_nan = pulls && !(r->valid && fabs(g->of_lse) < (lane)(ACC_INFINITY) &&
+                                    fabs(g->of_entropy) < (lane)(ACC_INFINITY));
     g->filled = is_nan || (g->filled && !(g->is_out && pulls));
     g->fill = is_nan ? (lane)(ACC_NAN) : g->fill;
 }
@@ -419,8 +421,10 @@ static inline epilogue epilogue_of(const run *u, const uint kind, const ulong ro
     g.target = (lane)(0);
 #if HAS_UPSTREAMS
     g.is_out = (ilane)(0);
-    g.pull = (lane)(0);
-    g.distance_pull = (lane)(0);
+    g.share = (lane)(0);
+    g.of_lse = (lane)(0);
+    g.of_entropy = (lane)(0);
+    g.mean_distance = (lane)(0);
 #endif
     return g;
 }
@@ -437,10 +441,11 @@ ALWAYS_INLINE vec result_of(const row_result *r, const epilogue *g, const vec z,
     if (HAS_DENSE) value = LANES ? value - a : fma(e, (vec)(g->factor), -a);
     value = value * (vec)(g->outer);
 #if HAS_UPSTREAMS
-    value = g->is_out ? (vec)(0) : value;
-    vec pull = (vec)(g->pull);
-    if (HAS_GRAD_ENTROPY) pull = fma((vec)(g->distance_pull), (vec)(r->maximum) - z, pull);
-    value = e == (vec)(0) ? value : fma(e, pull, value);
+    const vec p = e * (vec)(g->share);
+    vec sum = fma(p, (vec)(g->of_lse), g->is_out ? (vec)(0) : value);
+    if (HAS_GRAD_ENTROPY)
+        sum = fma(p * (vec)(g->of_entropy), ((vec)(r->maximum) - z) - (vec)(g->mean_distance), sum);
+    value = e == (vec)(0) ? (g->is_out ? (vec)(0) : value) : sum;
 #endif
     return value * slope;
 }

@@ -299,26 +299,35 @@ Test(numerics, losses_of_soft_targets_keep_their_bound_where_terms_underflow)
 
 /* From below the normal numbers to the largest: what multiplies a row's exponentials is then no normal number, or infinite, where
  * gradients are. Masked classes have 0 all the same. */
-static void check_upstreams(int shape, uint32_t dtype)
+static void check_upstreams(int shape, uint32_t dtype, bool of_entropy)
 {
     const double small = dtype == CLXENT_F64 ? DBL_MIN : (double)FLT_MIN;
     const double large = dtype == CLXENT_F64 ? DBL_MAX : (double)FLT_MAX;
     const double upstreams[] = {
         large, -large / 512, small * 0x1p40, small * 0x1p20, -small * 64, small / 16
     };
+    /* a program of test_cross_entropy.c */
+    const uint32_t outputs = TRAINING_OUTPUTS | (of_entropy ? CLXENT_OUTPUT_ENTROPY : 0);
     const size_t classes = underflow_shapes[shape].classes;
-    clxent_desc desc = make_sum(TRAINING_OUTPUTS, dtype, 16, small_run() ? classes % 300 : classes);
+    clxent_desc desc = make_sum(outputs, dtype, 16, small_run() ? classes % 300 : classes);
     const clxent_tuning tuning = strategy_for(dtype, underflow_shapes[shape].strategy);
 
     if (!driver_takes(&tuning)) return;
     desc.inner = underflow_shapes[shape].inner;
+    desc.has_grad_lse = desc.has_grad_entropy = of_entropy;
     force(&tuning);
     for (size_t i = 0; i < COUNT(upstreams); i++) {
         problem p;
         make_problem(&p, &desc, FILL_DESIGNED | FILL_MASKED | FILL_HIT | FILL_GRAD_OUTPUT, 3 + i);
-        put_element((void *)p.args.grad_output.data, dtype, 0, upstreams[i]);
+        put_element((void *)p.args.grad_output.data, dtype, 0, of_entropy ? 1 : upstreams[i]);
+        for (size_t row = 0; of_entropy && row < desc.batch; row++) {
+            const size_t at = row % COUNT(upstreams);
+            put_element((void *)p.args.grad_lse.data, dtype, row, row % 2 == i % 2 ? upstreams[at] : 0);
+            put_element((void *)p.args.grad_entropy.data, dtype, row, row % 2 == i % 2 ? 0 : upstreams[at]);
+        }
         run_case("upstreams", &p, CASE_RUN_ONCE);
         free_problem(&p);
+        if (of_entropy && i == 1) break; /* each row has had either upstream */
     }
 }
 
@@ -326,7 +335,9 @@ Test(numerics, gradients_keep_their_digits_under_upstreams_of_every_size)
 {
     for (int shape = 0; shape < EVERY_SHAPE; shape++) {
         if (!runs_all() && shape == STRIDED) continue;
-        check_upstreams(shape, CLXENT_F32);
-        if (runs_all() && device.has_f64) check_upstreams(shape, CLXENT_F64);
+        check_upstreams(shape, CLXENT_F32, false);
+        if (runs_all() && device.has_f64) check_upstreams(shape, CLXENT_F64, false);
+        if (runs_all() || shape == WHOLE_ROWS || shape == ROW_PER_LANE)
+            check_upstreams(shape, CLXENT_F32, true);
     }
 }
