@@ -191,25 +191,18 @@ static device_access access_of(const run *r, clxent_tensor tensor)
 {
     const clxent_desc *desc = &r->plan->desc;
     const clxent_need *need = &r->needs[tensor];
-    const bool accumulates = desc->gradient_mode == CLXENT_GRADIENT_ACCUMULATE;
-    const size_t acc = clxent_acc_size(desc);
+    /* chunk after chunk adds to those that are not rounded at the end */
+    const bool adds_chunks =
+        (tensor == CLXENT_TENSOR_WEIGHT_GRADIENT || tensor == CLXENT_TENSOR_BIAS_GRADIENT) &&
+        need->element_size == clxent_acc_size(desc);
 
     switch (tensor) {
     case CLXENT_TENSOR_LOSSES: /* the reduction reads them back */
         return (r->outputs & CLXENT_OUTPUT_LOSS) != 0 ? READS | WRITES : WRITES;
-    case CLXENT_TENSOR_GRADIENT: return accumulates ? READS | WRITES : WRITES;
-    case CLXENT_TENSOR_HIDDEN_GRADIENT:
-        return desc->hidden_gradient_mode == CLXENT_GRADIENT_ACCUMULATE ? READS | WRITES : WRITES;
-    case CLXENT_TENSOR_WEIGHT_GRADIENT: /* chunk after chunk adds to those that are not rounded at the end */
-        return desc->weight_gradient_mode == CLXENT_GRADIENT_ACCUMULATE || need->element_size == acc
-                   ? READS | WRITES
-                   : WRITES;
-    case CLXENT_TENSOR_BIAS_GRADIENT:
-        return desc->bias_gradient_mode == CLXENT_GRADIENT_ACCUMULATE || need->element_size == acc
-                   ? READS | WRITES
-                   : WRITES;
     case CLXENT_TENSOR_STATISTICS: return r->statistics_in ? READS : WRITES;
-    default: return tensor < CLXENT_TENSOR_LOSSES ? READS : WRITES;
+    default:
+        if (adds_chunks || clxent_accumulates(desc, tensor)) return READS | WRITES;
+        return tensor < CLXENT_TENSOR_LOSSES ? READS : WRITES;
     }
 }
 

@@ -163,6 +163,17 @@ const char *clxent_dtype_name(uint32_t dtype)
 
 size_t clxent_acc_size(const clxent_desc *desc) { return desc->dtype == CLXENT_F64 ? 8 : 4; }
 
+bool clxent_accumulates(const clxent_desc *desc, clxent_tensor tensor)
+{
+    switch (tensor) {
+    case CLXENT_TENSOR_GRADIENT: return desc->gradient_mode == CLXENT_GRADIENT_ACCUMULATE;
+    case CLXENT_TENSOR_HIDDEN_GRADIENT: return desc->hidden_gradient_mode == CLXENT_GRADIENT_ACCUMULATE;
+    case CLXENT_TENSOR_WEIGHT_GRADIENT: return desc->weight_gradient_mode == CLXENT_GRADIENT_ACCUMULATE;
+    case CLXENT_TENSOR_BIAS_GRADIENT: return desc->bias_gradient_mode == CLXENT_GRADIENT_ACCUMULATE;
+    default: return false;
+    }
+}
+
 static uint32_t or_dtype(const clxent_desc *desc, uint32_t dtype) { return dtype != 0 ? dtype : desc->dtype; }
 
 uint32_t clxent_gradient_dtype(const clxent_desc *desc) { return or_dtype(desc, desc->gradient_dtype); }

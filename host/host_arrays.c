@@ -82,17 +82,6 @@ static void set_field(clxent_args *args, clxent_tensor t, cl_mem mem)
 
 /* ---- What the caller gave ------------------------------------------------------------------ */
 
-static bool accumulates(const clxent_desc *desc, clxent_tensor t)
-{
-    switch (t) {
-    case CLXENT_TENSOR_GRADIENT: return desc->gradient_mode == CLXENT_GRADIENT_ACCUMULATE;
-    case CLXENT_TENSOR_HIDDEN_GRADIENT: return desc->hidden_gradient_mode == CLXENT_GRADIENT_ACCUMULATE;
-    case CLXENT_TENSOR_WEIGHT_GRADIENT: return desc->weight_gradient_mode == CLXENT_GRADIENT_ACCUMULATE;
-    case CLXENT_TENSOR_BIAS_GRADIENT: return desc->bias_gradient_mode == CLXENT_GRADIENT_ACCUMULATE;
-    default: return false;
-    }
-}
-
 /* The items of a tensor: what is moved of it, and what lies between. */
 static void find_items(const run *r, clxent_tensor t, const clxent_need *need, tensor *own)
 {
@@ -135,7 +124,7 @@ static clxent_status read_tensor(run *r, clxent_tensor t, clxent_host_args *args
                            need.shape, need.bytes, field.size);
     }
     own->used = true;
-    own->input = is_input(t) || accumulates(&r->desc, t);
+    own->input = is_input(t) || clxent_accumulates(&r->desc, t);
     own->output = !is_input(t);
     own->scope = need.is_matrix ? SCOPE_PART : need.row_bytes > 0 ? SCOPE_SPAN : SCOPE_CALL;
     own->data = field.data;

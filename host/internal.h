@@ -94,10 +94,11 @@ size_t clxent_part_unit(const clxent_desc *desc);
     (CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_HIDDEN_GRADIENT | CLXENT_OUTPUT_WEIGHT_GRADIENT | \
      CLXENT_OUTPUT_BIAS_GRADIENT)
 
-size_t clxent_dtype_size(uint32_t dtype);                /* 4, 2, 2, 8 bytes; 0 for an unknown one */
-const char *clxent_dtype_name(uint32_t dtype);           /* "f32"; "unknown" */
-size_t clxent_acc_size(const clxent_desc *desc);         /* 4, 8 for f64 logits */
-uint32_t clxent_gradient_dtype(const clxent_desc *desc); /* never 0 */
+size_t clxent_dtype_size(uint32_t dtype);        /* 4, 2, 2, 8 bytes; 0 for an unknown one */
+const char *clxent_dtype_name(uint32_t dtype);   /* "f32"; "unknown" */
+size_t clxent_acc_size(const clxent_desc *desc); /* 4, 8 for f64 logits */
+bool clxent_accumulates(const clxent_desc *desc, clxent_tensor tensor); /* a gradient, by its mode */
+uint32_t clxent_gradient_dtype(const clxent_desc *desc);                /* never 0 */
 bool clxent_targets_are_indices(const clxent_desc *desc);
 bool clxent_needs_targets(const clxent_desc *desc, uint32_t outputs); /* some output depends on targets */
 

@@ -607,9 +607,13 @@ static clxent_product begin_product(const run *r, const chunk *c, size_t list_at
     return p;
 }
 
-/* rows: of C. bias: may be NULL. */
-static clxent_status launch_product(run *r, product which, clxent_product *p, cl_mem a, cl_mem b, cl_mem bias,
-                                    cl_mem c, size_t rows)
+/* What C = A B + bias is made of; bias: may be NULL. */
+typedef struct matrices {
+    cl_mem a, b, bias, c;
+} matrices;
+
+/* rows: of C. */
+static clxent_status launch_product(run *r, product which, clxent_product *p, const matrices *of, size_t rows)
 {
     const struct clxent_linear *l = r->plan->linear;
     const blocks *cut = &l->blocks[which];
@@ -623,11 +627,11 @@ static clxent_status launch_product(run *r, product which, clxent_product *p, cl
     p->sums_at = (cl_uint)cut->panels;
     p->copy_at = (cl_uint)(cut->panels + cut->sums);
     setter s = clxent_set_begin(l->product[which], sizeof *p, p);
-    clxent_set_mem(&s, a);
-    clxent_set_mem(&s, b);
-    clxent_set_mem(&s, bias);
+    clxent_set_mem(&s, of->a);
+    clxent_set_mem(&s, of->b);
+    clxent_set_mem(&s, of->bias);
     if (l->group == 1) clxent_set_mem(&s, r->args.workspace.mem); /* panels */
-    clxent_set_mem(&s, c);
+    clxent_set_mem(&s, of->c);
     clxent_set_mem(&s, r->args.workspace.mem); /* the list */
     if (l->group == 1) {
         const size_t elements = cut->panels + cut->sums + cut->copy;
@@ -674,6 +678,8 @@ static clxent_status launch_logits(run *r, const chunk *c)
 {
     const struct clxent_linear *l = r->plan->linear;
     const clxent_desc *desc = &r->plan->desc;
+    const cl_mem workspace = r->args.workspace.mem;
+    const matrices of = { r->args.hidden.mem, r->args.weight.mem, r->args.bias.mem, workspace };
     clxent_product p = begin_product(r, c, l->all_list_at);
 
     p.c = p.a;
@@ -684,26 +690,24 @@ static clxent_status launch_logits(run *r, const chunk *c)
     p.b_stride = stride_of(desc, desc->weight_row_stride);
     p.bias = offset_of(r, CLXENT_TENSOR_BIAS);
     p.has_bias = desc->has_bias != 0;
-    if (l->clear != NULL) CLXENT_TRY(launch_zeros(r, c, l->clear, &p, r->args.workspace.mem));
-    return launch_product(r, LOGITS, &p, r->args.hidden.mem, r->args.weight.mem, r->args.bias.mem,
-                          r->args.workspace.mem, c->rows);
+    if (l->clear != NULL) CLXENT_TRY(launch_zeros(r, c, l->clear, &p, workspace));
+    return launch_product(r, LOGITS, &p, &of, c->rows);
 }
 
 static clxent_status launch_hidden(run *r, const chunk *c)
 {
     const struct clxent_linear *l = r->plan->linear;
     const clxent_desc *desc = &r->plan->desc;
-    const bool adds = desc->hidden_gradient_mode == CLXENT_GRADIENT_ACCUMULATE;
+    const matrices of = { r->args.workspace.mem, r->args.weight.mem, NULL, r->args.hidden_gradient.mem };
     clxent_product p = begin_product(r, c, l->list_at);
 
     p.b = offset_of(r, CLXENT_TENSOR_WEIGHT);
     p.b_stride = stride_of(desc, desc->weight_row_stride);
     p.c_stride = stride_of(desc, desc->hidden_gradient_row_stride);
     p.c = offset_of(r, CLXENT_TENSOR_HIDDEN_GRADIENT) + c->first * p.c_stride;
-    p.adds = adds;
-    CLXENT_TRY(launch_product(r, HIDDEN, &p, r->args.workspace.mem, r->args.weight.mem, NULL,
-                              r->args.hidden_gradient.mem, c->rows));
-    return adds ? CLXENT_OK : launch_zeros(r, c, l->zeros, &p, r->args.hidden_gradient.mem);
+    p.adds = clxent_accumulates(desc, CLXENT_TENSOR_HIDDEN_GRADIENT);
+    CLXENT_TRY(launch_product(r, HIDDEN, &p, &of, c->rows));
+    return p.adds ? CLXENT_OK : launch_zeros(r, c, l->zeros, &p, of.c);
 }
 
 /* Slice by slice of the chunk's rows. The first slice of the batch writes, and an accumulated gradient that has no sums of
@@ -714,6 +718,9 @@ static clxent_status launch_weight(run *r, const chunk *c)
     const clxent_desc *desc = &r->plan->desc;
     const bool sums = has_weight_sums(desc);
     const size_t slice = l->group == 1 ? l->panel_rows : c->rows;
+    const cl_mem workspace = r->args.workspace.mem;
+    const matrices of = { workspace, r->args.hidden.mem, NULL,
+                          sums ? workspace : r->args.weight_gradient.mem };
     clxent_product p = begin_product(r, c, l->list_at);
     size_t first = 0;
 
@@ -722,19 +729,18 @@ static clxent_status launch_weight(run *r, const chunk *c)
     p.panels_at = acc_at(r, l->panels_at);
     p.c = sums ? acc_at(r, l->weight_sums_at) : offset_of(r, CLXENT_TENSOR_WEIGHT_GRADIENT);
     p.c_stride = sums ? desc->features : stride_of(desc, desc->weight_gradient_row_stride);
-    p.adds = !c->begins || (!sums && desc->weight_gradient_mode == CLXENT_GRADIENT_ACCUMULATE);
+    p.adds = !c->begins || (!sums && clxent_accumulates(desc, CLXENT_TENSOR_WEIGHT_GRADIENT));
     do {
         p.first = (cl_uint)first;
         p.most = (cl_uint)(c->rows - first < slice ? c->rows - first : slice);
         if (l->group == 1 && p.most > 0) {
             setter s = clxent_set_begin(l->panels, sizeof p, &p);
-            clxent_set_mem(&s, r->args.hidden.mem);
-            clxent_set_mem(&s, r->args.workspace.mem);
-            clxent_set_mem(&s, r->args.workspace.mem);
+            clxent_set_mem(&s, of.b);
+            clxent_set_mem(&s, workspace);
+            clxent_set_mem(&s, workspace);
             CLXENT_TRY(launch(r, &s, (desc->features - 1) / tile_columns(l) + 1));
         }
-        CLXENT_TRY(launch_product(r, WEIGHT, &p, r->args.workspace.mem, r->args.hidden.mem, NULL,
-                                  sums ? r->args.workspace.mem : r->args.weight_gradient.mem, desc->classes));
+        CLXENT_TRY(launch_product(r, WEIGHT, &p, &of, desc->classes));
         p.adds = 1;
         first += slice;
     } while (first < c->rows);
@@ -750,7 +756,7 @@ static clxent_status launch_bias(run *r, const chunk *c)
     clxent_product p = begin_product(r, c, l->list_at);
 
     p.c = sums ? acc_at(r, l->bias_sums_at) : offset_of(r, CLXENT_TENSOR_BIAS_GRADIENT);
-    p.adds = !c->begins || (!sums && desc->bias_gradient_mode == CLXENT_GRADIENT_ACCUMULATE);
+    p.adds = !c->begins || (!sums && clxent_accumulates(desc, CLXENT_TENSOR_BIAS_GRADIENT));
     setter s = clxent_set_begin(l->bias, sizeof p, &p);
     clxent_set_mem(&s, r->args.workspace.mem);
     clxent_set_mem(&s, sums ? r->args.workspace.mem : r->args.bias_gradient.mem);
@@ -758,22 +764,18 @@ static clxent_status launch_bias(run *r, const chunk *c)
     return launch(r, &s, (desc->classes - 1) / each + 1);
 }
 
-/* rows x columns sums to their gradient. */
-static clxent_status launch_round(run *r, cl_kernel kernel, size_t sums_at, size_t rows, size_t columns,
-                                  size_t stride, clxent_tensor tensor, bool adds)
+/* The sums at p.a to their gradient: p.classes rows of p.features. */
+static clxent_status launch_round(run *r, cl_kernel kernel, clxent_tensor tensor, clxent_product p)
 {
     enum { GROUPS_EACH = 8 };
     const size_t most = GROUPS_EACH * (size_t)r->plan->ctx->device.compute_units;
-    const clxent_product p = { .a = acc_at(r, sums_at),
-                               .c = offset_of(r, tensor),
-                               .c_stride = stride,
-                               .classes = (cl_uint)rows,
-                               .features = (cl_uint)columns,
-                               .adds = adds };
+
+    p.c = offset_of(r, tensor);
+    p.adds = clxent_accumulates(&r->plan->desc, tensor);
     setter s = clxent_set_begin(kernel, sizeof p, &p);
     clxent_set_mem(&s, r->args.workspace.mem);
     clxent_set_mem(&s, clxent_tensor_buffer(&r->args, tensor)->mem);
-    return launch(r, &s, rows < most ? rows : most);
+    return launch(r, &s, p.classes < most ? p.classes : most);
 }
 
 static clxent_status launch_rounding(run *r)
@@ -781,15 +783,18 @@ static clxent_status launch_rounding(run *r)
     const struct clxent_linear *l = r->plan->linear;
     const clxent_desc *desc = &r->plan->desc;
 
-    if (l->round_weight != NULL && (r->outputs & CLXENT_OUTPUT_WEIGHT_GRADIENT) != 0) {
-        CLXENT_TRY(launch_round(r, l->round_weight, l->weight_sums_at, desc->classes, desc->features,
-                                stride_of(desc, desc->weight_gradient_row_stride),
-                                CLXENT_TENSOR_WEIGHT_GRADIENT,
-                                desc->weight_gradient_mode == CLXENT_GRADIENT_ACCUMULATE));
-    }
+    const clxent_product weight = { .a = acc_at(r, l->weight_sums_at),
+                                    .c_stride = stride_of(desc, desc->weight_gradient_row_stride),
+                                    .classes = (cl_uint)desc->classes,
+                                    .features = (cl_uint)desc->features };
+    const clxent_product bias = { .a = acc_at(r, l->bias_sums_at),
+                                  .classes = 1,
+                                  .features = (cl_uint)desc->classes };
+
+    if (l->round_weight != NULL && (r->outputs & CLXENT_OUTPUT_WEIGHT_GRADIENT) != 0)
+        CLXENT_TRY(launch_round(r, l->round_weight, CLXENT_TENSOR_WEIGHT_GRADIENT, weight));
     if (l->round_bias == NULL || (r->outputs & CLXENT_OUTPUT_BIAS_GRADIENT) == 0) return CLXENT_OK;
-    return launch_round(r, l->round_bias, l->bias_sums_at, 1, desc->classes, 0, CLXENT_TENSOR_BIAS_GRADIENT,
-                        desc->bias_gradient_mode == CLXENT_GRADIENT_ACCUMULATE);
+    return launch_round(r, l->round_bias, CLXENT_TENSOR_BIAS_GRADIENT, bias);
 }
 
 /* The loss of the chunk's logits, or for a pass over the targets of all rows: one run of its plan behind the chain. Not
@@ -914,6 +919,7 @@ static clxent_status launch_nothing(run *r, const chunk *c)
                    { l->bias, 3 },  { l->round_weight, 2 }, { l->round_bias, 2 } };
     clxent_product p = { .list_at = l->list_at / sizeof(cl_uint), .features = 1, .adds = 1 };
 
+    const matrices of = { workspace, workspace, NULL, workspace };
     CLXENT_TRY(launch_list(r, c, l->list_at, true));
     for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
         if (others[i].kernel == NULL) continue;
@@ -924,7 +930,7 @@ static clxent_status launch_nothing(run *r, const chunk *c)
     for (int which = LOGITS; which <= WEIGHT; which++) {
         if (l->product[which] == NULL) continue;
         p.classes = which != WEIGHT; /* its rows; else of the grid */
-        CLXENT_TRY(launch_product(r, (product)which, &p, workspace, workspace, NULL, workspace, 1));
+        CLXENT_TRY(launch_product(r, (product)which, &p, &of, 1));
     }
     return CLXENT_OK;
 }

@@ -967,9 +967,6 @@ static void put_product(const struct problem *p, clxent_tensor which, size_t row
     const uint32_t own = hidden ? desc->hidden_gradient_dtype
                          : bias ? desc->bias_gradient_dtype
                                 : desc->weight_gradient_dtype;
-    const uint32_t mode = hidden ? desc->hidden_gradient_mode
-                          : bias ? desc->bias_gradient_mode
-                                 : desc->weight_gradient_mode;
     const void *given = hidden ? p->in->hidden_gradient.data
                         : bias ? p->in->bias_gradient.data
                                : p->in->weight_gradient.data;
@@ -982,7 +979,7 @@ static void put_product(const struct problem *p, clxent_tensor which, size_t row
     double want = sum_value(sum->value), bound = 0;
     struct product all = *sum;
 
-    if (mode == CLXENT_GRADIENT_ACCUMULATE && given != NULL) {
+    if (clxent_accumulates(desc, which) && given != NULL) {
         const double old = load(given, dtype, row * (step != 0 ? step : columns) + column);
         want += old;
         if (hidden) bound = p->u * fabs(want);
@@ -1168,15 +1165,15 @@ static clxent_status check_inputs(const struct problem *p, clxent_host_args *in,
 #define INPUT(name, NAME, ...) \
     CLXENT_TRY(check_input(p, outputs, CLXENT_TENSOR_##NAME, &in->name.data, in->name.size, text, size));
 #include "tensors.def"
-#define ADDED(name, NAME, mode)                                                                      \
-    if (p->desc->mode == CLXENT_GRADIENT_ACCUMULATE) {                                               \
+#define ADDED(name, NAME)                                                                            \
+    if (clxent_accumulates(p->desc, CLXENT_TENSOR_##NAME)) {                                         \
         const void *old = in->name.data;                                                             \
         CLXENT_TRY(check_input(p, p->asked, CLXENT_TENSOR_##NAME, &old, in->name.size, text, size)); \
     }
-    ADDED(gradient, GRADIENT, gradient_mode)
-    ADDED(hidden_gradient, HIDDEN_GRADIENT, hidden_gradient_mode)
-    ADDED(weight_gradient, WEIGHT_GRADIENT, weight_gradient_mode)
-    ADDED(bias_gradient, BIAS_GRADIENT, bias_gradient_mode)
+    ADDED(gradient, GRADIENT)
+    ADDED(hidden_gradient, HIDDEN_GRADIENT)
+    ADDED(weight_gradient, WEIGHT_GRADIENT)
+    ADDED(bias_gradient, BIAS_GRADIENT)
     return CLXENT_OK;
 }
 
