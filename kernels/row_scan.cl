@@ -6,8 +6,9 @@
  * A block's maximum comes first, then its exponentials (online softmax). A block is read twice, from the first-level
  * cache.
  */
-/* Vectors between two flushes, see block_sums; a block has no fewer, or is one. */
-#define FLUSH_VECTORS (BLOCK < 16 ? BLOCK : 16)
+/* Vectors between two flushes, see block_sums; a block has no fewer, or is one. Four additions: eight to one large term and many
+ * equal ones, which round alike, take lse to 1.4 of its bound. */
+#define FLUSH_VECTORS (BLOCK < 4 * TOGETHER ? BLOCK : 4 * TOGETHER)
 
 /* Whether gradients need the logits although local_rows has the exponentials: for the softcap's slope, which may be kept
  * instead, and for the distances of an entropy's gradient. */
