@@ -228,12 +228,13 @@ static inline void stage(const tile_input *tile, const row_result *r, const epil
 {
     const tile_input copy = *tile, *in = &copy; /* see sum_tile() */
     epilogue own = *g;
-    if (ANY_LANE(own.filled)) {
+    if (ANY_LANE(own.filled || own.outer != (lane)(1))) {
         for (uint c = 0; c < in->classes; c++) {
             STORE(value_of_class(in, r, &own, again, c, (lane)(1)), in->values + (size_t)c * PITCH);
         }
     } else {
         own.filled = (ilane)(0);
+        own.outer = (lane)(1);
         for (uint c = 0; c < in->classes; c++) {
             STORE(value_of_class(in, r, &own, again, c, (lane)(1)), in->values + (size_t)c * PITCH);
         }
