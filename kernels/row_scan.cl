@@ -6,9 +6,10 @@
  * A block's maximum comes first, then its exponentials (online softmax). A block is read twice, from the first-level
  * cache.
  */
-/* Vectors between two flushes, see block_sums; a block has no fewer, or is one. Four additions: eight to one large term and many
- * equal ones, which round alike, take lse to 1.4 of its bound. */
-#define FLUSH_VECTORS (BLOCK < 4 * TOGETHER ? BLOCK : 4 * TOGETHER)
+/* Vectors between two flushes, see block_sums; a block has no fewer, or is one. By fours they are four additions: eight to one large
+ * term and many equal ones, which round alike, take lse to 1.4 of its bound. */
+#define FLUSH_VECTORS (BLOCK < 16 ? BLOCK : 16)
+#define TOGETHER 4
 
 /* Whether gradients need the logits although local_rows has the exponentials: for the softcap's slope, which may be kept
  * instead, and for the distances of an entropy's gradient. */
@@ -145,16 +146,6 @@ ALWAYS_INLINE vec z_of_block(const row_input *in, const row_scan *scan, const ui
     return rare ? vector_z(in, v) : full_z(in, v);
 }
 
-/* Vectors that are summed at a time: four are more than AVX2 has registers for (two: loss and gradient of 32,768 classes in
- * 0.9 of the time on a Zen 4). */
-#if HAS_TABLE
-#    define TOGETHER 4
-#    define add_together add_four
-#else
-#    define TOGETHER 2
-#    define add_together add_two
-#endif
-
 /* Adds the vectors [v, stop), whole turns of whole vectors without the class left out, of the block that begins at
  * `from`. keeps: exponentials stay in local_rows. */
 ALWAYS_INLINE void sum_turns(block_sums *b, const row_input *in, const row_scan *scan, const row_level *level,
@@ -170,7 +161,7 @@ ALWAYS_INLINE void sum_turns(block_sums *b, const row_input *in, const row_scan 
                         false);
             if (keeps) STORE(some[k].sum_excluding_target, scan->local_rows + (v + k) * VEC);
         }
-        add_together(b, some);
+        add_four(b, some);
     }
 }
 
@@ -206,15 +197,17 @@ ALWAYS_INLINE void sum_block(block_sums *b, const row_input *in, const row_scan 
                     take_vector(&some[k], in, scan, level, v + k, z_of_block(in, scan, from, v + k, false),
                                 scan->apart, false);
                 }
-                add_together(b, some);
+                add_four(b, some);
             } else {
+                block_sums few = empty_block();
 #pragma unroll 1
                 for (uint u = v; u < last; u++) {
                     terms one = no_terms();
                     take_vector(&one, in, scan, level, u, z_of_block(in, scan, from, u, true),
                                 u == apart_vector ? scan->apart : NO_CLASS, true);
-                    add_one(b, &one);
+                    add_one(&few, &one);
                 }
+                add_one(b, &few.few);
             }
             v = last;
         }

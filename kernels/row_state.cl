@@ -99,7 +99,7 @@ typedef struct {
     vec sum_excluding_target, entropy, nll, weight;
 } terms;
 
-/* What one block adds: few terms are summed plainly, two by two or four by four, and flushed into sums that lose nothing before many
+/* What one block adds: few terms are summed plainly, four by four, and flushed into sums that lose nothing before many
  * have been added: where one term is 1 and very many others are alike, each addition to it rounds the same way, and
  * the error grows with their number. */
 typedef struct {
@@ -138,18 +138,14 @@ ALWAYS_INLINE void take_terms(terms *t, const vec e, const vec z, const vec base
     }
 }
 
-#define SUM_TWO(t, member) (t[0].member + t[1].member)
-#define SUM_FOUR(t, member) (SUM_TWO(t, member) + (t[2].member + t[3].member))
-#define DEFINE_ADD(NAME, COUNT, SUM)                                 \
-    ALWAYS_INLINE void NAME(block_sums *b, const terms t[COUNT])     \
-    {                                                                \
-        b->few.sum_excluding_target += SUM(t, sum_excluding_target); \
-        if (HAS_ENTROPY) b->few.entropy += SUM(t, entropy);          \
-        if (HAS_DENSE) b->few.nll += SUM(t, nll);                    \
-        if (HAS_DENSE) b->few.weight += SUM(t, weight);              \
-    }
-DEFINE_ADD(add_two, 2, SUM_TWO)
-DEFINE_ADD(add_four, 4, SUM_FOUR)
+#define SUM_FOUR(t, member) ((t[0].member + t[1].member) + (t[2].member + t[3].member))
+ALWAYS_INLINE void add_four(block_sums *b, const terms t[4])
+{
+    b->few.sum_excluding_target += SUM_FOUR(t, sum_excluding_target);
+    if (HAS_ENTROPY) b->few.entropy += SUM_FOUR(t, entropy);
+    if (HAS_DENSE) b->few.nll += SUM_FOUR(t, nll);
+    if (HAS_DENSE) b->few.weight += SUM_FOUR(t, weight);
+}
 
 ALWAYS_INLINE void add_one(block_sums *b, const terms *one)
 {
