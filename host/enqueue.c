@@ -11,8 +11,8 @@
 
 #include <string.h>
 
-/* Rows that every work-item may look at one by one; and that one work-item of a CPU may. */
-enum { FEW_ROWS = 64, MOST_ROWS_ALONE = 1024 };
+/* Rows that every work-item may look at one by one. */
+enum { FEW_ROWS = 64 };
 
 /* ---- Arguments ----------------------------------------------------------------------------- */
 
@@ -51,7 +51,7 @@ static size_t main_groups(const run *r)
 /* Whether one group writes all losses and sums them too, which saves a launch. It is one work-item that sums. */
 static bool is_alone(const run *r)
 {
-    const size_t most = r->plan->group > 1 ? FEW_ROWS : MOST_ROWS_ALONE;
+    const size_t most = r->plan->group > 1 ? FEW_ROWS : CLXENT_MOST_ROWS_ALONE;
     return may_reduce_itself(r) && r->rows <= most &&
            (r->plan->shares == CLXENT_STRATEGY_SPLIT ? r->rows == 1 : main_groups(r) == 1);
 }

@@ -239,6 +239,9 @@ typedef enum clxent_strategy {
     CLXENT_STRATEGY_LANES  /* rows side by side in a vector */
 } clxent_strategy;
 
+/* Rows whose losses one work-item of a CPU sums rather than that another kernel is launched. */
+#define CLXENT_MOST_ROWS_ALONE 1024u
+
 struct clxent_plan {
     clxent_context *ctx; /* a reference */
     clxent_desc desc;    /* complete: no field of it means "default" any more */

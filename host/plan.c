@@ -119,7 +119,8 @@ static bool lies_along(const clxent_plan *plan)
 static size_t units_per_group(const clxent_plan *plan, uint32_t unit)
 {
     enum { GROUPS_EACH = 8, MOST_ALONE = 8192 };
-    if (plan->group == 1 && reduces_losses(&plan->desc) && plan->rows <= MOST_ALONE / plan->desc.classes)
+    if (plan->group == 1 && reduces_losses(&plan->desc) && plan->rows <= CLXENT_MOST_ROWS_ALONE &&
+        plan->rows <= MOST_ALONE / plan->desc.classes)
         return plan->rows > 0 ? plan->rows : 1;
     const size_t groups = GROUPS_EACH * (size_t)plan->ctx->device.compute_units;
     const size_t unit_elements = plan->desc.classes * unit;

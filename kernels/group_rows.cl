@@ -291,7 +291,8 @@ ALWAYS_INLINE integer first_of_block(const row_input *in, const uint begin, cons
 
 /* In one loop for both, the few rows that are far would cost all others one subtraction for each class. The device's exp2 keeps
  * NaN; elsewhere NaN is sought two logits at a time, half an instruction for each on GPUs, where a clamp that keeps it takes one
- * more. One exponential of a block that has any is NaN then. */
+ * more. Two exponentials of a block that has any are NaN then: of
+ * single elements one may be the target's, which is left out. */
 ALWAYS_INLINE void exponentials_of(const vec z[BLOCK], const exp_scale scale, vec e[BLOCK])
 {
     if (scale.base == 0) {
@@ -300,7 +301,7 @@ ALWAYS_INLINE void exponentials_of(const vec z[BLOCK], const exp_scale scale, ve
         for (uint i = 1; i + 1 < BLOCK; i += 2) nan |= isunordered(z[i], z[i + 1]);
         UNROLL_BLOCK
         for (uint i = 0; i < BLOCK; i++) e[i] = exp_vector_finite(z[i], scale);
-        if (!NATIVE_EXP && FOLD(nan, INTEGER_OR) != 0) e[0] = (vec)(ACC_NAN);
+        if (!NATIVE_EXP && FOLD(nan, INTEGER_OR) != 0) e[0] = e[BLOCK - 1] = (vec)(ACC_NAN);
     } else {
         UNROLL_BLOCK
         for (uint i = 0; i < BLOCK; i++) e[i] = exp_vector(z[i], scale, true);
@@ -485,8 +486,8 @@ INLINE_ON_GPU void keep_row(row_input *in, const acc_t maximum)
 /* Whether the values but for the target's class are exponentials times the factor, a finite one, alone. */
 static inline bool has_factor(const epilogue *g)
 {
-    return IS_KIND(g, OUTPUT_SOFTMAX) || (IS_KIND(g, OUTPUT_GRADIENT) && HAS_ONE_FACTOR && g->outer == 1 &&
-                                          fabs(g->factor) < ACC_INFINITY);
+    return IS_KIND(g, OUTPUT_SOFTMAX) ||
+           (IS_KIND(g, OUTPUT_GRADIENT) && HAS_ONE_FACTOR && g->outer == 1 && fabs(g->factor) < ACC_INFINITY);
 }
 
 /* Whether the factor goes into the exponential. */

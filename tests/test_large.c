@@ -15,7 +15,7 @@
 
 TestSuite(large, .init = open_device, .fini = close_device);
 
-enum { SLABS = 3, MOST_ELEMENTS = 1100, MOST_ROWS = SLABS * 80 };
+enum { SLABS = 3, MOST_ELEMENTS = 2100, MOST_ROWS = SLABS * 80 };
 
 /* A slab is a row, or with the class axis not last [classes, inner]. narrow, narrow_general: 2-byte logits, of index
  * and of probability targets, in programs that other tests have too. */
@@ -27,7 +27,7 @@ typedef struct shape {
 } shape;
 static const shape shapes[] = {
     { "rows", EACH_ROWS, 1100, 1, CLXENT_STRATEGY_ROWS, CLXENT_BF16, CLXENT_BF16 },
-    { "split", EACH_SPLIT, 1100, 1, CLXENT_STRATEGY_SPLIT, CLXENT_BF16, CLXENT_BF16 },
+    { "split", EACH_SPLIT, 2100, 1, CLXENT_STRATEGY_SPLIT, CLXENT_BF16, CLXENT_BF16 },
     { "groups", EACH_GROUPS, 1100, 1, CLXENT_STRATEGY_ROWS, CLXENT_F16, CLXENT_BF16 },
     { "lanes", EACH_LANES, 7, 1, CLXENT_STRATEGY_LANES, CLXENT_BF16, CLXENT_BF16 },
     { "lanes along the classes", EACH_LANES, 100, 1, CLXENT_STRATEGY_LANES, CLXENT_BF16, CLXENT_BF16 },

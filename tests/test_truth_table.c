@@ -29,9 +29,9 @@ static const clxent_tuning tunings[] = {
 };
 static size_t strategies(void) { return small_run() ? COUNT(tunings) : volume(COUNT(tunings), 5); }
 
-static const size_t classes_of[] = { 4, 17, 1025, 3000 };
+static const size_t classes_of[] = { 4, 33, 1025, 3000 };
 
-/* An interpreter gets the first two class counts: small groups, and pieces of 16, of which the second count has two. */
+/* An interpreter gets the first two class counts: small groups, and pieces of 16, of which the second count has three. */
 static clxent_tuning sized(clxent_tuning tuning)
 {
     tuning.group = group_of_several(tuning.group);
@@ -244,7 +244,7 @@ static void at_every_place(case_fn run, const line *l, size_t classes)
     for (size_t t = 0; t < strategies(); t++) {
         const place at = { sized(tunings[t]), CLXENT_F32, 1, SIZE_MAX, false };
         /* of groups a row in one block, by single elements, and one in several, by vectors: PoCL takes 10 to 20 s for each */
-        if (at.tuning.group > 1 && !runs_all() && classes != 17 && classes != 3000) continue;
+        if (at.tuning.group > 1 && !runs_all() && classes != 33 && classes != 3000) continue;
         run(l, &at, classes, outputs_on(&tunings[t], false));
     }
     for (uint32_t dtype = CLXENT_F32; next_dtype(&dtype);) {
