@@ -347,6 +347,7 @@ static void make_plan(void)
     if (plan != NULL) return; /* one serves all attempts: a refused run must not spoil it */
     make_context();
     cr_assert(clxent_plan_create(&plan, ctx, &desc) == CLXENT_OK);
+    if (mems[CLXENT_TENSORS] != NULL) clReleaseMemObject(mems[CLXENT_TENSORS]); /* another plan's */
     mems[CLXENT_TENSORS] =
         clCreateBuffer(device.cl, CL_MEM_READ_WRITE, clxent_plan_workspace_size(plan) + 1, NULL, &code);
     cr_assert(code == CL_SUCCESS);
