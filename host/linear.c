@@ -678,7 +678,7 @@ static clxent_status launch_logits(run *r, const chunk *c)
 {
     const struct clxent_linear *l = r->plan->linear;
     const clxent_desc *desc = &r->plan->desc;
-    const cl_mem workspace = r->args.workspace.mem;
+    cl_mem workspace = r->args.workspace.mem;
     const matrices of = { r->args.hidden.mem, r->args.weight.mem, r->args.bias.mem, workspace };
     clxent_product p = begin_product(r, c, l->all_list_at);
 
@@ -718,7 +718,7 @@ static clxent_status launch_weight(run *r, const chunk *c)
     const clxent_desc *desc = &r->plan->desc;
     const bool sums = has_weight_sums(desc);
     const size_t slice = l->group == 1 ? l->panel_rows : c->rows;
-    const cl_mem workspace = r->args.workspace.mem;
+    cl_mem workspace = r->args.workspace.mem;
     const matrices of = { workspace, r->args.hidden.mem, NULL,
                           sums ? workspace : r->args.weight_gradient.mem };
     clxent_product p = begin_product(r, c, l->list_at);
