@@ -11,9 +11,6 @@
 
 #include <string.h>
 
-/* Rows that every work-item may look at one by one. */
-enum { FEW_ROWS = 64 };
-
 /* ---- Arguments ----------------------------------------------------------------------------- */
 
 static size_t or_dense(const clxent_desc *desc, size_t stride)
@@ -29,12 +26,13 @@ static bool divides_by_denominator(const run *r)
            (r->outputs & (CLXENT_OUTPUT_LOSS | CLXENT_GRADIENTS)) != 0;
 }
 
-/* Whether the run is a launch of the main kernel over a batch that reduce.cl has one partial of. */
+/* Whether the run is a launch of the main kernel over a batch that reduce.cl has one partial of, by groups of one work-item
+ * (kernels/epilogue.cl, REDUCES_ITSELF). */
 static bool may_reduce_itself(const run *r)
 {
-    return r->part.pass == CLXENT_PASS_ALL && r->plan->desc.op == CLXENT_OP_CROSS_ENTROPY && r->rows > 0 &&
-           r->rows == r->part.total_rows && clxent_partials(r->plan, r->rows) == 1 &&
-           clxent_outputs_of_rows(r->outputs) != 0;
+    return r->plan->group == 1 && r->part.pass == CLXENT_PASS_ALL &&
+           r->plan->desc.op == CLXENT_OP_CROSS_ENTROPY && r->rows > 0 && r->rows == r->part.total_rows &&
+           clxent_partials(r->plan, r->rows) == 1 && clxent_outputs_of_rows(r->outputs) != 0;
 }
 
 /* Work-groups of the main kernel; of split rows for each pass. */
@@ -48,20 +46,18 @@ static size_t main_groups(const run *r)
     return (slabs * r->p.tiles - 1) / plan->tiles_per_group + 1;
 }
 
-/* Whether one group writes all losses and sums them too, which saves a launch. It is one work-item that sums. */
+/* Whether one group writes all losses and sums them too, which saves a launch. */
 static bool is_alone(const run *r)
 {
-    const size_t most = r->plan->group > 1 ? FEW_ROWS : CLXENT_MOST_ROWS_ALONE;
-    return may_reduce_itself(r) && r->rows <= most &&
+    return may_reduce_itself(r) && r->rows <= CLXENT_MOST_ROWS_ALONE &&
            (r->plan->shares == CLXENT_STRATEGY_SPLIT ? r->rows == 1 : main_groups(r) == 1);
 }
 
-/* Whether every work-item of the main kernel makes the pass over the few targets, which saves a launch. Not where each has to
- * wait for class weights from all over the memory of a GPU. */
+/* Whether every group of the main kernel makes the pass over the few targets, which saves a launch. */
 static bool makes_own_targets(const run *r)
 {
-    return is_alone(r) || (may_reduce_itself(r) && r->rows <= FEW_ROWS &&
-                           (r->plan->group == 1 || r->args.class_weights.mem == NULL));
+    enum { FEW_ROWS = 64 };
+    return is_alone(r) || (may_reduce_itself(r) && r->rows <= FEW_ROWS);
 }
 
 /* Whether the run makes a pass over the targets. */

@@ -64,35 +64,28 @@ typedef struct {
 
 /* ---- Few rows, reduced on the way ----------------------------------------------------------- */
 
-/* Both make of the batch's only partial what reduce.cl's kernels do, the shares of all work-items one after the other: the
- * same bits. */
-#if REDUCES
-/* FLAG_OWN_TARGETS: every work-item makes the pass over the targets for itself, and one writes its results. */
+/* Both make of the batch's only partial what reduce.cl's kernels do: the same bits. On CPUs alone: in groups they would cost
+ * registers of every run (f32 of 50,257 classes, sm_80: 108 bytes spilled). */
+#define REDUCES_ITSELF (REDUCES && WG_SIZE == 1)
+#if REDUCES_ITSELF
+/* FLAG_OWN_TARGETS: every group makes the pass over the targets for itself, and one writes its results. */
 static inline acc_t sum_own_targets(const run *u)
 {
-    partial all = empty_partial();
-    for (uint item = 0; item < WG_SIZE && item * LANE_ROWS < u->p->rows; item++) {
-        const share_of_partial share = { { 0, u->p->rows }, item };
-        partial own;
-        sum_targets(&own, u->p, u->targets, u->class_weights, u->row_weights, share);
-        all = item == 0 ? own : merge_partials(all, own);
-    }
-    if (u->group == 0 && LOCAL_ID == 0)
+    const share_of_partial share = { { 0, u->p->rows }, 0 };
+    partial all;
+    sum_targets(&all, u->p, u->targets, u->class_weights, u->row_weights, share);
+    if (u->group == 0)
         fold_targets(u->p, all, u->bad_targets, u->computed_denominator, u->counted, u->workspace);
     return compensated_value_one(all.sum);
 }
 
-/* FLAG_ALONE: for the work-item that reduces, once all losses are there. */
+/* FLAG_ALONE: once all losses are there. */
 PART void sum_own_losses(const run *u)
 {
-    partial all = empty_partial();
+    const share_of_partial share = { { 0, u->p->rows }, 0 };
+    partial all;
     if ((u->p->outputs & (OUTPUT_LOSS | OUTPUT_CORRECT)) == 0) return;
-    for (uint item = 0; item < WG_SIZE && item * LANE_ROWS < u->p->rows; item++) {
-        const share_of_partial share = { { 0, u->p->rows }, item };
-        partial own;
-        sum_losses(&own, u->p, u->losses, u->workspace, share);
-        all = item == 0 ? own : merge_partials(all, own);
-    }
+    sum_losses(&all, u->p, u->losses, u->workspace, share);
     fold_losses(u->p, all, u->denominator, u->loss, u->correct);
 }
 #endif
@@ -100,7 +93,7 @@ PART void sum_own_losses(const run *u)
 /* What losses and gradients are divided by. */
 static inline acc_t get_denominator(const run *u, __global const acc_t *denominator)
 {
-#if REDUCES
+#if REDUCES_ITSELF
     if (u->p->flags & FLAG_OWN_TARGETS) {
         const acc_t sum = sum_own_targets(u);
         if ((u->p->flags & (FLAG_MEAN | FLAG_DENOMINATOR)) == FLAG_MEAN) return sum;

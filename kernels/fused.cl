@@ -59,9 +59,8 @@ DEFINE_KERNEL(clxent_cross_entropy, WG_SIZE)
         epilogue_of_unit(u, &in, unit, t, j, r, scratch);
         MEET_ROWS;
     }
-#    if REDUCES
-    if (WG_SIZE > 1 && LANES) barrier(CLK_GLOBAL_MEM_FENCE); /* of rows, MEET_ROWS is one */
-    if ((u->p->flags & FLAG_ALONE) && LOCAL_ID == 0) sum_own_losses(u);
+#    if REDUCES_ITSELF
+    if (u->p->flags & FLAG_ALONE) sum_own_losses(u);
 #    endif
 }
 #endif
@@ -151,7 +150,7 @@ DEFINE_KERNEL(clxent_split_finalize, WG_SIZE)
     }
     if (piece == 0 && LOCAL_ID == 0) {
         write_rows(u, in.row, 1, &t, &j, &r, &all);
-#    if REDUCES
+#    if REDUCES_ITSELF
         if (u->p->flags & FLAG_ALONE) sum_own_losses(u); /* the row is the only one */
 #    endif
     }

@@ -97,8 +97,7 @@ typedef struct clxent_product {
 #define FLAG_FROM_STATISTICS (1u << 6)  /* statistics are an input */
 #define FLAG_NONTEMPORAL (1u << 7)      /* large results bypass the cache; changes no bit */
 #define FLAG_ALL_IGNORED_ZERO (1u << 8)
-#define FLAG_OWN_TARGETS \
-    (1u << 9) /* no pass over the targets went before: every work-item makes it for itself */
+#define FLAG_OWN_TARGETS (1u << 9) /* no pass over the targets went before: every group makes it for itself */
 #define FLAG_SECOND_PASS (1u << 10)
 #define FLAG_KEEPS_LOGITS (1u << 11) /* map_lane.cl: with room for the exponentials beside them */
 #define FLAG_BAD_IGNORED (1u << 12)  /* a target out of range is ignored, not NaN */

@@ -725,7 +725,7 @@ Test(variants, few_rows_are_reduced_in_one_launch)
         { EACH_ROWS, 8, 1100, 2, false },   { EACH_ROWS, 64, 1100, 2, true },
         { EACH_ROWS, 65, 1100, 3, true },   { EACH_SPLIT, 1, 5000, 2, false },
         { EACH_SPLIT, 1, 5000, 3, true },   { EACH_SPLIT, 2, 5000, 3, false },
-        { EACH_GROUPS, 1, 1100, 1, false }, { EACH_GROUPS, 2, 1100, 2, false },
+        { EACH_GROUPS, 1, 1100, 3, false },
     };
     for (size_t i = 0; i < COUNT(cases); i++) {
         const clxent_tuning tuning = tuning_of(cases[i].place);
