@@ -489,6 +489,7 @@ Test(faults_of_linear, plan_create)
 
 Test(faults_of_linear, enqueue)
 {
+    if (small_run()) cr_skip("an interpreter takes five minutes");
     cl_command_queue out_of_order = make_out_of_order_queue();
     enqueue_on(device.queue);
     if (out_of_order == NULL) return;

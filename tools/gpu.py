@@ -80,6 +80,7 @@ sm*     *16 plain * rows         instructions 43.3
 sm*     *16 all   * rows         missing128   1
 sm*     *16 all   * rows         registers    114
 sm*     *16 all   * rows-results missing128   1
+sm*     *16 all   * rows-results registers    90
 sm*     *16 all   * rows-sums    missing128   1
 sm*     *16 all   * strided      registers    88
 sm*     f64 plain * strided      registers    72
@@ -88,13 +89,15 @@ sm*     f64 all   * rows         registers    198
 sm*     f64 all   * rows-results missing128   2
 sm*     f64 all   * rows-sums    missing128   2
 sm*     f64 all   * strided      registers    124
+sm_80   f64 all   * lanes        private      16
+sm_80   f64 all   * lanes        spills       52
 sm_80   f64 plain * product-weight private      8
 sm_80   f64 plain * product-weight spills       24
 gfx*    f32 all   * strided      registers    114
 gfx*    *16 all   * strided      registers    115
 gfx*    f64 plain * rows         missing128   1
 gfx*    f64 plain * strided      registers    144
-gfx*    f64 all   * strided      registers    202
+gfx*    f64 all   * strided      registers    204
 gfx90a  f32 plain * strided      registers    71
 gfx90a  f32 all   * rows         registers    146
 gfx90a  *16 plain * rows         missing128   1
