@@ -23,8 +23,8 @@ from oracle import NUMPY, OUTPUTS, batch, linear_oracle, store, values_of
 
 # Options that a program is compiled for. A value alone does not compile another.
 COMPILED = ("class_weights", "label_smoothing", "logit_scale", "softcap", "grad_entropy", "grad_lse")
-# With the class axis not last.
-STRIDED_OUTPUTS = OUTPUTS if ALL else ("losses", "lse", "softmax", "grad", "argmax")
+# Beside class weights: together a program of test_cross_entropy.c.
+DENSE = {} if ALL else {"label_smoothing": 0.13, "softcap": 4.5}
 # Those that need no targets.
 LOGITS_OUTPUTS = ("lse", "softmax", "log-softmax", "argmax", "entropy")
 
@@ -109,8 +109,7 @@ class Batches(EvalCase):
         for dtype, grad in kinds:
             with self.subTest(dtype=dtype, grad=grad):
                 x, y = batch(7, dtype=dtype)
-                outputs = OUTPUTS if ALL or grad is None else ("losses", "grad")
-                _, arrays, _ = self.evaluate(x, y, dtype=dtype, grad_dtype=grad, outputs=outputs)
+                _, arrays, _ = self.evaluate(x, y, dtype=dtype, grad_dtype=grad)
                 self.assertEqual(arrays["grad"].dtype, np.dtype(NUMPY[grad or dtype]))
 
     def test_masked_classes_and_special_rows(self):
@@ -176,11 +175,13 @@ class Options(EvalCase):
                 continue  # programs of their own, which test_combinations() has
             with self.subTest(option=name):
                 extra = {"on_bad_target": "ignore"} if name == "ignore_index" else {}  # -100 is no class then
+                outputs = OUTPUTS
                 if not ALL and name == "softcap":
                     extra["logit_scale"] = -0.7
                 if not ALL and name == "grad_entropy":
                     extra["grad_lse"] = self.alone()["grad_lse"]
-                got, arrays, _ = self.evaluate(x, y, **{name: value}, **extra)
+                    outputs = ("lse", "grad", "entropy")
+                got, arrays, _ = self.evaluate(x, y, outputs=outputs, **{name: value}, **extra)
                 self.assertFalse(np.array_equal(arrays["grad"], plain["grad"]))
                 self.assertEqual(got["loss"] == plain_got["loss"], name.startswith("grad_"))
 
@@ -190,7 +191,7 @@ class Options(EvalCase):
         for i in range(24 if ALL else 3):
             chosen = {name: value for name, value in options.items() if random.uniform() < (1.0 if i == 0 else 0.5)}
             if not ALL:  # the first has the dense options of test_variants.c
-                for name in ("logit_scale",) if i == 0 else COMPILED:
+                for name in ("logit_scale", "grad_entropy", "grad_lse") if i == 0 else COMPILED:
                     chosen.pop(name, None)
             dtype = ("f32", "bf16", "f64", "f16")[i % 4]
             chosen["on_bad_target"] = ("nan", "ignore")[i % 2]
@@ -245,7 +246,7 @@ class Options(EvalCase):
         for name in ("class_weights", "row_weights", "label_smoothing", "z_loss", "shift", "reduction"):
             if ALL or name != "label_smoothing":
                 with self.subTest(option=name):
-                    self.evaluate(x, q, **{name: options[name]})
+                    self.evaluate(x, q, **{name: options[name]}, **(DENSE if name == "class_weights" else {}))
         for index in (0, 7, 2**40):
             said = "y.npy: --ignore-index %d: takes a negative index or 'none'" % index
             self.refuse_eval("--ignore-index", index, mentions=[said, "probabilities"])
@@ -270,8 +271,9 @@ class Options(EvalCase):
 
 
 class Files(EvalCase):
-    def bits(self, x, y, outputs=("losses", "grad", "softmax"), **kwargs):
-        return self.evaluate(x, y, outputs=outputs, **kwargs)[1]
+    def bits(self, x, y, dtype="f32", **kwargs):
+        outputs = ("losses", "grad", "softmax") if dtype == "f32" else OUTPUTS
+        return self.evaluate(x, y, dtype=dtype, outputs=outputs, **kwargs)[1]
 
     def test_versions_orders_and_byte_orders_give_the_same_bits(self):
         x, y = batch(21, (3, 4, 17))
@@ -299,11 +301,14 @@ class Files(EvalCase):
             y[1, 3] = -100 if np.dtype(dtype).kind == "i" else 7
             arrays = [of(dtype, values).astype("<i8") for values in (y, weights, factor)]
             options = {"row_weights": arrays[1], "grad_output": arrays[2]}
-            save = lambda name, a: self.save(name, np.array(a, order="CF"[number % 2]))
-            stored = lambda name, a: save(name, a if name == "x.npy" else a.astype(dtype))
-            with self.subTest(dtype=dtype):
-                want = self.bits(x, arrays[0], row_weights=arrays[1].astype("<f4"), grad_output=arrays[2].astype("<f8"))
-                self.same_bits(self.bits(x, arrays[0], save=stored, **options), want)
+            wide = {"row_weights": arrays[1].astype("<f4"), "grad_output": arrays[2].astype("<f8")}
+            # row weights beside targets of each type: a program more, for the perplexity
+            for kept, of_classes, of_rows in (("", options, wide),) if ALL else (("", {}, {}), ("y.npy", options, wide)):
+                save = lambda name, a: self.save(name, np.array(a, order="CF"[number % 2]))
+                stored = lambda name, a: save(name, a if name in ("x.npy", kept) else a.astype(dtype))
+                with self.subTest(dtype=dtype, options=list(of_classes)):
+                    want = self.bits(x, arrays[0], **of_rows)
+                    self.same_bits(self.bits(x, arrays[0], save=stored, **of_classes), want)
         for dtype in ("<f2", ">f2", ">f4", "<f8"):
             got = self.bits(x, y, row_weights=weights.astype(dtype), grad_output=factor.astype(dtype))
             self.same_bits(got, self.bits(x, y, row_weights=weights.astype("<f4"), grad_output=factor.astype("<f4")))
@@ -333,18 +338,17 @@ class Files(EvalCase):
 
     def test_dtypes_of_class_weights(self):
         x, y = self.data()
-        y = y.astype("<i4")  # as test_api.c
         whole, fractions = np.arange(33) % 4, np.random.RandomState(4).uniform(0.5, 2, 33)
         for weights, dtype in ((whole != 0, "?"), (whole, ">i2"), (whole, "<u8"), (fractions, "<f8"), (fractions, ">f4")):
             with self.subTest(dtype=dtype):
-                want = self.evaluate(x, y, class_weights=weights.astype("<f4"))[1]
-                self.same_bits(self.evaluate(x, y, class_weights=weights.astype(dtype))[1], want)
+                want = self.evaluate(x, y, class_weights=weights.astype("<f4"), **DENSE)[1]
+                self.same_bits(self.evaluate(x, y, class_weights=weights.astype(dtype), **DENSE)[1], want)
 
     def test_one_value_for_all_rows_or_classes(self):
         x, y = batch(23)
-        x, y = x[:, :4], y[:, :4].astype("<i4")  # 4 rows of a sequence: (1,) has no other meaning
+        x, y = x[:, :4], y[:, :4]  # 4 rows of a sequence: (1,) has no other meaning
         for name, shape in (("row_weights", (2, 4)), ("class_weights", 33), ("grad_output", (2, 4))):
-            options = {"reduction": "none"} if name == "grad_output" else {}
+            options = {"class_weights": DENSE, "grad_output": {"reduction": "none"}}.get(name, {}).copy()
             for value in (np.array(3, "u1"), np.array(0.1, ">f2"), np.array([2], "<i8"), np.array([0.1], "<f4")):
                 with self.subTest(name=name, value=value):
                     options[name] = np.full(shape, value, "<f4")
@@ -363,7 +367,7 @@ class Files(EvalCase):
         self.check_weights(x, y, "--grad-output", np.ones((1, 1)), said)
 
     def test_dtypes_of_the_gradients_of_entropy_and_lse(self):
-        base = ["eval", *self.files(*batch(23)), "--grad-out", self.path("g.npy")]
+        base = ["eval", *self.files(*batch(23)), "--grad-out", self.path("g.npy"), "--entropy-out", self.path("e.npy")]
         each = np.arange(10).reshape(2, 5)
         twos = np.full((2, 5), 2)
         for want, stored in ((each, each.astype(">i2")), (twos, np.array(2, "u1")), (twos, np.array([2], ">f8"))):
@@ -379,12 +383,9 @@ class Files(EvalCase):
         x, y = batch(23)
         images = random.normal(size=(2, 7, 3, 5)).astype("<f4")
         labels = random.randint(0, 7, (2, 3, 5)).astype("<i8")
-        for logits, targets, axis, outputs in (
-            (x, y, -1, ("losses", "grad", "softmax")),
-            (images, labels, 1, STRIDED_OUTPUTS),
-        ):
+        for logits, targets, axis in ((x, y, -1), (images, labels, 1)):
             weights = random.uniform(size=targets.shape).astype("<f4")
-            options = {"axis": axis, "outputs": outputs, "row_weights": weights}
+            options = {"axis": axis, "row_weights": weights}
             _, want, _ = self.evaluate(logits, targets, **options)
             stored = lambda name, a: self.save(name, a if name == "x.npy" else np.expand_dims(a, axis))
             self.same_bits(self.evaluate(logits, targets, save=stored, **options)[1], want)
@@ -433,8 +434,9 @@ class Files(EvalCase):
                     x = random.normal(size=shape).astype("<f4")
                     y = random.randint(0, 7, np.delete(shape, axis)).astype("<i8")
                     save = lambda name, a: self.save(name, np.array(a, order=order))
-                    last = math.prod(shape[axis % len(shape) + 1 :]) == 1
-                    self.evaluate(x, y, axis=axis, outputs=OUTPUTS if last else STRIDED_OUTPUTS, save=save)
+                    # of many inner positions, what test_host_arrays.c computes
+                    outputs = OUTPUTS if ALL or shape[-1] < 17 else ("losses", "lse", "grad", "argmax")
+                    self.evaluate(x, y, axis=axis, outputs=outputs, save=save)
 
     def test_class_axis_with_shift_weights_and_probabilities(self):
         random = np.random.RandomState(2)
@@ -442,10 +444,9 @@ class Files(EvalCase):
         y = random.randint(0, 6, (2, 3, 5)).astype("<i8")
         weights = random.uniform(0, 1, (2, 3, 5)).astype("<f4")
         compiled = {"class_weights": random.uniform(size=6).astype("<f4"), "label_smoothing": 0.1}
-        strided = {"axis": 1, "outputs": STRIDED_OUTPUTS}
-        self.evaluate(x, y, shift=2, row_weights=weights, **strided, **(compiled if ALL else {}))
-        self.evaluate(x, random.uniform(size=x.shape).astype("<f4"), shift=1, row_weights=weights, **strided)
-        self.evaluate(x, y, reduction="none", grad_output=weights, **strided)
+        self.evaluate(x, y, axis=1, shift=2, row_weights=weights, **(compiled if ALL else {}))
+        self.evaluate(x, random.uniform(size=x.shape).astype("<f4"), axis=1, shift=1, row_weights=weights)
+        self.evaluate(x, y, axis=1, reduction="none", grad_output=weights)
         # the sequence is the last axis but the classes'
         x = random.normal(size=(2, 3, 5, 6)).astype("<f4")
         y = random.randint(0, 6, (2, 3, 5)).astype("<i8")
@@ -522,9 +523,8 @@ class Files(EvalCase):
 class Containers(EvalCase):
     """Files of several tensors."""
 
-    def bits_of(self, *flags):
+    def bits_of(self, *flags, outputs=("losses", "grad", "softmax")):
         """What eval makes of files: its report and its outputs."""
-        outputs = ("losses", "grad", "softmax")
         for name in outputs:
             flags += ("--%s-out" % name, self.path(name + ".npy"))
         got = self.succeed_json("eval", *flags)
@@ -538,7 +538,7 @@ class Containers(EvalCase):
         file = self.path("m.safetensors")
         for logits in ("F32", "F16", "BF16", "F64") if ALL else ("F32", "BF16"):
             stored = store(x.astype("f8"), logits.lower()) if logits == "BF16" else x.astype(SAFETENSORS[logits])
-            bf16 = ["--bf16"] * (logits == "BF16")
+            bf16, outputs = ["--bf16"] * (logits == "BF16"), OUTPUTS if logits == "BF16" else ("losses", "grad", "softmax")
             integers = [dtype for dtype in SAFETENSORS if dtype[0] in "IU"]
             for dtype in ("I64",) if logits != "F32" else (*integers, "BOOL"):
                 classes, factors = (a.astype(SAFETENSORS[dtype]) for a in (y, weights))
@@ -546,12 +546,14 @@ class Containers(EvalCase):
                 tensors = {"odd": ("U8", np.zeros(3)), "x": (logits, stored), "y:0": (dtype, classes)}
                 tensors["w"] = (dtype, factors)
                 self.raw("m.safetensors", safetensors_of(**tensors))
-                plain = [*self.files(stored, classes), "--row-weights", self.save("w.npy", factors), *bf16]
-                want = self.bits_of(*plain)
-                flags = ["--logits", file + ":x", "--targets", file + ":y:0", "--row-weights", file + ":w"]
+                # not row weights: the perplexity beside them is a program more for each type
+                plain = [*self.files(stored, classes), "--grad-output", self.save("w.npy", factors)]
+                flags = ["--logits", file + ":x", "--targets", file + ":y:0", "--grad-output", file + ":w"]
+                bits = lambda *flags: self.bits_of(*flags, "--reduction", "none", outputs=outputs)
                 with self.subTest(logits=logits, targets=dtype):
-                    self.assertEqual(self.bits_of(*flags), want)
-                    self.assertEqual(self.bits_of(*flags, *bf16), want)
+                    want = bits(*plain, *bf16)
+                    self.assertEqual(bits(*flags), want)
+                    self.assertEqual(bits(*flags, *bf16), want)
 
     def test_bf16_weights_and_probabilities_of_safetensors(self):
         x, y = batch(42)
@@ -561,8 +563,9 @@ class Containers(EvalCase):
         self.raw("w.safetensors", safetensors_of(w=("BF16", weights)))
         files = ["--logits", self.save("x.npy", x), "--row-weights"]
         f4 = [self.save("%s.npy" % name, values_of(a, "bf16").astype("<f4")) for name, a in (("w", weights), ("q", q))]
-        want = self.bits_of(*files, f4[0], "--targets", f4[1])
-        got = self.bits_of(*files, self.path("w.safetensors"), "--targets", self.path("q.safetensors:q"))
+        want = self.bits_of(*files, f4[0], "--targets", f4[1], outputs=OUTPUTS)
+        of_tensors = [self.path("w.safetensors"), "--targets", self.path("q.safetensors:q")]
+        got = self.bits_of(*files, *of_tensors, outputs=OUTPUTS)
         self.assertEqual(got, want)
 
     def test_npz_stored_and_deflated(self):
@@ -760,6 +763,7 @@ class WithoutTargets(EvalCase):
 
 
 ROWS_OUTPUTS = ("losses", "lse", "argmax", "entropy")
+FEW_ROWS_OUTPUTS = ("losses", "lse", "argmax")  # in programs of test_linear.c
 GRADIENTS = ("hidden", "weight", "bias")
 
 
@@ -824,20 +828,26 @@ class Linear(EvalCase):
     def test_dtypes(self):
         for dtype, grad in (("f32", None), ("f16", None), ("bf16", None), ("bf16", "f32"), ("f64", None)):
             with self.subTest(dtype=dtype, grad=grad):
-                self.evaluate_linear(*self.linear(63, dtype=dtype), dtype=dtype, grad_dtype=grad)
+                outputs = ROWS_OUTPUTS if ALL or dtype != "f64" else FEW_ROWS_OUTPUTS
+                self.evaluate_linear(*self.linear(63, dtype=dtype), dtype=dtype, grad_dtype=grad, outputs=outputs)
 
     def test_options(self):
         h, w, b, y = self.linear(64)
         random = np.random.RandomState(64)
         weights = np.where(random.uniform(size=y.shape) < 0.3, 0, random.uniform(0.1, 2, y.shape)).astype("<f4")
+        compiled = [
+            {"grad_entropy": weights, "grad_lse": -weights},
+            {"label_smoothing": 0.1, "class_weights": random.uniform(0.5, 2, 19).astype("<f4")},
+            {"logit_scale": -0.7, "softcap": 4.5},
+        ]
+        if not ALL:  # a program of test_linear.c
+            compiled = [compiled[0], {**compiled[0], **compiled[1], **compiled[2]}]
         for options in (
             {"reduction": "sum", "shift": 2},
             {"reduction": "none", "grad_output": weights},
             {"denominator": -3.5, "z_loss": 0.02, "row_weights": weights},
-            {"label_smoothing": 0.1, "class_weights": random.uniform(0.5, 2, 19).astype("<f4")},
-            {"grad_entropy": weights, "grad_lse": -weights},
-            {"logit_scale": -0.7, "softcap": 4.5},
             {"ignore_index": 7, "on_bad_target": "ignore"},
+            *compiled,
         ):
             with self.subTest(**options):
                 self.evaluate_linear(h, w, b, y, **options)
@@ -845,37 +855,40 @@ class Linear(EvalCase):
     def test_outputs_alone_and_without_targets(self):
         h, w, b, y = self.linear(65)
         _, together = self.evaluate_linear(h, w, b, y)
-        for name in (*ROWS_OUTPUTS, *GRADIENTS):
+        for name in (*(ROWS_OUTPUTS if ALL else FEW_ROWS_OUTPUTS), *GRADIENTS):
             outputs, gradients = ((name,), ()) if name in ROWS_OUTPUTS else ((), (name,))
             _, alone = self.evaluate_linear(h, w, b, y, outputs=outputs, gradients=gradients)
             for key, array in alone.items():
                 np.testing.assert_array_equal(array, together[key], key)
-        self.evaluate_linear(h, w, b, None, outputs=("lse", "argmax", "entropy"), gradients=())
+        outputs = ("lse", "argmax", *(("entropy",) if ALL else ()))
+        self.evaluate_linear(h, w, b, None, outputs=outputs, gradients=())
 
     def test_probabilities(self):
         h, w, b, _ = self.linear(66)
         q = np.random.RandomState(66).dirichlet(np.ones(19), size=(3, 7))
+        outputs = ROWS_OUTPUTS if ALL else FEW_ROWS_OUTPUTS
         for stored in ("<f4", "<f2", "<f8"):
-            self.evaluate_linear(h, w, b, q.astype(stored))
-        self.evaluate_linear(*self.linear(66, dtype="f64")[:3], q, dtype="f64")
-        self.evaluate_linear(*self.linear(66, dtype="f16")[:3], q.astype("<f2"), dtype="f16")
+            self.evaluate_linear(h, w, b, q.astype(stored), outputs=outputs)
+        self.evaluate_linear(*self.linear(66, dtype="f16")[:3], q.astype("<f2"), dtype="f16", outputs=outputs)
+        if ALL:
+            self.evaluate_linear(*self.linear(66, dtype="f64")[:3], q, dtype="f64")
         one_hot = np.eye(19, dtype="u1")[np.arange(21).reshape(3, 7) % 19]
-        self.succeed("eval", *self.flags(h, w, b, one_hot))
+        self.succeed("eval", *self.flags(h, w, b, one_hot), "--hidden-grad-out", self.path("g.npy"))
 
     def test_a_bias_of_another_dtype_is_rounded(self):
         h, w, b, y = self.linear(67, dtype="f16")
         out = ["--lse-out", self.path("lse.npy")]
         results = []
         for bias in (b, b.astype("<f4"), b.astype(">f8") * (1 + 1e-9)):
-            self.succeed("eval", *self.flags(h, w, bias), *out)
+            self.succeed("eval", *self.flags(h, w, bias, y), *out)
             results.append(self.read("lse.npy"))
         self.assertEqual(len(set(results)), 1)
         mask = np.where(np.arange(19) == 3, -np.inf, b.astype("<f4"))
-        self.succeed("eval", *self.flags(h, w, mask), *out, "--argmax-out", self.path("argmax.npy"))
+        self.succeed("eval", *self.flags(h, w, mask, y), *out, "--argmax-out", self.path("argmax.npy"))
         self.assertTrue(np.isfinite(np.load(self.path("lse.npy"))).all())
         self.assertNotIn(3, np.load(self.path("argmax.npy")))
         mask[7] = 65520
-        self.refuse("eval", *self.flags(h, w, mask), *out, mentions=["bias.npy: item (7,) is 65520: too large for f16"])
+        self.refuse("eval", *self.flags(h, w, mask, y), *out, mentions=["bias.npy: item (7,) is 65520: too large for f16"])
 
     @unittest.skipIf(SMALL, "MiB of logits take a simulator too long")
     def test_a_workspace_of_less_changes_no_row(self):
