@@ -179,6 +179,13 @@ static cl_event make_gate(cl_command_queue queue)
     }
 #include "fault_calls.def"
 
+OBJECT(cl_program, clCreateProgramWithSource,
+       (cl_context a, cl_uint b, const char **c, const size_t *d, cl_int *code), (a, b, c, d, code), 1)
+CODE(clBuildProgram,
+     (cl_program a, cl_uint b, const cl_device_id *c, const char *d, void(CL_CALLBACK *e)(cl_program, void *),
+      void *f),
+     (a, b, c, d, e, f), 0)
+
 /* ---- Calls of the command line alone, or of neither ----------------------------------------------- */
 
 OBJECT(cl_event, clCreateUserEvent, (cl_context a, cl_int *code), (a, code), 1)

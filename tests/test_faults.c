@@ -92,6 +92,62 @@ static bool fails(const char *call)
     }
 #include "fault_calls.def"
 
+/* The programs of the first attempt, by the order of its calls. A driver takes 30 ms for each that it has in its cache, and
+ * attempts ask for hundreds: they get these, and must release them as any other. */
+static struct {
+    cl_program program; /* NULL: none yet */
+    const char *source;
+    char options[1024]; /* that it was built with */
+} built[8];
+static size_t sources; /* calls of this attempt */
+
+/* Calls of ours that are neither counted nor fail. */
+static void release_program(size_t i)
+{
+    const bool armed = fault.armed;
+    fault.armed = false;
+    if (built[i].program != NULL) clReleaseProgram(built[i].program);
+    built[i].program = NULL;
+    built[i].options[0] = '\0';
+    fault.armed = armed;
+}
+
+cl_program clCreateProgramWithSource(cl_context a, cl_uint b, const char **c, const size_t *d, cl_int *code)
+{
+    REAL_COUNTED(clCreateProgramWithSource);
+    if (!counted) return real(a, b, c, d, code);
+    if (fails("clCreateProgramWithSource")) {
+        *code = INJECTED;
+        return NULL;
+    }
+    const size_t i = sources++;
+    cr_assert(i < COUNT(built), "an attempt has %zu programs", i);
+    if (built[i].program == NULL || built[i].source != *c) {
+        release_program(i);
+        built[i].program = real(a, b, c, d, code);
+        built[i].source = *c;
+        cr_assert(built[i].program != NULL);
+    }
+    fault.armed = false;
+    *code = clRetainProgram(built[i].program);
+    fault.armed = true;
+    fault.live++;
+    return built[i].program;
+}
+
+cl_int clBuildProgram(cl_program a, cl_uint b, const cl_device_id *c, const char *d,
+                      void(CL_CALLBACK *e)(cl_program, void *), void *f)
+{
+    REAL_COUNTED(clBuildProgram);
+    size_t i = 0;
+    if (counted && fails("clBuildProgram")) return INJECTED;
+    while (i < COUNT(built) && built[i].program != a) i++;
+    if (i < COUNT(built) && strcmp(built[i].options, d) == 0) return CL_SUCCESS;
+    const cl_int code = real(a, b, c, d, e, f);
+    if (i < COUNT(built)) (void)snprintf(built[i].options, sizeof built[i].options, "%s", d);
+    return code;
+}
+
 CODE(clEnqueueNDRangeKernel,
      (cl_command_queue a, cl_kernel b, cl_uint c, const size_t *d, const size_t *e, const size_t *f, EVENTS),
      (a, b, c, d, e, f, num, wait, event), event != NULL)
@@ -258,6 +314,7 @@ static void close_fixture(void)
         if (mems[t] != NULL) clReleaseMemObject(mems[t]);
     }
     free_problem(&p);
+    for (size_t i = 0; i < COUNT(built); i++) release_program(i);
     close_device();
 }
 
@@ -386,6 +443,7 @@ static int fail_each(const operation *op, int *countdown, clxent_status expected
     for (int i = 0;; i++) {
         op->prepare();
         fault.live = fault.failed = fault.lost = fault.made_queues = 0;
+        sources = 0;
         fault.unfinished = false;
         *countdown = i;
         fault.armed = true;
