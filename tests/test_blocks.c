@@ -72,7 +72,7 @@ Test(blocks, one_hot_matches_the_reference)
     clxent_desc desc = make_op(CLXENT_OP_ONE_HOT, CLXENT_OUTPUT_ONE_HOT, 8, 1);
     const uint32_t types[] = { CLXENT_TARGET_I32, CLXENT_TARGET_I64, CLXENT_TARGET_U8, CLXENT_TARGET_U16,
                                CLXENT_TARGET_U32 };
-    for (size_t i = 0; i < COUNT(types); i++) {
+    for (size_t i = 0; i < (runs_all() ? COUNT(types) : 3); i++) { /* those of other tests of this file */
         desc.target_type = types[i];
         check_op(desc, FILL_IGNORED | FILL_BAD_TARGETS, types[i] == CLXENT_TARGET_I64);
     }
