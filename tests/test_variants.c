@@ -500,6 +500,9 @@ Test(variants, pieces_of_a_row)
 /* Strategies of strategy_for() and lanes with the class axis not last. */
 enum { EACH_INNER = EACH_STRATEGY, EACH_PLACE };
 
+/* The fewest pieces that are shared are three, of 1,024 each. */
+enum { SPLIT_CLASSES = 3100 };
+
 static clxent_tuning tuning_of(size_t place)
 {
     return strategy_for(CLXENT_F32, place == EACH_INNER ? EACH_LANES : place);
@@ -512,16 +515,16 @@ Test(variants, accumulating_a_gradient_of_0_leaves_the_sign_of_a_0)
     enum { ROWS_OF_EACH = 10 };
     const size_t classes[] = { 5, 37, 100, 1100 }; /* lanes of 100 lie along the classes */
     for (size_t t = 0; t < EACH_PLACE; t++) {
-        const bool inner = t == EACH_INNER;
+        const bool inner = t == EACH_INNER, split = t == EACH_SPLIT;
         const clxent_tuning tuning = tuning_of(t);
-        if (!driver_takes(&tuning) || (t == EACH_GROUPS && !runs_all())) continue;
-        for (size_t i = 0; i < COUNT(classes); i++) {
-            const size_t n = classes[i];
+        if (!driver_takes(&tuning) || ((t == EACH_GROUPS || inner || split) && !runs_all())) continue;
+        for (size_t i = split ? COUNT(classes) - 1 : 0; i < COUNT(classes); i++) {
+            const size_t n = split ? SPLIT_CLASSES : classes[i];
             clxent_desc desc = make_desc(CLXENT_OUTPUT_GRADIENT, CLXENT_F32, ROWS_OF_EACH, 1, n);
             clxent_host_args out;
             problem p;
 
-            if (n > 100 && (inner || t == EACH_LANES || small_run())) continue;
+            if (n > 100 && (inner || t == EACH_LANES || (small_run() && !split))) continue;
             desc.inner = inner ? 5 : 1;
             desc.gradient_mode = CLXENT_GRADIENT_ACCUMULATE;
             make_problem(&p, &desc, FILL_PLAIN, 3);
@@ -560,13 +563,16 @@ Test(variants, unsigned_targets_are_compared_at_full_width)
     const size_t places[] = { EACH_ROWS, EACH_LANES };
     for (size_t i = 0; i < COUNT(types) * COUNT(places); i++) {
         const size_t place = places[i % COUNT(places)];
+        if (!runs_all() && place == EACH_ROWS && types[i / COUNT(places)].type != CLXENT_TARGET_U16) continue;
         const int64_t most = types[i / COUNT(places)].most;
         const int64_t ignored[] = { most, -1, -100, most - 99, 7 };
         const clxent_tuning tuning = tuning_of(place);
         for (size_t k = 0; k < COUNT(ignored); k++) {
             const size_t classes =
                 ignored[k] == 7 && place == EACH_ROWS && !small_run() ? (size_t)UINT16_MAX + 1 : 21;
-            clxent_desc desc = make_desc(TRAINING_OUTPUTS, CLXENT_F32, 37, 1, classes);
+            /* where few programs are compiled, those of the command line */
+            const uint32_t outputs = runs_all() ? TRAINING_OUTPUTS : ONE_PASS_OUTPUTS;
+            clxent_desc desc = make_desc(outputs, CLXENT_F32, 37, 1, classes);
             problem p;
             desc.target_type = types[i / COUNT(places)].type;
             desc.ignore_index = ignored[k];
@@ -585,7 +591,7 @@ Test(variants, unsigned_targets_are_compared_at_full_width)
  * ignored and bad rows, in the logits' place, and in a plan for more rows. */
 Test(variants, padding_of_the_gradient_is_zero_where_asked)
 {
-    const size_t classes[] = { 5, 100, 1100 }, paddings[] = { 1, 3, 47 };
+    const size_t classes[] = { 5, 100, 1100, SPLIT_CLASSES }, paddings[] = { 1, 3, 47 };
     const uint32_t flags[] = { CASE_IN_PLACE | CASE_OUT_OF_ORDER, CASE_LARGER_PLAN | CASE_SUBSETS,
                                CASE_ALIGNED };
     for (size_t t = 0; t < EACH_PLACE; t++) {
@@ -593,7 +599,8 @@ Test(variants, padding_of_the_gradient_is_zero_where_asked)
         const clxent_tuning tuning = tuning_of(t);
         for (size_t i = 0; i < COUNT(classes); i++) {
             if (classes[i] > 100 && (inner || t == EACH_LANES)) continue;
-            for (size_t k = 0; k < (small_run() ? i == 0 : COUNT(flags)); k++) {
+            if ((classes[i] == SPLIT_CLASSES) != (t == EACH_SPLIT)) continue;
+            for (size_t k = 0; k < (small_run() ? i % 3 == 0 : COUNT(flags)); k++) {
                 clxent_desc desc =
                     variant_desc(CLXENT_F32, small_run() ? 5 : 20, classes[i], inner ? 5 : 1, false, 0);
                 desc.outputs =
@@ -674,7 +681,7 @@ static void check_warm(const char *name, const clxent_desc *desc)
 
 Test(variants, warming_launches_what_a_run_does)
 {
-    const size_t classes[] = { 1100, 1100, 1100, 5, 5 };
+    const size_t classes[] = { 1100, SPLIT_CLASSES, 1100, 5, 5 };
     for (size_t t = 0; t < EACH_PLACE; t++) {
         const clxent_tuning tuning = tuning_of(t);
         /* Oclgrind 21.10 takes a buffer for no larger than a former one at its address, when it keeps account of what is
@@ -685,8 +692,9 @@ Test(variants, warming_launches_what_a_run_does)
             clxent_desc desc =
                 variant_desc(CLXENT_F32, small_run() ? 5 : 20, small_run() ? classes[t] % 1000 : classes[t],
                              t == EACH_INNER ? 5 : 1, general != 0, 0);
-            if (general && t == EACH_GROUPS && !runs_all()) continue;
+            if (general && (t == EACH_GROUPS || t == EACH_INNER) && !runs_all()) continue;
             if (!general && t != EACH_INNER) desc.outputs = TRAINING_OUTPUTS | CLXENT_OUTPUT_STATISTICS;
+            if (t == EACH_INNER && !runs_all()) desc.outputs = EVERY_OUTPUT;
             desc.gradient_padding = CLXENT_GRADIENT_PADDING_ZERO;
             check_warm("strategy", &desc);
         }
@@ -704,9 +712,10 @@ Test(variants, warming_launches_what_a_run_does)
 Test(variants, warming_launches_what_a_run_of_split_rows_does)
 {
     const clxent_tuning tuning = tuning_of(EACH_SPLIT);
-    clxent_desc desc = variant_desc(CLXENT_F32, 5, 1100, 1, true, 0);
+    clxent_desc desc = variant_desc(CLXENT_F32, 5, SPLIT_CLASSES, 1, true, 0);
     desc.has_grad_entropy = desc.has_grad_lse = 1;
     desc.gradient_padding = CLXENT_GRADIENT_PADDING_ZERO;
+    cr_assert(strategy_of(&tuning, &desc) == CLXENT_STRATEGY_SPLIT);
     force(&tuning);
     check_warm("upstreams", &desc);
 }
@@ -737,6 +746,7 @@ Test(variants, few_rows_are_reduced_in_one_launch)
         problem p;
 
         if (!cases[i].general) desc.outputs = TRAINING_OUTPUTS | CLXENT_OUTPUT_STATISTICS;
+        if (cases[i].place == EACH_INNER && !runs_all()) desc.outputs = EVERY_OUTPUT;
         make_problem(&p, &desc, FILL_DESIGNED | FILL_IGNORED | FILL_BAD_TARGETS | FILL_HIT, 3);
         memset(&runs, 0, sizeof runs);
         watching = &runs;
