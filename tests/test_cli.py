@@ -458,8 +458,8 @@ class Verify(Case):
     SMALL_RUN = ("verify", "--max-elements", "200", "--no-host-arrays")
     LONG_RUN = (*SMALL_RUN, "--cases", "1000000", "--seed", "11")  # would not end by itself
 
-    def run_json(self, *args):
-        result = self.succeed_json(*self.SMALL_RUN, *args)
+    def run_json(self, *args, **kwargs):
+        result = self.succeed_json(*self.SMALL_RUN, *args, **kwargs)
         self.assertLessEqual(result.pop("compile_seconds"), result.pop("seconds"))
         return result
 
@@ -526,6 +526,7 @@ class Verify(Case):
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 universal_newlines=True,
+                env={**os.environ, **COMPILES},  # how many cases there is time for, nobody knows
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
             for wait in (delay, 0.01):  # twice, as timeout(1) does: one to the process, one to its group
@@ -564,7 +565,7 @@ class Verify(Case):
         self.run_json("--cases", "1", "--seed", "1")  # compiles
         for seconds in (0.5, 5, 50):  # the machine may be busy
             began = time.monotonic()
-            result = self.run_json("--seconds", seconds, "--seed", "1")
+            result = self.run_json("--seconds", seconds, "--seed", "1", env={**os.environ, **COMPILES})
             self.assertLess(time.monotonic() - began, seconds + 60)
             if result["cases"] > 0:
                 break
@@ -1001,7 +1002,7 @@ class Tune(Case):
 
     def setUp(self):
         super().setUp()
-        self.env = {**os.environ, "XDG_CACHE_HOME": self.path("cache")}
+        self.env = {**os.environ, **COMPILES, "XDG_CACHE_HOME": self.path("cache")}
 
     def tune(self, *args):
         """stdout; stderr may have the words of a driver's compiler, but none of ours."""
