@@ -501,7 +501,7 @@ Test(variants, pieces_of_a_row)
 enum { EACH_INNER = EACH_STRATEGY, EACH_PLACE };
 
 /* The fewest pieces that are shared are three, of 1,024 each. */
-enum { SPLIT_CLASSES = 3100 };
+enum { SPLIT_CLASSES = 2100 };
 
 static clxent_tuning tuning_of(size_t place)
 {
