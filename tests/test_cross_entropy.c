@@ -272,7 +272,7 @@ Test(cross_entropy, gradients_of_entropy_and_lse_match_the_reference)
     for (size_t d = 0; d < (full_run() ? COUNT(dtypes) : small_run() ? 2 : 1); d++) {
         for (int general = 0; general < 2; general++) {
             for (size_t i = 0; i < COUNT(cases); i++) {
-                if (small_run() && cases[i].classes > 300) continue;
+                if (small_run() && (cases[i].classes > 300 || (d > 0 && general == 0))) continue;
                 /* else a program more of each strategy, and one for lanes of 4 */
                 const bool strided = cases[i].inner > 1;
                 if (!runs_all() && general != (strided ? 1 : (int)i % 2)) continue;

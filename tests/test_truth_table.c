@@ -70,14 +70,15 @@ static place place_for(uint32_t dtype, size_t which, bool options)
     return at;
 }
 
-/* Every dtype but f32 that the device has, bf16 alone unless the run is a full one. */
+/* Every dtype but f32 that the device has, bf16 alone unless the run is a full one; an interpreter gets the others. */
 static bool next_dtype(uint32_t *dtype)
 {
     if (!full_run()) {
         *dtype = *dtype == CLXENT_F32 && !small_run() ? CLXENT_BF16 : CLXENT_F64 + 1;
         return *dtype == CLXENT_BF16;
     }
-    return ++*dtype <= CLXENT_F64 && (*dtype != CLXENT_F64 || device.has_f64);
+    if (++*dtype == CLXENT_BF16 && small_run()) ++*dtype;
+    return *dtype <= CLXENT_F64 && (*dtype != CLXENT_F64 || device.has_f64);
 }
 
 /* PoCL takes 10 s for the program of a larger group with two [rows, classes] outputs. */
