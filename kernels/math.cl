@@ -153,49 +153,53 @@ static inline exp_scale exp_scale_of(const lane maximum)
 #define AS_ONE_INTEGER PASTE(as_, INTEGER_TYPE)
 #define TWO_THIRDS (ACC(2.0) / ACC(3.0))
 
-/* NAME(z) = exp(z) at scale s. NAME##_times(z) = factor * exp(z), the factor multiplied into the polynomial's
+/* NAME(z) = exp(z) at scale s, by NAME##_of(NAME##_clamped(z)): clamped is z - base, finite where exp(z) is 0. NAME##_times(z) = factor * exp(z), the factor multiplied into the polynomial's
  * coefficients, which are the same for a whole row: one multiplication less for each element. */
 #define AS_IT_IS(c) c
 #define TIMES_FACTOR(c) ((factor) * (lane)(c))
-#define DEFINE_EXP(NAME, T, I, AS_T, AS_I)                                                                  \
-    ALWAYS_INLINE T NAME##_clamped(const T z, const exp_scale s, const bool far)                            \
-    {                                                                                                       \
-        const T x = far ? z - (T)(s.base) : z;                                                              \
-        return (T)(s.lowest) > x ? (T)(s.lowest) : x;                                                       \
-    }                                                                                                       \
-    ALWAYS_INLINE T NAME##_reduce(const T clamped, const exp_scale s, T *r)                                 \
-    {                                                                                                       \
-        const T rounder = (T)((lane)(ROUNDER + BIAS) - s.q);                                                \
-        const T shifted = fma(clamped, (T)(INV_LN2), rounder);                                              \
-        const T k = shifted - rounder;                                                                      \
-        *r = REDUCE(T, k, clamped);                                                                         \
-        return AS_T(AS_I(shifted) << MANTISSA_BITS);                                                        \
-    }                                                                                                       \
-    ALWAYS_INLINE T NAME##_inline(const T z, const exp_scale s, const bool far)                             \
-    {                                                                                                       \
-        T r;                                                                                                \
-        const T power = NAME##_reduce(NAME##_clamped(z, s, far), s, &r);                                    \
-        return fma(EXP_MINUS_1(T, r), power, power);                                                        \
-    }                                                                                                       \
-    static inline T NAME(const T z, const exp_scale s, const bool far) { return NAME##_inline(z, s, far); } \
-    ALWAYS_INLINE T NAME##_times(const T z, const exp_scale s, const bool far, const lane factor)           \
-    {                                                                                                       \
-        T r;                                                                                                \
-        const T power = NAME##_reduce(NAME##_clamped(z, s, far), s, &r);                                    \
-        return EXP_POLYNOMIAL(r, (T)TIMES_FACTOR) * power;                                                  \
-    }                                                                                                       \
-    /* the same of a finite z or -inf of a row that is near: one instruction less on GPUs */                \
-    static inline T NAME##_finite(const T z, const exp_scale s)                                             \
-    {                                                                                                       \
-        T r;                                                                                                \
-        const T power = NAME##_reduce(fmax(z, (T)(s.lowest)), s, &r);                                       \
-        return fma(EXP_MINUS_1(T, r), power, power);                                                        \
-    }                                                                                                       \
-    static inline T NAME##_finite_times(const T z, const exp_scale s, const lane factor)                    \
-    {                                                                                                       \
-        T r;                                                                                                \
-        const T power = NAME##_reduce(fmax(z, (T)(s.lowest)), s, &r);                                       \
-        return EXP_POLYNOMIAL(r, (T)TIMES_FACTOR) * power;                                                  \
+#define DEFINE_EXP(NAME, T, I, AS_T, AS_I)                                                                 \
+    ALWAYS_INLINE T NAME##_clamped(const T z, const exp_scale s, const bool far)                           \
+    {                                                                                                      \
+        const T x = far ? z - (T)(s.base) : z;                                                             \
+        return (T)(s.lowest) > x ? (T)(s.lowest) : x;                                                      \
+    }                                                                                                      \
+    ALWAYS_INLINE T NAME##_reduce(const T clamped, const exp_scale s, T *r)                                \
+    {                                                                                                      \
+        const T rounder = (T)((lane)(ROUNDER + BIAS) - s.q);                                               \
+        const T shifted = fma(clamped, (T)(INV_LN2), rounder);                                             \
+        const T k = shifted - rounder;                                                                     \
+        *r = REDUCE(T, k, clamped);                                                                        \
+        return AS_T(AS_I(shifted) << MANTISSA_BITS);                                                       \
+    }                                                                                                      \
+    ALWAYS_INLINE T NAME##_of_inline(const T clamped, const exp_scale s)                                   \
+    {                                                                                                      \
+        T r;                                                                                               \
+        const T power = NAME##_reduce(clamped, s, &r);                                                     \
+        return fma(EXP_MINUS_1(T, r), power, power);                                                       \
+    }                                                                                                      \
+    static inline T NAME##_of(const T clamped, const exp_scale s) { return NAME##_of_inline(clamped, s); } \
+    static inline T NAME(const T z, const exp_scale s, const bool far)                                     \
+    {                                                                                                      \
+        return NAME##_of_inline(NAME##_clamped(z, s, far), s);                                             \
+    }                                                                                                      \
+    ALWAYS_INLINE T NAME##_times(const T z, const exp_scale s, const bool far, const lane factor)          \
+    {                                                                                                      \
+        T r;                                                                                               \
+        const T power = NAME##_reduce(NAME##_clamped(z, s, far), s, &r);                                   \
+        return EXP_POLYNOMIAL(r, (T)TIMES_FACTOR) * power;                                                 \
+    }                                                                                                      \
+    /* the same of a finite z or -inf of a row that is near: one instruction less on GPUs */               \
+    static inline T NAME##_finite(const T z, const exp_scale s)                                            \
+    {                                                                                                      \
+        T r;                                                                                               \
+        const T power = NAME##_reduce(fmax(z, (T)(s.lowest)), s, &r);                                      \
+        return fma(EXP_MINUS_1(T, r), power, power);                                                       \
+    }                                                                                                      \
+    static inline T NAME##_finite_times(const T z, const exp_scale s, const lane factor)                   \
+    {                                                                                                      \
+        T r;                                                                                               \
+        const T power = NAME##_reduce(fmax(z, (T)(s.lowest)), s, &r);                                      \
+        return EXP_POLYNOMIAL(r, (T)TIMES_FACTOR) * power;                                                 \
     }
 
 /* On CPUs a table of 2^(j / TABLE_STEPS) in a register takes the place of half of the polynomial: k counts parts of
@@ -224,10 +228,14 @@ static inline exp_scale exp_scale_of(const lane maximum)
 #        define TABLE_ENTRY(bits) ((int16)(TABLE_HALF((bits).lo), TABLE_HALF((bits).hi)))
 #        define TABLE_HALF(bits) as_int8(__builtin_ia32_vpermilvarps256(as_float8(TABLE), bits))
 #    endif
-static inline vec exp_vector_reduce(const vec z, const exp_scale s, const bool far, vec *r)
+ALWAYS_INLINE vec exp_vector_clamped(const vec z, const exp_scale s, const bool far)
 {
     const vec x = far ? z - (vec)(s.base) : z;
-    const vec clamped = (vec)(s.lowest) > x ? (vec)(s.lowest) : x;
+    return (vec)(s.lowest) > x ? (vec)(s.lowest) : x;
+}
+
+static inline vec exp_vector_reduce(const vec clamped, const exp_scale s, vec *r)
+{
     const vec rounder = (vec)((lane)(ROUNDER + TABLE_STEPS * BIAS) - (lane)(TABLE_STEPS)*s.q);
     const vec shifted = fma(clamped, (vec)(TABLE_STEPS * INV_LN2), rounder);
     const ivec bits = as_int16(shifted);
@@ -235,10 +243,10 @@ static inline vec exp_vector_reduce(const vec z, const exp_scale s, const bool f
     return as_float16((bits << (MANTISSA_BITS - TABLE_BITS)) + TABLE_ENTRY(bits));
 }
 
-ALWAYS_INLINE vec exp_vector_inline(const vec z, const exp_scale s, const bool far)
+ALWAYS_INLINE vec exp_vector_of_inline(const vec clamped, const exp_scale s)
 {
     vec r;
-    const vec power = exp_vector_reduce(z, s, far, &r);
+    const vec power = exp_vector_reduce(clamped, s, &r);
 #    if TABLE_BITS == 4
     return fma(power * r, fma(fma((vec)(TABLE_C3), r, (vec)(TABLE_C2)), r, (vec)(1)), power);
 #    else
@@ -248,15 +256,20 @@ ALWAYS_INLINE vec exp_vector_inline(const vec z, const exp_scale s, const bool f
 #    endif
 }
 
+static inline vec exp_vector_of(const vec clamped, const exp_scale s)
+{
+    return exp_vector_of_inline(clamped, s);
+}
+
 static inline vec exp_vector(const vec z, const exp_scale s, const bool far)
 {
-    return exp_vector_inline(z, s, far);
+    return exp_vector_of_inline(exp_vector_clamped(z, s, far), s);
 }
 
 static inline vec exp_vector_times(const vec z, const exp_scale s, const bool far, const lane factor)
 {
     vec r;
-    const vec power = exp_vector_reduce(z, s, far, &r);
+    const vec power = exp_vector_reduce(exp_vector_clamped(z, s, far), s, &r);
     const vec one = (vec)(factor);
     return fma(fma(fma(TABLE_TOP(r, (vec)TIMES_FACTOR), r, (vec)TIMES_FACTOR(TABLE_C2)), r, one), r, one) *
            power;
@@ -308,7 +321,9 @@ DEFINE_EXP(exp_one, acc_t, integer, PASTE(as_, ACC_TYPE), PASTE(as_, INTEGER_TYP
 DEFINE_EXP(exp_vector, vec, ivec, AS_VEC, AS_IVEC)
 #elif VEC == 1 && !NATIVE_EXP
 #    define exp_vector exp_one
-#    define exp_vector_inline exp_one_inline
+#    define exp_vector_clamped exp_one_clamped
+#    define exp_vector_of exp_one_of
+#    define exp_vector_of_inline exp_one_of_inline
 #    define exp_vector_times exp_one_times
 #    define exp_vector_finite exp_one_finite
 #    define exp_vector_finite_times exp_one_finite_times

@@ -119,14 +119,17 @@ ALWAYS_INLINE void take_vector(terms *t, const row_input *in, const row_scan *sc
                                const uint v, const vec z, const uint apart, const bool tail)
 {
     const uint at = tail ? vector_at(in, v) : v * VEC, skipped = tail ? first_new(in, v) : 0;
-    vec e = tail || apart != NO_CLASS ? exp_vector(z, level->scale, level->far)
-                                      : exp_vector_inline(z, level->scale, level->far);
+    const vec clamped = exp_vector_clamped(z, level->scale, level->far);
+    vec e = tail || apart != NO_CLASS ? exp_vector_of(clamped, level->scale)
+                                      : exp_vector_of_inline(clamped, level->scale);
     if ((tail || apart != NO_CLASS) && scan->in_local) STORE(e, scan->local_rows + at);
     if (apart != NO_CLASS) e = IOTA == (ivec)((integer)(apart - at)) ? (vec)(0) : e;
     if (skipped > 0) e = IOTA < (ivec)((integer)skipped) ? (vec)(0) : e;
     vec a = (vec)(0);
     if (HAS_DENSE) a = get_a(in, v, tail);
     take_terms(t, e, z, (vec)(level->base), a);
+    /* the same without a look for 0, as clamped is finite there (statistics: 0.95 of the time, Zen 3) */
+    if (HAS_ENTROPY) t->entropy = e * ((vec)(level->base - level->scale.base) - clamped);
 }
 
 /* Where z of vector v waits for its maximum under a softcap, as it takes longer than the exponential: in the place of
