@@ -413,7 +413,17 @@ typedef struct {
     acc_t smoothing;
     acc_t logit_scale;
     acc_t softcap;
+#if WG_SIZE == 1
+    acc_t over_softcap; /* see OVER_SOFTCAP() */
+#endif
 } options;
+
+/* 2 / softcap: finite, as that is not subnormal. Groups divide anew, which takes a register less than to keep it. */
+#if WG_SIZE == 1
+#    define OVER_SOFTCAP(o) ((o).over_softcap)
+#else
+#    define OVER_SOFTCAP(o) (2 * (1 / (o).softcap))
+#endif
 
 static inline options options_of(const clxent_parameters *p)
 {
@@ -423,6 +433,9 @@ static inline options options_of(const clxent_parameters *p)
     o.smoothing = HAS_SMOOTHING ? ACC_OF(p->smoothing) : ACC(0.0);
     o.logit_scale = HAS_LOGIT_SCALE ? ACC_OF(p->logit_scale) : ACC(1.0);
     o.softcap = HAS_SOFTCAP ? ACC_OF(p->softcap) : ACC(0.0);
+#if WG_SIZE == 1
+    o.over_softcap = HAS_SOFTCAP ? 2 * (1 / o.softcap) : ACC(0.0);
+#endif
     return o;
 }
 
@@ -436,12 +449,12 @@ static inline options options_of(const clxent_parameters *p)
  * slope, is 0 from there on, where the true slope is no normal number either. The slope is dz/ds: logit_scale is part of
  * what the whole row is multiplied by. */
 #define TANH_LIMIT (LN2_HIGH * (BIAS + 2))
-static inline acc_t inverse_of(const acc_t softcap) { return 1 / softcap; } /* finite: it is not subnormal */
 
 /* 1 / d for d in [4, 8]. In f32 by Newton's method, two steps from the parabola of least relative error, 1 / 99 =
  * 1 / T3(3), which leave 99^-4 = 0.2 u and the rounding of the last: 6 instructions in place of a division, which holds
- * up a CPU's vector unit for 16 cycles and is a dozen instructions on GPUs. */
-#if DTYPE == F64
+ * up a vector unit of 512 bits for 16 cycles and is a dozen instructions on GPUs. Other CPUs divide: those 6 wait for each
+ * other (AVX2, Zen 3, all options: 0.84 of the time). */
+#if DTYPE == F64 || (WG_SIZE == 1 && !defined(__AVX512F__))
 #    define INVERSE_START(T, d) ((T)(1) / (d))
 #    define INVERSE_STEP(T, d, r) (r)
 #else
@@ -450,13 +463,13 @@ static inline acc_t inverse_of(const acc_t softcap) { return 1 / softcap; } /* f
 #endif
 
 #define DEFINE_SOFTCAP(NAME, T, I, AS_T, AS_I)                                                              \
-    ALWAYS_INLINE T NAME(const T s, const acc_t softcap, T *slope)                                          \
+    ALWAYS_INLINE T NAME(const T s, const options o, T *slope)                                              \
     {                                                                                                       \
-        const T y2 = s * (T)(2 * inverse_of(softcap));                                                      \
-        const T x = -fabs(y2) < (T)(-TANH_LIMIT) ? (T)(-TANH_LIMIT) : -fabs(y2);                            \
-        const T shifted = fma(x, (T)(INV_LN2), (T)(ROUNDER + BIAS + 2));                                    \
+        const T y2 = s * (T)OVER_SOFTCAP(o);                                                                \
+        const T x = (T)(TANH_LIMIT) < fabs(y2) ? (T)(TANH_LIMIT) : fabs(y2);                                \
+        const T shifted = fma(x, (T)(-INV_LN2), (T)(ROUNDER + BIAS + 2));                                   \
         const T k = shifted - (T)(ROUNDER + BIAS + 2);                                                      \
-        const T r = REDUCE(T, k, x);                                                                        \
+        const T r = REDUCE(T, k, -x);                                                                       \
         /* exp(r) - 1: the polynomial without its last term */                                              \
         const T p = EXP_MINUS_1(T, r);                                                                      \
         const T scale = AS_T(AS_I(shifted) << MANTISSA_BITS);                                               \
@@ -467,7 +480,7 @@ static inline acc_t inverse_of(const acc_t softcap) { return 1 / softcap; } /* f
         const T nearer = INVERSE_STEP(T, d, near);                                                          \
         const T inverse = INVERSE_STEP(T, d, nearer);                                                       \
         *slope = ((T)(16) * t) * (inverse * inverse);                                                       \
-        return copysign((T)(softcap) * (rest * inverse), y2);                                               \
+        return copysign((T)(o.softcap) * (rest * inverse), y2);                                             \
     }                                                                                                       \
     /* z of x, and the slope */                                                                             \
     ALWAYS_INLINE T NAME##_z_inline(const T x, const options o, T *slope)                                   \
@@ -476,7 +489,7 @@ static inline acc_t inverse_of(const acc_t softcap) { return 1 / softcap; } /* f
         T z = HAS_LOGIT_SCALE ? x * (T)(o.logit_scale) : x;                                                 \
         *slope = (T)(1);                                                                                    \
         if (HAS_SOFTCAP) {                                                                                  \
-            z = NAME(z, o.softcap, slope); /* of NaN it is NaN */                                           \
+            z = NAME(z, o, slope); /* of NaN it is NaN */                                                   \
             *slope = x == (T)(-ACC_INFINITY) ? (T)(0) : *slope;                                             \
         }                                                                                                   \
         return x == (T)(-ACC_INFINITY) ? x : z;                                                             \
