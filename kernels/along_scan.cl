@@ -42,7 +42,7 @@ static inline uint vectors_of_tile(const tile_input *in) { return (in->classes -
 /* Of `count` rows from `first` on, or of all. */
 ALWAYS_INLINE void find_maxima(const tile_input *in, const uint first, const uint count, acc_t maximum[VEC])
 {
-    const row_scan scan = { NO_CLASS, false, false, 0 };
+    const row_scan scan = { NO_CLASS, false, false, 0, 0 };
     vec most[VEC];
     const uint all = vectors_of_tile(in);
     if (count < VEC) {
@@ -126,7 +126,7 @@ PART void sum_tile(row_state *sums, lane *target_x, const run *u, const tile_inp
             split_levels(&levels, exp_scale_of(LOAD(levels.maximum)));
         }
         const row_input row = row_of_tile(in, i);
-        const row_scan scan = { (uint)apart[i], keeps, false, in->own_rows + i * in->classes };
+        const row_scan scan = { (uint)apart[i], keeps, false, in->own_rows + i * in->classes, 0 };
         row_level level = level_of_row(&levels, i);
         block_sums b = empty_block();
         if (fabs(levels.maximum[i]) > MAX_NEAR) {

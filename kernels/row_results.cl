@@ -78,7 +78,7 @@ PART void sum_part(row_state *s, const run *u, row_input *in, const integer targ
 {
     vector_range range = part; /* all -inf: no block ever raised the maximum */
     (void)scratch;
-    row_scan scan = { (uint)target, in->in_local, false, u->local_rows };
+    row_scan scan = { (uint)target, in->in_local, false, u->local_rows, ODD_OF(in->classes) };
     scan.keeps_z = HAS_SOFTCAP && (scan.in_local || in->local_elements >= BLOCK * VEC);
     scan_own(s, in, &scan, part.first, part.last, &range);
     const bool has_nan = s->sum_excluding_target.high != s->sum_excluding_target.high;
@@ -136,7 +136,19 @@ typedef struct {
     exp_scale scale; /* of exponentials, kept or not */
     acc_t rescale;   /* what takes them to the row's scale; 1 where the factor does */
     const __local acc_t *local_rows;
+    uint odd_at; /* see keep_apart() */
 } row_source;
+
+/* The exponentials of the vector at class `at`. */
+ALWAYS_INLINE vec kept_vector(const row_source *from, const uint at)
+{
+#if APART
+    return in_class_order(kept_apart(from->local_rows + KEPT_AT(from->odd_at, at, at % 2 != 0),
+                                     from->local_rows + KEPT_AT(from->odd_at, at, at % 2 == 0)));
+#else
+    return LOAD(from->local_rows + at);
+#endif
+}
 
 /* has_slope: kept_slope is as local_rows has it, which with exponentials from there leaves no need of x. */
 ALWAYS_INLINE vec epilogue_value(const row_input *in, const row_result *r, const epilogue *g,
@@ -176,7 +188,7 @@ ALWAYS_INLINE vec value_of_vector(const row_input *in, const row_result *r, cons
                                   const row_source *from, const destination *to, const uint at,
                                   const bool with_target)
 {
-    const vec kept = from->in_local ? LOAD(from->local_rows + at) : (vec)(0);
+    const vec kept = from->in_local ? kept_vector(from, at) : (vec)(0);
     const bool has_slope = from->in_local && KEEPS_SLOPE && IS_KIND(g, OUTPUT_GRADIENT) && in->slope_at > 0;
     const vec slope = has_slope ? LOAD(from->local_rows + in->slope_at + at) : kept;
     const bool has_x = from->in_local && (!NEEDS_X || has_slope || IS_KIND(g, OUTPUT_SOFTMAX));
@@ -215,7 +227,7 @@ static inline void fill_loop(const epilogue *g, const destination *to, const uin
 ALWAYS_INLINE vec folded_value(const row_input *in, const epilogue *g, const row_source *from, const uint at)
 {
     vec slope;
-    const vec z = softcap_vector_z(load_vector(in->x + at), in->o, &slope);
+    const vec z = softcap_vector_z(load_apart(in->x + at), in->o, &slope);
     return exp_vector_times(z, from->scale, true, g->factor);
 }
 
@@ -226,16 +238,23 @@ ALWAYS_INLINE void plain_vectors(const row_input *in, const epilogue *g, const r
 {
     uint at = begin;
     if (from->is_scaled) {
+#if APART
+        const __local acc_t *first = from->local_rows + KEPT_AT(from->odd_at, begin, begin % 2 != 0),
+                            *second = from->local_rows + KEPT_AT(from->odd_at, begin, begin % 2 == 0);
+#    define KEPT(at) kept_apart(first + ((at)-begin) / 2, second + ((at)-begin) / 2)
+#else
+#    define KEPT(at) LOAD(from->local_rows + (at))
+#endif
 #pragma unroll 4
-        for (; at < end; at += VEC)
-            put_number(to, at, LOAD(from->local_rows + at) * (vec)(g->factor), aligned);
+        for (; at < end; at += VEC) put_apart(to, at, KEPT(at) * (vec)(g->factor), aligned);
+#undef KEPT
     }
     for (; at < end; at += 2 * VEC) {
         const uint second = min(at + VEC, end - VEC); /* `at` once more where it is the last */
         const vec value = folded_value(in, g, from, at), next = folded_value(in, g, from, second);
         prefetch_ahead(in, at / VEC, 2);
-        put_number(to, at, value, aligned);
-        put_number(to, second, next, aligned);
+        put_apart(to, at, value, aligned);
+        put_apart(to, second, next, aligned);
     }
 }
 
@@ -297,6 +316,7 @@ static inline row_source source_of(const run *u, const row_input *in, const row_
     row_source from;
     from.streaming = (u->p->flags & FLAG_NONTEMPORAL) != 0;
     from.local_rows = u->local_rows;
+    from.odd_at = ODD_OF(in->classes);
     from.in_local = in->in_local && !IS_KIND(g, OUTPUT_LOG_SOFTMAX);
     const bool is_alone = HAS_PLAIN_FACTOR(g) && g->outer == 1;
     from.folds = !in->fits && is_alone && fabs(g->factor) < ACC_INFINITY;

@@ -48,8 +48,41 @@ static inline vec vector_z(const row_input *in, const uint v)
 static inline vec full_z(const row_input *in, const uint v)
 {
     vec unused;
-    return softcap_vector_z(load_vector(in->x + v * VEC), in->o, &unused);
+    return softcap_vector_z(load_apart(in->x + v * VEC), in->o, &unused);
 }
+
+/* local_rows has the exponentials of a row in class order. APART: of its even classes, and from odd_at on those of the odd ones.
+ * `at` is the first class of a vector, and may be odd. */
+#if APART
+typedef float8 half_vec __attribute__((aligned(4)));
+#    define KEPT_AT(odd_at, at, odd) ((odd) ? (odd_at) + (at) / 2 : ((at) + 1) / 2)
+#    define ODD_OF(classes) (((classes) + VEC - 1) / VEC * (VEC / 2))
+
+ALWAYS_INLINE void keep_apart(__local acc_t *local_rows, const uint odd_at, const uint at, const vec e)
+{
+    *(__local half_vec *)(local_rows + KEPT_AT(odd_at, at, at % 2 != 0)) = e.lo;
+    *(__local half_vec *)(local_rows + KEPT_AT(odd_at, at, at % 2 == 0)) = e.hi;
+}
+
+/* Vector v, whole. */
+ALWAYS_INLINE void keep_vector(__local acc_t *local_rows, const uint odd_at, const uint v, const vec e)
+{
+    *(__local half_vec *)(local_rows + v * (VEC / 2)) = e.lo;
+    *(__local half_vec *)(local_rows + odd_at + v * (VEC / 2)) = e.hi;
+}
+
+ALWAYS_INLINE vec kept_apart(const __local acc_t *first, const __local acc_t *second)
+{
+    return (vec)(*(const __local half_vec *)first, *(const __local half_vec *)second);
+}
+
+#    define keep_in_order(local_rows, odd_at, at, e) \
+        keep_apart(local_rows, odd_at, at, (vec)((e).even, (e).odd))
+#else
+#    define ODD_OF(classes) 0
+#    define keep_in_order(local_rows, odd_at, at, e) STORE(e, (local_rows) + (at))
+#    define keep_vector(local_rows, odd_at, v, e) STORE(e, (local_rows) + (v)*VEC)
+#endif
 
 #if HAS_PREFETCH
 /* The lines of `count` vectors, 2 or 4, of `bytes` each: four lines at most, and of vectors of less than 32 bytes some
@@ -104,6 +137,7 @@ typedef struct {
     bool in_local;             /* local_rows is filled with exponentials */
     bool keeps_z;              /* with a softcap: local_rows has z until it has the exponentials */
     __local acc_t *local_rows; /* [classes, rounded up to VEC] */
+    uint odd_at;               /* see keep_apart() */
 } row_scan;
 
 /* What exponentials are taken relative to. */
@@ -122,7 +156,7 @@ ALWAYS_INLINE void take_vector(terms *t, const row_input *in, const row_scan *sc
     const vec clamped = exp_vector_clamped(z, level->scale, level->far);
     vec e = tail || apart != NO_CLASS ? exp_vector_of(clamped, level->scale)
                                       : exp_vector_of_inline(clamped, level->scale);
-    if ((tail || apart != NO_CLASS) && scan->in_local) STORE(e, scan->local_rows + at);
+    if ((tail || apart != NO_CLASS) && scan->in_local) keep_in_order(scan->local_rows, scan->odd_at, at, e);
     if (apart != NO_CLASS) e = IOTA == (ivec)((integer)(apart - at)) ? (vec)(0) : e;
     if (skipped > 0) e = IOTA < (ivec)((integer)skipped) ? (vec)(0) : e;
     vec a = (vec)(0);
@@ -162,7 +196,7 @@ ALWAYS_INLINE void sum_turns(block_sums *b, const row_input *in, const row_scan 
             some[k] = no_terms();
             take_vector(&some[k], in, scan, level, v + k, z_of_block(in, scan, from, v + k, false), NO_CLASS,
                         false);
-            if (keeps) STORE(some[k].sum_excluding_target, scan->local_rows + (v + k) * VEC);
+            if (keeps) keep_vector(scan->local_rows, scan->odd_at, v + k, some[k].sum_excluding_target);
         }
         add_four(b, some);
     }
