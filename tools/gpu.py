@@ -244,9 +244,9 @@ def together(code):
 
 
 class Graph:
-    """Basic blocks of a kernel's machine code, and its loops."""
+    """Basic blocks of a kernel's machine code, and its loops. Counts accesses of `width` bytes, or such loads and all stores."""
 
-    def __init__(self, code, width):
+    def __init__(self, code, width, all_stores=False):
         self.blocks, self.successors, names = [], [], {}
         fresh, falls = True, []
         for i in code:
@@ -259,7 +259,7 @@ class Graph:
                 falls.append((None, True))
             counts = self.blocks[-1]
             counts[0] += i.load == width
-            counts[1] += i.store == width
+            counts[1] += i.store > 0 if all_stores else i.store == width
             counts[2] += i.exp
             counts[3] += 1
             counts[4] += i.first
@@ -342,14 +342,15 @@ def instructions(code, case):
                 results.append(0)
         return min(scan, default=float("nan")), min(results, default=float("nan"))
     for bytes_each in {element, width}:  # where the vector does not divide, single elements are read, vectors written
-        graph = Graph(code, bytes_each)
-        for header, body in graph.loops():
-            for (loads, stores, exps), cost in graph.paths(header, body, (64, 64, 64)).items():
-                scanned, written = loads * bytes_each // read, stores * bytes_each // size
-                if scanned and not stores and exps >= min(scanned, 64):
-                    scan.append(cost / scanned)
-                elif written and exps >= min(written, 64):
-                    results.append(cost / written)
+        for is_scan in (False, True):  # of a scan nothing is stored
+            graph = Graph(code, bytes_each, is_scan)
+            for header, body in graph.loops():
+                for (loads, stores, exps), cost in graph.paths(header, body, (64, 64, 64)).items():
+                    scanned, written = loads * bytes_each // read, stores * bytes_each // size
+                    if is_scan and scanned and not stores and exps >= min(scanned, 64):
+                        scan.append(cost / scanned)
+                    elif not is_scan and written and exps >= min(written, 64):
+                        results.append(cost / written)
     return min(scan, default=float("nan")), min(results, default=float("nan"))
 
 
