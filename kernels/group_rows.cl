@@ -183,13 +183,19 @@ static inline ivec own_classes(const uint begin, const uint i)
     return (ivec)((integer)(OWN_CLASS(begin) + i * VECTOR_STEP)) + IOTA * (ivec)(CLASS_STEP);
 }
 
+/* Of the vectors from class `at` on, once for all blocks. */
+static inline bool begins_aligned(const row_input *in, const uint at)
+{
+    return !TELLS_ALIGNED || IS_ALIGNED(in->x + at, storage);
+}
+
 /* Vectors of neighbouring classes from `begin` on. Those from `end` on do not exist and read as -inf. Loads of a full block
  * have no branch between them, and one address for all. */
-ALWAYS_INLINE void load_vectors(const row_input *in, const uint begin, const uint end, vec x[BLOCK])
+ALWAYS_INLINE void load_vectors(const row_input *in, const uint begin, const uint end, const bool aligned,
+                                vec x[BLOCK])
 {
     const uint own = begin + LOCAL_ID * VEC;
     __global const storage *p = in->x + own;
-    const bool aligned = !TELLS_ALIGNED || IS_ALIGNED(in->x + begin, storage);
     if (aligned && begin + BLOCK_CLASSES <= end) {
         UNROLL_BLOCK
         for (uint i = 0; i < BLOCK; i++) x[i] = load_vector_aligned(p + i * VECTOR_STEP);
@@ -211,9 +217,11 @@ ALWAYS_INLINE void load_vectors(const row_input *in, const uint begin, const uin
 #if DIVIDES
 #    define load_block load_vectors
 #else
-ALWAYS_INLINE void load_block(const row_input *in, const uint begin, const uint end, vec x[BLOCK])
+ALWAYS_INLINE void load_block(const row_input *in, const uint begin, const uint end, const bool aligned,
+                              vec x[BLOCK])
 {
     const uint own = OWN_CLASS(begin);
+    (void)aligned;
     __global const storage *p = in->x + own;
     if (begin + BLOCK_CLASSES <= end) {
         UNROLL_BLOCK
@@ -254,15 +262,17 @@ ALWAYS_INLINE vec dense_of(const row_input *in, const uint begin, const uint end
 }
 
 /* A block as a row's results find it: what add_registers() has left of it, or logits. */
-ALWAYS_INLINE void get_block(const row_input *in, const uint begin, const uint end, vec x[BLOCK])
+ALWAYS_INLINE void get_block(const row_input *in, const uint begin, const uint end, const bool aligned,
+                             vec x[BLOCK])
 {
 #if ONE_BLOCK
     (void)begin;
     (void)end;
+    (void)aligned;
     UNROLL_BLOCK
     for (uint i = 0; i < BLOCK; i++) x[i] = in->kept[i];
 #else
-    load_block(in, begin, end, x);
+    load_block(in, begin, end, aligned, x);
 #endif
 }
 
@@ -289,35 +299,61 @@ ALWAYS_INLINE integer first_of_block(const row_input *in, const uint begin, cons
 
 #define INTEGER_OR(a, b) ((a) | (b))
 
-/* In one loop for both, the few rows that are far would cost all others one subtraction for each class. The device's exp2 keeps
- * NaN; elsewhere NaN is sought two logits at a time, half an instruction for each on GPUs, where a clamp that keeps it takes one
- * more. Two exponentials of a block that has any are NaN then: of
- * single elements one may be the target's, which is left out. */
-ALWAYS_INLINE void exponentials_of(const vec z[BLOCK], const exp_scale scale, vec e[BLOCK])
+/* Where the exponential of a finite logit loses NaN, it is sought two logits at a time: half an instruction for each on GPUs,
+ * where a clamp that keeps it takes one more. */
+ALWAYS_INLINE bool has_nan(const vec z[BLOCK])
 {
-    if (scale.base == 0) {
-        ivec nan = isunordered(z[0], z[BLOCK - 1]);
-        UNROLL_BLOCK
-        for (uint i = 1; i + 1 < BLOCK; i += 2) nan |= isunordered(z[i], z[i + 1]);
-        UNROLL_BLOCK
-        for (uint i = 0; i < BLOCK; i++) e[i] = exp_vector_finite(z[i], scale);
-        if (!NATIVE_EXP && FOLD(nan, INTEGER_OR) != 0) e[0] = e[BLOCK - 1] = (vec)(ACC_NAN);
-    } else {
-        UNROLL_BLOCK
-        for (uint i = 0; i < BLOCK; i++) e[i] = exp_vector(z[i], scale, true);
-    }
+    ivec nan = isunordered(z[0], z[BLOCK - 1]);
+    UNROLL_BLOCK
+    for (uint i = 1; i + 1 < BLOCK; i += 2) nan |= isunordered(z[i], z[i + 1]);
+    return !EXP_KEEPS_NAN && FOLD(nan, INTEGER_OR) != 0;
 }
 
-/* Which of a work-item's vectors of a block has the class; BLOCK or more: none. */
+/* Whether there is a NaN that e does not tell of. In one loop for both, the few rows that are far would cost all others one
+ * subtraction for each class. */
+ALWAYS_INLINE bool exponentials_of(const vec z[BLOCK], const exp_scale scale, vec e[BLOCK])
+{
+    if (scale.base == 0) {
+        UNROLL_BLOCK
+        for (uint i = 0; i < BLOCK; i++) e[i] = exp_vector_finite(z[i], scale);
+        return has_nan(z);
+    }
+    UNROLL_BLOCK
+    for (uint i = 0; i < BLOCK; i++) e[i] = exp_vector(z[i], scale, true);
+    return false;
+}
+
+#if SUMS_PLAINLY && !ONE_BLOCK
+/* The sum of the exponentials of a block. What is multiplied by a power of two is not rounded, and so one instruction multiplies
+ * and adds. */
+ALWAYS_INLINE acc_t sum_of_block(const vec z[BLOCK], const exp_scale scale)
+{
+    vec sum = (vec)(0), power;
+    if (scale.base == 0) {
+        UNROLL_BLOCK
+        for (uint i = 0; i < BLOCK; i++) {
+            const vec part = exp_vector_finite_part(z[i], scale, &power);
+            sum = i == 0 ? part * power : fma(part, power, sum);
+        }
+        if (has_nan(z)) return ACC_NAN;
+    } else {
+        UNROLL_BLOCK
+        for (uint i = 0; i < BLOCK; i++) sum += exp_vector(z[i], scale, true);
+    }
+    return FOLD(sum, acc_sum);
+}
+#endif
+
+/* Which of a work-item's vectors from class `begin` on, that of a block, has the class; BLOCK or more: none of that block. */
 static inline uint vector_with(const integer class_index, const uint begin)
 {
     const uint from_begin = (uint)class_index - begin; /* of NO_CLASS: past every row */
 #if DIVIDES
     const uint from_own = from_begin / VEC - LOCAL_ID;
-    return from_own % WG_SIZE == 0 ? from_own / WG_SIZE : BLOCK;
+    return from_own % WG_SIZE == 0 ? from_own / WG_SIZE : UINT_MAX;
 #else
     const uint from_own = from_begin - LOCAL_ID;
-    return from_own % WG_SIZE == 0 ? from_own / VECTOR_STEP : BLOCK;
+    return from_own % WG_SIZE == 0 ? from_own / VECTOR_STEP : UINT_MAX;
 #endif
 }
 
@@ -358,18 +394,19 @@ static inline compensated_sum sum_with(const compensated_sum s, const acc_t bloc
     return ONE_BLOCK ? (compensated_sum){ block, 0 } : compensated_add(s, block);
 }
 
-/* Adds the block of x to s, whose scale is *scale, and leaves in its place what results are made of. */
+/* Adds the block of x to s, whose scale is *scale, and leaves in its place what results are made of. with_target: see
+ * vector_with(). */
 INLINE_ON_GPU void add_registers(row_state *s, exp_scale *scale, const row_input *in, const integer target,
-                                 const uint begin, const uint end, vec x[BLOCK],
+                                 const uint with_target, const uint begin, const uint end, vec x[BLOCK],
                                  __local group_scratch *scratch)
 {
-    vec z[BLOCK], e[BLOCK], m = (vec)(-ACC_INFINITY);
-    terms sum;
+    vec z[BLOCK], m;
     (void)scratch;
     get_z(in, x, z);
+    m = z[0];
     UNROLL_BLOCK
-    for (uint i = 0; i < BLOCK; i++) m = vec_max(m, z[i]);
-    acc_t maximum = FOLD(m, acc_max);
+    for (uint i = 1; i < BLOCK; i++) m = vec_max(m, z[i]);
+    acc_t maximum = acc_max(FOLD(m, acc_max), -ACC_INFINITY); /* of nothing but NaN too */
 #if ONE_BLOCK
     maximum = s->maximum = group_max(maximum, scratch->maxima);
     *scale = exp_scale_of(maximum);
@@ -392,15 +429,27 @@ INLINE_ON_GPU void add_registers(row_state *s, exp_scale *scale, const row_input
             s->best = first_of_block(in, begin, x, false, top);
         }
     }
-    exponentials_of(z, *scale, e);
+#if SUMS_PLAINLY && !ONE_BLOCK
+    if (with_target < BLOCK) {
+        UNROLL_BLOCK
+        for (uint i = 0; i < BLOCK; i++)
+            if (i == with_target)
+                z[i] = own_classes(begin, i) == (ivec)(target) ? (vec)(-ACC_INFINITY) : z[i];
+    }
+    const acc_t block = sum_of_block(z, *scale);
+#else
+    vec e[BLOCK];
+    terms sum;
+    const bool lost_nan = exponentials_of(z, *scale, e);
     const acc_t base = distance_base(s->maximum);
-    const uint with_target = vector_with(target, begin);
     if (with_target < BLOCK) {
         sum_terms(&sum, in, begin, end, z, e, base, target, with_target);
     } else {
         sum_terms(&sum, in, begin, end, z, e, base, target, BLOCK);
     }
-    s->sum_excluding_target = sum_with(s->sum_excluding_target, FOLD(sum.sum_excluding_target, acc_sum));
+    const acc_t block = lost_nan ? ACC_NAN : FOLD(sum.sum_excluding_target, acc_sum);
+#endif
+    s->sum_excluding_target = sum_with(s->sum_excluding_target, block);
 #if HAS_ENTROPY
     s->entropy = sum_with(s->entropy, FOLD(sum.entropy, acc_sum));
 #endif
@@ -411,7 +460,7 @@ INLINE_ON_GPU void add_registers(row_state *s, exp_scale *scale, const row_input
     /* Rare, and so loaded once more: kept beside the exponentials, the logits take as many registers again. */
     if (in->nan && s->nan_at == NO_CLASS && s->sum_excluding_target.high != s->sum_excluding_target.high) {
         vec again[BLOCK];
-        load_block(in, begin, end, again);
+        load_block(in, begin, end, begins_aligned(in, begin), again);
         s->nan_at = first_of_block(in, begin, again, true, 0);
     }
 #if KEEPS_EXP
@@ -428,14 +477,17 @@ INLINE_ON_GPU void sum_part(row_state *s, const run *u, row_input *in, const int
     const uint end = min(part.last * VEC, in->classes);
     (void)u;
 #if ONE_BLOCK
-    load_block(in, 0, end, in->kept);
-    add_registers(s, &scale, in, target, 0, end, in->kept, scratch);
+    load_block(in, 0, end, begins_aligned(in, 0), in->kept);
+    add_registers(s, &scale, in, target, vector_with(target, 0), 0, end, in->kept, scratch);
 #else
+    const uint first = part.first * VEC;
+    const bool aligned = begins_aligned(in, first);
+    uint with_target = vector_with(target, first);
     (void)scratch;
-    for (uint begin = part.first * VEC; begin < end; begin += BLOCK_CLASSES) {
+    for (uint begin = first; begin < end; begin += BLOCK_CLASSES, with_target -= BLOCK) {
         vec x[BLOCK];
-        load_block(in, begin, end, x);
-        add_registers(s, &scale, in, target, begin, end, x, 0);
+        load_block(in, begin, end, aligned, x);
+        add_registers(s, &scale, in, target, with_target, begin, end, x, 0);
     }
 #endif
 }
@@ -447,10 +499,11 @@ INLINE_ON_GPU void sum_part_excluding_max(row_state *s, const row_input *in, con
     const exp_scale scale = exp_scale_of(maximum);
     const acc_t top = exp_lane(maximum, scale, true);
     s->maximum = maximum;
-    const uint end = min(part.last * VEC, in->classes);
-    for (uint begin = part.first * VEC; begin < end; begin = next_block(begin, end)) {
+    const uint first = part.first * VEC, end = min(part.last * VEC, in->classes);
+    const bool aligned = begins_aligned(in, first);
+    for (uint begin = first; begin < end; begin = next_block(begin, end)) {
         vec e[BLOCK], rest = (vec)(0);
-        get_block(in, begin, end, e);
+        get_block(in, begin, end, aligned, e);
 #if !KEEPS_EXP
         get_z(in, e, e);
         exponentials_of(e, scale, e);
@@ -469,7 +522,7 @@ INLINE_ON_GPU void sum_part_excluding_max(row_state *s, const row_input *in, con
 /* Brings a row whose sums are saved to where sum_part() would have left it. */
 INLINE_ON_GPU void keep_row(row_input *in, const acc_t maximum)
 {
-    load_block(in, 0, in->classes, in->kept);
+    load_block(in, 0, in->classes, begins_aligned(in, 0), in->kept);
 #    if KEEPS_EXP
     get_z(in, in->kept, in->kept);
     exponentials_of(in->kept, exp_scale_of(maximum), in->kept);
@@ -542,14 +595,15 @@ static inline destination moved(const destination *to, const uint by)
 ALWAYS_INLINE void write_vectors(const row_input *in, const row_result *r, const epilogue *g,
                                  const destination *to, const uint first, const uint end)
 {
+    const bool aligned = begins_aligned(in, first);
     for (uint begin = first; begin < end; begin = next_block(begin, end)) {
         const uint own = begin + LOCAL_ID * VEC;
         const destination own_to = moved(to, own);
         vec x[BLOCK];
         if (DIVIDES) {
-            get_block(in, begin, end, x);
+            get_block(in, begin, end, aligned, x);
         } else {
-            load_vectors(in, begin, end, x);
+            load_vectors(in, begin, end, aligned, x);
         }
         if (is_product(r, g) && begin + BLOCK_CLASSES <= end &&
             (TARGET_APART || vector_with((integer)g->class_index, begin) >= BLOCK)) {
@@ -601,7 +655,7 @@ ALWAYS_INLINE void write_elements(const row_input *in, const row_result *r, cons
         const bool is_plain =
             is_product(r, g) && (TARGET_APART || vector_with((integer)g->class_index, begin) >= BLOCK);
         vec x[BLOCK];
-        get_block(in, begin, end, x);
+        get_block(in, begin, end, false, x);
         UNROLL_BLOCK
         for (uint i = 0; i < BLOCK; i++) {
             acc_t element[VEC];

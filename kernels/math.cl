@@ -120,6 +120,16 @@
 #    define EXP_MINUS_1(T, r) fma(EXP_Q(T, r, (r) * (r)), (r) * (r), r)
 #endif
 
+/* What exp(r) times a power of two is: on GPUs as sum_of_block() of group_rows.cl computes it. */
+#if WG_SIZE > 1
+#    define EXP_OF(T, r, power) (EXP_POLYNOMIAL(r, (T)AS_IT_IS) * (power))
+#else
+#    define EXP_OF(T, r, power) fma(EXP_MINUS_1(T, r), power, power)
+#endif
+
+/* Whether NaN gets through exp_vector_finite(). */
+#define EXP_KEEPS_NAN NATIVE_EXP
+
 /* The scale that a row's exponentials share: they are exp(z - base) * 2^-q. */
 typedef struct {
     lane base;   /* 0 while |maximum| <= MAX_NEAR, else the maximum */
@@ -157,49 +167,55 @@ static inline exp_scale exp_scale_of(const lane maximum)
  * coefficients, which are the same for a whole row: one multiplication less for each element. */
 #define AS_IT_IS(c) c
 #define TIMES_FACTOR(c) ((factor) * (lane)(c))
-#define DEFINE_EXP(NAME, T, I, AS_T, AS_I)                                                                 \
-    ALWAYS_INLINE T NAME##_clamped(const T z, const exp_scale s, const bool far)                           \
-    {                                                                                                      \
-        const T x = far ? z - (T)(s.base) : z;                                                             \
-        return (T)(s.lowest) > x ? (T)(s.lowest) : x;                                                      \
-    }                                                                                                      \
-    ALWAYS_INLINE T NAME##_reduce(const T clamped, const exp_scale s, T *r)                                \
-    {                                                                                                      \
-        const T rounder = (T)((lane)(ROUNDER + BIAS) - s.q);                                               \
-        const T shifted = fma(clamped, (T)(INV_LN2), rounder);                                             \
-        const T k = shifted - rounder;                                                                     \
-        *r = REDUCE(T, k, clamped);                                                                        \
-        return AS_T(AS_I(shifted) << MANTISSA_BITS);                                                       \
-    }                                                                                                      \
-    ALWAYS_INLINE T NAME##_of_inline(const T clamped, const exp_scale s)                                   \
-    {                                                                                                      \
-        T r;                                                                                               \
-        const T power = NAME##_reduce(clamped, s, &r);                                                     \
-        return fma(EXP_MINUS_1(T, r), power, power);                                                       \
-    }                                                                                                      \
-    static inline T NAME##_of(const T clamped, const exp_scale s) { return NAME##_of_inline(clamped, s); } \
-    static inline T NAME(const T z, const exp_scale s, const bool far)                                     \
-    {                                                                                                      \
-        return NAME##_of_inline(NAME##_clamped(z, s, far), s);                                             \
-    }                                                                                                      \
-    ALWAYS_INLINE T NAME##_times(const T z, const exp_scale s, const bool far, const lane factor)          \
-    {                                                                                                      \
-        T r;                                                                                               \
-        const T power = NAME##_reduce(NAME##_clamped(z, s, far), s, &r);                                   \
-        return EXP_POLYNOMIAL(r, (T)TIMES_FACTOR) * power;                                                 \
-    }                                                                                                      \
-    /* the same of a finite z or -inf of a row that is near: one instruction less on GPUs */               \
-    static inline T NAME##_finite(const T z, const exp_scale s)                                            \
-    {                                                                                                      \
-        T r;                                                                                               \
-        const T power = NAME##_reduce(fmax(z, (T)(s.lowest)), s, &r);                                      \
-        return fma(EXP_MINUS_1(T, r), power, power);                                                       \
-    }                                                                                                      \
-    static inline T NAME##_finite_times(const T z, const exp_scale s, const lane factor)                   \
-    {                                                                                                      \
-        T r;                                                                                               \
-        const T power = NAME##_reduce(fmax(z, (T)(s.lowest)), s, &r);                                      \
-        return EXP_POLYNOMIAL(r, (T)TIMES_FACTOR) * power;                                                 \
+#define DEFINE_EXP(NAME, T, I, AS_T, AS_I)                                                                           \
+    ALWAYS_INLINE T NAME##_clamped(const T z, const exp_scale s, const bool far)                                     \
+    {                                                                                                                \
+        const T x = far ? z - (T)(s.base) : z;                                                                       \
+        return (T)(s.lowest) > x ? (T)(s.lowest) : x;                                                                \
+    }                                                                                                                \
+    ALWAYS_INLINE T NAME##_reduce(const T clamped, const exp_scale s, T *r)                                          \
+    {                                                                                                                \
+        const T rounder = (T)((lane)(ROUNDER + BIAS) - s.q);                                                         \
+        const T shifted = fma(clamped, (T)(INV_LN2), rounder);                                                       \
+        const T k = shifted - rounder;                                                                               \
+        *r = REDUCE(T, k, clamped);                                                                                  \
+        return AS_T(AS_I(shifted) << MANTISSA_BITS);                                                                 \
+    }                                                                                                                \
+    ALWAYS_INLINE T NAME##_of_inline(const T clamped, const exp_scale s)                                             \
+    {                                                                                                                \
+        T r;                                                                                                         \
+        const T power = NAME##_reduce(clamped, s, &r);                                                               \
+        return EXP_OF(T, r, power);                                                                                  \
+    }                                                                                                                \
+    static inline T NAME##_of(const T clamped, const exp_scale s) { return NAME##_of_inline(clamped, s); }           \
+    static inline T NAME(const T z, const exp_scale s, const bool far)                                               \
+    {                                                                                                                \
+        return NAME##_of_inline(NAME##_clamped(z, s, far), s);                                                       \
+    }                                                                                                                \
+    ALWAYS_INLINE T NAME##_times(const T z, const exp_scale s, const bool far, const lane factor)                    \
+    {                                                                                                                \
+        T r;                                                                                                         \
+        const T power = NAME##_reduce(NAME##_clamped(z, s, far), s, &r);                                             \
+        return EXP_POLYNOMIAL(r, (T)TIMES_FACTOR) * power;                                                           \
+    }                                                                                                                \
+    /* Of a finite z or -inf of a row that is near, one instruction less on GPUs: what a power of two multiplies. */ \
+    static inline T NAME##_finite_part(const T z, const exp_scale s, T *power)                                       \
+    {                                                                                                                \
+        T r;                                                                                                         \
+        *power = NAME##_reduce(fmax(z, (T)(s.lowest)), s, &r);                                                       \
+        return EXP_POLYNOMIAL(r, (T)AS_IT_IS);                                                                       \
+    }                                                                                                                \
+    static inline T NAME##_finite(const T z, const exp_scale s)                                                      \
+    {                                                                                                                \
+        T power;                                                                                                     \
+        const T part = NAME##_finite_part(z, s, &power);                                                             \
+        return part * power;                                                                                         \
+    }                                                                                                                \
+    static inline T NAME##_finite_times(const T z, const exp_scale s, const lane factor)                             \
+    {                                                                                                                \
+        T r;                                                                                                         \
+        const T power = NAME##_reduce(fmax(z, (T)(s.lowest)), s, &r);                                                \
+        return EXP_POLYNOMIAL(r, (T)TIMES_FACTOR) * power;                                                           \
     }
 
 /* On CPUs a table of 2^(j / TABLE_STEPS) in a register takes the place of half of the polynomial: k counts parts of
@@ -274,9 +290,16 @@ static inline vec exp_vector_times(const vec z, const exp_scale s, const bool fa
     return fma(fma(fma(TABLE_TOP(r, (vec)TIMES_FACTOR), r, (vec)TIMES_FACTOR(TABLE_C2)), r, one), r, one) *
            power;
 }
+
+static inline __attribute__((unused)) vec exp_vector_part(const vec z, const exp_scale s, vec *power)
+{
+    *power = (vec)(1);
+    return exp_vector(z, s, false);
+}
 #endif
 #if HAS_TABLE || NATIVE_EXP
 #    define exp_vector_finite(z, s) exp_vector(z, s, false)
+#    define exp_vector_finite_part exp_vector_part
 #    define exp_vector_finite_times(z, s, factor) exp_vector_times(z, s, false, factor)
 #endif
 
@@ -298,14 +321,20 @@ static inline vec exp2_vector(const vec f)
 #    else
 #        define exp2_vector native_exp2
 #    endif
-static inline vec exp_vector(const vec z, const exp_scale s, const bool far)
+static inline vec exp_vector_part(const vec x, const exp_scale s, vec *power)
 {
-    const vec x = far ? z - (vec)(s.base) : z;
     const vec rounder = (vec)((lane)(ROUNDER + BIAS) - s.q);
     const vec shifted = fmax(fma(x, (vec)(INV_LN2), rounder), (vec)(ROUNDER));
     const vec k = shifted - rounder;
-    const vec power = AS_VEC(AS_IVEC(shifted) << MANTISSA_BITS);
-    return exp2_vector(REDUCE(vec, k, x) * (vec)(INV_LN2)) * power;
+    *power = AS_VEC(AS_IVEC(shifted) << MANTISSA_BITS);
+    return exp2_vector(REDUCE(vec, k, x) * (vec)(INV_LN2));
+}
+
+static inline vec exp_vector(const vec z, const exp_scale s, const bool far)
+{
+    vec power;
+    const vec part = exp_vector_part(far ? z - (vec)(s.base) : z, s, &power);
+    return part * power;
 }
 
 static inline vec exp_vector_times(const vec z, const exp_scale s, const bool far, const lane factor)
@@ -326,6 +355,7 @@ DEFINE_EXP(exp_vector, vec, ivec, AS_VEC, AS_IVEC)
 #    define exp_vector_of_inline exp_one_of_inline
 #    define exp_vector_times exp_one_times
 #    define exp_vector_finite exp_one_finite
+#    define exp_vector_finite_part exp_one_finite_part
 #    define exp_vector_finite_times exp_one_finite_times
 #endif
 /* Of one logit, with the bits it has in a vector: sum_exp < 2 exp(m) must say that one class alone is the maximum, which the
