@@ -174,6 +174,14 @@ static clxent_status query_device(clxent_context *ctx)
     device->has_f64 =
         clGetDeviceInfo(ctx->id, CL_DEVICE_DOUBLE_FP_CONFIG, sizeof f64, &f64, NULL) == CL_SUCCESS &&
         f64 != 0;
+
+    /* NVIDIA's extension cl_nv_device_attribute_query. */
+    enum { COMPUTE_CAPABILITY_MAJOR = 0x4000 };
+    cl_uint capability = 0;
+    device->sm_80 = strstr(device->vendor, "NVIDIA") != NULL &&
+                    clGetDeviceInfo(ctx->id, COMPUTE_CAPABILITY_MAJOR, sizeof capability, &capability,
+                                    NULL) == CL_SUCCESS &&
+                    capability >= 8;
     return CLXENT_OK;
 }
 

@@ -135,6 +135,7 @@ typedef struct clxent_device {
     cl_ulong local_memory, global_memory, max_allocation; /* bytes */
     cl_uint address_bits;
     bool has_f64;
+    bool sm_80;            /* an NVIDIA GPU of compute capability 8.0 or more */
     bool host_memory;      /* CL_DEVICE_HOST_UNIFIED_MEMORY */
     cl_uint native_floats; /* CL_DEVICE_NATIVE_VECTOR_WIDTH_FLOAT */
 } clxent_device;

@@ -352,6 +352,7 @@ static void define_all(const clxent_plan *plan, definitions *d)
             define(d, "DIVIDES", desc->classes % t->vector == 0);
         }
         if (t->group > 1 && t->native_exp && desc->dtype != CLXENT_F64) define(d, "NATIVE_EXP", 1);
+        if (t->group > 1 && plan->ctx->device.sm_80 && desc->dtype != CLXENT_F64) define(d, "SM_80", 1);
     } else {
         define(d, "VEC", 1);
     }

@@ -9,6 +9,7 @@
  *   VEC             elements that one work-item handles at a time: 1, 4, 8 or 16
  *   WG_SIZE         work-items in a group: a power of two, at most 1024. With 1 every barrier and
  *                   tree below vanishes: that is the CPU's shape, one work-item a row
+ *   SM_80           1: an NVIDIA GPU of compute capability 8.0 or more, whose PTX has what asm statements name
  *   LANES           what a `lane` is, the type of what a row has one of: 0 an acc_t, so that vectors lie along
  *                   the classes of one row; 1 a vector, so that each of its elements is another row
  */
@@ -26,6 +27,11 @@
 #endif
 #if !defined(LANES) || LANES < 0 || LANES > 1
 #    error "LANES: 0 or 1"
+#endif
+
+#if !defined(SM_80) || !(defined(__NV_CL_C_VERSION) || defined(__NVPTX__))
+#    undef SM_80
+#    define SM_80 0
 #endif
 
 /* a * b + c is one rounding only where fma() says so: every kernel then gives the same bits, and the
@@ -316,6 +322,32 @@ static inline __attribute__((unused)) void store_pairs(const VECTOR(ushort) bits
     *(__global PAIRS(uint) *)p =
         PASTE(convert_, PAIRS(uint))(bits.even) | (PASTE(convert_, PAIRS(uint))(bits.odd) << 16);
 }
+#    define STORE_16_BITS(bits, p, aligned) \
+        do {                                \
+            if (aligned) {                  \
+                store_pairs(bits, p);       \
+            } else {                        \
+                STORE(bits, p);             \
+            }                               \
+        } while (0)
+#    if SM_80
+/* Of what is no NaN: two are rounded and packed by one instruction, where bf16 takes eight. */
+#        define DEFINE_BITS_OF_NUMBERS(NAME, PTX)                                                  \
+            static inline __attribute__((unused)) VECTOR(ushort) NAME(const VECTOR(float) value)   \
+            {                                                                                      \
+                float element[VEC];                                                                \
+                PAIRS(uint) pairs;                                                                 \
+                STORE(value, element);                                                             \
+                _Pragma("unroll") for (uint i = 0; i < VEC / 2; i++)                               \
+                {                                                                                  \
+                    const float low = element[2 * i], high = element[2 * i + 1];                   \
+                    __asm__(PTX " %0, %1, %2;" : "=r"(((uint *)&pairs)[i]) : "f"(high), "f"(low)); \
+                }                                                                                  \
+                return AS(ushort)(pairs);                                                          \
+            }
+DEFINE_BITS_OF_NUMBERS(f16_bits_of_numbers, "cvt.rn.f16x2.f32")
+DEFINE_BITS_OF_NUMBERS(bf16_bits_of_numbers, "cvt.rn.bf16x2.f32")
+#    endif
 #endif
 
 /* PoCL 3.1 takes pointers to vectors of halves for aligned ones, though they may begin at any half: so memory sees
@@ -478,36 +510,29 @@ static inline __attribute__((unused)) vec load_vector_aligned(__global const sto
 #define F64_STORE_VECTOR(v, p, aligned) STORE_OR_STREAM(double, v, p, aligned)
 #define BF16_STORE_ONE(v, p) (*(p) = bf16_scalar_store(v))
 #if TELLS_ALIGNED
-#    define BF16_STORE_BITS(bits, p, aligned) \
-        do {                                  \
-            if (aligned) {                    \
-                store_pairs(bits, p);         \
-            } else {                          \
-                STORE(bits, p);               \
-            }                                 \
-        } while (0)
+#    define BF16_STORE_BITS STORE_16_BITS
 #else
 #    define BF16_STORE_BITS(bits, p, aligned) STORE_OR_STREAM(ushort, bits, p, aligned)
 #endif
 #define BF16_STORE_VECTOR(v, p, aligned) BF16_STORE_BITS(bf16_vector_store(v), p, aligned)
-#if HAS_NONTEMPORAL || TELLS_ALIGNED
+#if TELLS_ALIGNED && SM_80
+#    define BF16_STORE_NUMBERS(v, p, aligned) STORE_16_BITS(bf16_bits_of_numbers(v), p, aligned)
+#elif HAS_NONTEMPORAL || TELLS_ALIGNED
 #    define BF16_STORE_NUMBERS(v, p, aligned) BF16_STORE_BITS(bf16_vector_store_number(v), p, aligned)
 #else
 #    define BF16_STORE_NUMBERS BF16_STORE_VECTOR
 #endif
 #define F32_STORE_NUMBERS F32_STORE_VECTOR
 #define F64_STORE_NUMBERS F64_STORE_VECTOR
-#define F16_STORE_NUMBERS F16_STORE_VECTOR
+#if TELLS_ALIGNED && SM_80
+#    define F16_STORE_NUMBERS(v, p, aligned) \
+        STORE_16_BITS(f16_bits_of_numbers(v), (__global ushort *)(p), aligned)
+#else
+#    define F16_STORE_NUMBERS F16_STORE_VECTOR
+#endif
 #define F16_STORE_ONE(v, p) STORE_ONE_HALF(v, 0, p)
 #if TELLS_ALIGNED
-#    define F16_STORE_VECTOR(v, p, aligned)                        \
-        do {                                                       \
-            if (aligned) {                                         \
-                store_pairs(half_bits(v), (__global ushort *)(p)); \
-            } else {                                               \
-                STORE(half_bits(v), (__global ushort *)(p));       \
-            }                                                      \
-        } while (0)
+#    define F16_STORE_VECTOR(v, p, aligned) STORE_16_BITS(half_bits(v), (__global ushort *)(p), aligned)
 #else
 #    define F16_STORE_VECTOR(v, p, aligned) \
         STORE_OR_STREAM(ushort, half_bits(v), (__global ushort *)(p), aligned)

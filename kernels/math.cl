@@ -127,8 +127,23 @@
 #    define EXP_OF(T, r, power) fma(EXP_MINUS_1(T, r), power, power)
 #endif
 
-/* Whether NaN gets through exp_vector_finite(). */
-#define EXP_KEEPS_NAN NATIVE_EXP
+/* Whether NaN gets through exp_vector_finite(). PTX has a maximum that keeps it for NVIDIA GPUs of capability 8.0. */
+#define EXP_KEEPS_NAN (NATIVE_EXP || (SM_80 && DTYPE != F64))
+#if SM_80 && DTYPE != F64
+static inline __attribute__((unused)) vec max_keeping_nan(const vec a, const vec b)
+{
+    float one[VEC], other[VEC];
+    STORE(a, one);
+    STORE(b, other);
+#    pragma unroll
+    for (uint i = 0; i < VEC; i++)
+        __asm__("max.NaN.f32 %0, %1, %2;" : "=f"(one[i]) : "f"(one[i]), "f"(other[i]));
+    return LOAD(one);
+}
+#    define MAX_OF_FINITE max_keeping_nan
+#else
+#    define MAX_OF_FINITE fmax
+#endif
 
 /* The scale that a row's exponentials share: they are exp(z - base) * 2^-q. */
 typedef struct {
@@ -164,10 +179,10 @@ static inline exp_scale exp_scale_of(const lane maximum)
 #define TWO_THIRDS (ACC(2.0) / ACC(3.0))
 
 /* NAME(z) = exp(z) at scale s, by NAME##_of(NAME##_clamped(z)): clamped is z - base, finite where exp(z) is 0. NAME##_times(z) = factor * exp(z), the factor multiplied into the polynomial's
- * coefficients, which are the same for a whole row: one multiplication less for each element. */
+ * coefficients, which are the same for a whole row: one multiplication less for each element. MAX: of z and a finite number. */
 #define AS_IT_IS(c) c
 #define TIMES_FACTOR(c) ((factor) * (lane)(c))
-#define DEFINE_EXP(NAME, T, I, AS_T, AS_I)                                                                           \
+#define DEFINE_EXP(NAME, T, I, AS_T, AS_I, MAX)                                                                      \
     ALWAYS_INLINE T NAME##_clamped(const T z, const exp_scale s, const bool far)                                     \
     {                                                                                                                \
         const T x = far ? z - (T)(s.base) : z;                                                                       \
@@ -202,7 +217,7 @@ static inline exp_scale exp_scale_of(const lane maximum)
     static inline T NAME##_finite_part(const T z, const exp_scale s, T *power)                                       \
     {                                                                                                                \
         T r;                                                                                                         \
-        *power = NAME##_reduce(fmax(z, (T)(s.lowest)), s, &r);                                                       \
+        *power = NAME##_reduce(MAX(z, (T)(s.lowest)), s, &r);                                                        \
         return EXP_POLYNOMIAL(r, (T)AS_IT_IS);                                                                       \
     }                                                                                                                \
     static inline T NAME##_finite(const T z, const exp_scale s)                                                      \
@@ -344,10 +359,10 @@ static inline vec exp_vector_times(const vec z, const exp_scale s, const bool fa
 #endif
 
 #if (!LANES || VEC == 1) && !HAS_TABLE && !NATIVE_EXP
-DEFINE_EXP(exp_one, acc_t, integer, PASTE(as_, ACC_TYPE), PASTE(as_, INTEGER_TYPE))
+DEFINE_EXP(exp_one, acc_t, integer, PASTE(as_, ACC_TYPE), PASTE(as_, INTEGER_TYPE), fmax)
 #endif
 #if VEC > 1 && !HAS_TABLE && !NATIVE_EXP
-DEFINE_EXP(exp_vector, vec, ivec, AS_VEC, AS_IVEC)
+DEFINE_EXP(exp_vector, vec, ivec, AS_VEC, AS_IVEC, MAX_OF_FINITE)
 #elif VEC == 1 && !NATIVE_EXP
 #    define exp_vector exp_one
 #    define exp_vector_clamped exp_one_clamped

@@ -13,7 +13,7 @@
 
 static const char usage[] =
     "gpu_options [--vendor TEXT] [--name TEXT] [--max-group N] [--local BYTES] [--units N] [--no-f64]\n"
-    "            [--dtype f32|f16|bf16|f64] [--rows N] [--classes N] [--inner N]\n"
+    "            [--dtype f32|f16|bf16|f64] [--rows N] [--classes N] [--inner N] [--sm-80]\n"
     "            [--outputs losses,gradient,...] [--all-options] [--tuning ROWS]\n"
     "            [--product logits|hidden|weight [--features N]]\n";
 
@@ -108,6 +108,10 @@ int main(int argc, char **argv)
         }
         if (strcmp(flag, "--no-f64") == 0) {
             device.has_f64 = false;
+            continue;
+        }
+        if (strcmp(flag, "--sm-80") == 0) {
+            device.sm_80 = true;
             continue;
         }
         if (strcmp(flag, "--vendor") == 0) (void)snprintf(device.vendor, sizeof device.vendor, "%s", value);

@@ -773,6 +773,7 @@ static const char *options_of(const char *vendor, uint32_t dtype, double smoothi
     clxent_desc desc = CLXENT_DESC_INIT;
 
     snprintf(facts.vendor, sizeof facts.vendor, "%s", vendor);
+    facts.sm_80 = strstr(vendor, "NVIDIA") != NULL;
     desc.batch = 100;
     desc.seq = 1;
     desc.classes = 50256;
@@ -795,6 +796,9 @@ Test(tuning, makers_of_gpus_have_rows_of_their_own)
     cr_assert(strstr(options_of(amd, CLXENT_F64, 0), "-DNATIVE_EXP") == NULL);
     cr_assert(strstr(options_of(intel, CLXENT_F32, 0), "-DNATIVE_EXP") == NULL);
     cr_assert(strstr(options_of("NVIDIA Corporation", CLXENT_F32, 0), "-DNATIVE_EXP") == NULL);
+    cr_assert(strstr(options_of("NVIDIA Corporation", CLXENT_BF16, 0), "-DSM_80=1") != NULL);
+    cr_assert(strstr(options_of("NVIDIA Corporation", CLXENT_F64, 0), "-DSM_80") == NULL);
+    cr_assert(strstr(options_of(amd, CLXENT_BF16, 0), "-DSM_80") == NULL);
     /* vectors of a block: half with options that take a register for each logit */
     cr_assert(strstr(options_of(amd, CLXENT_BF16, 0), "-DVEC=8 -DBLOCK=2 ") != NULL);
     cr_assert(strstr(options_of(amd, CLXENT_BF16, 0.1), "-DVEC=8 -DBLOCK=1 ") != NULL);

@@ -422,7 +422,7 @@ Case = collections.namedtuple("Case", "dtype options classes product inner group
 def device_of(target):
     """What drivers report: AMD's takes groups of 256 at most."""
     if target.startswith("sm_"):
-        return "--vendor", "NVIDIA Corporation"
+        return ("--vendor", "NVIDIA Corporation", *(["--sm-80"] if int(target[3:]) >= 80 else []))
     return ("--vendor", "Advanced Micro Devices, Inc.", "--name", target, "--max-group", "256",
             "--local", str(UNITS["gfx90a"].local))
 
