@@ -306,18 +306,25 @@ static void define_options(definitions *d, const clxent_desc *desc)
 
 /* Registers of a work-item, at most, that NVIDIA's compiler is told, which else takes what it likes: with 64 the multiprocessor
  * has room for half of the work-items that it can hold. With 96 it has room for one group of 512, and with 128 as well, of which
- * ptxas then spills nothing (50,257 classes, all options, sm_80: 24 to 72 bytes with 96). 0: no limit. */
+ * ptxas then spills nothing (50,257 classes, all options, sm_80: 24 to 72 bytes with 96). A work-item of 32 logits that looks for
+ * a class too would spill 208 to 664 bytes of 64 (f32 of 1,024 classes, sm_80), none of 96. Left to itself ptxas gives lanes of
+ * f64 with all options 128, and spills 52 bytes (sm_80). 0: no limit. */
 static unsigned most_registers(const clxent_plan *plan)
 {
     const clxent_desc *desc = &plan->desc;
+    const clxent_tuning *t = &plan->tuning;
+    const bool is_f64 = desc->dtype == CLXENT_F64;
+    const bool is_heavy = has_z(desc) || has_dense(desc) ||
+                          (desc->outputs & (CLXENT_OUTPUT_ENTROPY | CLXENT_OUTPUT_LOG_SOFTMAX)) != 0;
+    const bool looks_again =
+        (desc->outputs & (CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_ARGMAX | CLXENT_OUTPUT_CORRECT)) != 0;
 
-    if (strstr(plan->ctx->device.vendor, "NVIDIA") == NULL || plan->group == 1 || !is_row_kernel(desc) ||
-        plan->shares == CLXENT_STRATEGY_LANES || desc->dtype == CLXENT_F64)
+    if (strstr(plan->ctx->device.vendor, "NVIDIA") == NULL || plan->group == 1 || !is_row_kernel(desc))
         return 0;
-    if (has_z(desc) || has_dense(desc) ||
-        (desc->outputs & (CLXENT_OUTPUT_ENTROPY | CLXENT_OUTPUT_LOG_SOFTMAX)) != 0)
-        return plan->group < 512 ? 96 : 128;
-    return desc->dtype == CLXENT_F32 ? 64 : 80;
+    if (plan->shares == CLXENT_STRATEGY_LANES) return is_f64 && is_heavy && desc->inner == 1 ? 144 : 0;
+    if (is_f64) return 0;
+    if (is_heavy) return plan->group < 512 ? 96 : 128;
+    return looks_again && t->block * t->vector >= 32 ? 96 : 64;
 }
 
 /* What constants.cl and the files behind it take; equal texts are one program. */
