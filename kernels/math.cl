@@ -178,59 +178,60 @@ static inline exp_scale exp_scale_of(const lane maximum)
 #define AS_ONE_INTEGER PASTE(as_, INTEGER_TYPE)
 #define TWO_THIRDS (ACC(2.0) / ACC(3.0))
 
-/* NAME(z) = exp(z) at scale s, by NAME##_of(NAME##_clamped(z)): clamped is z - base, finite where exp(z) is 0. NAME##_times(z) = factor * exp(z), the factor multiplied into the polynomial's
- * coefficients, which are the same for a whole row: one multiplication less for each element. MAX: of z and a finite number. */
+/* NAME(z) = exp(z) at scale s, by NAME##_of(NAME##_clamped(z)): clamped is z - base, finite where exp(z) is 0.
+ * NAME##_times(z) = factor * exp(z), the factor multiplied into the polynomial's coefficients, which are the same for a
+ * whole row: one multiplication less for each element. MAX: of z and a finite number. */
 #define AS_IT_IS(c) c
 #define TIMES_FACTOR(c) ((factor) * (lane)(c))
-#define DEFINE_EXP(NAME, T, I, AS_T, AS_I, MAX)                                                                      \
-    ALWAYS_INLINE T NAME##_clamped(const T z, const exp_scale s, const bool far)                                     \
-    {                                                                                                                \
-        const T x = far ? z - (T)(s.base) : z;                                                                       \
-        return (T)(s.lowest) > x ? (T)(s.lowest) : x;                                                                \
-    }                                                                                                                \
-    ALWAYS_INLINE T NAME##_reduce(const T clamped, const exp_scale s, T *r)                                          \
-    {                                                                                                                \
-        const T rounder = (T)((lane)(ROUNDER + BIAS) - s.q);                                                         \
-        const T shifted = fma(clamped, (T)(INV_LN2), rounder);                                                       \
-        const T k = shifted - rounder;                                                                               \
-        *r = REDUCE(T, k, clamped);                                                                                  \
-        return AS_T(AS_I(shifted) << MANTISSA_BITS);                                                                 \
-    }                                                                                                                \
-    ALWAYS_INLINE T NAME##_of_inline(const T clamped, const exp_scale s)                                             \
-    {                                                                                                                \
-        T r;                                                                                                         \
-        const T power = NAME##_reduce(clamped, s, &r);                                                               \
-        return EXP_OF(T, r, power);                                                                                  \
-    }                                                                                                                \
-    static inline T NAME##_of(const T clamped, const exp_scale s) { return NAME##_of_inline(clamped, s); }           \
-    static inline T NAME(const T z, const exp_scale s, const bool far)                                               \
-    {                                                                                                                \
-        return NAME##_of_inline(NAME##_clamped(z, s, far), s);                                                       \
-    }                                                                                                                \
-    ALWAYS_INLINE T NAME##_times(const T z, const exp_scale s, const bool far, const lane factor)                    \
-    {                                                                                                                \
-        T r;                                                                                                         \
-        const T power = NAME##_reduce(NAME##_clamped(z, s, far), s, &r);                                             \
-        return EXP_POLYNOMIAL(r, (T)TIMES_FACTOR) * power;                                                           \
-    }                                                                                                                \
-    /* Of a finite z or -inf of a row that is near, one instruction less on GPUs: what a power of two multiplies. */ \
-    static inline T NAME##_finite_part(const T z, const exp_scale s, T *power)                                       \
-    {                                                                                                                \
-        T r;                                                                                                         \
-        *power = NAME##_reduce(MAX(z, (T)(s.lowest)), s, &r);                                                        \
-        return EXP_POLYNOMIAL(r, (T)AS_IT_IS);                                                                       \
-    }                                                                                                                \
-    static inline T NAME##_finite(const T z, const exp_scale s)                                                      \
-    {                                                                                                                \
-        T power;                                                                                                     \
-        const T part = NAME##_finite_part(z, s, &power);                                                             \
-        return part * power;                                                                                         \
-    }                                                                                                                \
-    static inline T NAME##_finite_times(const T z, const exp_scale s, const lane factor)                             \
-    {                                                                                                                \
-        T r;                                                                                                         \
-        const T power = NAME##_reduce(fmax(z, (T)(s.lowest)), s, &r);                                                \
-        return EXP_POLYNOMIAL(r, (T)TIMES_FACTOR) * power;                                                           \
+#define DEFINE_EXP(NAME, T, I, AS_T, AS_I, MAX)                                                                     \
+    ALWAYS_INLINE T NAME##_clamped(const T z, const exp_scale s, const bool far)                                    \
+    {                                                                                                               \
+        const T x = far ? z - (T)(s.base) : z;                                                                      \
+        return (T)(s.lowest) > x ? (T)(s.lowest) : x;                                                               \
+    }                                                                                                               \
+    ALWAYS_INLINE T NAME##_reduce(const T clamped, const exp_scale s, T *r)                                         \
+    {                                                                                                               \
+        const T rounder = (T)((lane)(ROUNDER + BIAS) - s.q);                                                        \
+        const T shifted = fma(clamped, (T)(INV_LN2), rounder);                                                      \
+        const T k = shifted - rounder;                                                                              \
+        *r = REDUCE(T, k, clamped);                                                                                 \
+        return AS_T(AS_I(shifted) << MANTISSA_BITS);                                                                \
+    }                                                                                                               \
+    ALWAYS_INLINE T NAME##_of_inline(const T clamped, const exp_scale s)                                            \
+    {                                                                                                               \
+        T r;                                                                                                        \
+        const T power = NAME##_reduce(clamped, s, &r);                                                              \
+        return EXP_OF(T, r, power);                                                                                 \
+    }                                                                                                               \
+    static inline T NAME##_of(const T clamped, const exp_scale s) { return NAME##_of_inline(clamped, s); }          \
+    static inline T NAME(const T z, const exp_scale s, const bool far)                                              \
+    {                                                                                                               \
+        return NAME##_of_inline(NAME##_clamped(z, s, far), s);                                                      \
+    }                                                                                                               \
+    ALWAYS_INLINE T NAME##_times(const T z, const exp_scale s, const bool far, const lane factor)                   \
+    {                                                                                                               \
+        T r;                                                                                                        \
+        const T power = NAME##_reduce(NAME##_clamped(z, s, far), s, &r);                                            \
+        return EXP_POLYNOMIAL(r, (T)TIMES_FACTOR) * power;                                                          \
+    }                                                                                                               \
+    /* of a finite z or -inf of a row that is near, one instruction less on GPUs: what a power of two multiplies */ \
+    static inline T NAME##_finite_part(const T z, const exp_scale s, T *power)                                      \
+    {                                                                                                               \
+        T r;                                                                                                        \
+        *power = NAME##_reduce(MAX(z, (T)(s.lowest)), s, &r);                                                       \
+        return EXP_POLYNOMIAL(r, (T)AS_IT_IS);                                                                      \
+    }                                                                                                               \
+    static inline T NAME##_finite(const T z, const exp_scale s)                                                     \
+    {                                                                                                               \
+        T power;                                                                                                    \
+        const T part = NAME##_finite_part(z, s, &power);                                                            \
+        return part * power;                                                                                        \
+    }                                                                                                               \
+    static inline T NAME##_finite_times(const T z, const exp_scale s, const lane factor)                            \
+    {                                                                                                               \
+        T r;                                                                                                        \
+        const T power = NAME##_reduce(fmax(z, (T)(s.lowest)), s, &r);                                               \
+        return EXP_POLYNOMIAL(r, (T)TIMES_FACTOR) * power;                                                          \
     }
 
 /* On CPUs a table of 2^(j / TABLE_STEPS) in a register takes the place of half of the polynomial: k counts parts of
