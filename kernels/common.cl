@@ -148,6 +148,7 @@ DEFINE_ACCESSES(double)
 #endif
 
 /* Conditions and numbers of another width to those of the width of acc_t. */
+#define AS_ONE_INTEGER PASTE(as_, INTEGER_TYPE)
 #define TO_INTEGERS(v) LANE_OF(INTEGER_TYPE)(v)
 
 /* In code for both: conditions are ilanes, chosen by ?: and joined by && and ||, and constants are cast. */
@@ -189,6 +190,40 @@ typedef integer ilane;
 #    define STORE_LANE(v, p) (*(p) = (v))
 #    define LANE_IOTA 0
 #    define ANY_LANE(condition) ((condition) != 0)
+#endif
+
+/* Conditions that are kept. Lanes of CPUs take them from bits, -1 or 0: vectors that are joined of comparisons PoCL 3.1 packs
+ * into bytes, and unpacks where they are used. */
+#if LANES && VEC > 1 && WG_SIZE == 1
+#    define IS_NEGATIVE(v) ((v) >> (integer)(8 * sizeof(acc_t) - 1))
+#    define BITS_OF(v) AS_ILANE(fabs(v))
+#    define IS_ZERO(v) (~IS_NEGATIVE(-BITS_OF(v)))
+#    define IS_BELOW(v, limit) IS_NEGATIVE(BITS_OF(v) - (ilane)(AS_ONE_INTEGER(limit)))
+#    define IS_WITHIN(v, low, high) \
+        (~(IS_BELOW(v, low) | IS_NEGATIVE((ilane)(AS_ONE_INTEGER(high)) - BITS_OF(v))))
+#    define IS_FINITE(v) IS_BELOW(v, ACC_INFINITY)
+#    define IS_NUMBER IS_FINITE
+#    define NOT(a) (~(a))
+#    define BOTH(a, b) ((a) & (b))
+#    define EITHER(a, b) ((a) | (b))
+#    define ANY_KEPT(a) ANY_LANE((a) < (ilane)(0))
+#else
+#    define IS_ZERO(v) ((v) == (lane)(0))
+#    define IS_BELOW(v, limit) (fabs(v) < (lane)(limit))
+#    define IS_WITHIN(v, low, high) (fabs(v) >= (lane)(low) && fabs(v) <= (lane)(high))
+#    define IS_FINITE(v) ((v) > (lane)(-ACC_INFINITY) && (v) < (lane)(ACC_INFINITY))
+#    define IS_NUMBER(v) ((v) == (v))
+#    define NOT(a) (!(a))
+#    define BOTH(a, b) ((a) && (b))
+#    define EITHER(a, b) ((a) || (b))
+#    define ANY_KEPT(a) ANY_LANE(a)
+#endif
+#if LANES
+#    define AS_INTS AS(int)
+#    define AS_UINTS AS(uint)
+#else
+#    define AS_INTS as_int
+#    define AS_UINTS as_uint
 #endif
 
 /* ---- Functions ---------------------------------------------------------------------------- */
@@ -854,34 +889,47 @@ typedef struct {
     lane weight;
 } lane_targets;
 
+/* One by one. */
+#if LANES
+PART
+#else
+static inline
+#endif
+    void
+    get_each_target(lane_targets *t, const clxent_parameters *p, const ulong row, const uint n,
+                    __global const void *targets, __global const acc_t *row_weights)
+{
+    integer counts[LANE_ROWS], bad[LANE_ROWS], has_class[LANE_ROWS], class_index[LANE_ROWS];
+    acc_t weight[LANE_ROWS];
+    for (uint i = 0; i < LANE_ROWS; i++) {
+        const row_target one = get_target(p, row + min(i, n - 1), targets, row_weights);
+        counts[i] = one.counts ? -1 : 0;
+        bad[i] = one.bad ? -1 : 0;
+        has_class[i] = one.has_class ? -1 : 0;
+        class_index[i] = one.has_class ? (integer)one.class_index : (integer)NO_CLASS;
+        weight[i] = one.weight;
+    }
+    t->counts = LOAD_LANE(counts);
+    t->bad = LOAD_LANE(bad);
+    t->has_class = LOAD_LANE(has_class);
+    t->class_index = LOAD_LANE(class_index);
+    t->weight = LOAD_LANE(weight);
+}
+
 static inline lane_targets get_targets(const clxent_parameters *p, const ulong row, const uint n,
                                        __global const void *targets, __global const acc_t *row_weights)
 {
     lane_targets t;
     if (LANE_ROWS == 1 || n < LANE_ROWS || p->shift > 0 || !HAS_INDICES) {
-        integer counts[LANE_ROWS], bad[LANE_ROWS], has_class[LANE_ROWS], class_index[LANE_ROWS];
-        acc_t weight[LANE_ROWS];
-        for (uint i = 0; i < LANE_ROWS; i++) {
-            const row_target one = get_target(p, row + min(i, n - 1), targets, row_weights);
-            counts[i] = one.counts ? -1 : 0;
-            bad[i] = one.bad ? -1 : 0;
-            has_class[i] = one.has_class ? -1 : 0;
-            class_index[i] = one.has_class ? (integer)one.class_index : (integer)NO_CLASS;
-            weight[i] = one.weight;
-        }
-        t.counts = LOAD_LANE(counts);
-        t.bad = LOAD_LANE(bad);
-        t.has_class = LOAD_LANE(has_class);
-        t.class_index = LOAD_LANE(class_index);
-        t.weight = LOAD_LANE(weight);
+        get_each_target(&t, p, row, n, targets, row_weights);
         return t;
     }
     const ulong at = p->offset.targets + row;
     const bool ignores = (p->flags & FLAG_IGNORE_INDEX) != 0;
-    ilane value, known, ignored;
+    ilane value, outside, ignored;
     if (TARGETS == TARGET_I64) {
         const LONGS wide = LOAD_LANE((__global const long *)targets + at);
-        known = TO_INTEGERS(wide >= (LONGS)(0) && wide < (LONGS)((long)p->classes));
+        outside = TO_INTEGERS(wide < (LONGS)(0) || wide >= (LONGS)((long)p->classes));
         ignored = TO_INTEGERS(wide == (LONGS)(p->ignore_index));
         value = TO_INTEGERS(wide);
     } else {
@@ -892,7 +940,8 @@ static inline lane_targets get_targets(const clxent_parameters *p, const ulong r
                                      : LANE_OF(int)(LOAD_LANE((__global const uchar *)targets + at));
         const int index = (int)p->ignore_index;
         const long full_width = TARGETS == TARGET_U32 ? (long)(uint)index : (long)index;
-        known = TO_INTEGERS(narrow >= (LANE(int))(0) && narrow < (LANE(int))((int)p->classes));
+        const LANE(int) behind = AS_INTS((LANE(uint))(p->classes - 1) - AS_UINTS(narrow));
+        outside = TO_INTEGERS((narrow | behind) >> 31);
         ignored = TO_INTEGERS(narrow == (LANE(int))(index));
         if (full_width != p->ignore_index) ignored = (ilane)(0);
         value = TO_INTEGERS(narrow);
@@ -900,10 +949,10 @@ static inline lane_targets get_targets(const clxent_parameters *p, const ulong r
     if (!ignores) ignored = (ilane)(0);
     t.weight = (lane)(1);
     if (p->flags & FLAG_ROW_WEIGHTS) t.weight = LOAD_LANE(row_weights + p->offset.row_weights + row);
-    const ilane judged = t.weight != (lane)(0);
-    t.has_class = judged && known && !ignored;
+    const ilane left_out = EITHER(IS_ZERO(t.weight), ignored);
+    t.has_class = NOT(EITHER(left_out, outside));
     t.counts = t.has_class;
-    t.bad = (ilane)((p->flags & FLAG_BAD_IGNORED) == 0 ? -1 : 0) && judged && !known && !ignored;
+    t.bad = (p->flags & FLAG_BAD_IGNORED) == 0 ? BOTH(outside, NOT(left_out)) : (ilane)(0);
     t.class_index = t.has_class ? value : NO_CLASSES;
     t.weight = t.counts ? t.weight : (lane)(0);
     return t;

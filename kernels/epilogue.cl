@@ -303,6 +303,10 @@ static inline lane outer_of(const run *u, const ulong row, const uint n, const l
 #define IS_KIND(g, output) \
     (WIDE_OUTPUTS == (output) || ((WIDE_OUTPUTS & (output)) != 0 && (g)->kind == (output)))
 
+/* A value is its exponential times one factor. */
+#define HAS_PLAIN_FACTOR(g) \
+    (IS_KIND(g, OUTPUT_SOFTMAX) || (HAS_ONE_FACTOR && !IS_KIND(g, OUTPUT_LOG_SOFTMAX)))
+
 #define WANTS_WIDE(p) WANTS(p, OUTPUT_SOFTMAX | OUTPUT_LOG_SOFTMAX | OUTPUT_GRADIENT)
 
 /* What the values of one result are made of. */
@@ -378,13 +382,13 @@ static inline void gradient_of(epilogue *g, const run *u, const row_result *r, c
     g->rest = fma(-g->factor, r->sum_exp, sum) * inverse;
     g->outer = outer;
     g->target = (HAS_DENSE ? at_target - t->dense : at_target) * outer * t->slope;
-    g->filled = (ilane)(u->denominator == 0 ? -1 : 0) || !t->counts || !r->valid;
-    g->fill = t->bad || (t->counts && !r->valid) ? (lane)(ACC_NAN) : (lane)(0);
+    g->filled = EITHER(EITHER((ilane)(u->denominator == 0 ? -1 : 0), NOT(t->counts)), NOT(r->valid));
+    g->fill = EITHER(t->bad, BOTH(t->counts, NOT(r->valid))) ? (lane)(ACC_NAN) : (lane)(0);
     if (HAS_ONE_FACTOR) {
         const lane factor = g->factor * outer;
         const lane rest = fma(g->factor, outer, -factor) + g->rest * outer;
-        const ilane is_alone = factor == (lane)(0) || (fabs(factor) >= (lane)(SMALLEST_FACTOR) &&
-                                                       fabs(factor) <= (lane)(1 / SMALLEST_FACTOR));
+        const ilane is_alone =
+            EITHER(IS_ZERO(factor), IS_WITHIN(factor, SMALLEST_FACTOR, 1 / SMALLEST_FACTOR));
         g->rest = is_alone ? rest : g->rest;
         g->factor = is_alone ? factor : g->factor;
         g->outer = is_alone ? (lane)(1) : outer;
@@ -405,7 +409,7 @@ static inline epilogue epilogue_of(const run *u, const uint kind, const ulong ro
 #endif
         return g;
     }
-    g.filled = !r->valid;
+    g.filled = NOT(r->valid);
     g.fill = (lane)(ACC_NAN);
     g.factor = (lane)(1) / r->sum_exp;
     g.rest = fma(-g.factor, r->sum_exp, (lane)(1)) * g.factor;

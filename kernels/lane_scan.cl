@@ -24,17 +24,23 @@ typedef struct {
     ilane target;
 } tile_level;
 
+/* What class c of the next tile takes, or of this one the next block. */
+ALWAYS_INLINE void prefetch_class(const tile_input *in, const uint c)
+{
+    if (!INNER || in->prefetches_next) {
+        PREFETCH(in->next + c * (INNER ? class_step(in->p) : VEC));
+    } else {
+        PREFETCH(in->x + (c + CLASSES_AHEAD) * class_step(in->p));
+    }
+}
+
 /* To t, which is no_terms(), what class c adds, whose logits are x; its exponentials are left behind. target_x: the logits of
  * the targets, once their classes were taken. */
 ALWAYS_INLINE void take_class(terms *t, lane *target_x, const tile_input *in, const tile_level *level,
                               const vec x, const vec z, const uint c)
 {
     const vec e = exp_vector(z, level->scale, level->far);
-    if (!INNER || in->prefetches_next) {
-        PREFETCH(in->next + c * (INNER ? class_step(in->p) : VEC));
-    } else {
-        PREFETCH(in->x + (c + CLASSES_AHEAD) * class_step(in->p));
-    }
+    prefetch_class(in, c);
     if (IN_LOCAL) STORE(e, in->values + (size_t)c * PITCH);
     const ilane is_target = level->target == (ilane)((integer)c);
     const vec other = is_target ? (vec)(0) : e;
@@ -71,6 +77,154 @@ ALWAYS_INLINE void sum_classes(block_sums *b, lane *target_x, const tile_input *
     flush(b, false);
 }
 
+/* On CPUs exponentials of a tile stay at a scale that its rows mostly share, see sum_shared(). */
+#if WG_SIZE == 1 && VEC > 1 && IN_LOCAL
+#    define SHARES_SCALE 1
+#    define tile_scale_of block_scale_of
+#else
+#    define SHARES_SCALE 0
+#    define tile_scale_of exp_scale_of
+#endif
+
+#if SHARES_SCALE
+#    if !TRANSPOSES
+/* The logits of the targets among the classes [begin, end). */
+ALWAYS_INLINE lane find_targets(const tile_input *in, const lane found, const ilane target, const uint begin,
+                                const uint end)
+{
+    const ilane first = (ilane)((integer)begin);
+    const ilane is_here = target >= first && target < (ilane)((integer)end);
+    if (!ANY_LANE(is_here)) return found;
+    integer at[VEC];
+    acc_t x[VEC];
+    const ilane clamped = is_here ? target : first;
+    STORE(clamped, at);
+#        pragma unroll
+    for (uint i = 0; i < VEC; i++) x[i] = in->logits[(size_t)at[i] * PITCH + i];
+    return is_here ? LOAD(x) : found;
+}
+#    endif
+
+/* sum_classes() of rows that are near and share the scale of `q`, to the same bits: constants that lanes share, and sums apart
+ * from exponentials, which the 16 registers of AVX2 have no room for at once. */
+ALWAYS_INLINE void sum_shared(block_sums *b, lane *target_x, const tile_input *in, const acc_t q,
+                              const ilane target, const uint begin, const uint end)
+{
+    const exp_scale scale = { (lane)(0), (lane)(q), (lane)((q - BIAS) * (acc_t)LN2_HIGH) };
+#    if !TRANSPOSES
+    *target_x = find_targets(in, *target_x, target, begin, end);
+#    endif
+    for (uint c = begin; c < end; c++) {
+        prefetch_class(in, c);
+        STORE(exp_vector(class_x(in, c), scale, false), in->values + (size_t)c * PITCH);
+    }
+    const __local acc_t *e = in->values + (size_t)begin * PITCH;
+    const __local acc_t *x = in->logits + (size_t)begin * PITCH;
+    lane found = *target_x;
+    ilane left = target - (ilane)((integer)begin);
+    uint c = begin;
+    for (; c + 3 < end; c += 4) {
+        vec four[4];
+#    pragma unroll
+        for (uint k = 0; k < 4; k++) {
+            const ilane is_target = left == (ilane)((integer)k);
+            four[k] = is_target ? (vec)(0) : LOAD(e + (size_t)k * PITCH);
+            if (TRANSPOSES) found = is_target ? LOAD(x + (size_t)k * PITCH) : found;
+        }
+        b->sum_excluding_target =
+            compensated_add_vector(b->sum_excluding_target, (four[0] + four[1]) + (four[2] + four[3]));
+        e += (size_t)4 * PITCH;
+        x += (size_t)4 * PITCH;
+        left -= (ilane)(4);
+    }
+    vec few = (vec)(0);
+    for (; c < end; c++) {
+        const ilane is_target = left == (ilane)(0);
+        few += is_target ? (vec)(0) : LOAD(e);
+        if (TRANSPOSES) found = is_target ? LOAD(x) : found;
+        e += PITCH;
+        x += PITCH;
+        left -= (ilane)(1);
+    }
+    b->sum_excluding_target = compensated_add_vector(b->sum_excluding_target, few);
+    *target_x = found;
+}
+#endif
+
+/* Of the block that class `begin` begins. Most tiles have one, to which nothing is added. */
+ALWAYS_INLINE void add_sums(row_state *s, const block_sums *b, const uint begin)
+{
+    if (WG_SIZE > 1 || begin > 0) {
+        add_block(s, b);
+        return;
+    }
+    s->sum_excluding_target = b->sum_excluding_target;
+#if HAS_ENTROPY
+    s->entropy = b->entropy;
+#endif
+#if HAS_DENSE
+    s->dense_nll = b->nll;
+    s->dense_weight = b->weight;
+#endif
+}
+
+/* add_classes() of rows each at its own scale. */
+ALWAYS_INLINE void add_apart(row_state *s, lane *target_x, const tile_input *in, const ilane target,
+                             const uint begin, const uint end)
+{
+    tile_level level = { tile_scale_of(s->maximum), distance_base(s->maximum), true, target };
+    block_sums b = empty_block();
+    if (SHARES_SCALE || !SUMS_PLAINLY || ANY_LANE(fabs(s->maximum) > (lane)(MAX_NEAR))) {
+        sum_classes(&b, target_x, in, &level, begin, end);
+    } else {
+        level.far = false;
+        sum_classes(&b, target_x, in, &level, begin, end);
+    }
+    if (SHARES_SCALE) scale_block(&b, exp_rescale(level.scale, exp_scale_of(s->maximum)));
+    add_sums(s, &b, begin);
+}
+
+#if SHARES_SCALE && SUMS_PLAINLY
+/* A function of its own, as what its loop does not change would be computed for every tile. */
+PART void add_rarely(row_state *s, lane *target_x, const tile_input *tile, const ilane target,
+                     const uint begin, const uint end)
+{
+    const tile_input copy = *tile; /* in registers: stores may alias *tile */
+    row_state own = *s;
+    lane found = *target_x;
+    add_apart(&own, &found, &copy, target, begin, end);
+    *s = own;
+    *target_x = found;
+}
+#endif
+
+/* Adds the classes [begin, end) to s, whose maximum is theirs too. */
+ALWAYS_INLINE void add_classes(row_state *s, lane *target_x, const tile_input *tile, const ilane target,
+                               const uint begin, const uint end)
+{
+    const tile_input copy = *tile, *in = &copy; /* in registers: stores may alias *tile */
+#if SHARES_SCALE && SUMS_PLAINLY
+    const lane steps = scale_steps(s->maximum);
+    const acc_t shared = steps.s0;
+    if (fabs(shared) < MAX_NEAR / SCALE_STEP && !ANY_LANE(steps != (lane)(shared))) {
+        const acc_t q = Q_OF_STEPS(acc_t, shared);
+        block_sums b = empty_block();
+        sum_shared(&b, target_x, in, q, target, begin, end);
+        scale_block(&b, power_of_two((lane)(q)-exp_scale_of(s->maximum).q));
+        add_sums(s, &b, begin);
+    } else {
+        const tile_input apart = *tile; /* what the function is given lies in memory */
+        row_state own = *s;
+        lane found = *target_x;
+        add_rarely(&own, &found, &apart, target, begin, end);
+        *s = own;
+        *target_x = found;
+    }
+#else
+    add_apart(s, target_x, in, target, begin, end);
+#endif
+}
+
 #if WG_SIZE > 1 && !IN_LOCAL
 /* Adds n <= 4 classes from c on, whose logits are in registers meanwhile: a work-item has four loads under way, and reads no
  * logit twice. */
@@ -98,21 +252,49 @@ ALWAYS_INLINE void sum_turn(row_state *s, const tile_input *in, const ilane targ
 }
 #endif
 
-#if BY_BLOCKS
-/* What exponentials of the block that class c begins are multiplied by for the row's scale: 1 from its maximum on. */
-static inline lane block_rescale(const tile_input *in, const row_result *r, const uint w, const uint c)
+/* What takes exponentials from one scale to another: both factors, as one alone may be 0 where the product is not. */
+typedef struct {
+    lane first, second;
+} rescaling;
+
+static inline rescaling no_rescaling(void) { return (rescaling){ (lane)(1), (lane)(1) }; }
+
+/* Times 2^n; the largest exponential is at most 2^(SCALE_STEP + 1/2). */
+static inline rescaling rescaling_by(const lane n)
 {
-    const lane maximum = LOAD(in->maxima + (c / BLOCK_CLASSES * COLUMNS + w) * VEC);
-    const lane rescale = exp_rescale(exp_scale_of(maximum), r->scale);
-    return maximum > (lane)(-ACC_INFINITY) ? rescale : (lane)(0);
+    const lane step = n < (lane)(-SCALE_STEP) ? (lane)(SCALE_STEP) : (lane)(0);
+    return (rescaling){ power_of_two(-step), power_of_two(n + step) };
 }
+
+/* Of the block that class c begins, in column w, to the row's scale. */
+static inline rescaling block_rescaling(const tile_input *in, const row_result *r, const uint w, const uint c)
+{
+#if BY_BLOCKS
+    const lane maximum = LOAD(in->maxima + (c / BLOCK_CLASSES * COLUMNS + w) * VEC);
+    if (SHARES_SCALE && !ANY_LANE(!(fabs(maximum) <= (lane)(MAX_NEAR)) || r->scale.base != (lane)(0)))
+        return rescaling_by(Q_OF_STEPS(lane, scale_steps(maximum)) - r->scale.q);
+    const exp_scale from = tile_scale_of(maximum);
+    const ilane same_base = from.base == r->scale.base;
+    rescaling of_lane = rescaling_by(same_base ? from.q - r->scale.q : (lane)(0));
+    of_lane.second = same_base ? of_lane.second : exp_rescale(from, r->scale);
+    of_lane.second = maximum > (lane)(-ACC_INFINITY) ? of_lane.second : (lane)(0);
+    return of_lane;
 #else
+    (void)in;
+    (void)w;
+    (void)c;
+    if (!SHARES_SCALE) return no_rescaling();
+    return (rescaling){ power_of_two(tile_scale_of(r->maximum).q - r->scale.q), (lane)(1) };
+#endif
+}
+
+#if !BY_BLOCKS
 /* maximum: saved, or as fill_tile() found it of x, which is z unless HAS_Z. Where the tile does not stay on chip, it is read
  * once for maximum and sums together. */
 PART_OF_SLAB void sum_tile(row_state *sums, lane *target_x, const run *u, const tile_input *tile,
                            const ilane target, const bool from_statistics, const lane maximum)
 {
-    const tile_input copy = *tile, *in = &copy; /* in registers: stores may alias *tile */
+    const tile_input copy = *tile, *in = &copy; /* see add_classes() */
     row_state s = empty_state();
     lane found = (lane)(-ACC_INFINITY);
     (void)u;
@@ -133,15 +315,7 @@ PART_OF_SLAB void sum_tile(row_state *sums, lane *target_x, const run *u, const 
             for (uint c = begin; c < end; c++) m = vec_max(m, class_z(in, c));
             raise_maximum(&s, m);
         }
-        tile_level level = { exp_scale_of(s.maximum), distance_base(s.maximum), true, target };
-        block_sums b = empty_block();
-        if (!SUMS_PLAINLY || ANY_LANE(fabs(s.maximum) > (lane)(MAX_NEAR))) {
-            sum_classes(&b, &found, in, &level, begin, end);
-        } else {
-            level.far = false;
-            sum_classes(&b, &found, in, &level, begin, end);
-        }
-        add_block(&s, &b);
+        add_classes(&s, &found, tile, target, begin, end);
     }
 #    endif
     *target_x = found;
@@ -175,15 +349,10 @@ PART lane tile_excluding_max(const tile_input *in, const row_result *r)
     for (uint begin = 0; begin < in->classes; begin += PLAIN_CLASSES) {
         const uint end = min(begin + PLAIN_CLASSES, in->classes);
         vec rest = (vec)(0);
-#if BY_BLOCKS
-        const lane rescale = block_rescale(in, r, in->w, begin);
-#endif
+        const rescaling by = block_rescaling(in, r, in->w, begin);
         for (uint c = begin; c < end; c++) {
-            vec e =
-                IN_LOCAL ? LOAD(in->values + (size_t)c * PITCH) : exp_vector(class_z(in, c), r->scale, true);
-#if BY_BLOCKS
-            e = e * rescale;
-#endif
+            const vec e = IN_LOCAL ? LOAD(in->values + (size_t)c * PITCH) * by.first * by.second
+                                   : exp_vector(class_z(in, c), r->scale, true);
             rest += e == top ? (vec)(0) : e; /* more than half of the sum: there is one such class */
         }
         sum = compensated_merge(sum, (compensated_sum){ rest, (vec)(0) });
@@ -191,10 +360,10 @@ PART lane tile_excluding_max(const tile_input *in, const row_result *r)
     return compensated_value(sum);
 }
 
-/* Of class c in all lanes, whose logits are x. again: the exponentials were written over since the sums were taken. rescale:
- * see block_rescale(). */
+/* Of class c in all lanes, whose logits are x. again: the exponentials were written over since the sums were taken. by: what
+ * they are multiplied by. */
 ALWAYS_INLINE vec value_of_logits(const tile_input *in, const row_result *r, const epilogue *g,
-                                  const bool again, const uint c, const vec x, const lane rescale)
+                                  const bool again, const uint c, const vec x, const rescaling by)
 {
     vec unused;
     const bool is_gradient = IS_KIND(g, OUTPUT_GRADIENT);
@@ -202,12 +371,11 @@ ALWAYS_INLINE vec value_of_logits(const tile_input *in, const row_result *r, con
     if (IS_KIND(g, OUTPUT_LOG_SOFTMAX)) {
         z = softcap_vector_z(x, in->o, &unused);
     } else if (IN_LOCAL && !again) {
-        e = LOAD(in->values + (size_t)c * PITCH);
-        if (BY_BLOCKS) e = e * rescale;
+        e = LOAD(in->values + (size_t)c * PITCH) * by.first * by.second;
         if ((HAS_SOFTCAP || HAS_GRAD_ENTROPY) && is_gradient) z = softcap_vector_z(x, in->o, &slope);
     } else {
         z = softcap_vector_z(x, in->o, &slope);
-        e = exp_vector(z, r->scale, true);
+        e = exp_vector(z, IN_LOCAL ? tile_scale_of(r->maximum) : r->scale, true) * by.first * by.second;
     }
     if (HAS_DENSE && is_gradient) a = dense_class(in, c);
     vec value = result_of(r, g, z, slope, e, a);
@@ -216,9 +384,28 @@ ALWAYS_INLINE vec value_of_logits(const tile_input *in, const row_result *r, con
 }
 
 ALWAYS_INLINE vec value_of_class(const tile_input *in, const row_result *r, const epilogue *g,
-                                 const bool again, const uint c, const lane rescale)
+                                 const bool again, const uint c, const rescaling by)
 {
-    return value_of_logits(in, r, g, again, c, class_x(in, c), rescale);
+    return value_of_logits(in, r, g, again, c, class_x(in, c), by);
+}
+
+/* Where the factor alone is not all. */
+#define IS_APART(g) ((g)->outer != (lane)(1))
+
+/* Puts the rescaling into the factor where values have one, row by row: what is left of it, and -1, where that would lose
+ * digits. */
+static inline ilane fold_rescaling(epilogue *g, rescaling *by)
+{
+    const rescaling own = *by;
+    if ((!SHARES_SCALE && !BY_BLOCKS) || !HAS_PLAIN_FACTOR(g)) return (ilane)(0);
+    const lane factor = g->factor * own.first * own.second;
+    const ilane is_nothing = EITHER(IS_ZERO(g->factor), EITHER(IS_ZERO(own.first), IS_ZERO(own.second)));
+    const ilane loses = BOTH(IS_BELOW(factor, SMALLEST_FACTOR), NOT(is_nothing));
+    g->factor = loses ? g->factor : factor;
+    g->rest = loses ? g->rest : g->rest * own.first * own.second;
+    by->first = loses ? own.first : (lane)(1);
+    by->second = loses ? own.second : (lane)(1);
+    return loses;
 }
 
 #if IN_LOCAL && !STORES_DIRECTLY
@@ -226,21 +413,24 @@ ALWAYS_INLINE vec value_of_class(const tile_input *in, const row_result *r, cons
  * from. */
 static inline void stage(const tile_input *tile, const row_result *r, const epilogue *g, const bool again)
 {
-    const tile_input copy = *tile, *in = &copy; /* see sum_tile() */
+    const tile_input copy = *tile, *in = &copy; /* see add_classes() */
     epilogue own = *g;
-    if (ANY_LANE(own.filled || own.outer != (lane)(1))) {
+    rescaling by = block_rescaling(in, r, 0, 0);
+    const ilane loses = fold_rescaling(&own, &by);
+    if (ANY_KEPT(EITHER(EITHER(own.filled, IS_APART(&own)), loses))) {
         for (uint c = 0; c < in->classes; c++) {
-            STORE(value_of_class(in, r, &own, again, c, (lane)(1)), in->values + (size_t)c * PITCH);
+            STORE(value_of_class(in, r, &own, again, c, by), in->staged + (size_t)c * PITCH);
         }
     } else {
         own.filled = (ilane)(0);
         own.outer = (lane)(1);
         for (uint c = 0; c < in->classes; c++) {
-            STORE(value_of_class(in, r, &own, again, c, (lane)(1)), in->values + (size_t)c * PITCH);
+            const rescaling left = HAS_PLAIN_FACTOR(g) ? no_rescaling() : by;
+            STORE(value_of_class(in, r, &own, again, c, left), in->staged + (size_t)c * PITCH);
         }
     }
 #    if TRANSPOSES
-    tile_to_rows(in->values, in->own_rows, in->classes);
+    tile_to_rows(in->staged, in->own_rows, in->classes);
 #    endif
 }
 #endif

@@ -83,14 +83,14 @@ static inline void store_values(const tile_input *in, const row_result *r, const
         for (uint k = 0; k < 4; k++) x[k] = class_x(in, c + k);
 #        pragma unroll
         for (uint k = 0; k < 4; k++) {
-            const vec value = value_of_logits(in, r, g, false, c + k, x[k], (lane)(1));
+            const vec value = value_of_logits(in, r, g, false, c + k, x[k], no_rescaling());
             put_sum(to, (c + k) * class_step(in->p) + first, value, in->n);
         }
     }
 #    endif
     UNROLL_ALONE
     for (; c < in->classes; c++) {
-        put_sum(to, c * class_step(in->p) + first, value_of_class(in, r, g, false, c, (lane)(1)), in->n);
+        put_sum(to, c * class_step(in->p) + first, value_of_class(in, r, g, false, c, no_rescaling()), in->n);
     }
 }
 #endif
@@ -174,7 +174,8 @@ static inline bool open_rows(const run *u, unit_input *in, const ulong unit, con
     if (INNER) in->next += TILE;
     if (!INNER && p->row_stride == p->classes) in->next += TILE * p->row_stride; /* rows without gaps */
     in->logits = u->local_rows + lid * VEC + (size_t)w * p->classes * PITCH;
-    in->values = in->logits + (in->tile_values - u->local_rows);
+    in->staged = in->logits + (in->tile_values - u->local_rows);
+    in->values = TRANSPOSES ? in->own_rows : in->staged;
     in->q_at = target_start(in, 0);
 #if TELLS_ALIGNED
     in->aligned = p->inner % VEC == 0 && IS_ALIGNED(in->x, storage);
@@ -201,24 +202,15 @@ PART void scan_tile(const run *u, tile_input *in, const ulong unit)
         fill_classes(in, begin, end);
         for (uint w = 0; w < columns; w++) {
             (void)open_rows(u, in, unit, w);
-            const tile_input column = *in; /* in registers: stores may alias *in */
             row_state s = in->sums[w];
             lane found = in->target_x[w], m = in->maximum[w];
             if (HAS_Z) {
                 m = (lane)(-ACC_INFINITY);
-                for (uint c = begin; c < end; c++) m = vec_max(m, class_z(&column, c));
+                for (uint c = begin; c < end; c++) m = vec_max(m, class_z(in, c));
             }
             raise_maximum(&s, vec_max(s.maximum, m));
             STORE(s.maximum, in->maxima + (begin / BLOCK_CLASSES * COLUMNS + w) * VEC);
-            tile_level level = { exp_scale_of(s.maximum), distance_base(s.maximum), true, target[w] };
-            block_sums b = empty_block();
-            if (!SUMS_PLAINLY || ANY_LANE(fabs(s.maximum) > (lane)(MAX_NEAR))) {
-                sum_classes(&b, &found, &column, &level, begin, end);
-            } else {
-                level.far = false;
-                sum_classes(&b, &found, &column, &level, begin, end);
-            }
-            add_block(&s, &b);
+            add_classes(&s, &found, in, target[w], begin, end);
             in->sums[w] = s;
             in->target_x[w] = found;
         }
@@ -282,10 +274,12 @@ ALWAYS_INLINE void store_whole(const tile_input *in, const row_result r[COLUMNS]
 #        pragma unroll
     for (uint k = 0; k < COLUMNS_AT_ONCE; k++) {
         const uint w = first + k;
-        const lane rescale = block_rescale(in, &r[w], w, begin);
+        epilogue own = g[w];
+        rescaling by = block_rescaling(in, &r[w], w, begin);
+        (void)fold_rescaling(&own, &by);
         values[k] = in->tile_values + (size_t)w * in->classes * PITCH;
-        factor[k] = g[w].factor * rescale;
-        rest[k] = g[w].rest * rescale;
+        factor[k] = own.factor;
+        rest[k] = own.rest;
         target[k] = g[w].target;
         class_index[k] = g[w].class_index;
     }
@@ -307,23 +301,33 @@ PART void store_columns(const run *u, tile_input *in, const ulong unit, const ro
                         const epilogue g[COLUMNS], const destination *to, const uint columns)
 {
     const uint classes = in->classes;
-    bool is_whole = columns == COLUMNS && in->rows == TILE;
-    for (uint w = 0; w < columns; w++)
-        is_whole = is_whole && !ANY_LANE(g[w].filled || g[w].outer != (lane)(1));
+#    if HAS_ONE_FACTOR && !HAS_Z
+    const bool is_whole = columns == COLUMNS && in->rows == TILE;
+    ilane apart = (ilane)(0);
+    for (uint w = 0; w < columns; w++) apart = EITHER(apart, EITHER(g[w].filled, IS_APART(&g[w])));
+#    endif
     for (uint begin = 0; begin < classes; begin += BLOCK_CLASSES) {
         const uint end = min(begin + BLOCK_CLASSES, classes);
 #    if HAS_ONE_FACTOR && !HAS_Z
-        if (is_whole && !IS_KIND(to, OUTPUT_LOG_SOFTMAX)) {
+        ilane rest = apart;
+        for (uint w = 0; w < columns; w++) {
+            epilogue own = g[w];
+            rescaling by = block_rescaling(in, &r[w], w, begin);
+            rest = EITHER(rest, fold_rescaling(&own, &by));
+        }
+        if (is_whole && !IS_KIND(to, OUTPUT_LOG_SOFTMAX) && !ANY_KEPT(rest)) {
             for (uint w = 0; w < COLUMNS; w += COLUMNS_AT_ONCE) store_whole(in, r, g, to, w, begin, end);
             continue;
         }
 #    endif
         for (uint w = 0; w < columns; w++) {
             (void)open_rows(u, in, unit, w);
-            const lane rescale = block_rescale(in, &r[w], w, begin);
+            epilogue own = g[w];
+            rescaling by = block_rescaling(in, &r[w], w, begin);
+            (void)fold_rescaling(&own, &by);
             for (uint c = begin; c < end; c++) {
-                put_sum(to, c * class_step(in->p) + w * VEC,
-                        value_of_class(in, &r[w], &g[w], false, c, rescale), in->n);
+                put_sum(to, c * class_step(in->p) + w * VEC, value_of_class(in, &r[w], &own, false, c, by),
+                        in->n);
             }
         }
     }

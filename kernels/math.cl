@@ -175,7 +175,27 @@ static inline exp_scale exp_scale_of(const lane maximum)
     return s;
 }
 
-#define AS_ONE_INTEGER PASTE(as_, INTEGER_TYPE)
+/* Binades of a maximum that share a scale of blocks. The largest term of a block is at most 2^(64 + HEADROOM + 1/2), and no
+ * sum of 2^31 of those overflows. */
+#define SCALE_STEP 64
+
+/* Of a maximum that is near, and the q of so many. */
+static inline lane scale_steps(const lane maximum)
+{
+    return fma(maximum, (lane)(INV_LN2 / SCALE_STEP), (lane)(ROUNDER)) - (lane)(ROUNDER);
+}
+#define Q_OF_STEPS(T, steps) fma(steps, (T)(SCALE_STEP), (T)(-SCALE_STEP / 2 - HEADROOM))
+
+/* The scale of a block's exponentials: it depends on the maximum so coarsely that blocks, and rows beside each other, share
+ * it. */
+static inline exp_scale block_scale_of(const lane maximum)
+{
+    exp_scale s = exp_scale_of(maximum);
+    s.q = fabs(maximum) <= (lane)(MAX_NEAR) ? Q_OF_STEPS(lane, scale_steps(maximum)) : s.q;
+    s.lowest = (s.q - (lane)(BIAS)) * (lane)(LN2_HIGH);
+    return s;
+}
+
 #define TWO_THIRDS (ACC(2.0) / ACC(3.0))
 
 /* NAME(z) = exp(z) at scale s, by NAME##_of(NAME##_clamped(z)): clamped is z - base, finite where exp(z) is 0.
@@ -403,11 +423,7 @@ static inline lane exp_rescale(const exp_scale from, const exp_scale to)
 {
     const lane shift = to.q - from.q;
     const ilane same_base = from.base == to.base;
-#if LANES
-    if (all(same_base)) return power_of_two(-shift);
-#else
-    if (same_base) return power_of_two(-shift);
-#endif
+    if (!ANY_LANE(from.base != to.base)) return power_of_two(-shift);
     return same_base ? power_of_two(-shift) : exp(REDUCE(lane, shift, from.base - to.base));
 }
 

@@ -3,23 +3,9 @@
  * row_results.cl - how one work-item sums a row block by block, and writes its results. Stands behind row_scan.cl in front
  * of map_row.cl; group_rows.cl has the ways of a group.
  */
-/* Binades of a row's maximum that share a scale, see block_scale_of(). The largest term of a block is at most
- * 2^(64 + HEADROOM + 1/2), and no sum of 2^31 of those overflows. */
-#define SCALE_STEP 64
+/* What is kept of a row is at block_scale_of() from the beginning, and its maximum need not be known first. Where blocks
+ * differ after all, or are far, results are exponentiated anew. */
 #define NO_SCALE ACC_INFINITY
-
-/* The scale of a block's exponentials, and of all that are kept: it depends on the maximum so coarsely that blocks share it
- * although the maximum rises from one to the next. So what is kept of a row is at one scale from the beginning, and its
- * maximum need not be known first. Where blocks differ after all, or are far, results are exponentiated anew. */
-static inline exp_scale block_scale_of(const acc_t maximum)
-{
-    exp_scale s = exp_scale_of(maximum);
-    if (fabs(maximum) > MAX_NEAR) return s;
-    const acc_t steps = fma(s.q + HEADROOM, ACC(1.0) / SCALE_STEP, ROUNDER) - ROUNDER;
-    s.q = fma(steps, SCALE_STEP, -SCALE_STEP / 2 - HEADROOM);
-    s.lowest = (s.q - BIAS) * LN2_HIGH;
-    return s;
-}
 
 /* Notes at what scale exponentials were kept. */
 static inline void note_scale(row_input *in, const exp_scale scale, const acc_t maximum)
@@ -122,10 +108,6 @@ static inline void sum_part_excluding_max(row_state *s, const row_input *in, con
 #else
 #    define CAN_STREAM 0
 #endif
-
-/* A value is its exponential times one factor. */
-#define HAS_PLAIN_FACTOR(g) \
-    (IS_KIND(g, OUTPUT_SOFTMAX) || (HAS_ONE_FACTOR && !IS_KIND(g, OUTPUT_LOG_SOFTMAX)))
 
 /* How a row is written. */
 typedef struct {

@@ -251,7 +251,7 @@ static inline row_result finish_state(const lane maximum, const lane sum_excludi
     r.sum_excluding_target = sum_excluding_target;
     r.target_exp = target_exp;
     r.sum_exp = sum_excluding_target + target_exp;
-    r.valid = maximum > (lane)(-ACC_INFINITY) && maximum < (lane)(ACC_INFINITY) && r.sum_exp == r.sum_exp;
+    r.valid = BOTH(IS_FINITE(maximum), IS_NUMBER(r.sum_exp));
     const lane top = exp_lane(maximum, r.scale, true);
     r.lse_minus_max = r.valid ? log_sum(sum_excluding_target, target_exp, top) : (lane)(ACC_NAN);
     r.fine_lse_minus_max = r.lse_minus_max;

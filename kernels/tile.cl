@@ -129,7 +129,8 @@ typedef struct {
     __global const storage *next; /* of the next tile, a vector for each class */
     bool prefetches_next;         /* with INNER: see MOST_PREFETCHED */
     __local acc_t *logits;        /* this work-item's part of the tile */
-    __local acc_t *values;        /* exponentials; the same place where logits are not needed again */
+    __local acc_t *values;        /* exponentials: with TRANSPOSES in own_rows, else as staged */
+    __local acc_t *staged;        /* results; the same place as logits where those are not needed again */
     __local acc_t *tile_values;   /* of the whole tile */
     __local acc_t *own_rows;      /* the tile as it lies in memory */
     lane maximum[COLUMNS];        /* of x in each column, where filling the tile finds it */
