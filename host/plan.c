@@ -308,7 +308,7 @@ static void define_options(definitions *d, const clxent_desc *desc)
  * has room for half of the work-items that it can hold. With 96 it has room for one group of 512, and with 128 as well, of which
  * ptxas then spills nothing (50,257 classes, all options, sm_80: 24 to 72 bytes with 96). A work-item of 32 logits that looks for
  * a class too would spill 208 to 664 bytes of 64 (f32 of 1,024 classes, sm_80), none of 96. Left to itself ptxas gives lanes of
- * f64 with all options 128, and spills 52 bytes (sm_80). 0: no limit. */
+ * f64 72, with all options 128, and spills 16 and 52 bytes (sm_80). 0: no limit. */
 static unsigned most_registers(const clxent_plan *plan)
 {
     const clxent_desc *desc = &plan->desc;
@@ -321,7 +321,7 @@ static unsigned most_registers(const clxent_plan *plan)
 
     if (strstr(plan->ctx->device.vendor, "NVIDIA") == NULL || plan->group == 1 || !is_row_kernel(desc))
         return 0;
-    if (plan->shares == CLXENT_STRATEGY_LANES) return is_f64 && is_heavy && desc->inner == 1 ? 144 : 0;
+    if (plan->shares == CLXENT_STRATEGY_LANES) return !is_f64 || desc->inner > 1 ? 0 : is_heavy ? 144 : 96;
     if (is_f64) return 0;
     if (is_heavy) return plan->group < 512 ? 96 : 128;
     return looks_again && t->block * t->vector >= 32 ? 96 : 64;
