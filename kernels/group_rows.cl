@@ -324,23 +324,38 @@ ALWAYS_INLINE bool exponentials_of(const vec z[BLOCK], const exp_scale scale, ve
 }
 
 #if SUMS_PLAINLY && !ONE_BLOCK
+/* exp(z) at a scale: the product of what is returned and a power of two. */
+ALWAYS_INLINE vec part_of(const vec z, const exp_scale scale, const bool far, vec *power)
+{
+    *power = (vec)(1);
+    return far ? exp_vector(z, scale, true) : exp_vector_finite_part(z, scale, power);
+}
+
+/* In pairs, as sum_terms() adds them: whether a plan wants the entropy moves no bit. */
+ALWAYS_INLINE vec sum_of_vectors(const vec z[BLOCK], const exp_scale scale, const bool far)
+{
+    vec sum = (vec)(0);
+    UNROLL_BLOCK
+    for (uint i = 0; i < BLOCK; i += 4) {
+        vec pair[2], power;
+        UNROLL_BLOCK
+        for (uint k = i; k < min(i + 4, (uint)BLOCK); k++) {
+            const vec part = part_of(z[k], scale, far, &power);
+            vec *of = &pair[(k - i) / 2];
+            *of = k % 2 == 0 ? part * power : fma(part, power, *of);
+        }
+        const vec four = i + 2 < BLOCK ? pair[0] + pair[1] : pair[0];
+        sum = i == 0 ? four : sum + four;
+    }
+    return sum;
+}
+
 /* The sum of the exponentials of a block. What is multiplied by a power of two is not rounded, and so one instruction multiplies
  * and adds. */
 ALWAYS_INLINE acc_t sum_of_block(const vec z[BLOCK], const exp_scale scale)
 {
-    vec sum = (vec)(0), power;
-    if (scale.base == 0) {
-        UNROLL_BLOCK
-        for (uint i = 0; i < BLOCK; i++) {
-            const vec part = exp_vector_finite_part(z[i], scale, &power);
-            sum = i == 0 ? part * power : fma(part, power, sum);
-        }
-        if (has_nan(z)) return ACC_NAN;
-    } else {
-        UNROLL_BLOCK
-        for (uint i = 0; i < BLOCK; i++) sum += exp_vector(z[i], scale, true);
-    }
-    return FOLD(sum, acc_sum);
+    if (scale.base != 0) return FOLD(sum_of_vectors(z, scale, true), acc_sum);
+    return has_nan(z) ? ACC_NAN : FOLD(sum_of_vectors(z, scale, false), acc_sum);
 }
 #endif
 

@@ -62,7 +62,7 @@
 #    define BIAS 127
 #    define MANTISSA_BITS 23
 #    define ACC_SMALLEST_NORMAL 0x1p-126f
-#    define MAX_NEAR 0x1p+16f /* with the table k counts sixteenths; the others share their scales */
+#    define MAX_NEAR 0x1p+16f /* with a table k counts parts; all share their scales */
 #endif
 
 /* exp(r) = 1 + r + r^2 Q(r): Q of least relative error on |r| <= 0.3475 (Remez exchange), 3.1e-9 = 0.05 u for f32, 5.5e-20 for
@@ -128,8 +128,9 @@
 #endif
 
 /* Whether NaN gets through exp_vector_finite(). PTX has a maximum that keeps it for NVIDIA GPUs of capability 8.0. */
-#define EXP_KEEPS_NAN (NATIVE_EXP || (SM_80 && DTYPE != F64))
-#if SM_80 && DTYPE != F64
+#define KEEPS_NAN_BY_PTX (SM_80 && VEC > 1 && DTYPE != F64)
+#define EXP_KEEPS_NAN (NATIVE_EXP || KEEPS_NAN_BY_PTX)
+#if KEEPS_NAN_BY_PTX
 static inline __attribute__((unused)) vec max_keeping_nan(const vec a, const vec b)
 {
     float one[VEC], other[VEC];
@@ -327,6 +328,7 @@ static inline vec exp_vector_times(const vec z, const exp_scale s, const bool fa
            power;
 }
 
+/* With a table the part is all of it, times 1. */
 static inline __attribute__((unused)) vec exp_vector_part(const vec z, const exp_scale s, vec *power)
 {
     *power = (vec)(1);
