@@ -86,7 +86,7 @@ ALWAYS_INLINE void sum_classes(block_sums *b, lane *target_x, const tile_input *
 #    define tile_scale_of exp_scale_of
 #endif
 
-#if SHARES_SCALE
+#if SHARES_SCALE && SUMS_PLAINLY
 #    if !TRANSPOSES
 /* The logits of the targets among the classes [begin, end). */
 ALWAYS_INLINE lane find_targets(const tile_input *in, const lane found, const ilane target, const uint begin,

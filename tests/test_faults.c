@@ -144,7 +144,10 @@ cl_int clBuildProgram(cl_program a, cl_uint b, const cl_device_id *c, const char
     while (i < COUNT(built) && built[i].program != a) i++;
     if (i < COUNT(built) && strcmp(built[i].options, d) == 0) return CL_SUCCESS;
     const cl_int code = real(a, b, c, d, e, f);
-    if (i < COUNT(built)) (void)snprintf(built[i].options, sizeof built[i].options, "%s", d);
+    if (i < COUNT(built)) {
+        cr_assert(strlen(d) < sizeof built[i].options);
+        (void)snprintf(built[i].options, sizeof built[i].options, "%s", d);
+    }
     return code;
 }
 
