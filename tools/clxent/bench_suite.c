@@ -776,7 +776,6 @@ static void print_text(const suite_case *c, const result *r)
 
 int suite_run(const suite_options *o)
 {
-    static result results[CASES];
     measure m;
     size_t wanted = suite_count(o->only), done = 0, verdicts_of[VERDICTS] = { 0 };
 
@@ -784,12 +783,20 @@ int suite_run(const suite_options *o)
     cli_progress_start("bench");
     if (!measure_open(&m, &o->device, o->logits)) return CLI_FAILED;
     m.looks = summary_looks(o->pairs, o->most_pairs);
+    cli_progress_stop();
+    if (!cli_given.json) {
+        printf("device %zu: %s; %s", o->device.index, o->device.name, "f32 unless a case says otherwise, ");
+        printf("%zu logits, median of %zu to %zu pairs and the range in which it lies\n\n", o->logits,
+               o->pairs, o->most_pairs);
+        printf("%-46s %7s  %-15s %-21s %5s  %-12s %6s %8s %8s\n", "case", "figure", "range", "", "goal", "",
+               "/ nt", "ms", "ref GB/s");
+    }
     for (size_t i = 0; i < CASES; i++) {
         const suite_case *c = &cases[i];
-        result *r = &results[i];
+        result own, *r = &own;
 
         if (!selected(c, o->only)) continue;
-        cli_progress_start("bench"); /* goes on where a failure has stopped it */
+        cli_progress_start("bench");
         m.progress_from = (double)done / (double)wanted;
         m.progress_to = (double)++done / (double)wanted;
         measure_progress(&m, 0, 1);
@@ -801,20 +808,10 @@ int suite_run(const suite_options *o)
         }
         measure_trim(&m);
         verdicts_of[r->verdict]++;
-    }
-    cli_progress_stop();
-
-    if (!cli_given.json) {
-        printf("device %zu: %s; %s", o->device.index, o->device.name, "f32 unless a case says otherwise, ");
-        printf("%zu logits, median of %zu to %zu pairs and the range in which it lies\n\n", o->logits,
-               o->pairs, o->most_pairs);
-        printf("%-46s %7s  %-15s %-21s %5s  %-12s %6s %8s %8s\n", "case", "figure", "range", "", "goal", "",
-               "/ nt", "ms", "ref GB/s");
-    }
-    for (size_t i = 0; i < CASES; i++) {
-        if (!selected(&cases[i], o->only)) continue;
-        if (cli_given.json) print_json(&cases[i], &results[i], &o->device);
-        else print_text(&cases[i], &results[i]);
+        cli_progress_stop();
+        if (cli_given.json) print_json(c, r, &o->device);
+        else print_text(c, r);
+        fflush(stdout); /* a run takes minutes, and may be ended before its last case */
     }
     if (!cli_given.json) {
         printf("\n%zu met, %zu missed, %zu unsure, %zu not measured", verdicts_of[MET], verdicts_of[MISSED],
