@@ -100,8 +100,6 @@ sm*     f64 all   * rows-sums    missing128   2
 sm*     f64 all   * strided      registers    123
 sm_80   f64 plain * product-weight private      8
 sm_80   f64 plain * product-weight spills       24
-sm_80   f64 plain * rows-sums    private      8
-sm_80   f64 plain * rows-sums    spills       16
 gfx*    f32 plain * rows         missing128   1
 gfx*    f32 all   * strided      registers    122
 gfx*    *16 all   * strided      registers    121
@@ -123,7 +121,7 @@ gfx1100 f64 plain * rows         private      204
 gfx1100 f64 plain * rows         spills       54
 gfx1100 f64 all   * lanes        private      20
 gfx1100 f64 all   * lanes        spills       4
-gfx1100 f64 all   * rows         private      376
+gfx1100 f64 all   * rows         private      388
 gfx1100 f64 all   * rows         spills       157
 gfx1100 f64 all   * strided      private      28
 gfx1100 f64 all   * strided      spills       14
