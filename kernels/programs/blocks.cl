@@ -6,5 +6,6 @@
 #include "../parameters.cl"
 #include "../constants.cl"
 #include "../common.cl"
+#include "../target.cl"
 #include "../reduce.cl"
 #include "../blocks.cl"

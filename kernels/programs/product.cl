@@ -5,4 +5,5 @@
 #include "../parameters.cl"
 #include "../constants.cl"
 #include "../common.cl"
+#include "../target.cl"
 #include "../product.cl"

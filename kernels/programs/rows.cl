@@ -5,6 +5,7 @@
 #include "../parameters.cl"
 #include "../constants.cl"
 #include "../common.cl"
+#include "../target.cl"
 #include "../reduce.cl"
 #include "../math.cl"
 #include "../row_state.cl"
