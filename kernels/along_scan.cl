@@ -111,10 +111,10 @@ PART void sum_tile(row_state *sums, lane *target_x, const run *u, const tile_inp
     const uint all = vectors_of_tile(in);
     const uint together = in->classes <= MOST_TOGETHER ? (uint)VEC : min(FEW_TOGETHER, (uint)VEC);
     tile_levels levels;
-    integer apart[VEC], best[VEC];
+    integer excluded[VEC], best[VEC];
     vec high[VEC], low[VEC], entropy_high[VEC], entropy_low[VEC];
     STORE(saved_maximum, levels.maximum);
-    STORE(target, apart);
+    STORE(target, excluded);
     for (uint i = 0; i < VEC; i++) {
         best[i] = NO_CLASS;
         if (i >= in->n) {
@@ -126,7 +126,7 @@ PART void sum_tile(row_state *sums, lane *target_x, const run *u, const tile_inp
             split_levels(&levels, exp_scale_of(LOAD(levels.maximum)));
         }
         const row_input row = row_of_tile(in, i);
-        const row_scan scan = { (uint)apart[i], keeps, false, in->own_rows + i * in->classes, 0 };
+        const row_scan scan = { (uint)excluded[i], keeps, false, in->own_rows + i * in->classes, 0 };
         row_level level = level_of_row(&levels, i);
         block_sums b = empty_block();
         if (fabs(levels.maximum[i]) > MAX_NEAR) {

@@ -202,7 +202,7 @@ typedef integer ilane;
 #    define IS_WITHIN(v, low, high) \
         (~(IS_BELOW(v, low) | IS_NEGATIVE((ilane)(AS_ONE_INTEGER(high)) - BITS_OF(v))))
 #    define IS_FINITE(v) IS_BELOW(v, ACC_INFINITY)
-#    define IS_NUMBER IS_FINITE
+#    define IS_NOT_NAN(v) IS_NEGATIVE(BITS_OF(v) - (ilane)(AS_ONE_INTEGER(ACC_INFINITY) + 1))
 #    define NOT(a) (~(a))
 #    define BOTH(a, b) ((a) & (b))
 #    define EITHER(a, b) ((a) | (b))
@@ -212,7 +212,7 @@ typedef integer ilane;
 #    define IS_BELOW(v, limit) (fabs(v) < (lane)(limit))
 #    define IS_WITHIN(v, low, high) (fabs(v) >= (lane)(low) && fabs(v) <= (lane)(high))
 #    define IS_FINITE(v) ((v) > (lane)(-ACC_INFINITY) && (v) < (lane)(ACC_INFINITY))
-#    define IS_NUMBER(v) ((v) == (v))
+#    define IS_NOT_NAN(v) ((v) == (v))
 #    define NOT(a) (!(a))
 #    define BOTH(a, b) ((a) && (b))
 #    define EITHER(a, b) ((a) || (b))
@@ -457,30 +457,30 @@ static inline vec load_vector(__global const storage *p)
  * a pair of 32 bits becomes two f32 by a shift and a mask, and two f32 a pair likewise. Loss + gradient take 0.9 of
  * the time of class order (Zen 3). Not where classes meet what is stored in class order, and not on
  * Oclgrind 21.10, which such vectors crash. */
-#define APART \
+#define DEINTERLEAVES \
     (DTYPE == BF16 && VEC == 16 && WG_SIZE == 1 && !LANES && !HAS_Z && !HAS_DENSE && HAS_LITTLE_PAIRS)
 #if defined(POCL_DEVICE_ADDRESS_BITS) && defined(__ENDIAN_LITTLE__) && !defined(__AVX512F__)
 #    define HAS_LITTLE_PAIRS 1
 #else
 #    define HAS_LITTLE_PAIRS 0
 #endif
-#if APART
+#if DEINTERLEAVES
 #    define SECOND_OF_PAIR 0xffff0000u
-static inline vec load_apart(__global const storage *p)
+static inline vec load_deinterleaved(__global const storage *p)
 {
     const uint8 both = as_uint8(LOAD(p));
     return (vec)(as_float8(both << 16), as_float8(both & SECOND_OF_PAIR));
 }
 
-static inline vec in_class_order(const vec apart)
+static inline vec in_class_order(const vec deinterleaved)
 {
     vec v;
-    v.even = apart.lo;
-    v.odd = apart.hi;
+    v.even = deinterleaved.lo;
+    v.odd = deinterleaved.hi;
     return v;
 }
 #else
-#    define load_apart load_vector
+#    define load_deinterleaved load_vector
 #endif
 
 #if TELLS_ALIGNED
@@ -573,9 +573,9 @@ static inline __attribute__((unused)) vec load_vector_aligned(__global const sto
         STORE_OR_STREAM(ushort, half_bits(v), (__global ushort *)(p), aligned)
 #endif
 
-#if APART
-/* Numbers, as load_apart() has them. */
-static inline void store_apart(__global ushort *p, const vec value, const bool aligned)
+#if DEINTERLEAVES
+/* Numbers, as load_deinterleaved() has them. */
+static inline void store_deinterleaved(__global ushort *p, const vec value, const bool aligned)
 {
     const uint16 bits = bf16_vector_round(as_uint16(value));
     const uint8 both = (bits.lo >> 16) | (bits.hi & SECOND_OF_PAIR);

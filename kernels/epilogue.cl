@@ -506,20 +506,21 @@ ALWAYS_INLINE void put_number(const destination *to, const ulong at, const vec v
     }
 }
 
-#if APART
-/* The same of a vector as load_apart() has it. */
-ALWAYS_INLINE void put_apart(const destination *to, const ulong at, const vec value, const bool aligned)
+#if DEINTERLEAVES
+/* The same of a vector as load_deinterleaved() has it. */
+ALWAYS_INLINE void put_deinterleaved(const destination *to, const ulong at, const vec value,
+                                     const bool aligned)
 {
     if (!IS_KIND(to, OUTPUT_GRADIENT)) {
-        store_apart(to->out + at, value, aligned);
+        store_deinterleaved(to->out + at, value, aligned);
     } else if (GRADIENT_DTYPE == BF16) {
-        store_apart((__global ushort *)(to->gradient + at), value, aligned);
+        store_deinterleaved((__global ushort *)(to->gradient + at), value, aligned);
     } else {
         store_gradient_numbers(to->gradient + at, in_class_order(value), aligned);
     }
 }
 #else
-#    define put_apart put_number
+#    define put_deinterleaved put_number
 #endif
 
 ALWAYS_INLINE void put_one(const destination *to, const ulong at, const acc_t value)

@@ -146,7 +146,7 @@ DEFINE_KERNEL(clxent_split_finalize, WG_SIZE)
     finish_pieces(u, &in, &t, &j, &all, &r);
     if (count_passes(u) > 1) {
         const row_state excluding_max = merge_pieces(u, u->p->excluding_at, in.row);
-        keep_max_apart(&r, compensated_value(excluding_max.sum_excluding_target));
+        refine_lse(&r, compensated_value(excluding_max.sum_excluding_target));
     }
     if (piece == 0 && LOCAL_ID == 0) {
         write_rows(u, in.row, 1, &t, &j, &r, &all);

@@ -301,7 +301,7 @@ ALWAYS_INLINE integer first_of_block(const row_input *in, const uint begin, cons
 
 /* Where the exponential of a finite logit loses NaN, it is sought two logits at a time: half an instruction for each on GPUs,
  * where a clamp that keeps it takes one more. */
-ALWAYS_INLINE bool has_nan(const vec z[BLOCK])
+ALWAYS_INLINE bool hides_nan(const vec z[BLOCK])
 {
     ivec nan = isunordered(z[0], z[BLOCK - 1]);
     UNROLL_BLOCK
@@ -309,14 +309,14 @@ ALWAYS_INLINE bool has_nan(const vec z[BLOCK])
     return !EXP_KEEPS_NAN && FOLD(nan, INTEGER_OR) != 0;
 }
 
-/* Whether there is a NaN that e does not tell of. In one loop for both, the few rows that are far would cost all others one
+/* Whether there is a NaN that e hides. In one loop for both, the few rows that are far would cost all others one
  * subtraction for each class. */
 ALWAYS_INLINE bool exponentials_of(const vec z[BLOCK], const exp_scale scale, vec e[BLOCK])
 {
     if (scale.base == 0) {
         UNROLL_BLOCK
         for (uint i = 0; i < BLOCK; i++) e[i] = exp_vector_finite(z[i], scale);
-        return has_nan(z);
+        return hides_nan(z);
     }
     UNROLL_BLOCK
     for (uint i = 0; i < BLOCK; i++) e[i] = exp_vector(z[i], scale, true);
@@ -355,7 +355,7 @@ ALWAYS_INLINE vec sum_of_vectors(const vec z[BLOCK], const exp_scale scale, cons
 ALWAYS_INLINE acc_t sum_of_block(const vec z[BLOCK], const exp_scale scale)
 {
     if (scale.base != 0) return FOLD(sum_of_vectors(z, scale, true), acc_sum);
-    return has_nan(z) ? ACC_NAN : FOLD(sum_of_vectors(z, scale, false), acc_sum);
+    return hides_nan(z) ? ACC_NAN : FOLD(sum_of_vectors(z, scale, false), acc_sum);
 }
 #endif
 
@@ -455,14 +455,14 @@ INLINE_ON_GPU void add_registers(row_state *s, exp_scale *scale, const row_input
 #else
     vec e[BLOCK];
     terms sum;
-    const bool lost_nan = exponentials_of(z, *scale, e);
+    const bool is_hidden = exponentials_of(z, *scale, e);
     const acc_t base = distance_base(s->maximum);
     if (with_target < BLOCK) {
         sum_terms(&sum, in, begin, end, z, e, base, target, with_target);
     } else {
         sum_terms(&sum, in, begin, end, z, e, base, target, BLOCK);
     }
-    const acc_t block = lost_nan ? ACC_NAN : FOLD(sum.sum_excluding_target, acc_sum);
+    const acc_t block = is_hidden ? ACC_NAN : FOLD(sum.sum_excluding_target, acc_sum);
 #endif
     s->sum_excluding_target = sum_with(s->sum_excluding_target, block);
 #if HAS_ENTROPY
@@ -549,7 +549,7 @@ INLINE_ON_GPU void keep_row(row_input *in, const acc_t maximum)
 
 /* The class of the target is stored once more, behind the others: one store of a row in place of a comparison for each class.
  * Not where gradients are added to. */
-#define TARGET_APART (!ACCUMULATE)
+#define STORES_TARGET_LAST (!ACCUMULATE)
 
 /* Whether the values but for the target's class are exponentials times the factor, a finite one, alone. */
 static inline bool has_factor(const epilogue *g)
@@ -586,7 +586,7 @@ ALWAYS_INLINE vec value_of(const row_input *in, const row_result *r, const epilo
         if (!KEEPS_EXP && !IS_KIND(g, OUTPUT_LOG_SOFTMAX)) e = exp_vector(z, r->scale, true);
         value = result_of(r, g, z, slope, e, a);
     }
-    return !TARGET_APART && classes == (ivec)(g->class_index) ? (vec)(g->target) : value;
+    return !STORES_TARGET_LAST && classes == (ivec)(g->class_index) ? (vec)(g->target) : value;
 }
 
 /* The gradient of the target's class, by the work-item that has written its vector of [first, end). */
@@ -594,7 +594,7 @@ static inline void put_target(const epilogue *g, const destination *to, const ui
                               const uint neighbours)
 {
     const uint from_first = (uint)g->class_index - first; /* of NO_CLASS: past every row */
-    if (TARGET_APART && IS_KIND(to, OUTPUT_GRADIENT) && from_first < end - first &&
+    if (STORES_TARGET_LAST && IS_KIND(to, OUTPUT_GRADIENT) && from_first < end - first &&
         from_first / neighbours % WG_SIZE == LOCAL_ID)
         put_one(to, (uint)g->class_index, g->target);
 }
@@ -621,7 +621,7 @@ ALWAYS_INLINE void write_vectors(const row_input *in, const row_result *r, const
             load_vectors(in, begin, end, aligned, x);
         }
         if (is_product(r, g) && begin + BLOCK_CLASSES <= end &&
-            (TARGET_APART || vector_with((integer)g->class_index, begin) >= BLOCK)) {
+            (STORES_TARGET_LAST || vector_with((integer)g->class_index, begin) >= BLOCK)) {
             UNROLL_BLOCK
             for (uint i = 0; i < BLOCK; i++) x[i] = product_of(in, r, g, x[i]);
             UNROLL_BLOCK
@@ -668,7 +668,7 @@ ALWAYS_INLINE void write_elements(const row_input *in, const row_result *r, cons
         const destination own_to = moved(to, own);
         const bool is_full = begin + BLOCK_CLASSES <= end;
         const bool is_plain =
-            is_product(r, g) && (TARGET_APART || vector_with((integer)g->class_index, begin) >= BLOCK);
+            is_product(r, g) && (STORES_TARGET_LAST || vector_with((integer)g->class_index, begin) >= BLOCK);
         vec x[BLOCK];
         get_block(in, begin, end, false, x);
         UNROLL_BLOCK
@@ -703,7 +703,7 @@ ALWAYS_INLINE void write_ends(const row_input *in, const row_result *r, const ep
         acc_t a = 0;
         if (HAS_DENSE && IS_KIND(g, OUTPUT_GRADIENT)) a = dense_one(in, at);
         const vec value = value_of(in, r, g, (vec)(load_one(in->x + at)), (ivec)((integer)at), (vec)(a));
-        put_or_add_one(to, at, TARGET_APART && at == (uint)g->class_index ? g->target : value.s0);
+        put_or_add_one(to, at, STORES_TARGET_LAST && at == (uint)g->class_index ? g->target : value.s0);
     }
 }
 #endif

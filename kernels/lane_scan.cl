@@ -169,8 +169,8 @@ ALWAYS_INLINE void add_sums(row_state *s, const block_sums *b, const uint begin)
 }
 
 /* add_classes() of rows each at its own scale. */
-ALWAYS_INLINE void add_apart(row_state *s, lane *target_x, const tile_input *in, const ilane target,
-                             const uint begin, const uint end)
+ALWAYS_INLINE void add_at_own_scales(row_state *s, lane *target_x, const tile_input *in, const ilane target,
+                                     const uint begin, const uint end)
 {
     tile_level level = { tile_scale_of(s->maximum), distance_base(s->maximum), true, target };
     block_sums b = empty_block();
@@ -192,7 +192,7 @@ PART void add_rarely(row_state *s, lane *target_x, const tile_input *tile, const
     const tile_input copy = *tile; /* in registers: stores may alias *tile */
     row_state own = *s;
     lane found = *target_x;
-    add_apart(&own, &found, &copy, target, begin, end);
+    add_at_own_scales(&own, &found, &copy, target, begin, end);
     *s = own;
     *target_x = found;
 }
@@ -213,15 +213,15 @@ ALWAYS_INLINE void add_classes(row_state *s, lane *target_x, const tile_input *t
         scale_block(&b, power_of_two((lane)(q)-exp_scale_of(s->maximum).q));
         add_sums(s, &b, begin);
     } else {
-        const tile_input apart = *tile; /* what the function is given lies in memory */
+        const tile_input in_memory = *tile; /* what the function is given lies in memory */
         row_state own = *s;
         lane found = *target_x;
-        add_rarely(&own, &found, &apart, target, begin, end);
+        add_rarely(&own, &found, &in_memory, target, begin, end);
         *s = own;
         *target_x = found;
     }
 #else
-    add_apart(s, target_x, in, target, begin, end);
+    add_at_own_scales(s, target_x, in, target, begin, end);
 #endif
 }
 
@@ -390,7 +390,7 @@ ALWAYS_INLINE vec value_of_class(const tile_input *in, const row_result *r, cons
 }
 
 /* Where the factor alone is not all. */
-#define IS_APART(g) ((g)->outer != (lane)(1))
+#define HAS_OUTER(g) ((g)->outer != (lane)(1))
 
 /* Puts the rescaling into the factor where values have one, row by row: what is left of it, and -1, where that would lose
  * digits. */
@@ -417,7 +417,7 @@ static inline void stage(const tile_input *tile, const row_result *r, const epil
     epilogue own = *g;
     rescaling by = block_rescaling(in, r, 0, 0);
     const ilane loses = fold_rescaling(&own, &by);
-    if (ANY_KEPT(EITHER(EITHER(own.filled, IS_APART(&own)), loses))) {
+    if (ANY_KEPT(EITHER(EITHER(own.filled, HAS_OUTER(&own)), loses))) {
         for (uint c = 0; c < in->classes; c++) {
             STORE(value_of_class(in, r, &own, again, c, by), in->staged + (size_t)c * PITCH);
         }

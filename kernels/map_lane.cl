@@ -255,7 +255,7 @@ TAKES_LOCAL row_result scan_rows(const run *u, unit_input *in, const lane_target
     }
     find_classes(u, in, s);
     row_result r = finish(j, t, s);
-    if (count_passes(u) > 1 && ANY_LANE(r.confident)) keep_max_apart(&r, tile_excluding_max(in, &r));
+    if (count_passes(u) > 1 && ANY_LANE(r.confident)) refine_lse(&r, tile_excluding_max(in, &r));
     return r;
 }
 
@@ -303,13 +303,13 @@ PART void store_columns(const run *u, tile_input *in, const ulong unit, const ro
     const uint classes = in->classes;
 #    if HAS_ONE_FACTOR && !HAS_Z
     const bool is_whole = columns == COLUMNS && in->rows == TILE;
-    ilane apart = (ilane)(0);
-    for (uint w = 0; w < columns; w++) apart = EITHER(apart, EITHER(g[w].filled, IS_APART(&g[w])));
+    ilane needs_more = (ilane)(0);
+    for (uint w = 0; w < columns; w++) needs_more = EITHER(needs_more, EITHER(g[w].filled, HAS_OUTER(&g[w])));
 #    endif
     for (uint begin = 0; begin < classes; begin += BLOCK_CLASSES) {
         const uint end = min(begin + BLOCK_CLASSES, classes);
 #    if HAS_ONE_FACTOR && !HAS_Z
-        ilane rest = apart;
+        ilane rest = needs_more;
         for (uint w = 0; w < columns; w++) {
             epilogue own = g[w];
             rescaling by = block_rescaling(in, &r[w], w, begin);

@@ -172,7 +172,7 @@ TAKES_LOCAL row_result scan_rows(const run *u, unit_input *in, const lane_target
     }
 #endif
     if (LOCAL_ID == 0 && count_passes(u) > 1)
-        keep_max_apart(&r, compensated_value(excluding_max.sum_excluding_target));
+        refine_lse(&r, compensated_value(excluding_max.sum_excluding_target));
     return r;
 }
 

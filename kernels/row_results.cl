@@ -67,7 +67,7 @@ PART void sum_part(row_state *s, const run *u, row_input *in, const integer targ
     row_scan scan = { (uint)target, in->in_local, false, u->local_rows, ODD_OF(in->classes) };
     scan.keeps_z = HAS_SOFTCAP && (scan.in_local || in->local_elements >= BLOCK * VEC);
     scan_own(s, in, &scan, part.first, part.last, &range);
-    const bool has_nan = s->sum_excluding_target.high != s->sum_excluding_target.high;
+    const bool sum_is_nan = s->sum_excluding_target.high != s->sum_excluding_target.high;
     if (in->best) {
         s->top = s->maximum;
         if (HAS_SOFTCAP) {
@@ -81,7 +81,7 @@ PART void sum_part(row_state *s, const run *u, row_input *in, const integer targ
         s->best = find_first(in, false, s->top, range.first, range.last);
     }
     /* also true where +inf - inf made it, without a NaN among the logits */
-    if (has_nan && in->nan) {
+    if (sum_is_nan && in->nan) {
         /* of s, which is NaN too where a logit_scale of 0 meets an infinity */
         s->nan_at = find_first(in, true, 0, part.first, part.last);
     }
@@ -118,15 +118,15 @@ typedef struct {
     exp_scale scale; /* of exponentials, kept or not */
     acc_t rescale;   /* what takes them to the row's scale; 1 where the factor does */
     const __local acc_t *local_rows;
-    uint odd_at; /* see keep_apart() */
+    uint odd_at; /* see keep_deinterleaved() */
 } row_source;
 
 /* The exponentials of the vector at class `at`. */
 ALWAYS_INLINE vec kept_vector(const row_source *from, const uint at)
 {
-#if APART
-    return in_class_order(kept_apart(from->local_rows + KEPT_AT(from->odd_at, at, at % 2 != 0),
-                                     from->local_rows + KEPT_AT(from->odd_at, at, at % 2 == 0)));
+#if DEINTERLEAVES
+    return in_class_order(kept_deinterleaved(from->local_rows + KEPT_AT(from->odd_at, at, at % 2 != 0),
+                                             from->local_rows + KEPT_AT(from->odd_at, at, at % 2 == 0)));
 #else
     return LOAD(from->local_rows + at);
 #endif
@@ -209,7 +209,7 @@ static inline void fill_loop(const epilogue *g, const destination *to, const uin
 ALWAYS_INLINE vec folded_value(const row_input *in, const epilogue *g, const row_source *from, const uint at)
 {
     vec slope;
-    const vec z = softcap_vector_z(load_apart(in->x + at), in->o, &slope);
+    const vec z = softcap_vector_z(load_deinterleaved(in->x + at), in->o, &slope);
     return exp_vector_times(z, from->scale, true, g->factor);
 }
 
@@ -220,23 +220,23 @@ ALWAYS_INLINE void plain_vectors(const row_input *in, const epilogue *g, const r
 {
     uint at = begin;
     if (from->is_scaled) {
-#if APART
+#if DEINTERLEAVES
         const __local acc_t *first = from->local_rows + KEPT_AT(from->odd_at, begin, begin % 2 != 0),
                             *second = from->local_rows + KEPT_AT(from->odd_at, begin, begin % 2 == 0);
-#    define KEPT(at) kept_apart(first + ((at)-begin) / 2, second + ((at)-begin) / 2)
+#    define KEPT(at) kept_deinterleaved(first + ((at)-begin) / 2, second + ((at)-begin) / 2)
 #else
 #    define KEPT(at) LOAD(from->local_rows + (at))
 #endif
 #pragma unroll 4
-        for (; at < end; at += VEC) put_apart(to, at, KEPT(at) * (vec)(g->factor), aligned);
+        for (; at < end; at += VEC) put_deinterleaved(to, at, KEPT(at) * (vec)(g->factor), aligned);
 #undef KEPT
     }
     for (; at < end; at += 2 * VEC) {
         const uint second = min(at + VEC, end - VEC); /* `at` once more where it is the last */
         const vec value = folded_value(in, g, from, at), next = folded_value(in, g, from, second);
         prefetch_ahead(in, at / VEC, 2);
-        put_apart(to, at, value, aligned);
-        put_apart(to, second, next, aligned);
+        put_deinterleaved(to, at, value, aligned);
+        put_deinterleaved(to, second, next, aligned);
     }
 }
 

@@ -48,17 +48,18 @@ static inline vec vector_z(const row_input *in, const uint v)
 static inline vec full_z(const row_input *in, const uint v)
 {
     vec unused;
-    return softcap_vector_z(load_apart(in->x + v * VEC), in->o, &unused);
+    return softcap_vector_z(load_deinterleaved(in->x + v * VEC), in->o, &unused);
 }
 
-/* local_rows has the exponentials of a row in class order. APART: of its even classes, and from odd_at on those of the odd ones.
- * `at` is the first class of a vector, and may be odd. */
-#if APART
+/* local_rows has the exponentials of a row in class order. DEINTERLEAVES: of its even classes, and from odd_at on those of the odd
+ * ones. `at` is the first class of a vector, and may be odd. */
+#if DEINTERLEAVES
 typedef float8 half_vec __attribute__((aligned(4)));
 #    define KEPT_AT(odd_at, at, odd) ((odd) ? (odd_at) + (at) / 2 : ((at) + 1) / 2)
 #    define ODD_OF(classes) (((classes) + VEC - 1) / VEC * (VEC / 2))
 
-ALWAYS_INLINE void keep_apart(__local acc_t *local_rows, const uint odd_at, const uint at, const vec e)
+ALWAYS_INLINE void keep_deinterleaved(__local acc_t *local_rows, const uint odd_at, const uint at,
+                                      const vec e)
 {
     *(__local half_vec *)(local_rows + KEPT_AT(odd_at, at, at % 2 != 0)) = e.lo;
     *(__local half_vec *)(local_rows + KEPT_AT(odd_at, at, at % 2 == 0)) = e.hi;
@@ -71,13 +72,13 @@ ALWAYS_INLINE void keep_vector(__local acc_t *local_rows, const uint odd_at, con
     *(__local half_vec *)(local_rows + odd_at + v * (VEC / 2)) = e.hi;
 }
 
-ALWAYS_INLINE vec kept_apart(const __local acc_t *first, const __local acc_t *second)
+ALWAYS_INLINE vec kept_deinterleaved(const __local acc_t *first, const __local acc_t *second)
 {
     return (vec)(*(const __local half_vec *)first, *(const __local half_vec *)second);
 }
 
 #    define keep_in_order(local_rows, odd_at, at, e) \
-        keep_apart(local_rows, odd_at, at, (vec)((e).even, (e).odd))
+        keep_deinterleaved(local_rows, odd_at, at, (vec)((e).even, (e).odd))
 #else
 #    define ODD_OF(classes) 0
 #    define keep_in_order(local_rows, odd_at, at, e) STORE(e, (local_rows) + (at))
@@ -133,11 +134,11 @@ static inline vec get_a(const row_input *in, const uint v, const bool tail)
 
 /* What a part of a row is scanned for. */
 typedef struct {
-    uint apart;                /* the class left out of sum_excluding_target, or NO_CLASS */
+    uint excluded;             /* the class left out of sum_excluding_target, or NO_CLASS */
     bool in_local;             /* local_rows is filled with exponentials */
     bool keeps_z;              /* with a softcap: local_rows has z until it has the exponentials */
     __local acc_t *local_rows; /* [classes, rounded up to VEC] */
-    uint odd_at;               /* see keep_apart() */
+    uint odd_at;               /* see keep_deinterleaved() */
 } row_scan;
 
 /* What exponentials are taken relative to. */
@@ -147,17 +148,18 @@ typedef struct {
     bool far;   /* see exp_scale */
 } row_level;
 
-/* To t, which is no_terms(), what vector v adds. apart: the class left out, or NO_CLASS where it is in another vector. tail:
- * v may be the last one. Leaves exponentials in local_rows, but of vectors that are neither. */
+/* To t, which is no_terms(), what vector v adds. excluded: the class left out, or NO_CLASS where it is in another vector.
+ * tail: v may be the last one. Leaves exponentials in local_rows, but of vectors that are neither. */
 ALWAYS_INLINE void take_vector(terms *t, const row_input *in, const row_scan *scan, const row_level *level,
-                               const uint v, const vec z, const uint apart, const bool tail)
+                               const uint v, const vec z, const uint excluded, const bool tail)
 {
     const uint at = tail ? vector_at(in, v) : v * VEC, skipped = tail ? first_new(in, v) : 0;
     const vec clamped = exp_vector_clamped(z, level->scale, level->far);
-    vec e = tail || apart != NO_CLASS ? exp_vector_of(clamped, level->scale)
-                                      : exp_vector_of_inline(clamped, level->scale);
-    if ((tail || apart != NO_CLASS) && scan->in_local) keep_in_order(scan->local_rows, scan->odd_at, at, e);
-    if (apart != NO_CLASS) e = IOTA == (ivec)((integer)(apart - at)) ? (vec)(0) : e;
+    vec e = tail || excluded != NO_CLASS ? exp_vector_of(clamped, level->scale)
+                                         : exp_vector_of_inline(clamped, level->scale);
+    if ((tail || excluded != NO_CLASS) && scan->in_local)
+        keep_in_order(scan->local_rows, scan->odd_at, at, e);
+    if (excluded != NO_CLASS) e = IOTA == (ivec)((integer)(excluded - at)) ? (vec)(0) : e;
     if (skipped > 0) e = IOTA < (ivec)((integer)skipped) ? (vec)(0) : e;
     vec a = (vec)(0);
     if (HAS_DENSE) a = get_a(in, v, tail);
@@ -208,13 +210,13 @@ ALWAYS_INLINE void sum_block(block_sums *b, const row_input *in, const row_scan 
                              const uint from, const uint to)
 {
     const uint full = min(to, in->vectors);
-    const uint apart_vector = scan->apart / VEC; /* of NO_CLASS: past every row */
+    const uint excluded_vector = scan->excluded / VEC; /* of NO_CLASS: past every row */
     uint v = from;
     do {
         const uint flush_at = min(v + FLUSH_VECTORS, to);
         while (v < flush_at) {
             const uint whole = max(min(flush_at, full), v);
-            const uint plain = apart_vector >= v ? min(apart_vector, whole) : whole;
+            const uint plain = excluded_vector >= v ? min(excluded_vector, whole) : whole;
             const uint stop = v + (plain - v) / TOGETHER * TOGETHER;
             /* of rows that are far nothing is kept, see note_scale() */
             if (scan->in_local && (ALONG || !SUMS_PLAINLY || !level->far)) {
@@ -232,7 +234,7 @@ ALWAYS_INLINE void sum_block(block_sums *b, const row_input *in, const row_scan 
                 for (uint k = 0; k < TOGETHER; k++) {
                     some[k] = no_terms();
                     take_vector(&some[k], in, scan, level, v + k, z_of_block(in, scan, from, v + k, false),
-                                scan->apart, false);
+                                scan->excluded, false);
                 }
                 add_four(b, some);
             } else {
@@ -241,7 +243,7 @@ ALWAYS_INLINE void sum_block(block_sums *b, const row_input *in, const row_scan 
                 for (uint u = v; u < last; u++) {
                     terms one = no_terms();
                     take_vector(&one, in, scan, level, u, z_of_block(in, scan, from, u, true),
-                                u == apart_vector ? scan->apart : NO_CLASS, true);
+                                u == excluded_vector ? scan->excluded : NO_CLASS, true);
                     add_one(&few, &one);
                 }
                 add_one(b, &few.few);

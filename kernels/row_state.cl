@@ -228,17 +228,17 @@ typedef struct {
     ilane confident;
 } row_result;
 
-/* log(rest + apart) relative to top, all at one scale. Where the class kept apart is the top and holds more
- * than half, it is log(1 + y), y = rest / apart, which keeps the digits of a confident row: 2 atanh(y / (2 + y)). Of
+/* log(rest + excluded) relative to top, all at one scale. Where the excluded class is the top and holds more
+ * than half, it is log(1 + y), y = rest / excluded, which keeps the digits of a confident row: 2 atanh(y / (2 + y)). Of
  * either only the one quotient is taken: divisions are what holds up a CPU's vector unit for 16 cycles each. */
-static inline lane log_sum(const lane rest, const lane apart, const lane top)
+static inline lane log_sum(const lane rest, const lane excluded, const lane top)
 {
-    const ilane is_apart = apart > rest;
-    const lane v = (rest + apart) / top;
-    const ilane k = is_apart ? (ilane)(0) : log_exponent(v);
+    const ilane is_most = excluded > rest;
+    const lane v = (rest + excluded) / top;
+    const ilane k = is_most ? (ilane)(0) : log_exponent(v);
     const lane f = AS_LANE(AS_ILANE(v) - (k << MANTISSA_BITS));
-    const lane numerator = is_apart ? rest : f - (lane)(1);
-    const lane divisor = is_apart ? rest + (apart + apart) : f + (lane)(1);
+    const lane numerator = is_most ? rest : f - (lane)(1);
+    const lane divisor = is_most ? rest + (excluded + excluded) : f + (lane)(1);
     return fma(CONVERT_LANE(k), (lane)(LN2_HIGH), two_atanh(numerator / divisor));
 }
 
@@ -251,7 +251,7 @@ static inline row_result finish_state(const lane maximum, const lane sum_excludi
     r.sum_excluding_target = sum_excluding_target;
     r.target_exp = target_exp;
     r.sum_exp = sum_excluding_target + target_exp;
-    r.valid = BOTH(IS_FINITE(maximum), IS_NUMBER(r.sum_exp));
+    r.valid = BOTH(IS_FINITE(maximum), IS_NOT_NAN(r.sum_exp));
     const lane top = exp_lane(maximum, r.scale, true);
     r.lse_minus_max = r.valid ? log_sum(sum_excluding_target, target_exp, top) : (lane)(ACC_NAN);
     r.fine_lse_minus_max = r.lse_minus_max;
@@ -262,7 +262,7 @@ static inline row_result finish_state(const lane maximum, const lane sum_excludi
 
 /* Of confident rows. lse and the loss of an index keep the bits that they have without this pass: what else a plan
  * computes changes neither. */
-static inline void keep_max_apart(row_result *r, const lane sum_excluding_max)
+static inline void refine_lse(row_result *r, const lane sum_excluding_max)
 {
 #if !LANES
     if (!r->confident) return;
