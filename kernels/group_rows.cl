@@ -315,7 +315,7 @@ ALWAYS_INLINE bool exponentials_of(const vec z[BLOCK], const exp_scale scale, ve
 {
     if (scale.base == 0) {
         UNROLL_BLOCK
-        for (uint i = 0; i < BLOCK; i++) e[i] = exp_vector_finite(z[i], scale);
+        for (uint i = 0; i < BLOCK; i++) e[i] = exp_finite(z[i], scale);
         return hides_nan(z);
     }
     UNROLL_BLOCK
@@ -328,7 +328,7 @@ ALWAYS_INLINE bool exponentials_of(const vec z[BLOCK], const exp_scale scale, ve
 ALWAYS_INLINE vec part_of(const vec z, const exp_scale scale, const bool far, vec *power)
 {
     *power = (vec)(1);
-    return far ? exp_vector(z, scale, true) : exp_vector_finite_part(z, scale, power);
+    return far ? exp_vector(z, scale, true) : exp_finite_part(z, scale, power);
 }
 
 /* In pairs, as sum_terms() adds them: whether a plan wants the entropy moves no bit. */
@@ -571,7 +571,7 @@ ALWAYS_INLINE vec product_of(const row_input *in, const row_result *r, const epi
 {
     vec unused;
     if (KEEPS_EXP) return x * (vec)(g->factor);
-    return exp_vector_finite_times(softcap_vector_z(x, in->o, &unused), r->scale, g->factor);
+    return exp_finite_times(softcap_vector_z(x, in->o, &unused), r->scale, g->factor);
 }
 
 /* The values of one vector. x: what add_registers() has left, or logits; a: of gradients, see dense_of(). */

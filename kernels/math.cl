@@ -34,9 +34,9 @@
 #if NATIVE_EXP < 0 || NATIVE_EXP > 1 || (NATIVE_EXP && (DTYPE == F64 || LANES || WG_SIZE == 1))
 #    error "NATIVE_EXP: 0, or 1 for groups of rows that are not f64"
 #endif
-/* Bits of the exponent that a table of powers of two takes from the polynomial, see exp_vector_reduce(); 0: no table. */
+/* Bits of the exponent that a table of powers of two takes from the polynomial, see TABLE_ENTRY; 0: no table. */
 #define TABLE_BITS 0
-#if VEC == 16 && !NATIVE_EXP && DTYPE != F64 && (!LANES || ALONG) && defined(__has_builtin)
+#if VEC == 16 && WG_SIZE == 1 && DTYPE != F64 && (!LANES || ALONG) && defined(__has_builtin)
 #    if defined(__AVX512F__) && __has_builtin(__builtin_ia32_permvarsf512)
 #        undef TABLE_BITS
 #        define TABLE_BITS 4
@@ -46,10 +46,11 @@
 #    endif
 #endif
 #define HAS_TABLE (TABLE_BITS > 0)
+#define TABLE_STEPS (1 << TABLE_BITS)
 #if DTYPE == F64
 #    define LN2_HIGH 0x1.62e42fefa39efp-1
 #    define LN2_LOW 0x1.abc9e3b39803fp-56
-#    define REDUCE(T, k, x) fma(k, (T)(-LN2_LOW), fma(k, (T)(-LN2_HIGH), x))
+#    define REDUCE(T, k, steps, x) fma(k, (T)(-LN2_LOW), fma(k, (T)(-LN2_HIGH), x))
 #    define ROUNDER 0x1.8p+52
 #    define BIAS 1023
 #    define MANTISSA_BITS 52
@@ -57,7 +58,7 @@
 #    define ACC_SMALLEST_NORMAL 0x1p-1022
 #else
 #    define LN2_HIGH 0x1.62e430p-1f
-#    define REDUCE(T, k, x) fma(k, (T)(-LN2_HIGH), x)
+#    define REDUCE(T, k, steps, x) fma(k, (T)(-LN2_HIGH / (steps)), x)
 #    define ROUNDER 0x1.8p+23f
 #    define BIAS 127
 #    define MANTISSA_BITS 23
@@ -87,64 +88,105 @@
 #    define EXP_C6 0x1.6a21acp-10f
 #endif
 
-/* exp(r), by Horner's scheme. C(c) gives a coefficient as the caller wants it: as it is, or times a factor. */
-#if DTYPE == F64
-#    define EXP_TOP(r, C)                                                                                    \
-        fma(fma(fma(fma(fma(fma(C(EXP_C12), r, C(EXP_C11)), r, C(EXP_C10)), r, C(EXP_C9)), r, C(EXP_C8)), r, \
-                C(EXP_C7)),                                                                                  \
-            r, C(EXP_C6))
+/* On CPUs a table of 2^(j / TABLE_STEPS) in a register takes the place of half of the polynomial: k counts parts of
+ * ln2, its low bits are the permutation's index, and |r| <= ln2 / TABLE_STEPS / 2. The table holds what, added to the
+ * integer that is left of `shifted`, makes the bits of 2^(k - q). The error is 2.1 u instead of 1.1 u: not for lanes of few
+ * classes, whose large shares have hardly another error.
+ *   AVX-512, whose 512-bit fma takes a whole cycle: exp(r) = 1 + r + C2 r^2 + C3 r^3 to 4.1e-09
+ *   AVX2, which permutes four: one term more, to 5.6e-09. Of the operations that two of Zen 3's four pipes do, 7 in place
+ *   of 9: loss 0.89 of the time, loss + gradient 0.92 */
+#if TABLE_BITS == 4
+#    define TABLE                                                                                     \
+        ((int16)(0x0, -0x2553d, -0x46a3e, -0x63c2d, -0x7c810, -0x90ace, -0xa0129, -0xaa7c1, -0xafb0d, \
+                 -0xaf75c, -0xa98d6, -0x9db74, -0x8bb03, -0x73321, -0x53f39, -0x2da83))
+#    define TABLE_C2 0x1.00017c0000000p-1f
+#    define TABLE_C3 0x1.5556d20000000p-3f
+#    define TABLE_ENTRY(bits) as_int16(__builtin_ia32_permvarsf512(as_float16(TABLE), bits))
+#elif TABLE_BITS == 2
+#    define TABLE ((int8)(0x0, -0x7c810, -0xafb0d, -0x8bb03, 0x0, -0x7c810, -0xafb0d, -0x8bb03))
+#    define TABLE_C2 0x1.000006p-1f
+#    define TABLE_C3 0x1.557202p-3f
+#    define TABLE_C4 0x1.5520cap-5f
+#    define TABLE_HALF(bits) as_int8(__builtin_ia32_vpermilvarps256(as_float8(TABLE), bits))
+#    define TABLE_ENTRY(bits) ((int16)(TABLE_HALF((bits).lo), TABLE_HALF((bits).hi)))
 #else
-#    define EXP_TOP(r, C) C(EXP_C6)
+#    define TABLE_ENTRY(bits) (ivec)(0)
 #endif
-#define EXP_SLOPE(r, C)                                                                               \
-    fma(fma(fma(fma(fma(EXP_TOP(r, C), r, C(EXP_C5)), r, C(EXP_C4)), r, C(EXP_C3)), r, C(EXP_C2)), r, \
-        C(ACC(1.0)))
-#define EXP_POLYNOMIAL(r, C) fma(EXP_SLOPE(r, C), r, C(ACC(1.0)))
+
+/* factor * (exp(r) - 1) / r, by Horner's scheme. The coefficients are the same for a whole row, so that the factor costs no
+ * element a multiplication. */
+ALWAYS_INLINE vec exp_slope(const vec r, const lane factor)
+{
+#define COEFFICIENT(c) (vec)(factor * (lane)(c))
+#if TABLE_BITS == 4
+    vec p = COEFFICIENT(TABLE_C3);
+    p = fma(p, r, COEFFICIENT(TABLE_C2));
+#elif HAS_TABLE
+    vec p = COEFFICIENT(TABLE_C4);
+    p = fma(p, r, COEFFICIENT(TABLE_C3));
+    p = fma(p, r, COEFFICIENT(TABLE_C2));
+#else
+#    if DTYPE == F64
+    vec p = COEFFICIENT(EXP_C12);
+    p = fma(p, r, COEFFICIENT(EXP_C11));
+    p = fma(p, r, COEFFICIENT(EXP_C10));
+    p = fma(p, r, COEFFICIENT(EXP_C9));
+    p = fma(p, r, COEFFICIENT(EXP_C8));
+    p = fma(p, r, COEFFICIENT(EXP_C7));
+    p = fma(p, r, COEFFICIENT(EXP_C6));
+#    else
+    vec p = COEFFICIENT(EXP_C6);
+#    endif
+    p = fma(p, r, COEFFICIENT(EXP_C5));
+    p = fma(p, r, COEFFICIENT(EXP_C4));
+    p = fma(p, r, COEFFICIENT(EXP_C3));
+    p = fma(p, r, COEFFICIENT(EXP_C2));
+#endif
+    return fma(p, r, (vec)(factor));
+#undef COEFFICIENT
+}
+
+/* factor * exp(r) */
+ALWAYS_INLINE vec exp_polynomial(const vec r, const lane factor)
+{
+    return fma(exp_slope(r, factor), r, (vec)(factor));
+}
 
 /* exp(r) - 1. On CPUs by Estrin's scheme, whose chain is half as long: loss and gradient take 0.95 of the time, of f64 0.91
  * (Zen 3, AVX2). GPUs have other work-items to run meanwhile, and no registers for the powers of r. */
-#define EXP_PAIR(T, r, c1, c0) fma((T)(c1), r, (T)(c0))
-#if WG_SIZE > 1
-#    define EXP_MINUS_1(T, r) ((r)*EXP_SLOPE(r, (T)AS_IT_IS))
-#elif DTYPE == F64
-#    define EXP_HIGH(T, r, r2, r4)                                       \
-        fma(fma((T)(EXP_C12), r2, EXP_PAIR(T, r, EXP_C11, EXP_C10)), r4, \
-            fma(EXP_PAIR(T, r, EXP_C9, EXP_C8), r2, EXP_PAIR(T, r, EXP_C7, EXP_C6)))
-#    define EXP_Q(T, r, r2)                               \
-        fma(EXP_HIGH(T, r, r2, (r2) * (r2)), (r2) * (r2), \
-            fma(EXP_PAIR(T, r, EXP_C5, EXP_C4), r2, EXP_PAIR(T, r, EXP_C3, EXP_C2)))
-#    define EXP_MINUS_1(T, r) fma(EXP_Q(T, r, (r) * (r)), (r) * (r), r)
-#else
-#    define EXP_Q(T, r, r2) \
-        fma(fma((T)(EXP_C6), r2, EXP_PAIR(T, r, EXP_C5, EXP_C4)), r2, EXP_PAIR(T, r, EXP_C3, EXP_C2))
-#    define EXP_MINUS_1(T, r) fma(EXP_Q(T, r, (r) * (r)), (r) * (r), r)
-#endif
-
-/* What exp(r) times a power of two is: on GPUs as sum_of_block() of group_rows.cl computes it. */
-#if WG_SIZE > 1
-#    define EXP_OF(T, r, power) (EXP_POLYNOMIAL(r, (T)AS_IT_IS) * (power))
-#else
-#    define EXP_OF(T, r, power) fma(EXP_MINUS_1(T, r), power, power)
-#endif
-
-/* Whether NaN gets through exp_vector_finite(). PTX has a maximum that keeps it for NVIDIA GPUs of capability 8.0. */
-#define KEEPS_NAN_BY_PTX (SM_80 && VEC > 1 && DTYPE != F64)
-#define EXP_KEEPS_NAN (NATIVE_EXP || KEEPS_NAN_BY_PTX)
-#if KEEPS_NAN_BY_PTX
-static inline __attribute__((unused)) vec max_keeping_nan(const vec a, const vec b)
+#define EXP_PAIR(r, c1, c0) fma((vec)(c1), r, (vec)(c0))
+ALWAYS_INLINE vec exp_minus_1(const vec r)
 {
-    float one[VEC], other[VEC];
-    STORE(a, one);
-    STORE(b, other);
-#    pragma unroll
-    for (uint i = 0; i < VEC; i++)
-        __asm__("max.NaN.f32 %0, %1, %2;" : "=f"(one[i]) : "f"(one[i]), "f"(other[i]));
-    return LOAD(one);
-}
-#    define MAX_OF_FINITE max_keeping_nan
+#if WG_SIZE > 1
+    return r * exp_slope(r, (lane)(1));
 #else
-#    define MAX_OF_FINITE fmax
+    const vec r2 = r * r;
+#    if DTYPE == F64
+    const vec r4 = r2 * r2;
+    const vec high = fma(fma((vec)(EXP_C12), r2, EXP_PAIR(r, EXP_C11, EXP_C10)), r4,
+                         fma(EXP_PAIR(r, EXP_C9, EXP_C8), r2, EXP_PAIR(r, EXP_C7, EXP_C6)));
+    const vec q = fma(high, r4, fma(EXP_PAIR(r, EXP_C5, EXP_C4), r2, EXP_PAIR(r, EXP_C3, EXP_C2)));
+#    else
+    const vec q = fma(fma((vec)(EXP_C6), r2, EXP_PAIR(r, EXP_C5, EXP_C4)), r2, EXP_PAIR(r, EXP_C3, EXP_C2));
+#    endif
+    return fma(q, r2, r);
 #endif
+}
+
+/* exp(r) * power, on GPUs as sum_of_block() of group_rows.cl computes it. */
+ALWAYS_INLINE vec exp_product(const vec r, const vec power)
+{
+#if WG_SIZE > 1
+    return exp_polynomial(r, (lane)(1)) * power;
+#elif TABLE_BITS == 4
+    return fma(power * r, fma(fma((vec)(TABLE_C3), r, (vec)(TABLE_C2)), r, (vec)(1)), power);
+#elif HAS_TABLE
+    const vec r2 = r * r;
+    return fma(fma(fma((vec)(TABLE_C4), r2, EXP_PAIR(r, TABLE_C3, TABLE_C2)), r2, r), power, power);
+#else
+    return fma(exp_minus_1(r), power, power);
+#endif
+}
 
 /* The scale that a row's exponentials share: they are exp(z - base) * 2^-q. */
 typedef struct {
@@ -199,114 +241,29 @@ static inline exp_scale block_scale_of(const lane maximum)
 
 #define TWO_THIRDS (ACC(2.0) / ACC(3.0))
 
-/* NAME(z) = exp(z) at scale s, by NAME##_of(NAME##_clamped(z)): clamped is z - base, finite where exp(z) is 0.
- * NAME##_times(z) = factor * exp(z), the factor multiplied into the polynomial's coefficients, which are the same for a
- * whole row: one multiplication less for each element. MAX: of z and a finite number. */
-#define AS_IT_IS(c) c
-#define TIMES_FACTOR(c) ((factor) * (lane)(c))
-#define DEFINE_EXP(NAME, T, I, AS_T, AS_I, MAX)                                                                     \
-    ALWAYS_INLINE T NAME##_clamped(const T z, const exp_scale s, const bool far)                                    \
-    {                                                                                                               \
-        const T x = far ? z - (T)(s.base) : z;                                                                      \
-        return (T)(s.lowest) > x ? (T)(s.lowest) : x;                                                               \
-    }                                                                                                               \
-    ALWAYS_INLINE T NAME##_reduce(const T clamped, const exp_scale s, T *r)                                         \
-    {                                                                                                               \
-        const T rounder = (T)((lane)(ROUNDER + BIAS) - s.q);                                                        \
-        const T shifted = fma(clamped, (T)(INV_LN2), rounder);                                                      \
-        const T k = shifted - rounder;                                                                              \
-        *r = REDUCE(T, k, clamped);                                                                                 \
-        return AS_T(AS_I(shifted) << MANTISSA_BITS);                                                                \
-    }                                                                                                               \
-    ALWAYS_INLINE T NAME##_of_inline(const T clamped, const exp_scale s)                                            \
-    {                                                                                                               \
-        T r;                                                                                                        \
-        const T power = NAME##_reduce(clamped, s, &r);                                                              \
-        return EXP_OF(T, r, power);                                                                                 \
-    }                                                                                                               \
-    static inline T NAME##_of(const T clamped, const exp_scale s) { return NAME##_of_inline(clamped, s); }          \
-    static inline T NAME(const T z, const exp_scale s, const bool far)                                              \
-    {                                                                                                               \
-        return NAME##_of_inline(NAME##_clamped(z, s, far), s);                                                      \
-    }                                                                                                               \
-    ALWAYS_INLINE T NAME##_times(const T z, const exp_scale s, const bool far, const lane factor)                   \
-    {                                                                                                               \
-        T r;                                                                                                        \
-        const T power = NAME##_reduce(NAME##_clamped(z, s, far), s, &r);                                            \
-        return EXP_POLYNOMIAL(r, (T)TIMES_FACTOR) * power;                                                          \
-    }                                                                                                               \
-    /* of a finite z or -inf of a row that is near, one instruction less on GPUs: what a power of two multiplies */ \
-    static inline T NAME##_finite_part(const T z, const exp_scale s, T *power)                                      \
-    {                                                                                                               \
-        T r;                                                                                                        \
-        *power = NAME##_reduce(MAX(z, (T)(s.lowest)), s, &r);                                                       \
-        return EXP_POLYNOMIAL(r, (T)AS_IT_IS);                                                                      \
-    }                                                                                                               \
-    static inline T NAME##_finite(const T z, const exp_scale s)                                                     \
-    {                                                                                                               \
-        T power;                                                                                                    \
-        const T part = NAME##_finite_part(z, s, &power);                                                            \
-        return part * power;                                                                                        \
-    }                                                                                                               \
-    static inline T NAME##_finite_times(const T z, const exp_scale s, const lane factor)                            \
-    {                                                                                                               \
-        T r;                                                                                                        \
-        const T power = NAME##_reduce(fmax(z, (T)(s.lowest)), s, &r);                                               \
-        return EXP_POLYNOMIAL(r, (T)TIMES_FACTOR) * power;                                                          \
-    }
-
-/* On CPUs a table of 2^(j / TABLE_STEPS) in a register takes the place of half of the polynomial: k counts parts of
- * ln2, its low bits are the permutation's index, and |r| <= ln2 / TABLE_STEPS / 2. The table holds what, added to the
- * integer that is left of `shifted`, makes the bits of 2^(k - q). The error is 2.1 u instead of 1.1 u: not for lanes of few
- * classes, whose large shares have hardly another error.
- *   AVX-512, whose 512-bit fma takes a whole cycle: exp(r) = 1 + r + C2 r^2 + C3 r^3 to 4.1e-09
- *   AVX2, which permutes four: one term more, to 5.6e-09. Of the operations that two of Zen 3's four pipes do, 7 in place
- *   of 9: loss 0.89 of the time, loss + gradient 0.92 */
-#if HAS_TABLE
-#    define TABLE_STEPS (1 << TABLE_BITS)
-#    if TABLE_BITS == 4
-#        define TABLE                                                                                     \
-            ((int16)(0x0, -0x2553d, -0x46a3e, -0x63c2d, -0x7c810, -0x90ace, -0xa0129, -0xaa7c1, -0xafb0d, \
-                     -0xaf75c, -0xa98d6, -0x9db74, -0x8bb03, -0x73321, -0x53f39, -0x2da83))
-#        define TABLE_C2 0x1.00017c0000000p-1f
-#        define TABLE_C3 0x1.5556d20000000p-3f
-#        define TABLE_TOP(r, C) C(TABLE_C3)
-#        define TABLE_ENTRY(bits) as_int16(__builtin_ia32_permvarsf512(as_float16(TABLE), bits))
-#    else
-#        define TABLE ((int8)(0x0, -0x7c810, -0xafb0d, -0x8bb03, 0x0, -0x7c810, -0xafb0d, -0x8bb03))
-#        define TABLE_C2 0x1.000006p-1f
-#        define TABLE_C3 0x1.557202p-3f
-#        define TABLE_C4 0x1.5520cap-5f
-#        define TABLE_TOP(r, C) fma(C(TABLE_C4), r, C(TABLE_C3))
-#        define TABLE_ENTRY(bits) ((int16)(TABLE_HALF((bits).lo), TABLE_HALF((bits).hi)))
-#        define TABLE_HALF(bits) as_int8(__builtin_ia32_vpermilvarps256(as_float8(TABLE), bits))
-#    endif
+#if !NATIVE_EXP
+/* z - base, and a finite number where exp(z) is 0 */
 ALWAYS_INLINE vec exp_vector_clamped(const vec z, const exp_scale s, const bool far)
 {
     const vec x = far ? z - (vec)(s.base) : z;
     return (vec)(s.lowest) > x ? (vec)(s.lowest) : x;
 }
 
-static inline vec exp_vector_reduce(const vec clamped, const exp_scale s, vec *r)
+/* The power of two of exp(z), and what is left for the polynomial. */
+ALWAYS_INLINE vec exp_vector_reduce(const vec clamped, const exp_scale s, vec *r)
 {
     const vec rounder = (vec)((lane)(ROUNDER + TABLE_STEPS * BIAS) - (lane)(TABLE_STEPS)*s.q);
     const vec shifted = fma(clamped, (vec)(TABLE_STEPS * INV_LN2), rounder);
-    const ivec bits = as_int16(shifted);
-    *r = fma(shifted - rounder, (vec)(-LN2_HIGH / TABLE_STEPS), clamped);
-    return as_float16((bits << (MANTISSA_BITS - TABLE_BITS)) + TABLE_ENTRY(bits));
+    const ivec bits = AS_IVEC(shifted);
+    *r = REDUCE(vec, shifted - rounder, TABLE_STEPS, clamped);
+    return AS_VEC((bits << (MANTISSA_BITS - TABLE_BITS)) + TABLE_ENTRY(bits));
 }
 
 ALWAYS_INLINE vec exp_vector_of_inline(const vec clamped, const exp_scale s)
 {
     vec r;
     const vec power = exp_vector_reduce(clamped, s, &r);
-#    if TABLE_BITS == 4
-    return fma(power * r, fma(fma((vec)(TABLE_C3), r, (vec)(TABLE_C2)), r, (vec)(1)), power);
-#    else
-    const vec r2 = r * r;
-    const vec q = fma((vec)(TABLE_C4), r2, EXP_PAIR(vec, r, TABLE_C3, TABLE_C2));
-    return fma(fma(q, r2, r), power, power);
-#    endif
+    return exp_product(r, power);
 }
 
 static inline vec exp_vector_of(const vec clamped, const exp_scale s)
@@ -314,64 +271,69 @@ static inline vec exp_vector_of(const vec clamped, const exp_scale s)
     return exp_vector_of_inline(clamped, s);
 }
 
+/* exp(z) at scale s */
 static inline vec exp_vector(const vec z, const exp_scale s, const bool far)
 {
     return exp_vector_of_inline(exp_vector_clamped(z, s, far), s);
 }
 
-static inline vec exp_vector_times(const vec z, const exp_scale s, const bool far, const lane factor)
+/* factor * exp(z) */
+ALWAYS_INLINE vec exp_vector_times(const vec z, const exp_scale s, const bool far, const lane factor)
 {
     vec r;
     const vec power = exp_vector_reduce(exp_vector_clamped(z, s, far), s, &r);
-    const vec one = (vec)(factor);
-    return fma(fma(fma(TABLE_TOP(r, (vec)TIMES_FACTOR), r, (vec)TIMES_FACTOR(TABLE_C2)), r, one), r, one) *
-           power;
+    return exp_polynomial(r, factor) * power;
 }
+#endif
 
-/* With a table the part is all of it, times 1. */
-static inline __attribute__((unused)) vec exp_vector_part(const vec z, const exp_scale s, vec *power)
+#if WG_SIZE > 1
+/* Whether NaN gets through exp_finite_part(). PTX has a maximum that keeps it for NVIDIA GPUs of capability 8.0. */
+#    define KEEPS_NAN_BY_PTX (SM_80 && VEC > 1 && DTYPE != F64)
+#    define EXP_KEEPS_NAN (NATIVE_EXP || KEEPS_NAN_BY_PTX)
+#    if KEEPS_NAN_BY_PTX
+static inline __attribute__((unused)) vec max_keeping_nan(const vec a, const vec b)
 {
-    *power = (vec)(1);
-    return exp_vector(z, s, false);
+    float one[VEC], other[VEC];
+    STORE(a, one);
+    STORE(b, other);
+#        pragma unroll
+    for (uint i = 0; i < VEC; i++)
+        __asm__("max.NaN.f32 %0, %1, %2;" : "=f"(one[i]) : "f"(one[i]), "f"(other[i]));
+    return LOAD(one);
 }
-#endif
-#if HAS_TABLE || NATIVE_EXP
-#    define exp_vector_finite(z, s) exp_vector(z, s, false)
-#    define exp_vector_finite_part exp_vector_part
-#    define exp_vector_finite_times(z, s, factor) exp_vector_times(z, s, false, factor)
-#endif
+#        define MAX_OF_FINITE max_keeping_nan
+#    else
+#        define MAX_OF_FINITE fmax
+#    endif
 
+/* Of a finite z or -inf of a row that is near, one instruction less: exp(z) = what is returned * power. */
+#    if NATIVE_EXP
 /* 2^(r / ln2) by the device in place of exp(r) by the polynomial. `shifted` is clamped, to where 2^(k - q) is 0, and not z:
  * r then is at most ln2 / 2, -inf, or NaN of NaN, so that one instruction serves all three. Where 2^f is off by b u, the
  * result is by (b + 0.5 + 0.05 (m - z)) u, measured over all f32 z from m - 87 to m. Without the reduction, as 2^f of one
- * fma, f alone is rounded by what makes up to 54 u at m - z = 44, where softmax may be off by 52 u. */
-#if NATIVE_EXP
-/* NVIDIA's native_exp2() takes care of results below the normal numbers, which there are none of: 4 instructions more. */
-#    if defined(__NV_CL_C_VERSION) || defined(__NVPTX__)
-static inline vec exp2_vector(const vec f)
-{
-    float element[VEC];
-    STORE(f, element);
-#        pragma unroll
-    for (uint i = 0; i < VEC; i++) __asm__("ex2.approx.ftz.f32 %0, %1;" : "=f"(element[i]) : "f"(element[i]));
-    return LOAD(element);
-}
-#    else
-#        define exp2_vector native_exp2
-#    endif
-static inline vec exp_vector_part(const vec x, const exp_scale s, vec *power)
+ * fma, f alone is rounded by what makes up to 54 u at m - z = 44, where softmax may be off by 52 u. NVIDIA's native_exp2()
+ * takes care of results below the normal numbers, which there are none of: 4 instructions more. */
+static inline vec exp_finite_part(const vec z, const exp_scale s, vec *power)
 {
     const vec rounder = (vec)((lane)(ROUNDER + BIAS) - s.q);
-    const vec shifted = fmax(fma(x, (vec)(INV_LN2), rounder), (vec)(ROUNDER));
-    const vec k = shifted - rounder;
+    const vec shifted = fmax(fma(z, (vec)(INV_LN2), rounder), (vec)(ROUNDER));
+    const vec f = REDUCE(vec, shifted - rounder, 1, z) * (vec)(INV_LN2);
     *power = AS_VEC(AS_IVEC(shifted) << MANTISSA_BITS);
-    return exp2_vector(REDUCE(vec, k, x) * (vec)(INV_LN2));
+#        if defined(__NV_CL_C_VERSION) || defined(__NVPTX__)
+    float element[VEC];
+    STORE(f, element);
+#            pragma unroll
+    for (uint i = 0; i < VEC; i++) __asm__("ex2.approx.ftz.f32 %0, %1;" : "=f"(element[i]) : "f"(element[i]));
+    return LOAD(element);
+#        else
+    return native_exp2(f);
+#        endif
 }
 
 static inline vec exp_vector(const vec z, const exp_scale s, const bool far)
 {
     vec power;
-    const vec part = exp_vector_part(far ? z - (vec)(s.base) : z, s, &power);
+    const vec part = exp_finite_part(far ? z - (vec)(s.base) : z, s, &power);
     return part * power;
 }
 
@@ -379,36 +341,44 @@ static inline vec exp_vector_times(const vec z, const exp_scale s, const bool fa
 {
     return exp_vector(z, s, far) * (vec)(factor);
 }
+
+static inline vec exp_finite_times(const vec z, const exp_scale s, const lane factor)
+{
+    return exp_vector_times(z, s, false, factor);
+}
+#    else
+static inline vec exp_finite_part(const vec z, const exp_scale s, vec *power)
+{
+    vec r;
+    *power = exp_vector_reduce(MAX_OF_FINITE(z, (vec)(s.lowest)), s, &r);
+    return exp_polynomial(r, (lane)(1));
+}
+
+static inline vec exp_finite_times(const vec z, const exp_scale s, const lane factor)
+{
+    vec r;
+    const vec power = exp_vector_reduce(fmax(z, (vec)(s.lowest)), s, &r);
+    return exp_polynomial(r, factor) * power;
+}
+#    endif
+
+static inline vec exp_finite(const vec z, const exp_scale s)
+{
+    vec power;
+    const vec part = exp_finite_part(z, s, &power);
+    return part * power;
+}
 #endif
 
-#if (!LANES || VEC == 1) && !HAS_TABLE && !NATIVE_EXP
-DEFINE_EXP(exp_one, acc_t, integer, PASTE(as_, ACC_TYPE), PASTE(as_, INTEGER_TYPE), fmax)
-#endif
-#if VEC > 1 && !HAS_TABLE && !NATIVE_EXP
-DEFINE_EXP(exp_vector, vec, ivec, AS_VEC, AS_IVEC, MAX_OF_FINITE)
-#elif VEC == 1 && !NATIVE_EXP
-#    define exp_vector exp_one
-#    define exp_vector_clamped exp_one_clamped
-#    define exp_vector_of exp_one_of
-#    define exp_vector_of_inline exp_one_of_inline
-#    define exp_vector_times exp_one_times
-#    define exp_vector_finite exp_one_finite
-#    define exp_vector_finite_part exp_one_finite_part
-#    define exp_vector_finite_times exp_one_finite_times
-#endif
 /* Of one logit, with the bits it has in a vector: sum_exp < 2 exp(m) must say that one class alone is the maximum, which the
  * ulp between two ways to compute it would spoil. */
-#if LANES
+#if LANES || VEC == 1
 #    define exp_lane exp_vector
-#elif VEC > 1 && (HAS_TABLE || NATIVE_EXP)
+#else
 static inline acc_t exp_lane(const acc_t z, const exp_scale s, const bool far)
 {
     return exp_vector((vec)(z), s, far).s0;
 }
-#elif NATIVE_EXP
-#    define exp_lane exp_vector
-#else
-#    define exp_lane exp_one
 #endif
 
 /* 2^n for an integer n <= BIAS, 0 below the normal numbers. */
@@ -426,37 +396,20 @@ static inline lane exp_rescale(const exp_scale from, const exp_scale to)
     const lane shift = to.q - from.q;
     const ilane same_base = from.base == to.base;
     if (!ANY_LANE(from.base != to.base)) return power_of_two(-shift);
-    return same_base ? power_of_two(-shift) : exp(REDUCE(lane, shift, from.base - to.base));
+    return same_base ? power_of_two(-shift) : exp(REDUCE(lane, shift, 1, from.base - to.base));
 }
 
 /* ---- The logarithm ----------------------------------------------------------------------- */
 
 /* 2 atanh(s) by the series s + s^3 / 3 + ... for |s| <= 1/3: what is left out is less than 0.03 u of the sum. The
  * drivers' log on vectors takes ten times as long, and their scalars differ. */
+#define LAST_ODD (DTYPE == F64 ? 35 : 15)
 static inline lane two_atanh(const lane s)
 {
     const lane s2 = s * s;
-#if DTYPE == F64
-    lane p = (lane)(1.0 / 35.0);
-    p = fma(p, s2, (lane)(1.0 / 33.0));
-    p = fma(p, s2, (lane)(1.0 / 31.0));
-    p = fma(p, s2, (lane)(1.0 / 29.0));
-    p = fma(p, s2, (lane)(1.0 / 27.0));
-    p = fma(p, s2, (lane)(1.0 / 25.0));
-    p = fma(p, s2, (lane)(1.0 / 23.0));
-    p = fma(p, s2, (lane)(1.0 / 21.0));
-    p = fma(p, s2, (lane)(1.0 / 19.0));
-    p = fma(p, s2, (lane)(1.0 / 17.0));
-    p = fma(p, s2, (lane)(1.0 / 15.0));
-#else
-    lane p = (lane)(1.0f / 15.0f);
-#endif
-    p = fma(p, s2, (lane)(ACC(1.0) / ACC(13.0)));
-    p = fma(p, s2, (lane)(ACC(1.0) / ACC(11.0)));
-    p = fma(p, s2, (lane)(ACC(1.0) / ACC(9.0)));
-    p = fma(p, s2, (lane)(ACC(1.0) / ACC(7.0)));
-    p = fma(p, s2, (lane)(ACC(1.0) / ACC(5.0)));
-    p = fma(p, s2, (lane)(ACC(1.0) / ACC(3.0)));
+    lane p = (lane)(ACC(1.0) / LAST_ODD);
+#pragma unroll
+    for (int n = LAST_ODD - 2; n >= 3; n -= 2) p = fma(p, s2, (lane)(ACC(1.0) / (acc_t)n));
     const lane twice = s + s;
     return fma(twice * s2, p, twice);
 }
@@ -518,67 +471,66 @@ static inline options options_of(const clxent_parameters *p)
  * 1 / T3(3), which leave 99^-4 = 0.2 u and the rounding of the last: 6 instructions in place of a division, which holds
  * up a vector unit of 512 bits for 16 cycles and is a dozen instructions on GPUs. Other CPUs divide: those 6 wait for each
  * other (AVX2, Zen 3, all options: 0.84 of the time). */
+ALWAYS_INLINE vec inverse_of(const vec d)
+{
 #if DTYPE == F64 || (WG_SIZE == 1 && !defined(__AVX512F__))
-#    define INVERSE_START(T, d) ((T)(1) / (d))
-#    define INVERSE_STEP(T, d, r) (r)
+    return (vec)(1) / d;
 #else
-#    define INVERSE_START(T, d) fma(fma((T)(0.5f / 99), d, (T)(-9.0f / 99)), d, (T)(52.5f / 99))
-#    define INVERSE_STEP(T, d, r) fma(r, fma(-(d), r, (T)(1)), r)
+    const vec start = fma(fma((vec)(0.5f / 99), d, (vec)(-9.0f / 99)), d, (vec)(52.5f / 99));
+    const vec near = fma(start, fma(-d, start, (vec)(1)), start);
+    return fma(near, fma(-d, near, (vec)(1)), near);
 #endif
+}
 
-#define DEFINE_SOFTCAP(NAME, T, I, AS_T, AS_I)                                                              \
-    ALWAYS_INLINE T NAME(const T s, const options o, T *slope)                                              \
-    {                                                                                                       \
-        const T y2 = s * (T)OVER_SOFTCAP(o);                                                                \
-        const T x = (T)(TANH_LIMIT) < fabs(y2) ? (T)(TANH_LIMIT) : fabs(y2);                                \
-        const T shifted = fma(x, (T)(-INV_LN2), (T)(ROUNDER + BIAS + 2));                                   \
-        const T k = shifted - (T)(ROUNDER + BIAS + 2);                                                      \
-        const T r = REDUCE(T, k, -x);                                                                       \
-        /* exp(r) - 1: the polynomial without its last term */                                              \
-        const T p = EXP_MINUS_1(T, r);                                                                      \
-        const T scale = AS_T(AS_I(shifted) << MANTISSA_BITS);                                               \
-        const T t = fma(scale, p, scale);                                                                   \
-        const T rest = fma(-scale, p, (T)(4) - scale);                                                      \
-        const T d = t + (T)(4);                                                                             \
-        const T near = INVERSE_START(T, d);                                                                 \
-        const T nearer = INVERSE_STEP(T, d, near);                                                          \
-        const T inverse = INVERSE_STEP(T, d, nearer);                                                       \
-        *slope = ((T)(16) * t) * (inverse * inverse);                                                       \
-        return copysign((T)(o.softcap) * (rest * inverse), y2);                                             \
-    }                                                                                                       \
-    /* z of x, and the slope */                                                                             \
-    ALWAYS_INLINE T NAME##_z_inline(const T x, const options o, T *slope)                                   \
-    {                                                                                                       \
-        if (!HAS_Z) return x;                                                                               \
-        T z = HAS_LOGIT_SCALE ? x * (T)(o.logit_scale) : x;                                                 \
-        *slope = (T)(1);                                                                                    \
-        if (HAS_SOFTCAP) {                                                                                  \
-            z = NAME(z, o, slope); /* of NaN it is NaN */                                                   \
-            *slope = x == (T)(-ACC_INFINITY) ? (T)(0) : *slope;                                             \
-        }                                                                                                   \
-        return x == (T)(-ACC_INFINITY) ? x : z;                                                             \
-    }                                                                                                       \
-    static inline T NAME##_z(const T x, const options o, T *slope) { return NAME##_z_inline(x, o, slope); } \
-    /* s = logit_scale * x: what the argmax is taken of, as a softcap that       \
-     * saturates makes equal what is not. Without a softcap it is z. */                          \
-    static inline T NAME##_s(const T x, const options o)                                                    \
-    {                                                                                                       \
-        if (!HAS_LOGIT_SCALE) return x;                                                                     \
-        return x == (T)(-ACC_INFINITY) ? x : x * (T)(o.logit_scale);                                        \
+ALWAYS_INLINE vec softcap_vector(const vec s, const options o, vec *slope)
+{
+    const vec y2 = s * (vec)OVER_SOFTCAP(o);
+    const vec x = (vec)(TANH_LIMIT) < fabs(y2) ? (vec)(TANH_LIMIT) : fabs(y2);
+    const vec shifted = fma(x, (vec)(-INV_LN2), (vec)(ROUNDER + BIAS + 2));
+    const vec k = shifted - (vec)(ROUNDER + BIAS + 2);
+    const vec p = exp_minus_1(REDUCE(vec, k, 1, -x));
+    const vec scale = AS_VEC(AS_IVEC(shifted) << MANTISSA_BITS);
+    const vec t = fma(scale, p, scale);
+    const vec rest = fma(-scale, p, (vec)(4) - scale);
+    const vec inverse = inverse_of(t + (vec)(4));
+    *slope = ((vec)(16) * t) * (inverse * inverse);
+    return copysign((vec)(o.softcap) * (rest * inverse), y2);
+}
+
+/* z of x, and the slope */
+ALWAYS_INLINE vec softcap_vector_z_inline(const vec x, const options o, vec *slope)
+{
+    *slope = (vec)(1);
+    if (!HAS_Z) return x;
+    vec z = HAS_LOGIT_SCALE ? x * (vec)(o.logit_scale) : x;
+    if (HAS_SOFTCAP) {
+        z = softcap_vector(z, o, slope); /* of NaN it is NaN */
+        *slope = x == (vec)(-ACC_INFINITY) ? (vec)(0) : *slope;
     }
+    return x == (vec)(-ACC_INFINITY) ? x : z;
+}
 
-#if !LANES || VEC == 1
-DEFINE_SOFTCAP(softcap_one, acc_t, integer, PASTE(as_, ACC_TYPE), PASTE(as_, INTEGER_TYPE))
-#endif
-#if VEC > 1
-DEFINE_SOFTCAP(softcap_vector, vec, ivec, AS_VEC, AS_IVEC)
-#else
-#    define softcap_vector_z softcap_one_z
-#    define softcap_vector_z_inline softcap_one_z_inline
-#    define softcap_vector_s softcap_one_s
-#endif
-#if LANES
+static inline vec softcap_vector_z(const vec x, const options o, vec *slope)
+{
+    return softcap_vector_z_inline(x, o, slope);
+}
+
+/* s = logit_scale * x: what the argmax is taken of, as a softcap that saturates makes equal what is not. Without a softcap it
+ * is z. */
+static inline vec softcap_vector_s(const vec x, const options o)
+{
+    if (!HAS_LOGIT_SCALE) return x;
+    return x == (vec)(-ACC_INFINITY) ? x : x * (vec)(o.logit_scale);
+}
+
+#if LANES || VEC == 1
 #    define softcap_lane_z softcap_vector_z
 #else
-#    define softcap_lane_z softcap_one_z
+static inline acc_t softcap_lane_z(const acc_t x, const options o, acc_t *slope)
+{
+    vec slopes;
+    const acc_t z = softcap_vector_z((vec)(x), o, &slopes).s0;
+    *slope = slopes.s0;
+    return z;
+}
 #endif
