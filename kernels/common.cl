@@ -85,11 +85,6 @@ typedef int integer;
 #endif
 
 #if VEC == 1
-typedef acc_t vec;
-typedef integer ivec;
-#    define AS_VEC PASTE(as_, ACC_TYPE)
-#    define AS_IVEC PASTE(as_, INTEGER_TYPE)
-#    define CONVERT_VEC PASTE(convert_, ACC_TYPE)
 #    define VECTOR(type) type
 #    define CONVERT(type) PASTE(convert_, type)
 #    define AS(type) PASTE(as_, type)
@@ -98,11 +93,6 @@ typedef integer ivec;
 #    define LOAD_HALF(p) vload_half(0, p)
 #    define STORE_HALF(v, p) STORE_ONE_HALF(v, 0, p)
 #else
-typedef PASTE(ACC_TYPE, VEC) vec;
-typedef PASTE(INTEGER_TYPE, VEC) ivec;
-#    define AS_VEC PASTE(PASTE(as_, ACC_TYPE), VEC)
-#    define AS_IVEC PASTE(PASTE(as_, INTEGER_TYPE), VEC)
-#    define CONVERT_VEC PASTE(PASTE(convert_, ACC_TYPE), VEC)
 #    define VECTOR(type) PASTE(type, VEC)
 #    define CONVERT(type) PASTE(PASTE(convert_, type), VEC)
 #    define AS(type) PASTE(PASTE(as_, type), VEC)
@@ -146,6 +136,12 @@ DEFINE_ACCESSES(double)
 #        define STORE_HALF(v, p) PASTE(PASTE(vstore_half, VEC), _rte)(v, 0, p)
 #    endif
 #endif
+
+typedef VECTOR(ACC_TYPE) vec;
+typedef VECTOR(INTEGER_TYPE) ivec;
+#define AS_VEC AS(ACC_TYPE)
+#define AS_IVEC AS(INTEGER_TYPE)
+#define CONVERT_VEC CONVERT(ACC_TYPE)
 
 /* Conditions and numbers of another width to those of the width of acc_t. */
 #define AS_ONE_INTEGER PASTE(as_, INTEGER_TYPE)
@@ -268,27 +264,6 @@ typedef integer ilane;
 
 /* ---- Storage ----------------------------------------------------------------------------- */
 
-/* The functions below are the only ones that know how a tensor is stored. */
-#if DTYPE == F32
-typedef float storage;
-#elif DTYPE == F16
-typedef half storage;
-#elif DTYPE == BF16
-typedef ushort storage;
-#else
-typedef double storage;
-#endif
-
-#if GRADIENT_DTYPE == F32
-typedef float gradient_storage;
-#elif GRADIENT_DTYPE == F16
-typedef half gradient_storage;
-#elif GRADIENT_DTYPE == BF16
-typedef ushort gradient_storage;
-#else
-typedef double gradient_storage;
-#endif
-
 /* Where the compiler has it, a store that does not first read the line it overwrites: 0.7 of the
  * time of a plain copy on PoCL. The pointer must be aligned to the vector. */
 #if defined(__has_builtin)
@@ -357,14 +332,6 @@ static inline __attribute__((unused)) void store_pairs(const VECTOR(ushort) bits
     *(__global PAIRS(uint) *)p =
         PASTE(convert_, PAIRS(uint))(bits.even) | (PASTE(convert_, PAIRS(uint))(bits.odd) << 16);
 }
-#    define STORE_16_BITS(bits, p, aligned) \
-        do {                                \
-            if (aligned) {                  \
-                store_pairs(bits, p);       \
-            } else {                        \
-                STORE(bits, p);             \
-            }                               \
-        } while (0)
 #    if SM_80
 /* Of what is no NaN: two are rounded and packed by one instruction, where bf16 takes eight. */
 #        define DEFINE_BITS_OF_NUMBERS(NAME, PTX)                                                  \
@@ -428,30 +395,143 @@ static inline __attribute__((unused)) VECTOR(float) bf16_load_pairs(__global con
 #    else
 #        define bf16_vector_load bf16_scalar_load
 #        define bf16_vector_store bf16_scalar_store
+#        define bf16_vector_store_number bf16_scalar_store_number
 #    endif
 #endif
 
-static inline acc_t load_one(__global const storage *p)
-{
-#if DTYPE == F16
-    return vload_half(0, p);
-#elif DTYPE == BF16
-    return bf16_scalar_load(*p);
+#if HAS_NONTEMPORAL
+#    define STORE_ALIGNED(T, v, p) __builtin_nontemporal_store(v, (__global VECTOR(T) *)(p))
+#elif TELLS_ALIGNED
+#    define STORE_ALIGNED(T, v, p) (*(__global VECTOR(T) *)(p) = (v))
 #else
-    return *p;
+#    define STORE_ALIGNED(T, v, p) STORE(v, p)
 #endif
-}
+#if TELLS_ALIGNED
+#    define STORE_ALIGNED_16(v, p) store_pairs(v, p)
+#else
+#    define STORE_ALIGNED_16(v, p) STORE_ALIGNED(ushort, v, p)
+#endif
+#define STORE_IF(aligned, ALIGNED_STORE, v, p) \
+    do {                                       \
+        if (aligned) {                         \
+            ALIGNED_STORE;                     \
+        } else {                               \
+            STORE(v, p);                       \
+        }                                      \
+    } while (0)
+#define STORE_16(v, p, aligned) STORE_IF(aligned, STORE_ALIGNED_16(v, p), v, p)
 
-static inline vec load_vector(__global const storage *p)
-{
-#if DTYPE == F16
-    return half_values(LOAD((__global const ushort *)p));
-#elif DTYPE == BF16
-    return bf16_vector_load(LOAD(p));
+/* How each dtype is loaded and stored. NUMBERS: values without NaN. */
+#define F32_LOAD_ONE(p) convert_acc(*(p))
+#define F32_LOAD(p) CONVERT_VEC(LOAD(p))
+#define F32_LOAD_ALIGNED(p) CONVERT_VEC(*(__global const VECTOR(float) *)(p))
+#define F32_STORE_ONE(v, p) (*(p) = convert_float(v))
+#define F32_STORE(v, p, aligned) \
+    STORE_IF(aligned, STORE_ALIGNED(float, CONVERT(float)(v), p), CONVERT(float)(v), p)
+#define F32_STORE_NUMBERS F32_STORE
+#define F64_LOAD_ONE(p) (*(p))
+#define F64_LOAD(p) LOAD(p)
+#define F64_LOAD_ALIGNED(p) (*(__global const vec *)(p))
+#define F64_STORE_ONE(v, p) (*(p) = (v))
+#define F64_STORE(v, p, aligned) STORE_IF(aligned, STORE_ALIGNED(double, v, p), v, p)
+#define F64_STORE_NUMBERS F64_STORE
+#define F16_LOAD_ONE(p) vload_half(0, p)
+#define F16_LOAD(p) half_values(LOAD((__global const ushort *)(p)))
+#define F16_LOAD_ALIGNED(p) half_values(*(__global const VECTOR(ushort) *)(p))
+#define F16_STORE_ONE(v, p) STORE_ONE_HALF(v, 0, p)
+#define F16_STORE(v, p, aligned) STORE_16(half_bits(v), (__global ushort *)(p), aligned)
+#define BF16_LOAD_ONE(p) bf16_scalar_load(*(p))
+#define BF16_LOAD(p) bf16_vector_load(LOAD(p))
+#define BF16_LOAD_ALIGNED(p) bf16_load_pairs(p)
+#define BF16_STORE_ONE(v, p) (*(p) = bf16_scalar_store(v))
+#define BF16_STORE(v, p, aligned) STORE_16(bf16_vector_store(v), p, aligned)
+#if TELLS_ALIGNED && SM_80
+#    define F16_STORE_NUMBERS(v, p, aligned) STORE_16(f16_bits_of_numbers(v), (__global ushort *)(p), aligned)
+#    define BF16_STORE_NUMBERS(v, p, aligned) STORE_16(bf16_bits_of_numbers(v), p, aligned)
 #else
-    return LOAD(p);
+#    define F16_STORE_NUMBERS F16_STORE
+#    define BF16_STORE_NUMBERS(v, p, aligned) STORE_16(bf16_vector_store_number(v), p, aligned)
 #endif
+
+/* The functions that know how a tensor is stored, as acc_t sees it. aligned: p is aligned to the vector, and the store may
+ * bypass the cache where it can. partial: only the first n elements exist (1 <= n <= VEC); the others are never touched, and
+ * read as fill. All loads are in bounds, so none of them needs a branch. */
+#define DEFINE_STORAGE(LOAD_NAME, STORE_NAME, STORAGE, DTYPE_NAME)                                      \
+    static inline acc_t LOAD_NAME##_one(__global const STORAGE *p) { return DTYPE_NAME##_LOAD_ONE(p); } \
+    static inline vec LOAD_NAME##_vector(__global const STORAGE *p) { return DTYPE_NAME##_LOAD(p); }    \
+    static inline vec LOAD_NAME##_partial(__global const STORAGE *p, const uint n, const acc_t fill)    \
+    {                                                                                                   \
+        acc_t element[VEC];                                                                             \
+        for (uint i = 0; i < VEC; i++) {                                                                \
+            const acc_t value = LOAD_NAME##_one(p + min(i, n - 1));                                     \
+            element[i] = i < n ? value : fill;                                                          \
+        }                                                                                               \
+        return LOAD(element);                                                                           \
+    }                                                                                                   \
+    static inline void STORE_NAME##_one(__global STORAGE *p, const acc_t value)                         \
+    {                                                                                                   \
+        DTYPE_NAME##_STORE_ONE(value, p);                                                               \
+    }                                                                                                   \
+    static inline void STORE_NAME##_vector(__global STORAGE *p, const vec value, const bool aligned)    \
+    {                                                                                                   \
+        DTYPE_NAME##_STORE(value, p, aligned);                                                          \
+    }                                                                                                   \
+    /* the same of values without NaN */                                                                \
+    static inline void STORE_NAME##_numbers(__global STORAGE *p, const vec value, const bool aligned)   \
+    {                                                                                                   \
+        DTYPE_NAME##_STORE_NUMBERS(value, p, aligned);                                                  \
+    }                                                                                                   \
+    static inline void STORE_NAME##_partial(__global STORAGE *p, const vec value, const uint n)         \
+    {                                                                                                   \
+        acc_t element[VEC];                                                                             \
+        STORE(value, element);                                                                          \
+        for (uint i = 0; i < VEC; i++) {                                                                \
+            if (i < n) STORE_NAME##_one(p + i, element[i]);                                             \
+        }                                                                                               \
+    }
+
+#if DTYPE == F32
+typedef float storage;
+#    define LOAD_ALIGNED F32_LOAD_ALIGNED
+DEFINE_STORAGE(load, store, storage, F32)
+#elif DTYPE == F16
+typedef half storage;
+#    define LOAD_ALIGNED F16_LOAD_ALIGNED
+DEFINE_STORAGE(load, store, storage, F16)
+#elif DTYPE == BF16
+typedef ushort storage;
+#    define LOAD_ALIGNED BF16_LOAD_ALIGNED
+DEFINE_STORAGE(load, store, storage, BF16)
+#else
+typedef double storage;
+#    define LOAD_ALIGNED F64_LOAD_ALIGNED
+DEFINE_STORAGE(load, store, storage, F64)
+#endif
+#if GRADIENT_DTYPE == F32
+typedef float gradient_storage;
+DEFINE_STORAGE(load_gradient, store_gradient, gradient_storage, F32)
+#elif GRADIENT_DTYPE == F16
+typedef half gradient_storage;
+DEFINE_STORAGE(load_gradient, store_gradient, gradient_storage, F16)
+#elif GRADIENT_DTYPE == BF16
+typedef ushort gradient_storage;
+DEFINE_STORAGE(load_gradient, store_gradient, gradient_storage, BF16)
+#else
+typedef double gradient_storage;
+DEFINE_STORAGE(load_gradient, store_gradient, gradient_storage, F64)
+#endif
+
+#if TELLS_ALIGNED
+/* p: aligned to the vector's storage. */
+static inline __attribute__((unused)) vec load_vector_aligned(__global const storage *p)
+{
+    return LOAD_ALIGNED(p);
 }
+#    define LOAD_VECTOR(p, aligned) ((aligned) ? load_vector_aligned(p) : load_vector(p))
+#else
+#    define load_vector_aligned load_vector
+#    define LOAD_VECTOR(p, aligned) load_vector(p)
+#endif
 
 /* Of bf16 on PoCL without AVX-512 a row's vectors have their even classes in the lower half and the odd ones in the upper half:
  * a pair of 32 bits becomes two f32 by a shift and a mask, and two f32 a pair likewise. Loss + gradient take 0.9 of
@@ -479,189 +559,17 @@ static inline vec in_class_order(const vec deinterleaved)
     v.odd = deinterleaved.hi;
     return v;
 }
-#else
-#    define load_deinterleaved load_vector
-#endif
 
-#if TELLS_ALIGNED
-/* p: aligned to the vector's storage. */
-static inline __attribute__((unused)) vec load_vector_aligned(__global const storage *p)
-{
-#    if DTYPE == F16
-    return half_values(*(__global const VECTOR(ushort) *)p);
-#    elif DTYPE == BF16
-    return bf16_load_pairs(p);
-#    else
-    return *(__global const vec *)p;
-#    endif
-}
-#    define LOAD_VECTOR(p, aligned) ((aligned) ? load_vector_aligned(p) : load_vector(p))
-#else
-#    define load_vector_aligned load_vector
-#    define LOAD_VECTOR(p, aligned) load_vector(p)
-#endif
-
-#define DEFINE_STORE(NAME, STORAGE, KIND)                                                                 \
-    static inline void NAME##_one(__global STORAGE *p, const acc_t value) { KIND##_STORE_ONE(value, p); } \
-    /* aligned: p is aligned to the vector's storage, and the store may bypass the cache where it can */  \
-    static inline void NAME##_vector(__global STORAGE *p, const vec value, const bool aligned)            \
-    {                                                                                                     \
-        KIND##_STORE_VECTOR(value, p, aligned);                                                           \
-    }                                                                                                     \
-    /* the same of values without NaN */                                                                  \
-    static inline void NAME##_numbers(__global STORAGE *p, const vec value, const bool aligned)           \
-    {                                                                                                     \
-        KIND##_STORE_NUMBERS(value, p, aligned);                                                          \
-    }
-
-#if HAS_NONTEMPORAL
-#    define STORE_OR_STREAM(TYPE, v, p, aligned)                              \
-        do {                                                                  \
-            if (aligned) {                                                    \
-                __builtin_nontemporal_store(v, (__global VECTOR(TYPE) *)(p)); \
-            } else {                                                          \
-                STORE(v, p);                                                  \
-            }                                                                 \
-        } while (0)
-#elif TELLS_ALIGNED
-#    define STORE_OR_STREAM(TYPE, v, p, aligned)     \
-        do {                                         \
-            if (aligned) {                           \
-                *(__global VECTOR(TYPE) *)(p) = (v); \
-            } else {                                 \
-                STORE(v, p);                         \
-            }                                        \
-        } while (0)
-#else
-#    define STORE_OR_STREAM(TYPE, v, p, aligned) \
-        do {                                     \
-            (void)(aligned);                     \
-            STORE(v, p);                         \
-        } while (0)
-#endif
-#define F32_STORE_ONE(v, p) (*(p) = convert_float(v))
-#define F32_STORE_VECTOR(v, p, aligned) STORE_OR_STREAM(float, CONVERT(float)(v), p, aligned)
-#define F64_STORE_ONE(v, p) (*(p) = (v))
-#define F64_STORE_VECTOR(v, p, aligned) STORE_OR_STREAM(double, v, p, aligned)
-#define BF16_STORE_ONE(v, p) (*(p) = bf16_scalar_store(v))
-#if TELLS_ALIGNED
-#    define BF16_STORE_BITS STORE_16_BITS
-#else
-#    define BF16_STORE_BITS(bits, p, aligned) STORE_OR_STREAM(ushort, bits, p, aligned)
-#endif
-#define BF16_STORE_VECTOR(v, p, aligned) BF16_STORE_BITS(bf16_vector_store(v), p, aligned)
-#if TELLS_ALIGNED && SM_80
-#    define BF16_STORE_NUMBERS(v, p, aligned) STORE_16_BITS(bf16_bits_of_numbers(v), p, aligned)
-#elif HAS_NONTEMPORAL || TELLS_ALIGNED
-#    define BF16_STORE_NUMBERS(v, p, aligned) BF16_STORE_BITS(bf16_vector_store_number(v), p, aligned)
-#else
-#    define BF16_STORE_NUMBERS BF16_STORE_VECTOR
-#endif
-#define F32_STORE_NUMBERS F32_STORE_VECTOR
-#define F64_STORE_NUMBERS F64_STORE_VECTOR
-#if TELLS_ALIGNED && SM_80
-#    define F16_STORE_NUMBERS(v, p, aligned) \
-        STORE_16_BITS(f16_bits_of_numbers(v), (__global ushort *)(p), aligned)
-#else
-#    define F16_STORE_NUMBERS F16_STORE_VECTOR
-#endif
-#define F16_STORE_ONE(v, p) STORE_ONE_HALF(v, 0, p)
-#if TELLS_ALIGNED
-#    define F16_STORE_VECTOR(v, p, aligned) STORE_16_BITS(half_bits(v), (__global ushort *)(p), aligned)
-#else
-#    define F16_STORE_VECTOR(v, p, aligned) \
-        STORE_OR_STREAM(ushort, half_bits(v), (__global ushort *)(p), aligned)
-#endif
-
-#if DEINTERLEAVES
 /* Numbers, as load_deinterleaved() has them. */
 static inline void store_deinterleaved(__global ushort *p, const vec value, const bool aligned)
 {
     const uint16 bits = bf16_vector_round(as_uint16(value));
     const uint8 both = (bits.lo >> 16) | (bits.hi & SECOND_OF_PAIR);
-    STORE_OR_STREAM(ushort, as_ushort16(both), p, aligned);
+    STORE_16(as_ushort16(both), p, aligned);
 }
-#endif
-
-#if DTYPE == F32
-DEFINE_STORE(store, storage, F32)
-#elif DTYPE == F16
-DEFINE_STORE(store, storage, F16)
-#elif DTYPE == BF16
-DEFINE_STORE(store, storage, BF16)
 #else
-DEFINE_STORE(store, storage, F64)
+#    define load_deinterleaved load_vector
 #endif
-#if GRADIENT_DTYPE == F32
-DEFINE_STORE(store_gradient, gradient_storage, F32)
-#elif GRADIENT_DTYPE == F16
-DEFINE_STORE(store_gradient, gradient_storage, F16)
-#elif GRADIENT_DTYPE == BF16
-DEFINE_STORE(store_gradient, gradient_storage, BF16)
-#else
-DEFINE_STORE(store_gradient, gradient_storage, F64)
-#endif
-
-static inline acc_t load_gradient_one(__global const gradient_storage *p)
-{
-#if GRADIENT_DTYPE == F16
-    return vload_half(0, p);
-#elif GRADIENT_DTYPE == BF16
-    return bf16_scalar_load(*p);
-#else
-    return convert_acc(*p);
-#endif
-}
-
-static inline vec load_gradient_vector(__global const gradient_storage *p)
-{
-#if GRADIENT_DTYPE == F16
-    return half_values(LOAD((__global const ushort *)p));
-#elif GRADIENT_DTYPE == BF16
-    return bf16_vector_load(LOAD(p));
-#elif GRADIENT_DTYPE == F32 && DTYPE == F64
-    return CONVERT(double)(LOAD(p));
-#else
-    return LOAD(p);
-#endif
-}
-
-/* A vector of which only the first n elements exist (1 <= n <= VEC). The others are never touched, and
- * read as fill. All loads are in bounds, so none of them needs a branch. */
-static inline vec load_partial(__global const storage *p, const uint n, const acc_t fill)
-{
-    acc_t element[VEC];
-    for (uint i = 0; i < VEC; i++) {
-        const acc_t value = load_one(p + min(i, n - 1));
-        element[i] = i < n ? value : fill;
-    }
-    return LOAD(element);
-}
-
-static inline void store_partial(__global storage *p, const vec value, const uint n)
-{
-    acc_t element[VEC];
-    STORE(value, element);
-    for (uint i = 0; i < VEC; i++) {
-        if (i < n) store_one(p + i, element[i]);
-    }
-}
-
-static inline vec load_gradient_partial(__global const gradient_storage *p, const uint n)
-{
-    acc_t element[VEC];
-    for (uint i = 0; i < VEC; i++) element[i] = load_gradient_one(p + min(i, n - 1));
-    return LOAD(element);
-}
-
-static inline void store_gradient_partial(__global gradient_storage *p, const vec value, const uint n)
-{
-    acc_t element[VEC];
-    STORE(value, element);
-    for (uint i = 0; i < VEC; i++) {
-        if (i < n) store_gradient_one(p + i, element[i]);
-    }
-}
 
 /* ---- Vectors ----------------------------------------------------------------------------- */
 

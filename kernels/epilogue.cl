@@ -477,7 +477,7 @@ ALWAYS_INLINE vec with_old(const destination *to, const ulong at, const vec valu
 {
     if (!ACCUMULATE || !IS_KIND(to, OUTPUT_GRADIENT)) return value;
     return accumulated(n == VEC ? load_gradient_vector(to->gradient + at)
-                                : load_gradient_partial(to->gradient + at, n),
+                                : load_gradient_partial(to->gradient + at, n, 0),
                        value);
 }
 

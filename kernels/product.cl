@@ -199,7 +199,7 @@ ALWAYS_INLINE void store_result(const clxent_product *p, __global gradient_stora
         if (p->adds) sum += load_gradient_vector(row + j);
         store_gradient_vector(row + j, sum, aligned);
     } else {
-        if (p->adds) sum += load_gradient_partial(row + j, n);
+        if (p->adds) sum += load_gradient_partial(row + j, n, 0);
         store_gradient_partial(row + j, sum, n);
     }
 }
