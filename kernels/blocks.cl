@@ -6,16 +6,27 @@
  * Grid: one work-group a row. Set by the host: those of constants.cl and common.cl, with VEC 1.
  */
 
-DEFINE_GROUP_TREE(group_sum, compensated_sum, compensated_merge)
+/* Over the work-group, by a tree of fixed shape; every work-item must call it and gets the sum. A level writes and reads a range
+ * of its own, so it takes one barrier; one more stands before the sum is read, and one after it so that the caller may use
+ * scratch again. */
+TAKES_LOCAL compensated_sum group_sum(compensated_sum own, __local compensated_sum scratch[WG_SIZE])
+{
+    if (WG_SIZE == 1) return own;
+    for (uint half_size = WG_SIZE / 2; half_size > 0; half_size /= 2) {
+        if (LOCAL_ID >= half_size && LOCAL_ID < 2 * half_size) scratch[LOCAL_ID] = own;
+        barrier(CLK_LOCAL_MEM_FENCE);
+        if (LOCAL_ID < half_size) own = compensated_merge(own, scratch[LOCAL_ID + half_size]);
+    }
+    if (LOCAL_ID == 0) scratch[0] = own;
+    barrier(CLK_LOCAL_MEM_FENCE);
+    const compensated_sum all = scratch[0];
+    barrier(CLK_LOCAL_MEM_FENCE);
+    return all;
+}
 
-/* Overwrites, or adds; adding 0 leaves even -0 as it is. */
 static inline void put_gradient_one(__global gradient_storage *out, const acc_t value)
 {
-    if (!ACCUMULATE) {
-        store_gradient_one(out, value);
-    } else if (value != 0) {
-        store_gradient_one(out, value + load_gradient_one(out));
-    }
+    store_gradient_one(out, ACCUMULATE ? accumulated_one(load_gradient_one(out), value) : value);
 }
 
 /* q_j of a row that counts. */
@@ -23,11 +34,7 @@ static inline acc_t label_at(const clxent_parameters *p, const row_target *t, __
                              const ulong q_start, const uint class_index)
 {
     if (HAS_INDICES) return t->class_index == class_index ? ACC(1.0) : ACC(0.0);
-    const ulong at = q_start + class_index * p->inner;
-#if DTYPE != F32
-    if (TARGETS == TARGET_PROBABILITIES_LOGITS) return load_one((__global const storage *)targets + at);
-#endif
-    return convert_acc(((__global const float *)targets)[at]);
+    return load_probability(targets, q_start + class_index * p->inner);
 }
 
 __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_one_hot(
@@ -62,8 +69,7 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_softma
     const acc_t mean = compensated_value(group_sum(dot, scratch));
     for (uint c = LOCAL_ID; c < p.classes; c += WG_SIZE) {
         const acc_t value = load_one(s + c * p.inner) * (load_one(g + c * p.inner) - mean);
-        __global gradient_storage *out = gradient + start + c * p.inner;
-        put_gradient_one(out, value);
+        put_gradient_one(gradient + start + c * p.inner, value);
     }
 }
 
@@ -109,9 +115,7 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_softma
 {
     const ulong row = get_group_id(0);
     const row_target t = get_target(&p, row, targets, 0);
-    const acc_t divisor = (p.flags & FLAG_DENOMINATOR) ? denominator[p.offset.denominator]
-                          : (p.flags & FLAG_MEAN) ? *(__global const acc_t *)(workspace + p.denominator_at)
-                                                  : ACC(1.0);
+    const acc_t divisor = denominator_of(&p, denominator, workspace);
     const acc_t up = (p.flags & FLAG_GRAD_OUTPUT_ROWS) ? grad_output[p.offset.grad_output + row]
                      : (p.flags & FLAG_GRAD_OUTPUT)    ? grad_output[p.offset.grad_output]
                                                        : ACC(1.0);
@@ -125,7 +129,6 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_softma
             const acc_t q = label_at(&p, &t, targets, q_start, c);
             value = (load_one(probabilities + start + c * p.inner) - q) * (up / divisor);
         }
-        __global gradient_storage *out = gradient + to + c * p.inner;
-        put_gradient_one(out, value);
+        put_gradient_one(gradient + to + c * p.inner, value);
     }
 }

@@ -571,6 +571,12 @@ static inline void store_deinterleaved(__global ushort *p, const vec value, cons
 #    define load_deinterleaved load_vector
 #endif
 
+/* Adding 0, as at a class whose p has vanished, leaves even -0 as it is, as rows that do not count do. */
+static inline acc_t accumulated_one(const acc_t old, const acc_t value)
+{
+    return value == 0 ? old : old + value;
+}
+
 /* ---- Vectors ----------------------------------------------------------------------------- */
 
 /* Maximum that prefers a where b is NaN: one instruction either way, maxps on CPUs, and fmax on GPUs. */
@@ -688,23 +694,3 @@ static inline compensated_sum compensated_times(const compensated_sum s, const l
 {
     return (compensated_sum){ s.high * factor, s.low * factor };
 }
-
-/* Over the work-group, by a tree of fixed shape; every work-item must call NAME and gets the result. scratch is [WG_SIZE].
- * A level writes and reads a range of its own, so it takes one barrier; one more stands before the result is read, and one
- * after it so that the caller may use scratch again. */
-#define DEFINE_GROUP_TREE(NAME, T, MERGE)                                    \
-    TAKES_LOCAL T NAME(T own, __local T *scratch)                            \
-    {                                                                        \
-        if (WG_SIZE == 1) return own;                                        \
-        const uint lid = LOCAL_ID;                                           \
-        for (uint half_size = WG_SIZE / 2; half_size > 0; half_size /= 2) {  \
-            if (lid >= half_size && lid < 2 * half_size) scratch[lid] = own; \
-            barrier(CLK_LOCAL_MEM_FENCE);                                    \
-            if (lid < half_size) own = MERGE(own, scratch[lid + half_size]); \
-        }                                                                    \
-        if (lid == 0) scratch[0] = own;                                      \
-        barrier(CLK_LOCAL_MEM_FENCE);                                        \
-        const T all = scratch[0];                                            \
-        barrier(CLK_LOCAL_MEM_FENCE);                                        \
-        return all;                                                          \
-    }

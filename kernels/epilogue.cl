@@ -204,7 +204,7 @@ static inline lane loss_of(const run *u, const row_result *r, const target_terms
     return t->counts ? loss : t->bad ? (lane)(ACC_NAN) : zero;
 }
 
-/* Adding 0, as at a class whose p has vanished, leaves even -0 as it is, as rows that do not count do. */
+/* See accumulated_one(). */
 static inline __attribute__((unused)) vec accumulated(const vec old, const vec value)
 {
     return value == (vec)(0) ? old : old + value;
@@ -530,4 +530,16 @@ ALWAYS_INLINE void put_one(const destination *to, const ulong at, const acc_t va
     } else {
         store_one(to->out + at, value);
     }
+}
+
+/* Both add where the plan accumulates. */
+ALWAYS_INLINE void put_sum(const destination *to, const ulong at, const vec value, const uint n)
+{
+    put(to, at, with_old(to, at, value, n), n);
+}
+
+ALWAYS_INLINE void put_sum_one(const destination *to, const ulong at, const acc_t value)
+{
+    const bool adds = ACCUMULATE && IS_KIND(to, OUTPUT_GRADIENT);
+    put_one(to, at, adds ? accumulated_one(load_gradient_one(to->gradient + at), value) : value);
 }

@@ -372,14 +372,6 @@ static inline uint vector_with(const integer class_index, const uint begin)
 #endif
 }
 
-ALWAYS_INLINE void add_terms(terms *sum, const terms *one)
-{
-    sum->sum_excluding_target += one->sum_excluding_target;
-    if (HAS_ENTROPY) sum->entropy += one->entropy;
-    if (HAS_DENSE) sum->nll += one->nll;
-    if (HAS_DENSE) sum->weight += one->weight;
-}
-
 /* What a block of z with exponentials e adds, but for the target's class, which is in vector `with_target`. */
 ALWAYS_INLINE void sum_terms(terms *sum, const row_input *in, const uint begin, const uint end,
                              const vec z[BLOCK], const vec e[BLOCK], const acc_t base, const integer target,
@@ -628,7 +620,7 @@ ALWAYS_INLINE void write_vectors(const row_input *in, const row_result *r, const
             for (uint i = 0; i < BLOCK; i++) {
                 const uint at = i * VECTOR_STEP;
                 if (ACCUMULATE) {
-                    put(&own_to, at, with_old(&own_to, at, x[i], VEC), VEC);
+                    put_sum(&own_to, at, x[i], VEC);
                 } else {
                     put_number(&own_to, at, x[i], own_to.aligned);
                 }
@@ -641,7 +633,7 @@ ALWAYS_INLINE void write_vectors(const row_input *in, const row_result *r, const
                 const ivec classes = (ivec)((integer)(own + at)) + IOTA;
                 vec a = (vec)(0);
                 if (HAS_DENSE && IS_KIND(g, OUTPUT_GRADIENT)) a = dense_vector(in, own + at, VEC);
-                put(&own_to, at, with_old(&own_to, at, value_of(in, r, g, x[i], classes, a), VEC), VEC);
+                put_sum(&own_to, at, value_of(in, r, g, x[i], classes, a), VEC);
             }
         }
     }
@@ -649,16 +641,6 @@ ALWAYS_INLINE void write_vectors(const row_input *in, const row_result *r, const
 }
 
 #if !DIVIDES
-static inline void put_or_add_one(const destination *to, const uint at, const acc_t value)
-{
-    acc_t sum = value;
-    if (ACCUMULATE && IS_KIND(to, OUTPUT_GRADIENT)) {
-        const acc_t old = load_gradient_one(to->gradient + at);
-        sum = value == 0 ? old : old + value; /* see accumulated() */
-    }
-    put_one(to, at, sum);
-}
-
 /* The classes [first, end), each written by the work-item that has summed it. */
 ALWAYS_INLINE void write_elements(const row_input *in, const row_result *r, const epilogue *g,
                                   const destination *to, const uint first, const uint end)
@@ -686,7 +668,7 @@ ALWAYS_INLINE void write_elements(const row_input *in, const row_result *r, cons
             UNROLL_BLOCK
             for (uint j = 0; j < VEC; j++) {
                 const uint at = i * VECTOR_STEP + j * WG_SIZE;
-                if (is_full || own + at < end) put_or_add_one(&own_to, at, element[j]);
+                if (is_full || own + at < end) put_sum_one(&own_to, at, element[j]);
             }
         }
     }
@@ -703,7 +685,7 @@ ALWAYS_INLINE void write_ends(const row_input *in, const row_result *r, const ep
         acc_t a = 0;
         if (HAS_DENSE && IS_KIND(g, OUTPUT_GRADIENT)) a = dense_one(in, at);
         const vec value = value_of(in, r, g, (vec)(load_one(in->x + at)), (ivec)((integer)at), (vec)(a));
-        put_or_add_one(to, at, STORES_TARGET_LAST && at == (uint)g->class_index ? g->target : value.s0);
+        put_sum_one(to, at, STORES_TARGET_LAST && at == (uint)g->class_index ? g->target : value.s0);
     }
 }
 #endif

@@ -72,7 +72,7 @@ ALWAYS_INLINE void sum_classes(block_sums *b, lane *target_x, const tile_input *
         terms one = no_terms();
         const vec x = class_x(in, c);
         take_class(&one, target_x, in, level, x, softcap_vector_z(x, in->o, &unused), c);
-        add_one(b, &one);
+        add_terms(&b->few, &one);
     }
     flush(b, false);
 }

@@ -8,23 +8,6 @@
  *   tile_excluding_max  the exponentials once more, of confident rows, without the one class that is the maximum
  *   stage           the values of one result, to where store_tile() takes them from
  */
-/* Adds where the plan accumulates. */
-ALWAYS_INLINE void put_sum(const destination *to, const ulong at, const vec value, const uint n)
-{
-    put(to, at, with_old(to, at, value, n), n);
-}
-
-#if !INNER
-ALWAYS_INLINE void put_sum_one(const destination *to, const ulong at, const acc_t value)
-{
-    if (!ACCUMULATE || !IS_KIND(to, OUTPUT_GRADIENT)) {
-        put_one(to, at, value);
-    } else if (value != 0) {
-        put_one(to, at, value + load_gradient_one(to->gradient + at));
-    }
-}
-#endif
-
 /* Whether vectors that begin at multiples of VEC elements are aligned. */
 static inline bool is_aligned(const destination *to, const ulong step, const bool streaming)
 {

@@ -50,19 +50,9 @@ typedef struct {
 #endif
 } row_input;
 
-static inline acc_t probability_one(const row_input *in, const uint at)
-{
-#if DTYPE != F32
-    if (TARGETS == TARGET_PROBABILITIES_LOGITS) return load_one((__global const storage *)in->q + at);
-#endif
-    return convert_acc(((__global const float *)in->q)[at]);
-}
-
 static inline vec probability_vector(const row_input *in, const uint at)
 {
-#if DTYPE != F32
     if (TARGETS == TARGET_PROBABILITIES_LOGITS) return load_vector((__global const storage *)in->q + at);
-#endif
     return CONVERT_VEC(LOAD((__global const float *)in->q + at));
 }
 
@@ -70,7 +60,7 @@ static inline vec probability_vector(const row_input *in, const uint at)
 static inline acc_t dense_one(const row_input *in, const uint at)
 {
     acc_t a = in->o.smoothing_per_class;
-    if (HAS_PROBABILITIES) a = fma(in->o.one_minus_smoothing, probability_one(in, at), a);
+    if (HAS_PROBABILITIES) a = fma(in->o.one_minus_smoothing, load_probability(in->q, at), a);
     if (HAS_CLASS_WEIGHTS) a = a * in->class_weights[at];
     return a;
 }

@@ -238,15 +238,15 @@ ALWAYS_INLINE void sum_block(block_sums *b, const row_input *in, const row_scan 
                 }
                 add_four(b, some);
             } else {
-                block_sums few = empty_block();
+                terms few = no_terms();
 #pragma unroll 1
                 for (uint u = v; u < last; u++) {
                     terms one = no_terms();
                     take_vector(&one, in, scan, level, u, z_of_block(in, scan, from, u, true),
                                 u == excluded_vector ? scan->excluded : NO_CLASS, true);
-                    add_one(&few, &one);
+                    add_terms(&few, &one);
                 }
-                add_one(b, &few.few);
+                add_terms(&b->few, &few);
             }
             v = last;
         }

@@ -147,12 +147,12 @@ ALWAYS_INLINE void add_four(block_sums *b, const terms t[4])
     if (HAS_DENSE) b->few.weight += SUM_FOUR(t, weight);
 }
 
-ALWAYS_INLINE void add_one(block_sums *b, const terms *one)
+ALWAYS_INLINE void add_terms(terms *sum, const terms *one)
 {
-    b->few.sum_excluding_target += one->sum_excluding_target;
-    if (HAS_ENTROPY) b->few.entropy += one->entropy;
-    if (HAS_DENSE) b->few.nll += one->nll;
-    if (HAS_DENSE) b->few.weight += one->weight;
+    sum->sum_excluding_target += one->sum_excluding_target;
+    if (HAS_ENTROPY) sum->entropy += one->entropy;
+    if (HAS_DENSE) sum->nll += one->nll;
+    if (HAS_DENSE) sum->weight += one->weight;
 }
 
 /* first: b was flushed never before, and an addition to nothing loses nothing. */

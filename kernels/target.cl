@@ -61,6 +61,13 @@ static inline row_target get_target(const clxent_parameters *p, const ulong row,
     return t;
 }
 
+/* Of a [rows, classes] target. */
+static inline acc_t load_probability(__global const void *targets, const ulong at)
+{
+    if (TARGETS == TARGET_PROBABILITIES_LOGITS) return load_one((__global const storage *)targets + at);
+    return convert_acc(((__global const float *)targets)[at]);
+}
+
 /* ---- Lanes ------------------------------------------------------------------------------- */
 
 #define LONGS LANE(long)
