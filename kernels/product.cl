@@ -488,89 +488,63 @@ DEFINE_FETCH(b)
 #            define FETCH_ALIGNED(OPERAND, p) LOAD(p)
 #        endif
 
-/* A work-item's share of DEPTH x COUNT elements of an operand: vectors LOCAL_ID, LOCAL_ID + WG_SIZE, and so on. ACROSS: a row
- * of the operand is one of COUNT, and k runs along it; ALONG: it is one of DEPTH. ROW is where it begins. WHOLE: of aligned
- * vectors, all of which exist. Where k ends there are zeros; rows and columns of C that do not exist have values of others, as
- * nobody stores them. */
+/* A work-item's share of DEPTH x COUNT elements of an operand: vectors LOCAL_ID, LOCAL_ID + WG_SIZE, and so on. IS_ALONG: a row
+ * of the operand is one of DEPTH, and i runs along it; else it is one of COUNT, and k does. ROW(u, k) is where it begins. WHOLE:
+ * of aligned vectors, all of which exist. Where k ends there are zeros; rows and columns of C that do not exist have values of
+ * others, as nobody stores them. */
 #        define SHARE(COUNT) ((COUNT)*DEPTH / VEC / WG_SIZE)
 #        define ELEMENT(u) (LOCAL_ID + (u)*WG_SIZE)
-#        define ACROSS_I(u) (ELEMENT(u) / (DEPTH / VEC))
-#        define ACROSS_K(u) (ELEMENT(u) % (DEPTH / VEC) * VEC)
-#        define ALONG_I(u, COUNT) (ELEMENT(u) % ((COUNT) / VEC) * VEC)
-#        define ALONG_K(u, COUNT) (ELEMENT(u) / ((COUNT) / VEC))
-#        define FETCH_ACROSS_WHOLE(OPERAND, COUNT, ROW, LIMIT, K0)                       \
-            _Pragma("unroll") for (uint u = 0; u < SHARE(COUNT); u++)                    \
-            {                                                                            \
-                OPERAND##_next[u] = FETCH_ALIGNED(OPERAND, ROW(u) + (K0) + ACROSS_K(u)); \
-            }
-#        define FETCH_ACROSS_ANY(OPERAND, COUNT, ROW, LIMIT, K0)                        \
-            _Pragma("unroll") for (uint u = 0; u < SHARE(COUNT); u++)                   \
-            {                                                                           \
-                const uint k = (K0) + ACROSS_K(u);                                      \
-                OPERAND##_next[u] = OPERAND##_fetch(ROW(u) + k, k < x.k ? x.k - k : 0); \
-            }
-#        define FETCH_ALONG_WHOLE(OPERAND, COUNT, ROW, LIMIT, K0)                                    \
-            _Pragma("unroll") for (uint u = 0; u < SHARE(COUNT); u++)                                \
-            {                                                                                        \
-                OPERAND##_next[u] = FETCH_ALIGNED(OPERAND, ROW((K0) + ALONG_K(u, COUNT)) +           \
-                                                               min(ALONG_I(u, COUNT), (LIMIT)-VEC)); \
-            }
-#        define FETCH_ALONG_ANY(OPERAND, COUNT, ROW, LIMIT, K0)                                        \
-            _Pragma("unroll") for (uint u = 0; u < SHARE(COUNT); u++)                                  \
-            {                                                                                          \
-                const uint k = (K0) + ALONG_K(u, COUNT), i = ALONG_I(u, COUNT);                        \
-                OPERAND##_next[u] =                                                                    \
-                    OPERAND##_fetch(ROW(min(k, x.k - 1)) + i, k < x.k && i < (LIMIT) ? (LIMIT)-i : 0); \
+#        define I_OF(u, IS_ALONG, COUNT) \
+            (IS_ALONG ? ELEMENT(u) % ((COUNT) / VEC) * VEC : ELEMENT(u) / (DEPTH / VEC))
+#        define K_OF(u, IS_ALONG, COUNT) \
+            (IS_ALONG ? ELEMENT(u) / ((COUNT) / VEC) : ELEMENT(u) % (DEPTH / VEC) * VEC)
+#        define FETCH_OPERAND(OPERAND, IS_ALONG, COUNT, ROW, LIMIT, K0, WHOLE)                          \
+            _Pragma("unroll") for (uint u = 0; u < SHARE(COUNT); u++)                                   \
+            {                                                                                           \
+                const uint i = I_OF(u, IS_ALONG, COUNT), k = (K0) + K_OF(u, IS_ALONG, COUNT);           \
+                const uint along = WHOLE ? min(i, (LIMIT)-VEC) : i;                                     \
+                const uint left = IS_ALONG  ? (k < x.k && i < (LIMIT) ? (LIMIT)-i : 0)                  \
+                                  : k < x.k ? x.k - k                                                   \
+                                            : 0;                                                        \
+                __global const OPERAND##_bits *from =                                                   \
+                    ROW(u, WHOLE ? k : min(k, x.k - 1)) + (IS_ALONG ? along : k);                       \
+                OPERAND##_next[u] = WHOLE ? FETCH_ALIGNED(OPERAND, from) : OPERAND##_fetch(from, left); \
             }
 /* To tile[DEPTH][PITCH(COUNT)]. */
-#        define PUT_ACROSS(TILE, COUNT, VALUE, NEXT)                                    \
-            _Pragma("unroll") for (uint u = 0; u < SHARE(COUNT); u++)                   \
-            {                                                                           \
-                acc_t element[VEC];                                                     \
-                STORE(VALUE(NEXT[u]), element);                                         \
-                _Pragma("unroll") for (uint q = 0; q < VEC; q++)(                       \
-                    TILE)[(ACROSS_K(u) + q) * PITCH(COUNT) + ACROSS_I(u)] = element[q]; \
+#        define PUT_OPERAND(OPERAND, IS_ALONG, COUNT, VALUE)                                            \
+            _Pragma("unroll") for (uint u = 0; u < SHARE(COUNT); u++)                                   \
+            {                                                                                           \
+                __local acc_t *to =                                                                     \
+                    OPERAND + K_OF(u, IS_ALONG, COUNT) * PITCH(COUNT) + I_OF(u, IS_ALONG, COUNT);       \
+                acc_t element[VEC];                                                                     \
+                STORE(VALUE(OPERAND##_next[u]), element);                                               \
+                if (IS_ALONG) {                                                                         \
+                    *(__local vec *)to = VALUE(OPERAND##_next[u]);                                      \
+                } else {                                                                                \
+                    _Pragma("unroll") for (uint q = 0; q < VEC; q++) to[q * PITCH(COUNT)] = element[q]; \
+                }                                                                                       \
             }
-#        define PUT_ALONG(TILE, COUNT, VALUE, NEXT)                                               \
-            _Pragma("unroll") for (uint u = 0; u < SHARE(COUNT); u++)                             \
-            {                                                                                     \
-                *(__local vec *)((TILE) + ALONG_K(u, COUNT) * PITCH(COUNT) + ALONG_I(u, COUNT)) = \
-                    VALUE(NEXT[u]);                                                               \
-            }
+#        define A_IS_ALONG (PRODUCT == WEIGHT)
+#        define B_IS_ALONG (PRODUCT != LOGITS)
 #        if PRODUCT == WEIGHT
-#            define A_ROW(k) (a_begin + row_of(list, p.first + (k)) * p.a_stride + m0)
-#            define FETCH_A_WHOLE FETCH_ALONG_WHOLE
-#            define FETCH_A_ANY FETCH_ALONG_ANY
-#            define PUT_A PUT_ALONG
+#            define A_ROW(u, k) (a_begin + row_of(list, p.first + (k)) * p.a_stride + m0)
+#            define B_ROW(u, k) (b_begin + row_of(list, p.first + (k)) * p.b_stride + n0)
 #        else
-#            define A_ROW(u) (a_begin + (ulong)a_row[u] * p.a_stride)
-#            define FETCH_A_WHOLE FETCH_ACROSS_WHOLE
-#            define FETCH_A_ANY FETCH_ACROSS_ANY
-#            define PUT_A PUT_ACROSS
-#        endif
-#        if PRODUCT == LOGITS
-#            define B_ROW(u) (b_begin + (ulong)(n0 + min(ACROSS_I(u), columns - 1)) * p.b_stride)
-#            define FETCH_B_WHOLE FETCH_ACROSS_WHOLE
-#            define FETCH_B_ANY FETCH_ACROSS_ANY
-#            define PUT_B PUT_ACROSS
-#        else
-#            if PRODUCT == HIDDEN
-#                define B_ROW(k) (b_begin + (ulong)(k)*p.b_stride + n0)
-#            else
-#                define B_ROW(k) (b_begin + row_of(list, p.first + (k)) * p.b_stride + n0)
-#            endif
-#            define FETCH_B_WHOLE FETCH_ALONG_WHOLE
-#            define FETCH_B_ANY FETCH_ALONG_ANY
-#            define PUT_B PUT_ALONG
+#            define A_ROW(u, k) (a_begin + (ulong)a_row[u] * p.a_stride)
+#            define B_ROW(u, k)                    \
+                (b_begin +                         \
+                 (PRODUCT == HIDDEN                \
+                      ? (ulong)(k)*p.b_stride + n0 \
+                      : (ulong)(n0 + min(I_OF(u, false, BLOCK_COLUMNS), columns - 1)) * p.b_stride))
 #        endif
 /* One branch for both, so that all loads are under way together. */
-#        define FETCH(K0)                                           \
-            if (whole && (K0) + DEPTH <= x.k) {                     \
-                FETCH_A_WHOLE(a, BLOCK_ROWS, A_ROW, rows, K0)       \
-                FETCH_B_WHOLE(b, BLOCK_COLUMNS, B_ROW, columns, K0) \
-            } else {                                                \
-                FETCH_A_ANY(a, BLOCK_ROWS, A_ROW, rows, K0)         \
-                FETCH_B_ANY(b, BLOCK_COLUMNS, B_ROW, columns, K0)   \
+#        define FETCH(K0)                                                              \
+            if (whole && (K0) + DEPTH <= x.k) {                                        \
+                FETCH_OPERAND(a, A_IS_ALONG, BLOCK_ROWS, A_ROW, rows, K0, true)        \
+                FETCH_OPERAND(b, B_IS_ALONG, BLOCK_COLUMNS, B_ROW, columns, K0, true)  \
+            } else {                                                                   \
+                FETCH_OPERAND(a, A_IS_ALONG, BLOCK_ROWS, A_ROW, rows, K0, false)       \
+                FETCH_OPERAND(b, B_IS_ALONG, BLOCK_COLUMNS, B_ROW, columns, K0, false) \
             }
 
 /* Grid: as in groups of one. */
@@ -609,15 +583,16 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_produc
     uint a_row[SHARE(BLOCK_ROWS)];
 #            pragma unroll
     for (uint u = 0; u < SHARE(BLOCK_ROWS); u++) {
-        a_row[u] = depth > 0 ? (uint)row_of(list, p.first + m0 + min(ACROSS_I(u), rows - 1)) : 0;
+        a_row[u] =
+            depth > 0 ? (uint)row_of(list, p.first + m0 + min(I_OF(u, false, BLOCK_ROWS), rows - 1)) : 0;
     }
 #        endif
     if (depth > 0) {
         FETCH(0)
     }
     for (uint k0 = 0; k0 < depth; k0 += DEPTH) {
-        PUT_A(a, BLOCK_ROWS, VALUE_OF_A, a_next)
-        PUT_B(b, BLOCK_COLUMNS, VALUE_OF_B, b_next)
+        PUT_OPERAND(a, A_IS_ALONG, BLOCK_ROWS, VALUE_OF_A)
+        PUT_OPERAND(b, B_IS_ALONG, BLOCK_COLUMNS, VALUE_OF_B)
         barrier(CLK_LOCAL_MEM_FENCE);
         /* the next DEPTH of k come from memory while these are multiplied */
         if (k0 + DEPTH < depth) {
