@@ -29,6 +29,9 @@
 #    error "LANES: 0 or 1"
 #endif
 
+#if !defined(__has_builtin)
+#    define __has_builtin(name) 0
+#endif
 #if !defined(SM_80) || !(defined(__NV_CL_C_VERSION) || defined(__NVPTX__))
 #    undef SM_80
 #    define SM_80 0
@@ -38,8 +41,7 @@
  * error-free sums below stay error-free. */
 #pragma OPENCL FP_CONTRACT OFF
 
-/* A loop that is not unrolled after all is no news to anybody; PoCL prints it. Conditions on what a plan fixes are meant to
- * be constants. */
+/* PoCL prints -Wpass-failed for every loop left rolled. Conditions on what a plan fixes are constants on purpose. */
 #if defined(__clang__)
 #    pragma clang diagnostic ignored "-Wpass-failed"
 #    pragma clang diagnostic ignored "-Wconstant-logical-operand"
@@ -60,29 +62,27 @@ typedef long integer; /* as wide as acc_t */
 #    define ACC(x) x
 #    define ACC_TYPE double
 #    define INTEGER_TYPE long
+#    define ACC_OF(bits) as_double(bits)
 #else
 typedef float acc_t;
 typedef int integer;
 #    define ACC(x) x##f
 #    define ACC_TYPE float
 #    define INTEGER_TYPE int
-#endif
-#define convert_acc PASTE(convert_, ACC_TYPE)
-#if DTYPE == F64
-#    define ACC_OF(bits) as_double(bits)
-#else
 #    define ACC_OF(bits) as_float((uint)(bits))
 #endif
+#define convert_acc PASTE(convert_, ACC_TYPE)
 #define ACC_INFINITY ((acc_t)INFINITY)
 #define ACC_NAN ((acc_t)NAN)
 
 /* To nearest even. Compilers for GPUs make one instruction of vstore_half(), whose default rounding that is; of
  * vstore_half_rte() libclc, with which tools/gpu.py compiles, makes many. */
 #if defined(__NVPTX__) || defined(__AMDGCN__)
-#    define STORE_ONE_HALF vstore_half
+#    define TO_NEAREST(vstore) vstore
 #else
-#    define STORE_ONE_HALF vstore_half_rte
+#    define TO_NEAREST(vstore) PASTE(vstore, _rte)
 #endif
+#define STORE_ONE_HALF(v, p) TO_NEAREST(vstore_half)(v, 0, p)
 
 #if VEC == 1
 #    define VECTOR(type) type
@@ -91,7 +91,7 @@ typedef int integer;
 #    define LOAD(p) (*(p))
 #    define STORE(v, p) (*(p) = (v))
 #    define LOAD_HALF(p) vload_half(0, p)
-#    define STORE_HALF(v, p) STORE_ONE_HALF(v, 0, p)
+#    define STORE_HALF STORE_ONE_HALF
 #else
 #    define VECTOR(type) PASTE(type, VEC)
 #    define CONVERT(type) PASTE(PASTE(convert_, type), VEC)
@@ -130,62 +130,49 @@ DEFINE_ACCESSES(double)
 #        define STORE(v, p) PASTE(vstore, VEC)(v, 0, p)
 #    endif
 #    define LOAD_HALF(p) PASTE(vload_half, VEC)(0, p)
-#    if defined(__NVPTX__) || defined(__AMDGCN__)
-#        define STORE_HALF(v, p) PASTE(vstore_half, VEC)(v, 0, p)
-#    else
-#        define STORE_HALF(v, p) PASTE(PASTE(vstore_half, VEC), _rte)(v, 0, p)
-#    endif
+#    define STORE_HALF(v, p) TO_NEAREST(PASTE(vstore_half, VEC))(v, 0, p)
 #endif
-
 typedef VECTOR(ACC_TYPE) vec;
 typedef VECTOR(INTEGER_TYPE) ivec;
 #define AS_VEC AS(ACC_TYPE)
 #define AS_IVEC AS(INTEGER_TYPE)
 #define CONVERT_VEC CONVERT(ACC_TYPE)
 
-/* Conditions and numbers of another width to those of the width of acc_t. */
-#define AS_ONE_INTEGER PASTE(as_, INTEGER_TYPE)
-#define TO_INTEGERS(v) LANE_OF(INTEGER_TYPE)(v)
-
-/* In code for both: conditions are ilanes, chosen by ?: and joined by && and ||, and constants are cast. */
+/* What a row has one of. In code for both: conditions are ilanes, chosen by ?: and joined by && and ||, and constants are
+ * cast. */
 #if LANES
-typedef vec lane;
-typedef ivec ilane;
-#    if VEC > 1
-/* PoCL's any() looks at one element after the other. The built-in is for its CPUs: Oclgrind and SPIR-V do not know it. */
-#        if WG_SIZE == 1 && defined(POCL_DEVICE_ADDRESS_BITS) && defined(__has_builtin)
-#            if __has_builtin(__builtin_reduce_or)
-#                define ANY_LANE(condition) (__builtin_reduce_or(condition) != 0)
-#            endif
-#        endif
-#        if !defined(ANY_LANE)
-#            define ANY_LANE(condition) any(condition)
-#        endif
-#    else
-#        define ANY_LANE(condition) ((condition) != 0)
-#    endif
-#    define AS_LANE AS_VEC
-#    define AS_ILANE AS_IVEC
-#    define CONVERT_LANE CONVERT_VEC
 #    define LANE_ROWS VEC
 #    define LANE(type) VECTOR(type)
 #    define LANE_OF(type) CONVERT(type)
+#    define AS_LANES(type) AS(type)
 #    define LOAD_LANE(p) LOAD(p)
 #    define STORE_LANE(v, p) STORE(v, p)
 #    define LANE_IOTA IOTA
 #else
-typedef acc_t lane;
-typedef integer ilane;
-#    define AS_LANE PASTE(as_, ACC_TYPE)
-#    define AS_ILANE PASTE(as_, INTEGER_TYPE)
-#    define CONVERT_LANE convert_acc
 #    define LANE_ROWS 1
 #    define LANE(type) type
 #    define LANE_OF(type) PASTE(convert_, type)
+#    define AS_LANES(type) PASTE(as_, type)
 #    define LOAD_LANE(p) (*(p))
 #    define STORE_LANE(v, p) (*(p) = (v))
 #    define LANE_IOTA 0
+#endif
+typedef LANE(ACC_TYPE) lane;
+typedef LANE(INTEGER_TYPE) ilane;
+#define AS_LANE AS_LANES(ACC_TYPE)
+#define AS_ILANE AS_LANES(INTEGER_TYPE)
+#define CONVERT_LANE LANE_OF(ACC_TYPE)
+#define AS_ONE_INTEGER PASTE(as_, INTEGER_TYPE)
+/* Conditions and numbers of another width to those of the width of acc_t. */
+#define TO_INTEGERS(v) LANE_OF(INTEGER_TYPE)(v)
+
+/* PoCL's any() looks at one element after the other. The built-in is for its CPUs: Oclgrind and SPIR-V do not know it. */
+#if !LANES || VEC == 1
 #    define ANY_LANE(condition) ((condition) != 0)
+#elif WG_SIZE == 1 && defined(POCL_DEVICE_ADDRESS_BITS) && __has_builtin(__builtin_reduce_or)
+#    define ANY_LANE(condition) (__builtin_reduce_or(condition) != 0)
+#else
+#    define ANY_LANE(condition) any(condition)
 #endif
 
 /* Conditions that are kept. Lanes of CPUs take them from bits, -1 or 0: vectors that are joined of comparisons PoCL 3.1 packs
@@ -214,80 +201,56 @@ typedef integer ilane;
 #    define EITHER(a, b) ((a) || (b))
 #    define ANY_KEPT(a) ANY_LANE(a)
 #endif
-#if LANES
-#    define AS_INTS AS(int)
-#    define AS_UINTS AS(uint)
-#else
-#    define AS_INTS as_int
-#    define AS_UINTS as_uint
-#endif
 
 /* ---- Functions ---------------------------------------------------------------------------- */
-
-/* PoCL puts functions that ask for the work-item into their kernel; see DEFINE_KERNEL. */
-#if WG_SIZE == 1
-#    define LOCAL_ID 0u
-#else
-#    define LOCAL_ID ((uint)get_local_id(0))
-#endif
 
 /* Left to itself, PoCL's compiler calls some of these for every vector. */
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
-/* On GPUs a call would put a row's inputs into memory. Not for functions that return a struct or take restrict: Oclgrind
- * 21.10 knows nothing of what clang makes of those. */
-#if WG_SIZE > 1
-#    define INLINE_ON_GPU ALWAYS_INLINE
-#else
+/* LOCAL_ID: PoCL inlines functions that ask for the work-item into their kernel; see DEFINE_KERNEL.
+ * INLINE_ON_GPU: on GPUs a call would put a row's inputs into memory. Not for functions that return a struct or take
+ * restrict: Oclgrind 21.10 knows nothing of what clang makes of those.
+ * PART: a function of its own on CPUs, as a compiler optimizes what it has inlined once more in each caller (PoCL 3.1, first
+ * loss and gradient of 50,257 classes: 0.82 of the CPU time, with all options 0.91). For what a row or a tile passes through
+ * a few times; loops over results are slower with their arguments in memory (bf16, 32,768 classes: 1.16 of the time with
+ * write_result() as one). */
+#if WG_SIZE == 1
+#    define LOCAL_ID 0u
 #    define INLINE_ON_GPU static inline
+#    define PART static __attribute__((noinline))
+#else
+#    define LOCAL_ID ((uint)get_local_id(0))
+#    define INLINE_ON_GPU ALWAYS_INLINE
+#    define PART ALWAYS_INLINE
 #endif
 
-/* Of functions that are given a kernel's __local variable. PoCL makes such a variable an argument of the kernel, of which each
- * thread has its own, where no other function names it. Clang lets a function name it that gets no other and is not
- * inlined; then the groups of all threads share the one variable (PoCL 3.1, 2 threads, groups of 64: 3 wrong results in
- * 100 runs). */
+/* Of functions that are given a kernel's __local variable. PoCL makes such a variable an argument of the kernel, one for each
+ * thread, unless another function names it. Clang lets a function name it that gets no other and is not inlined; then all
+ * threads share the one variable (PoCL 3.1, 2 threads, groups of 64: 3 wrong results in 100 runs). */
 #if WG_SIZE > 1 && defined(POCL_DEVICE_ADDRESS_BITS)
 #    define TAKES_LOCAL ALWAYS_INLINE
 #else
 #    define TAKES_LOCAL static inline
 #endif
 
-/* ALWAYS_INLINE on GPUs, on CPUs a function of its own: a compiler optimizes what it has inlined once more in each caller
- * (PoCL 3.1, first loss and gradient of 50,257 classes: 0.82 of the CPU time, with all options 0.91). For what a row or a
- * tile passes through a few times; loops over results are slower with their arguments in memory (bf16, 32,768 classes:
- * 1.16 of the time with write_result() as one). */
-#if WG_SIZE > 1
-#    define PART ALWAYS_INLINE
-#else
-#    define PART static __attribute__((noinline))
-#endif
-
 /* ---- Storage ----------------------------------------------------------------------------- */
 
 /* Where the compiler has it, a store that does not first read the line it overwrites: 0.7 of the
  * time of a plain copy on PoCL. The pointer must be aligned to the vector. */
-#if defined(__has_builtin)
-#    if __has_builtin(__builtin_nontemporal_store) && VEC > 1 && WG_SIZE == 1
-#        define HAS_NONTEMPORAL 1
-#    endif
-#endif
-#if !defined(HAS_NONTEMPORAL)
+#if VEC > 1 && WG_SIZE == 1 && __has_builtin(__builtin_nontemporal_store)
+#    define HAS_NONTEMPORAL 1
+#else
 #    define HAS_NONTEMPORAL 0
 #endif
 
-/* Brings a line of memory into the second cache, or the first, while others are computed with. PoCL's prefetch() does nothing; this
- * built-in is for its CPUs, and Oclgrind does not know it. p may point behind the buffer. */
-#define HAS_PREFETCH 0
-#if WG_SIZE == 1 && defined(POCL_DEVICE_ADDRESS_BITS) && defined(__has_builtin)
-#    if __has_builtin(__builtin_prefetch)
-#        undef HAS_PREFETCH
-#        define HAS_PREFETCH 1
-#    endif
-#endif
-#if HAS_PREFETCH
+/* Brings a line of memory into the second-level cache, or the first. PoCL's prefetch() does nothing; this built-in is for its
+ * CPUs, and Oclgrind does not know it. p may point behind the buffer. */
+#if WG_SIZE == 1 && defined(POCL_DEVICE_ADDRESS_BITS) && __has_builtin(__builtin_prefetch)
+#    define HAS_PREFETCH 1
 #    define PREFETCH(p) __builtin_prefetch((const void *)(size_t)(p), 0, 2)
 #    define PREFETCH_FIRST(p) __builtin_prefetch((const void *)(size_t)(p), 0, 3)
 #else
+#    define HAS_PREFETCH 0
 #    define PREFETCH(p) (void)(p)
 #    define PREFETCH_FIRST(p) (void)(p)
 #endif
@@ -438,7 +401,7 @@ static inline __attribute__((unused)) VECTOR(float) bf16_load_pairs(__global con
 #define F16_LOAD_ONE(p) vload_half(0, p)
 #define F16_LOAD(p) half_values(LOAD((__global const ushort *)(p)))
 #define F16_LOAD_ALIGNED(p) half_values(*(__global const VECTOR(ushort) *)(p))
-#define F16_STORE_ONE(v, p) STORE_ONE_HALF(v, 0, p)
+#define F16_STORE_ONE STORE_ONE_HALF
 #define F16_STORE(v, p, aligned) STORE_16(half_bits(v), (__global ushort *)(p), aligned)
 #define BF16_LOAD_ONE(p) bf16_scalar_load(*(p))
 #define BF16_LOAD(p) bf16_vector_load(LOAD(p))

@@ -35,15 +35,14 @@
 #    error "NATIVE_EXP: 0, or 1 for groups of rows that are not f64"
 #endif
 /* Bits of the exponent that a table of powers of two takes from the polynomial, see TABLE_ENTRY; 0: no table. */
-#define TABLE_BITS 0
-#if VEC == 16 && WG_SIZE == 1 && DTYPE != F64 && (!LANES || ALONG) && defined(__has_builtin)
-#    if defined(__AVX512F__) && __has_builtin(__builtin_ia32_permvarsf512)
-#        undef TABLE_BITS
-#        define TABLE_BITS 4
-#    elif defined(__AVX2__) && __has_builtin(__builtin_ia32_vpermilvarps256)
-#        undef TABLE_BITS
-#        define TABLE_BITS 2
-#    endif
+#if VEC != 16 || WG_SIZE > 1 || DTYPE == F64 || (LANES && !ALONG)
+#    define TABLE_BITS 0
+#elif defined(__AVX512F__) && __has_builtin(__builtin_ia32_permvarsf512)
+#    define TABLE_BITS 4
+#elif defined(__AVX2__) && __has_builtin(__builtin_ia32_vpermilvarps256)
+#    define TABLE_BITS 2
+#else
+#    define TABLE_BITS 0
 #endif
 #define HAS_TABLE (TABLE_BITS > 0)
 #define TABLE_STEPS (1 << TABLE_BITS)

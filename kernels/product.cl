@@ -231,20 +231,17 @@ ALWAYS_INLINE void store_result(const clxent_product *p, __global gradient_stora
 #        endif
 
 /* n elements of a row of B to a panel's row, the rest zeros. */
-#        define DEFINE_COPY_ALONG(SPACE)                                                                 \
-            ALWAYS_INLINE void copy_along(__global const storage *row, const uint n, SPACE acc_t *panel) \
-            {                                                                                            \
-                _Pragma("unroll") for (uint v = 0; v < TILE_VECTORS; v++)                                \
-                {                                                                                        \
-                    const uint j = v * VEC;                                                              \
-                    vec value = (vec)(0);                                                                \
-                    if (j + VEC <= n) value = load_vector(row + j);                                      \
-                    else if (j < n) value = load_partial(row + j, n - j, 0);                             \
-                    STORE(value, panel + j);                                                             \
-                }                                                                                        \
-            }
 #        if PRODUCT != LOGITS
-DEFINE_COPY_ALONG(B_SPACE)
+ALWAYS_INLINE void copy_along(__global const storage *row, const uint n, B_SPACE acc_t *panel)
+{
+#            pragma unroll
+    for (uint j = 0; j < TILE_COLUMNS; j += VEC) {
+        vec value = (vec)(0);
+        if (j + VEC <= n) value = load_vector(row + j);
+        else if (j < n) value = load_partial(row + j, n - j, 0);
+        STORE(value, panel + j);
+    }
+}
 #        endif
 
 #        if PRODUCT == WEIGHT

@@ -149,7 +149,7 @@ static inline lane_targets get_targets(const clxent_parameters *p, const ulong r
                                      : LANE_OF(int)(LOAD_LANE((__global const uchar *)targets + at));
         const int index = (int)p->ignore_index;
         const long full_width = TARGETS == TARGET_U32 ? (long)(uint)index : (long)index;
-        const LANE(int) behind = AS_INTS((LANE(uint))(p->classes - 1) - AS_UINTS(narrow));
+        const LANE(int) behind = AS_LANES(int)((LANE(uint))(p->classes - 1) - AS_LANES(uint)(narrow));
         outside = TO_INTEGERS((narrow | behind) >> 31);
         ignored = TO_INTEGERS(narrow == (LANE(int))(index));
         if (full_width != p->ignore_index) ignored = (ilane)(0);
