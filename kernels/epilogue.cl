@@ -71,7 +71,7 @@ typedef struct {
 /* FLAG_OWN_TARGETS: every group makes the pass over the targets for itself, and one writes its results. */
 static inline acc_t sum_own_targets(const run *u)
 {
-    const share_of_partial share = { { 0, u->p->rows }, 0 };
+    const share_of_partial share = { 0, u->p->rows, 0 };
     partial all;
     sum_targets(&all, u->p, u->targets, u->class_weights, u->row_weights, share);
     if (u->group == 0)
@@ -82,7 +82,7 @@ static inline acc_t sum_own_targets(const run *u)
 /* FLAG_ALONE: once all losses are there. */
 PART void sum_own_losses(const run *u)
 {
-    const share_of_partial share = { { 0, u->p->rows }, 0 };
+    const share_of_partial share = { 0, u->p->rows, 0 };
     partial all;
     if ((u->p->outputs & (OUTPUT_LOSS | OUTPUT_CORRECT)) == 0) return;
     sum_losses(&all, u->p, u->losses, u->workspace, share);
@@ -399,8 +399,11 @@ static inline void gradient_of(epilogue *g, const run *u, const row_result *r, c
 static inline epilogue epilogue_of(const run *u, const uint kind, const ulong row, const uint n,
                                    const lane_targets *t, const target_terms *j, const row_result *r)
 {
-    epilogue g;
-    g.kind = kind;
+    epilogue g = { .kind = kind,
+                   .filled = NOT(r->valid),
+                   .fill = (lane)(ACC_NAN),
+                   .outer = (lane)(1),
+                   .class_index = NO_CLASSES };
     if (kind == OUTPUT_GRADIENT) {
         g.class_index = t->class_index;
         gradient_of(&g, u, r, j, outer_of(u, row, n, t));
@@ -409,20 +412,8 @@ static inline epilogue epilogue_of(const run *u, const uint kind, const ulong ro
 #endif
         return g;
     }
-    g.filled = NOT(r->valid);
-    g.fill = (lane)(ACC_NAN);
     g.factor = (lane)(1) / r->sum_exp;
     g.rest = fma(-g.factor, r->sum_exp, (lane)(1)) * g.factor;
-    g.outer = (lane)(1);
-    g.class_index = NO_CLASSES;
-    g.target = (lane)(0);
-#if HAS_UPSTREAMS
-    g.is_out = (ilane)(0);
-    g.share = (lane)(0);
-    g.of_lse = (lane)(0);
-    g.of_entropy = (lane)(0);
-    g.mean_distance = (lane)(0);
-#endif
     return g;
 }
 

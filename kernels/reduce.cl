@@ -46,16 +46,18 @@ static inline partial merge_partials(const partial a, const partial b)
 
 static inline partial empty_partial(void) { return (partial){ { 0, 0 }, 0, 0xffffffffffffffffUL, 0, 0 }; }
 
-/* Of one partial: [begin, end). */
+/* What a work-item of the group sums of one partial: rows [begin, end), from its own on. */
 typedef struct {
     ulong begin, end;
-} row_range;
+    uint item;
+} share_of_partial;
 
-static inline row_range rows_of_partial(const clxent_parameters *p, const ulong index)
+static inline share_of_partial own_share(const clxent_parameters *p, const ulong index)
 {
     const ulong unit = index / p->partials_per_unit * p->reduce_unit;
     const ulong begin = unit + index % p->partials_per_unit * REDUCE_ROWS;
-    return (row_range){ begin, min(min(begin + REDUCE_ROWS, unit + p->reduce_unit), p->rows) };
+    return (share_of_partial){ begin, min(min(begin + REDUCE_ROWS, unit + p->reduce_unit), p->rows),
+                               LOCAL_ID };
 }
 
 static inline __global partial *partial_at(const clxent_parameters *p, __global uchar *workspace,
@@ -110,12 +112,6 @@ static inline ulong count_lanes(const ilane counts)
     return all;
 }
 
-/* What a work-item of the group sums of one partial. */
-typedef struct {
-    row_range rows;
-    uint item;
-} share_of_partial;
-
 static inline void fold_targets(const clxent_parameters *p, const partial all, __global ulong *bad_targets,
                                 __global acc_t *computed_denominator, __global ulong *counted,
                                 __global uchar *workspace)
@@ -137,7 +133,6 @@ PART void sum_targets(partial *sum, const clxent_parameters *p, __global const v
                       __global const acc_t *class_weights, __global const acc_t *row_weights,
                       const share_of_partial share)
 {
-    const row_range range = share.rows;
     /* of i64 a step is two lines, of which one is prefetched */
     const uint target_bytes = TARGETS == TARGET_I64   ? 8
                               : HAS_4_BYTE_INDICES    ? 4
@@ -146,8 +141,8 @@ PART void sum_targets(partial *sum, const clxent_parameters *p, __global const v
     partial own = empty_partial();
     compensated_sum weights = compensated_zero();
     ilane counts = (ilane)(0); /* at most REDUCE_ROWS */
-    for (ulong row = range.begin + share.item * LANE_ROWS; row < range.end; row += WG_SIZE * LANE_ROWS) {
-        const uint n = (uint)min((ulong)LANE_ROWS, range.end - row);
+    for (ulong row = share.begin + share.item * LANE_ROWS; row < share.end; row += WG_SIZE * LANE_ROWS) {
+        const uint n = (uint)min((ulong)LANE_ROWS, share.end - row);
         PREFETCH((__global const uchar *)targets + (p->offset.targets + row + REDUCE_AHEAD) * target_bytes);
         const lane_targets t = get_targets(p, row, n, targets, row_weights);
         lane weight = t.weight;
@@ -182,8 +177,7 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_target
     __local partial scratch[WG_SIZE];
     const size_t group = get_group_id(0);
     partial own;
-    sum_targets(&own, &p, targets, class_weights + p.offset.class_weights, row_weights,
-                (share_of_partial){ rows_of_partial(&p, group), LOCAL_ID });
+    sum_targets(&own, &p, targets, class_weights + p.offset.class_weights, row_weights, own_share(&p, group));
     const partial all = merge_partials_of_group(own, scratch);
     if (LOCAL_ID != 0) return;
     if (p.partials == 1) {
@@ -226,12 +220,11 @@ PART void sum_losses(partial *sum, const clxent_parameters *p, __global const ac
     __global const acc_t *row_losses = (p->outputs & OUTPUT_LOSSES)
                                            ? losses + p->offset.losses
                                            : (__global const acc_t *)(workspace + p->row_losses_at);
-    const row_range range = share.rows;
     partial own = empty_partial();
     compensated_sum total = compensated_zero();
     ilane hits = (ilane)(0); /* at most REDUCE_ROWS */
-    for (ulong row = range.begin + share.item * LANE_ROWS; row < range.end; row += WG_SIZE * LANE_ROWS) {
-        const uint n = (uint)min((ulong)LANE_ROWS, range.end - row);
+    for (ulong row = share.begin + share.item * LANE_ROWS; row < share.end; row += WG_SIZE * LANE_ROWS) {
+        const uint n = (uint)min((ulong)LANE_ROWS, share.end - row);
         PREFETCH(row_losses + row + REDUCE_AHEAD);
         if (sums) total = compensated_add(total, keep_first(load_lanes(row_losses + row, n), n));
         if (counts && n == LANE_ROWS) {
@@ -255,7 +248,7 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_losses
     __local partial scratch[WG_SIZE];
     const size_t group = get_group_id(0);
     partial own;
-    sum_losses(&own, &p, losses, workspace, (share_of_partial){ rows_of_partial(&p, group), LOCAL_ID });
+    sum_losses(&own, &p, losses, workspace, own_share(&p, group));
     const partial all = merge_partials_of_group(own, scratch);
     if (LOCAL_ID != 0) return;
     if (p.partials == 1) {
