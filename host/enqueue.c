@@ -203,13 +203,22 @@ static void set_buffer(setter *s, const clxent_buffer *buffer) { clxent_set_mem(
 
 /* ---- Launches ------------------------------------------------------------------------------ */
 
+cl_uint clxent_run_waits(const run *r, const cl_event **wait)
+{
+    if (r->previous != NULL) {
+        *wait = &r->previous;
+        return 1;
+    }
+    *wait = r->launched ? NULL : r->wait;
+    return r->launched ? 0 : r->num_wait;
+}
+
 clxent_status clxent_run_launch(run *r, const setter *s, size_t groups, size_t group, bool last,
                                 cl_event *event)
 {
     const bool needs_event = last ? event != NULL : r->out_of_order;
-    const bool chained = r->previous != NULL;
-    const cl_uint num_wait = chained ? 1 : r->launched ? 0 : r->num_wait;
-    const cl_event *wait = chained ? &r->previous : r->launched ? NULL : r->wait;
+    const cl_event *wait;
+    const cl_uint num_wait = clxent_run_waits(r, &wait);
     const size_t global = groups * group;
     cl_event done = NULL;
     cl_int code = s->code;
@@ -219,7 +228,7 @@ clxent_status clxent_run_launch(run *r, const setter *s, size_t groups, size_t g
         code = clEnqueueNDRangeKernel(r->queue, s->kernel, 1, NULL, &global, &group, num_wait, wait,
                                       needs_event ? &done : NULL);
     }
-    if (chained) (void)clReleaseEvent(r->previous);
+    if (r->previous != NULL) (void)clReleaseEvent(r->previous);
     r->previous = NULL;
     if (code != CL_SUCCESS) return code;
     r->launched = true;
@@ -241,54 +250,56 @@ static clxent_parameters partials_parameters(const run *r)
     return p;
 }
 
-static void set_targets_results(const run *r, setter *s)
+/* Partials, and at the end of the batch their fold; the latter takes the results alone, and both the workspace. */
+typedef struct reduction {
+    cl_kernel partials, fold;
+    clxent_buffer inputs[3], results[3];
+    int count; /* of inputs */
+} reduction;
+
+static void set_results(const run *r, setter *s, const reduction *of)
 {
-    set_buffer(s, &r->args.bad_targets);
-    set_buffer(s, &r->args.computed_denominator);
-    set_buffer(s, &r->args.counted);
+    for (int i = 0; i < 3; i++) set_buffer(s, &of->results[i]);
     set_buffer(s, &r->args.workspace);
+}
+
+static clxent_status launch_reduction(run *r, const reduction *of, bool last, cl_event *event)
+{
+    const clxent_plan *plan = r->plan;
+    const clxent_parameters p = partials_parameters(r);
+    const bool folds = p.partials > 1 && clxent_run_ends_batch(r);
+    setter s = set_begin(of->partials, &p);
+
+    for (int i = 0; i < of->count; i++) set_buffer(&s, &of->inputs[i]);
+    set_results(r, &s, of);
+    CLXENT_TRY(clxent_run_launch(r, &s, clxent_partials(plan, r->part.span_rows), plan->group, last && !folds,
+                                 event));
+    if (!folds) return CLXENT_OK;
+    s = set_begin(of->fold, &r->p);
+    set_results(r, &s, of);
+    return clxent_run_launch(r, &s, 1, 1, last, event);
 }
 
 static clxent_status launch_targets(run *r, bool last, cl_event *event)
 {
-    const clxent_plan *plan = r->plan;
-    const clxent_parameters p = partials_parameters(r);
-    const bool folds = p.partials > 1 && clxent_run_ends_batch(r);
-    setter s = set_begin(plan->targets_partials, &p);
-
-    set_buffer(&s, &r->args.targets);
-    set_buffer(&s, &r->args.class_weights);
-    set_buffer(&s, &r->args.row_weights);
-    set_targets_results(r, &s);
-    CLXENT_TRY(clxent_run_launch(r, &s, clxent_partials(plan, r->part.span_rows), plan->group, last && !folds,
-                                 event));
-    if (!folds) return CLXENT_OK;
-    s = set_begin(plan->targets_fold, &r->p);
-    set_targets_results(r, &s);
-    return clxent_run_launch(r, &s, 1, 1, last, event);
+    const clxent_args *a = &r->args;
+    const reduction targets = { r->plan->targets_partials,
+                                r->plan->targets_fold,
+                                { a->targets, a->class_weights, a->row_weights },
+                                { a->bad_targets, a->computed_denominator, a->counted },
+                                3 };
+    return launch_reduction(r, &targets, last, event);
 }
 
 static clxent_status launch_losses(run *r, bool last, cl_event *event)
 {
-    const clxent_plan *plan = r->plan;
-    const clxent_parameters p = partials_parameters(r);
-    const bool folds = p.partials > 1 && clxent_run_ends_batch(r);
-    setter s = set_begin(plan->losses_partials, &p);
-
-    set_buffer(&s, &r->args.losses);
-    set_buffer(&s, &r->args.denominator);
-    set_buffer(&s, &r->args.loss);
-    set_buffer(&s, &r->args.correct);
-    set_buffer(&s, &r->args.workspace);
-    CLXENT_TRY(clxent_run_launch(r, &s, clxent_partials(plan, r->part.span_rows), plan->group, last && !folds,
-                                 event));
-    if (!folds) return CLXENT_OK;
-    s = set_begin(plan->losses_fold, &r->p);
-    set_buffer(&s, &r->args.denominator);
-    set_buffer(&s, &r->args.loss);
-    set_buffer(&s, &r->args.correct);
-    set_buffer(&s, &r->args.workspace);
-    return clxent_run_launch(r, &s, 1, 1, last, event);
+    const clxent_args *a = &r->args;
+    const reduction losses = { r->plan->losses_partials,
+                               r->plan->losses_fold,
+                               { a->losses },
+                               { a->denominator, a->loss, a->correct },
+                               1 };
+    return launch_reduction(r, &losses, last, event);
 }
 
 /* The arguments of the operation's main kernel behind the parameters. */

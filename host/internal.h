@@ -104,6 +104,8 @@ bool clxent_needs_targets(const clxent_desc *desc, uint32_t outputs); /* some ou
 
 /* *product = a * b; false on overflow. */
 bool clxent_size_mul(size_t a, size_t b, size_t *product);
+/* Takes rows * columns * size bytes of a workspace, and aligns what comes next; false on overflow. */
+bool clxent_reserve(size_t *used, size_t rows, size_t columns, size_t size, size_t *at);
 
 /* snprintf that accepts text == NULL; always returns status. */
 clxent_status clxent_fail_text(char *text, size_t size, clxent_status status, const char *format, ...)
@@ -160,6 +162,7 @@ void clxent_log(clxent_context *ctx, const char *format, ...) CLXENT_PRINTF(2, 3
 
 /* CLXENT_OK for CL_SUCCESS; else records "what: CL_..." and returns the cl_int. */
 clxent_status clxent_check_cl(clxent_context *ctx, cl_int code, const char *what);
+clxent_status clxent_kernel_create(clxent_context *ctx, cl_program program, const char *name, cl_kernel *out);
 
 /* The embedded program kernels/programs/FILE, built with options: from the context's cache, else from the application's
  * store, else compiled, and kept in both. The caller releases it. Thread-safe; two threads asking for one program at once

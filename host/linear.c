@@ -20,8 +20,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { ALIGNMENT = 64, PRODUCTS = 3 };
+enum { PRODUCTS = 3 };
 typedef enum product { LOGITS, HIDDEN, WEIGHT, ROUND } product; /* PRODUCT of product.cl, less 1 */
+/* Kernels, behind those of the products. CLEAR: where the loss reads logits of rows that do not count, and uses nothing of them. */
+enum { LIST = PRODUCTS, ZEROS, PANELS, BIAS, ROUND_WEIGHT, ROUND_BIAS, CLEAR, KERNELS };
 static const char PROGRAM_FILE[] = "product.cl";
 
 /* How the products are cut. Of it only depth decides bits. */
@@ -37,9 +39,7 @@ struct clxent_linear {
     uint32_t vector, tile_rows, tile_vectors;
     size_t panel_rows; /* at most, copied to panels at a time; with groups of one work-item */
     blocks blocks[PRODUCTS];
-    cl_kernel list, product[PRODUCTS], zeros, panels, bias, round_weight, round_bias;
-    cl_kernel
-        clear; /* NULL unless the loss reads logits of rows that do not count, and uses nothing of them */
+    cl_kernel kernels[KERNELS]; /* NULL: not needed */
     /* bytes into the workspace */
     size_t loss_at, logits_at, all_list_at, list_at, panels_at, weight_sums_at, bias_sums_at, workspace_size;
     size_t loss_size; /* bytes that the loss has of the workspace */
@@ -209,16 +209,6 @@ static void choose_blocks(struct clxent_linear *l, const clxent_device *device, 
 
 /* ---- Workspace --------------------------------------------------------------------------------- */
 
-static bool reserve(size_t *used, size_t rows, size_t columns, size_t size, size_t *at)
-{
-    size_t bytes;
-    if (!clxent_size_mul(rows, columns, &bytes) || !clxent_size_mul(bytes, size, &bytes)) return false;
-    if (bytes > SIZE_MAX - ALIGNMENT - *used) return false;
-    *at = *used;
-    *used += round_up(bytes, ALIGNMENT);
-    return true;
-}
-
 /* With chunks of so many rows; false where the bytes overflow. */
 static bool lay_out(struct clxent_linear *l, const clxent_desc *desc, size_t chunk_rows, size_t loss_size)
 {
@@ -231,14 +221,15 @@ static bool lay_out(struct clxent_linear *l, const clxent_desc *desc, size_t chu
     l->chunk_rows = chunk_rows;
     l->loss_size = loss_size;
     const bool fits =
-        reserve(&used, 1, loss_size, 1, &l->loss_at) &&
-        reserve(&used, chunk_rows, desc->classes, acc, &l->logits_at) &&
-        reserve(&used, 1 + chunk_rows, 1, sizeof(cl_uint), &l->list_at) &&
-        reserve(&used, two_lists ? 1 + chunk_rows : 0, 1, sizeof(cl_uint), &l->all_list_at) &&
-        reserve(&used, panels ? panel_rows : 0, round_up(desc->features, tile_columns(l)), acc,
-                &l->panels_at) &&
-        reserve(&used, has_weight_sums(desc) ? desc->classes : 0, desc->features, acc, &l->weight_sums_at) &&
-        reserve(&used, has_bias_sums(desc) ? desc->classes : 0, 1, acc, &l->bias_sums_at);
+        clxent_reserve(&used, 1, loss_size, 1, &l->loss_at) &&
+        clxent_reserve(&used, chunk_rows, desc->classes, acc, &l->logits_at) &&
+        clxent_reserve(&used, 1 + chunk_rows, 1, sizeof(cl_uint), &l->list_at) &&
+        clxent_reserve(&used, two_lists ? 1 + chunk_rows : 0, 1, sizeof(cl_uint), &l->all_list_at) &&
+        clxent_reserve(&used, panels ? panel_rows : 0, round_up(desc->features, tile_columns(l)), acc,
+                       &l->panels_at) &&
+        clxent_reserve(&used, has_weight_sums(desc) ? desc->classes : 0, desc->features, acc,
+                       &l->weight_sums_at) &&
+        clxent_reserve(&used, has_bias_sums(desc) ? desc->classes : 0, 1, acc, &l->bias_sums_at);
     if (!two_lists) l->all_list_at = l->list_at;
     l->workspace_size = fits ? used : SIZE_MAX;
     return fits;
@@ -313,14 +304,6 @@ static void describe(clxent_plan *plan, const struct clxent_linear *l, const cha
 
 /* ---- Kernels ----------------------------------------------------------------------------------- */
 
-static clxent_status make_kernel(const clxent_plan *plan, cl_program program, const char *name,
-                                 cl_kernel *out)
-{
-    cl_int code;
-    *out = clCreateKernel(program, name, &code);
-    return clxent_check_cl(plan->ctx, code, name);
-}
-
 /* dtype: of C */
 static void define_product(const struct clxent_linear *l, const clxent_desc *desc, product which,
                            uint32_t dtype, char options[CLXENT_OPTIONS_SIZE])
@@ -357,77 +340,63 @@ static uint32_t dtype_of_product(const clxent_desc *desc, product which)
     return which == HIDDEN ? or_dtype(desc, desc->hidden_gradient_dtype) : acc_dtype(desc);
 }
 
-static clxent_status get_product(const clxent_plan *plan, product which, cl_program *out)
+/* Each program, and its kernels. */
+static clxent_status make_kernels(const clxent_plan *plan)
 {
-    return get_program(plan, which, dtype_of_product(&plan->desc, which), out);
-}
-
-static clxent_status make_logits(clxent_plan *plan)
-{
+    enum { MOST_OF_ONE = 3 };
+    static const char block[] = "clxent_product_block", zeros[] = "clxent_product_zeros";
     struct clxent_linear *l = plan->linear;
-    cl_program program;
-    CLXENT_TRY(get_product(plan, LOGITS, &program));
-    clxent_status status = make_kernel(plan, program, "clxent_product_block", &l->product[LOGITS]);
-    if (status == CLXENT_OK) status = make_kernel(plan, program, "clxent_product_list", &l->list);
-    if (status == CLXENT_OK && l->loss->shares == CLXENT_STRATEGY_LANES &&
-        !needs_all_rows(plan->desc.outputs))
-        status = make_kernel(plan, program, "clxent_product_zeros", &l->clear);
-    (void)clReleaseProgram(program);
-    return status;
-}
+    const clxent_desc *desc = &plan->desc;
+    const bool clears = l->loss->shares == CLXENT_STRATEGY_LANES && !needs_all_rows(desc->outputs);
+    const bool sums = has(desc, CLXENT_OUTPUT_WEIGHT_GRADIENT | CLXENT_OUTPUT_BIAS_GRADIENT);
+    const struct {
+        bool needed;
+        product which;
+        uint32_t dtype; /* of C */
+        struct {
+            int kernel;
+            const char *name;
+        } kernels[MOST_OF_ONE];
+    } programs[] = {
+        { true,
+          LOGITS,
+          dtype_of_product(desc, LOGITS),
+          { { LOGITS, block }, { LIST, "clxent_product_list" }, { CLEAR, clears ? zeros : NULL } } },
+        { has(desc, CLXENT_OUTPUT_HIDDEN_GRADIENT),
+          HIDDEN,
+          dtype_of_product(desc, HIDDEN),
+          { { HIDDEN, block }, { ZEROS, zeros } } },
+        { sums,
+          WEIGHT,
+          dtype_of_product(desc, WEIGHT),
+          { { WEIGHT, block },
+            { BIAS, "clxent_product_bias" },
+            { PANELS, l->group == 1 ? "clxent_product_panels" : NULL } } },
+        { has_weight_sums(desc),
+          ROUND,
+          or_dtype(desc, desc->weight_gradient_dtype),
+          { { ROUND_WEIGHT, "clxent_product_round" } } },
+        { has_bias_sums(desc),
+          ROUND,
+          or_dtype(desc, desc->bias_gradient_dtype),
+          { { ROUND_BIAS, "clxent_product_round" } } },
+    };
 
-static clxent_status make_hidden(clxent_plan *plan)
-{
-    struct clxent_linear *l = plan->linear;
-    cl_program program;
-    if (!has(&plan->desc, CLXENT_OUTPUT_HIDDEN_GRADIENT)) return CLXENT_OK;
-    CLXENT_TRY(get_product(plan, HIDDEN, &program));
-    clxent_status status = make_kernel(plan, program, "clxent_product_block", &l->product[HIDDEN]);
-    if (status == CLXENT_OK) status = make_kernel(plan, program, "clxent_product_zeros", &l->zeros);
-    (void)clReleaseProgram(program);
-    return status;
-}
-
-static clxent_status make_weight(clxent_plan *plan)
-{
-    struct clxent_linear *l = plan->linear;
-    cl_program program;
-    if (!has(&plan->desc, CLXENT_OUTPUT_WEIGHT_GRADIENT | CLXENT_OUTPUT_BIAS_GRADIENT)) return CLXENT_OK;
-    CLXENT_TRY(get_product(plan, WEIGHT, &program));
-    clxent_status status = make_kernel(plan, program, "clxent_product_block", &l->product[WEIGHT]);
-    if (status == CLXENT_OK) status = make_kernel(plan, program, "clxent_product_bias", &l->bias);
-    if (status == CLXENT_OK && l->group == 1)
-        status = make_kernel(plan, program, "clxent_product_panels", &l->panels);
-    (void)clReleaseProgram(program);
-    return status;
-}
-
-static clxent_status make_round(clxent_plan *plan, bool needed, uint32_t dtype, cl_kernel *out)
-{
-    cl_program program;
-    if (!needed) return CLXENT_OK;
-    CLXENT_TRY(get_program(plan, ROUND, or_dtype(&plan->desc, dtype), &program));
-    const clxent_status status = make_kernel(plan, program, "clxent_product_round", out);
-    (void)clReleaseProgram(program);
-    return status;
-}
-
-/* All kernels, NULL where there is none; how many. */
-enum { MOST_KERNELS = 10 };
-static size_t list_kernels(const struct clxent_linear *l, cl_kernel kernels[MOST_KERNELS])
-{
-    const cl_kernel all[MOST_KERNELS] = { l->list,
-                                          l->product[LOGITS],
-                                          l->product[HIDDEN],
-                                          l->product[WEIGHT],
-                                          l->zeros,
-                                          l->panels,
-                                          l->bias,
-                                          l->round_weight,
-                                          l->round_bias,
-                                          l->clear };
-    memcpy(kernels, all, sizeof all);
-    return MOST_KERNELS;
+    for (size_t i = 0; i < sizeof programs / sizeof *programs; i++) {
+        clxent_status status = CLXENT_OK;
+        cl_program program;
+        if (!programs[i].needed) continue;
+        CLXENT_TRY(get_program(plan, programs[i].which, programs[i].dtype, &program));
+        for (int k = 0; status == CLXENT_OK && k < MOST_OF_ONE; k++) {
+            const char *name = programs[i].kernels[k].name;
+            if (name == NULL) continue;
+            status =
+                clxent_kernel_create(plan->ctx, program, name, &l->kernels[programs[i].kernels[k].kernel]);
+        }
+        (void)clReleaseProgram(program);
+        CLXENT_TRY(status);
+    }
+    return CLXENT_OK;
 }
 
 /* most_group: work-items in a group of the products, at most. */
@@ -436,9 +405,8 @@ static clxent_status prepare(clxent_plan *plan, const clxent_tuning *tuning, uin
     const clxent_device *device = &plan->ctx->device;
     struct clxent_linear *l = calloc(1, sizeof *l);
     if (l == NULL) {
-        (void)clxent_fail(plan->ctx, CLXENT_ERROR_OUT_OF_HOST_MEMORY, "plan: malloc of %zu bytes failed",
-                          sizeof *l);
-        return CLXENT_ERROR_OUT_OF_HOST_MEMORY;
+        return clxent_fail(plan->ctx, CLXENT_ERROR_OUT_OF_HOST_MEMORY, "plan: malloc of %zu bytes failed",
+                           sizeof *l);
     }
     plan->linear = l;
     l->most_group = most_group;
@@ -479,11 +447,10 @@ clxent_status clxent_linear_measure(clxent_plan *plan, const clxent_tuning *tuni
 /* Whether the device takes every kernel in the plan's groups: registers may set a kernel's own limit below the device's. */
 static clxent_status takes_groups(const clxent_plan *plan, bool *takes)
 {
-    cl_kernel kernels[MOST_KERNELS];
-    const size_t count = list_kernels(plan->linear, kernels);
+    const cl_kernel *kernels = plan->linear->kernels;
 
     *takes = true;
-    for (size_t i = 0; i < count; i++) {
+    for (int i = 0; i < KERNELS; i++) {
         size_t most = 0;
         if (kernels[i] == NULL) continue;
         CLXENT_TRY(
@@ -508,11 +475,7 @@ static clxent_status build(clxent_plan *plan, const clxent_tuning *tuning, uint3
         (void)lay_out(l, desc, l->chunk_rows, loss_size);
         if (l->workspace_size > limit_of(plan)) return refuse(plan, l);
     }
-    CLXENT_TRY(make_logits(plan));
-    CLXENT_TRY(make_hidden(plan));
-    CLXENT_TRY(make_weight(plan));
-    CLXENT_TRY(make_round(plan, has_weight_sums(desc), desc->weight_gradient_dtype, &l->round_weight));
-    CLXENT_TRY(make_round(plan, has_bias_sums(desc), desc->bias_gradient_dtype, &l->round_bias));
+    CLXENT_TRY(make_kernels(plan));
     return takes_groups(plan, takes);
 }
 
@@ -555,12 +518,9 @@ clxent_status clxent_linear_program(const clxent_tuning_rows *own, const clxent_
 
 void clxent_linear_destroy(struct clxent_linear *l)
 {
-    cl_kernel kernels[MOST_KERNELS];
-
     if (l == NULL) return;
-    const size_t count = list_kernels(l, kernels);
-    for (size_t i = 0; i < count; i++) {
-        if (kernels[i] != NULL) (void)clReleaseKernel(kernels[i]);
+    for (int i = 0; i < KERNELS; i++) {
+        if (l->kernels[i] != NULL) (void)clReleaseKernel(l->kernels[i]);
     }
     clxent_plan_destroy(l->loss);
     free(l);
@@ -626,7 +586,7 @@ static clxent_status launch_product(run *r, product which, clxent_product *p, co
     p->depth = cut->depth;
     p->sums_at = (cl_uint)cut->panels;
     p->copy_at = (cl_uint)(cut->panels + cut->sums);
-    setter s = clxent_set_begin(l->product[which], sizeof *p, p);
+    setter s = clxent_set_begin(l->kernels[which], sizeof *p, p);
     clxent_set_mem(&s, of->a);
     clxent_set_mem(&s, of->b);
     clxent_set_mem(&s, of->bias);
@@ -653,7 +613,7 @@ static clxent_status launch_list(run *r, const chunk *c, size_t list_at, bool al
     p.offset.row_weights += c->first;
     p.offset.grad_entropy += c->first;
     p.offset.grad_lse += c->first;
-    setter s = clxent_set_begin(l->list, sizeof p, &p);
+    setter s = clxent_set_begin(l->kernels[LIST], sizeof p, &p);
     clxent_set_mem(&s, r->args.targets.mem);
     clxent_set_mem(&s, r->args.row_weights.mem);
     clxent_set_mem(&s, r->args.grad_entropy.mem);
@@ -690,7 +650,7 @@ static clxent_status launch_logits(run *r, const chunk *c)
     p.b_stride = stride_of(desc, desc->weight_row_stride);
     p.bias = offset_of(r, CLXENT_TENSOR_BIAS);
     p.has_bias = desc->has_bias != 0;
-    if (l->clear != NULL) CLXENT_TRY(launch_zeros(r, c, l->clear, &p, workspace));
+    if (l->kernels[CLEAR] != NULL) CLXENT_TRY(launch_zeros(r, c, l->kernels[CLEAR], &p, workspace));
     return launch_product(r, LOGITS, &p, &of, c->rows);
 }
 
@@ -707,7 +667,7 @@ static clxent_status launch_hidden(run *r, const chunk *c)
     p.c = offset_of(r, CLXENT_TENSOR_HIDDEN_GRADIENT) + c->first * p.c_stride;
     p.adds = clxent_accumulates(desc, CLXENT_TENSOR_HIDDEN_GRADIENT);
     CLXENT_TRY(launch_product(r, HIDDEN, &p, &of, c->rows));
-    return p.adds ? CLXENT_OK : launch_zeros(r, c, l->zeros, &p, of.c);
+    return p.adds ? CLXENT_OK : launch_zeros(r, c, l->kernels[ZEROS], &p, of.c);
 }
 
 /* Slice by slice of the chunk's rows. The first slice of the batch writes, and an accumulated gradient that has no sums of
@@ -734,7 +694,7 @@ static clxent_status launch_weight(run *r, const chunk *c)
         p.first = (cl_uint)first;
         p.most = (cl_uint)(c->rows - first < slice ? c->rows - first : slice);
         if (l->group == 1 && p.most > 0) {
-            setter s = clxent_set_begin(l->panels, sizeof p, &p);
+            setter s = clxent_set_begin(l->kernels[PANELS], sizeof p, &p);
             clxent_set_mem(&s, of.b);
             clxent_set_mem(&s, workspace);
             clxent_set_mem(&s, workspace);
@@ -757,19 +717,21 @@ static clxent_status launch_bias(run *r, const chunk *c)
 
     p.c = sums ? acc_at(r, l->bias_sums_at) : offset_of(r, CLXENT_TENSOR_BIAS_GRADIENT);
     p.adds = !c->begins || (!sums && clxent_accumulates(desc, CLXENT_TENSOR_BIAS_GRADIENT));
-    setter s = clxent_set_begin(l->bias, sizeof p, &p);
+    setter s = clxent_set_begin(l->kernels[BIAS], sizeof p, &p);
     clxent_set_mem(&s, r->args.workspace.mem);
     clxent_set_mem(&s, sums ? r->args.workspace.mem : r->args.bias_gradient.mem);
     clxent_set_mem(&s, r->args.workspace.mem);
     return launch(r, &s, (desc->classes - 1) / each + 1);
 }
 
-/* The sums at p.a to their gradient: p.classes rows of p.features. */
-static clxent_status launch_round(run *r, cl_kernel kernel, clxent_tensor tensor, clxent_product p)
+/* The sums at p.a to their gradient, if it has any: p.classes rows of p.features. */
+static clxent_status launch_round(run *r, int which, clxent_tensor tensor, uint32_t output, clxent_product p)
 {
     enum { GROUPS_EACH = 8 };
     const size_t most = GROUPS_EACH * (size_t)r->plan->ctx->device.compute_units;
+    const cl_kernel kernel = r->plan->linear->kernels[which];
 
+    if (kernel == NULL || (r->outputs & output) == 0) return CLXENT_OK;
     p.c = offset_of(r, tensor);
     p.adds = clxent_accumulates(&r->plan->desc, tensor);
     setter s = clxent_set_begin(kernel, sizeof p, &p);
@@ -778,11 +740,10 @@ static clxent_status launch_round(run *r, cl_kernel kernel, clxent_tensor tensor
     return launch(r, &s, p.classes < most ? p.classes : most);
 }
 
-static clxent_status launch_rounding(run *r)
+static clxent_status launch_rounding(run *r, const chunk *c)
 {
     const struct clxent_linear *l = r->plan->linear;
     const clxent_desc *desc = &r->plan->desc;
-
     const clxent_product weight = { .a = acc_at(r, l->weight_sums_at),
                                     .c_stride = stride_of(desc, desc->weight_gradient_row_stride),
                                     .classes = (cl_uint)desc->classes,
@@ -791,10 +752,10 @@ static clxent_status launch_rounding(run *r)
                                   .classes = 1,
                                   .features = (cl_uint)desc->classes };
 
-    if (l->round_weight != NULL && (r->outputs & CLXENT_OUTPUT_WEIGHT_GRADIENT) != 0)
-        CLXENT_TRY(launch_round(r, l->round_weight, CLXENT_TENSOR_WEIGHT_GRADIENT, weight));
-    if (l->round_bias == NULL || (r->outputs & CLXENT_OUTPUT_BIAS_GRADIENT) == 0) return CLXENT_OK;
-    return launch_round(r, l->round_bias, CLXENT_TENSOR_BIAS_GRADIENT, bias);
+    (void)c;
+    CLXENT_TRY(
+        launch_round(r, ROUND_WEIGHT, CLXENT_TENSOR_WEIGHT_GRADIENT, CLXENT_OUTPUT_WEIGHT_GRADIENT, weight));
+    return launch_round(r, ROUND_BIAS, CLXENT_TENSOR_BIAS_GRADIENT, CLXENT_OUTPUT_BIAS_GRADIENT, bias);
 }
 
 /* The loss of the chunk's logits, or for a pass over the targets of all rows: one run of its plan behind the chain. Not
@@ -803,8 +764,9 @@ static clxent_status enqueue_loss(run *r, const chunk *c, clxent_pass pass)
 {
     const struct clxent_linear *l = r->plan->linear;
     const clxent_desc *desc = &r->plan->desc;
-    const bool chained = r->previous != NULL;
     const size_t total = r->part.total_rows;
+    const cl_event *wait;
+    const cl_uint num_wait = clxent_run_waits(r, &wait);
     const clxent_part part = { .pass = pass,
                                .total_rows = total,
                                .span_rows = total,
@@ -822,15 +784,9 @@ static clxent_status enqueue_loss(run *r, const chunk *c, clxent_pass pass)
         const size_t stride = desc->target_row_stride != 0 ? desc->target_row_stride : desc->classes;
         args.targets.offset += c->first * stride * r->needs[CLXENT_TENSOR_TARGETS].element_size;
     }
-    const clxent_status status = clxent_enqueue_part(l->loss, r->queue, &args, &part,
-                                                     chained       ? 1
-                                                     : r->launched ? 0
-                                                                   : r->num_wait,
-                                                     chained       ? &r->previous
-                                                     : r->launched ? NULL
-                                                                   : r->wait,
-                                                     r->out_of_order ? &done : NULL);
-    if (chained) (void)clReleaseEvent(r->previous);
+    const clxent_status status =
+        clxent_enqueue_part(l->loss, r->queue, &args, &part, num_wait, wait, r->out_of_order ? &done : NULL);
+    if (r->previous != NULL) (void)clReleaseEvent(r->previous);
     r->previous = done;
     if (status == CLXENT_OK) r->launched = true;
     return status;
@@ -863,12 +819,6 @@ static clxent_status locked(run *r, const chunk *c, clxent_status (*step)(run *r
     return clxent_check_cl(r->plan->ctx, status, r->failed);
 }
 
-static clxent_status finish(run *r, const chunk *c)
-{
-    (void)c;
-    return launch_rounding(r);
-}
-
 static clxent_status launch_chunks(run *r)
 {
     const struct clxent_linear *l = r->plan->linear;
@@ -888,7 +838,7 @@ static clxent_status launch_chunks(run *r)
         c.first += c.rows;
         c.begins = false;
     } while (c.first < r->rows);
-    return ends ? locked(r, &c, finish) : CLXENT_OK;
+    return ends ? locked(r, &c, launch_rounding) : CLXENT_OK;
 }
 
 clxent_status clxent_linear_launch(run *r, cl_event *event)
@@ -896,9 +846,8 @@ clxent_status clxent_linear_launch(run *r, cl_event *event)
     clxent_status status = launch_chunks(r);
 
     if (status == CLXENT_OK && (event != NULL || !r->launched)) {
-        const bool chained = r->previous != NULL;
-        const cl_uint num_wait = chained ? 1 : r->launched ? 0 : r->num_wait;
-        const cl_event *wait = chained ? &r->previous : r->launched ? NULL : r->wait;
+        const cl_event *wait;
+        const cl_uint num_wait = clxent_run_waits(r, &wait);
         status = clxent_check_cl(r->plan->ctx, clEnqueueMarkerWithWaitList(r->queue, num_wait, wait, event),
                                  "clEnqueueMarkerWithWaitList");
     }
@@ -912,23 +861,21 @@ static clxent_status launch_nothing(run *r, const chunk *c)
 {
     const struct clxent_linear *l = r->plan->linear;
     cl_mem workspace = r->args.workspace.mem;
-    const struct {
-        cl_kernel kernel;
-        int buffers;
-    } others[] = { { l->clear, 2 }, { l->zeros, 2 },        { l->panels, 3 },
-                   { l->bias, 3 },  { l->round_weight, 2 }, { l->round_bias, 2 } };
+    static const int buffers[KERNELS] = {
+        [ZEROS] = 2, [PANELS] = 3, [BIAS] = 3, [ROUND_WEIGHT] = 2, [ROUND_BIAS] = 2, [CLEAR] = 2
+    };
     clxent_product p = { .list_at = l->list_at / sizeof(cl_uint), .features = 1, .adds = 1 };
 
     const matrices of = { workspace, workspace, NULL, workspace };
     CLXENT_TRY(launch_list(r, c, l->list_at, true));
-    for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
-        if (others[i].kernel == NULL) continue;
-        setter s = clxent_set_begin(others[i].kernel, sizeof p, &p);
-        for (int k = 0; k < others[i].buffers; k++) clxent_set_mem(&s, workspace);
+    for (int i = ZEROS; i < KERNELS; i++) {
+        if (l->kernels[i] == NULL) continue;
+        setter s = clxent_set_begin(l->kernels[i], sizeof p, &p);
+        for (int k = 0; k < buffers[i]; k++) clxent_set_mem(&s, workspace);
         CLXENT_TRY(launch(r, &s, 1));
     }
     for (int which = LOGITS; which <= WEIGHT; which++) {
-        if (l->product[which] == NULL) continue;
+        if (l->kernels[which] == NULL) continue;
         p.classes = which != WEIGHT; /* its rows; else of the grid */
         CLXENT_TRY(launch_product(r, (product)which, &p, &of, 1));
     }

@@ -49,7 +49,7 @@ static const char *kernel_name(uint32_t op)
     }
 }
 
-static clxent_status make_kernel(clxent_context *ctx, cl_program program, const char *name, cl_kernel *out)
+clxent_status clxent_kernel_create(clxent_context *ctx, cl_program program, const char *name, cl_kernel *out)
 {
     cl_int code;
     *out = clCreateKernel(program, name, &code);
@@ -210,6 +210,14 @@ static void choose_strategy(clxent_plan *plan)
     } else if (splits(plan)) {
         plan->shares = CLXENT_STRATEGY_SPLIT;
     }
+}
+
+/* tuning: NULL: the table's. */
+static void choose(clxent_plan *plan, const clxent_tuning *tuning, const clxent_device *device)
+{
+    plan->tuning = tuning != NULL ? clxent_tuning_clamp(tuning, device, &plan->desc)
+                                  : clxent_tuning_choose(plan->ctx->tuning, device, &plan->desc);
+    choose_strategy(plan);
 }
 
 static clxent_status check_driver(const clxent_plan *plan)
@@ -389,21 +397,23 @@ static clxent_status make_main(clxent_plan *plan, cl_program program)
 {
     switch (plan->shares) {
     case CLXENT_STRATEGY_SPLIT:
-        CLXENT_TRY(make_kernel(plan->ctx, program, "clxent_split_partials", &plan->main));
-        return make_kernel(plan->ctx, program, "clxent_split_finalize", &plan->finalize);
-    default: return make_kernel(plan->ctx, program, kernel_name(plan->desc.op), &plan->main);
+        CLXENT_TRY(clxent_kernel_create(plan->ctx, program, "clxent_split_partials", &plan->main));
+        return clxent_kernel_create(plan->ctx, program, "clxent_split_finalize", &plan->finalize);
+    default: return clxent_kernel_create(plan->ctx, program, kernel_name(plan->desc.op), &plan->main);
     }
 }
 
 static clxent_status make_reductions(clxent_plan *plan, cl_program program)
 {
     if (reduces_targets(&plan->desc)) {
-        CLXENT_TRY(make_kernel(plan->ctx, program, "clxent_targets_partials", &plan->targets_partials));
-        CLXENT_TRY(make_kernel(plan->ctx, program, "clxent_targets_fold", &plan->targets_fold));
+        CLXENT_TRY(
+            clxent_kernel_create(plan->ctx, program, "clxent_targets_partials", &plan->targets_partials));
+        CLXENT_TRY(clxent_kernel_create(plan->ctx, program, "clxent_targets_fold", &plan->targets_fold));
     }
     if (reduces_losses(&plan->desc)) {
-        CLXENT_TRY(make_kernel(plan->ctx, program, "clxent_losses_partials", &plan->losses_partials));
-        CLXENT_TRY(make_kernel(plan->ctx, program, "clxent_losses_fold", &plan->losses_fold));
+        CLXENT_TRY(
+            clxent_kernel_create(plan->ctx, program, "clxent_losses_partials", &plan->losses_partials));
+        CLXENT_TRY(clxent_kernel_create(plan->ctx, program, "clxent_losses_fold", &plan->losses_fold));
     }
     return CLXENT_OK;
 }
@@ -461,9 +471,7 @@ static clxent_status choose_program(clxent_plan *plan, const clxent_tuning *tuni
 
     for (;;) {
         size_t limit;
-        plan->tuning = tuning != NULL ? clxent_tuning_clamp(tuning, &limited, &plan->desc)
-                                      : clxent_tuning_choose(ctx->tuning, &limited, &plan->desc);
-        choose_strategy(plan);
+        choose(plan, tuning, &limited);
         CLXENT_TRY(check_driver(plan));
         CLXENT_TRY(get_program(plan, out));
         clxent_status status = find_group_limit(plan, *out, &limit);
@@ -491,7 +499,8 @@ static clxent_status build_padding(clxent_plan *plan)
     define(&d, "ELEMENT_BYTES", (unsigned)clxent_dtype_size(plan->desc.gradient_dtype));
     define(&d, "WG_SIZE", plan->padding_group);
     CLXENT_TRY(clxent_program_get(plan->ctx, "padding.cl", d.text, &program));
-    const clxent_status status = make_kernel(plan->ctx, program, "clxent_zero_padding", &plan->padding);
+    const clxent_status status =
+        clxent_kernel_create(plan->ctx, program, "clxent_zero_padding", &plan->padding);
     (void)clReleaseProgram(program);
     return status;
 }
@@ -528,14 +537,14 @@ static clxent_status build_kernels(clxent_plan *plan, const clxent_tuning *tunin
     return status;
 }
 
-/* Reserves count * size bytes of the workspace; false on overflow. */
-static bool reserve(clxent_plan *plan, size_t count, size_t size, size_t *at)
+bool clxent_reserve(size_t *used, size_t rows, size_t columns, size_t size, size_t *at)
 {
     size_t bytes;
-    if (!clxent_size_mul(count, size, &bytes)) return false;
-    if (bytes > SIZE_MAX - ALIGNMENT - plan->workspace_size) return false;
-    *at = plan->workspace_size;
-    plan->workspace_size += (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    if (!clxent_size_mul(rows, columns, &bytes) || !clxent_size_mul(bytes, size, &bytes) ||
+        bytes > SIZE_MAX - ALIGNMENT - *used)
+        return false;
+    *at = *used;
+    *used += (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
     return true;
 }
 
@@ -558,19 +567,18 @@ static clxent_status lay_out_workspace(clxent_plan *plan)
     const size_t partials = clxent_partials(plan, plan->rows);
     const bool needs_losses = (plan->desc.outputs & CLXENT_OUTPUT_LOSS) != 0;
     const bool needs_correct = (plan->desc.outputs & CLXENT_OUTPUT_CORRECT) != 0;
-
     const bool split = plan->shares == CLXENT_STRATEGY_SPLIT;
-    size_t pieces;
+    const size_t acc = clxent_acc_size(&plan->desc), split_rows = split ? plan->part_rows : 0;
+    size_t *used = &plan->workspace_size;
 
     if (!reduces_targets(&plan->desc) && !reduces_losses(&plan->desc) && !split) return CLXENT_OK;
-    if (!clxent_size_mul(plan->part_rows, plan->pieces, &pieces) ||
-        !reserve(plan, 1, clxent_acc_size(&plan->desc), &plan->denominator_at) ||
-        !reserve(plan, partials, PARTIAL_BYTES, &plan->partials_at) ||
-        !reserve(plan, needs_losses ? plan->span_rows : 0, clxent_acc_size(&plan->desc),
-                 &plan->row_losses_at) ||
-        !reserve(plan, needs_correct ? plan->span_rows : 0, 1, &plan->correct_at) ||
-        !reserve(plan, split ? pieces : 0, RECORD_BYTES, &plan->pieces_at) ||
-        !reserve(plan, split && plan->second_pass ? pieces : 0, RECORD_BYTES, &plan->excluding_at)) {
+    if (!clxent_reserve(used, 1, 1, acc, &plan->denominator_at) ||
+        !clxent_reserve(used, partials, 1, PARTIAL_BYTES, &plan->partials_at) ||
+        !clxent_reserve(used, needs_losses ? plan->span_rows : 0, 1, acc, &plan->row_losses_at) ||
+        !clxent_reserve(used, needs_correct ? plan->span_rows : 0, 1, 1, &plan->correct_at) ||
+        !clxent_reserve(used, split_rows, plan->pieces, RECORD_BYTES, &plan->pieces_at) ||
+        !clxent_reserve(used, plan->second_pass ? split_rows : 0, plan->pieces, RECORD_BYTES,
+                        &plan->excluding_at)) {
         return clxent_fail(plan->ctx, CLXENT_ERROR_INVALID_DESC,
                            "rows is %zu: takes so many that the workspace has at most %zu bytes", plan->rows,
                            SIZE_MAX);
@@ -658,9 +666,8 @@ static clxent_plan *prepare(clxent_context *ctx, const clxent_desc *desc, size_t
     return plan;
 }
 
-/* tuning: NULL: the table's. */
-static clxent_status create(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc,
-                            const clxent_tuning *tuning, size_t span_rows, size_t part_rows)
+clxent_status clxent_plan_create_parts(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc,
+                                       const clxent_tuning *tuning, size_t span_rows, size_t part_rows)
 {
     clxent_status status;
 
@@ -687,21 +694,7 @@ fail:
 clxent_status clxent_plan_create_tuned(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc,
                                        const clxent_tuning *tuning)
 {
-    return create(out, ctx, desc, tuning, CLXENT_ALL_ROWS, CLXENT_ALL_ROWS);
-}
-
-clxent_status clxent_plan_create_parts(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc,
-                                       const clxent_tuning *tuning, size_t span_rows, size_t part_rows)
-{
-    return create(out, ctx, desc, tuning, span_rows, part_rows);
-}
-
-static void choose(clxent_plan *plan, const clxent_tuning *tuning)
-{
-    const clxent_context *ctx = plan->ctx;
-    plan->tuning = tuning != NULL ? clxent_tuning_clamp(tuning, &ctx->device, &plan->desc)
-                                  : clxent_tuning_choose(ctx->tuning, &ctx->device, &plan->desc);
-    choose_strategy(plan);
+    return clxent_plan_create_parts(out, ctx, desc, tuning, CLXENT_ALL_ROWS, CLXENT_ALL_ROWS);
 }
 
 clxent_status clxent_plan_measure(clxent_plan_facts *facts, clxent_context *ctx, const clxent_desc *desc,
@@ -713,7 +706,7 @@ clxent_status clxent_plan_measure(clxent_plan_facts *facts, clxent_context *ctx,
     if (plan->desc.op == CLXENT_OP_LINEAR_CROSS_ENTROPY) {
         status = clxent_linear_measure(plan, tuning);
     } else {
-        choose(plan, tuning);
+        choose(plan, tuning, &ctx->device);
         describe(plan);
         /* split rows take the most, and whether rows are split depends on the compute units */
         if (plan->shares == CLXENT_STRATEGY_ROWS && plan->pieces > 1) plan->shares = CLXENT_STRATEGY_SPLIT;
@@ -728,7 +721,7 @@ clxent_status clxent_plan_measure(clxent_plan_facts *facts, clxent_context *ctx,
 
 clxent_status clxent_plan_create(clxent_plan **out, clxent_context *ctx, const clxent_desc *desc)
 {
-    return create(out, ctx, desc, NULL, CLXENT_ALL_ROWS, CLXENT_ALL_ROWS);
+    return clxent_plan_create_parts(out, ctx, desc, NULL, CLXENT_ALL_ROWS, CLXENT_ALL_ROWS);
 }
 
 clxent_status clxent_plan_describe(clxent_context *ctx, const clxent_desc *desc, char *text, size_t size)
@@ -741,7 +734,7 @@ clxent_status clxent_plan_describe(clxent_context *ctx, const clxent_desc *desc,
     if (plan->desc.op == CLXENT_OP_LINEAR_CROSS_ENTROPY) {
         status = clxent_linear_describe(plan, NULL);
     } else {
-        choose(plan, NULL);
+        choose(plan, NULL, &ctx->device);
         status = check_driver(plan);
         describe(plan);
     }

@@ -62,6 +62,8 @@ setter clxent_set_begin(cl_kernel kernel, size_t size, const void *parameters);
 void clxent_set_bytes(setter *s, size_t size, const void *value);
 void clxent_set_mem(setter *s, cl_mem mem); /* may be NULL */
 
+/* The events that the next command of the chain waits for, and how many. */
+cl_uint clxent_run_waits(const run *r, const cl_event **wait);
 /* Puts one kernel behind the chain. Only the first waits for the caller's events; an out-of-order queue needs
  * an event between any two. */
 clxent_status clxent_run_launch(run *r, const setter *s, size_t groups, size_t group, bool last,
