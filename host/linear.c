@@ -405,8 +405,9 @@ static clxent_status prepare(clxent_plan *plan, const clxent_tuning *tuning, uin
     const clxent_device *device = &plan->ctx->device;
     struct clxent_linear *l = calloc(1, sizeof *l);
     if (l == NULL) {
-        return clxent_fail(plan->ctx, CLXENT_ERROR_OUT_OF_HOST_MEMORY, "plan: malloc of %zu bytes failed",
-                           sizeof *l);
+        (void)clxent_fail(plan->ctx, CLXENT_ERROR_OUT_OF_HOST_MEMORY, "plan: malloc of %zu bytes failed",
+                          sizeof *l);
+        return CLXENT_ERROR_OUT_OF_HOST_MEMORY;
     }
     plan->linear = l;
     l->most_group = most_group;
@@ -729,7 +730,7 @@ static clxent_status launch_round(run *r, int which, clxent_tensor tensor, uint3
 {
     enum { GROUPS_EACH = 8 };
     const size_t most = GROUPS_EACH * (size_t)r->plan->ctx->device.compute_units;
-    const cl_kernel kernel = r->plan->linear->kernels[which];
+    cl_kernel kernel = r->plan->linear->kernels[which];
 
     if (kernel == NULL || (r->outputs & output) == 0) return CLXENT_OK;
     p.c = offset_of(r, tensor);
