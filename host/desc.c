@@ -241,44 +241,37 @@ static size_t element_of(const clxent_desc *desc, enum element kind, const char 
     return clxent_dtype_size(dtype);
 }
 
+static clxent_use required_if(bool needed) { return needed ? CLXENT_REQUIRED : CLXENT_UNUSED; }
+
 static clxent_use use_of(const clxent_desc *desc, uint32_t outputs, bool statistics_in, clxent_tensor which)
 {
     const bool asked = which >= CLXENT_TENSOR_LOSSES && (outputs >> (which - CLXENT_TENSOR_LOSSES) & 1u) != 0;
+    const bool of_rows = clxent_outputs_of_rows(outputs) != 0, gradients = (outputs & CLXENT_GRADIENTS) != 0;
+    /* By what the plan can be asked for, not by this run: the class that a row's sum leaves out is its target's, and each
+     * output of a plan has the same bits whichever others are asked for beside it. */
+    const bool targets = clxent_needs_targets(desc, desc->outputs);
 
     switch (which) {
     case CLXENT_TENSOR_LOGITS:
     case CLXENT_TENSOR_PROBABILITIES:
     case CLXENT_TENSOR_HIDDEN:
-    case CLXENT_TENSOR_WEIGHT:
-        return clxent_op_reads(desc->op, which) && clxent_outputs_of_rows(outputs) != 0 ? CLXENT_REQUIRED
-                                                                                        : CLXENT_UNUSED;
-    case CLXENT_TENSOR_BIAS:
-        return desc->has_bias != 0 && clxent_outputs_of_rows(outputs) != 0 ? CLXENT_REQUIRED : CLXENT_UNUSED;
-    /* By what the plan can be asked for, not by this run: the class that a row's sum keeps apart is its target's,
-     * and each output of a plan has the same bits whichever others are asked for beside it. */
-    case CLXENT_TENSOR_TARGETS:
-        return clxent_needs_targets(desc, desc->outputs) ? CLXENT_REQUIRED : CLXENT_UNUSED;
-    case CLXENT_TENSOR_CLASS_WEIGHTS:
-        return desc->has_class_weights != 0 && clxent_needs_targets(desc, desc->outputs) ? CLXENT_REQUIRED
-                                                                                         : CLXENT_UNUSED;
-    case CLXENT_TENSOR_ROW_WEIGHTS:
-        return desc->has_row_weights != 0 && clxent_needs_targets(desc, desc->outputs) ? CLXENT_REQUIRED
-                                                                                       : CLXENT_UNUSED;
+    case CLXENT_TENSOR_WEIGHT: return required_if(of_rows && clxent_op_reads(desc->op, which));
+    case CLXENT_TENSOR_BIAS: return required_if(of_rows && desc->has_bias != 0);
+    case CLXENT_TENSOR_TARGETS: return required_if(targets);
+    case CLXENT_TENSOR_CLASS_WEIGHTS: return required_if(targets && desc->has_class_weights != 0);
+    case CLXENT_TENSOR_ROW_WEIGHTS: return required_if(targets && desc->has_row_weights != 0);
     case CLXENT_TENSOR_GRAD_OUTPUT:
-        if ((outputs & CLXENT_GRADIENTS) == 0) return CLXENT_UNUSED;
+        if (!gradients) return CLXENT_UNUSED;
         return desc->op == CLXENT_OP_SOFTMAX_BACKWARD ? CLXENT_REQUIRED : CLXENT_OPTIONAL;
     case CLXENT_TENSOR_DENOMINATOR:
-        return clxent_op_reads(desc->op, which) && (outputs & (CLXENT_OUTPUT_LOSS | CLXENT_GRADIENTS)) != 0
+        return clxent_op_reads(desc->op, which) && (gradients || (outputs & CLXENT_OUTPUT_LOSS) != 0)
                    ? CLXENT_OPTIONAL
                    : CLXENT_UNUSED;
-    case CLXENT_TENSOR_GRAD_ENTROPY:
-        return desc->has_grad_entropy != 0 && (outputs & CLXENT_GRADIENTS) != 0 ? CLXENT_REQUIRED
-                                                                                : CLXENT_UNUSED;
-    case CLXENT_TENSOR_GRAD_LSE:
-        return desc->has_grad_lse != 0 && (outputs & CLXENT_GRADIENTS) != 0 ? CLXENT_REQUIRED : CLXENT_UNUSED;
-    case CLXENT_TENSOR_STATISTICS: return asked || statistics_in ? CLXENT_REQUIRED : CLXENT_UNUSED;
+    case CLXENT_TENSOR_GRAD_ENTROPY: return required_if(gradients && desc->has_grad_entropy != 0);
+    case CLXENT_TENSOR_GRAD_LSE: return required_if(gradients && desc->has_grad_lse != 0);
+    case CLXENT_TENSOR_STATISTICS: return required_if(asked || statistics_in);
     case CLXENT_TENSOR_BAD_TARGETS: return asked ? CLXENT_OPTIONAL : CLXENT_UNUSED;
-    default: return asked ? CLXENT_REQUIRED : CLXENT_UNUSED;
+    default: return required_if(asked);
     }
 }
 
