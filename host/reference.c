@@ -274,9 +274,10 @@ struct problem {
     double scale, cap, smoothing, z_loss; /* as real has them */
     double u, largest, smallest;          /* of real: rounding unit, largest and smallest normal number */
     double span;                          /* beyond it exp(-span) is 0 in real */
-    double divisor;                       /* the denominator, as used */
-    double divisor_error;                 /* relative */
-    bool no_divisor;                      /* it is 0 */
+    double times;         /* 2 where the oracle rounds as often as the device, in f64; else 1 */
+    double divisor;       /* the denominator, as used */
+    double divisor_error; /* relative */
+    bool no_divisor;      /* it is 0 */
     struct sum loss, loss_size, loss_bound;
     /* Work arrays, [classes] each. */
     double *z, *slope, *slope_bound, *e, *a, *a_size;
@@ -489,7 +490,7 @@ static void put_reduced_loss(const struct problem *p)
 static double moved(const struct problem *p, double z_size)
 {
     const double moves = p->cap > 0 ? ulps.cap_argument : ulps.argument;
-    return p->moves_z ? (p->real == CLXENT_F64 ? 2 : 1) * moves * z_size : 0;
+    return p->moves_z ? p->times * moves * z_size : 0;
 }
 
 struct row {
@@ -558,7 +559,7 @@ static void load_slope(struct problem *p, size_t j, double s)
     double bound = 0;
 
     if (flat > 0) bound = p->u * flat * (ulps.slope + ulps.slope_argument * y * tanh(y));
-    if (p->real == CLXENT_F64) bound *= 2;
+    bound *= p->times;
     p->slope[j] = p->scale * flat;
     p->slope_bound[j] = size * bound;
     /* it may be flushed to 0 before it is scaled, and after that */
@@ -573,13 +574,25 @@ static void load_slope(struct problem *p, size_t j, double s)
     p->slope_bound[j] += fmin(size * flat * expm1(2 * moves * tanh(y + moves)), size / least / least);
 }
 
+static double probability(const struct problem *p, const struct row *row, size_t j)
+{
+    return p->e[j] / (1 + row->sum_excluding_max);
+}
+
+/* 1 - p_j, which does not cancel where p_j is the largest. */
+static double others_share(const struct problem *p, const struct row *row, size_t j)
+{
+    return (j == row->top ? row->sum_excluding_max : 1 + row->sum_excluding_max - p->e[j]) /
+           (1 + row->sum_excluding_max);
+}
+
 /* What errors of the logits do to p and lse: `rise`, `gain`, l. */
 static void move_row(struct problem *p, struct row *row)
 {
     struct sum rest = { 0, 0 };
 
     for (size_t j = 0; j < p->classes; j++) {
-        const double probable = p->e[j] / (1 + row->sum_excluding_max), error = p->z_error[j];
+        const double probable = probability(p, row, j), error = p->z_error[j];
         p->rise[j] =
             error < 1 ? probable * expm1(error) : exp(p->z[j] - row->max - row->log_sum + error) - probable;
         if (j == row->top) row->top_rise = p->rise[j];
@@ -602,10 +615,8 @@ static double moved_nll(const struct problem *p, const struct row *row, size_t j
     if (!p->linear || p->z[j] == -INFINITY || error >= 1) return together;
     const double others =
         j == row->top ? row->rest_rise : row->top_rise + fmax(0, row->rest_rise - p->rise[j]);
-    const double share = j == row->top ? row->sum_excluding_max / (1 + row->sum_excluding_max)
-                                       : 1 - p->e[j] / (1 + row->sum_excluding_max);
     const double grown = expm1(error);
-    return fmin(log1p((1 + grown) * others + grown * share), together);
+    return fmin(log1p((1 + grown) * others + grown * others_share(p, row, j)), together);
 }
 
 /* The error of the scaled logit that argmax compares. */
@@ -690,8 +701,8 @@ static void load_row(struct problem *p, size_t index, struct row *row)
     row->log_sum = log1p(row->sum_excluding_max);
     row->lse = row->max + row->log_sum;
     if (p->linear) move_row(p, row);
-    row->lse_bound = p->u * ((p->real == CLXENT_F64 ? 2 : 1) * fabs(row->lse) + ulps.lse * row->log_sum +
-                             ulps.lse_floor + moved(p, row->z_size)) +
+    row->lse_bound = p->u * (p->times * fabs(row->lse) + ulps.lse * row->log_sum + ulps.lse_floor +
+                             moved(p, row->z_size)) +
                      row->lse_moved;
 }
 
@@ -699,18 +710,6 @@ static void load_row(struct problem *p, size_t index, struct row *row)
 static double argument_error(const struct problem *p, const struct row *row, size_t j)
 {
     return moved(p, fmax(row->z_size, fabs(p->z[j])));
-}
-
-static double probability(const struct problem *p, const struct row *row, size_t j)
-{
-    return p->e[j] / (1 + row->sum_excluding_max);
-}
-
-/* 1 - p_j, which does not cancel where p_j is the largest. */
-static double others_share(const struct problem *p, const struct row *row, size_t j)
-{
-    return (j == row->top ? row->sum_excluding_max : 1 + row->sum_excluding_max - p->e[j]) /
-           (1 + row->sum_excluding_max);
 }
 
 /* p_j * X_j, and gain_j. */
@@ -887,8 +886,8 @@ static double pull_of(const struct problem *p, const struct row *row, const stru
         *error +=
             fabs(up->of_entropy) * (weighted_error(p, row, j) +
                                     (probable + p->gain[j]) * (moved(p, row->z_size) + up->distance_error));
-    *error = (p->real == CLXENT_F64 ? 2 : 1) * p->u * *error + underflow(p, row, j) * size +
-             probable * fabs(up->of_entropy) * up->lost;
+    *error =
+        p->times * p->u * *error + underflow(p, row, j) * size + probable * fabs(up->of_entropy) * up->lost;
     if (probable == 0) return 0;
     const double pull = probable * (up->of_lse + up->of_entropy * (delta - up->distance));
     if (fabs(pull) - *error < p->smallest) *error += p->smallest;
@@ -943,8 +942,7 @@ static bool take_gradient(const struct problem *p, size_t index, const struct ro
         }
         error += probability_error(p, row, j) * fabs(z_pull) +
                  2 * p->z_loss * (probable + p->gain[j]) * row->lse_bound / p->u;
-        error =
-            (p->real == CLXENT_F64 ? 2 : 1) * p->u * error + underflow(p, row, j) * (a_size + fabs(z_pull));
+        error = p->times * p->u * error + underflow(p, row, j) * (a_size + fabs(z_pull));
         if (one_hot && (int64_t)j == v->target) error += row->vanishing * p->a_size[j];
         if ((dz != 0 || error != 0) && fabs(dz) - error < p->smallest) error += p->smallest;
 
@@ -1255,10 +1253,12 @@ clxent_status clxent_reference_run(const clxent_desc *desc, const clxent_host_ar
     p.classes = own_desc.classes;
     p.real = own_desc.dtype == CLXENT_F64 ? CLXENT_F64 : CLXENT_F32;
     p.reads_targets = clxent_needs_targets(&own_desc, inputs);
+    const bool f64 = p.real == CLXENT_F64;
     p.u = ldexp(1.0, -formats[p.real].digits);
-    p.largest = p.real == CLXENT_F64 ? DBL_MAX : (double)FLT_MAX;
-    p.smallest = p.real == CLXENT_F64 ? DBL_MIN : (double)FLT_MIN;
-    p.span = p.real == CLXENT_F64 ? 750 : 110;
+    p.largest = f64 ? DBL_MAX : (double)FLT_MAX;
+    p.smallest = f64 ? DBL_MIN : (double)FLT_MIN;
+    p.span = f64 ? 750 : 110;
+    p.times = f64 ? 2 : 1;
     p.scale = as_real(&p, own_desc.logit_scale);
     p.cap = as_real(&p, own_desc.softcap);
     p.smoothing = as_real(&p, own_desc.label_smoothing);
