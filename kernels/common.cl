@@ -264,6 +264,15 @@ typedef LANE(INTEGER_TYPE) ilane;
 #endif
 #define IS_ALIGNED(p, T) ((size_t)(p) % (VEC * sizeof(T)) == 0)
 
+/* Two vectors of 16-bit elements. The type is clang's, and Oclgrind 21.10 does not survive it. */
+#if WG_SIZE == 1 && VEC > 1 && defined(POCL_DEVICE_ADDRESS_BITS) && defined(__ENDIAN_LITTLE__)
+#    define HAS_HALVES 1
+typedef ushort halves __attribute__((ext_vector_type(2 * VEC)));
+typedef halves halves_anywhere __attribute__((aligned(2)));
+#else
+#    define HAS_HALVES 0
+#endif
+
 /* bf16 is the upper half of an f32, rounded to nearest even. NaN keeps its upper bits and gets a quiet
  * bit, as rounding could carry its payload into the exponent. */
 #define DEFINE_BF16(NAME, FLOAT, UINT, USHORT, AS_UINT, AS_FLOAT, TO_UINT, UPPER_HALF)                \
@@ -336,10 +345,9 @@ static inline VECTOR(float) half_values(const VECTOR(ushort) stored)
 #    define UPPER_HALF_OF_ONE(v) convert_ushort((v) >> 16)
 DEFINE_BF16(bf16_scalar, float, uint, ushort, as_uint, as_float, convert_uint, UPPER_HALF_OF_ONE)
 #    if VEC > 1
-#        if WG_SIZE == 1 && defined(POCL_DEVICE_ADDRESS_BITS) && defined(__ENDIAN_LITTLE__)
-/* One permutation on CPUs with AVX-512, where shift and conversion are three instructions. The type is clang's. */
-typedef ushort bf16_halves __attribute__((ext_vector_type(2 * VEC)));
-#            define UPPER_HALF(v) __builtin_astype(v, bf16_halves).odd
+#        if HAS_HALVES
+/* One permutation on CPUs with AVX-512, where shift and conversion are three instructions. */
+#            define UPPER_HALF(v) __builtin_astype(v, halves).odd
 #        else
 #            define UPPER_HALF(v) CONVERT(ushort)((v) >> 16)
 #        endif
@@ -496,43 +504,55 @@ static inline __attribute__((unused)) vec load_vector_aligned(__global const sto
 #    define LOAD_VECTOR(p, aligned) load_vector(p)
 #endif
 
-/* Of bf16 on PoCL without AVX-512 a row's vectors have their even classes in the lower half and the odd ones in the upper half:
- * a pair of 32 bits becomes two f32 by a shift and a mask, and two f32 a pair likewise. Loss + gradient take 0.9 of
- * the time of class order (Zen 3). Not where classes meet what is stored in class order, and not on
- * Oclgrind 21.10, which such vectors crash. */
-#define DEINTERLEAVES \
-    (DTYPE == BF16 && VEC == 16 && WG_SIZE == 1 && !LANES && !HAS_Z && !HAS_DENSE && HAS_LITTLE_PAIRS)
-#if defined(POCL_DEVICE_ADDRESS_BITS) && defined(__ENDIAN_LITTLE__) && !defined(__AVX512F__)
-#    define HAS_LITTLE_PAIRS 1
-#else
-#    define HAS_LITTLE_PAIRS 0
-#endif
+/* Of bf16 on PoCL a row's vectors come in pairs, the even classes in the first and the odd ones in the second: a pair of
+ * elements, 32 bits, becomes two f32 by a shift and a mask, and two f32 a pair likewise. Loss + gradient take 0.9 of the
+ * time of class order by AVX2 (Zen 3), 0.87 by AVX-512 (Zen 4, 32,768 classes; 1,024: 0.93). Not where classes meet what is
+ * stored in class order, and not on Oclgrind 21.10, which such vectors crash. */
+#define DEINTERLEAVES (DTYPE == BF16 && VEC == 16 && HAS_HALVES && !LANES && !HAS_Z && !HAS_DENSE)
+
+#define SECOND_OF_PAIR 0xffff0000u
+
+/* Two vectors of neighbouring classes. DEINTERLEAVES: all even ones, and all odd ones. */
+typedef struct {
+    vec first, second;
+} vec_pair;
+
+static inline __attribute__((unused)) vec_pair load_pair(__global const storage *p)
+{
 #if DEINTERLEAVES
-#    define SECOND_OF_PAIR 0xffff0000u
-static inline vec load_deinterleaved(__global const storage *p)
-{
-    const uint8 both = as_uint8(LOAD(p));
-    return (vec)(as_float8(both << 16), as_float8(both & SECOND_OF_PAIR));
-}
-
-static inline vec in_class_order(const vec deinterleaved)
-{
-    vec v;
-    v.even = deinterleaved.lo;
-    v.odd = deinterleaved.hi;
-    return v;
-}
-
-/* Numbers, as load_deinterleaved() has them. */
-static inline void store_deinterleaved(__global ushort *p, const vec value, const bool aligned)
-{
-    const uint16 bits = bf16_vector_round(as_uint16(value));
-    const uint8 both = (bits.lo >> 16) | (bits.hi & SECOND_OF_PAIR);
-    STORE_16(as_ushort16(both), p, aligned);
-}
+    const uint16 both = __builtin_astype(*(__global const halves_anywhere *)p, uint16);
+    return (vec_pair){ as_float16(both << 16), as_float16(both & SECOND_OF_PAIR) };
 #else
-#    define load_deinterleaved load_vector
+    return (vec_pair){ load_vector(p), load_vector(p + VEC) };
 #endif
+}
+
+#if DEINTERLEAVES
+static inline vec_pair in_class_order(const vec_pair v)
+{
+    vec_pair ordered;
+    ordered.first.even = v.first.lo;
+    ordered.first.odd = v.second.lo;
+    ordered.second.even = v.first.hi;
+    ordered.second.odd = v.second.hi;
+    return ordered;
+}
+
+/* Numbers, as load_pair() has them, in one store of 64 bytes, a line of memory. */
+static inline void store_deinterleaved(__global ushort *p, const vec_pair v, const bool aligned)
+{
+    const uint16 first = bf16_vector_round(as_uint16(v.first)),
+                 second = bf16_vector_round(as_uint16(v.second));
+    const halves bits = __builtin_astype((first >> 16) | (second & SECOND_OF_PAIR), halves);
+    if (HAS_NONTEMPORAL && aligned) {
+        __builtin_nontemporal_store(bits, (__global halves *)p);
+    } else {
+        *(__global halves_anywhere *)p = bits;
+    }
+}
+#endif
+/* Bytes that a pair of vectors is aligned to where its stores bypass the cache. */
+#define PAIR_ALIGNMENT(bytes) (VEC * (bytes) * (DEINTERLEAVES && (bytes) == 2 ? 2 : 1))
 
 /* Adding 0, as at a class whose p has vanished, leaves even -0 as it is, as rows that do not count do. */
 static inline acc_t accumulated_one(const acc_t old, const acc_t value)

@@ -497,21 +497,23 @@ ALWAYS_INLINE void put_number(const destination *to, const ulong at, const vec v
     }
 }
 
-#if DEINTERLEAVES
-/* The same of a vector as load_deinterleaved() has it. */
-ALWAYS_INLINE void put_deinterleaved(const destination *to, const ulong at, const vec value,
-                                     const bool aligned)
+#if WG_SIZE == 1
+/* Two of them, as load_pair() has them. aligned: see PAIR_ALIGNMENT(). */
+ALWAYS_INLINE void put_pair(const destination *to, const ulong at, const vec_pair v, const bool aligned)
 {
-    if (!IS_KIND(to, OUTPUT_GRADIENT)) {
-        store_deinterleaved(to->out + at, value, aligned);
-    } else if (GRADIENT_DTYPE == BF16) {
-        store_deinterleaved((__global ushort *)(to->gradient + at), value, aligned);
-    } else {
-        store_gradient_numbers(to->gradient + at, in_class_order(value), aligned);
+#    if DEINTERLEAVES
+    const bool joined = !IS_KIND(to, OUTPUT_GRADIENT) || GRADIENT_DTYPE == BF16;
+    if (joined) {
+        store_deinterleaved((__global ushort *)address_of(to, at), v, aligned);
+        return;
     }
+    const vec_pair ordered = in_class_order(v);
+#    else
+    const vec_pair ordered = v;
+#    endif
+    put_number(to, at, ordered.first, aligned);
+    put_number(to, at + VEC, ordered.second, aligned);
 }
-#else
-#    define put_deinterleaved put_number
 #endif
 
 ALWAYS_INLINE void put_one(const destination *to, const ulong at, const acc_t value)

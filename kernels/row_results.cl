@@ -30,8 +30,11 @@ static inline void scan_own(row_state *s, row_input *in, const row_scan *scan, c
     *s = empty_state();
     for (uint from = begin;; from += BLOCK) {
         const uint to = min(from + BLOCK, end);
-        const vec m = maximum_of(in, scan, from, to); /* of none, -inf */
-        const acc_t maximum = FOLD(m, acc_max);
+        acc_t maximum = -ACC_INFINITY;
+        if (from < end) {
+            const vec m = maximum_of(in, scan, from, to);
+            maximum = FOLD(m, acc_max);
+        }
         const bool rises = maximum > s->maximum;
         if ((rises && from > begin) || from >= end || from - unfolded >= MOST_FOLDED) {
             scale_block(&b, exp_rescale(level.scale, exp_scale_of(s->maximum)));
@@ -125,8 +128,10 @@ typedef struct {
 ALWAYS_INLINE vec kept_vector(const row_source *from, const uint at)
 {
 #if DEINTERLEAVES
-    return in_class_order(kept_deinterleaved(from->local_rows + KEPT_AT(from->odd_at, at, at % 2 != 0),
-                                             from->local_rows + KEPT_AT(from->odd_at, at, at % 2 == 0)));
+    vec e;
+    e.even = *(const __local half_vec *)(from->local_rows + KEPT_AT(from->odd_at, at, at % 2 != 0));
+    e.odd = *(const __local half_vec *)(from->local_rows + KEPT_AT(from->odd_at, at, at % 2 == 0));
+    return e;
 #else
     return LOAD(from->local_rows + at);
 #endif
@@ -189,6 +194,12 @@ PART vec value_with_target(const row_input *in, const row_result *r, const epilo
     return value_of_vector(in, r, g, from, &anywhere, at, true);
 }
 
+static inline void put_with_target(const row_input *in, const row_result *r, const epilogue *g,
+                                   const row_source *from, const destination *to, const uint at)
+{
+    put(to, at, value_with_target(in, r, g, from, to, at), VEC);
+}
+
 static inline void put_anywhere(const destination *to, const uint at, const vec value)
 {
     destination anywhere = *to;
@@ -206,37 +217,36 @@ static inline void fill_loop(const epilogue *g, const destination *to, const uin
     for (; at < end; at++) put_one(to, at, g->fill);
 }
 
-ALWAYS_INLINE vec folded_value(const row_input *in, const epilogue *g, const row_source *from, const uint at)
-{
-    vec slope;
-    const vec z = softcap_vector_z(load_deinterleaved(in->x + at), in->o, &slope);
-    return exp_vector_times(z, from->scale, true, g->factor);
-}
-
-/* The classes [begin, end), whole vectors, of a row that is_scaled or folds, without a look at NaN: of kept exponentials four
- * a turn (bf16 of 32,768 classes, Zen 4 with AVX-512: 0.92 of the time). */
-ALWAYS_INLINE void plain_vectors(const row_input *in, const epilogue *g, const row_source *from,
-                                 const destination *to, const uint begin, const uint end, const bool aligned)
+/* The classes [begin, end), whole turns of epilogue_loop(), of a row that is_scaled or folds, without a look at NaN: of kept
+ * exponentials four vectors at a time (bf16 of 32,768 classes, Zen 4 with AVX-512: 0.92 of the time). */
+ALWAYS_INLINE void plain_turns(const row_input *in, const epilogue *g, const row_source *from,
+                               const destination *to, const uint begin, const uint end, const bool aligned)
 {
     uint at = begin;
     if (from->is_scaled) {
 #if DEINTERLEAVES
         const __local acc_t *first = from->local_rows + KEPT_AT(from->odd_at, begin, begin % 2 != 0),
                             *second = from->local_rows + KEPT_AT(from->odd_at, begin, begin % 2 == 0);
-#    define KEPT(at) kept_deinterleaved(first + ((at)-begin) / 2, second + ((at)-begin) / 2)
+#    pragma unroll 2
+        for (; at < end; at += 2 * VEC, first += VEC, second += VEC) {
+            const vec_pair e = { LOAD(first) * (vec)(g->factor), LOAD(second) * (vec)(g->factor) };
+            put_pair(to, at, e, aligned);
+        }
 #else
-#    define KEPT(at) LOAD(from->local_rows + (at))
+#    pragma unroll 4
+        for (; at < end; at += VEC)
+            put_number(to, at, LOAD(from->local_rows + at) * (vec)(g->factor), aligned);
 #endif
-#pragma unroll 4
-        for (; at < end; at += VEC) put_deinterleaved(to, at, KEPT(at) * (vec)(g->factor), aligned);
-#undef KEPT
     }
     for (; at < end; at += 2 * VEC) {
-        const uint second = min(at + VEC, end - VEC); /* `at` once more where it is the last */
-        const vec value = folded_value(in, g, from, at), next = folded_value(in, g, from, second);
+        const vec_pair x = load_pair(in->x + at);
+        vec slope;
+        const vec_pair e = {
+            exp_vector_times(softcap_vector_z(x.first, in->o, &slope), from->scale, true, g->factor),
+            exp_vector_times(softcap_vector_z(x.second, in->o, &slope), from->scale, true, g->factor)
+        };
         prefetch_ahead(in, at / VEC, 2);
-        put_deinterleaved(to, at, value, aligned);
-        put_deinterleaved(to, second, next, aligned);
+        put_pair(to, at, e, aligned);
     }
 }
 
@@ -251,11 +261,9 @@ ALWAYS_INLINE void epilogue_loop(const row_input *in, const row_result *r, const
     const uint vectors = (end - first) / VEC;
     const uint tail = (end - first) % VEC;
     const bool overlaps = end - begin >= VEC;
-    const uint class_index = (uint)g->class_index;
-    const uint special =
-        class_index != NO_CLASS && class_index >= first ? (class_index - first) / VEC : NO_CLASS;
+    const bool is_plain = (from->is_scaled || from->folds) && !(ACCUMULATE && IS_KIND(g, OUTPUT_GRADIENT));
+    const uint turn = is_plain && (DEINTERLEAVES || from->folds) ? 2 : 1;
     uint v = 0;
-    uint stop = min(special, vectors);
     vec head_value = (vec)(0), tail_value = (vec)(0);
     if (overlaps) {
         if (head > 0) head_value = value_with_target(in, r, g, from, to, begin);
@@ -263,12 +271,20 @@ ALWAYS_INLINE void epilogue_loop(const row_input *in, const row_result *r, const
     } else if (head > 0) {
         epilogue_part(in, r, g, from, to, begin, head);
     }
-    for (;;) {
-        if ((from->is_scaled || from->folds) && !(ACCUMULATE && IS_KIND(g, OUTPUT_GRADIENT))) {
+    /* to where a pair is aligned */
+    if (is_plain && to->aligned && vectors > 0 && address_of(to, first) % PAIR_ALIGNMENT(BYTES_OF(to)) != 0)
+        put_with_target(in, r, g, from, to, first + VEC * v++);
+    const uint last = vectors - (vectors - v) % turn;
+    const uint class_index = (uint)g->class_index;
+    const uint special = class_index != NO_CLASS && class_index >= first + v * VEC
+                             ? v + ((class_index - first) / VEC - v) / turn * turn
+                             : NO_CLASS;
+    for (uint stop = min(special, last);; stop = last) {
+        if (is_plain) {
             if (to->aligned) {
-                plain_vectors(in, g, from, to, first + v * VEC, first + stop * VEC, true);
+                plain_turns(in, g, from, to, first + v * VEC, first + stop * VEC, true);
             } else {
-                plain_vectors(in, g, from, to, first + v * VEC, first + stop * VEC, false);
+                plain_turns(in, g, from, to, first + v * VEC, first + stop * VEC, false);
             }
             v = stop;
         }
@@ -277,11 +293,9 @@ ALWAYS_INLINE void epilogue_loop(const row_input *in, const row_result *r, const
             put(to, at, value_of_vector(in, r, g, from, to, at, false), VEC);
             if (!from->in_local && v % 4 == 0) prefetch_ahead(in, v, 4);
         }
-        if (stop == vectors) break;
-        const uint at = first + v * VEC;
-        put(to, at, value_with_target(in, r, g, from, to, at), VEC);
-        v++;
-        stop = vectors;
+        const uint behind = stop == last ? vectors : stop + turn;
+        for (; v < behind; v++) put_with_target(in, r, g, from, to, first + v * VEC);
+        if (stop == last) break;
     }
     if (overlaps) {
         if (head > 0) put_anywhere(to, begin, head_value);

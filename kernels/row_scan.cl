@@ -48,7 +48,7 @@ static inline vec vector_z(const row_input *in, const uint v)
 static inline vec full_z(const row_input *in, const uint v)
 {
     vec unused;
-    return softcap_vector_z(load_deinterleaved(in->x + v * VEC), in->o, &unused);
+    return softcap_vector_z(load_vector(in->x + v * VEC), in->o, &unused);
 }
 
 /* local_rows has the exponentials of a row in class order. DEINTERLEAVES: of its even classes, and from odd_at on those of the odd
@@ -58,31 +58,14 @@ typedef float8 half_vec __attribute__((aligned(4)));
 #    define KEPT_AT(odd_at, at, odd) ((odd) ? (odd_at) + (at) / 2 : ((at) + 1) / 2)
 #    define ODD_OF(classes) (((classes) + VEC - 1) / VEC * (VEC / 2))
 
-ALWAYS_INLINE void keep_deinterleaved(__local acc_t *local_rows, const uint odd_at, const uint at,
-                                      const vec e)
+ALWAYS_INLINE void keep_in_order(__local acc_t *local_rows, const uint odd_at, const uint at, const vec e)
 {
-    *(__local half_vec *)(local_rows + KEPT_AT(odd_at, at, at % 2 != 0)) = e.lo;
-    *(__local half_vec *)(local_rows + KEPT_AT(odd_at, at, at % 2 == 0)) = e.hi;
+    *(__local half_vec *)(local_rows + KEPT_AT(odd_at, at, at % 2 != 0)) = e.even;
+    *(__local half_vec *)(local_rows + KEPT_AT(odd_at, at, at % 2 == 0)) = e.odd;
 }
-
-/* Vector v, whole. */
-ALWAYS_INLINE void keep_vector(__local acc_t *local_rows, const uint odd_at, const uint v, const vec e)
-{
-    *(__local half_vec *)(local_rows + v * (VEC / 2)) = e.lo;
-    *(__local half_vec *)(local_rows + odd_at + v * (VEC / 2)) = e.hi;
-}
-
-ALWAYS_INLINE vec kept_deinterleaved(const __local acc_t *first, const __local acc_t *second)
-{
-    return (vec)(*(const __local half_vec *)first, *(const __local half_vec *)second);
-}
-
-#    define keep_in_order(local_rows, odd_at, at, e) \
-        keep_deinterleaved(local_rows, odd_at, at, (vec)((e).even, (e).odd))
 #else
 #    define ODD_OF(classes) 0
 #    define keep_in_order(local_rows, odd_at, at, e) STORE(e, (local_rows) + (at))
-#    define keep_vector(local_rows, odd_at, v, e) STORE(e, (local_rows) + (v)*VEC)
 #endif
 
 #if HAS_PREFETCH
@@ -194,12 +177,25 @@ ALWAYS_INLINE void sum_turns(block_sums *b, const row_input *in, const row_scan 
         terms some[TOGETHER];
         prefetch_ahead(in, v, TOGETHER);
 #pragma unroll
+        for (uint k = 0; k < TOGETHER; k++) some[k] = no_terms();
+#if DEINTERLEAVES
+#    pragma unroll
+        for (uint k = 0; k < TOGETHER; k += 2) {
+            const vec_pair x = load_pair(in->x + (v + k) * VEC);
+            take_vector(&some[k], in, scan, level, v + k, x.first, NO_CLASS, false);
+            take_vector(&some[k + 1], in, scan, level, v + k, x.second, NO_CLASS, false);
+            if (!keeps) continue;
+            STORE(some[k].sum_excluding_target, scan->local_rows + (v + k) * (VEC / 2));
+            STORE(some[k + 1].sum_excluding_target, scan->local_rows + scan->odd_at + (v + k) * (VEC / 2));
+        }
+#else
+#    pragma unroll
         for (uint k = 0; k < TOGETHER; k++) {
-            some[k] = no_terms();
             take_vector(&some[k], in, scan, level, v + k, z_of_block(in, scan, from, v + k, false), NO_CLASS,
                         false);
-            if (keeps) keep_vector(scan->local_rows, scan->odd_at, v + k, some[k].sum_excluding_target);
+            if (keeps) keep_in_order(scan->local_rows, 0, (v + k) * VEC, some[k].sum_excluding_target);
         }
+#endif
         add_four(b, some);
     }
 }
@@ -290,10 +286,18 @@ ALWAYS_INLINE vec maximum_of(const row_input *in, const row_scan *scan, const ui
         return m0;
     }
     for (; v + 3 < full; v += 4) {
+#if DEINTERLEAVES
+        const vec_pair x = load_pair(in->x + v * VEC), next = load_pair(in->x + (v + 2) * VEC);
+        m0 = vec_max(m0, x.first);
+        m1 = vec_max(m1, x.second);
+        m2 = vec_max(m2, next.first);
+        m3 = vec_max(m3, next.second);
+#else
         m0 = vec_max(m0, full_z(in, v));
         m1 = vec_max(m1, full_z(in, v + 1));
         m2 = vec_max(m2, full_z(in, v + 2));
         m3 = vec_max(m3, full_z(in, v + 3));
+#endif
     }
     for (; v < full; v++) m0 = vec_max(m0, full_z(in, v));
     if (v < to) m1 = vec_max(m1, vector_z(in, v));
