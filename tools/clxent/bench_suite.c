@@ -375,8 +375,9 @@ static FUNCTION(measure_small)
     size_t launches;
 
     if (!count_launches(m, RUN_SUBJECT, &desc, &launches, r) ||
-        !timed_launches(m, RUN_REFERENCE, launches, c->moves, c->dtype, m->runs[RUN_SUBJECT].bytes))
+        !timed_move(m, RUN_REFERENCE, c->moves, c->dtype, m->runs[RUN_SUBJECT].bytes))
         return false;
+    m->runs[RUN_REFERENCE].empty = launches;
     snprintf(r->note, sizeof r->note, "%zu launches", launches);
     return take_ratio(m, 1, c->goal, o, r);
 }

@@ -158,10 +158,10 @@ static void release_run(timed *t)
     memset(t, 0, sizeof *t);
 }
 
-static void drop(bulk *buffer)
+static void drop(bulk *b)
 {
-    if (buffer->mem != NULL) clReleaseMemObject(buffer->mem);
-    memset(buffer, 0, sizeof *buffer);
+    if (b->mem != NULL) clReleaseMemObject(b->mem);
+    *b = (bulk){ NULL, 0 };
 }
 
 void measure_cut(measure *m, size_t number)
@@ -176,29 +176,24 @@ void measure_clear(measure *m)
     m->seconds = NULL;
 }
 
+/* kept: the logits and results of so many dtypes stay, of which f32 is the first. */
+static void drop_bulks(measure *m, size_t kept)
+{
+    for (size_t which = 0; which < BULKS; which++)
+        for (size_t i = which <= BULK_RESULTS ? kept : 0; i < DTYPES; i++) drop(&m->bulks[which][i]);
+}
+
 void measure_trim(measure *m)
 {
     measure_clear(m);
-    for (uint32_t dtype = CLXENT_F32 + 1; dtype <= CLXENT_F64; dtype++) {
-        drop(&m->logits[dtype - 1]);
-        drop(&m->results[dtype - 1]);
-    }
-    drop(&m->labels);
-    for (size_t i = 0; i < 4; i++) {
-        drop(&m->hidden[i]);
-        drop(&m->weight[i]);
-        drop(&m->hidden_gradient[i]);
-        drop(&m->weight_gradient[i]);
-    }
-    drop(&m->workspace);
+    drop_bulks(m, 1);
 }
 
 void measure_close(measure *m)
 {
-    measure_trim(m);
+    measure_clear(m);
+    drop_bulks(m, 0);
     hand_close(m->hand);
-    drop(&m->logits[CLXENT_F32 - 1]);
-    drop(&m->results[CLXENT_F32 - 1]);
     for (size_t i = 0; i < MOVES; i++)
         if (m->move[i] != NULL) clReleaseKernel(m->move[i]);
     for (size_t i = 0; i < sizeof m->fill / sizeof *m->fill; i++)
@@ -257,41 +252,31 @@ static bool fill(measure *m, cl_mem mem, size_t which, size_t count, float lowes
            check(m, clFinish(m->queue), fill_names[which]);
 }
 
-/* Makes buffer one of at least so many bytes. One that grew would leave an earlier run of the same case behind, so
- * it starts with what most runs have. */
-static cl_mem grow(measure *m, bulk *buffer, uint32_t dtype, size_t bytes)
-{
-    if (bytes < m->elements * dtype_size(dtype)) bytes = m->elements * dtype_size(dtype);
-    if (buffer->bytes < bytes) {
-        drop(buffer);
-        buffer->mem = allocate(m, bytes);
-        if (buffer->mem != NULL) buffer->bytes = bytes;
-    }
-    return buffer->mem;
-}
+/* What is in the buffers that runs share: numbers uniform from lowest on; range 0: what runs write there. */
+static const struct {
+    float lowest, range;
+    cl_uint seed;
+} contents[BULKS] = { [BULK_LOGITS] = { -8, 16, 1 },
+                      [BULK_LABELS] = { 0, 1, 2 },
+                      [BULK_HIDDEN] = { -1, 2, 3 },
+                      [BULK_WEIGHT] = { -0.1f, 0.2f, 4 } };
 
-static cl_mem filled(measure *m, bulk *buffer, uint32_t dtype, size_t bytes, float lowest, float range,
-                     cl_uint seed)
+/* A buffer of at least so many bytes. One that grew would leave an earlier run of the same case behind: those that have
+ * the logits' size start with what most runs have. NULL: has said why. */
+static cl_mem shared(measure *m, enum bulk_name which, uint32_t dtype, size_t bytes)
 {
-    if (grow(m, buffer, dtype, bytes) != NULL && !buffer->filled)
-        buffer->filled =
-            fill(m, buffer->mem, dtype - 1, buffer->bytes / dtype_size(dtype), lowest, range, seed);
-    return buffer->filled ? buffer->mem : NULL;
-}
+    bulk *b = &m->bulks[which][dtype - 1];
+    const size_t size = dtype_size(dtype);
 
-static cl_mem logits_of(measure *m, uint32_t dtype, size_t bytes)
-{
-    return filled(m, &m->logits[dtype - 1], dtype, bytes, -8, 16, 1);
-}
-
-static cl_mem result_of(measure *m, uint32_t dtype, size_t bytes)
-{
-    return grow(m, &m->results[dtype - 1], dtype, bytes);
-}
-
-static cl_mem labels_of(measure *m, size_t bytes)
-{
-    return filled(m, &m->labels, CLXENT_F32, bytes, 0, 1, 2);
+    if (which <= BULK_LABELS && bytes < m->elements * size) bytes = m->elements * size;
+    if (b->mem != NULL && b->bytes >= bytes) return b->mem;
+    drop(b);
+    *b = (bulk){ allocate(m, bytes), bytes };
+    if (b->mem != NULL && contents[which].range > 0 &&
+        !fill(m, b->mem, dtype - 1, bytes / size, contents[which].lowest, contents[which].range,
+              contents[which].seed))
+        drop(b);
+    return b->mem;
 }
 
 /* A small buffer that t owns. */
@@ -319,16 +304,8 @@ bool timed_move(measure *m, size_t run, uint32_t moves, uint32_t dtype, size_t b
 
     t->moves = moves;
     t->restore = (moves & MOVE_IN_PLACE) != 0;
-    return logits_of(m, dtype, bytes) != NULL && result_of(m, dtype, bytes) != NULL &&
-           ((moves & MOVE_TWO) == 0 || labels_of(m, bytes) != NULL);
-}
-
-bool timed_launches(measure *m, size_t run, size_t empty, uint32_t moves, uint32_t dtype, size_t bytes)
-{
-    const bool good = timed_move(m, run, moves, dtype, bytes);
-
-    m->runs[run].empty = empty;
-    return good;
+    return shared(m, BULK_LOGITS, dtype, bytes) != NULL && shared(m, BULK_RESULTS, dtype, bytes) != NULL &&
+           ((moves & MOVE_TWO) == 0 || shared(m, BULK_LABELS, CLXENT_F32, bytes) != NULL);
 }
 
 /* The inputs beside the logits. */
@@ -349,7 +326,8 @@ static bool make_inputs(measure *m, timed *t, const clxent_desc *desc)
         clxent_buffer *buffer = buffer_of(&t->args, inputs[i].tensor);
         const size_t bytes = tensor_bytes(desc, inputs[i].tensor);
         if (bytes == 0) continue;
-        if (i == 0 && desc->target_type != CLXENT_TARGET_I32) buffer->mem = labels_of(m, bytes);
+        if (i == 0 && desc->target_type != CLXENT_TARGET_I32)
+            buffer->mem = shared(m, BULK_LABELS, CLXENT_F32, bytes);
         else if (!own(m, t, buffer, bytes) || !fill(m, buffer->mem, inputs[i].fill, inputs[i].count,
                                                     inputs[i].lowest, inputs[i].range, inputs[i].seed))
             return false;
@@ -366,29 +344,39 @@ static bool make_outputs(measure *m, timed *t, const clxent_desc *desc)
         const uint32_t bit = 1u << (i - FIRST_OUTPUT);
         clxent_buffer *buffer = buffer_of(&t->args, i);
         if ((desc->outputs & bit) == 0) continue;
-        if ((large & bit) != 0) buffer->mem = result_of(m, desc->dtype, t->bytes);
+        if ((large & bit) != 0) buffer->mem = shared(m, BULK_RESULTS, desc->dtype, t->bytes);
         else (void)own(m, t, buffer, tensor_bytes(desc, i));
         if (buffer->mem == NULL) return false;
     }
     return own(m, t, &t->args.workspace, clxent_plan_workspace_size(t->plan));
 }
 
-bool timed_plan(measure *m, size_t run, const clxent_desc *desc, bool in_place, clxent_status *status)
+/* Run number run with its plan, and args that are empty. NULL: has said why, unless *status tells. */
+static timed *plan_run(measure *m, size_t run, const clxent_desc *desc, clxent_status *status)
 {
     timed *t =
         new_run(m, run, desc->dtype, desc->batch * desc->seq * desc->classes * dtype_size(desc->dtype));
 
-    t->restore = in_place;
     t->desc = *desc;
     clxent_args_init(&t->args);
     const clxent_status created = clxent_plan_create(&t->plan, m->session.ctx, desc);
+    const bool expected = created == CLXENT_ERROR_UNSUPPORTED ||
+                          (created == CLXENT_ERROR_INVALID_DESC && desc->workspace_limit != 0);
     if (status != NULL) *status = created;
-    if (created == CLXENT_ERROR_UNSUPPORTED && status != NULL) return false;
-    if (created != CLXENT_OK) return cli_fail_status(m->session.ctx, m->session.device.name, created);
+    if (created == CLXENT_OK) return t;
+    if (!expected || status == NULL) cli_fail_status(m->session.ctx, m->session.device.name, created);
+    return NULL;
+}
 
-    t->args.logits.mem = logits_of(m, desc->dtype, t->bytes);
+bool timed_plan(measure *m, size_t run, const clxent_desc *desc, bool in_place, clxent_status *status)
+{
+    timed *t = plan_run(m, run, desc, status);
+
+    if (t == NULL) return false;
+    t->restore = in_place;
+    t->args.logits.mem = shared(m, BULK_LOGITS, desc->dtype, t->bytes);
     if (t->args.logits.mem == NULL || !make_inputs(m, t, desc) || !make_outputs(m, t, desc)) return false;
-    if (in_place) t->args.logits.mem = m->results[desc->dtype - 1].mem;
+    if (in_place) t->args.logits.mem = m->bulks[BULK_RESULTS][desc->dtype - 1].mem;
     return true;
 }
 
@@ -527,27 +515,15 @@ bool measure_agrees(measure *m, size_t hand)
 
 /* ---- Linear cross-entropy -------------------------------------------------------------------- */
 
-/* Makes *from at least so large, and buffer the same: t keeps it also where another run needs a larger one. */
-static bool share(measure *m, timed *t, clxent_buffer *buffer, bulk *from, size_t bytes)
+/* A shared buffer, which t keeps also where another run needs a larger one. */
+static bool share(measure *m, timed *t, clxent_buffer *buffer, enum bulk_name which, size_t bytes)
 {
-    if (from->mem == NULL || from->bytes < bytes) {
-        drop(from);
-        from->mem = allocate(m, bytes);
-        from->bytes = bytes;
-    }
-    if (from->mem == NULL || !check(m, clRetainMemObject(from->mem), "clRetainMemObject")) return false;
-    buffer->mem = t->owned[t->num_owned++] = from->mem;
-    return true;
-}
+    /* one workspace for all dtypes */
+    cl_mem mem = shared(m, which, which == BULK_WORKSPACE ? CLXENT_F32 : t->dtype, bytes);
 
-static bool share_filled(measure *m, timed *t, int tensor, bulk *from, float range)
-{
-    clxent_buffer *buffer = buffer_of(&t->args, tensor);
-    if (!share(m, t, buffer, from, tensor_bytes(&t->desc, tensor))) return false;
-    if (!from->filled)
-        from->filled = fill(m, buffer->mem, t->dtype - 1, from->bytes / dtype_size(t->dtype), -range,
-                            2 * range, (cl_uint)tensor);
-    return from->filled;
+    if (mem == NULL || !check(m, clRetainMemObject(mem), "clRetainMemObject")) return false;
+    buffer->mem = t->owned[t->num_owned++] = mem;
+    return true;
 }
 
 static bool make_targets(measure *m, timed *t, double ignored)
@@ -573,26 +549,17 @@ static bool make_targets(measure *m, timed *t, double ignored)
 
 bool timed_linear(measure *m, size_t run, const clxent_desc *desc, double ignored, clxent_status *status)
 {
-    timed *t = new_run(m, run, desc->dtype, 0);
-    const size_t dtype = desc->dtype - 1;
+    static const int large[] = { TENSOR_HIDDEN, TENSOR_WEIGHT, TENSOR_HIDDEN_GRADIENT,
+                                 TENSOR_WEIGHT_GRADIENT };
+    timed *t = plan_run(m, run, desc, status);
 
-    t->desc = *desc;
-    clxent_args_init(&t->args);
-    const clxent_status created = clxent_plan_create(&t->plan, m->session.ctx, desc);
-    if (status != NULL) *status = created;
-    if (status != NULL && (created == CLXENT_ERROR_UNSUPPORTED || created == CLXENT_ERROR_INVALID_DESC))
-        return false;
-    if (created != CLXENT_OK) return cli_fail_status(m->session.ctx, m->session.device.name, created);
-    return share_filled(m, t, TENSOR_HIDDEN, &m->hidden[dtype], 1) &&
-           share_filled(m, t, TENSOR_WEIGHT, &m->weight[dtype], 0.1f) && make_targets(m, t, ignored) &&
-           own(m, t, &t->args.loss, tensor_bytes(desc, TENSOR_LOSS)) &&
-           ((desc->outputs & CLXENT_OUTPUT_HIDDEN_GRADIENT) == 0 ||
-            share(m, t, &t->args.hidden_gradient, &m->hidden_gradient[dtype],
-                  tensor_bytes(desc, TENSOR_HIDDEN_GRADIENT))) &&
-           ((desc->outputs & CLXENT_OUTPUT_WEIGHT_GRADIENT) == 0 ||
-            share(m, t, &t->args.weight_gradient, &m->weight_gradient[dtype],
-                  tensor_bytes(desc, TENSOR_WEIGHT_GRADIENT))) &&
-           share(m, t, &t->args.workspace, &m->workspace, clxent_plan_workspace_size(t->plan));
+    if (t == NULL) return false;
+    for (size_t i = 0; i < sizeof large / sizeof *large; i++) {
+        const size_t bytes = tensor_bytes(desc, large[i]);
+        if (bytes > 0 && !share(m, t, buffer_of(&t->args, large[i]), BULK_HIDDEN + i, bytes)) return false;
+    }
+    return make_targets(m, t, ignored) && own(m, t, &t->args.loss, tensor_bytes(desc, TENSOR_LOSS)) &&
+           share(m, t, &t->args.workspace, BULK_WORKSPACE, clxent_plan_workspace_size(t->plan));
 }
 
 size_t linear_bytes(const measure *m, size_t run)
@@ -650,8 +617,8 @@ bool timed_blas(measure *m, size_t run, const blas *b, const clxent_desc *desc)
 static bool enqueue_move(measure *m, size_t which, uint32_t dtype, size_t bytes)
 {
     const cl_ulong vectors = bytes / m->vector;
-    cl_mem from = m->logits[dtype - 1].mem, to = m->results[dtype - 1].mem;
-    cl_mem also = (1 << which) == MOVE_TWO ? m->labels.mem : from;
+    cl_mem from = m->bulks[BULK_LOGITS][dtype - 1].mem, to = m->bulks[BULK_RESULTS][dtype - 1].mem;
+    cl_mem also = (1 << which) == MOVE_TWO ? m->bulks[BULK_LABELS][CLXENT_F32 - 1].mem : from;
     const cl_uint key = 0;
     const argument arguments[] = { ARGUMENT(from), ARGUMENT(also), ARGUMENT(to), ARGUMENT(vectors),
                                    ARGUMENT(key) };

@@ -67,11 +67,22 @@ enum {
 };
 enum { MOVES = 5 };
 
-/* A large buffer that all runs share. */
+/* The large buffers, which all runs share. */
+enum bulk_name {
+    BULK_LOGITS,
+    BULK_RESULTS, /* in the logits' shape */
+    BULK_LABELS,  /* probabilities, f32 */
+    BULK_HIDDEN,  /* this and the next three: of linear cross-entropy */
+    BULK_WEIGHT,
+    BULK_HIDDEN_GRADIENT,
+    BULK_WEIGHT_GRADIENT,
+    BULK_WORKSPACE, /* of linear cross-entropy */
+    BULKS
+};
+enum { DTYPES = CLXENT_F64 };
 typedef struct bulk {
     cl_mem mem;
     size_t bytes;
-    bool filled;
 } bulk;
 
 /* One thing to time: a plan, clxent_run_host(), moves, OpenBLAS or hand-written code. Owns its small buffers; the large ones are shared. */
@@ -107,13 +118,9 @@ typedef struct measure {
     size_t cache_bytes; /* of the largest cache; 0: not known */
     bool has_stream;    /* the compiler has stores that bypass the caches; else MOVE_STREAM is MOVE_COPY */
     cl_kernel move[MOVES], fill[5], nothing;
-    size_t group, each;         /* of move: work-items of a group, vectors of a work-item */
-    size_t vector;              /* bytes */
-    bulk logits[4], results[4]; /* by dtype - 1 */
-    bulk labels;                /* probabilities, f32 */
-    /* of linear cross-entropy, by dtype - 1 */
-    bulk hidden[4], weight[4], hidden_gradient[4], weight_gradient[4];
-    bulk workspace;                    /* of all its runs */
+    size_t group, each;                /* of move: work-items of a group, vectors of a work-item */
+    size_t vector;                     /* bytes */
+    bulk bulks[BULKS][DTYPES];         /* by dtype - 1 */
     hand_pool *hand;                   /* NULL: none; closed with the rest */
     double progress_from, progress_to; /* the part of the progress line that measure_times() fills */
     timed runs[MOST_RUNS];             /* what takes turns */
@@ -134,12 +141,9 @@ void measure_progress(const measure *m, size_t done, size_t all);
 /* These make run number run, in the place of another that it was. Moves: of logits of so many bytes. */
 bool timed_move(measure *m, size_t run, uint32_t moves, uint32_t dtype, size_t bytes);
 
-/* So many launches of a kernel that does nothing, then moves. */
-bool timed_launches(measure *m, size_t run, size_t empty, uint32_t moves, uint32_t dtype, size_t bytes);
-
 /* A run of desc, of op CROSS_ENTROPY, on data of the measure's making: logits uniform in [-8, 8), targets over all
  * classes, weights in [0.5, 1.5), probabilities in [0, 1). *status, optional, is CLXENT_ERROR_UNSUPPORTED where the
- * device cannot; then nothing is said. in_place: gradient or softmax replaces the logits. */
+ * device cannot, CLXENT_ERROR_INVALID_DESC where workspace_limit is too small; then nothing is said. in_place: gradient or softmax replaces the logits. */
 bool timed_plan(measure *m, size_t run, const clxent_desc *desc, bool in_place, clxent_status *status);
 
 /* The same through clxent_run_host() on arrays in host memory, which hold what plan's buffers hold. plan: a run made by
@@ -147,8 +151,7 @@ bool timed_plan(measure *m, size_t run, const clxent_desc *desc, bool in_place, 
 bool timed_host(measure *m, size_t run, size_t plan);
 
 /* A run of desc, of op LINEAR_CROSS_ENTROPY without bias: hidden uniform in [-1, 1), weight in [-0.1, 0.1), I32 targets over
- * all classes, of which the part ignored, spread evenly over the rows, is ignore_index. *status as above, and
- * CLXENT_ERROR_INVALID_DESC where workspace_limit is too small. */
+ * all classes, of which the part ignored, spread evenly over the rows, is ignore_index. *status as above. */
 bool timed_linear(measure *m, size_t run, const clxent_desc *desc, double ignored, clxent_status *status);
 size_t linear_bytes(const measure *m, size_t run); /* of its inputs, outputs and workspace */
 
