@@ -3,6 +3,7 @@
  * bench_hand.c - runs tools/bench/hand.c and plain.c on as many threads as the device has compute units. What is here
  * alone: which instruction set is taken, and how the rows are shared out.
  */
+#define _XOPEN_SOURCE 700
 #include "measure.h"
 
 #include <stdlib.h>
@@ -29,12 +30,10 @@ struct hand_pool {
     const hand_set *set;
     size_t threads; /* the caller's, number 0, is one of them */
     pthread_t *thread;
-    pthread_mutex_t lock;
-    pthread_cond_t begins, ends;
-    size_t run, busy,
-        started;  /* under lock: the latest run's number, threads that work on it, and those ever started */
-    bool closing; /* under lock */
-    double loss;  /* under lock: of the rows done */
+    pthread_mutex_t lock;           /* held until all threads are there */
+    pthread_barrier_t begins, ends; /* of a run; all threads wait at either */
+    atomic_size_t started;
+    bool closing;
 
     /* of the latest run */
     const hand_problem *problem;
@@ -42,6 +41,7 @@ struct hand_pool {
     unsigned variant;
     size_t piece;         /* rows that a free thread takes at a time */
     atomic_size_t taken;  /* rows */
+    double *loss;         /* of the rows that each thread has done */
     float *scratch;       /* of all threads, one after the other */
     size_t scratch_bytes; /* of one */
 };
@@ -56,33 +56,27 @@ static void work(hand_pool *pool, size_t number)
         const size_t end = row + pool->piece < p->rows ? row + pool->piece : p->rows;
         loss += pool->function(p, row, end, pool->variant, scratch);
     }
-    pthread_mutex_lock(&pool->lock);
-    pool->loss += loss;
-    if (--pool->busy == 0) pthread_cond_signal(&pool->ends);
-    pthread_mutex_unlock(&pool->lock);
+    pool->loss[number] = loss;
 }
 
 static void *thread_main(void *data)
 {
     hand_pool *pool = data;
-    size_t seen = 0;
+    const size_t number = atomic_fetch_add(&pool->started, 1) + 1;
 
     pthread_mutex_lock(&pool->lock);
-    const size_t number = ++pool->started;
-    for (;;) {
-        while (pool->run == seen && !pool->closing) pthread_cond_wait(&pool->begins, &pool->lock);
-        if (pool->closing) break;
-        seen = pool->run;
-        pthread_mutex_unlock(&pool->lock);
-        work(pool, number);
-        pthread_mutex_lock(&pool->lock);
-    }
     pthread_mutex_unlock(&pool->lock);
-    return NULL;
+    for (;;) {
+        pthread_barrier_wait(&pool->begins);
+        if (pool->closing) return NULL;
+        work(pool, number);
+        pthread_barrier_wait(&pool->ends);
+    }
 }
 
 hand_pool *hand_open(uint32_t choice, const cli_device *device, const char **why_not)
 {
+    const size_t threads = device->compute_units > 0 ? device->compute_units : 1;
     const hand_set *set = NULL;
 
     *why_not = "--hand none";
@@ -102,15 +96,18 @@ hand_pool *hand_open(uint32_t choice, const cli_device *device, const char **why
     hand_pool *pool = calloc(1, sizeof *pool);
     if (pool == NULL) return NULL;
     pool->set = set;
-    pthread_mutex_init(&pool->lock, NULL);
-    pthread_cond_init(&pool->begins, NULL);
-    pthread_cond_init(&pool->ends, NULL);
     pool->threads = 1;
-    pool->thread = calloc(device->compute_units, sizeof *pool->thread);
-    while (pool->thread != NULL && pool->threads < device->compute_units &&
+    pool->thread = calloc(threads, sizeof *pool->thread);
+    pool->loss = calloc(threads, sizeof *pool->loss);
+    pthread_mutex_init(&pool->lock, NULL);
+    pthread_mutex_lock(&pool->lock);
+    while (pool->thread != NULL && pool->loss != NULL && pool->threads < threads &&
            pthread_create(&pool->thread[pool->threads], NULL, thread_main, pool) == 0)
         pool->threads++;
-    if (pool->threads >= device->compute_units && pool->thread != NULL) return pool;
+    pthread_barrier_init(&pool->begins, NULL, (unsigned)pool->threads);
+    pthread_barrier_init(&pool->ends, NULL, (unsigned)pool->threads);
+    pthread_mutex_unlock(&pool->lock);
+    if (pool->threads == threads && pool->thread != NULL && pool->loss != NULL) return pool;
     hand_close(pool);
     return NULL;
 }
@@ -118,15 +115,14 @@ hand_pool *hand_open(uint32_t choice, const cli_device *device, const char **why
 void hand_close(hand_pool *pool)
 {
     if (pool == NULL) return;
-    pthread_mutex_lock(&pool->lock);
     pool->closing = true;
-    pthread_cond_broadcast(&pool->begins);
-    pthread_mutex_unlock(&pool->lock);
+    pthread_barrier_wait(&pool->begins);
     for (size_t i = 1; i < pool->threads; i++) pthread_join(pool->thread[i], NULL);
-    pthread_cond_destroy(&pool->ends);
-    pthread_cond_destroy(&pool->begins);
+    pthread_barrier_destroy(&pool->begins);
+    pthread_barrier_destroy(&pool->ends);
     pthread_mutex_destroy(&pool->lock);
     free(pool->thread);
+    free(pool->loss);
     free(pool->scratch);
     free(pool);
 }
@@ -147,22 +143,16 @@ bool hand_prepare(hand_pool *pool, size_t classes)
 double hand_run(hand_pool *pool, const hand_problem *p, int which, unsigned variant)
 {
     const size_t eight = 8; /* rows that hand_ten() takes at once */
+    double loss = 0;
 
-    pthread_mutex_lock(&pool->lock);
     pool->problem = p;
     pool->function = pool->set->functions[which];
     pool->variant = variant;
     pool->piece = (p->rows / (64 * pool->threads) / eight + 1) * eight;
     atomic_store(&pool->taken, 0);
-    pool->loss = 0;
-    pool->busy = pool->threads;
-    pool->run++;
-    pthread_cond_broadcast(&pool->begins);
-    pthread_mutex_unlock(&pool->lock);
+    pthread_barrier_wait(&pool->begins);
     work(pool, 0);
-    pthread_mutex_lock(&pool->lock);
-    while (pool->busy > 0) pthread_cond_wait(&pool->ends, &pool->lock);
-    const double loss = pool->loss / (double)p->rows;
-    pthread_mutex_unlock(&pool->lock);
-    return loss;
+    pthread_barrier_wait(&pool->ends);
+    for (size_t i = 0; i < pool->threads; i++) loss += pool->loss[i];
+    return loss / (double)p->rows;
 }
