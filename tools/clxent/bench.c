@@ -232,11 +232,6 @@ static void write_sweep(FILE *to, const void *data)
     for (size_t i = 0; i < SWEEP; i++)
         fprintf(to, "%zu %.9g %.9g %.9g\n", sweep_classes[i], s->plan_ns[i], s->copy_ns[i], s->ratio[i]);
     fputs("EOD\n"
-          "set terminal pngcairo size 1500,620 font 'DejaVu Sans,14' background '#ffffff'\n"
-          "set encoding utf8\n"
-          "set border 3 lw 1.2 lc rgb '#555555'\n"
-          "set tics nomirror out scale 0.5 textcolor rgb '#333333'\n"
-          "set grid ytics lt 1 lw 0.8 lc rgb '#dddddd'\n"
           "set key top right textcolor rgb '#333333'\n"
           "set logscale x 2\n"
           "set xrange [1.6:330000]\n"
@@ -388,7 +383,7 @@ int command_bench(int argc, char **argv)
         if (o.plot != NULL) m.progress_to = 1.0 / (SWEEP + 1);
         good = time_shape(&m, &o, o.rows, o.classes, RUNS, &f) && (o.plot == NULL || run_sweep(&m, &o, &s));
         cli_progress_stop();
-        good = good && (o.plot == NULL || plot_png(o.plot, write_sweep, &s));
+        good = good && (o.plot == NULL || plot_png(o.plot, 1500, write_sweep, &s));
         if (good) print_shape(&o, &m, &f);
         if (good && o.plot != NULL && !cli_given.json) print_sweep(&s);
     }

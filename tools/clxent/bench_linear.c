@@ -215,11 +215,6 @@ static void write_sweep(FILE *to, const void *data)
             fprintf(to, "%.9g %.9g %.9g %.9g\n", (double)s->workspace[i] / mib, 1e3 * s->seconds[i].median,
                     1e3 * s->seconds[i].least, 1e3 * s->seconds[i].most);
     fputs("EOD\n"
-          "set terminal pngcairo size 900,620 font 'DejaVu Sans,14' background '#ffffff'\n"
-          "set encoding utf8\n"
-          "set border 3 lw 1.2 lc rgb '#555555'\n"
-          "set tics nomirror out scale 0.5 textcolor rgb '#333333'\n"
-          "set grid ytics lt 1 lw 0.8 lc rgb '#dddddd'\n"
           "set logscale x 2\n"
           "set offsets graph 0.02,graph 0.02,0,0\n"
           "set yrange [0:*]\n"
@@ -245,7 +240,7 @@ int linear_run(const linear_options *o)
     bool good = measure_open(&m, &o->device, 1);
     good = good && (sweeps ? run_sweep(&m, &s) : time_shape(&m, o, &f));
     cli_progress_stop();
-    good = good && (o->plot == NULL || plot_png(o->plot, write_sweep, &s));
+    good = good && (o->plot == NULL || plot_png(o->plot, 900, write_sweep, &s));
     if (good && sweeps && cli_given.json) print_sweep_json(&s);
     else if (good && sweeps) print_sweep(&s);
     else if (good && cli_given.json) print_json(o, &f);

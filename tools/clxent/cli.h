@@ -180,10 +180,10 @@ void cli_progress_stop(void);
 
 /* ---- Pictures ------------------------------------------------------------------------------- */
 
-/* Draws path as a PNG from gnuplot's commands as script(to, data) writes them, the terminal included; on failure
- * says why, leaves no file and returns false. */
+/* Draws path as a PNG so many pixels wide, from gnuplot's commands as script(to, data) writes them; on failure says why,
+ * leaves no file and returns false. */
 bool plot_check(const char *path); /* before the work: plot_png() could write there, and replaces no input */
-bool plot_png(const char *path, void (*script)(FILE *to, const void *data), const void *data);
+bool plot_png(const char *path, int width, void (*script)(FILE *to, const void *data), const void *data);
 
 /* ---- The worked example --------------------------------------------------------------------- */
 

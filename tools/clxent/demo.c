@@ -144,7 +144,7 @@ int command_demo(int argc, char **argv)
     cli_parse(&syntax, argc, argv, &plot);
     const bool good = (plot == NULL || plot_check(plot)) && cli_find_device(&device) &&
                       cli_open(&session, &device, true) && compute(&e, &session, &t) &&
-                      (plot == NULL || plot_png(plot, plot_example, &e));
+                      (plot == NULL || plot_png(plot, 1800, plot_example, &e));
     if (good) {
         if (cli_given.json) print_json(&e, &device, &t);
         else print_text(&e, &device, &t);

@@ -20,22 +20,16 @@
 #define BAR "0.1667"
 #define LABELS(offset) " with labels offset " offset " font ',12' textcolor rgb '#333333' notitle"
 
-static const char *const style =
-    "set terminal pngcairo size 1800,620 font 'DejaVu Sans,15' background '#ffffff'\n"
-    "set encoding utf8\n"
-    "set style data histograms\n"
-    "set style histogram clustered gap 1\n"
-    "set style fill solid 1 noborder\n"
-    "set boxwidth 0.92\n"
-    "set border 3 lw 1.2 lc rgb '#555555'\n"
-    "set tics nomirror out scale 0.5 textcolor rgb '#333333'\n"
-    "set xtics scale 0\n"
-    "set xrange [-0.6:3.6]\n"
-    "set grid ytics lt 1 lw 0.8 lc rgb '#dddddd'\n"
-    "set key top left reverse Left samplen 1.2 textcolor rgb '#333333'\n"
-    "set title font ',18' offset 0,0.3\n"
-    "set xlabel 'class' textcolor rgb '#333333'\n"
-    "set multiplot layout 1,3 margins 0.055,0.99,0.13,0.87 spacing 0.045,0\n";
+static const char *const style = "set style data histograms\n"
+                                 "set style histogram clustered gap 1\n"
+                                 "set style fill solid 1 noborder\n"
+                                 "set boxwidth 0.92\n"
+                                 "set xtics scale 0\n"
+                                 "set xrange [-0.6:3.6]\n"
+                                 "set key top left reverse Left samplen 1.2 textcolor rgb '#333333'\n"
+                                 "set title font ',18' offset 0,0.3\n"
+                                 "set xlabel 'class' textcolor rgb '#333333'\n"
+                                 "set multiplot layout 1,3 margins 0.055,0.99,0.13,0.87 spacing 0.045,0\n";
 
 void plot_example(FILE *to, const void *data)
 {
@@ -105,7 +99,7 @@ bool plot_check(const char *path)
     return true;
 }
 
-bool plot_png(const char *path, void (*script)(FILE *to, const void *data), const void *data)
+bool plot_png(const char *path, int width, void (*script)(FILE *to, const void *data), const void *data)
 {
     const struct sigaction ignore = { .sa_handler = SIG_IGN };
     struct sigaction before;
@@ -122,6 +116,13 @@ bool plot_png(const char *path, void (*script)(FILE *to, const void *data), cons
     to = popen(command, "w");
     if (to != NULL) {
         setvbuf(to, NULL, _IONBF, 0); /* pclose() returns no exit status where its last write fails */
+        fprintf(to,
+                "set terminal pngcairo size %d,620 font 'DejaVu Sans,%d' background '#ffffff'\n"
+                "set encoding utf8\n"
+                "set border 3 lw 1.2 lc rgb '#555555'\n"
+                "set tics nomirror out scale 0.5 textcolor rgb '#333333'\n"
+                "set grid ytics lt 1 lw 0.8 lc rgb '#dddddd'\n",
+                width, width < 1800 ? 14 : 15);
         script(to, data);
         status = pclose(to);
     }
