@@ -4,6 +4,7 @@
  */
 #define _GNU_SOURCE /* asprintf, strcasestr */
 #include "cli.h"
+#include "problem.h"
 
 #include <assert.h>
 #include <ctype.h>
@@ -452,6 +453,41 @@ void cli_close(cli_session *session)
     if (session->cl != NULL) clReleaseContext(session->cl);
     free(session->tuning);
     memset(session, 0, sizeof *session);
+}
+
+/* ---- Compiling ------------------------------------------------------------------------------ */
+
+/* Outputs of clxent_run_host(): it records bad targets whether or not its caller asks. */
+static uint32_t outputs_of(const clxent_desc *desc)
+{
+    const uint32_t of_targets = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT |
+                                CLXENT_OUTPUT_CORRECT | CLXENT_OUTPUT_HIDDEN_GRADIENT |
+                                CLXENT_OUTPUT_WEIGHT_GRADIENT | CLXENT_OUTPUT_BIAS_GRADIENT;
+    const bool records = has_index_targets(desc) && desc->bad_target == CLXENT_BAD_TARGET_REPORT &&
+                         (desc->outputs & of_targets) != 0;
+    return desc->outputs | (records ? CLXENT_OUTPUT_BAD_TARGETS : 0u);
+}
+
+clxent_status cli_compile(cli_session *session, const clxent_desc *desc, double *seconds)
+{
+    const double start = cli_seconds();
+    clxent_desc complete = *desc;
+    cl_command_queue queue = NULL;
+    clxent_plan *plan;
+    cl_int code;
+
+    complete.outputs = outputs_of(desc);
+    cli_progress_compiling(true);
+    const clxent_status status = clxent_plan_create(&plan, session->ctx, &complete);
+    if (status == CLXENT_OK) queue = clCreateCommandQueue(session->cl, session->device.id, 0, &code);
+    if (queue != NULL) {
+        (void)clxent_plan_warm(plan, queue); /* where this fails the run tells why */
+        clReleaseCommandQueue(queue);
+    }
+    clxent_plan_destroy(plan);
+    cli_progress_compiling(false);
+    *seconds += cli_seconds() - start;
+    return status;
 }
 
 /* ---- Results -------------------------------------------------------------------------------- */

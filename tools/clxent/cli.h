@@ -145,9 +145,8 @@ void cli_store_keep(cli_store *store);  /* writes new programs; once the results
 void cli_store_close(cli_store *store); /* likewise */
 
 /* Compiles what clxent_run_host() of desc, a (linear) cross-entropy, will use, and adds the seconds that took to *seconds:
- * builds the kernels, then launches them once on the fewest rows that a run takes, as a driver may compile only
- * at that launch. Without the launch where that many rows have more than 2^23 logits. Of linear cross-entropy the launches are
- * those of clxent_plan_warm(). The status is that of the building. */
+ * builds the kernels, then clxent_plan_warm(), as a driver may compile only at the first launch. The status is that of the
+ * building. */
 clxent_status cli_compile(cli_session *session, const clxent_desc *desc, double *seconds);
 
 /* cli_fail() with the text of ctx's latest error. Ends the command where the status is CLXENT_ERROR_ARRAYS_IN_USE: the

@@ -198,10 +198,6 @@ extern const bench_source bench_sources[];
 /* Builds one of them; the caller releases it. NULL on failure. */
 cl_program measure_program(const cli_session *session, size_t source, const char *options);
 
-/* One run of plan, made for desc, on rows of zeros (compile.c). Returns when it has ended. */
-clxent_status launch_zeros(const cli_session *session, clxent_plan *plan, const clxent_desc *desc,
-                           size_t rows);
-
 /* ---- bench_linear.c ------------------------------------------------------------------------- */
 
 typedef struct linear_options {
