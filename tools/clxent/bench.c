@@ -15,87 +15,74 @@ static const char *const op_texts[] = { "mean loss", "mean loss + gradient", "so
 static const uint32_t op_outputs[] = { CLXENT_OUTPUT_LOSS, CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT,
                                        CLXENT_OUTPUT_SOFTMAX };
 
-typedef struct options {
-    uint32_t op, dtype, hand;
-    size_t rows, features, classes, pairs, log2_logits; /* rows, features, classes: 0 where not given */
-    size_t most_pairs;                                  /* 0: not given */
-    size_t workspace_mib;                               /* 0: no limit */
-    double ignored;
-    bool suite, loop, backward, sweep;
-    const char *only, *plot, *blas;
-    const char *of_suite;       /* an option given that only a suite takes */
-    const char *single;         /* an option given that a suite does not take */
-    const char *linear, *other; /* one that only --op linear takes, and one that it does not */
-    const char *child, *caches; /* of suite_child(); NULL: not given */
-} options;
-
 /* ---- Flags ---------------------------------------------------------------------------------- */
 
-#define SUITE .mark = offsetof(options, of_suite)
-#define SINGLE .mark = offsetof(options, single)
-#define LINEAR .mark = offsetof(options, linear)
+#define OFFSET(name) offsetof(bench_options, name)
+#define SUITE .mark = OFFSET(of_suite)
+#define SINGLE .mark = OFFSET(single)
+#define LINEAR .mark = OFFSET(of_linear)
 static const cli_flag flags[] = {
     { "op", "OP", "loss, fused (loss and gradient), softmax or linear (see below) (default: fused)",
-      CLI_CHOICE, offsetof(options, op), .words = "loss|fused|softmax|linear", SINGLE },
+      CLI_CHOICE, OFFSET(op), .words = "loss|fused|softmax|linear", SINGLE },
     { "rows", "R", "Rows of logits (default: as many as --log2-logits gives; linear: 1024)", CLI_SIZE,
-      offsetof(options, rows), .least = 1, SINGLE },
+      OFFSET(rows), .least = 1, SINGLE },
     { "classes", "C", "Classes (default: 1024; with --rows as many as --log2-logits gives; linear: 32768)",
-      CLI_SIZE, offsetof(options, classes), .least = 1, SINGLE },
-    { "dtype", "T", "f32, f16, bf16 or f64, of logits and results (default: f32)", CLI_CHOICE,
-      offsetof(options, dtype), CLXENT_F32, .words = "f32|f16|bf16|f64", SINGLE },
-    { "pairs", "N", "Alternated runs of which figures are the median (default: 11)", CLI_SIZE,
-      offsetof(options, pairs), .least = 1 },
+      CLI_SIZE, OFFSET(classes), .least = 1, SINGLE },
+    { "dtype", "T", "f32, f16, bf16 or f64, of logits and results (default: f32)", CLI_CHOICE, OFFSET(dtype),
+      CLXENT_F32, .words = "f32|f16|bf16|f64", SINGLE },
+    { "pairs", "N", "Alternated runs of which figures are the median (default: 11)", CLI_SIZE, OFFSET(pairs),
+      .least = 1 },
     { "most-pairs", "N",
       "With --suite, takes up to so many pairs where the verdict is unsure, twice as many each time "
       "(default: 8 times --pairs)",
-      CLI_SIZE, offsetof(options, most_pairs), .least = 1, SUITE },
+      CLI_SIZE, OFFSET(most_pairs), .least = 1, SUITE },
     { "hand", "SET",
       "With --suite, instructions of the hand-written code of cases 'hand, ...': auto (what the device "
       "compiles for), avx2, avx512 or none (default: auto)",
-      CLI_CHOICE, offsetof(options, hand), .words = "auto|avx2|avx512|none", SUITE },
+      CLI_CHOICE, OFFSET(hand), .words = "auto|avx2|avx512|none", SUITE },
     { "log2-logits", "N", "2^N logits where rows and classes do not say otherwise, 16 to 36 (default: 26)",
-      CLI_SIZE, offsetof(options, log2_logits), .least = 16, .mark = offsetof(options, other) },
+      CLI_SIZE, OFFSET(log2_logits), .least = 16, .mark = OFFSET(not_of_linear) },
     { "plot", "FILE.png",
       "Also runs class counts from 2 to 262144 and draws time per element and ratio to the copy over them, "
       "with gnuplot; linear: runs --sweep and draws time over workspace (default: no picture)",
-      CLI_PATH, offsetof(options, plot), SINGLE },
+      CLI_PATH, OFFSET(plot), SINGLE },
     { "suite", NULL,
       "Runs every case that has a goal (default: one shape). Prints the figure, the range in which it lies, "
       "goal and verdict, and the speed of the memory. Cases 'cold, ...' measure CPU time, of a plan "
       "and its first run over that of a textbook softmax kernel, each in a process of its own without "
       "cached kernels",
-      .kind = CLI_SWITCH, offsetof(options, suite) },
+      .kind = CLI_SWITCH, OFFSET(suite) },
     { "case", "PART",
       "With --suite, runs only the cases whose name contains PART, such as cold (default: all)",
-      .kind = CLI_TEXT, offsetof(options, only), SUITE },
+      .kind = CLI_TEXT, OFFSET(only), SUITE },
     { "loop", NULL,
       "Prints a line once warm, then for each line of standard input the seconds of one run, so that "
       "programs can take turns (default: off)",
-      CLI_SWITCH, offsetof(options, loop), SINGLE },
+      CLI_SWITCH, OFFSET(loop), SINGLE },
     { .help = "With --op linear:" },
-    { "features", "F", "Columns of hidden states and weight (default: 1024)", CLI_SIZE,
-      offsetof(options, features), .least = 1, LINEAR },
+    { "features", "F", "Columns of hidden states and weight (default: 1024)", CLI_SIZE, OFFSET(features),
+      .least = 1, LINEAR },
     { "backward", NULL, "Also the gradients of hidden states and weight (default: the loss alone)",
-      CLI_SWITCH, offsetof(options, backward), LINEAR },
-    { "workspace-mib", "M", "At most so many MiB of workspace (default: no limit)", CLI_SIZE,
-      offsetof(options, workspace_mib), .least = 1, LINEAR },
+      CLI_SWITCH, OFFSET(backward), LINEAR },
+    { "workspace-mib", "M", "At most so many MiB of workspace (default: no limit)", CLI_SIZE, OFFSET(limit),
+      .least = 1, LINEAR },
     { "ignored", "P", "Part of the rows that is ignored, from 0 to less than 1 (default: 0)", CLI_NUMBER,
-      offsetof(options, ignored), 0, 1, LINEAR },
+      OFFSET(ignored), 0, 1, LINEAR },
     { "sweep", NULL,
       "Times workspace limits of 16 MiB, 32 MiB and so on beside no limit (default: one run, beside "
       "OpenBLAS)",
-      CLI_SWITCH, offsetof(options, sweep), LINEAR },
+      CLI_SWITCH, OFFSET(sweep), LINEAR },
     { "blas", "LIB",
       "OpenBLAS's library, also with --suite; what cannot be opened is not compared with (default: "
       "libopenblas.so.0 and its other names)",
-      .kind = CLI_PATH, offsetof(options, blas) },
-    { "child", "N", NULL, .kind = CLI_TEXT, offsetof(options, child) },
-    { "caches", "FOLDER", NULL, .kind = CLI_TEXT, offsetof(options, caches) },
+      .kind = CLI_PATH, OFFSET(library) },
+    { "child", "N", NULL, .kind = CLI_TEXT, OFFSET(child) },
+    { "caches", "FOLDER", NULL, .kind = CLI_TEXT, OFFSET(caches) },
 };
 
 static void check_flags(void *data, struct argp_state *state)
 {
-    const options *o = data;
+    const bench_options *o = data;
 
     if (o->pairs > 100000) argp_error(state, "--pairs is '%zu': takes at most 100000", o->pairs);
     if (o->most_pairs != 0 && (o->most_pairs < o->pairs || o->most_pairs > 800000))
@@ -106,18 +93,20 @@ static void check_flags(void *data, struct argp_state *state)
         argp_error(state, "--case is '%s': no case of the suite has that", o->only);
     if (o->suite && o->single != NULL) argp_error(state, "--%s is not for --suite", o->single);
     if (o->loop && (o->plot != NULL || cli_given.json)) argp_error(state, "--loop prints seconds only");
-    if (o->op != OP_LINEAR && o->linear != NULL) argp_error(state, "--%s is for --op linear", o->linear);
-    if (o->op == OP_LINEAR && o->other != NULL) argp_error(state, "--%s is not for --op linear", o->other);
-    if (o->op != OP_LINEAR && !o->suite && o->blas != NULL)
+    if (o->op != OP_LINEAR && o->of_linear != NULL)
+        argp_error(state, "--%s is for --op linear", o->of_linear);
+    if (o->op == OP_LINEAR && o->not_of_linear != NULL)
+        argp_error(state, "--%s is not for --op linear", o->not_of_linear);
+    if (o->op != OP_LINEAR && !o->suite && o->library != NULL)
         argp_error(state, "--blas is for --op linear and --suite");
-    if (o->blas != NULL && (o->loop || o->sweep || o->plot != NULL))
+    if (o->library != NULL && (o->loop || o->sweep || o->plot != NULL))
         argp_error(state, "--blas is not for --loop, --sweep and --plot");
     if (o->loop && o->sweep) argp_error(state, "--loop prints seconds only");
-    if ((o->sweep || o->plot != NULL) && o->workspace_mib != 0)
+    if ((o->sweep || o->plot != NULL) && o->limit != 0)
         argp_error(state, "--workspace-mib is not for --sweep and --plot");
     if (!(o->ignored < 1)) argp_error(state, "--ignored is '%g': takes less than 1", o->ignored);
-    if (o->workspace_mib > SIZE_MAX >> 20)
-        argp_error(state, "--workspace-mib is '%zu': takes at most %zu", o->workspace_mib, SIZE_MAX >> 20);
+    if (o->limit > SIZE_MAX >> 20)
+        argp_error(state, "--workspace-mib is '%zu': takes at most %zu", o->limit, SIZE_MAX >> 20);
     if (o->op == OP_LINEAR && (o->rows > INT32_MAX || o->features > INT32_MAX || o->classes > INT32_MAX))
         argp_error(state, "--rows, --features and --classes take at most %d", INT32_MAX);
     if (o->rows != 0 && o->classes != 0 && o->rows > SIZE_MAX / 64 / o->classes)
@@ -126,7 +115,7 @@ static void check_flags(void *data, struct argp_state *state)
 
 /* ---- One shape ------------------------------------------------------------------------------ */
 
-static clxent_desc desc_of(const options *o, size_t rows, size_t classes)
+static clxent_desc desc_of(const bench_options *o, size_t rows, size_t classes)
 {
     clxent_desc desc = CLXENT_DESC_INIT;
     desc.outputs = op_outputs[o->op];
@@ -139,7 +128,7 @@ static clxent_desc desc_of(const options *o, size_t rows, size_t classes)
 }
 
 /* Bytes that a run cannot but move: the logits, and as much for a result of their shape. */
-static double traffic(const options *o, size_t rows, size_t classes)
+static double traffic(const bench_options *o, size_t rows, size_t classes)
 {
     return (o->op == OP_LOSS ? 1.0 : 2.0) * (double)rows * (double)classes * (double)dtype_size(o->dtype);
 }
@@ -150,7 +139,8 @@ typedef struct figures {
     summary ratio[RUNS];   /* of the plan to each */
 } figures;
 
-static bool time_shape(measure *m, const options *o, size_t rows, size_t classes, size_t runs, figures *f)
+static bool time_shape(measure *m, const bench_options *o, size_t rows, size_t classes, size_t runs,
+                       figures *f)
 {
     const clxent_desc desc = desc_of(o, rows, classes);
     const size_t bytes = rows * classes * dtype_size(o->dtype);
@@ -169,7 +159,7 @@ static bool time_shape(measure *m, const options *o, size_t rows, size_t classes
     return good;
 }
 
-static void print_shape(const options *o, const measure *m, const figures *f)
+static void print_shape(const bench_options *o, const measure *m, const figures *f)
 {
     const double bytes = traffic(o, o->rows, o->classes), mib = 1024.0 * 1024.0;
     const double logits = (double)o->rows * (double)o->classes * (double)dtype_size(o->dtype);
@@ -216,7 +206,7 @@ static const size_t sweep_classes[] = { 2,     3,     5,     8,      10,     16,
 enum { SWEEP = sizeof sweep_classes / sizeof *sweep_classes };
 
 typedef struct sweep {
-    const options *o;
+    const bench_options *o;
     const char *device;
     double plan_ns[SWEEP], copy_ns[SWEEP], ratio[SWEEP]; /* per element */
 } sweep;
@@ -257,13 +247,11 @@ static void write_sweep(FILE *to, const void *data)
           to);
 }
 
-static bool run_sweep(measure *m, const options *o, sweep *s)
+static bool run_sweep(measure *m, const bench_options *o, sweep *s)
 {
-    const size_t logits = (size_t)1 << o->log2_logits;
-
     s->o = o;
     for (size_t i = 0; i < SWEEP; i++) {
-        const size_t classes = sweep_classes[i], rows = logits > classes ? logits / classes : 1;
+        const size_t classes = sweep_classes[i], rows = o->logits > classes ? o->logits / classes : 1;
         const double ns = 1e9 / ((double)rows * (double)classes);
         figures f;
 
@@ -286,9 +274,9 @@ static void print_sweep(const sweep *s)
 
 /* ---- In turns with other programs ----------------------------------------------------------- */
 
-static bool run_loop(measure *m, const options *o, const linear_options *linear)
+static bool run_loop(measure *m, const bench_options *o)
 {
-    const clxent_desc desc = o->op == OP_LINEAR ? linear_desc(linear) : desc_of(o, o->rows, o->classes);
+    const clxent_desc desc = o->op == OP_LINEAR ? linear_desc(o) : desc_of(o, o->rows, o->classes);
     bool good = o->op == OP_LINEAR ? timed_linear(m, 0, &desc, o->ignored, NULL)
                                    : timed_plan(m, 0, &desc, false, NULL);
 
@@ -332,11 +320,10 @@ int command_bench(int argc, char **argv)
         "exit status tells whether the work was done, not whether goals were met.",
         flags, sizeof flags / sizeof *flags, check_flags
     };
-    options o = { .op = OP_FUSED, .dtype = CLXENT_F32, .pairs = 11, .log2_logits = 26 };
     blas peer = { 0 };
+    bench_options o = { .op = OP_FUSED, .dtype = CLXENT_F32, .pairs = 11, .log2_logits = 26, .blas = &peer };
     sweep s;
     measure m;
-    cli_device device;
     figures f;
     bool good;
 
@@ -346,39 +333,27 @@ int command_bench(int argc, char **argv)
         if (o.classes == 0) o.classes = 32768;
         if (o.features == 0) o.features = 1024;
     }
-    const size_t logits = (size_t)1 << o.log2_logits;
-    if (o.rows == 0) o.rows = o.classes == 0 ? logits / 1024 : logits > o.classes ? logits / o.classes : 1;
-    if (o.classes == 0) o.classes = o.rows == logits / 1024 ? 1024 : logits > o.rows ? logits / o.rows : 1;
+    o.logits = (size_t)1 << o.log2_logits;
+    o.limit <<= 20;
+    if (o.most_pairs == 0) o.most_pairs = 8 * o.pairs;
+    if (o.rows == 0)
+        o.rows = o.classes == 0 ? o.logits / 1024 : o.logits > o.classes ? o.logits / o.classes : 1;
+    if (o.classes == 0)
+        o.classes = o.rows == o.logits / 1024 ? 1024 : o.logits > o.rows ? o.logits / o.rows : 1;
     if (o.caches != NULL) suite_set_caches(o.caches);
     if (o.plot != NULL && !plot_check(o.plot)) return CLI_FAILED;
     if (o.suite ? suite_needs_blas(o.only) : o.op == OP_LINEAR && !o.loop && !o.sweep && o.plot == NULL)
-        blas_open(&peer, o.blas);
-    if (!cli_find_device(&device)) return CLI_FAILED;
-    if (o.child != NULL) return suite_child(&device, strtoul(o.child, NULL, 10));
-    if (o.suite) {
-        const suite_options suite = { device, logits, o.pairs, o.most_pairs != 0 ? o.most_pairs : 8 * o.pairs,
-                                      o.hand, o.only, &peer };
-        return suite_run(&suite);
-    }
-    const linear_options linear = { .device = device,
-                                    .dtype = o.dtype,
-                                    .rows = o.rows,
-                                    .features = o.features,
-                                    .classes = o.classes,
-                                    .pairs = o.pairs,
-                                    .backward = o.backward,
-                                    .sweep = o.sweep,
-                                    .limit = o.workspace_mib << 20,
-                                    .ignored = o.ignored,
-                                    .plot = o.plot,
-                                    .blas = &peer };
-    if (o.op == OP_LINEAR && !o.loop) return linear_run(&linear);
+        blas_open(&peer, o.library);
+    if (!cli_find_device(&o.device)) return CLI_FAILED;
+    if (o.child != NULL) return suite_child(&o.device, strtoul(o.child, NULL, 10));
+    if (o.suite) return suite_run(&o);
+    if (o.op == OP_LINEAR && !o.loop) return linear_run(&o);
 
     cli_progress_start("bench");
-    good = measure_open(&m, &device, o.loop || o.plot == NULL ? 1 : logits);
+    good = measure_open(&m, &o.device, o.loop || o.plot == NULL ? 1 : o.logits);
     if (good && o.loop) {
         cli_progress_stop();
-        good = run_loop(&m, &o, &linear);
+        good = run_loop(&m, &o);
     } else if (good) {
         if (o.plot != NULL) m.progress_to = 1.0 / (SWEEP + 1);
         good = time_shape(&m, &o, o.rows, o.classes, RUNS, &f) && (o.plot == NULL || run_sweep(&m, &o, &s));

@@ -11,7 +11,7 @@
 
 static const double mib = 1024.0 * 1024.0;
 
-clxent_desc linear_desc(const linear_options *o)
+clxent_desc linear_desc(const bench_options *o)
 {
     clxent_desc desc = CLXENT_DESC_INIT;
     desc.op = CLXENT_OP_LINEAR_CROSS_ENTROPY;
@@ -40,12 +40,12 @@ typedef struct figures {
 static const summary none = { NAN, NAN, NAN, NAN, NAN, 0 };
 
 /* Operations of the products, of so many rows. */
-static double operations(const linear_options *o, double rows)
+static double operations(const bench_options *o, double rows)
 {
     return 2.0 * rows * (double)o->features * (double)o->classes * (o->backward ? 3 : 1);
 }
 
-static double counted_rows(const linear_options *o)
+static double counted_rows(const bench_options *o)
 {
     return (double)(o->rows - (size_t)((double)o->rows * o->ignored));
 }
@@ -57,7 +57,7 @@ static figures figures_of(const measure *m, size_t run, size_t limit, size_t und
 }
 
 /* What one run and one of a sweep have in common. */
-static json_t *to_json(const linear_options *o, const figures *f)
+static json_t *to_json(const bench_options *o, const figures *f)
 {
     const bool fits = f->workspace != 0;
 
@@ -73,7 +73,7 @@ static json_t *to_json(const linear_options *o, const figures *f)
                      cli_json_known(1e-9 * operations(o, counted_rows(o)) / f->seconds.median));
 }
 
-static void print_problem(const linear_options *o)
+static void print_problem(const bench_options *o)
 {
     printf("device      %zu: %s\n", o->device.index, o->device.name);
     printf("op          linear, mean loss%s\n", o->backward ? " + gradients of hidden and weight" : "");
@@ -82,7 +82,7 @@ static void print_problem(const linear_options *o)
     if (o->ignored > 0) printf("ignored     %.0f rows\n", (double)o->rows - counted_rows(o));
 }
 
-static void print_json(const linear_options *o, const figures *f, double blas_seconds)
+static void print_json(const bench_options *o, const figures *f, double blas_seconds)
 {
     const blas *b = o->blas;
     const bool has_blas = b->functions != NULL;
@@ -97,7 +97,7 @@ static void print_json(const linear_options *o, const figures *f, double blas_se
     cli_json_print(object);
 }
 
-static void print_text(const linear_options *o, const figures *f, double blas_seconds, const char *strategy)
+static void print_text(const bench_options *o, const figures *f, double blas_seconds, const char *strategy)
 {
     const blas *b = o->blas;
     const char *calls = o->dtype == CLXENT_F64 ? "dgemm" : "sgemm";
@@ -121,7 +121,7 @@ static void print_text(const linear_options *o, const figures *f, double blas_se
            b->chose_core ? " (OPENBLAS_CORETYPE=SkylakeX, set by clxent)" : "");
 }
 
-static bool run_one(measure *m, const linear_options *o)
+static bool run_one(measure *m, const bench_options *o)
 {
     const clxent_desc desc = linear_desc(o);
     bool good = timed_linear(m, RUN_PLAN, &desc, o->ignored, NULL);
@@ -143,14 +143,14 @@ static bool run_one(measure *m, const linear_options *o)
 enum { LEAST_LIMIT = 16 << 20, LIMITS = MOST_RUNS - 1 };
 
 typedef struct sweep {
-    const linear_options *o;
+    const bench_options *o;
     size_t count;
     figures of[LIMITS + 1]; /* the last without a limit */
 } sweep;
 
 static bool time_limits(measure *m, sweep *s)
 {
-    linear_options o = *s->o;
+    bench_options o = *s->o;
     size_t limits[LIMITS + 1], run_of[LIMITS + 1], runs = 1;
 
     clxent_desc desc = linear_desc(&o);
@@ -225,7 +225,7 @@ static void write_sweep(FILE *to, const void *data)
             s->o->classes);
 }
 
-static bool run_sweep(measure *m, const linear_options *o)
+static bool run_sweep(measure *m, const bench_options *o)
 {
     sweep s = { .o = o };
     const bool good = time_limits(m, &s);
@@ -236,7 +236,7 @@ static bool run_sweep(measure *m, const linear_options *o)
     return true;
 }
 
-int linear_run(const linear_options *o)
+int linear_run(const bench_options *o)
 {
     measure m;
 

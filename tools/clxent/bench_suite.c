@@ -40,7 +40,7 @@ enum { SHORT, LONG };                           /* LONG: runs only where --case 
 
 typedef struct suite_case {
     const char *name;
-    bool (*measure)(measure *m, const struct suite_case *c, const suite_options *o, result *r);
+    bool (*measure)(measure *m, const struct suite_case *c, const bench_options *o, result *r);
     uint32_t moves, outputs, dtype;
     int how;
     size_t rows, classes, inner;
@@ -53,11 +53,11 @@ typedef struct suite_case {
     bool is_long;
 } suite_case;
 
-typedef bool take(measure *m, const suite_case *c, const suite_options *o, result *r);
+typedef bool take(measure *m, const suite_case *c, const bench_options *o, result *r);
 static take measure_memory, measure_ratio, measure_odd_even, measure_cliff, measure_host_arrays, measure_hand,
     measure_ten, measure_plain, measure_small, measure_launches, measure_enqueue_time, measure_new_classes,
     measure_first_plan, measure_linear, measure_cold, measure_cold_builds, measure_cold_log;
-#define FUNCTION(name) bool name(measure *m, const suite_case *c, const suite_options *o, result *r)
+#define FUNCTION(name) bool name(measure *m, const suite_case *c, const bench_options *o, result *r)
 
 /* The words of suite.def. */
 enum {
@@ -105,7 +105,7 @@ static const suite_case cases[] = {
 };
 enum { CASES = sizeof cases / sizeof *cases };
 
-static clxent_desc desc_of(const suite_case *c, const suite_options *o)
+static clxent_desc desc_of(const suite_case *c, const bench_options *o)
 {
     clxent_desc desc = CLXENT_DESC_INIT;
     size_t rows = c->rows, classes = c->classes, inner = c->inner;
@@ -149,7 +149,7 @@ static const char *grouped(size_t value, char text[32])
 enum { RUN_REFERENCE, RUN_SUBJECT, RUN_STREAM };
 
 /* Times the runs in turn, and releases all of them. The figure is that of the subject over the reference, times scale. */
-static bool take_ratio(measure *m, double scale, double goal, const suite_options *o, result *r)
+static bool take_ratio(measure *m, double scale, double goal, const bench_options *o, result *r)
 {
     bool good = measure_times(m, o->pairs);
 
@@ -281,13 +281,13 @@ static FUNCTION(measure_host_arrays)
 static FUNCTION(measure_linear)
 {
     enum { FEWEST_ROWS = 16 };
-    linear_options subject = { .dtype = c->dtype,
-                               .rows = c->rows,
-                               .features = c->features,
-                               .classes = c->classes,
-                               .backward = c->outputs == GRADIENTS,
-                               .limit = c->workspace_mib << 20,
-                               .ignored = c->ignored };
+    bench_options subject = { .dtype = c->dtype,
+                              .rows = c->rows,
+                              .features = c->features,
+                              .classes = c->classes,
+                              .backward = c->outputs == GRADIENTS,
+                              .limit = c->workspace_mib << 20,
+                              .ignored = c->ignored };
     clxent_status status = CLXENT_OK;
 
     while (subject.rows * subject.classes > o->logits) {
@@ -300,7 +300,7 @@ static FUNCTION(measure_linear)
         snprintf(r->note, sizeof r->note, "%.*s", (int)sizeof r->note - 1, o->blas->why_not);
         return false;
     }
-    linear_options reference = subject;
+    bench_options reference = subject;
     if (c->against == IN_F32) reference.dtype = CLXENT_F32;
     if (c->against == UNLIMITED) reference.limit = 0;
     if (c->against == ALL_ROWS) reference.ignored = 0;
@@ -315,7 +315,7 @@ static FUNCTION(measure_linear)
 }
 
 /* The case's plan against hand-written code: against the fastest of its variants, which are timed first. */
-static bool take_hand(measure *m, const suite_case *c, int which, const suite_options *o, result *r)
+static bool take_hand(measure *m, const suite_case *c, int which, const bench_options *o, result *r)
 {
     const bool has_gradient = (c->outputs & CLXENT_OUTPUT_GRADIENT) != 0;
     const size_t count = which == HAND_TEN ? 2 : which == HAND_ROWS && has_gradient ? HAND_VARIANTS : 1;
@@ -539,7 +539,7 @@ void suite_set_caches(const char *folder)
 /* Numbers from CASES on are those of the textbook kernel at the shape of case number - CASES. */
 int suite_child(const cli_device *device, size_t number)
 {
-    const suite_options any = { .logits = (size_t)1 << 26 };
+    const bench_options any = { .logits = (size_t)1 << 26 };
     const suite_case *c = &cases[number % CASES];
     const clxent_desc desc = desc_of(c, &any);
     child_report report = { 0 };
@@ -813,7 +813,7 @@ static void print_text(const suite_case *c, const result *r)
     printf("%.*s\n", length, line);
 }
 
-int suite_run(const suite_options *o)
+int suite_run(const bench_options *o)
 {
     measure m;
     size_t wanted = suite_count(o->only), done = 0, verdicts_of[VERDICTS] = { 0 };

@@ -198,36 +198,38 @@ extern const bench_source bench_sources[];
 /* Builds one of them; the caller releases it. NULL on failure. */
 cl_program measure_program(const cli_session *session, size_t source, const char *options);
 
-/* ---- bench_linear.c ------------------------------------------------------------------------- */
+/* ---- bench.c, bench_linear.c, bench_suite.c -------------------------------------------------- */
 
-typedef struct linear_options {
+/* What `clxent bench` is asked for. */
+typedef struct bench_options {
     cli_device device;
-    uint32_t dtype;
-    size_t rows, features, classes, pairs;
-    bool backward;    /* with the gradients of hidden and weight */
-    bool sweep;       /* over workspace limits */
-    size_t limit;     /* of the workspace, bytes; 0: none */
-    double ignored;   /* part of the rows, less than 1 */
-    const char *plot; /* optional: the sweep's picture */
+    uint32_t op, dtype, hand;       /* hand: HAND_AUTO and so on */
+    size_t rows, features, classes; /* 0: not given */
+    size_t log2_logits, logits;
+    size_t pairs, most_pairs; /* 0: not given */
+    bool suite, loop, backward, sweep;
+    size_t limit;          /* of the workspace: MiB as given, then bytes; 0: none */
+    double ignored;        /* part of the rows, less than 1 */
+    const char *only;      /* cases whose name has it; NULL: all but the long ones */
+    const char *plot;      /* NULL: no picture */
+    const char *library;   /* OpenBLAS's; NULL: the usual ones */
+    const char *of_suite;  /* an option given that only a suite takes */
+    const char *single;    /* an option given that a suite does not take */
+    const char *of_linear; /* one that only --op linear takes, and one that it does not */
+    const char *not_of_linear;
+    const char *child, *caches; /* of suite_child(); NULL: not given */
     blas *blas;
-} linear_options;
+} bench_options;
 
-clxent_desc linear_desc(const linear_options *o);
-int linear_run(const linear_options *o); /* measures and prints; the exit status */
+/* Cross-entropy of hidden states and a weight, the gradients of both with backward. */
+clxent_desc linear_desc(const bench_options *o);
 
-/* ---- bench_suite.c -------------------------------------------------------------------------- */
+/* These measure and print; the result is the exit status. */
+int linear_run(const bench_options *o);
+int suite_run(const bench_options *o);
 
-typedef struct suite_options {
-    cli_device device;
-    size_t logits, pairs, most_pairs;
-    uint32_t hand;    /* HAND_AUTO and so on */
-    const char *only; /* optional: cases whose name has it */
-    blas *blas;
-} suite_options;
-
-size_t suite_count(const char *only); /* cases that only names; NULL: all but the long ones */
+size_t suite_count(const char *only); /* cases that only names */
 bool suite_needs_blas(const char *only);
-int suite_run(const suite_options *o); /* measures and prints them; the exit status */
 
 /* Case number of suite_run(), in the process of its own that suite_run() starts. */
 int suite_child(const cli_device *device, size_t number);
