@@ -38,17 +38,7 @@ def cross_entropy(
 
     Contiguous tensors are read where they are.
     """
-    options = {
-        "ignore_index": ignore_index,
-        "reduction": reduction,
-        "label_smoothing": label_smoothing,
-        "z_loss": z_loss,
-        "logit_scale": logit_scale,
-        "softcap": softcap,
-        "shift": shift,
-        "denominator": denominator,
-        "device": device,
-    }
+    options = _options(locals())
     loss: torch.Tensor = _compute(input, target, {"weight": weight, "row_weights": row_weights}, options)
     return loss
 
@@ -86,21 +76,16 @@ def linear_cross_entropy(
 
     Contiguous tensors are read where they are.
     """
-    options = {
-        "ignore_index": ignore_index,
-        "reduction": reduction,
-        "label_smoothing": label_smoothing,
-        "z_loss": z_loss,
-        "logit_scale": logit_scale,
-        "softcap": softcap,
-        "shift": shift,
-        "denominator": denominator,
-        "workspace_limit": workspace_limit,
-        "device": device,
-    }
+    options = _options(locals())
     own = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
     loss: torch.Tensor = _compute_linear(own, target, {"weight": weight, "row_weights": row_weights}, options)
     return loss
+
+
+def _options(arguments: Dict[str, Any]) -> Dict[str, Any]:
+    """Of the arguments by name those that clxent's function takes as they are."""
+    names = "ignore_index reduction label_smoothing z_loss logit_scale softcap shift denominator workspace_limit device"
+    return {name: arguments[name] for name in names.split() if name in arguments}
 
 
 def _eager(function: Any) -> Any:
