@@ -59,10 +59,11 @@ CL_API_ENTRY cl_int CL_API_CALL clBuildProgram(cl_program program, cl_uint num_d
 
 /* ---- Kernels -------------------------------------------------------------------------------- */
 
-enum { FILL_TARGETS = 4 }; /* the others: dtype - 1 */
-static const char *const move_names[MOVES] = { "move_copy", "move_stream", "move_read", "move_in_place",
-                                               "move_two" };
-static const char *const fill_names[] = { "fill_f32", "fill_f16", "fill_bf16", "fill_f64", "fill_targets" };
+/* Of moves.cl: moves by their bits, fills by dtype - 1. */
+enum { FILLS = MOVES, FILL_TARGETS = 4, NOTHING = FILLS + 5 };
+static const char *const kernel_names[KERNELS] = { "move_copy", "move_stream",  "move_read", "move_in_place",
+                                                   "move_two",  "fill_f32",     "fill_f16",  "fill_bf16",
+                                                   "fill_f64",  "fill_targets", "nothing" };
 
 static bool check(const measure *m, cl_int code, const char *what)
 {
@@ -111,20 +112,14 @@ static bool build(measure *m)
 
     program = measure_program(&m->session, SOURCE_MOVES, options);
     good = program != NULL;
-    for (size_t i = 0; good && i < MOVES; i++) {
-        m->move[i] = clCreateKernel(program, move_names[i], &code);
+    for (size_t i = 0; good && i < KERNELS; i++) {
+        if (i == FILLS + CLXENT_F64 - 1 && !f64) continue;
+        m->kernels[i] = clCreateKernel(program, kernel_names[i], &code);
         if (i == 1 && code == CL_INVALID_KERNEL_NAME)
-            m->move[i] = clCreateKernel(program, move_names[0], &code);
+            m->kernels[i] = clCreateKernel(program, kernel_names[0], &code);
         else if (i == 1) m->has_stream = true;
-        good = check(m, code, move_names[i]);
+        good = check(m, code, kernel_names[i]);
     }
-    for (size_t i = 0; good && i < sizeof m->fill / sizeof *m->fill; i++) {
-        if (i == CLXENT_F64 - 1 && !f64) continue;
-        m->fill[i] = clCreateKernel(program, fill_names[i], &code);
-        good = check(m, code, fill_names[i]);
-    }
-    if (good) m->nothing = clCreateKernel(program, "nothing", &code);
-    good = good && check(m, code, "nothing");
     if (program != NULL) clReleaseProgram(program);
     return good;
 }
@@ -194,11 +189,8 @@ void measure_close(measure *m)
     measure_clear(m);
     drop_bulks(m, 0);
     hand_close(m->hand);
-    for (size_t i = 0; i < MOVES; i++)
-        if (m->move[i] != NULL) clReleaseKernel(m->move[i]);
-    for (size_t i = 0; i < sizeof m->fill / sizeof *m->fill; i++)
-        if (m->fill[i] != NULL) clReleaseKernel(m->fill[i]);
-    if (m->nothing != NULL) clReleaseKernel(m->nothing);
+    for (size_t i = 0; i < KERNELS; i++)
+        if (m->kernels[i] != NULL) clReleaseKernel(m->kernels[i]);
     if (m->queue != NULL) clReleaseCommandQueue(m->queue);
     cli_close(&m->session);
     memset(m, 0, sizeof *m);
@@ -229,9 +221,9 @@ enum { ARGUMENTS = 5 };
         sizeof(variable), &(variable) \
     }
 
-static bool launch(measure *m, cl_kernel kernel, const char *name, size_t count,
-                   const argument arguments[ARGUMENTS])
+static bool launch(measure *m, size_t which, size_t count, const argument arguments[ARGUMENTS])
 {
+    const cl_kernel kernel = m->kernels[which];
     const size_t share = m->each * m->group;
     const size_t global = (count + share - 1) / share * m->group;
 
@@ -239,7 +231,7 @@ static bool launch(measure *m, cl_kernel kernel, const char *name, size_t count,
         if (!check(m, clSetKernelArg(kernel, i, arguments[i].size, arguments[i].value), "clSetKernelArg"))
             return false;
     return check(m, clEnqueueNDRangeKernel(m->queue, kernel, 1, NULL, &global, &m->group, 0, NULL, NULL),
-                 name);
+                 kernel_names[which]);
 }
 
 static bool fill(measure *m, cl_mem mem, size_t which, size_t count, float lowest, float range, cl_uint seed)
@@ -248,8 +240,8 @@ static bool fill(measure *m, cl_mem mem, size_t which, size_t count, float lowes
     const argument arguments[] = { ARGUMENT(mem), ARGUMENT(lowest), ARGUMENT(range), ARGUMENT(seed),
                                    ARGUMENT(elements) };
 
-    return launch(m, m->fill[which], fill_names[which], count, arguments) &&
-           check(m, clFinish(m->queue), fill_names[which]);
+    return launch(m, FILLS + which, count, arguments) &&
+           check(m, clFinish(m->queue), kernel_names[FILLS + which]);
 }
 
 /* What is in the buffers that runs share: numbers uniform from lowest on; range 0: what runs write there. */
@@ -387,9 +379,9 @@ static void *host_array(size_t bytes)
     return aligned_alloc(page, (bytes + page - 1) / page * page);
 }
 
-static bool download(measure *m, cl_mem from, size_t offset, void *to, size_t bytes)
+static bool download(measure *m, cl_mem from, void *to, size_t bytes)
 {
-    return check(m, clEnqueueReadBuffer(m->queue, from, CL_TRUE, offset, bytes, to, 0, NULL, NULL),
+    return check(m, clEnqueueReadBuffer(m->queue, from, CL_TRUE, 0, bytes, to, 0, NULL, NULL),
                  "clEnqueueReadBuffer");
 }
 
@@ -408,8 +400,8 @@ bool timed_host(measure *m, size_t run, size_t plan)
         *array = (clxent_output){ host_array(bytes), bytes };
         if (array->data == NULL) return cli_fail(NULL, "out of memory: two arrays of %zu bytes", t->bytes);
     }
-    return download(m, from->args.logits.mem, 0, (void *)t->host.logits.data, t->host.logits.size) &&
-           download(m, from->args.targets.mem, 0, (void *)t->host.targets.data, t->host.targets.size);
+    return download(m, from->args.logits.mem, (void *)t->host.logits.data, t->host.logits.size) &&
+           download(m, from->args.targets.mem, (void *)t->host.targets.data, t->host.targets.size);
 }
 
 /* ---- Hand-written code ----------------------------------------------------------------------- */
@@ -436,78 +428,73 @@ bool timed_hand(measure *m, size_t run, size_t plan, int which, unsigned variant
 static bool map_hand(measure *m, timed *t)
 {
     const clxent_args *args = &m->runs[t->plan_run].args;
-    const size_t target_bytes = t->problem.rows * sizeof(int32_t);
     const bool in_place = args->gradient.mem == args->logits.mem;
-    cl_int code[3] = { CL_SUCCESS, CL_SUCCESS, CL_SUCCESS };
+    const size_t bytes[] = { t->bytes, t->problem.rows * sizeof(int32_t), t->bytes };
+    const cl_map_flags flags[] = { in_place ? CL_MAP_READ | CL_MAP_WRITE : CL_MAP_READ, CL_MAP_READ,
+                                   CL_MAP_WRITE };
+    void *to[3] = { NULL };
+    cl_int code = CL_SUCCESS;
 
-    t->problem.logits = clEnqueueMapBuffer(m->queue, args->logits.mem, CL_TRUE,
-                                           in_place ? CL_MAP_READ | CL_MAP_WRITE : CL_MAP_READ, 0, t->bytes,
-                                           0, NULL, NULL, &code[0]);
-    t->problem.targets = clEnqueueMapBuffer(m->queue, args->targets.mem, CL_TRUE, CL_MAP_READ, 0,
-                                            target_bytes, 0, NULL, NULL, &code[1]);
-    if (in_place) t->problem.gradient = (void *)t->problem.logits;
-    else if (args->gradient.mem != NULL)
-        t->problem.gradient = clEnqueueMapBuffer(m->queue, args->gradient.mem, CL_TRUE, CL_MAP_WRITE, 0,
-                                                 t->bytes, 0, NULL, NULL, &code[2]);
-    for (size_t i = 0; i < 3; i++)
-        if (!check(m, code[i], "clEnqueueMapBuffer")) return false;
-    const uintptr_t bits = (uintptr_t)t->problem.logits | (uintptr_t)t->problem.gradient;
-    return bits % 64 == 0 || cli_fail(m->session.device.name, "buffers do not begin on a cache line");
+    t->mapped[0] = args->logits.mem;
+    t->mapped[1] = args->targets.mem;
+    t->mapped[2] = in_place ? NULL : args->gradient.mem;
+    for (size_t i = 0; i < 3 && code == CL_SUCCESS; i++)
+        if (t->mapped[i] != NULL)
+            to[i] = clEnqueueMapBuffer(m->queue, t->mapped[i], CL_TRUE, flags[i], 0, bytes[i], 0, NULL, NULL,
+                                       &code);
+    t->problem.logits = to[0];
+    t->problem.targets = to[1];
+    t->problem.gradient = in_place ? to[0] : to[2];
+    return check(m, code, "clEnqueueMapBuffer") &&
+           (((uintptr_t)to[0] | (uintptr_t)to[2]) % 64 == 0 ||
+            cli_fail(m->session.device.name, "buffers do not begin on a cache line"));
 }
 
-static bool unmap_hand(measure *m, timed *t)
+static bool unmap_hand(measure *m, const timed *t)
 {
-    const clxent_args *args = &m->runs[t->plan_run].args;
-    cl_int code =
-        clEnqueueUnmapMemObject(m->queue, args->logits.mem, (void *)t->problem.logits, 0, NULL, NULL);
+    void *const from[] = { (void *)t->problem.logits, (void *)t->problem.targets, t->problem.gradient };
+    cl_int code = CL_SUCCESS;
 
-    if (code == CL_SUCCESS)
-        code =
-            clEnqueueUnmapMemObject(m->queue, args->targets.mem, (void *)t->problem.targets, 0, NULL, NULL);
-    if (code == CL_SUCCESS && t->problem.gradient != NULL && t->problem.gradient != t->problem.logits)
-        code = clEnqueueUnmapMemObject(m->queue, args->gradient.mem, t->problem.gradient, 0, NULL, NULL);
+    for (size_t i = 0; i < 3 && code == CL_SUCCESS; i++)
+        if (t->mapped[i] != NULL)
+            code = clEnqueueUnmapMemObject(m->queue, t->mapped[i], from[i], 0, NULL, NULL);
     if (code == CL_SUCCESS) code = clFinish(m->queue);
     return check(m, code, "clEnqueueUnmapMemObject");
 }
 
-/* Of arrays of count values from first on. The errors allowed are a few roundings of the dtype, and of 1 / rows. */
-static bool same_gradient(const measure *m, const timed *t, const void *want, const void *got, size_t first,
-                          size_t count)
+/* The errors allowed are a few roundings of the dtype, and of 1 / rows. */
+static bool same_gradient(const measure *m, const timed *t, const void *want, const void *got)
 {
     const double relative = t->dtype == CLXENT_F32 ? 0x1p-16 : t->dtype == CLXENT_F16 ? 0x1p-10 : 0x1p-7;
     const double absolute = 0x1p-21 / (double)t->problem.rows + (t->dtype == CLXENT_F16 ? 0x1p-24 : 0);
 
-    for (size_t i = 0; i < count; i++) {
+    for (size_t i = 0; i < t->problem.rows * t->problem.classes; i++) {
         const double w = get_element(want, t->dtype, i), g = get_element(got, t->dtype, i);
         if (!(fabs(g - w) <= relative * fabs(w) + absolute))
             return cli_fail(m->session.device.name,
                             "row %zu, class %zu: hand-written code has a gradient of %.9g, clxent of %.9g",
-                            (first + i) / t->problem.classes, (first + i) % t->problem.classes, g, w);
+                            i / t->problem.classes, i % t->problem.classes, g, w);
     }
     return true;
 }
 
 bool measure_agrees(measure *m, size_t hand)
 {
-    enum { PART = 1 << 20 };
     const timed *t = &m->runs[hand], *plan = &m->runs[t->plan_run];
-    const bool has_gradient = plan->args.gradient.mem != NULL;
-    char *want = has_gradient ? malloc(t->bytes) : NULL, *got = malloc(PART);
+    cl_mem gradient = plan->args.gradient.mem;
+    void *want = gradient != NULL ? malloc(t->bytes) : NULL,
+         *got = gradient != NULL ? malloc(t->bytes) : NULL;
     float loss = NAN;
-    bool good = got != NULL && (want != NULL || !has_gradient);
+    bool good = gradient == NULL || (want != NULL && got != NULL) ||
+                cli_fail(NULL, "out of memory: a gradient of %zu bytes", t->bytes);
 
-    if (!good) cli_fail(NULL, "out of memory: a gradient of %zu bytes", t->bytes);
-    good = good && sample(m, t->plan_run, 1) >= 0 && download(m, plan->args.loss.mem, 0, &loss, sizeof loss);
-    if (has_gradient) good = good && download(m, plan->args.gradient.mem, 0, want, t->bytes);
-    good = good && sample(m, hand, 1) >= 0;
+    good = good && sample(m, t->plan_run, 1) >= 0 && download(m, plan->args.loss.mem, &loss, sizeof loss) &&
+           (gradient == NULL || download(m, gradient, want, t->bytes)) && sample(m, hand, 1) >= 0;
     if (good && !(fabs(t->loss - (double)loss) <= 1e-5 * fabs((double)loss)))
         good = cli_fail(m->session.device.name, "hand-written code has a loss of %.9g, clxent of %.9g",
                         t->loss, (double)loss);
-    for (size_t at = 0; good && has_gradient && at < t->bytes; at += PART) {
-        const size_t bytes = t->bytes - at < PART ? t->bytes - at : PART, size = dtype_size(t->dtype);
-        good = download(m, plan->args.gradient.mem, at, got, bytes) &&
-               same_gradient(m, t, want + at, got, at / size, bytes / size);
-    }
+    if (good && gradient != NULL)
+        good = download(m, gradient, got, t->bytes) && same_gradient(m, t, want, got);
     free(want);
     free(got);
     return good;
@@ -623,7 +610,7 @@ static bool enqueue_move(measure *m, size_t which, uint32_t dtype, size_t bytes)
     const argument arguments[] = { ARGUMENT(from), ARGUMENT(also), ARGUMENT(to), ARGUMENT(vectors),
                                    ARGUMENT(key) };
 
-    return launch(m, m->move[which], move_names[which], vectors, arguments);
+    return launch(m, which, vectors, arguments);
 }
 
 bool measure_enqueue(measure *m, size_t run)
@@ -637,7 +624,8 @@ bool measure_enqueue(measure *m, size_t run)
     else if (t->plan != NULL) status = clxent_enqueue(t->plan, m->queue, &t->args, 0, NULL, NULL);
     for (size_t i = 0; i < t->empty; i++)
         if (!check(m,
-                   clEnqueueNDRangeKernel(m->queue, m->nothing, 1, NULL, &m->group, &m->group, 0, NULL, NULL),
+                   clEnqueueNDRangeKernel(m->queue, m->kernels[NOTHING], 1, NULL, &m->group, &m->group, 0,
+                                          NULL, NULL),
                    "nothing"))
             return false;
     for (size_t i = 0; i < MOVES; i++)

@@ -65,7 +65,7 @@ enum {
     MOVE_IN_PLACE = 1 << 3, /* reads and writes back */
     MOVE_TWO = 1 << 4       /* reads the logits and as many bytes more, writes as much as one of them */
 };
-enum { MOVES = 5 };
+enum { MOVES = 5, KERNELS = MOVES + 6 };
 
 /* The large buffers, which all runs share. */
 enum bulk_name {
@@ -104,6 +104,7 @@ typedef struct timed {
     hand_problem problem;
     int which;
     unsigned variant;
+    cl_mem mapped[3];
     double loss; /* of the latest run */
     cl_mem owned[16];
     size_t num_owned;
@@ -117,7 +118,7 @@ typedef struct measure {
     size_t elements;    /* that most runs have */
     size_t cache_bytes; /* of the largest cache; 0: not known */
     bool has_stream;    /* the compiler has stores that bypass the caches; else MOVE_STREAM is MOVE_COPY */
-    cl_kernel move[MOVES], fill[5], nothing;
+    cl_kernel kernels[KERNELS];
     size_t group, each;                /* of move: work-items of a group, vectors of a work-item */
     size_t vector;                     /* bytes */
     bulk bulks[BULKS][DTYPES];         /* by dtype - 1 */
