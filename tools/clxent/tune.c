@@ -161,19 +161,8 @@ static const struct shape {
 };
 enum { SHAPES = sizeof shapes / sizeof *shapes };
 
-enum { VALUES = 6 };
-typedef struct candidates {
-    size_t count;
-    uint32_t values[VALUES];
-} candidates;
-#define LIST(...)                                                               \
-    {                                                                           \
-        sizeof((uint32_t[]){ __VA_ARGS__ }) / sizeof(uint32_t), { __VA_ARGS__ } \
-    }
-#define NONE     \
-    {            \
-        0, { 0 } \
-    }
+enum { VALUES = 6 }; /* of a parameter, at most */
+#define END UINT32_MAX
 enum { KIB = 1024, MIB = 1024 * 1024 };
 
 /* Groups of more than one work-item are not for CPUs, whose drivers take many times as long to compile their barriers as
@@ -181,22 +170,28 @@ enum { KIB = 1024, MIB = 1024 * 1024 };
 static const struct search {
     size_t parameter;
     uint32_t bears_on;
-    bool bits; /* decides bits of results */
-    candidates cpu, other;
+    bool bits;                                   /* decides bits of results */
+    uint32_t cpu[VALUES + 1], other[VALUES + 1]; /* values, and END */
 } searches[] = {
-    { ELEMENTS, IS_ROWS | IS_LANES, false, LIST(4 * KIB, 16 * KIB, 64 * KIB, 256 * KIB),
-      LIST(256, KIB, 4 * KIB, 16 * KIB) },
-    { STREAM, IS_ROWS | IS_SPLIT | IS_LANES | IS_SMALL, false,
-      LIST(0, MIB, 4 * MIB, 8 * MIB, 32 * MIB, 128 * MIB), LIST(0, 32 * MIB) },
-    { SPLIT, IS_SPLIT, false, LIST(0, 2, 4, 8, 16), LIST(0, 1, 2, 4, 8) },
-    { LANE_VECTOR, IS_LANES, true, LIST(4, 8, 16), LIST(1, 4) },
-    { GROUP, IS_ROWS | IS_SPLIT, true, NONE, LIST(64, 128, 256, 512, 1024) },
-    { VECTOR, IS_ROWS | IS_SPLIT, true, LIST(4, 8, 16), LIST(1, 4, 8) },
-    { BLOCK, IS_ROWS | IS_SPLIT, true, LIST(16, 32, 64, 128), LIST(4, 8, 16) },
-    { CACHE, IS_ROWS, true, LIST(0, 8 * KIB, 32 * KIB), LIST(0, 8 * KIB, 16 * KIB, 24 * KIB) },
-    { PIECE, IS_SPLIT, true, LIST(16 * KIB, 64 * KIB, 256 * KIB), LIST(8 * KIB, 32 * KIB, 128 * KIB) },
-    { LANE_GROUP, IS_LANES, true, NONE, LIST(32, 64, 128, 256) },
-    { LANE_CLASSES, IS_LANES, true, NONE, LIST(16, 32, 64, 128) },
+    { ELEMENTS,
+      IS_ROWS | IS_LANES,
+      false,
+      { 4 * KIB, 16 * KIB, 64 * KIB, 256 * KIB, END },
+      { 256, KIB, 4 * KIB, 16 * KIB, END } },
+    { STREAM,
+      IS_ROWS | IS_SPLIT | IS_LANES | IS_SMALL,
+      false,
+      { 0, MIB, 4 * MIB, 8 * MIB, 32 * MIB, 128 * MIB, END },
+      { 0, 32 * MIB, END } },
+    { SPLIT, IS_SPLIT, false, { 0, 2, 4, 8, 16, END }, { 0, 1, 2, 4, 8, END } },
+    { LANE_VECTOR, IS_LANES, true, { 4, 8, 16, END }, { 1, 4, END } },
+    { GROUP, IS_ROWS | IS_SPLIT, true, { END }, { 64, 128, 256, 512, 1024, END } },
+    { VECTOR, IS_ROWS | IS_SPLIT, true, { 4, 8, 16, END }, { 1, 4, 8, END } },
+    { BLOCK, IS_ROWS | IS_SPLIT, true, { 16, 32, 64, 128, END }, { 4, 8, 16, END } },
+    { CACHE, IS_ROWS, true, { 0, 8 * KIB, 32 * KIB, END }, { 0, 8 * KIB, 16 * KIB, 24 * KIB, END } },
+    { PIECE, IS_SPLIT, true, { 16 * KIB, 64 * KIB, 256 * KIB, END }, { 8 * KIB, 32 * KIB, 128 * KIB, END } },
+    { LANE_GROUP, IS_LANES, true, { END }, { 32, 64, 128, 256, END } },
+    { LANE_CLASSES, IS_LANES, true, { END }, { 16, 32, 64, 128, END } },
 };
 enum { SEARCHES = sizeof searches / sizeof *searches, ROUNDS = 2 };
 
@@ -266,16 +261,16 @@ static bool time_rows(tuner *t, const struct shape *s, parameters rows[][FAMILIE
 static bool search_one(tuner *t, int family, const struct search *search, bool *moved)
 {
     const double enough = 0.97; /* what is nearer to 1 may be noise */
-    const candidates *tried = t->cpu ? &search->cpu : &search->other;
+    const uint32_t *tried = t->cpu ? search->cpu : search->other;
     parameters rows[VALUES + 1][FAMILIES];
     double logs[VALUES + 1] = { 0 };
     size_t count = 1, bearing = 0, best = 0;
 
     memcpy(rows[0], t->best, sizeof rows[0]);
-    for (size_t i = 0; i < tried->count; i++) {
-        if (tried->values[i] == t->best[family].value[search->parameter]) continue;
+    for (; *tried != END; tried++) {
+        if (*tried == t->best[family].value[search->parameter]) continue;
         memcpy(rows[count], t->best, sizeof rows[0]);
-        rows[count++][family].value[search->parameter] = tried->values[i];
+        rows[count++][family].value[search->parameter] = *tried;
     }
     if (count == 1) return true;
     for (size_t s = 0; s < SHAPES; s++) {
