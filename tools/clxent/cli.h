@@ -184,16 +184,4 @@ void cli_progress_stop(void);
 bool plot_check(const char *path); /* before the work: plot_png() could write there, and replaces no input */
 bool plot_png(const char *path, int width, void (*script)(FILE *to, const void *data), const void *data);
 
-/* ---- The worked example --------------------------------------------------------------------- */
-
-enum { EXAMPLE_ROWS = 2, EXAMPLE_CLASSES = 4 };
-typedef struct example {
-    float logits[EXAMPLE_ROWS][EXAMPLE_CLASSES];
-    int32_t targets[EXAMPLE_ROWS];
-    float softmax[EXAMPLE_ROWS][EXAMPLE_CLASSES], losses[EXAMPLE_ROWS], loss;
-    float gradient[EXAMPLE_ROWS][EXAMPLE_CLASSES];
-} example;
-
-void plot_example(FILE *to, const void *e); /* a script for plot_png() */
-
 #endif

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * plot.c - pictures drawn by gnuplot, and that of the worked example.
+ * plot.c - pictures drawn by gnuplot.
  *
  * gnuplot reads its commands from a pipe and writes the PNG into a temporary file, which is renamed when gnuplot has
  * succeeded.
@@ -15,65 +15,6 @@
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
-
-/* Two bars and a gap of one bar share a class's unit: each bar's middle is a sixth of it away. */
-#define BAR "0.1667"
-#define LABELS(offset) " with labels offset " offset " font ',12' textcolor rgb '#333333' notitle"
-
-static const char *const style = "set style data histograms\n"
-                                 "set style histogram clustered gap 1\n"
-                                 "set style fill solid 1 noborder\n"
-                                 "set boxwidth 0.92\n"
-                                 "set xtics scale 0\n"
-                                 "set xrange [-0.6:3.6]\n"
-                                 "set key top left reverse Left samplen 1.2 textcolor rgb '#333333'\n"
-                                 "set title font ',18' offset 0,0.3\n"
-                                 "set xlabel 'class' textcolor rgb '#333333'\n"
-                                 "set multiplot layout 1,3 margins 0.055,0.99,0.13,0.87 spacing 0.045,0\n";
-
-void plot_example(FILE *to, const void *data)
-{
-    const example *e = data;
-
-    for (int row = 0; row < EXAMPLE_ROWS; row++) {
-        fprintf(to, "$row%d << EOD\n", row);
-        for (int j = 0; j < EXAMPLE_CLASSES; j++)
-            fprintf(to, "%d %.9g %d %.9g\n", j, (double)e->softmax[row][j], j == e->targets[row],
-                    (double)e->gradient[row][j]);
-        fputs("EOD\n", to);
-    }
-    fputs(style, to);
-
-    fputs("set yrange [0:1.22]\nset ytics 0,0.2,1\n", to);
-    for (int row = 0; row < EXAMPLE_ROWS; row++) {
-        fprintf(to,
-                "set title '%s prediction: loss %.4f'\n"
-                "set ylabel '%s' offset 1,0 textcolor rgb '#333333'\n"
-                "plot $row%d using 2:xtic(1) title 'prediction (softmax)' lc rgb '#2b6ca3', '' using 3 "
-                "title 'label' lc rgb '#f0a830', '' using ($0-" BAR
-                "):2:(sprintf('%%.2f',$2))" LABELS("0,0.6") "\n",
-                row == 0 ? "Good" : "Bad", (double)e->losses[row], row == 0 ? "probability" : "", row);
-    }
-    fputs("set title 'Gradient: softmax - label'\nset ylabel ''\nset yrange [-1.2:1.5]\nset ytics -1,0.5,1\n"
-          "set border 2\n"
-          "set arrow from graph 0,first 0 to graph 1,first 0 nohead lw 1.2 lc rgb '#555555'\n"
-          "plot $row0 using 4:xtic(1) title 'good prediction' lc rgb '#4a9d6f', $row1 using 4 title 'bad "
-          "prediction' lc rgb '#c8503c'",
-          to);
-    /* Above positive bars, below negative ones, nothing at bars that cannot be seen. */
-    for (int row = 0; row < EXAMPLE_ROWS; row++) {
-        const char side = row == 0 ? '-' : '+';
-        fprintf(to,
-                ", $row%d using ($0%c" BAR "):($4 > 0.005 ? $4 : 1/0):(sprintf('%%.2f',$4))" LABELS("0,0.6"),
-                row, side);
-        fprintf(to,
-                ", $row%d using ($0%c" BAR
-                "):($4 < -0.005 ? $4 : 1/0):(sprintf('%%.2f',$4))" LABELS("0,-0.7"),
-                row, side);
-    }
-    putc('\n', to);
-    fputs("unset multiplot\n", to);
-}
 
 /* Whether the file ends as every whole PNG does: gnuplot does not say that it could not write. */
 static bool is_whole(int descriptor)
