@@ -526,25 +526,34 @@ typedef bool (*execute_fn)(execution *e, const runner *on, clxent_plan *plan, co
 /* Sums over the rows of products, which have other bits where the rows are cut elsewhere. */
 enum { SUMS_OF_ROWS = CLXENT_OUTPUT_WEIGHT_GRADIENT | CLXENT_OUTPUT_BIAS_GRADIENT };
 
-/* Outputs have the bits of the first run; of one whose rows are cut elsewhere, sums of products are as the reference has them. */
-static bool check_like_first(const char *what, bool cut, const problem *p, const execution *first,
-                             const execution *again, uint32_t outputs, problem_fault *f)
-{
-    const uint32_t sums = cut ? outputs & SUMS_OF_ROWS : 0;
+/* A problem, and the run whose bits all others of it must have. */
+typedef struct checking {
+    const runner *on;
+    const problem *p;
+    clxent_plan *plan;
+    uint32_t flags;
+    const execution *first;
+    bool cut; /* rows of the other run are cut elsewhere */
+    problem_fault *f;
+} checking;
 
-    return check_untouched(p, again, outputs, f) &&
-           check_same_bits(what, p, first, again, outputs & ~sums, f) &&
-           (sums == 0 || check_outputs(p, again, sums, NULL, f));
+/* Outputs have the bits of the first run; where rows are cut elsewhere, sums of products are as the reference has them. */
+static bool check_like_first(const checking *c, const char *what, const execution *again, uint32_t outputs)
+{
+    const uint32_t sums = c->cut ? outputs & SUMS_OF_ROWS : 0;
+
+    return check_untouched(c->p, again, outputs, c->f) &&
+           check_same_bits(what, c->p, c->first, again, outputs & ~sums, c->f) &&
+           (sums == 0 || check_outputs(c->p, again, sums, NULL, c->f));
 }
 
-/* One more run, by execute() or execute_in_parts(), whose outputs must have the bits of the first. */
-static bool check_again(const char *what, execute_fn run, const runner *on, clxent_plan *plan,
-                        const problem *p, const execution *first, uint32_t outputs, const execution *saved,
-                        uint32_t flags, problem_fault *f)
+/* One more run, by execute() or execute_in_parts(). */
+static bool check_again(const checking *c, const char *what, execute_fn run, uint32_t outputs,
+                        const execution *saved)
 {
     execution again;
-    const bool good = run(&again, on, plan, p, outputs, saved, flags, f) &&
-                      check_like_first(what, run == execute_in_parts, p, first, &again, outputs, f);
+    const bool good = run(&again, c->on, c->plan, c->p, outputs, saved, c->flags, c->f) &&
+                      check_like_first(c, what, &again, outputs);
     free_execution(&again);
     return good;
 }
@@ -586,24 +595,25 @@ static bool execute_in_chunks(execution *e, const runner *on, const problem *p, 
     }
 }
 
-/* clxent_run_host() gives what first gave, or refuses what it promises to refuse. */
-static bool check_on_host(const runner *on, const problem *p, const execution *first, uint32_t flags,
-                          problem_fault *f)
+/* clxent_run_host() gives what the first run gave, or refuses what it promises to refuse. */
+static bool check_on_host(checking c)
 {
+    const problem *p = c.p;
     execution e = { .in_place = -1 };
     clxent_bad_targets bad;
     clxent_status status;
 
-    if (!find_bad_targets(p, &bad, f)) return false;
-    bool good = execute_in_chunks(&e, on, p, flags, &status, f);
+    if (!find_bad_targets(p, &bad, c.f)) return false;
+    bool good = execute_in_chunks(&e, c.on, p, c.flags, &status, c.f);
     const uint32_t outputs = bad.count > 0 ? p->desc.outputs & CLXENT_OUTPUT_BAD_TARGETS : p->desc.outputs;
     if (good && bad.count > 0 && status != CLXENT_ERROR_BAD_TARGET)
-        good = say_fault(f, "clxent_run_host: got %s, want CLXENT_ERROR_BAD_TARGET for %" PRIu64 " targets",
+        good = say_fault(c.f, "clxent_run_host: got %s, want CLXENT_ERROR_BAD_TARGET for %" PRIu64 " targets",
                          clxent_status_string(status), bad.count);
     if (good && bad.count == 0 && status != CLXENT_OK)
-        good = say_status(f, "clxent_run_host", status, on->ctx);
+        good = say_status(c.f, "clxent_run_host", status, c.on->ctx);
     if (bad.count > 0) e.in_place = -1; /* the logits are as they were */
-    good = good && check_like_first("by clxent_run_host", true, p, first, &e, outputs, f);
+    c.cut = true;
+    good = good && check_like_first(&c, "by clxent_run_host", &e, outputs);
     free_execution(&e);
     return good;
 }
@@ -628,63 +638,54 @@ static bool make_plan_within(clxent_plan **plan, const runner *on, clxent_desc *
 }
 
 /* A plan without a workspace_limit cuts rows elsewhere, and gives the same bits but for sums of products. */
-static bool check_without_limit(const runner *on, const clxent_desc *plan_desc, const problem *p,
-                                const execution *first, uint32_t flags, problem_fault *f)
+static bool check_without_limit(checking c, clxent_desc plan_desc)
 {
-    const uint32_t outputs = p->desc.outputs;
-    clxent_desc desc = *plan_desc;
-    clxent_plan *plan = NULL;
-    execution again;
-
-    desc.workspace_limit = 0;
-    if (!make_plan_within(&plan, on, &desc, f)) return false;
-    const bool good = execute(&again, on, plan, p, outputs, NULL, flags, f) &&
-                      check_like_first("with another workspace_limit", true, p, first, &again, outputs, f);
-    free_execution(&again);
-    clxent_plan_destroy(plan);
+    plan_desc.workspace_limit = 0;
+    if (!make_plan_within(&c.plan, c.on, &plan_desc, c.f)) return false;
+    c.cut = true;
+    const bool good = check_again(&c, "with another workspace_limit", execute, c.p->desc.outputs, NULL);
+    clxent_plan_destroy(c.plan);
     return good;
+}
+
+/* A second run, a gradient from saved statistics, and all that flags ask for. */
+static bool check_others(checking c)
+{
+    const uint32_t outputs = c.p->desc.outputs, gradient = CLXENT_OUTPUT_GRADIENT;
+    const bool saves = (outputs & gradient) != 0 && (outputs & CLXENT_OUTPUT_STATISTICS) != 0;
+    checking alone = c;
+
+    alone.flags &= ~(uint32_t)CASE_IN_PLACE;
+    bool good = (c.flags & CASE_RUN_ONCE) != 0 || check_again(&c, "in a second run", execute, outputs, NULL);
+    if (saves) good = good && check_again(&c, "from saved statistics", execute, gradient, c.first);
+    for (uint32_t bit = 1; (c.flags & CASE_SUBSETS) != 0 && bit <= outputs; bit <<= 1)
+        if ((outputs & bit) != 0)
+            good = good && check_again(&alone, "when it is the only output", execute, bit, NULL);
+    if ((c.flags & CASE_HOST_ARRAYS) != 0) good = good && check_on_host(c);
+    if ((c.flags & CASE_PARTS) == 0 || rows_of(&c.p->desc) == 0) return good;
+    c.cut = true;
+    return good && check_again(&c, "in parts", execute_in_parts, outputs, NULL) &&
+           (!saves || check_again(&c, "in parts from saved statistics", execute_in_parts, gradient, c.first));
 }
 
 bool check_problem(const runner *on, const problem *given, uint32_t flags, worst_error worst[OUTPUTS],
                    problem_fault *f)
 {
-    problem own = *given;
-    const problem *p = &own;
-    const clxent_desc *desc = &p->desc;
-    const uint32_t both = CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_STATISTICS;
-    const uint32_t elsewhere = flags & ~(uint32_t)CASE_IN_PLACE;
-    clxent_desc plan_desc = *desc;
-    clxent_plan *plan = NULL;
+    problem p = *given;
+    clxent_desc plan_desc = p.desc;
     execution first;
+    checking c = { on, &p, NULL, flags, &first, false, f };
 
-    if ((flags & CASE_LARGER_PLAN) != 0) plan_desc.batch = desc->batch > 0 ? 2 * desc->batch : desc->inner;
+    if ((flags & CASE_LARGER_PLAN) != 0) plan_desc.batch = p.desc.batch > 0 ? 2 * p.desc.batch : p.desc.inner;
     if (plan_desc.seq == 0) plan_desc.seq = 1;
-    if (!make_plan_within(&plan, on, &plan_desc, f)) return false;
-    own.desc.workspace_limit = plan_desc.workspace_limit;
+    if (!make_plan_within(&c.plan, on, &plan_desc, f)) return false;
+    p.desc.workspace_limit = plan_desc.workspace_limit;
 
-    bool good = execute(&first, on, plan, p, desc->outputs, NULL, flags, f) &&
-                check_untouched(p, &first, desc->outputs, f) && check_reference(p, &first, worst, f);
-    if ((flags & CASE_RUN_ONCE) == 0)
-        good = good &&
-               check_again("in a second run", execute, on, plan, p, &first, desc->outputs, NULL, flags, f);
-    if ((desc->outputs & both) == both)
-        good = good && check_again("from saved statistics", execute, on, plan, p, &first,
-                                   CLXENT_OUTPUT_GRADIENT, &first, flags, f);
-    for (uint32_t bit = 1; (flags & CASE_SUBSETS) != 0 && bit <= desc->outputs; bit <<= 1) {
-        if ((desc->outputs & bit) == 0) continue;
-        good = good && check_again("when it is the only output", execute, on, plan, p, &first, bit, NULL,
-                                   elsewhere, f);
-    }
-    if ((flags & CASE_HOST_ARRAYS) != 0) good = good && check_on_host(on, p, &first, flags, f);
-    if ((flags & CASE_PARTS) != 0 && rows_of(desc) > 0) {
-        good = good &&
-               check_again("in parts", execute_in_parts, on, plan, p, &first, desc->outputs, NULL, flags, f);
-        if ((desc->outputs & both) == both)
-            good = good && check_again("in parts from saved statistics", execute_in_parts, on, plan, p,
-                                       &first, CLXENT_OUTPUT_GRADIENT, &first, flags, f);
-    }
-    if (good && desc->workspace_limit != 0) good = check_without_limit(on, &plan_desc, p, &first, flags, f);
+    const bool good = execute(&first, on, c.plan, &p, p.desc.outputs, NULL, flags, f) &&
+                      check_untouched(&p, &first, p.desc.outputs, f) &&
+                      check_reference(&p, &first, worst, f) && check_others(c) &&
+                      (p.desc.workspace_limit == 0 || check_without_limit(c, plan_desc));
     free_execution(&first);
-    clxent_plan_destroy(plan);
+    clxent_plan_destroy(c.plan);
     return good;
 }
