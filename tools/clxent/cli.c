@@ -224,18 +224,24 @@ void cli_parse(const cli_syntax *syntax, int argc, char **argv, void *options)
 /* ---- Device --------------------------------------------------------------------------------- */
 
 static const struct fact {
-    cl_device_info parameter;
     size_t offset, size;
+    cl_device_info parameter;
 } facts[] = {
-#define FACT(member, parameter) \
-    { parameter, offsetof(cli_device, member), sizeof((const cli_device *)NULL)->member },
-    FACT(type, CL_DEVICE_TYPE) FACT(name, CL_DEVICE_NAME) FACT(vendor, CL_DEVICE_VENDOR)
-        FACT(driver, CL_DRIVER_VERSION) FACT(version, CL_DEVICE_VERSION) FACT(
-            compute_units, CL_DEVICE_MAX_COMPUTE_UNITS) FACT(max_work_group, CL_DEVICE_MAX_WORK_GROUP_SIZE)
-            FACT(memory, CL_DEVICE_GLOBAL_MEM_SIZE) FACT(max_allocation, CL_DEVICE_MAX_MEM_ALLOC_SIZE)
-                FACT(local_memory, CL_DEVICE_LOCAL_MEM_SIZE) FACT(cache, CL_DEVICE_GLOBAL_MEM_CACHE_SIZE)
-                    FACT(host_memory, CL_DEVICE_HOST_UNIFIED_MEMORY) FACT(f64, CL_DEVICE_DOUBLE_FP_CONFIG)
-                        FACT(queue, CL_DEVICE_QUEUE_PROPERTIES)
+#define FACT(member) offsetof(cli_device, member), sizeof((const cli_device *)NULL)->member
+    { FACT(type), CL_DEVICE_TYPE },
+    { FACT(name), CL_DEVICE_NAME },
+    { FACT(vendor), CL_DEVICE_VENDOR },
+    { FACT(driver), CL_DRIVER_VERSION },
+    { FACT(version), CL_DEVICE_VERSION },
+    { FACT(compute_units), CL_DEVICE_MAX_COMPUTE_UNITS },
+    { FACT(max_work_group), CL_DEVICE_MAX_WORK_GROUP_SIZE },
+    { FACT(memory), CL_DEVICE_GLOBAL_MEM_SIZE },
+    { FACT(max_allocation), CL_DEVICE_MAX_MEM_ALLOC_SIZE },
+    { FACT(local_memory), CL_DEVICE_LOCAL_MEM_SIZE },
+    { FACT(cache), CL_DEVICE_GLOBAL_MEM_CACHE_SIZE },
+    { FACT(host_memory), CL_DEVICE_HOST_UNIFIED_MEMORY },
+    { FACT(f64), CL_DEVICE_DOUBLE_FP_CONFIG },
+    { FACT(queue), CL_DEVICE_QUEUE_PROPERTIES },
 };
 
 static cli_device describe(cl_platform_id platform, cl_device_id id, size_t index)

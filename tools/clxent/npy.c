@@ -587,9 +587,12 @@ bool npy_save(const char *path, const void *bytes, size_t size, bool cached, npy
 
 bool npy_can_write(const char *path, char **resolved, npy_fault *fault)
 {
-    const int descriptor = npy_temporary(path, resolved, fault);
+    char *name;
+    const int descriptor = npy_temporary(path, &name, fault);
 
     if (descriptor >= 0) npy_temporary_drop(descriptor);
+    if (resolved != NULL) *resolved = name;
+    else free(name);
     return descriptor >= 0;
 }
 

@@ -109,8 +109,8 @@ bool npy_one_file(const char *a, const char *b);
 bool npy_commit(npy_output *outputs, size_t count, size_t *failed, npy_fault *fault);
 void npy_discard(npy_output *output); /* accepts a zeroed or committed output */
 
-/* Whether path could be written, which leaves nothing behind. *resolved is the one name that all of its spellings have,
- * which the caller frees; NULL on failure. */
+/* Whether path could be written, which leaves nothing behind. *resolved, optional, is the one name that all of its spellings
+ * have, which the caller frees; NULL on failure. */
 bool npy_can_write(const char *path, char **resolved, npy_fault *fault);
 
 /* The same guarantees for files that are not arrays. Opens a new file for writing in path's folder; *resolved, which the

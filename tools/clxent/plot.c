@@ -31,13 +31,10 @@ static bool is_whole(int descriptor)
 bool plot_check(const char *path)
 {
     npy_fault fault;
-    char *resolved;
 
     if (cli_given.tuning != NULL && npy_one_file(path, cli_given.tuning))
         return cli_fail(path, "--plot and --tuning name the same file: each output takes its own");
-    if (!npy_can_write(path, &resolved, &fault)) return cli_fail(path, "%s", fault.text);
-    free(resolved);
-    return true;
+    return npy_can_write(path, NULL, &fault) || cli_fail(path, "%s", fault.text);
 }
 
 bool plot_png(const char *path, int width, void (*script)(FILE *to, const void *data), const void *data)

@@ -46,21 +46,16 @@ static void check_flags(void *data, struct argp_state *state)
         argp_error(state, "--batch %zu times --seq %zu: too many rows", o->batch, o->seq);
 }
 
-typedef struct text {
-    void *mapping;
-    size_t size;
-} text;
-
 /* Fills the rows and returns the mean loss as the counts have it. */
-static double write_rows(const text *t, size_t rows, float *logits, unsigned char *targets)
+static double write_rows(const unsigned char *bytes, size_t size, size_t rows, float *logits,
+                         unsigned char *targets)
 {
     static double counts[BYTES][BYTES]; /* exact up to 2^53 */
     static float log_probability[BYTES][BYTES];
-    const unsigned char *bytes = t->mapping;
     double pairs[BYTES] = { 0 };
     double loss = 0;
 
-    for (size_t i = 0; i + 1 < t->size; i++) counts[bytes[i]][bytes[i + 1]]++;
+    for (size_t i = 0; i + 1 < size; i++) counts[bytes[i]][bytes[i + 1]]++;
     for (size_t a = 0; a < BYTES; a++)
         for (size_t b = 0; b < BYTES; b++) pairs[a] += counts[a][b];
     /* log 0 is -inf, as wanted. Rows of bytes that nothing follows are 0 / 0 and belong to no position. */
@@ -78,14 +73,14 @@ static double write_rows(const text *t, size_t rows, float *logits, unsigned cha
 }
 
 /* Makes the files, whose paths are in the folder of --out. */
-static bool create(const options *o, const text *t, char *paths[2], npy_output outputs[2])
+static bool create(const options *o, size_t size, char *paths[2], npy_output outputs[2])
 {
     static const char *const names[] = { "logits.npy", "targets.npy" };
     const size_t rows = o->batch * o->seq, shape[] = { o->batch, o->seq, BYTES };
     npy_fault fault;
 
-    if (t->size < rows + 1)
-        return cli_fail(o->text, "%zu bytes: --batch %zu and --seq %zu take at least %zu", t->size, o->batch,
+    if (size < rows + 1)
+        return cli_fail(o->text, "%zu bytes: --batch %zu and --seq %zu take at least %zu", size, o->batch,
                         o->seq, rows + 1);
     for (size_t i = 0; i < 2; i++) {
         /* "./": a file in the place of the folder is found out */
@@ -124,18 +119,19 @@ int command_sample(int argc, char **argv)
         flags, sizeof flags / sizeof *flags, check_flags
     };
     options o = { 0 };
-    text t = { NULL, 0 };
+    void *text;
+    size_t size;
     npy_output outputs[2] = { { 0 } };
     char *paths[2] = { NULL, NULL };
     npy_fault fault;
     size_t failed = 0;
 
     cli_parse(&syntax, argc, argv, &o);
-    bool good = npy_map(o.text, &t.mapping, &t.size, &fault) || cli_fail(o.text, "%s", fault.text);
-    good = good && create(&o, &t, paths, outputs);
+    bool good = npy_map(o.text, &text, &size, &fault) || cli_fail(o.text, "%s", fault.text);
+    good = good && create(&o, size, paths, outputs);
     if (good) {
         cli_progress_start("writing rows");
-        const double loss = write_rows(&t, o.batch * o.seq, outputs[0].data, outputs[1].data);
+        const double loss = write_rows(text, size, o.batch * o.seq, outputs[0].data, outputs[1].data);
         cli_progress_stop();
         good = npy_commit(outputs, 2, &failed, &fault) || cli_fail(paths[failed], "%s", fault.text);
         if (good) print_result(&o, paths, loss);
@@ -144,6 +140,6 @@ int command_sample(int argc, char **argv)
         npy_discard(&outputs[i]);
         free(paths[i]);
     }
-    if (t.mapping != NULL) munmap(t.mapping, t.size);
+    if (text != NULL) munmap(text, size);
     return good ? CLI_DONE : CLI_FAILED;
 }

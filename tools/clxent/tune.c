@@ -360,14 +360,11 @@ static void add_comment(char *to, size_t size, const char *what, const char *tex
 /* Whether store() will be able to: no search should be lost. */
 static bool can_store(const char *path)
 {
-    char *resolved = NULL;
     npy_fault fault;
 
     if (!cli_make_folders(path, 0700))
         return cli_fail(path, "its folder cannot be made: %s", strerror(errno));
-    if (!npy_can_write(path, &resolved, &fault)) return cli_fail(path, "%s", fault.text);
-    free(resolved);
-    return true;
+    return npy_can_write(path, NULL, &fault) || cli_fail(path, "%s", fault.text);
 }
 
 /* Writes the file whole or not at all. */
