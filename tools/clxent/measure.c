@@ -223,7 +223,7 @@ enum { ARGUMENTS = 5 };
 
 static bool launch(measure *m, size_t which, size_t count, const argument arguments[ARGUMENTS])
 {
-    const cl_kernel kernel = m->kernels[which];
+    cl_kernel kernel = m->kernels[which];
     const size_t share = m->each * m->group;
     const size_t global = (count + share - 1) / share * m->group;
 
