@@ -457,3 +457,133 @@ void run_filled_case(const char *name, const clxent_desc *desc, uint32_t fill, u
     run_case(name, &p, flags);
     free_problem(&p);
 }
+
+/* ---- Lines of cases ------------------------------------------------------------------------- */
+
+enum { MOST_FIELDS = 32, LINE_SIZE = 4096, SMALL_LOGITS = 16000 };
+
+typedef struct line_field {
+    const char *name, *value; /* a value, or a list */
+} line_field;
+
+/* The fields of this kind of run, each once: a later one replaces an earlier one. Cuts text into them. */
+static size_t split_line(char *text, line_field fields[MOST_FIELDS])
+{
+    size_t count = 0;
+
+    for (char *item = strtok(text, ";"); item != NULL; item = strtok(NULL, ";")) {
+        char *value = strchr(item, '=');
+        size_t i = 0;
+        cr_assert(value != NULL, "'%s' is no field=value", item);
+        *value++ = '\0';
+        if (strncmp(item, "all:", 4) == 0 && !runs_all()) continue;
+        if (strncmp(item, "small:", 6) == 0 && !small_run()) continue;
+        const char *colon = strchr(item, ':'), *name = colon != NULL ? colon + 1 : item;
+        while (i < count && strcmp(fields[i].name, name) != 0) i++;
+        cr_assert(i < MOST_FIELDS);
+        fields[i] = (line_field){ name, value };
+        if (i == count) count++;
+    }
+    return count;
+}
+
+static size_t list_length(const char *list)
+{
+    size_t length = 1;
+    for (; *list != '\0'; list++) length += *list == '|';
+    return length;
+}
+
+static size_t count_cases(const line_field *fields, size_t count)
+{
+    size_t longest = 0;
+    for (size_t k = 0; k < count; k++) {
+        const size_t length = list_length(fields[k].value);
+        if (strcmp(fields[k].name, "cases") == 0) return strtoul(fields[k].value, NULL, 10);
+        if (length > longest) longest = length;
+    }
+    return longest;
+}
+
+/* Element i of the list, counted round, and its length in characters. */
+static const char *list_element(const char *list, size_t i, size_t *size)
+{
+    for (i %= list_length(list); i > 0; i--) list = strchr(list, '|') + 1;
+    *size = strcspn(list, "|");
+    return list;
+}
+
+static void pad_rows(clxent_desc *desc, bool same)
+{
+    const size_t slab = desc->classes * desc->inner;
+    desc->row_stride = slab + 3;
+    desc->gradient_row_stride = slab + (same ? 3 : 5);
+    desc->probabilities_row_stride = slab + (same ? 3 : 1);
+    desc->target_row_stride = slab + (same ? 3 : 7);
+}
+
+/* Case i of the line; false where this run has no such cases. */
+static bool read_line(const case_line *line, const line_field *fields, size_t count, size_t i, verify_case *c)
+{
+    char text[CASE_TEXT_SIZE] = "";
+    const char *pad = "";
+    problem_fault f;
+
+    for (size_t k = 0; k < count; k++) {
+        const char *name = fields[k].name;
+        size_t used = strlen(text), size;
+        const char *value = list_element(fields[k].value, i, &size);
+        if (strcmp(name, "only") == 0 && !(strcmp(value, "all") == 0 ? runs_all() : full_run())) return false;
+        if (strcmp(name, "pad") == 0) pad = value;
+        if (strcmp(name, "only") == 0 || strcmp(name, "pad") == 0 || strcmp(name, "cases") == 0) continue;
+        used += (size_t)snprintf(text + used, sizeof text - used, "%s%s=%.*s", used > 0 ? ";" : "", name,
+                                 (int)size, value);
+        cr_assert(used < sizeof text, "%s: too long", line->name);
+    }
+    if (!case_read(c, text, &f)) {
+        cr_assert(strncmp(f.text, "outputs is 0x", 13) == 0, "%s: %s: %s", line->name, text, f.text);
+        c->desc.outputs &= possible_outputs(&c->desc);
+    }
+    if (pad[0] == 'o' || pad[0] == 's') pad_rows(&c->desc, pad[0] == 's');
+    c->seed += i;
+    cr_assert(case_check(c, &f), "%s: %s: %s", line->name, text, f.text);
+    return (c->desc.dtype != CLXENT_F64 || device.has_f64) &&
+           (!small_run() || c->desc.batch * c->desc.seq * c->desc.classes <= SMALL_LOGITS);
+}
+
+void each_case(const case_line *lines, size_t count, void (*check)(const char *name, const verify_case *c))
+{
+    for (const case_line *line = lines; line < lines + count; line++) {
+        char text[LINE_SIZE];
+        line_field fields[MOST_FIELDS];
+        verify_case c;
+
+        cr_assert(strlen(line->fields) < sizeof text, "%s: too long", line->name);
+        strcpy(text, line->fields);
+        const size_t of_line = split_line(text, fields), cases = count_cases(fields, of_line);
+        for (size_t i = 0; i < cases; i++)
+            if (read_line(line, fields, of_line, i, &c)) check(line->name, &c);
+    }
+}
+
+static void run_one(const char *name, const verify_case *c)
+{
+    run_filled_case(name, &c->desc, c->fill, c->seed, c->checks);
+}
+
+void run_lines(const case_line *lines, size_t count) { each_case(lines, count, run_one); }
+
+static clxent_desc latest_desc;
+
+static void keep_desc(const char *name, const verify_case *c)
+{
+    (void)name;
+    latest_desc = c->desc;
+}
+
+clxent_desc desc_of(const char *fields)
+{
+    const case_line line = { fields, fields };
+    each_case(&line, 1, keep_desc);
+    return latest_desc;
+}

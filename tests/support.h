@@ -112,6 +112,31 @@ const char *repeat_text(const problem *p, uint32_t flags);
 /* make_problem(), run_case(), free_problem(). */
 void run_filled_case(const char *name, const clxent_desc *desc, uint32_t fill, uint64_t seed, uint32_t flags);
 
+/* Cases of one name, as `clxent verify --case` reads them. Besides:
+ *   field=a|b|c      has its values in turn: case i the one at i, counted round. There are as many cases as the longest list has
+ *                    values, or `cases` says; their seeds count up. Lists whose lengths share no factor give all combinations.
+ *   all:field=...    takes the place of the field where runs_all(), small:field=... where small_run()
+ *   only=all, full   cases of such runs alone
+ *   pad=odd, same    gives rows odd paddings, each tensor its own, or all the same one
+ * Outputs that the other fields rule out are left out, and so are f64 where the device has none and what is too much for an
+ * interpreter. */
+typedef struct case_line {
+    const char *name, *fields;
+} case_line;
+void run_lines(const case_line *lines, size_t count);
+struct verify_case;
+void each_case(const case_line *lines, size_t count,
+               void (*check)(const char *name, const struct verify_case *c));
+clxent_desc desc_of(const char *fields); /* of a line of one case */
+#define RUN_LINES(...) \
+    run_lines((const case_line[]){ __VA_ARGS__ }, COUNT(((const case_line[]){ __VA_ARGS__ })))
+
+/* The outputs above in words. */
+#define TRAINING_NAMES "losses+loss+gradient+bad_targets"
+#define ALONG_NAMES TRAINING_NAMES "+lse+entropy"
+#define ONE_PASS_NAMES TRAINING_NAMES "+lse+softmax+argmax+correct+statistics+computed_denominator+counted"
+#define EVERY_NAME ONE_PASS_NAMES "+log_softmax+entropy"
+
 /* A plan of desc with that tuning (NULL: the library's own), never NULL; its failure fails the test. */
 clxent_plan *plan_with(const struct clxent_tuning *tuning, const clxent_desc *desc);
 

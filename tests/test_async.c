@@ -49,7 +49,7 @@ static cl_mem make_buffer(size_t bytes, const void *data)
 
 static uint32_t both_of(const kind *of) { return CLXENT_OUTPUT_LOSS | 1u << (of->gradient - FIRST_OUTPUT); }
 
-static clxent_desc desc_of(const kind *of)
+static clxent_desc desc_for(const kind *of)
 {
     clxent_desc desc = make_desc(both_of(of), CLXENT_F32, ROWS, 1, CLASSES);
     desc.op = of->op;
@@ -80,7 +80,7 @@ static void release_args(clxent_args *args)
 
 static void make_job(job *j, const kind *of)
 {
-    const clxent_desc desc = desc_of(of);
+    const clxent_desc desc = desc_for(of);
     clxent_reference_results want = CLXENT_REFERENCE_RESULTS_INIT;
     char text[256] = "";
 
@@ -443,7 +443,7 @@ static void *work(void *argument)
 /* Two threads on one queue, two on queues of their own; each with its own buffers and workspace. */
 static void enqueue_in_threads(const kind *of)
 {
-    clxent_desc desc = desc_of(of);
+    clxent_desc desc = desc_for(of);
     clxent_plan *plan;
     worker workers[THREADS];
     cl_int code;

@@ -12,124 +12,76 @@
 
 TestSuite(blocks, .init = open_device, .fini = close_device);
 
-static const size_t classes_of[] = { 1, 2, 17, 256, 1030 };
+/* Dense and padded, the class axis last and not; the fourth in a plan for more rows. Where few programs are compiled, in f32, and in
+ * EVERY_DTYPE once for each of an operation's kinds of targets. */
+#define SHAPES                                                                            \
+    ";seq=2;batch=4|12|4|12|4;classes=1|2|17|256|1030;inner=1|3|1|3|1;pad=||odd|odd|odd;" \
+    "checks=|||subsets+larger-plan|;cases=5;all:dtype=f32|f16|bf16|f64;all:cases=20;"     \
+    "small:batch=4|12|4;small:classes=1|2|17;small:inner=1|3|1;small:pad=||odd;small:checks=;small:cases=12"
+#define EVERY_DTYPE ";dtype=f32|f16|bf16|f64;cases=20;small:cases=12"
+#define ZERO_PADDING ";gradient_padding=keep|keep|keep|zero|zero;small:gradient_padding=keep"
 
-static size_t shapes(void) { return small_run() ? 3 : COUNT(classes_of); }
-
-static clxent_desc make_op(uint32_t op, uint32_t outputs, size_t rows, size_t classes)
+Test(blocks, softmax_needs_no_more_than_it_is_asked_for)
 {
-    clxent_desc desc = make_desc(outputs, CLXENT_F32, rows, 1, classes);
-    desc.op = op;
-    return desc;
+    RUN_LINES({ "softmax", "outputs=softmax;batch=13;classes=1|2|17|256|1030;fill=designed+masked+special;"
+                           "small:classes=1|2|17" },
+              { "softmax and losses",
+                "outputs=softmax+losses+loss;batch=13;classes=256|1030;all:classes=1|2|17|256|1030;"
+                "fill=designed+masked+ignored;small:classes=1|2|17" });
 }
-
-/* The op in every dtype, dense and padded, the class axis last and not. Where few programs are compiled, in f32 unless
- * in_every_dtype: once for each of an op's kinds of targets. */
-static void check_op(clxent_desc desc, uint32_t fill, bool in_every_dtype)
-{
-    for (uint32_t dtype = CLXENT_F32; dtype <= CLXENT_F64; dtype++) {
-        if (dtype == CLXENT_F64 && !device.has_f64) continue;
-        if (dtype != CLXENT_F32 && !in_every_dtype && !runs_all()) continue;
-        for (size_t i = 0; i < shapes(); i++) {
-            desc.dtype = dtype;
-            desc.classes = classes_of[i];
-            desc.inner = i % 2 == 0 ? 1 : 3;
-            desc.batch = 4 * desc.inner;
-            desc.seq = 2;
-            const size_t slab = desc.classes * desc.inner;
-            desc.probabilities_row_stride = i < 2 ? 0 : slab + 1;
-            desc.gradient_row_stride = i < 2 ? 0 : slab + 2;
-            desc.target_row_stride = i < 2 ? 0 : slab + 3;
-            desc.gradient_padding = i > 2 && (desc.outputs & CLXENT_OUTPUT_GRADIENT) != 0 &&
-                                            desc.gradient_mode == CLXENT_GRADIENT_WRITE
-                                        ? CLXENT_GRADIENT_PADDING_ZERO
-                                        : CLXENT_GRADIENT_PADDING_KEEP;
-            /* the fourth with the class axis not last, in a plan for more rows */
-            run_filled_case("block", &desc, fill, i, i == 3 ? CASE_SUBSETS | CASE_LARGER_PLAN : 0);
-        }
-    }
-}
-
-/* ---- Softmax ------------------------------------------------------------------------------- */
-
-Test(blocks, softmax_and_losses_need_no_more_than_they_are_asked_for)
-{
-    clxent_desc desc = make_op(CLXENT_OP_CROSS_ENTROPY, CLXENT_OUTPUT_SOFTMAX, 13, 1);
-    for (size_t i = 0; i < shapes(); i++) {
-        desc.classes = classes_of[i];
-        desc.outputs = CLXENT_OUTPUT_SOFTMAX; /* without any target */
-        run_filled_case("softmax", &desc, FILL_DESIGNED | FILL_MASKED | FILL_SPECIAL, i, 0);
-        if (classes_of[i] < 256 && !runs_all()) continue; /* lanes, of a program of their own */
-        desc.outputs = CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS;
-        run_filled_case("softmax and losses", &desc, FILL_DESIGNED | FILL_MASKED | FILL_IGNORED, i, 0);
-    }
-}
-
-/* ---- One-hot ------------------------------------------------------------------------------- */
 
 Test(blocks, one_hot_matches_the_reference)
 {
-    clxent_desc desc = make_op(CLXENT_OP_ONE_HOT, CLXENT_OUTPUT_ONE_HOT, 8, 1);
-    const uint32_t types[] = { CLXENT_TARGET_I32, CLXENT_TARGET_I64, CLXENT_TARGET_U8, CLXENT_TARGET_U16,
-                               CLXENT_TARGET_U32 };
-    for (size_t i = 0; i < (runs_all() ? COUNT(types) : 3); i++) { /* those of other tests of this file */
-        desc.target_type = types[i];
-        check_op(desc, FILL_IGNORED | FILL_BAD_TARGETS, types[i] == CLXENT_TARGET_I64);
-    }
-    desc.target_type = CLXENT_TARGET_I64;
-    desc.bad_target = CLXENT_BAD_TARGET_IGNORE;
-    check_op(desc, FILL_BAD_TARGETS, true);
+#define ONE_HOT "op=one-hot;outputs=one_hot" SHAPES
+    RUN_LINES({ "one-hot", ONE_HOT ";target_type=i32|i64|u8;fill=ignored+bad-targets;cases=15" },
+              { "one-hot, bad targets ignored", ONE_HOT ";bad_target=ignore;fill=bad-targets" EVERY_DTYPE },
+              { "one-hot of every dtype", ONE_HOT ";fill=ignored+bad-targets" EVERY_DTYPE },
+              { "one-hot of every type",
+                "only=all;" ONE_HOT ";target_type=i32|i64|u8|u16|u32|i32|u16;cases=140;"
+                "fill=ignored+bad-targets;small:cases=84" });
 }
-
-/* ---- The loss of given probabilities ------------------------------------------------------- */
 
 Test(blocks, probability_loss_matches_the_reference)
 {
-    clxent_desc desc = make_op(CLXENT_OP_PROBABILITY_LOSS, CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS, 8, 1);
-    const uint32_t types[] = { CLXENT_TARGET_I64, CLXENT_TARGET_U8, CLXENT_TARGET_PROBABILITIES_F32,
-                               CLXENT_TARGET_PROBABILITIES_LOGITS };
-    for (size_t i = 0; i < COUNT(types); i++) {
-        desc.target_type = types[i];
-        check_op(desc, FILL_MASKED | (i < 2 ? FILL_IGNORED | FILL_BAD_TARGETS : 0), i % 3 == 0);
-    }
-    desc.reduction = CLXENT_REDUCTION_SUM;
-    check_op(desc, FILL_DENOMINATOR, true);
+#define PROBABILITY_LOSS "op=probability-loss;outputs=losses+loss" SHAPES
+#define INDICES ";fill=masked+ignored+bad-targets"
+    RUN_LINES({ "i64", PROBABILITY_LOSS INDICES EVERY_DTYPE },
+              { "u8", PROBABILITY_LOSS INDICES ";target_type=u8" },
+              { "soft targets of f32", PROBABILITY_LOSS ";target_type=probabilities-f32;fill=masked" },
+              { "soft targets", PROBABILITY_LOSS ";target_type=probabilities;fill=masked" EVERY_DTYPE },
+              { "a sum",
+                PROBABILITY_LOSS ";target_type=probabilities;reduction=sum;fill=denominator" EVERY_DTYPE });
 }
-
-/* ---- Gradients ----------------------------------------------------------------------------- */
 
 Test(blocks, softmax_backward_matches_the_reference)
 {
-    clxent_desc desc = make_op(CLXENT_OP_SOFTMAX_BACKWARD, CLXENT_OUTPUT_GRADIENT, 8, 1);
-    check_op(desc, FILL_PLAIN, true);
-    desc.gradient_mode = CLXENT_GRADIENT_ACCUMULATE;
-    check_op(desc, FILL_MASKED, false);
+#define SOFTMAX_BACKWARD "op=softmax-backward;outputs=gradient" SHAPES
+    RUN_LINES({ "softmax backward", SOFTMAX_BACKWARD ZERO_PADDING EVERY_DTYPE },
+              { "accumulated", SOFTMAX_BACKWARD ";gradient_mode=accumulate;fill=masked" });
 }
 
 Test(blocks, softmax_gradient_matches_the_reference)
 {
-    clxent_desc desc = make_op(CLXENT_OP_SOFTMAX_GRADIENT, CLXENT_OUTPUT_GRADIENT, 8, 1);
-    const uint32_t types[] = { CLXENT_TARGET_I32, CLXENT_TARGET_U8, CLXENT_TARGET_PROBABILITIES_F32,
-                               CLXENT_TARGET_PROBABILITIES_LOGITS };
-    for (size_t i = 0; i < COUNT(types); i++) {
-        desc.target_type = types[i];
-        desc.reduction = (uint32_t)(i % 3);
-        check_op(desc, FILL_GRAD_OUTPUT | (i < 2 ? FILL_IGNORED | FILL_BAD_TARGETS : FILL_DENOMINATOR),
-                 types[i] == CLXENT_TARGET_PROBABILITIES_LOGITS);
-    }
-    desc.gradient_mode = CLXENT_GRADIENT_ACCUMULATE;
-    desc.target_type = CLXENT_TARGET_I64;
-    check_op(desc, FILL_MASKED | FILL_IGNORED, false);
+#define SOFTMAX_GRADIENT "op=softmax-gradient;outputs=gradient" SHAPES ZERO_PADDING
+    RUN_LINES({ "i32", SOFTMAX_GRADIENT ";target_type=i32;fill=grad-output+ignored+bad-targets" },
+              { "u8", SOFTMAX_GRADIENT ";target_type=u8;reduction=sum;fill=grad-output+ignored+bad-targets" },
+              { "soft targets of f32", SOFTMAX_GRADIENT
+                ";target_type=probabilities-f32;reduction=none;fill=grad-output+denominator" },
+              { "soft targets",
+                SOFTMAX_GRADIENT ";target_type=probabilities;fill=grad-output+denominator" EVERY_DTYPE },
+              { "accumulated",
+                SOFTMAX_GRADIENT ";gradient_padding=keep;gradient_mode=accumulate;fill=masked+ignored" });
 }
 
 /* Also a zero's sign. */
 Test(blocks, accumulating_leaves_rows_that_do_not_count_as_they_are)
 {
     enum { ROWS = 8, CLASSES = 10 };
-    clxent_desc desc = make_op(CLXENT_OP_SOFTMAX_GRADIENT, CLXENT_OUTPUT_GRADIENT, ROWS, CLASSES);
+    clxent_desc desc = make_desc(CLXENT_OUTPUT_GRADIENT, CLXENT_F32, ROWS, 1, CLASSES);
     clxent_host_args out;
     problem p;
 
+    desc.op = CLXENT_OP_SOFTMAX_GRADIENT;
     desc.gradient_mode = CLXENT_GRADIENT_ACCUMULATE;
     make_problem(&p, &desc, FILL_PLAIN, 5);
     for (size_t row = 1; row < ROWS; row++) set_target(&p, row, desc.ignore_index);

@@ -3,7 +3,7 @@
  * test_cross_entropy.c - the kernels of the default strategy against the reference: every output, option, dtype
  * and layout, at the sizes where loops, vectors, blocks and the cache begin and end.
  *
- * run_case() compares; what stands here is which problems it gets. Other strategies: test_variants.c.
+ * run_lines() and run_case() compare; what stands here is which problems they get. Other strategies: test_variants.c.
  */
 #include "support.h"
 
@@ -16,89 +16,44 @@
 
 TestSuite(cross_entropy, .init = open_device, .fini = close_device);
 
-enum {
-    SUMS = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_ARGMAX |
-           CLXENT_OUTPUT_CORRECT | CLXENT_OUTPUT_BAD_TARGETS,
-    GENERAL = EVERY_OUTPUT,
-    /* without what only index targets have */
-    OF_PROBABILITIES = GENERAL & ~(CLXENT_OUTPUT_CORRECT | CLXENT_OUTPUT_BAD_TARGETS)
-};
+/* Where few programs are compiled, ONE_PASS_NAMES stand for all but the entropy: without the log-softmax log sum_exp comes from
+ * one pass. */
+#define BUT_ENTROPY "outputs=" ONE_PASS_NAMES ";all:outputs=" ONE_PASS_NAMES "+log_softmax"
+#define EVERY "outputs=" EVERY_NAME
+#define SUM_NAMES "losses+loss+lse+argmax+correct+bad_targets"
+#define ORDINARY ";fill=designed+masked+ignored"
+#define HOSTILE ";fill=designed+masked+special+ignored+bad-targets"
 
-/* Each kind of finite and masked row of support.c twice, against all places of the target. */
-enum { ALL_KINDS = 26 };
-
-/* Beside GENERAL, all but the entropy. Where few programs are compiled the log-softmax stays GENERAL's, so that log sum_exp comes
- * from one pass here. */
-static uint32_t plain(void) { return runs_all() ? EVERY_OUTPUT & ~CLXENT_OUTPUT_ENTROPY : ONE_PASS_OUTPUTS; }
-
-/* Strides with padding, odd ones so that rows begin at every alignment. */
-static void pad(clxent_desc *desc)
-{
-    const size_t slab = desc->classes * desc->inner;
-    desc->row_stride = slab + 3;
-    desc->gradient_row_stride = slab + 5;
-    desc->probabilities_row_stride = slab + 1;
-    desc->target_row_stride = slab + 7;
-}
-
-/* LOSS is one number and has no meaning under NONE. (A failure prints the whole desc: cases have short names.) */
-static void reduce_by(clxent_desc *desc, uint32_t reduction)
-{
-    desc->reduction = reduction;
-    if (reduction == CLXENT_REDUCTION_NONE) desc->outputs &= ~CLXENT_OUTPUT_LOSS;
-}
-
-/* Around the vector, the unrolled loop, the block of 1,024, the cache of 8 KiB, and several blocks. */
-static const size_t sizes[] = { 1,    2,    3,    15,   16,   17,   31,   63,   64,   65,   255,  1023,
-                                1024, 1025, 1087, 2032, 2033, 2047, 2048, 2049, 3071, 4097, 50257 };
-static const size_t small_sizes[] = { 1, 2, 17, 65, 1025 };
-
-static void check_sizes(uint32_t outputs, uint32_t dtype, uint32_t gradient_dtype, size_t largest)
-{
-    const size_t *all = small_run() ? small_sizes : sizes;
-    const size_t count = small_run() ? COUNT(small_sizes) : COUNT(sizes);
-
-    for (size_t i = 0; i < count && all[i] <= largest; i++) {
-        const size_t rows = small_run() ? 5 : all[i] > 5000 ? 13 : ALL_KINDS;
-        clxent_desc desc = make_desc(outputs, dtype, rows, 1, all[i]);
-        desc.gradient_dtype = gradient_dtype;
-        if (outputs == SUMS && runs_all()) desc.target_type = CLXENT_TARGET_U8;
-        if (outputs == plain() && runs_all()) desc.target_type = CLXENT_TARGET_I32;
-        reduce_by(&desc, (uint32_t)(i % 3));
-        if (i % 2 == 1) pad(&desc);
-        run_filled_case("sizes", &desc,
-                        FILL_DESIGNED | FILL_MASKED | FILL_IGNORED |
-                            (i % 2 == 0 ? FILL_HIT : FILL_GRAD_OUTPUT),
-                        100 + i, i % 4 == 3 ? CASE_LARGER_PLAN : 0);
-    }
-}
+/* Around the vector, the unrolled loop, the block of 1,024, the cache of 8 KiB, and several blocks; each kind of finite and
+ * masked row of problem.c twice, against all places of the target. */
+#define SIZES                                                                                              \
+    ";batch=26;pad=|odd;reduction=mean|sum|none;checks=|||larger-plan;seed=100"                            \
+    ";fill=designed+masked+ignored+hit|designed+masked+ignored+grad-output"                                \
+    ";classes=1|2|3|15|16|17|31|63|64|65|255|1023|1024|1025|1087|2032|2033|2047|2048|2049|3071|4097|50257" \
+    ";small:batch=5;small:classes=1|2|17|65|1025"
 
 /* Everything but the entropy; sums alone, whose log sum_exp no log-softmax asks for its last digits; everything. */
 Test(cross_entropy, every_size_matches_the_reference)
 {
-    const uint32_t outputs[] = { plain(), SUMS, GENERAL };
-    for (size_t i = 0; i < COUNT(outputs); i++) check_sizes(outputs[i], CLXENT_F32, 0, SIZE_MAX);
+    RUN_LINES({ "sizes", BUT_ENTROPY ";all:target_type=i32" SIZES },
+              { "sizes, sums", "outputs=" SUM_NAMES ";all:target_type=u8" SIZES },
+              { "sizes, everything", EVERY SIZES });
 }
 
 Test(cross_entropy, rows_with_specials_and_bad_targets_match_the_reference)
 {
-    const size_t classes[] = { 1, 2, 5, 16, 33, 1025, 2500 };
-    for (size_t i = 0; i < (small_run() ? 5 : COUNT(classes)); i++) {
-        for (uint32_t policy = CLXENT_BAD_TARGET_REPORT; policy <= CLXENT_BAD_TARGET_IGNORE; policy++) {
-            const uint32_t outputs = i % 2 == 0 ? plain() : GENERAL;
-            clxent_desc desc = make_desc(outputs, CLXENT_F32, small_run() ? 9 : 37, 1, classes[i]);
-            desc.bad_target = policy;
-            if (policy != CLXENT_BAD_TARGET_REPORT) desc.outputs &= ~CLXENT_OUTPUT_BAD_TARGETS;
-            reduce_by(&desc, policy);
-            desc.ignore_index = 0;
-            pad(&desc);
-            run_filled_case("specials", &desc, FILL_DESIGNED | FILL_SPECIAL | FILL_IGNORED | FILL_BAD_TARGETS,
-                            7 + i, 0);
-        }
-    }
+#define SPECIALS                                                                        \
+    ";batch=37;ignore_index=0;pad=odd;fill=designed+special+ignored+bad-targets;seed=7" \
+    ";bad_target=report|nan|ignore;reduction=mean|sum|none;small:batch=9"
+    RUN_LINES({ "specials",
+                BUT_ENTROPY SPECIALS ";classes=1|5|33|2500;cases=12;small:classes=1|5|33;small:cases=9" },
+              { "specials", EVERY SPECIALS ";classes=2|16;cases=6" },
+              { "specials", EVERY SPECIALS ";classes=1025;small:batch=3" });
 }
 
 /* ---- The exponential's range --------------------------------------------------------------- */
+
+static uint32_t plain(void) { return runs_all() ? EVERY_OUTPUT & ~CLXENT_OUTPUT_ENTROPY : ONE_PASS_OUTPUTS; }
 
 /* Logits of rows whose maximum is beyond `edge`, where the exponential subtracts it first, or reaches there by
  * way of one that is not: a wrong scale between two blocks costs more than any bound. */
@@ -148,8 +103,8 @@ Test(cross_entropy, logits_on_both_sides_of_where_rows_are_far_match_the_referen
 
     for (size_t i = 0; i < (small_run() ? 2 : COUNT(classes)); i++) {
         for (int general = 0; general < 2; general++)
-            check_far(general ? GENERAL : plain(), CLXENT_F32, classes[i]);
-        if (device.has_f64 && (runs_all() || i % 2 == 1)) check_far(GENERAL, CLXENT_F64, classes[i]);
+            check_far(general ? EVERY_OUTPUT : plain(), CLXENT_F32, classes[i]);
+        if (device.has_f64 && (runs_all() || i % 2 == 1)) check_far(EVERY_OUTPUT, CLXENT_F64, classes[i]);
     }
 }
 
@@ -168,7 +123,7 @@ Test(cross_entropy, the_entropy_of_a_confident_row_keeps_its_digits)
     const size_t classes[] = { 19, 100, 1027 };
     for (size_t i = 0; i < COUNT(classes); i++) {
         const size_t n = classes[i];
-        const uint32_t outputs = runs_all() ? CLXENT_OUTPUT_ENTROPY : n == 100 ? ALONG_OUTPUTS : GENERAL;
+        const uint32_t outputs = runs_all() ? CLXENT_OUTPUT_ENTROPY : n == 100 ? ALONG_OUTPUTS : EVERY_OUTPUT;
         const clxent_desc desc = make_desc(outputs, CLXENT_F32, ROWS, 1, n);
         clxent_host_args out;
         problem p;
@@ -217,82 +172,43 @@ Test(cross_entropy, the_z_loss_of_confident_soft_targets_keeps_its_digits)
  * logits of a tile stay on chip; with the larger they are read twice, and sums move as the maximum rises. */
 Test(cross_entropy, sums_over_very_many_classes_lose_nothing)
 {
-    const size_t classes[] = { 5003, 20001, 300007 }, inners[] = { 1, runs_all() ? 4 : 16 };
-    for (size_t i = 0; i < (small_run() ? 0 : COUNT(classes)); i++) {
-        for (size_t k = 0; k < COUNT(inners); k++) {
-            uint32_t outputs = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_ENTROPY;
-            if (!runs_all())
-                outputs = ONE_PASS_OUTPUTS; /* the truth table's, and without options that of lanes */
-            /* split rows are those of a million classes, lanes on chip those of other tests */
-            if (!runs_all() && (k == 0 ? i == 2 : i != 1)) continue;
-            clxent_desc desc =
-                make_desc(outputs, CLXENT_F32, k == 0 ? 12 : 12 / inners[k] + 1, inners[k], classes[i]);
-            desc.inner = inners[k];
-            if (k == 0 || runs_all()) desc.label_smoothing = 1;
-            run_filled_case("many classes", &desc, FILL_DESIGNED | FILL_HIT, 90 + i, 0);
-        }
-    }
+    RUN_LINES({ "many classes", "outputs=" ONE_PASS_NAMES ";batch=12;classes=5003|20001;label_smoothing=1;"
+                                "fill=designed+hit;seed=90" },
+              { "many classes, strided",
+                "outputs=" ONE_PASS_NAMES ";seq=16;inner=16;classes=20001;fill=designed+hit;seed=91" },
+              { "very many classes",
+                "only=all;outputs=losses+lse+entropy;batch=4;seq=4;inner=1|4;label_smoothing=1;"
+                "classes=5003|20001|300007;cases=6;fill=designed+hit;seed=92" });
 }
 
 /* ---- Arguments of a run -------------------------------------------------------------------- */
 
 Test(cross_entropy, reductions_grad_output_and_denominator_combine)
 {
-    const uint32_t fills[] = { 0, FILL_GRAD_OUTPUT, FILL_DENOMINATOR, FILL_GRAD_OUTPUT | FILL_DENOMINATOR,
-                               FILL_ZERO_DENOMINATOR };
-    for (uint32_t reduction = CLXENT_REDUCTION_MEAN; reduction <= CLXENT_REDUCTION_NONE; reduction++) {
-        for (size_t i = 0; i < COUNT(fills); i++) {
-            for (int general = 0; general < 2; general++) {
-                clxent_desc desc =
-                    make_desc(general ? GENERAL : plain(), CLXENT_F32, 4, 7, small_run() ? 5 : 67);
-                reduce_by(&desc, reduction);
-                run_filled_case("reductions", &desc, FILL_DESIGNED | FILL_MASKED | FILL_IGNORED | fills[i],
-                                70 + i, 0);
-            }
-        }
-    }
+#define REDUCTIONS                                                                                      \
+    ";batch=4;seq=7;classes=67;small:classes=5;reduction=mean|sum|none;cases=15;seed=70;fill=designed+" \
+    "masked+ignored"                                                                                    \
+    "|designed+masked+ignored+grad-output|designed+masked+ignored+denominator"                          \
+    "|designed+masked+ignored+grad-output+denominator|designed+masked+ignored+zero-denominator"
+    RUN_LINES({ "reductions", BUT_ENTROPY REDUCTIONS }, { "reductions", EVERY REDUCTIONS });
 }
 
 /* On tiles, rows, rows of several pieces and an inner class axis; from saved statistics, in place, and of rows that do not
- * count, or are not finite. */
+ * count, or are not finite. Where few programs are compiled, one more of each strategy, and one for lanes of 4. */
 Test(cross_entropy, gradients_of_entropy_and_lse_match_the_reference)
 {
-    const struct {
-        size_t classes, inner;
-        uint32_t flags;
-    } cases[] = {
-        { 3, 1, CASE_PARTS },       { 33, 1, CASE_IN_PLACE },   { 300, 1, CASE_SUBSETS },
-        { 1024, 1, CASE_ALIGNED },  { 4099, 1, CASE_IN_PLACE }, { 70001, 1, CASE_PARTS },
-        { 7, 6, CASE_HOST_ARRAYS }, { 200, 12, CASE_IN_PLACE }, { 1, 1, CASE_PARTS },
-    };
-    const uint32_t outputs = TRAINING_OUTPUTS | CLXENT_OUTPUT_STATISTICS | CLXENT_OUTPUT_ENTROPY |
-                             CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_COUNTED;
-    const uint32_t dtypes[] = { CLXENT_F32, CLXENT_BF16, CLXENT_F64, CLXENT_F16 };
-
-    for (size_t d = 0; d < (full_run() ? COUNT(dtypes) : small_run() ? 2 : 1); d++) {
-        for (int general = 0; general < 2; general++) {
-            for (size_t i = 0; i < COUNT(cases); i++) {
-                if (small_run() && (cases[i].classes > 300 || (d > 0 && general == 0))) continue;
-                /* else a program more of each strategy, and one for lanes of 4 */
-                const bool strided = cases[i].inner > 1;
-                if (!runs_all() && general != (strided ? 1 : (int)i % 2)) continue;
-                clxent_desc desc = make_desc(outputs, dtypes[d], small_run() ? 1 : 4, 12, cases[i].classes);
-                desc.inner = strided && !runs_all() ? 12 : cases[i].inner;
-                desc.has_grad_entropy = 1;
-                desc.has_grad_lse = general || !runs_all();
-                desc.has_row_weights = 1;
-                if (general) {
-                    desc.softcap = SHARED_SOFTCAP;
-                    desc.label_smoothing = 0.1;
-                    desc.has_class_weights = 1;
-                    desc.logit_scale = 0.5;
-                }
-                run_filled_case("grad_entropy", &desc,
-                                FILL_DESIGNED | FILL_MASKED | FILL_SPECIAL | FILL_IGNORED | FILL_BAD_TARGETS,
-                                40 + i, cases[i].flags);
-            }
-        }
-    }
+#define UPSTREAMS                                                                                  \
+    "outputs=" ALONG_NAMES "+statistics+counted;batch=4;seq=12;has_grad_entropy=1;has_grad_lse=1;" \
+    "has_row_weights=1;seed=40;small:batch=1" HOSTILE
+#define DENSE ";softcap=40;label_smoothing=0.1;has_class_weights=1;logit_scale=0.5"
+#define EACH_PLACE                                                                                        \
+    ";classes=3|33|300|1024|4099|70001|7|200|1;inner=1|1|1|1|1|1|6|12|1;dtype=f32|bf16|f64|f16;cases=36;" \
+    "checks=parts|in-place|subsets|aligned|in-place|parts|host-arrays|in-place|parts;small:cases=9"
+    RUN_LINES({ "upstreams", UPSTREAMS ";classes=3|300|4099|1;checks=parts|subsets|in-place|parts" },
+              { "upstreams, dense", UPSTREAMS DENSE ";classes=33|1024|70001;checks=in-place|aligned|parts" },
+              { "upstreams, strided", UPSTREAMS DENSE ";inner=12;classes=7|200;checks=host-arrays|in-place" },
+              { "upstreams, every place", "only=all;" UPSTREAMS EACH_PLACE ";has_grad_lse=0" },
+              { "upstreams, dense, every place", "only=all;" UPSTREAMS DENSE EACH_PLACE });
 }
 
 /* The exponential of the second class goes from normal numbers to nothing, and with it what it adds to the entropy's sum; row
@@ -320,28 +236,21 @@ Test(cross_entropy, gradients_of_entropy_keep_their_bound_where_terms_underflow)
  * part alone; weights, soft targets, accumulation. */
 Test(cross_entropy, a_batch_in_parts_has_the_bits_of_one_run)
 {
-    for (uint32_t reduction = CLXENT_REDUCTION_MEAN; reduction <= CLXENT_REDUCTION_NONE; reduction++) {
-        for (int k = 0; k < 7; k++) {
-            clxent_desc desc =
-                make_desc(k == 3 ? OF_PROBABILITIES : GENERAL, CLXENT_F32, 6, 5, small_run() ? 5 : 67);
-            uint32_t fill = FILL_DESIGNED | FILL_MASKED | FILL_IGNORED | FILL_GRAD_OUTPUT;
-            reduce_by(&desc, reduction);
-            if (k == 1) desc.shift = 2;
-            if (k == 2) desc.inner = 10;
-            if (k == 3) desc.target_type = CLXENT_TARGET_PROBABILITIES_F32;
-            if (k == 4) fill |= FILL_DENOMINATOR | FILL_BAD_TARGETS;
-            if (k == 5) desc.shift = 1, desc.inner = 2;
-            if (k == 6) desc.outputs &= ~CLXENT_OUTPUT_LOSSES; /* row losses are in the workspace then */
-            desc.has_row_weights = k != 0;
-            for (uint64_t seed = small_run() ? 3 : 0; seed < 4; seed++)
-                run_filled_case("parts", &desc, fill, 30 + seed,
-                                CASE_PARTS | (seed == 3 ? CASE_OUT_OF_ORDER : 0));
-        }
-    }
-    /* more rows than one partial sum has, of which none is a row's own cut */
-    clxent_desc many = make_desc(GENERAL, CLXENT_F32, small_run() ? 300 : 9001, 1, small_run() ? 2 : 5);
-    many.has_row_weights = 1;
-    run_filled_case("many rows in parts", &many, FILL_DESIGNED | FILL_IGNORED, 7, CASE_PARTS);
+#define PARTS                                                                                           \
+    EVERY ";batch=6;seq=5;classes=67;reduction=mean|sum|none;fill=designed+masked+ignored+grad-output;" \
+          "checks=parts|parts|parts|parts+out-of-order;cases=12;seed=30;small:classes=5;small:cases=3;" \
+          "small:checks=parts+out-of-order;has_row_weights=1"
+    RUN_LINES(
+        { "parts", PARTS ";has_row_weights=0" }, { "parts, shift", PARTS ";shift=2" },
+        { "parts, inner", PARTS ";inner=10" }, { "parts, inner, shift", PARTS ";shift=1;inner=2" },
+        { "parts, soft targets", PARTS ";target_type=probabilities-f32" },
+        { "parts, denominator", PARTS ";fill=designed+masked+ignored+grad-output+denominator+bad-targets" },
+        /* row losses are in the workspace then */
+        { "parts, no losses", PARTS ";outputs=loss+lse+softmax+log_softmax+gradient+argmax+correct+entropy+"
+                                    "statistics+bad_targets+computed_denominator+counted" },
+        /* more rows than one partial sum has, of which none is a row's own cut */
+        { "many rows in parts", EVERY ";batch=9001;classes=5;has_row_weights=1;fill=designed+ignored;seed=7;"
+                                      "checks=parts;small:batch=300;small:classes=2" });
 }
 
 /* Two classes alike that hold nearly everything: neither is all but the whole of the sum. */
@@ -351,7 +260,7 @@ Test(cross_entropy, two_equal_maxima_share_the_row)
     const size_t classes[] = { 2, 20, 300, 5000 };
     for (size_t i = 0; i < (small_run() ? 2 : COUNT(classes)); i++) {
         const size_t n = classes[i], rows = small_run() ? 20 : ROWS;
-        const clxent_desc desc = make_desc(GENERAL, CLXENT_F32, rows, 1, n);
+        const clxent_desc desc = make_desc(EVERY_OUTPUT, CLXENT_F32, rows, 1, n);
         problem p;
         make_problem(&p, &desc, FILL_PLAIN, 80 + i);
         for (size_t row = 0; row < rows; row++) {
@@ -366,49 +275,24 @@ Test(cross_entropy, two_equal_maxima_share_the_row)
     }
 }
 
+/* At full width 2^32 + 5 is not class 5. Types beside i64 have the sums, which compile faster. */
 Test(cross_entropy, ignore_index_may_be_a_class_or_out_of_range_or_off)
 {
-    const struct {
-        int64_t index;
-        uint32_t use, type;
-    } cases[] = {
-        { 3, 1, CLXENT_TARGET_I32 },
-        { 0, 1, CLXENT_TARGET_U8 },
-        { 255, 1, CLXENT_TARGET_U8 },
-        { -1, 1, CLXENT_TARGET_I64 },
-        { 33, 1, CLXENT_TARGET_I64 },
-        { 5, 0, CLXENT_TARGET_I32 },
-        /* at full width this is not class 5 */
-        { ((int64_t)1 << 32) + 5, 1, CLXENT_TARGET_I64 },
-        { ((int64_t)1 << 32) + 5, 1, CLXENT_TARGET_I32 },
-    };
-    for (size_t i = 0; i < COUNT(cases); i++) {
-        /* of other types the sums, which compile faster */
-        const bool wide = runs_all() || cases[i].type == CLXENT_TARGET_I64;
-        clxent_desc desc = make_desc(wide ? plain() : SUMS, CLXENT_F32, 5, 6, 33);
-        problem p;
-        desc.ignore_index = cases[i].index;
-        desc.use_ignore_index = cases[i].use;
-        desc.target_type = cases[i].type;
-        desc.has_row_weights = 1;
-        make_problem(&p, &desc, FILL_IGNORED, 80 + i);
-        set_target(&p, 7, 5);
-        run_case("ignore_index", &p, 0);
-        free_problem(&p);
-    }
+#define IGNORE ";batch=5;seq=6;classes=33;has_row_weights=1;fill=ignored;seed=80"
+    RUN_LINES({ "ignore_index", BUT_ENTROPY ";ignore_index=-1|33|4294967301;cases=9" IGNORE },
+              { "ignore_index", "outputs=" SUM_NAMES
+                                ";target_type=i32|u8|u8|i32;ignore_index=3|0|255|4294967301;cases=8" IGNORE },
+              { "no ignore_index",
+                "outputs=" SUM_NAMES ";target_type=i32;ignore_index=5;use_ignore_index=0" IGNORE });
 }
 
 /* Also all but one, which is bad and does not count either: no policy hides its NaN. */
 Test(cross_entropy, all_rows_ignored_give_the_policy_and_zero_gradients)
 {
-    const uint32_t fills[] = { 0, FILL_DENOMINATOR, FILL_BAD_TARGETS, FILL_BAD_TARGETS | FILL_DENOMINATOR };
-    for (uint32_t policy = CLXENT_ALL_IGNORED_NAN; policy <= CLXENT_ALL_IGNORED_ZERO; policy++) {
-        for (size_t i = 0; i < COUNT(fills); i++) {
-            clxent_desc desc = make_desc(plain(), CLXENT_F32, 6, 1, 20);
-            desc.all_ignored = policy;
-            run_filled_case("all ignored", &desc, FILL_SPECIAL | FILL_ALL_IGNORED | fills[i], 4, 0);
-        }
-    }
+#define ALL_IGNORED                                                                                   \
+    BUT_ENTROPY ";batch=6;classes=20;seed=4;fill=special+all-ignored|special+all-ignored+denominator" \
+                "|special+all-ignored+bad-targets|special+all-ignored+bad-targets+denominator"
+    RUN_LINES({ "all ignored", ALL_IGNORED }, { "all ignored, zero", ALL_IGNORED ";all_ignored=zero" });
 }
 
 Test(cross_entropy, a_softcap_of_f64_may_be_less_than_any_f32)
@@ -416,7 +300,7 @@ Test(cross_entropy, a_softcap_of_f64_may_be_less_than_any_f32)
     const size_t classes[] = { 300, 7 };
     for (size_t i = 0; device.has_f64 && i < (small_run() ? COUNT(classes) : volume(COUNT(classes), 1));
          i++) {
-        clxent_desc desc = make_desc(GENERAL, CLXENT_F64, 5, 1, classes[i]);
+        clxent_desc desc = make_desc(EVERY_OUTPUT, CLXENT_F64, 5, 1, classes[i]);
         problem p;
         desc.softcap = 1e-40;
         if (!runs_all()) desc.logit_scale = 0.5; /* as in test_numerics.c */
@@ -429,266 +313,161 @@ Test(cross_entropy, a_softcap_of_f64_may_be_less_than_any_f32)
 
 Test(cross_entropy, padding_of_gradients_of_every_dtype_is_zero_where_asked)
 {
-    for (uint32_t dtype = CLXENT_F32; dtype <= CLXENT_F64; dtype++) {
-        clxent_desc desc = make_desc(GENERAL, dtype, 3, 5, small_run() ? 33 : 1000);
-        if (dtype == CLXENT_F64 && !device.has_f64) continue;
-        pad(&desc);
-        desc.gradient_padding = CLXENT_GRADIENT_PADDING_ZERO;
-        run_filled_case("zero padding", &desc, FILL_SPECIAL | FILL_IGNORED | FILL_BAD_TARGETS, 9, 0);
-    }
+    RUN_LINES({ "zero padding",
+                EVERY ";dtype=f32|f16|bf16|f64;batch=3;seq=5;classes=1000;pad=odd;gradient_padding=zero;"
+                      "fill=special+ignored+bad-targets;seed=9;small:classes=33" });
 }
 
+/* Lanes, rows; test_variants.c has the gradient in place, too. */
 Test(cross_entropy, results_may_stand_in_the_place_of_the_logits)
 {
-    const size_t classes[] = { 1, 17, 2048, 3001 };
-    const uint32_t outputs[] = { ONE_PASS_OUTPUTS, CLXENT_OUTPUT_GRADIENT, SUMS | CLXENT_OUTPUT_SOFTMAX,
-                                 SUMS | CLXENT_OUTPUT_LOG_SOFTMAX };
-    for (size_t i = 0; i < (small_run() ? 2 : COUNT(classes)); i++) {
-        for (size_t k = 0; k < COUNT(outputs); k++) {
-            /* lanes, rows; test_variants.c has the gradient in place, too */
-            if (!runs_all() && (k % 2 == i / 2 || k == 1)) continue;
-            for (uint32_t entropy = 0; entropy <= CLXENT_OUTPUT_ENTROPY; entropy += CLXENT_OUTPUT_ENTROPY) {
-                if (entropy != 0 && !runs_all()) continue;
-                clxent_desc desc =
-                    make_desc(outputs[k] | entropy, CLXENT_F32, small_run() ? 5 : 18, 1, classes[i]);
-                desc.row_stride = desc.gradient_row_stride = desc.probabilities_row_stride = classes[i] + i;
-                run_filled_case("in place", &desc, FILL_DESIGNED | FILL_SPECIAL | FILL_IGNORED, 90 + i,
-                                CASE_IN_PLACE);
-            }
-        }
-    }
+#define IN_PLACE ";batch=18;pad=|same;checks=in-place;fill=designed+special+ignored;seed=90"
+    RUN_LINES({ "in place, lanes", "outputs=" SUM_NAMES "+log_softmax;classes=1|17" IN_PLACE },
+              { "in place, rows", "outputs=" ONE_PASS_NAMES "|" SUM_NAMES
+                                  "+softmax;classes=2048|2048|3001|3001;pad=||same|same" IN_PLACE },
+              { "in place, every result",
+                "only=all;classes=1|17|2048|3001;cases=20;outputs=gradient|" SUM_NAMES
+                "+softmax|gradient+entropy|" SUM_NAMES "+log_softmax+entropy|" ONE_PASS_NAMES
+                "+entropy" IN_PLACE ";small:batch=5" });
 }
 
 Test(cross_entropy, each_output_alone_has_the_bits_it_has_beside_others)
 {
-    const size_t classes[] = { 9, 1030, 2100 };
-    for (size_t i = 0; i < (small_run() ? 1 : COUNT(classes)); i++) {
-        for (int general = 0; general < 2; general++) {
-            clxent_desc desc = make_desc(general ? GENERAL : plain(), CLXENT_F32, 19, 1, classes[i]);
-            if (general) {
-                desc.label_smoothing = 0.1;
-                desc.has_class_weights = 1;
-                if (!runs_all()) desc.softcap = SHARED_SOFTCAP;
-            }
-            pad(&desc);
-            run_filled_case("alone", &desc,
-                            FILL_DESIGNED | FILL_MASKED | FILL_SPECIAL | FILL_IGNORED | FILL_BAD_TARGETS,
-                            5 + i, CASE_SUBSETS | CASE_LARGER_PLAN | CASE_OUT_OF_ORDER);
-        }
-    }
-    /* vectors along the classes, where the outputs allow them */
-    const size_t few_classes[] = { 100, 301 };
-    for (size_t i = 0; i < COUNT(few_classes); i++) {
-        const clxent_desc desc = make_desc(ALONG_OUTPUTS | CLXENT_OUTPUT_STATISTICS, CLXENT_F32,
-                                           small_run() ? 20 : 1003, 1, few_classes[i]);
-        run_filled_case("alone, along the classes", &desc,
-                        FILL_DESIGNED | FILL_MASKED | FILL_SPECIAL | FILL_IGNORED | FILL_BAD_TARGETS, 15 + i,
-                        CASE_SUBSETS | CASE_OUT_OF_ORDER);
-    }
+#define ALONE                                                                                             \
+    ";batch=19;classes=9|1030|2100;pad=odd;checks=subsets+larger-plan+out-of-order;seed=5;small:classes=" \
+    "9" HOSTILE
+    RUN_LINES({ "alone", BUT_ENTROPY ALONE },
+              { "alone, dense", EVERY ALONE ";label_smoothing=0.1;has_class_weights=1;softcap=40" },
+              /* vectors along the classes, where the outputs allow them */
+              { "alone, along", "outputs=" ALONG_NAMES "+statistics;batch=1003;classes=100|301;seed=15;"
+                                "checks=subsets+out-of-order;small:batch=20" HOSTILE });
 }
 
 /* ---- Options ------------------------------------------------------------------------------- */
 
-enum {
-    OPTION_CLASS_WEIGHTS = 1 << 0,
-    OPTION_ROW_WEIGHTS = 1 << 1,
-    OPTION_SMOOTHING = 1 << 2,
-    OPTION_Z_LOSS = 1 << 3,
-    OPTION_SCALE = 1 << 4,
-    OPTION_SOFTCAP = 1 << 5,
-    OPTION_SHIFT = 1 << 6,
-    OPTION_ACCUMULATE = 1 << 7,
-    OPTION_PROBABILITIES = 1 << 8,
-    OPTION_PROBABILITIES_LOGITS = 1 << 9,
-    OPTION_INNER = 1 << 10,
-    OPTIONS = 1 << 11
-};
+#define ROWS_OF_OPTIONS \
+    ";batch=6;seq=4;pad=odd;fill=designed+masked+ignored+grad-output|designed+masked+ignored;seed=0"
 
-static void set_options(clxent_desc *desc, unsigned options)
-{
-    if (options & OPTION_CLASS_WEIGHTS) desc->has_class_weights = 1;
-    if (options & OPTION_ROW_WEIGHTS) desc->has_row_weights = 1;
-    if (options & OPTION_SMOOTHING) desc->label_smoothing = 0.1;
-    if (options & OPTION_Z_LOSS) desc->z_loss = 1e-3;
-    if (options & OPTION_SCALE) desc->logit_scale = -0.75;
-    if (options & OPTION_SOFTCAP) desc->softcap = 15;
-    if (options & OPTION_SHIFT) desc->shift = 2;
-    if (options & OPTION_ACCUMULATE) desc->gradient_mode = CLXENT_GRADIENT_ACCUMULATE;
-    if (options & OPTION_INNER) desc->inner = 3;
-    if (options & (OPTION_PROBABILITIES | OPTION_PROBABILITIES_LOGITS)) {
-        desc->outputs &= OF_PROBABILITIES;
-        desc->target_type = options & OPTION_PROBABILITIES ? CLXENT_TARGET_PROBABILITIES_F32
-                                                           : CLXENT_TARGET_PROBABILITIES_LOGITS;
-    }
-    pad(desc);
-}
-
-static void run_options(uint32_t outputs, uint32_t dtype, uint32_t gradient_dtype, unsigned options,
-                        size_t classes, uint64_t seed)
-{
-    clxent_desc desc = make_desc(outputs, dtype, 6, 4, classes);
-    desc.gradient_dtype = gradient_dtype;
-    set_options(&desc, options);
-    run_filled_case("options", &desc,
-                    FILL_DESIGNED | FILL_MASKED | FILL_IGNORED | (seed % 2 == 0 ? FILL_GRAD_OUTPUT : 0), seed,
-                    0);
-}
-
-static const size_t option_classes[] = { 3, 18, 1026, 2085 };
-
-/* Options that are constants of a program, together where they touch the same sums. The others are values of a run. */
-static const unsigned option_sets[] = {
-    OPTION_SCALE | OPTION_SOFTCAP,
-    OPTION_CLASS_WEIGHTS | OPTION_SMOOTHING | OPTION_SCALE | OPTION_ACCUMULATE,
-    OPTION_PROBABILITIES | OPTION_CLASS_WEIGHTS | OPTION_SMOOTHING | OPTION_SOFTCAP,
-};
-
+/* Options that are constants of a program, together where they touch the same sums, with those that are values of a run. Where
+ * few programs are compiled, the second in rows, the third in lanes. */
 Test(cross_entropy, options_that_share_a_program_match_the_reference)
 {
-    const unsigned others[] = { 0, OPTION_ROW_WEIGHTS, OPTION_Z_LOSS, OPTION_SHIFT,
-                                OPTION_ROW_WEIGHTS | OPTION_Z_LOSS | OPTION_SHIFT };
-    for (size_t s = 0; s < COUNT(option_sets); s++) {
-        for (size_t i = small_run() ? 1 : 0; i < (small_run() ? 2 : COUNT(option_classes)); i++) {
-            /* the second in rows, the third in lanes: programs of their own */
-            if (!runs_all() && s > 0 && (s == 1) == (option_classes[i] < 1000)) continue;
-            for (size_t k = 0; k < COUNT(others); k++)
-                run_options(GENERAL, CLXENT_F32, 0, option_sets[s] | others[k], option_classes[i], k + i);
-        }
-    }
+#define SHARED(few)                                                                                       \
+    EVERY ROWS_OF_OPTIONS ";has_row_weights=0|1|0|0|1;z_loss=0|0|0.001|0|0.001;shift=0|0|0|2|2;cases=10;" \
+                          "classes=" few                                                                  \
+                          ";all:cases=20;all:classes=3|18|1026|2085;small:cases=5;small:classes=18"
+    RUN_LINES(
+        { "scale, softcap", SHARED("3|18|1026|2085") ";cases=20;small:cases=5;logit_scale=-0.75;softcap=15" },
+        { "class weights, smoothing, scale, accumulated",
+          SHARED("1026|2085") ";has_class_weights=1;label_smoothing=0.1;logit_scale=-0.75;gradient_mode="
+                              "accumulate" },
+        { "probabilities, class weights, smoothing, softcap",
+          SHARED(
+              "3|18") ";target_type=probabilities-f32;has_class_weights=1;label_smoothing=0.1;softcap=15" });
 }
+
+/* Values of a run; then each option that takes a program of its own. */
+#define EACH_VALUE                                                                                          \
+    ";has_row_weights=1|0|0;z_loss=0|0.001|0;shift=0|0|2;classes=3|18|1026|2085;cases=12;small:classes=18;" \
+    "small:cases=3"
+#define EACH_OPTION                                                                                   \
+    ";has_class_weights=1|0|0|0|0|0|0;label_smoothing=0|0.1|0|0|0|0|0;logit_scale=1|1|-0.75|1|1|1|1;" \
+    "softcap=0|0|0|15|0|0|0;inner=1|1|1|1|3|1|1;"                                                     \
+    "target_type=i64|i64|i64|i64|i64|probabilities-f32|probabilities"
+#define EACH_CLASSES ";classes=3|18|1026|2085;cases=28;small:classes=18;small:cases=7"
 
 Test(cross_entropy, each_option_alone_matches_the_reference)
 {
-    for (unsigned option = 1; option < OPTIONS; option <<= 1) {
-        const bool is_value = (option & (OPTION_ROW_WEIGHTS | OPTION_Z_LOSS | OPTION_SHIFT)) != 0;
-        for (size_t i = small_run() ? 1 : 0; i < (small_run() ? 2 : COUNT(option_classes)); i++) {
-            if (!is_value && !runs_all()) continue;
-            run_options(GENERAL, CLXENT_F32, 0, option, option_classes[i], i);
-            run_options(plain(), CLXENT_F32, 0, option, option_classes[i], i + 1);
-        }
-    }
+    RUN_LINES({ "a value", EVERY ROWS_OF_OPTIONS EACH_VALUE },
+              { "a value", BUT_ENTROPY ROWS_OF_OPTIONS ";seed=1" EACH_VALUE },
+              { "an option", "only=all;" EVERY ROWS_OF_OPTIONS EACH_OPTION EACH_CLASSES },
+              { "an option", "only=all;" BUT_ENTROPY ROWS_OF_OPTIONS ";seed=1" EACH_OPTION EACH_CLASSES },
+              { "accumulated",
+                "only=all;" EVERY ROWS_OF_OPTIONS ";gradient_mode=accumulate" EACH_OPTION EACH_CLASSES });
 }
 
-Test(cross_entropy, options_serve_gradients_in_place_and_accumulated)
+/* Kept between two passes, and not. */
+Test(cross_entropy, options_serve_gradients_in_place)
 {
-    const size_t classes[] = { 18, 2085 }; /* kept between two passes, and not */
-    const bool all = runs_all();
-    for (unsigned option = 1; option < OPTIONS; option <<= 1) {
-        if (!all && option != OPTION_SMOOTHING) continue;
-        for (size_t i = 0; i < (small_run() ? 1 : COUNT(classes)); i++) {
-            const uint32_t outputs = all ? GENERAL & ~CLXENT_OUTPUT_LOG_SOFTMAX : ONE_PASS_OUTPUTS;
-            clxent_desc desc = make_desc(outputs, CLXENT_F32, 6, 4, classes[i]);
-            set_options(&desc, option);
-            desc.gradient_row_stride = desc.row_stride;
-            if (option != OPTION_ACCUMULATE)
-                run_filled_case("in place", &desc, FILL_DESIGNED | FILL_MASKED | FILL_IGNORED, 3 + i,
-                                CASE_IN_PLACE);
-            if (all) run_options(GENERAL, CLXENT_F32, 0, option | OPTION_ACCUMULATE, classes[i], 4 + i);
-        }
-    }
+#define OPTIONS_IN_PLACE ";batch=6;seq=4;pad=same;checks=in-place;seed=3" ORDINARY
+    RUN_LINES(
+        { "in place", "outputs=" ONE_PASS_NAMES ";label_smoothing=0.1;classes=18|2085" OPTIONS_IN_PLACE },
+        { "an option in place", "only=all;" EVERY OPTIONS_IN_PLACE EACH_OPTION ";classes=18|2085;cases=14;"
+                                "small:classes=18;small:cases=7" });
 }
 
 /* The rows that shift takes the targets of have none, and behind the last row's there is no memory. */
 Test(cross_entropy, shifted_probabilities_end_with_the_last_row)
 {
-    const size_t classes[] = { 9, 1100, 70 };
-    for (size_t i = 0; i < (small_run() ? COUNT(classes) : volume(COUNT(classes), 2)); i++) {
-        const uint32_t all = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_SOFTMAX;
-        const uint32_t outputs = runs_all() ? all : SOFT_OUTPUTS;
-        clxent_desc desc = make_desc(outputs, CLXENT_F32, 2, 3, classes[i]);
-        desc.target_type = CLXENT_TARGET_PROBABILITIES_F32;
-        desc.shift = 1;
-        run_filled_case("shifted probabilities", &desc, FILL_PLAIN, 60 + i, 0);
-    }
+    RUN_LINES({ "shifted probabilities",
+                "outputs=losses+loss+gradient;all:outputs=losses+lse+softmax;batch=2;seq=3;shift=1;"
+                "target_type=probabilities-f32;classes=9|1100;all:classes=9|1100|70;seed=60" });
 }
 
+/* In lanes and in rows; first those that share the programs of other tests. */
 Test(cross_entropy, extreme_values_of_options_match_the_reference)
 {
-    const struct {
-        double smoothing, z_loss, scale, softcap;
-    } cases[] = {
-        { 1, 0, 1, 0 },     { 0, 100, 1, 0 },   { 0, 0, 0, 0 },    { 0, 0, 1e-3, 0 }, { 0, 0, 30, 0 },
-        { 0, 0, -4, 0 },    { 0, 0, 1, 0.01 },  { 0, 0, 1, 1e6 },  { 0, 0, 50, 3 },   { 0.5, 0.1, -2, 5 },
-        { 0, 0, 1e-30, 2 }, { 0, 0, 2, 1e-30 }, { 1e-7, 0, 1, 0 },
-    };
-    /* lanes, rows */
-    const size_t classes[] = { small_run() ? 5 : 30, small_run() ? 70 : 1100 };
-    for (size_t k = 0; k < 2 * COUNT(cases); k++) {
-        const size_t i = k / 2;
-        /* else only what shares the programs of other tests */
-        const bool shared = cases[i].smoothing == 0 && (cases[i].scale == 1) == (cases[i].softcap == 0);
-        if (!shared && !runs_all()) continue;
-        clxent_desc desc = make_desc(GENERAL, CLXENT_F32, ALL_KINDS, 1, classes[k % 2]);
-        desc.label_smoothing = cases[i].smoothing;
-        desc.z_loss = cases[i].z_loss;
-        desc.logit_scale = cases[i].scale;
-        desc.softcap = cases[i].softcap;
-        run_filled_case("extremes", &desc, FILL_DESIGNED | FILL_MASKED | FILL_SPECIAL | FILL_HIT, 30 + i, 0);
-    }
+#define EXTREMES EVERY ";batch=26;classes=30|1100;small:classes=5|70;seed=30;fill=designed+masked+special+hit"
+    RUN_LINES({ "extremes", EXTREMES ";z_loss=100;logit_scale=1" },
+              { "extremes", EXTREMES ";logit_scale=50|1e-30|2;softcap=3|2|1e-30;cases=6" },
+              { "extremes",
+                "only=all;" EXTREMES ";label_smoothing=1|0|0|0|0|0|0|0.5|1e-7;z_loss=0|0|0|0|0|0|0|0.1|0;"
+                "logit_scale=1|0|0.001|30|-4|1|1|-2|1;softcap=0|0|0|0|0|0.01|1e6|5|0;cases=18" });
 }
 
+/* N,C,H,W with W = seq. Lanes of 4 and of 16: the first have few inner positions; bf16 of the truth table has those of 1. */
 Test(cross_entropy, an_inner_class_axis_and_images_match_the_reference)
 {
-    const size_t inners[] = { 2, 7, 33, 16 }, classes[] = { 1, 5, 1025, 21 };
-    /* lanes of 1, of 4 and of 16: the first two have few inner positions; bf16 of the truth table has those of 1 */
-    for (size_t i = runs_all() ? 0 : 1; i < (small_run() ? 2 : volume(COUNT(inners), 3)); i++) {
-        for (int general = 0; general < 2; general++) {
-            if (!runs_all() && general != (int)i % 2) continue;
-            /* N,C,H,W with W = seq */
-            clxent_desc desc =
-                make_desc(general ? GENERAL : plain(), CLXENT_F32, 2 * inners[i], 1, classes[i]);
-            desc.inner = inners[i];
-            if (i % 2 == 0) {
-                desc.batch = 2;
-                desc.seq = inners[i];
-                desc.shift = 1;
-            }
-            if (i > 0) pad(&desc);
-            run_filled_case("inner", &desc,
-                            FILL_DESIGNED | FILL_MASKED | FILL_SPECIAL | FILL_IGNORED | FILL_BAD_TARGETS,
-                            40 + i, i == 2 ? CASE_LARGER_PLAN : 0);
-        }
-    }
+    RUN_LINES({ "inner", EVERY ";batch=14;inner=7;classes=5;pad=odd;seed=41" HOSTILE },
+              { "images", BUT_ENTROPY
+                ";batch=2;seq=33;inner=33;shift=1;classes=1025;pad=odd;checks=larger-plan;seed=42" HOSTILE },
+              { "inner", "only=all;" EVERY "|" ONE_PASS_NAMES
+                         "+log_softmax;batch=4;inner=2|4;classes=1|5|21;cases=6;seed=43" HOSTILE },
+              { "images", "only=full;" BUT_ENTROPY
+                          ";batch=2;seq=2|7|33|16;inner=2|7|33|16;shift=1|0;classes=1|5|1025;cases=12;"
+                          "pad=|odd;seed=44" HOSTILE });
 }
 
 /* ---- Storage types ------------------------------------------------------------------------- */
 
-static void check_dtype(uint32_t dtype, uint32_t gradient_dtype)
-{
-    const size_t classes[] = { 5, 34, 1026, 2085 };
-    const bool all = runs_all();
+/* Sizes, rows that are not finite, and options of logits of that dtype. */
+#define OF_DTYPE(dtype)                                                                                      \
+    { "sizes of " dtype, EVERY ";all:outputs=" ONE_PASS_NAMES "+log_softmax;dtype=" dtype SIZES              \
+                               ";classes=1|2|3|15|16|17|31|63|64|65|255|1023|1024|1025|1087|2032|2033|2047|" \
+                               "2048|2049;small:classes=1|2|17|65" },                                        \
+        { "specials of " dtype,                                                                              \
+          EVERY ";dtype=" dtype ";batch=37;classes=5|34|1026|2085;z_loss=0.001;checks=subsets;seed=0;"       \
+                "small:batch=7;small:classes=5" HOSTILE },                                                   \
+        { "options of " dtype, "only=all;" EVERY ";dtype=" dtype ROWS_OF_OPTIONS EACH_OPTION                 \
+                               ";inner=1;classes=47;small:classes=5" },                                      \
+        { "values of " dtype, "only=all;" EVERY ";dtype=" dtype ROWS_OF_OPTIONS EACH_VALUE                   \
+                              ";classes=47;cases=3;small:classes=5" },                                       \
+    {                                                                                                        \
+        "all options of " dtype, "only=all;" EVERY ALL_OPTIONS ";dtype=" dtype                               \
+    }
+#define ALL_OPTIONS                                                                                         \
+    ROWS_OF_OPTIONS ";classes=1030;small:classes=18;has_class_weights=1;has_row_weights=1;label_smoothing=" \
+                    "0.1;z_loss=0.001;"                                                                     \
+                    "logit_scale=-0.75;softcap=15;gradient_mode=accumulate;seed=2"
 
-    if (dtype == CLXENT_F64 && !device.has_f64) cr_skip("the device has no f64");
-    check_sizes(all ? plain() : GENERAL, dtype, gradient_dtype, small_run() ? 65 : 2049);
-    for (size_t i = 0; i < (small_run() ? 1 : COUNT(classes)); i++) {
-        clxent_desc desc = make_desc(GENERAL, dtype, small_run() ? 7 : 37, 1, classes[i]);
-        desc.gradient_dtype = gradient_dtype;
-        desc.z_loss = 1e-3;
-        run_filled_case("specials", &desc,
-                        FILL_DESIGNED | FILL_MASKED | FILL_SPECIAL | FILL_IGNORED | FILL_BAD_TARGETS, i,
-                        CASE_SUBSETS);
-    }
-    for (unsigned option = 1; option < OPTION_INNER; option <<= 1) {
-        if (!all && (option != OPTION_PROBABILITIES_LOGITS || dtype != CLXENT_BF16)) continue;
-        run_options(GENERAL, dtype, gradient_dtype, option, small_run() ? 5 : 47, 1);
-    }
-    if (!all && dtype != CLXENT_BF16) return;
-    run_options(GENERAL, dtype, gradient_dtype,
-                OPTION_CLASS_WEIGHTS | OPTION_ROW_WEIGHTS | OPTION_SMOOTHING | OPTION_Z_LOSS | OPTION_SCALE |
-                    OPTION_SOFTCAP | OPTION_ACCUMULATE,
-                small_run() ? 18 : 1030, 2);
+Test(cross_entropy, f16_logits_match_the_reference) { RUN_LINES(OF_DTYPE("f16")); }
+
+Test(cross_entropy, bf16_logits_match_the_reference)
+{
+    RUN_LINES(OF_DTYPE("bf16"),
+              { "soft targets of bf16",
+                EVERY ROWS_OF_OPTIONS ";dtype=bf16;target_type=probabilities;classes=47;small:classes=5" },
+              { "all options of bf16", EVERY ALL_OPTIONS ";dtype=bf16" });
 }
 
-Test(cross_entropy, f16_logits_match_the_reference) { check_dtype(CLXENT_F16, 0); }
-
-Test(cross_entropy, bf16_logits_match_the_reference) { check_dtype(CLXENT_BF16, 0); }
+Test(cross_entropy, f64_logits_match_the_reference) { RUN_LINES(OF_DTYPE("f64")); }
 
 /* Rounding to nearest carries the payload of this NaN into the sign, and makes it -0. */
 Test(cross_entropy, a_bf16_gradient_of_a_nan_is_nan)
 {
     enum { ROWS = 3 };
     const uint32_t payload = 0x7fffffff;
-    clxent_desc desc = make_desc(GENERAL, CLXENT_BF16, ROWS, 1, small_run() ? 70 : 1100);
+    clxent_desc desc = make_desc(EVERY_OUTPUT, CLXENT_BF16, ROWS, 1, small_run() ? 70 : 1100);
     problem p;
     make_problem(&p, &desc, FILL_GRAD_OUTPUT, 5);
     memcpy((void *)p.args.grad_output.data, &payload, sizeof payload);
@@ -696,40 +475,20 @@ Test(cross_entropy, a_bf16_gradient_of_a_nan_is_nan)
     free_problem(&p);
 }
 
-Test(cross_entropy, bf16_logits_with_an_f32_gradient_match_the_reference)
-{
-    if (full_run()) check_dtype(CLXENT_BF16, CLXENT_F32);
-    /* in the program that a gradient rounded once has */
-    run_options(GENERAL, CLXENT_BF16, CLXENT_F32, 0, small_run() ? 35 : 50, 5);
-}
-
-Test(cross_entropy, f64_logits_match_the_reference) { check_dtype(CLXENT_F64, 0); }
-
 /* One result's values must not take the place of what the other is made of. */
 Test(cross_entropy, softmax_and_gradient_alone_beside_each_other)
 {
-    const size_t inners[] = { 1, 16, 2, 75 }, classes[] = { 2, 21, 300 };
-    for (size_t i = 0; i < (small_run() ? COUNT(inners) : volume(COUNT(inners), 2)); i++) {
-        for (size_t k = 0; k < (small_run() ? 2 : COUNT(classes)); k++) {
-            clxent_desc desc = make_desc(CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_GRADIENT, CLXENT_F32, 3,
-                                         inners[i], classes[k]);
-            desc.inner = inners[i];
-            run_filled_case("two", &desc, FILL_DESIGNED | FILL_IGNORED, 70 + i, 0);
-        }
-    }
+    RUN_LINES({ "two", "outputs=softmax+gradient;batch=3;seq=1|16;inner=1|16;classes=2|21|300;cases=6;fill="
+                       "designed+ignored;"
+                       "seed=70;all:seq=1|16|2|75;all:inner=1|16|2|75;all:cases=12" });
 }
 
 Test(cross_entropy, an_inner_class_axis_serves_every_dtype)
 {
-    for (uint32_t dtype = CLXENT_F16; dtype <= CLXENT_F64; dtype++) {
-        if (dtype == CLXENT_F64 && !device.has_f64) continue;
-        if (!runs_all() && dtype != CLXENT_F16) continue;
-        if (runs_all()) {
-            run_options(GENERAL, dtype, 0, OPTION_INNER | OPTION_SMOOTHING, 21, 3);
-            run_options(GENERAL, dtype, 0, OPTION_INNER | OPTION_PROBABILITIES_LOGITS, 21, 4);
-        }
-        run_options(GENERAL, dtype, 0, OPTION_INNER | OPTION_SMOOTHING | OPTION_PROBABILITIES_LOGITS, 21, 5);
-    }
+#define INNER EVERY ROWS_OF_OPTIONS ";inner=3;classes=21;seed=3;dtype=f16;all:dtype=f16|bf16|f64"
+    RUN_LINES({ "inner", INNER ";label_smoothing=0.1;target_type=probabilities" },
+              { "inner, smoothing", "only=all;" INNER ";label_smoothing=0.1" },
+              { "inner, probabilities", "only=all;" INNER ";target_type=probabilities" });
 }
 
 /* The gradient in its narrow type is the f32 one rounded once, which two roundings of the same numbers would
@@ -741,7 +500,7 @@ static void check_rounded_once(uint32_t dtype, uint32_t narrow)
     for (size_t i = 0; i < (small_run() ? 1 : volume(COUNT(classes), 1)); i++) {
         for (int general = runs_all() ? 0 : 1; general < 2; general++) {
             clxent_desc desc =
-                make_desc(general ? GENERAL : CLXENT_OUTPUT_GRADIENT, dtype, 14, 1, classes[i]);
+                make_desc(general ? EVERY_OUTPUT : CLXENT_OUTPUT_GRADIENT, dtype, 14, 1, classes[i]);
             clxent_host_args out[2];
             if (general && runs_all()) desc.label_smoothing = 0.1;
             for (int k = 0; k < 2; k++) {
@@ -774,39 +533,33 @@ Test(cross_entropy, a_16_bit_gradient_is_the_f32_gradient_rounded_once)
     for (size_t i = 0; i < volume(COUNT(pairs), 2); i++) check_rounded_once(pairs[i][0], pairs[i][1]);
 }
 
-/* Where few programs are compiled, lanes of the pair above and rows of f64. */
+/* Where few programs are compiled, lanes of pairs above and rows of f64. */
 Test(cross_entropy, gradients_of_other_types_than_the_logits_match_the_reference)
 {
-    const uint32_t pairs[][2] = { { CLXENT_F32, CLXENT_BF16 }, { CLXENT_F64, CLXENT_F32 },
-                                  { CLXENT_F32, CLXENT_F16 },  { CLXENT_F16, CLXENT_F32 },
-                                  { CLXENT_F16, CLXENT_BF16 }, { CLXENT_BF16, CLXENT_F16 } };
-    for (size_t i = 0; i < volume(COUNT(pairs), 2); i++) {
-        if (pairs[i][0] == CLXENT_F64 && !device.has_f64) continue;
-        if (i == 0) run_options(GENERAL, pairs[i][0], pairs[i][1], 0, small_run() ? 5 : 50, 6);
-        if (i == 0 && !runs_all()) continue;
-        run_options(plain(), pairs[i][0], pairs[i][1], 0, small_run() ? 35 : 1030, 5);
-        if (!runs_all()) continue;
-        run_options(plain(), pairs[i][0], pairs[i][1], OPTION_ACCUMULATE | OPTION_ROW_WEIGHTS,
-                    small_run() ? 5 : 50, 6);
-    }
+#define OTHER_TYPES                                                                                    \
+    ";dtype=f32|f64|f32|f16|f16|bf16|bf16;gradient_dtype=bf16|f32|f16|f32|bf16|f16|f32;small:classes=" \
+    "35" ROWS_OF_OPTIONS
+    RUN_LINES(
+        { "of bf16 logits",
+          EVERY ROWS_OF_OPTIONS ";dtype=bf16;gradient_dtype=f32;classes=50;seed=5;small:classes=35" },
+        { "of f32 logits", EVERY ROWS_OF_OPTIONS ";gradient_dtype=bf16;classes=50;seed=6;small:classes=5" },
+        { "of f64 logits",
+          BUT_ENTROPY ROWS_OF_OPTIONS ";dtype=f64;gradient_dtype=f32;classes=1030;seed=5;small:classes=35" },
+        { "of every pair", "only=all;" BUT_ENTROPY OTHER_TYPES ";classes=1030;seed=5" },
+        { "accumulated", "only=all;" BUT_ENTROPY OTHER_TYPES
+                         ";classes=50;has_row_weights=1;gradient_mode=accumulate;seed=6" },
+        { "sizes of bf16 logits", "only=full;" BUT_ENTROPY ";dtype=bf16;gradient_dtype=f32" SIZES });
 }
 
 /* ---- Large problems ------------------------------------------------------------------------ */
 
 Test(cross_entropy, a_million_classes_match_the_reference)
 {
-    clxent_desc desc = make_desc(ONE_PASS_OUTPUTS, CLXENT_F32, 3, 1, small_run() ? 5003 : (1 << 20) + 3);
-    desc.reduction = CLXENT_REDUCTION_SUM;
-    run_filled_case("a million classes", &desc, FILL_PLAIN, 1, 0);
-    desc.outputs = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_ENTROPY;
-    desc.label_smoothing = 0.1;
-    desc.has_class_weights = 1;
-    if (!runs_all()) {
-        desc.outputs = EVERY_OUTPUT;
-        desc.softcap = SHARED_SOFTCAP;
-        desc.batch = 2;
-    }
-    run_filled_case("a million classes, smoothing", &desc, FILL_DESIGNED, 2, 0);
+#define MILLION ";classes=1048579;small:classes=5003"
+    RUN_LINES({ "a million classes", "outputs=" ONE_PASS_NAMES ";batch=3;reduction=sum;seed=1" MILLION },
+              { "a million classes, dense",
+                EVERY ";batch=2;label_smoothing=0.1;has_class_weights=1;softcap=40;reduction=sum;"
+                      "fill=designed;seed=2" MILLION });
 }
 
 Test(cross_entropy, the_loss_of_ten_million_rows_keeps_its_digits)

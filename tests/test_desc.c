@@ -4,7 +4,7 @@
  * one. Includes internal.h: sizes and shapes of tensors are not public, but every buffer check rests on them.
  */
 #include "internal.h"
-#include "problem.h"
+#include "verify_case.h"
 
 #include <clxent/reference.h>
 
@@ -62,6 +62,28 @@ static void use_op(uint32_t op, uint32_t outputs)
     desc.outputs = outputs;
 }
 
+/* reset()'s desc with these fields besides, as `clxent verify --case` reads them, and the whole text of its check: "" where it is
+ * accepted. */
+typedef struct told {
+    const char *fields, *text;
+} told;
+
+static void check_told(const told *cases, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        char fields[CASE_TEXT_SIZE];
+        problem_fault f = { "" };
+        verify_case c;
+
+        (void)snprintf(fields, sizeof fields, "outputs=loss+gradient;batch=2;seq=3;classes=4;%s",
+                       cases[i].fields);
+        cr_assert_eq(case_read(&c, fields, &f), cases[i].text[0] == '\0', "%s: %s", cases[i].fields, f.text);
+        cr_assert_str_eq(f.text, cases[i].text, "%s: %s", cases[i].fields, f.text);
+    }
+}
+#define CHECK_TOLD(...) \
+    check_told((const told[]){ __VA_ARGS__ }, sizeof((const told[]){ __VA_ARGS__ }) / sizeof(told))
+
 TestSuite(desc, .init = reset);
 
 /* ---- Defaults ------------------------------------------------------------------------------ */
@@ -118,45 +140,30 @@ static const char *with_names(const char *begin, uint32_t outputs, const char *e
     return all;
 }
 
-Test(desc, defaults_without_outputs_or_classes_are_refused)
+Test(desc, defaults_without_outputs_are_refused)
 {
     clxent_desc_init(&desc);
     desc.classes = 4;
     check_refused("%s", with_names("outputs is 0: takes at least one of ", CROSS_ENTROPY_OUTPUTS,
                                    " with op CROSS_ENTROPY"));
-    REFUSED(classes, 0, "classes is 0: takes 1 to 2147483647");
 }
 
-Test(desc, null_is_refused_and_text_is_optional)
-{
-    cr_assert_eq(clxent_desc_check(NULL, text, sizeof text), CLXENT_ERROR_NULL_ARGUMENT);
-    cr_assert_str_eq(text, "desc is NULL: takes a clxent_desc");
-    cr_assert_eq(clxent_desc_check(NULL, NULL, 0), CLXENT_ERROR_NULL_ARGUMENT);
-    cr_assert_eq(clxent_desc_check(&desc, NULL, 0), CLXENT_OK);
-    desc.classes = 0;
-    cr_assert_eq(clxent_desc_check(&desc, NULL, 0), CLXENT_ERROR_INVALID_DESC);
-}
-
-Test(desc, text_of_a_desc_that_is_right_is_empty)
+Test(desc, text_is_optional_cut_to_its_size_and_empty_where_nothing_is_wrong)
 {
     strcpy(text, "what an earlier call left");
     check_accepted();
     cr_assert_str_eq(text, "");
-    memset(text, 'x', 3);
-    cr_assert_eq(clxent_desc_check(&desc, text, 0), CLXENT_OK);
-    cr_assert_eq(text[0], 'x', "a text of 0 bytes was written");
-}
-
-Test(desc, text_is_cut_to_its_size)
-{
-    char small[11];
-    memset(small, 'x', sizeof small);
+    memset(text, 'x', 11);
+    cr_assert(clxent_desc_check(&desc, text, 0) == CLXENT_OK && text[0] == 'x',
+              "a text of 0 bytes was written");
+    cr_assert_eq(clxent_desc_check(&desc, NULL, 0), CLXENT_OK);
     desc.classes = 0;
-    cr_assert_eq(clxent_desc_check(&desc, small, 10), CLXENT_ERROR_INVALID_DESC);
-    cr_assert_str_eq(small, "classes i");
-    cr_assert_eq(small[10], 'x');
-    cr_assert_eq(clxent_desc_check(&desc, small, 0), CLXENT_ERROR_INVALID_DESC);
-    cr_assert_str_eq(small, "classes i");
+    cr_assert_eq(clxent_desc_check(&desc, NULL, 0), CLXENT_ERROR_INVALID_DESC);
+    cr_assert_eq(clxent_desc_check(&desc, text, 10), CLXENT_ERROR_INVALID_DESC);
+    cr_assert(strcmp(text, "classes i") == 0 && text[10] == 'x', "%s", text);
+    cr_assert_eq(clxent_desc_check(NULL, text, sizeof text), CLXENT_ERROR_NULL_ARGUMENT);
+    cr_assert_str_eq(text, "desc is NULL: takes a clxent_desc");
+    cr_assert_eq(clxent_desc_check(NULL, NULL, 0), CLXENT_ERROR_NULL_ARGUMENT);
 }
 
 /* ---- struct_size --------------------------------------------------------------------------- */
@@ -312,15 +319,12 @@ Test(desc, gradient_type_follows_the_logits)
             cr_assert_eq(clxent_gradient_dtype(&desc), g == 0 ? d : g);
         }
     reset();
-    REFUSED(gradient_dtype, CLXENT_F64,
-            "gradient_dtype is 4 (f64): takes 0, CLXENT_F32 (1), CLXENT_F16 (2) or CLXENT_BF16 (3) with "
-            "dtype f32");
+#define OF_F32_LOGITS ": takes 0, CLXENT_F32 (1), CLXENT_F16 (2) or CLXENT_BF16 (3) with dtype f32"
+    REFUSED(gradient_dtype, CLXENT_F64, "gradient_dtype is 4 (f64)" OF_F32_LOGITS);
+    REFUSED(gradient_dtype, 77, "gradient_dtype is 77 (unknown)" OF_F32_LOGITS);
     desc.dtype = CLXENT_F64;
     REFUSED(gradient_dtype, CLXENT_F16,
             "gradient_dtype is 2 (f16): takes 0, CLXENT_F64 (4) or CLXENT_F32 (1) with dtype f64");
-    REFUSED(gradient_dtype, 77,
-            "gradient_dtype is 77 (unknown): takes 0, CLXENT_F32 (1), CLXENT_F16 (2) or CLXENT_BF16 (3) with "
-            "dtype f32");
 }
 
 /* ---- Outputs ------------------------------------------------------------------------------- */
@@ -359,177 +363,104 @@ Test(desc, each_operation_gives_its_own_outputs)
 
 Test(desc, outputs_that_contradict_other_fields_are_refused)
 {
-    REFUSED(reduction, CLXENT_REDUCTION_NONE,
-            "outputs is 0x22 with loss and reduction is CLXENT_REDUCTION_NONE: takes MEAN or SUM, or losses "
-            "alone");
-    desc.outputs = CLXENT_OUTPUT_CORRECT | CLXENT_OUTPUT_BAD_TARGETS | CLXENT_OUTPUT_LSE;
-    REFUSED(target_type, CLXENT_TARGET_PROBABILITIES_F32,
-            "outputs is 0x484 with correct, bad_targets and target_type is PROBABILITIES_F32: takes an index "
-            "type "
-            "(I32, I64, U8, U16, U32)");
-    desc.outputs = CLXENT_OUTPUT_BAD_TARGETS | CLXENT_OUTPUT_LOSS;
-    REFUSED(bad_target, CLXENT_BAD_TARGET_IGNORE,
-            "outputs is 0x402 with bad_targets and bad_target is IGNORE: takes CLXENT_BAD_TARGET_REPORT");
-    use_op(CLXENT_OP_ONE_HOT, CLXENT_OUTPUT_ONE_HOT);
-    REFUSED(
-        target_type, CLXENT_TARGET_PROBABILITIES_LOGITS,
-        "target_type is PROBABILITIES_LOGITS: takes an index type (I32, I64, U8, U16, U32) with op ONE_HOT");
+    CHECK_TOLD(
+        { "reduction=none", "outputs is 0x22 with loss and reduction is CLXENT_REDUCTION_NONE: takes MEAN or "
+                            "SUM, or losses alone" },
+        { "outputs=correct+bad_targets+lse;target_type=probabilities-f32",
+          "outputs is 0x484 with correct, bad_targets and target_type is PROBABILITIES_F32: takes an index "
+          "type "
+          "(I32, I64, U8, U16, U32)" },
+        { "outputs=bad_targets+loss;bad_target=ignore",
+          "outputs is 0x402 with bad_targets and bad_target is IGNORE: takes CLXENT_BAD_TARGET_REPORT" },
+        { "op=one-hot;outputs=one_hot;target_type=probabilities",
+          "target_type is PROBABILITIES_LOGITS: takes an index type (I32, I64, U8, U16, U32) with op "
+          "ONE_HOT" });
 }
 
 /* ---- Shape --------------------------------------------------------------------------------- */
 
 Test(desc, shape_has_its_limits)
 {
-    REFUSED(classes, (size_t)INT32_MAX + 1, "classes is 2147483648: takes 1 to 2147483647");
-    desc.classes = INT32_MAX;
-    check_accepted();
-    reset();
-    REFUSED(inner, 0, "inner is 0: takes at least 1");
-    REFUSED(inner, 4, "inner is 4: takes a divisor of batch * seq, which is 6");
-    desc.inner = 6;
-    check_accepted();
-    reset();
-    REFUSED(seq, 0, "seq is 0: takes at least 1 unless batch, which is 2, is 0");
-    desc.batch = desc.seq = 0;
-    check_accepted();
-    desc.seq = 7;
-    desc.inner = 5;
-    check_accepted();
-}
-
-Test(desc, shift_stays_within_a_sequence)
-{
-    for (size_t shift = 0; shift <= 3; shift++) {
-        desc.shift = shift;
-        check_accepted();
-    }
-    REFUSED(shift, 4, "shift is 4: takes 0 to seq, which is 3");
-    desc.shift = 4;
-    desc.batch = 0;
-    check_accepted();
-    reset();
-    REFUSED(shift, SIZE_MAX, "shift is 18446744073709551615: takes 0 to seq, which is 3");
+    CHECK_TOLD({ "classes=2147483648", "classes is 2147483648: takes 1 to 2147483647" },
+               { "classes=2147483647", "" }, { "classes=0", "classes is 0: takes 1 to 2147483647" },
+               { "inner=0", "inner is 0: takes at least 1" },
+               { "inner=4", "inner is 4: takes a divisor of batch * seq, which is 6" }, { "inner=6", "" },
+               { "seq=0", "seq is 0: takes at least 1 unless batch, which is 2, is 0" },
+               { "batch=0;seq=0", "" }, { "batch=0;seq=7;inner=5", "" }, { "shift=0", "" }, { "shift=3", "" },
+               { "shift=4", "shift is 4: takes 0 to seq, which is 3" }, { "shift=4;batch=0", "" },
+               { "shift=18446744073709551615", "shift is 18446744073709551615: takes 0 to seq, which is 3" });
 }
 
 Test(desc, strides_hold_a_whole_row_or_slab)
 {
-    static const struct {
-        const char *name;
-        size_t *field;
-    } strides[] = { { "row_stride", &desc.row_stride },
-                    { "gradient_row_stride", &desc.gradient_row_stride },
-                    { "probabilities_row_stride", &desc.probabilities_row_stride },
-                    { "target_row_stride", &desc.target_row_stride } };
-    for (int i = 0; i < 4; i++)
-        for (size_t inner = 1; inner <= 2; inner++) {
-            desc.inner = inner;
-            *strides[i].field = 4 * inner;
-            check_accepted();
-            *strides[i].field = 4 * inner - 1;
-            check_refused("%s is %zu: takes 0 or at least classes * inner, which is %zu", strides[i].name,
-                          4 * inner - 1, 4 * inner);
-        }
+#define STRIDE(name)                                                                                    \
+    { #name "=4", "" }, { #name "=3", #name " is 3: takes 0 or at least classes * inner, which is 4" }, \
+        { "inner=2;" #name "=8", "" },                                                                  \
+        { "inner=2;" #name "=7", #name " is 7: takes 0 or at least classes * inner, which is 8" }
+    CHECK_TOLD(STRIDE(row_stride), STRIDE(gradient_row_stride), STRIDE(probabilities_row_stride),
+               STRIDE(target_row_stride));
 }
 
-/* That reset()'s desc with these fields has more bytes of a tensor than there can be. */
-static void check_overflow(size_t batch, size_t seq, size_t classes, size_t stride, const char *tensor)
-{
-    check_refused("batch is %zu, seq is %zu, classes is %zu, inner is 1, features is 0, row stride %zu: "
-                  "takes at most %zu "
-                  "bytes for %s",
-                  batch, seq, classes, stride, SIZE_MAX, tensor);
-}
+/* SIZE_MAX, the half and the eighth of it. */
+#define MOST "18446744073709551615"
+#define HALF "9223372036854775807"
+#define EIGHTH "2305843009213693951"
 
 Test(desc, sizes_that_overflow_are_refused)
 {
-    REFUSED(batch, SIZE_MAX / 2, "batch is %zu and seq is 3: takes a product of at most %zu", SIZE_MAX / 2,
-            SIZE_MAX);
-    desc.seq = 1;
-    desc.batch = SIZE_MAX / 8; /* rows fit, rows * classes * 4 bytes do not */
-    check_overflow(desc.batch, 1, 4, 4, "logits");
-    desc.gradient_row_stride = SIZE_MAX / 2;
-    check_overflow(2, 3, 4, SIZE_MAX / 2, "gradient");
-    desc.probabilities_row_stride = SIZE_MAX / 2; /* nothing here has this stride */
-    check_accepted();
-    reset();
-    desc.batch = desc.inner = SIZE_MAX / 2;
-    desc.seq = 1;
-    check_refused("inner is %zu: takes classes * inner of at most %zu", SIZE_MAX / 2, SIZE_MAX);
-    /* Elements alone may overflow, with a stride that divides SIZE_MAX: the sum would come out as 2. */
-    desc.outputs = CLXENT_OUTPUT_SOFTMAX;
-    desc.classes = 3;
-    desc.batch = SIZE_MAX / 3 + 1;
-    desc.seq = 1;
-    check_overflow(desc.batch, 1, 3, 3, "logits");
-    /* The last row ends without its padding: 2^60 - 1 rows of 4 elements and one of 3, 4 bytes each. */
-    desc.classes = 3;
-    desc.row_stride = desc.gradient_row_stride = 4;
-    desc.batch = (size_t)1 << 60;
-    desc.seq = 1;
-    check_accepted();
-    desc.batch++;
-    cr_assert_eq(clxent_desc_check(&desc, text, sizeof text), CLXENT_ERROR_INVALID_DESC);
-    desc.batch--;
-    desc.gradient_padding = CLXENT_GRADIENT_PADDING_ZERO; /* with it, it is 2^64 bytes */
-    check_overflow(desc.batch, 1, 3, 4, "gradient");
+    _Static_assert(SIZE_MAX == 18446744073709551615u, "sizes are of 64 bits");
+#define TOO_LARGE(batch, seq, classes, stride, tensor)        \
+    "batch is " batch ", seq is " seq ", classes is " classes \
+    ", inner is 1, features is 0, row stride " stride ": takes at most " MOST " bytes for " tensor
+    CHECK_TOLD(
+        { "batch=" HALF, "batch is " HALF " and seq is 3: takes a product of at most " MOST },
+        /* rows fit, rows * classes * 4 bytes do not */
+        { "seq=1;batch=" EIGHTH, TOO_LARGE(EIGHTH, "1", "4", "4", "logits") },
+        { "gradient_row_stride=" HALF, TOO_LARGE("2", "3", "4", HALF, "gradient") },
+        { "probabilities_row_stride=" HALF, "" }, /* nothing here has this stride */
+        { "seq=1;batch=" HALF ";inner=" HALF, "inner is " HALF ": takes classes * inner of at most " MOST },
+        /* elements alone may overflow, with a stride that divides SIZE_MAX: the sum would come out as 2 */
+        { "outputs=softmax;classes=3;seq=1;batch=6148914691236517206",
+          TOO_LARGE("6148914691236517206", "1", "3", "3", "logits") },
+        /* the last row ends without its padding: 2^60 - 1 rows of 4 elements and one of 3, 4 bytes each */
+        { "seq=1;classes=3;row_stride=4;gradient_row_stride=4;batch=1152921504606846976", "" },
+        { "seq=1;classes=3;row_stride=4;gradient_row_stride=4;batch=1152921504606846977",
+          TOO_LARGE("1152921504606846977", "1", "3", "4", "logits") },
+        { "seq=1;classes=3;row_stride=4;gradient_row_stride=4;batch=1152921504606846976;gradient_padding="
+          "zero",
+          TOO_LARGE("1152921504606846976", "1", "3", "4", "gradient") });
 }
 
 /* ---- Numbers ------------------------------------------------------------------------------- */
 
-#define OF_F32 "[-3.40282e+38, 3.40282e+38]"
-#define SOFTCAP_OF_F32 "0 (off) or a number in [1.17549e-38, 3.40282e+38]"
-
-Test(desc, numbers_out_of_range_are_refused)
+Test(desc, numbers_have_their_ranges)
 {
-    const struct {
-        const char *name;
-        double *field, value;
-        const char *text;
-    } cases[] = {
-        { "label_smoothing", &desc.label_smoothing, 1.5, "1.5: takes a number in [0, 1]" },
-        { "label_smoothing", &desc.label_smoothing, -0.25, "-0.25: takes a number in [0, 1]" },
-        { "label_smoothing", &desc.label_smoothing, NAN, NULL },
-        { "z_loss", &desc.z_loss, -1, "-1: takes a number in [0, 3.40282e+38]" },
-        { "z_loss", &desc.z_loss, INFINITY, "inf: takes a number in [0, 3.40282e+38]" },
-        { "z_loss", &desc.z_loss, NAN, NULL },
-        { "logit_scale", &desc.logit_scale, -INFINITY, "-inf: takes a number in " OF_F32 },
-        { "logit_scale", &desc.logit_scale, 1e300, "1e+300: takes a number in " OF_F32 },
-        { "logit_scale", &desc.logit_scale, NAN, NULL },
-        { "softcap", &desc.softcap, -2, "-2: takes " SOFTCAP_OF_F32 },
-        { "softcap", &desc.softcap, INFINITY, "inf: takes " SOFTCAP_OF_F32 },
-        { "softcap", &desc.softcap, 1e-60, "1e-60: takes " SOFTCAP_OF_F32 },
-        { "softcap", &desc.softcap, NAN, NULL },
-    };
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        *cases[i].field = cases[i].value;
-        if (cases[i].text != NULL) {
-            check_refused("%s is %s", cases[i].name, cases[i].text);
-            continue;
-        }
-        /* the sign of a NaN is not ours to say */
-        cr_assert_eq(clxent_desc_check(&desc, text, TEXT), CLXENT_ERROR_INVALID_DESC, "%s", cases[i].name);
-        cr_assert_eq(strncmp(text, cases[i].name, strlen(cases[i].name)), 0, "%s", text);
+#define FRACTION ": takes a number in [0, 1]"
+#define OF_F32 ": takes a number in [-3.40282e+38, 3.40282e+38]"
+#define SOFTCAP_OF_F32 ": takes 0 (off) or a number in [1.17549e-38, 3.40282e+38]"
+    CHECK_TOLD({ "label_smoothing=1.5", "label_smoothing is 1.5" FRACTION },
+               { "label_smoothing=-0.25", "label_smoothing is -0.25" FRACTION },
+               { "z_loss=-1", "z_loss is -1: takes a number in [0, 3.40282e+38]" },
+               { "logit_scale=1e300", "logit_scale is 1e+300" OF_F32 },
+               { "softcap=-2", "softcap is -2" SOFTCAP_OF_F32 },
+               { "softcap=1e-60", "softcap is 1e-60" SOFTCAP_OF_F32 },
+               { "label_smoothing=1;z_loss=0x1.fffffep127;logit_scale=0;softcap=0x1p-126", "" },
+               { "label_smoothing=0;z_loss=0;logit_scale=-0x1.fffffep127;softcap=0", "" },
+               { "dtype=f64;logit_scale=-1e300;softcap=1e-60;z_loss=1e300", "" },
+               { "dtype=f64;softcap=4.9406564584124654e-324",
+                 "softcap is 4.94066e-324: takes 0 (off) or a number in [2.22507e-308, 1.79769e+308]" });
+    REFUSED(z_loss, INFINITY, "z_loss is inf: takes a number in [0, 3.40282e+38]");
+    REFUSED(logit_scale, -INFINITY, "logit_scale is -inf" OF_F32);
+    REFUSED(softcap, INFINITY, "softcap is inf" SOFTCAP_OF_F32);
+    double *const fields[] = { &desc.label_smoothing, &desc.z_loss, &desc.logit_scale, &desc.softcap };
+    for (size_t i = 0; i < 4; i++) { /* the sign of a NaN is not ours to say */
+        static const char *const names[] = { "label_smoothing is ", "z_loss is ", "logit_scale is ",
+                                             "softcap is " };
+        *fields[i] = NAN;
+        cr_assert_eq(clxent_desc_check(&desc, text, TEXT), CLXENT_ERROR_INVALID_DESC, "%s", names[i]);
+        cr_assert_eq(strncmp(text, names[i], strlen(names[i])), 0, "%s", text);
         reset();
     }
-}
-
-Test(desc, numbers_at_the_ends_of_their_ranges_are_accepted)
-{
-    desc.label_smoothing = 1;
-    desc.z_loss = (double)FLT_MAX;
-    desc.logit_scale = 0;
-    desc.softcap = (double)FLT_MIN;
-    check_accepted();
-    desc.label_smoothing = desc.z_loss = desc.softcap = 0;
-    desc.logit_scale = -(double)FLT_MAX;
-    check_accepted();
-    desc.dtype = CLXENT_F64;
-    desc.logit_scale = -1e300;
-    desc.softcap = 1e-60;
-    desc.z_loss = 1e300;
-    check_accepted();
-    REFUSED(softcap, DBL_TRUE_MIN,
-            "softcap is 4.94066e-324: takes 0 (off) or a number in [2.22507e-308, 1.79769e+308]");
 }
 
 /* ---- Options of other operations ----------------------------------------------------------- */
@@ -568,82 +499,55 @@ Test(desc, options_that_an_operation_would_pass_over_are_refused)
 
 Test(desc, gradient_fields_need_an_operation_with_a_gradient)
 {
-    use_op(CLXENT_OP_ONE_HOT, CLXENT_OUTPUT_ONE_HOT);
-    REFUSED(
-        gradient_mode, CLXENT_GRADIENT_ACCUMULATE,
-        "gradient_mode is ACCUMULATE: takes CLXENT_GRADIENT_WRITE with op ONE_HOT, which has no such output");
-    use_op(CLXENT_OP_PROBABILITY_LOSS, CLXENT_OUTPUT_LOSS);
-    REFUSED(gradient_dtype, CLXENT_F32,
-            "gradient_dtype is 1: takes 0 with op PROBABILITY_LOSS, which has no such output");
-    use_op(CLXENT_OP_SOFTMAX_BACKWARD, CLXENT_OUTPUT_GRADIENT);
-    desc.gradient_mode = CLXENT_GRADIENT_ACCUMULATE;
-    desc.gradient_dtype = CLXENT_F16;
-    check_accepted();
+#define GRADIENT_OF(op) "op=" op ";outputs=gradient;"
+    CHECK_TOLD({ "op=one-hot;outputs=one_hot;gradient_mode=accumulate",
+                 "gradient_mode is ACCUMULATE: takes CLXENT_GRADIENT_WRITE with op ONE_HOT, which has no "
+                 "such output" },
+               { "op=probability-loss;gradient_dtype=f32;outputs=loss",
+                 "gradient_dtype is 1: takes 0 with op PROBABILITY_LOSS, which has no such output" },
+               { GRADIENT_OF("softmax-backward") "gradient_mode=accumulate;gradient_dtype=f16", "" },
+               { GRADIENT_OF("softmax-backward") "gradient_padding=zero", "" },
+               { GRADIENT_OF("softmax-gradient") "gradient_padding=zero", "" });
 }
-
-#define ZERO_IS_REFUSED(with)                               \
-    REFUSED(gradient_padding, CLXENT_GRADIENT_PADDING_ZERO, \
-            "gradient_padding is ZERO: takes CLXENT_GRADIENT_PADDING_KEEP with " with)
 
 Test(desc, zero_padding_needs_a_gradient_that_is_written)
 {
-    desc.gradient_mode = CLXENT_GRADIENT_ACCUMULATE;
-    ZERO_IS_REFUSED("gradient_mode ACCUMULATE, which adds to what is there");
-    desc.outputs = CLXENT_OUTPUT_LOSS;
-    ZERO_IS_REFUSED("outputs 0x2, which have no gradient");
-    use_op(CLXENT_OP_ONE_HOT, CLXENT_OUTPUT_ONE_HOT);
-    ZERO_IS_REFUSED("outputs 0x800, which have no gradient");
-    for (int i = 0; i < 3; i++) {
-        const uint32_t ops[] = { CLXENT_OP_CROSS_ENTROPY, CLXENT_OP_SOFTMAX_BACKWARD,
-                                 CLXENT_OP_SOFTMAX_GRADIENT };
-        use_op(ops[i], CLXENT_OUTPUT_GRADIENT);
-        desc.gradient_padding = CLXENT_GRADIENT_PADDING_ZERO;
-        check_accepted();
-    }
+#define KEEP "gradient_padding is ZERO: takes CLXENT_GRADIENT_PADDING_KEEP with "
+    CHECK_TOLD(
+        { "gradient_padding=zero", "" },
+        { "gradient_padding=zero;gradient_mode=accumulate",
+          KEEP "gradient_mode ACCUMULATE, which adds to what is there" },
+        { "gradient_padding=zero;outputs=loss", KEEP "outputs 0x2, which have no gradient" },
+        { "gradient_padding=zero;op=one-hot;outputs=one_hot", KEEP "outputs 0x800, which have no gradient" });
 }
 
 Test(desc, gradients_of_entropy_and_lse_need_a_gradient_or_statistics)
 {
-    const uint32_t outputs = CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_ENTROPY;
-    use_op(CLXENT_OP_CROSS_ENTROPY, outputs);
-    REFUSED(has_grad_entropy, 1,
-            "has_grad_entropy is 1: takes 0 with outputs 0x102, which have neither gradient nor statistics");
-    use_op(CLXENT_OP_CROSS_ENTROPY, outputs);
-    REFUSED(has_grad_lse, 2,
-            "has_grad_lse is 2: takes 0 with outputs 0x102, which have neither gradient nor statistics");
-    desc.outputs |= CLXENT_OUTPUT_GRADIENT;
-    desc.has_grad_entropy = desc.has_grad_lse = 1;
-    check_accepted();
-    desc.outputs = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_STATISTICS;
-    check_accepted();
-    use_op(CLXENT_OP_SOFTMAX_GRADIENT, CLXENT_OUTPUT_GRADIENT);
-    REFUSED(has_grad_lse, 1, "has_grad_lse is 1: takes 0 with op SOFTMAX_GRADIENT, which does not use it");
+#define NEITHER ": takes 0 with outputs 0x102, which have neither gradient nor statistics"
+    CHECK_TOLD({ "outputs=loss+entropy;has_grad_entropy=1", "has_grad_entropy is 1" NEITHER },
+               { "outputs=loss+entropy;has_grad_lse=1", "has_grad_lse is 1" NEITHER },
+               { "outputs=loss+entropy+gradient;has_grad_entropy=1;has_grad_lse=1", "" },
+               { "outputs=losses+statistics;has_grad_entropy=1;has_grad_lse=1", "" },
+               { GRADIENT_OF("softmax-gradient") "has_grad_lse=1",
+                 "has_grad_lse is 1: takes 0 with op SOFTMAX_GRADIENT, which does not use it" });
 }
 
 Test(desc, ignore_index_of_probability_targets_is_refused)
 {
-    static const uint32_t ops[][2] = { { CLXENT_OP_CROSS_ENTROPY, CLXENT_OUTPUT_GRADIENT },
-                                       { CLXENT_OP_PROBABILITY_LOSS, CLXENT_OUTPUT_LOSS },
-                                       { CLXENT_OP_SOFTMAX_GRADIENT, CLXENT_OUTPUT_GRADIENT } };
-    for (int i = 0; i < 6; i++) {
-        use_op(ops[i / 2][0], ops[i / 2][1]);
-        desc.target_type = i % 2 == 0 ? CLXENT_TARGET_PROBABILITIES_F32 : CLXENT_TARGET_PROBABILITIES_LOGITS;
-        REFUSED(ignore_index, i,
-                "ignore_index is %d and target_type is PROBABILITIES_%s: takes a negative number, or "
-                "use_ignore_index 0, as probability targets have no index (row weights of 0 mask rows)",
-                i, i % 2 == 0 ? "F32" : "LOGITS");
-    }
-    desc.target_type = CLXENT_TARGET_PROBABILITIES_F32;
-    check_accepted(); /* -100 */
-    desc.ignore_index = 3;
-    desc.use_ignore_index = 0;
-    check_accepted();
-    desc.use_ignore_index = 1;
-    desc.outputs = CLXENT_OUTPUT_SOFTMAX; /* nothing uses targets */
-    check_accepted();
-    reset();
-    desc.ignore_index = 3;
-    check_accepted();
+#define NO_INDEX(index, type)                                                                           \
+    "ignore_index is " index " and target_type is PROBABILITIES_" type ": takes a negative number, or " \
+    "use_ignore_index 0, as probability targets have no index (row weights of 0 mask rows)"
+    CHECK_TOLD(
+        { "target_type=probabilities-f32;ignore_index=0", NO_INDEX("0", "F32") },
+        { "target_type=probabilities;ignore_index=1", NO_INDEX("1", "LOGITS") },
+        { "op=probability-loss;outputs=loss;target_type=probabilities-f32;ignore_index=2",
+          NO_INDEX("2", "F32") },
+        { GRADIENT_OF("softmax-gradient") "target_type=probabilities;ignore_index=3",
+          NO_INDEX("3", "LOGITS") },
+        { "target_type=probabilities-f32", "" },
+        { "target_type=probabilities-f32;ignore_index=3;use_ignore_index=0", "" },
+        { "target_type=probabilities-f32;ignore_index=3;outputs=softmax", "" }, /* nothing uses targets */
+        { "ignore_index=3", "" });
 }
 
 /* ---- Sizes of tensors ---------------------------------------------------------------------- */

@@ -173,93 +173,49 @@ static size_t many_rows(void)
 #define ALL MOST "+correct"
 #define EVERYTHING ALL "+softmax+log_softmax+entropy" /* the program of all outputs that tests share */
 
-/* A case of fewer than 37 rows is repeated until it has about many_rows(). all: fields that compile a program of their
- * own, where runs_all(). */
-typedef struct chunk_case {
-    const char *name, *fields, *all;
-} chunk_case;
-
-#define CASE_OF_ALL(name, fields, all) \
-    {                                  \
-        name, fields, all              \
-    }
-#define CASE(name, fields) CASE_OF_ALL(name, fields, "")
-static const chunk_case cases[] = {
-    CASE("plain", ALL ";classes=19;fill=designed+ignored+hit"),
-    CASE("lanes of one row", ALL ";batch=37;classes=3;fill=designed+ignored+hit"),
-    CASE("groups of one row", ALL ";batch=37;classes=19;fill=designed+ignored+hit"),
-    CASE("a row split over groups", ALL ";batch=37;classes=1100;fill=designed+ignored+hit"),
-    CASE("weights",
-         ALL ";classes=7;has_class_weights=1;has_row_weights=1;z_loss=0.25;fill=ignored+grad-output"),
-    CASE("weights and a denominator",
-         ALL ";classes=7;has_class_weights=1;has_row_weights=1;z_loss=0.25;fill=ignored+denominator"),
-    CASE("a weighted sum",
-         ALL ";classes=7;has_class_weights=1;has_row_weights=1;z_loss=0.25;reduction=sum;fill=ignored"),
-    CASE("no reduction",
-         "outputs=losses+gradient+lse+argmax+correct+statistics;classes=5;reduction=none;fill=grad-output"),
-    CASE("in place", ALL ";classes=6;fill=ignored;checks=in-place"),
-    CASE("in place, padded",
-         ALL ";classes=6;row_stride=9;gradient_row_stride=9;fill=ignored;checks=in-place"),
-    CASE("padded", ALL "+softmax+log_softmax+entropy;classes=5;row_stride=8;gradient_row_stride=7;"
-                       "probabilities_row_stride=11;fill=designed"),
-    CASE("zero padding",
-         ALL ";classes=6;row_stride=9;gradient_row_stride=9;gradient_padding=zero;fill=ignored"),
-    CASE("zero padding in place", ALL
-         ";classes=6;row_stride=9;gradient_row_stride=9;gradient_padding=zero;fill=ignored;checks=in-place"),
-    CASE("zero padding of slabs", ALL
-         "+softmax;classes=4;batch=24;inner=24;gradient_row_stride=97;gradient_padding=zero;fill=ignored"),
-    CASE("accumulated", ALL ";classes=5;gradient_mode=accumulate;gradient_row_stride=6;fill=ignored"),
-    CASE("whole sequences", ALL ";classes=4;seq=10;shift=1;fill=ignored"),
-    CASE("sequences shifted by 3", ALL ";classes=4;seq=7;shift=3;fill=ignored"),
-    CASE("sequences longer than a partial sum", ALL ";classes=4;batch=3;seq=5003;shift=3;fill=ignored"),
-    CASE("whole slabs", ALL "+softmax;classes=4;batch=4;seq=6;inner=24;fill=designed"),
-    CASE("whole slabs, padded",
-         ALL "+softmax;classes=4;batch=4;seq=6;inner=24;row_stride=101;gradient_row_stride=97;fill=designed"),
-    CASE("whole slabs, shifted", ALL "+softmax;classes=4;batch=4;seq=6;inner=24;row_stride=101;gradient_row_"
-                                     "stride=97;shift=2;fill=ignored"),
-    CASE("slabs longer than a partial sum", ALL ";classes=4;batch=3;seq=5003;inner=5003;fill=designed"),
-    CASE_OF_ALL("probabilities",
-                MOST ";classes=6;target_type=probabilities-f32;has_row_weights=1;target_row_stride=7",
-                ";label_smoothing=0.125"),
-    CASE_OF_ALL(
-        "probabilities, shifted",
-        MOST ";classes=6;target_type=probabilities-f32;has_row_weights=1;target_row_stride=7;seq=11;shift=1",
-        ";label_smoothing=0.125"),
-    CASE_OF_ALL("f16", EVERYTHING ";classes=5;dtype=f16;fill=designed", ";target_type=u8"),
-    CASE_OF_ALL("bf16", EVERYTHING ";classes=5;dtype=bf16;fill=designed", ";target_type=u8"),
-    CASE("f64", EVERYTHING "+bad_targets;classes=5;dtype=f64;fill=designed"),
-    CASE("softmax", "outputs=softmax;classes=5;fill=designed"),
-    CASE("one-hot", "op=one-hot;outputs=one_hot;classes=5;fill=ignored"),
-    CASE("probability loss", "op=probability-loss;outputs=loss+losses;classes=5"),
-    CASE("softmax gradient", "op=softmax-gradient;outputs=gradient;classes=5"),
-    CASE("softmax backward", "op=softmax-backward;outputs=gradient;classes=5"),
-    CASE("bad targets ignored", ALL ";classes=5;bad_target=ignore;fill=bad-targets+ignored"),
-    CASE("bad targets NaN", ALL ";classes=5;bad_target=nan;fill=bad-targets+ignored"),
+/* A case of fewer than 37 rows is repeated until it has about many_rows(). */
+static const case_line cases[] = {
+    { "plain", ALL ";classes=19;fill=designed+ignored+hit" },
+    { "lanes, groups, split rows",
+      ALL ";batch=37;classes=3|19|1100;fill=designed+ignored+hit;small:classes=3|19" },
+    { "weights", ALL ";classes=7;has_class_weights=1;has_row_weights=1;z_loss=0.25;reduction=mean|mean|sum;"
+                     "fill=ignored+grad-output|ignored+denominator|ignored" },
+    { "no reduction", ALL ";classes=5;reduction=none;fill=grad-output" },
+    { "in place", ALL ";classes=6;fill=ignored;checks=in-place;row_stride=0|9;gradient_row_stride=0|9" },
+    { "padded",
+      EVERYTHING ";classes=5;row_stride=8;gradient_row_stride=7;probabilities_row_stride=11;fill=designed" },
+    { "zero padding", ALL
+      ";classes=6;row_stride=9;gradient_row_stride=9;gradient_padding=zero;fill=ignored;checks=|in-place" },
+    { "zero padding of slabs",
+      ALL "+softmax;classes=4;batch=24;inner=24;gradient_row_stride=97;gradient_padding=zero;fill=ignored" },
+    { "accumulated", ALL ";classes=5;gradient_mode=accumulate;gradient_row_stride=6;fill=ignored" },
+    /* the last is longer than a partial sum, here and below */
+    { "sequences", ALL ";classes=4;batch=1|1|3;seq=10|7|5003;shift=1|3|3;fill=ignored;small:seq=10|7|43" },
+    { "slabs",
+      ALL "+softmax;classes=4;batch=4;seq=6;inner=24;row_stride=0|101|101;gradient_row_stride=0|97|97;"
+          "shift=0|0|2;fill=designed|designed|ignored" },
+    { "long slabs", ALL ";classes=4;batch=3;seq=5003;inner=5003;fill=designed;small:seq=43;small:inner=43" },
+    { "probabilities",
+      MOST ";classes=6;target_type=probabilities-f32;has_row_weights=1;target_row_stride=7;seq=1|11;"
+           "shift=0|1;all:label_smoothing=0.125" },
+    { "16 bits", EVERYTHING ";classes=5;dtype=f16|bf16;fill=designed;all:target_type=u8" },
+    { "f64", EVERYTHING "+bad_targets;classes=5;dtype=f64;fill=designed" },
+    { "softmax", "outputs=softmax;classes=5;fill=designed" },
+    { "one-hot", "op=one-hot;outputs=one_hot;classes=5;fill=ignored" },
+    { "probability loss", "op=probability-loss;outputs=loss+losses;classes=5" },
+    { "gradients of probabilities", "op=softmax-gradient|softmax-backward;outputs=gradient;classes=5" },
+    { "bad targets", ALL ";classes=5;bad_target=ignore|nan;fill=bad-targets+ignored" },
 };
 
-static void read_case(const chunk_case *from, verify_case *c)
+static void check_case(const char *name, const verify_case *c)
 {
-    char fields[512];
-    problem_fault f;
-
-    snprintf(fields, sizeof fields, "%s%s", from->fields, runs_all() ? from->all : "");
-    cr_assert(case_read(c, fields, &f), "%s: %s", from->name, f.text);
-    if (small_run() && c->desc.seq > 1000) c->desc.seq = 43; /* else more rows than a partial sum has */
-    if (small_run() && c->desc.inner > 1000) c->desc.inner = 43;
-    if (c->desc.batch * c->desc.seq < 37) c->desc.batch *= many_rows() / (c->desc.batch * c->desc.seq);
+    verify_case many = *c;
+    const size_t rows = c->desc.batch * c->desc.seq;
+    if (rows < 37) many.desc.batch *= many_rows() / rows;
+    check_all_ways(name, &many);
 }
 
-static void check_cases(const chunk_case *list, size_t count, size_t step)
-{
-    for (size_t i = 0; i < count; i += step) {
-        verify_case c;
-        read_case(&list[i], &c);
-        if (small_run() && c.desc.classes > 1000) continue;
-        if (c.desc.dtype != CLXENT_F64 || device.has_f64) check_all_ways(list[i].name, &c);
-    }
-}
-
-Test(host_arrays, chunks_give_the_bits_of_one_run) { check_cases(cases, COUNT(cases), 1); }
+Test(host_arrays, chunks_give_the_bits_of_one_run) { each_case(cases, COUNT(cases), check_case); }
 
 static void expect_ok(const clxent_desc *desc, const clxent_host_args *args, size_t number)
 {
@@ -272,61 +228,49 @@ static void expect_ok(const clxent_desc *desc, const clxent_host_args *args, siz
     "op=linear-cross-entropy;outputs=losses+loss+lse+argmax+correct+hidden_gradient+weight_gradient"
 #define LINEAR_ROWS "op=linear-cross-entropy;outputs=losses+loss+lse+hidden_gradient+weight_gradient"
 #define LINEAR_BIAS LINEAR "+bias_gradient;has_bias=1"
+#define SIZES ";classes=19;features=13"
 #define LINEAR_PADDED \
     ";hidden_row_stride=17;weight_row_stride=15;hidden_gradient_row_stride=14;weight_gradient_row_stride=16"
 #define LINEAR_ACCUMULATED \
     ";hidden_gradient_mode=accumulate;weight_gradient_mode=accumulate;bias_gradient_mode=accumulate"
 
-static const chunk_case linear_cases[] = {
-    CASE("linear", LINEAR ";classes=19;features=13;fill=ignored"),
-    CASE("linear, bias, padded, accumulated",
-         LINEAR_BIAS ";classes=19;features=13;fill=ignored" LINEAR_PADDED LINEAR_ACCUMULATED),
-    CASE("linear, padded", LINEAR_BIAS ";classes=19;features=13;fill=ignored" LINEAR_PADDED),
-    CASE("linear, weighted sum",
-         LINEAR_BIAS ";classes=7;features=5;has_class_weights=1;has_row_weights=1;z_loss=0.25;reduction=sum;"
-                     "fill=ignored"),
-    CASE("linear, a denominator", LINEAR ";classes=19;features=13;fill=ignored+denominator+grad-output"),
-    CASE("linear, no reduction",
-         "op=linear-cross-entropy;outputs=losses+hidden_gradient+weight_gradient;classes=19;features=13;"
-         "reduction=none;fill=grad-output"),
-    CASE("linear, nothing of the targets",
-         "op=linear-cross-entropy;outputs=lse+argmax;classes=19;features=13"),
-    CASE("linear, weight alone, no record of bad targets",
-         "op=linear-cross-entropy;outputs=weight_gradient;classes=19;features=13;bad_target=nan"),
-    CASE("linear, shifted", LINEAR ";classes=19;features=13;seq=10;shift=3;fill=ignored"),
-    CASE("linear, probabilities",
-         LINEAR_ROWS ";classes=19;features=13;target_type=probabilities-f32;target_row_stride=20"),
-    CASE("linear, probabilities, shifted",
-         LINEAR_ROWS ";classes=19;features=13;target_type=probabilities-f32;target_row_stride=20;seq=11;"
-                     "shift=1"),
-    CASE("linear, f16", LINEAR_BIAS ";classes=19;features=13;dtype=f16;fill=ignored" LINEAR_ACCUMULATED),
-    CASE("linear, bf16",
-         LINEAR_BIAS ";classes=19;features=13;dtype=bf16;hidden_gradient_dtype=f32;bias_gradient_dtype=f32;"
-                     "fill=ignored" LINEAR_PADDED),
-    CASE("linear, f64", LINEAR ";classes=19;features=13;dtype=f64"),
-    CASE(
-        "linear, grad_entropy and grad_lse",
-        "op=linear-cross-entropy;outputs=loss+entropy+hidden_gradient+weight_gradient;classes=19;features=13;"
-        "has_grad_entropy=1;has_grad_lse=1;fill=ignored"),
-    CASE("linear, bad targets NaN", LINEAR ";classes=19;features=13;bad_target=nan;fill=bad-targets+ignored"),
-    CASE("linear, bad targets ignored",
-         LINEAR ";classes=19;features=13;bad_target=ignore;fill=bad-targets+ignored"),
+static const case_line linear_cases[] = {
+    { "linear", LINEAR SIZES ";fill=ignored" },
+    { "linear, bias, padded", LINEAR_BIAS SIZES ";fill=ignored" LINEAR_PADDED },
+    { "linear, bias, padded, accumulated",
+      LINEAR_BIAS SIZES ";fill=ignored" LINEAR_PADDED LINEAR_ACCUMULATED },
+    { "linear, weighted sum", LINEAR_BIAS
+      ";classes=7;features=5;has_class_weights=1;has_row_weights=1;z_loss=0.25;reduction=sum;fill=ignored" },
+    { "linear, a denominator", LINEAR SIZES ";fill=ignored+denominator+grad-output" },
+    { "linear, no reduction", LINEAR_ROWS SIZES ";reduction=none;fill=grad-output" },
+    { "linear, nothing of the targets", "op=linear-cross-entropy;outputs=lse+argmax" SIZES },
+    { "linear, weight alone, no record of bad targets",
+      "op=linear-cross-entropy;outputs=weight_gradient;bad_target=nan" SIZES },
+    { "linear, shifted", LINEAR SIZES ";seq=10;shift=3;fill=ignored" },
+    { "linear, probabilities",
+      LINEAR_ROWS SIZES ";target_type=probabilities-f32;target_row_stride=20;seq=1|11;shift=0|1" },
+    { "linear, f16", LINEAR_BIAS SIZES ";dtype=f16;fill=ignored" LINEAR_ACCUMULATED },
+    { "linear, bf16", LINEAR_BIAS SIZES
+      ";dtype=bf16;hidden_gradient_dtype=f32;bias_gradient_dtype=f32;fill=ignored" LINEAR_PADDED },
+    { "linear, f64", LINEAR SIZES ";dtype=f64" },
+    { "linear, upstreams", "op=linear-cross-entropy;outputs=loss+entropy+hidden_gradient+weight_gradient;"
+                           "has_grad_entropy=1;has_grad_lse=1;fill=ignored" SIZES },
+    { "linear, bad targets", LINEAR SIZES ";bad_target=nan|ignore;fill=bad-targets+ignored" },
 };
 
 Test(host_arrays, linear_chunks_give_the_bits_of_one_run)
 {
-    check_cases(linear_cases, COUNT(linear_cases), small_run() ? 3 : 1);
+    for (size_t i = 0; i < COUNT(linear_cases); i += small_run() ? 3 : 1)
+        each_case(&linear_cases[i], 1, check_case);
 }
 
 Test(host_arrays, linear_chunks_follow_from_the_device)
 {
+    const clxent_desc desc = desc_of(LINEAR_BIAS SIZES ";batch=100" LINEAR_PADDED LINEAR_ACCUMULATED);
     execution whole;
-    verify_case c;
     problem p;
 
-    read_case(&linear_cases[1], &c);
-    c.desc.batch = 100;
-    make_problem(&p, &c.desc, c.fill, 5);
+    make_problem(&p, &desc, FILL_IGNORED, 5);
     enqueue_whole("limits", &p, &whole, 0);
     p.desc.workspace_limit = 0;
     check_limits("buffers of 3 KB", &p, &whole, 3 << 10, 0);
@@ -339,17 +283,13 @@ Test(host_arrays, linear_chunks_follow_from_the_device)
 Test(host_arrays, linear_without_rows)
 {
     for (int copy = 0; copy < 2; copy++) {
-        clxent_desc desc = make_desc(CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_HIDDEN_GRADIENT |
-                                         CLXENT_OUTPUT_WEIGHT_GRADIENT | CLXENT_OUTPUT_BIAS_GRADIENT,
-                                     CLXENT_F32, 0, 5, 3);
+        const clxent_desc desc = desc_of("op=linear-cross-entropy;outputs=loss+hidden_gradient+weight_"
+                                         "gradient+bias_gradient;batch=0;seq=5;"
+                                         "classes=3;features=2;has_bias=1;bias_gradient_mode=accumulate");
         const float weight[6] = { 1, 2, 3, 4, 5, 6 }, bias[3] = { 0, 0, 0 };
         float loss = -1, weight_gradient[6] = { 7, 7, 7, 7, 7, 7 }, bias_gradient[3] = { 7, 7, 7 };
         clxent_host_args args = CLXENT_HOST_ARGS_INIT;
 
-        desc.op = CLXENT_OP_LINEAR_CROSS_ENTROPY;
-        desc.features = 2;
-        desc.has_bias = 1;
-        desc.bias_gradient_mode = CLXENT_GRADIENT_ACCUMULATE;
         device.ctx->device.host_memory = !copy;
         args.weight = (clxent_input){ weight, sizeof weight };
         args.bias = (clxent_input){ bias, sizeof bias };
@@ -367,9 +307,10 @@ Test(host_arrays, linear_without_rows)
 
 static clxent_desc host_desc(size_t rows, size_t classes)
 {
-    return make_desc(CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_LSE |
-                         CLXENT_OUTPUT_ARGMAX | CLXENT_OUTPUT_CORRECT | CLXENT_OUTPUT_STATISTICS,
-                     CLXENT_F32, rows, 1, classes);
+    clxent_desc desc = desc_of(ALL);
+    desc.batch = rows;
+    desc.classes = classes;
+    return desc;
 }
 
 Test(host_arrays, no_rows_need_no_arrays)
@@ -551,13 +492,14 @@ static void check_each_array(fixture *x)
 
 Test(host_arrays, each_array_must_be_there_and_large_enough)
 {
-    clxent_desc desc = host_desc(3, 4);
-    fixture x;
-
-    desc.has_class_weights = desc.has_row_weights = 1;
-    open_fixture(&x, &desc, FILL_GRAD_OUTPUT | FILL_DENOMINATOR);
-    check_each_array(&x);
-    close_fixture(&x);
+    const clxent_desc descs[] = { desc_of(ALL ";batch=3;classes=4;has_class_weights=1;has_row_weights=1"),
+                                  desc_of(LINEAR_BIAS SIZES ";batch=3") };
+    for (size_t i = 0; i < COUNT(descs); i++) {
+        fixture x;
+        open_fixture(&x, &descs[i], FILL_GRAD_OUTPUT | FILL_DENOMINATOR);
+        check_each_array(&x);
+        close_fixture(&x);
+    }
 }
 
 Test(host_arrays, wrong_descriptions_and_arguments)
@@ -688,24 +630,17 @@ Test(host_arrays, chunks_and_spans_follow_from_the_device)
 
 static clxent_desc linear_desc(size_t rows)
 {
-    clxent_desc desc =
-        make_desc(CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_ARGMAX |
-                      CLXENT_OUTPUT_CORRECT | CLXENT_OUTPUT_HIDDEN_GRADIENT | CLXENT_OUTPUT_WEIGHT_GRADIENT |
-                      CLXENT_OUTPUT_BIAS_GRADIENT,
-                  CLXENT_F32, rows, 1, 19);
-    desc.op = CLXENT_OP_LINEAR_CROSS_ENTROPY;
-    desc.features = 13;
-    desc.has_bias = 1;
+    clxent_desc desc = desc_of(LINEAR_BIAS SIZES);
+    desc.batch = rows;
     return desc;
 }
 
-Test(host_arrays, linear_arrays_must_be_there_large_enough_and_apart)
+Test(host_arrays, linear_arrays_must_be_apart)
 {
     const clxent_desc desc = linear_desc(3);
     fixture x;
 
     open_fixture(&x, &desc, FILL_PLAIN);
-    check_each_array(&x);
     const clxent_host_args good = x.args;
     x.args.weight_gradient.data = (char *)x.args.weight.data + 4;
     expect_error("overlap", &x, CLXENT_ERROR_INVALID_ARGUMENT, WORDS("weight_gradient overlaps weight"));

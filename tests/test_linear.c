@@ -20,9 +20,7 @@ TestSuite(linear, .init = open_device, .fini = close_device);
 enum {
     GRADIENTS = CLXENT_OUTPUT_HIDDEN_GRADIENT | CLXENT_OUTPUT_WEIGHT_GRADIENT | CLXENT_OUTPUT_BIAS_GRADIENT,
     TRAINING = CLXENT_OUTPUT_LOSS | CLXENT_OUTPUT_LOSSES | GRADIENTS,
-    OF_ROWS = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_ARGMAX | CLXENT_OUTPUT_ENTROPY,
-    EVERYTHING = TRAINING | OF_ROWS | CLXENT_OUTPUT_CORRECT | CLXENT_OUTPUT_BAD_TARGETS |
-                 CLXENT_OUTPUT_COMPUTED_DENOMINATOR | CLXENT_OUTPUT_COUNTED
+    OF_ROWS = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_LSE | CLXENT_OUTPUT_ARGMAX | CLXENT_OUTPUT_ENTROPY
 };
 
 static clxent_desc make_linear(uint32_t outputs, uint32_t dtype, size_t rows, size_t features, size_t classes)
@@ -36,83 +34,43 @@ static clxent_desc make_linear(uint32_t outputs, uint32_t dtype, size_t rows, si
 
 /* ---- Against the reference ----------------------------------------------------------------- */
 
+#define LINEAR "op=linear-cross-entropy;has_bias=1;outputs=" TRAINING_LINEAR
+#define TRAINING_LINEAR "loss+losses+hidden_gradient+weight_gradient+bias_gradient"
+
 /* Around a tile of 8 x 48 or 6 x 16, its vectors, and a depth of features. */
-static const size_t shapes[][3] = { { 1, 1, 1 },    { 2, 3, 5 },     { 7, 16, 47 },
-                                    { 8, 17, 48 },  { 9, 15, 49 },   { 17, 31, 96 },
-                                    { 25, 64, 97 }, { 49, 65, 200 }, { 3, 130, 1000 } };
-
-static const size_t small_shapes[][3] = { { 1, 1, 1 }, { 7, 5, 19 }, { 9, 17, 20 } };
-
-static void check_shapes(uint32_t dtype)
-{
-    for (size_t i = 0; i < (small_run() ? COUNT(small_shapes) : COUNT(shapes)); i++) {
-        const size_t *s = small_run() ? small_shapes[i] : shapes[i];
-        clxent_desc desc = make_linear(TRAINING, dtype, s[0], s[1], s[2]);
-        if (i % 2 == 1) {
-            desc.hidden_row_stride = s[1] + 3;
-            desc.weight_row_stride = s[1] + 1;
-            desc.hidden_gradient_row_stride = s[1] + 5;
-            desc.weight_gradient_row_stride = s[1] + 2;
-        }
-        run_filled_case("shapes", &desc, FILL_IGNORED | FILL_GRAD_OUTPUT, 300 + i, 0);
-    }
-}
+#define SHAPES                                                                                             \
+    ";batch=1|2|7|8|9|17|25|49|3;features=1|3|16|17|15|31|64|65|130;classes=1|5|47|48|49|96|97|200|1000;"  \
+    "hidden_row_stride=0|6|0|20|0|34|0|68|0;weight_row_stride=0|4|0|18|0|32|0|66|0;"                       \
+    "hidden_gradient_row_stride=0|8|0|22|0|36|0|70|0;weight_gradient_row_stride=0|5|0|19|0|33|0|67|0;"     \
+    "fill=ignored+grad-output;seed=300;small:batch=1|7|9;small:features=1|5|17;small:classes=1|19|20;"     \
+    "small:hidden_row_stride=0|8|0;small:weight_row_stride=0|6|0;small:hidden_gradient_row_stride=0|10|0;" \
+    "small:weight_gradient_row_stride=0|7|0"
 
 Test(linear, every_shape_matches_the_reference)
 {
-    check_shapes(CLXENT_F32);
-    check_shapes(CLXENT_BF16);
-    if (full_run()) check_shapes(CLXENT_F16);
-    if (device.has_f64) check_shapes(CLXENT_F64);
+    RUN_LINES({ "shapes", LINEAR SHAPES }, { "shapes of bf16", LINEAR SHAPES ";dtype=bf16" },
+              { "shapes of f16", "only=full;" LINEAR SHAPES ";dtype=f16" },
+              { "shapes of f64", LINEAR SHAPES ";dtype=f64" });
 }
 
-Test(linear, every_output_and_option_matches_the_reference)
+Test(linear, every_option_matches_the_reference)
 {
-    clxent_desc desc = make_linear(EVERYTHING, CLXENT_F32, 23, small_run() ? 3 : 33, small_run() ? 20 : 70);
-    desc.seq = 23;
-    desc.batch = 1;
-    desc.label_smoothing = 0.1;
-    desc.z_loss = 1e-2;
-    desc.logit_scale = 0.5;
-    desc.softcap = SHARED_SOFTCAP;
-    desc.has_class_weights = desc.has_row_weights = 1;
-    desc.shift = 2;
-    desc.has_grad_entropy = desc.has_grad_lse = 1;
-    for (uint32_t reduction = small_run() ? CLXENT_REDUCTION_NONE : 0; reduction < 3; reduction++) {
-        desc.reduction = reduction;
-        desc.outputs = reduction == CLXENT_REDUCTION_NONE ? EVERYTHING & ~CLXENT_OUTPUT_LOSS : EVERYTHING;
-        run_filled_case("options", &desc, FILL_IGNORED | FILL_GRAD_OUTPUT | FILL_BAD_TARGETS, 400 + reduction,
-                        0);
-    }
-}
-
-Test(linear, gradients_have_dtypes_and_modes_of_their_own)
-{
-    static const uint32_t dtypes[] = { CLXENT_F32, CLXENT_F16, CLXENT_BF16 };
-    for (size_t i = 0; i < 3; i++) {
-        clxent_desc desc = make_linear(TRAINING, CLXENT_BF16, small_run() ? 5 : 19, small_run() ? 3 : 18,
-                                       small_run() ? 20 : 50);
-        desc.hidden_gradient_dtype = dtypes[i];
-        desc.weight_gradient_dtype = dtypes[(i + 1) % 3];
-        desc.bias_gradient_dtype = dtypes[(i + 2) % 3];
-        desc.hidden_gradient_mode = i != 0;
-        desc.weight_gradient_mode = i != 1;
-        desc.bias_gradient_mode = i != 2;
-        run_filled_case("dtypes", &desc, FILL_IGNORED, 500 + i, 0);
-    }
-}
-
-Test(linear, soft_targets_shift_and_chunk)
-{
-    clxent_desc desc = make_linear(TRAINING | CLXENT_OUTPUT_LSE, CLXENT_F32, 3, 9, 40);
-    desc.seq = 11;
-    desc.shift = 3;
-    desc.target_type = CLXENT_TARGET_PROBABILITIES_F32;
-    desc.target_row_stride = 43;
-    desc.has_row_weights = 1;
-    run_filled_case("soft targets", &desc, 0, 600, 0);
-    desc.workspace_limit = 3000; /* chunks that begin inside a sequence */
-    run_filled_case("soft targets, chunks", &desc, 0, 600, 0);
+    RUN_LINES(
+        { "options", LINEAR
+          "+lse+argmax+entropy+correct+bad_targets+computed_denominator+counted;seq=23;features=33;"
+          "classes=70;label_smoothing=0.1;z_loss=0.01;logit_scale=0.5;softcap=40;has_class_weights=1;"
+          "has_row_weights=1;shift=2;has_grad_entropy=1;has_grad_lse=1;reduction=mean|sum|none;seed=400;"
+          "fill=ignored+grad-output+bad-targets;small:features=3;small:classes=20;small:reduction=none" },
+        { "dtypes and modes", LINEAR
+          ";dtype=bf16;batch=19;features=18;classes=50;fill=ignored;seed=500;"
+          "hidden_gradient_dtype=f32|f16|bf16;weight_gradient_dtype=f16|bf16|f32;"
+          "bias_gradient_dtype=bf16|f32|f16;hidden_gradient_mode=write|accumulate|accumulate;"
+          "weight_gradient_mode=accumulate|write|accumulate;bias_gradient_mode=accumulate|accumulate|write;"
+          "small:batch=5;small:features=3;small:classes=20" },
+        /* chunks that begin inside a sequence */
+        { "soft targets",
+          LINEAR "+lse;batch=3;seq=11;shift=3;features=9;classes=40;target_type=probabilities-f32;"
+                 "target_row_stride=43;has_row_weights=1;workspace_limit=0|3000;seed=600" });
 }
 
 /* Groups of the parameters of GPUs; in an interpreter those of a device that takes no larger ones. */
@@ -305,13 +263,10 @@ Test(linear, rows_that_do_not_count_reach_nothing)
 
 Test(linear, no_rows_count)
 {
-    clxent_desc desc = make_linear(TRAINING, CLXENT_F32, 9, 6, 20);
-    run_filled_case("all ignored", &desc, FILL_ALL_IGNORED, 910, 0);
-    desc.hidden_gradient_mode = desc.weight_gradient_mode = desc.bias_gradient_mode =
-        CLXENT_GRADIENT_ACCUMULATE;
-    run_filled_case("all ignored, accumulated", &desc, FILL_ALL_IGNORED, 911, 0);
-    desc = make_linear(TRAINING, CLXENT_F32, 0, 6, 20);
-    run_filled_case("no rows", &desc, 0, 912, 0);
+    RUN_LINES({ "all ignored",
+                LINEAR ";batch=9|9|0;features=6;classes=20;fill=all-ignored;seed=910;"
+                       "hidden_gradient_mode=write|accumulate;weight_gradient_mode=write|accumulate;"
+                       "bias_gradient_mode=write|accumulate;cases=6" });
 }
 
 /* ---- Memory ---------------------------------------------------------------------------------- */
@@ -366,8 +321,7 @@ Test(linear, warm_and_describe)
 
 Test(linear, outputs_of_a_run_and_larger_plans)
 {
-    const clxent_desc desc = make_linear(TRAINING | CLXENT_OUTPUT_CORRECT, CLXENT_F32, small_run() ? 6 : 21,
-                                         small_run() ? 3 : 12, small_run() ? 20 : 60);
-    run_filled_case("subsets", &desc, FILL_IGNORED, 940, CASE_SUBSETS | CASE_LARGER_PLAN);
-    run_filled_case("parts", &desc, FILL_IGNORED, 941, CASE_PARTS);
+    RUN_LINES({ "subsets, parts",
+                LINEAR "+correct;batch=21;features=12;classes=60;fill=ignored;seed=940;"
+                       "checks=subsets+larger-plan|parts;small:batch=6;small:features=3;small:classes=20" });
 }
