@@ -162,12 +162,6 @@ Test(context, create_needs_its_pointers_and_leaves_null)
     cr_assert(ctx == NULL);
 }
 
-Test(context, destroy_accepts_null)
-{
-    clxent_context_destroy(NULL);
-    cr_assert(context_references() > 0);
-}
-
 Test(context, options_of_other_ages)
 {
     /* never initialised; newer than this library; within a field */

@@ -558,63 +558,6 @@ Test(linear, bounds_admit_logits_off_by_their_error_and_not_much_else)
     }
 }
 
-/* Sums in f32 in an order of its own, of rounded gradients of rounded logits. */
-static double sum_in_f32(const float *a, const float *b, size_t n, size_t step, float first)
-{
-    float sum = first;
-    for (size_t i = 0; i < n; i++) {
-        const size_t k = i * step % n;
-        sum = random_u32(&random_numbers) % 2 == 0 ? fmaf(a[k], b[k], sum) : sum + a[k] * b[k];
-    }
-    return (double)sum;
-}
-
-Test(linear, bounds_admit_sums_in_f32_in_any_order)
-{
-    memset(worst, 0, sizeof worst);
-    for (unsigned i = 0; i < 2000; i++) {
-        const unsigned on = draw_options();
-        struct two_steps two;
-        double x[ROWS * CLASSES];
-        float a[ELEMENTS], b[ELEMENTS];
-
-        if (!draw(on, i % 3)) continue;
-        for (size_t k = 0; k < ELEMENTS; k++)
-            w.hidden[k] = (float)(2 * uniform()), w.weight[k] = (float)(2 * uniform());
-        w.desc.weight_gradient_mode = i % 2 != 0;
-        w.desc.hidden_gradient_mode = i / 2 % 2 != 0;
-        for (size_t k = 0; k < ELEMENTS; k++)
-            w.old[HIDDEN][k] *= 64; /* its rounding is what the bound has to admit */
-        write_inputs(has(on, ON_GRAD_OUTPUT));
-        run();
-        for (size_t r = 0; r < ROWS; r++)
-            for (size_t j = 0; j < CLASSES; j++) {
-                for (size_t f = 0; f < FEATURES; f++)
-                    a[f] = (float)w.hidden[r * FEATURES + f], b[f] = (float)w.weight[j * FEATURES + f];
-                x[r * CLASSES + j] =
-                    sum_in_f32(a, b, FEATURES, 1 + i % 6, w.desc.has_bias ? (float)w.bias[j] : 0);
-            }
-        run_two_steps(&two, x, has(on, ON_GRAD_OUTPUT));
-        for (size_t r = 0; r < ROWS; r++)
-            for (size_t f = 0; f < FEATURES; f++) {
-                for (size_t j = 0; j < CLASSES; j++)
-                    a[j] = (float)two.d[r * CLASSES + j], b[j] = (float)w.weight[j * FEATURES + f];
-                double *const own = &two.gradient[HIDDEN][r * FEATURES + f];
-                *own = sum_in_f32(a, b, CLASSES, 1 + i % 4, 0);
-                if (w.desc.hidden_gradient_mode != 0)
-                    *own = (double)(float)(*own + w.old[HIDDEN][r * FEATURES + f]);
-            }
-        for (size_t j = 0; j < CLASSES; j++)
-            for (size_t f = 0; f < FEATURES; f++) {
-                const float old = i % 2 != 0 ? (float)w.old[WEIGHT][j * FEATURES + f] : 0;
-                for (size_t r = 0; r < ROWS; r++)
-                    a[r] = (float)two.d[r * CLASSES + j], b[r] = (float)w.hidden[r * FEATURES + f];
-                two.gradient[WEIGHT][j * FEATURES + f] = sum_in_f32(a, b, ROWS, i % 2 != 0 ? 5 : 1, old);
-            }
-        admit_two_steps(&two);
-    }
-}
-
 /* Rows that do not count and classes that are masked change nothing but the number of terms: by 2 of them bounds grow by 2
  * roundings of the sum of the terms' sizes. */
 Test(linear, bounds_have_a_rounding_for_each_term)
