@@ -17,18 +17,15 @@ TestSuite(determinism, .init = open_device, .fini = close_device);
 /* Enough rows for several partial sums and for all compute units, of every kind; a program that other tests share. */
 Test(determinism, one_compute_unit_gives_the_bits_of_all)
 {
-    clxent_desc desc =
-        make_desc(EVERY_OUTPUT, CLXENT_F32, small_run() ? 40 : 9001, 1, small_run() ? 19 : 131);
+    const clxent_desc desc =
+        desc_of("outputs=" EVERY_NAME ";batch=9001;classes=131;small:batch=40;small:classes=19;z_loss=0.001;"
+                "has_class_weights=1;has_row_weights=1;label_smoothing=0.1;softcap=40");
     cl_device_id parts[64];
     const cl_uint count = divide_device(parts);
     clxent_host_args whole, part;
     problem p;
 
     if (count == 0) cr_skip("the device has no sub-devices of one compute unit");
-    desc.z_loss = 1e-3;
-    desc.has_class_weights = desc.has_row_weights = 1;
-    desc.label_smoothing = 0.1;
-    desc.softcap = SHARED_SOFTCAP;
     make_problem(&p, &desc, FILL_DESIGNED | FILL_MASKED | FILL_IGNORED | FILL_GRAD_OUTPUT, 11);
     run_with("whole", NULL, &p, 0, &whole);
     struct test_device all = device;
@@ -93,20 +90,11 @@ Test(determinism, what_else_a_plan_computes_changes_nothing)
  * four behind them, of a tail. */
 Test(determinism, saved_statistics_give_the_gradient_its_bits)
 {
-    static const size_t classes[] = { 1000, 1049, 1090 };
-
-    for (size_t i = 0; i < (runs_all() ? COUNT(classes) : 1); i++) {
-        for (int soft = 0; soft < (runs_all() ? 2 : 1); soft++) {
-            const uint32_t few = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_STATISTICS;
-            clxent_desc desc =
-                make_desc(runs_all() ? few : EVERY_OUTPUT, CLXENT_F32, small_run() ? 12 : 200, 1, classes[i]);
-            if (!runs_all()) desc.softcap = SHARED_SOFTCAP;
-            desc.has_class_weights = 1;
-            desc.label_smoothing = 0.1;
-            if (soft) desc.target_type = CLXENT_TARGET_PROBABILITIES_F32;
-            run_filled_case("from statistics", &desc, FILL_PLAIN, 19, 0); /* which compares the bits */
-        }
-    }
+    RUN_LINES({ "from statistics", /* which compares the bits */
+                "outputs=" EVERY_NAME
+                ";batch=200;classes=1000;softcap=40;has_class_weights=1;label_smoothing=0.1;seed=19;"
+                "all:outputs=losses+gradient+statistics;all:softcap=0;all:classes=1000|1049|1090;"
+                "all:target_type=i64|probabilities-f32;all:cases=6;small:batch=12" });
 }
 
 /* A row's results do not depend on its neighbours: each row alone gives what it gives among all. */

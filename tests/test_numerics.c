@@ -146,11 +146,9 @@ Test(numerics, a_sum_over_262144_classes_is_as_good_as_one_over_1024)
 /* One large term and many equal ones, which each addition rounds the same way: what is added between two flushes is few. */
 Test(numerics, sums_of_steady_rows_keep_their_bound)
 {
-    const size_t classes[] = { 274, 1193 };
-    for (size_t i = 0; i < (small_run() ? 1 : COUNT(classes)); i++) {
-        const clxent_desc desc = make_sum(TRAINING_OUTPUTS | CLXENT_OUTPUT_LSE, CLXENT_F32, 26, classes[i]);
-        run_filled_case("steady", &desc, FILL_STEADY, 9000079, CASE_RUN_ONCE);
-    }
+    RUN_LINES({ "steady",
+                "outputs=" TRAINING_NAMES "+lse;batch=26;classes=274|1193;small:classes=274;reduction=sum;"
+                "fill=steady;seed=9000079" });
 }
 
 /* ---- Saturated logits ---------------------------------------------------------------------- */

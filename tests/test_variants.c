@@ -764,17 +764,14 @@ Test(variants, few_rows_are_reduced_in_one_launch)
 
 Test(variants, warming_launches_what_a_run_of_a_building_block_does)
 {
-    const struct {
-        uint32_t op, outputs;
-    } blocks[] = { { CLXENT_OP_SOFTMAX_BACKWARD, CLXENT_OUTPUT_GRADIENT },
-                   { CLXENT_OP_ONE_HOT, CLXENT_OUTPUT_ONE_HOT | CLXENT_OUTPUT_BAD_TARGETS },
-                   { CLXENT_OP_PROBABILITY_LOSS, CLXENT_OUTPUT_LOSSES },
-                   { CLXENT_OP_PROBABILITY_LOSS, CLXENT_OUTPUT_LOSS },
-                   { CLXENT_OP_SOFTMAX_GRADIENT, CLXENT_OUTPUT_GRADIENT } };
+    static const char *const blocks[] = { "op=softmax-backward;outputs=gradient;batch=8;classes=5",
+                                          "op=one-hot;outputs=one_hot+bad_targets;batch=8;classes=5",
+                                          "op=probability-loss;outputs=losses;batch=8;classes=5",
+                                          "op=probability-loss;outputs=loss;batch=8;classes=5",
+                                          "op=softmax-gradient;outputs=gradient;batch=8;classes=5" };
     for (size_t i = 0; i < COUNT(blocks); i++) {
-        clxent_desc desc = make_desc(blocks[i].outputs, CLXENT_F32, 8, 1, 5);
-        desc.op = blocks[i].op;
-        check_warm("building block", &desc);
+        const clxent_desc desc = desc_of(blocks[i]);
+        check_warm(blocks[i], &desc);
     }
 }
 
