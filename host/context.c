@@ -479,8 +479,21 @@ static clxent_status build_failure(clxent_context *ctx, cl_program program, cons
     return status;
 }
 
-static clxent_status compile(clxent_context *ctx, const clxent_source *source, const char *options,
-                             cl_program *out)
+/* The compute capability of a device does not say which PTX its driver's compiler knows. Where a build with SM_80 fails, whatever
+ * the driver calls that, the options become those without. Only such drivers build a program twice: a probe would cost every
+ * context of NVIDIA's a build. The program is kept under the options that were asked for, so that no later plan tries again. */
+static bool leave_sm_80(clxent_context *ctx, char *options)
+{
+    static const char sm_80[] = "-DSM_80=1";
+    char *at = strstr(options, sm_80);
+
+    if (at == NULL) return false;
+    at[sizeof sm_80 - 2] = '0';
+    clxent_log(ctx, "program: not with PTX of compute capability 8.0: built without");
+    return true;
+}
+
+static clxent_status compile(clxent_context *ctx, const clxent_source *source, char *options, cl_program *out)
 {
     const char *text = (const char *)source->text;
     clxent_status status;
@@ -489,6 +502,8 @@ static clxent_status compile(clxent_context *ctx, const clxent_source *source, c
     cl_program program = clCreateProgramWithSource(ctx->cl, 1, &text, &source->length, &code);
     CLXENT_TRY_OR_FAIL(clxent_check_cl(ctx, code, "clCreateProgramWithSource"));
     code = clBuildProgram(program, 1, &ctx->id, options, NULL, NULL);
+    if (code != CL_SUCCESS && leave_sm_80(ctx, options))
+        code = clBuildProgram(program, 1, &ctx->id, options, NULL, NULL);
     if (code == CL_BUILD_PROGRAM_FAILURE || code == CL_INVALID_BUILD_OPTIONS ||
         code == CL_COMPILE_PROGRAM_FAILURE || code == CL_LINK_PROGRAM_FAILURE) {
         status = build_failure(ctx, program, source->name, options, code);

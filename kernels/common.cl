@@ -9,7 +9,8 @@
  *   VEC             elements that one work-item handles at a time: 1, 4, 8 or 16
  *   WG_SIZE         work-items in a group: a power of two, at most 1024. With 1 every barrier and
  *                   tree below vanishes: that is the CPU's shape, one work-item a row
- *   SM_80           1: an NVIDIA GPU of compute capability 8.0 or more, whose PTX has what asm statements name
+ *   SM_80           1: an NVIDIA GPU of compute capability 8.0 or more, whose PTX has what asm statements name; 0 where its
+ *                   driver's compiler refuses that
  *   LANES           what a `lane` is, the type of what a row has one of: 0 an acc_t, so that vectors lie along
  *                   the classes of one row; 1 a vector, so that each of its elements is another row
  */
