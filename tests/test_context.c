@@ -755,6 +755,51 @@ Test(tuning, groups_follow_from_the_class_count)
     }
 }
 
+/* Of vectors of one a block is as many logits as of longer ones, and the PTX for vectors is not there. */
+Test(tuning, nvidias_rows_may_have_vectors_of_one)
+{
+    static const struct {
+        uint32_t dtype;
+        size_t classes;
+        double smoothing;
+        const char *shape;
+    } cases[] = {
+        { CLXENT_F32, 512, 0, "-DVEC=1 -DBLOCK=16 -DKERNELS=1 -DONE_BLOCK=1 -DDIVIDES=1 -DSM_80=1 " },
+        { CLXENT_F32, 1023, 0, "-DVEC=1 -DBLOCK=32 -DKERNELS=1 -DONE_BLOCK=1 -DDIVIDES=1 -DSM_80=1 " },
+        { CLXENT_F32, 1024, 0.1, "-DVEC=1 -DBLOCK=8 -DKERNELS=1 -DONE_BLOCK=1 -DDIVIDES=1 -DSM_80=1 " },
+        { CLXENT_BF16, 1024, 0, "-DVEC=1 -DBLOCK=16 -DKERNELS=1 -DONE_BLOCK=1 -DDIVIDES=1 -DSM_80=1 " },
+        { CLXENT_F64, 1024, 0, "-DVEC=1 -DBLOCK=16 -DKERNELS=1 -DONE_BLOCK=1 -DDIVIDES=1" },
+    };
+    const clxent_device facts = { .vendor = "NVIDIA Corporation",
+                                  .type = CL_DEVICE_TYPE_GPU,
+                                  .max_work_group = 1024,
+                                  .local_memory = 48 << 10,
+                                  .compute_units = 8,
+                                  .has_f64 = true,
+                                  .sm_80 = true };
+    clxent_tuning_rows *own;
+    char fault[256];
+
+    cr_assert(clxent_tuning_parse(&own,
+                                  "TUNE(GPU, \"NVIDIA\", ANY_DTYPE, 1024, 1, 16, 0, 1024, 0, 32768, 2, 32, "
+                                  "64, 1, 16384, 0)",
+                                  fault, sizeof fault) == CLXENT_OK,
+              "%s", fault);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        clxent_desc desc = CLXENT_DESC_INIT;
+        clxent_plan_build build;
+        desc.dtype = cases[i].dtype;
+        desc.batch = 100;
+        desc.seq = 1;
+        desc.classes = cases[i].classes;
+        desc.label_smoothing = cases[i].smoothing;
+        desc.outputs = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_GRADIENT;
+        cr_assert(clxent_plan_program(own, &facts, &desc, &build) == CLXENT_OK);
+        cr_assert_not_null(strstr(build.options, cases[i].shape), "%zu: %s", i, build.options);
+    }
+    free(own);
+}
+
 /* Options of the program that a GPU of that maker gets, of 50,256 classes. */
 static const char *options_of(const char *vendor, uint32_t dtype, double smoothing)
 {

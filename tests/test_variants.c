@@ -196,6 +196,10 @@ Test(variants, work_groups_of_every_size_and_dtype)
         check(&tunings[i], CLXENT_F32, 9, 192, true, CASE_ALIGNED);
         if (!small_run()) check(&tunings[i], CLXENT_F32, 9, 2048, true, CASE_ALIGNED);
     }
+    /* a warp of NVIDIA's with vectors of one: 32 of them are a block */
+    const clxent_tuning ones = ROWS(32, 1, 32, 0, 1024, 0);
+    if (runs_all()) check(&ones, CLXENT_F32, 3, 1024, false, CASE_IN_PLACE);
+    if (runs_all()) check(&ones, CLXENT_F32, 3, 1023, true, 0);
     for (size_t i = end; small_run() && i < COUNT(tunings); i++) /* of two blocks */
         check(&tunings[i], CLXENT_F32, 1, (size_t)tunings[i].group * 16 + 76, false, CASE_IN_PLACE);
     if (runs_all()) check_groups_of_every_dtype();
@@ -380,6 +384,45 @@ Test(variants, lanes_along_the_classes)
                 }
             }
         }
+    }
+}
+
+/* Of lanes that share a tile each at a scale of its own: blocks below the row's maximum by more than one step of 64 binades, and
+ * upstreams that make the factor of one lane, or of all, too small to take such a step. */
+Test(variants, lanes_of_every_scale_keep_their_digits)
+{
+    const struct {
+        clxent_tuning tuning;
+        size_t classes, inner;
+    } cases[] = {
+        { LANES(1, 16, 1 << 19, 0), 20, 1 },   /* transposed */
+        { LANES(1, 16, 1 << 19, 0), 203, 1 },  /* along the classes */
+        { LANES(1, 16, 1 << 19, 0), 203, 75 }, /* neighbours, in blocks */
+        { LANES(1, 4, 1 << 19, 0), 203, 75 },
+    };
+    enum { SMALL_ONE, SMALL_ALL, UPSTREAMS };
+
+    for (size_t i = 0; i < UPSTREAMS * COUNT(cases); i++) {
+        const size_t classes = cases[i / UPSTREAMS].classes, inner = cases[i / UPSTREAMS].inner;
+        const size_t rows = inner > 1 ? inner : 16 * STEP_KINDS + 5;
+        clxent_desc desc = variant_desc(CLXENT_F32, rows, classes, inner, false, CASE_ALIGNED);
+        problem p;
+        if (small_run() && i > 2 * UPSTREAMS) continue;
+        desc.outputs = (TRAINING_OUTPUTS & ~CLXENT_OUTPUT_LOSS) | CLXENT_OUTPUT_STATISTICS;
+        desc.reduction = CLXENT_REDUCTION_NONE;
+        force(&cases[i / UPSTREAMS].tuning);
+        make_problem(&p, &desc, FILL_GRAD_OUTPUT, 23);
+        for (size_t row = 0; row < rows; row++) {
+            const bool small = i % UPSTREAMS == SMALL_ALL || row % 16 == 3;
+            put_element((void *)p.args.grad_output.data, CLXENT_F32, row, small ? 0x1p-115 : 1);
+            for (size_t j = 0; j < classes; j++) {
+                const size_t at = element_index(&desc, 0, row, j);
+                const double noise = get_logit(&p, at);
+                set_logit(&p, at, step_logit(row * 5 % STEP_KINDS, (double)j / (double)classes, noise));
+            }
+        }
+        run_case("scales of lanes", &p, 0);
+        free_problem(&p);
     }
 }
 
