@@ -800,6 +800,42 @@ Test(tuning, nvidias_rows_may_have_vectors_of_one)
     free(own);
 }
 
+/* The cap on registers that NVIDIA's compiler is told, of lanes of a strided class axis; 0: none. */
+static int registers_of_strided(uint32_t dtype, double smoothing, double softcap)
+{
+    static const char cap[] = "-cl-nv-maxrregcount=";
+    const clxent_device facts = { .vendor = "NVIDIA Corporation",
+                                  .type = CL_DEVICE_TYPE_GPU,
+                                  .max_work_group = 1024,
+                                  .local_memory = 48 << 10,
+                                  .compute_units = 8,
+                                  .has_f64 = true,
+                                  .sm_80 = true };
+    clxent_desc desc = CLXENT_DESC_INIT;
+    clxent_plan_build build;
+
+    desc.dtype = dtype;
+    desc.batch = desc.inner = 4096;
+    desc.seq = 1;
+    desc.classes = 1000;
+    desc.label_smoothing = smoothing;
+    desc.softcap = softcap;
+    desc.outputs = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_GRADIENT;
+    cr_assert(clxent_plan_program(NULL, &facts, &desc, &build) == CLXENT_OK);
+    const char *at = strstr(build.options, cap);
+    return at == NULL ? 0 : atoi(at + sizeof cap - 1);
+}
+
+Test(tuning, registers_of_a_strided_class_axis_are_capped_where_that_spills_nothing)
+{
+    cr_assert_eq(registers_of_strided(CLXENT_F32, 0.1, 30), 72);
+    cr_assert_eq(registers_of_strided(CLXENT_BF16, 0.1, 30), 72);
+    cr_assert_eq(registers_of_strided(CLXENT_F16, 0.1, 30), 0);
+    cr_assert_eq(registers_of_strided(CLXENT_F64, 0.1, 30), 0);
+    cr_assert_eq(registers_of_strided(CLXENT_F32, 0.1, 0), 0);
+    cr_assert_eq(registers_of_strided(CLXENT_F32, 0, 30), 0);
+}
+
 /* Options of the program that a GPU of that maker gets, of 50,256 classes. */
 static const char *options_of(const char *vendor, uint32_t dtype, double smoothing)
 {

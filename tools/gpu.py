@@ -80,17 +80,13 @@ sm*     f32 plain * rows         private      24
 sm*     f32 plain * rows         spills       48
 sm*     f32 all   * rows         missing128   1
 sm*     f32 all   * rows         registers    121
-sm*     f32 all   * strided      private      8
 sm*     f32 all   * strided      registers    72
-sm*     f32 all   * strided      spills       16
 sm*     *16 all   * rows         missing128   1
 sm*     *16 all   * rows         registers    116
 sm*     *16 all   * rows-results missing128   1
 sm*     *16 all   * rows-results registers    94
 sm*     *16 all   * rows-sums    missing128   1
-sm*     *16 all   * strided      private      8
 sm*     *16 all   * strided      registers    91
-sm*     *16 all   * strided      spills       24
 sm*     f64 plain * rows         missing128   2
 sm*     f64 plain * strided      registers    72
 sm*     f64 all   * rows         missing128   2
