@@ -316,9 +316,9 @@ static void define_options(definitions *d, const clxent_desc *desc)
  * has room for half of the work-items that it can hold. With 96 it has room for one group of 512, and with 128 as well, of which
  * ptxas then spills nothing (50,257 classes, all options, sm_80: 24 to 72 bytes with 96). A work-item of 32 logits that looks for
  * a class too would spill 208 to 664 bytes of 64 (f32 of 1,024 classes, sm_80), none of 96. Left to itself ptxas gives lanes of
- * f64 72, with all options 128, and spills 16 and 52 bytes (sm_80). With all options it gives lanes of a strided class axis 72 and
- * spills 8 to 24 bytes of f32 and bf16, told of 72 none; 64 would spill 108 and 132, once a row each; f16 takes 91 by itself, of
- * 72 it would spill 152. 0: no limit. */
+ * f64 72, with all options 128, and spills 16 and 52 bytes (sm_80). With all options it gives lanes of a strided class axis that do
+ * not stay on chip 72 and spills 8 to 24 bytes; told of 72 none; 64 would spill 124 to 132, once a row. Tiles on chip take
+ * 63 by themselves (sm_90, f32, 21 classes), under that cap 71. 0: no limit. */
 static unsigned most_registers(const clxent_plan *plan)
 {
     const clxent_desc *desc = &plan->desc;
@@ -331,10 +331,8 @@ static unsigned most_registers(const clxent_plan *plan)
 
     if (strstr(plan->ctx->device.vendor, "NVIDIA") == NULL || plan->group == 1 || !is_row_kernel(desc))
         return 0;
-    if (plan->shares == CLXENT_STRATEGY_LANES && desc->inner > 1) {
-        const bool is_tight = desc->dtype == CLXENT_F32 || desc->dtype == CLXENT_BF16;
-        return is_tight && has_z(desc) && has_dense(desc) ? 72 : 0;
-    }
+    if (plan->shares == CLXENT_STRATEGY_LANES && desc->inner > 1)
+        return !is_f64 && plan->local_elements == 0 && has_z(desc) && has_dense(desc) ? 72 : 0;
     if (plan->shares == CLXENT_STRATEGY_LANES) return !is_f64 ? 0 : is_heavy ? 144 : 96;
     if (is_f64) return 0;
     if (is_heavy) return plan->group < 512 ? 96 : 128;

@@ -488,7 +488,7 @@ PART_OF_SLAB void fill_tile(tile_input *in, __local acc_t *local_rows)
     }
 #    else
     (void)local_rows;
-    if (in->n > 0) fill_classes(in, 0, in->classes);
+    if (LOCAL_ID * VEC < in->rows) fill_classes(in, 0, in->classes);
 #    endif
 }
 #endif

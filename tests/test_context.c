@@ -801,7 +801,7 @@ Test(tuning, nvidias_rows_may_have_vectors_of_one)
 }
 
 /* The cap on registers that NVIDIA's compiler is told, of lanes of a strided class axis; 0: none. */
-static int registers_of_strided(uint32_t dtype, double smoothing, double softcap)
+static int registers_of_strided(uint32_t dtype, size_t classes, double smoothing, double softcap)
 {
     static const char cap[] = "-cl-nv-maxrregcount=";
     const clxent_device facts = { .vendor = "NVIDIA Corporation",
@@ -817,7 +817,7 @@ static int registers_of_strided(uint32_t dtype, double smoothing, double softcap
     desc.dtype = dtype;
     desc.batch = desc.inner = 4096;
     desc.seq = 1;
-    desc.classes = 1000;
+    desc.classes = classes;
     desc.label_smoothing = smoothing;
     desc.softcap = softcap;
     desc.outputs = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_GRADIENT;
@@ -828,12 +828,13 @@ static int registers_of_strided(uint32_t dtype, double smoothing, double softcap
 
 Test(tuning, registers_of_a_strided_class_axis_are_capped_where_that_spills_nothing)
 {
-    cr_assert_eq(registers_of_strided(CLXENT_F32, 0.1, 30), 72);
-    cr_assert_eq(registers_of_strided(CLXENT_BF16, 0.1, 30), 72);
-    cr_assert_eq(registers_of_strided(CLXENT_F16, 0.1, 30), 0);
-    cr_assert_eq(registers_of_strided(CLXENT_F64, 0.1, 30), 0);
-    cr_assert_eq(registers_of_strided(CLXENT_F32, 0.1, 0), 0);
-    cr_assert_eq(registers_of_strided(CLXENT_F32, 0, 30), 0);
+    cr_assert_eq(registers_of_strided(CLXENT_F32, 1000, 0.1, 30), 72);
+    cr_assert_eq(registers_of_strided(CLXENT_BF16, 1000, 0.1, 30), 72);
+    cr_assert_eq(registers_of_strided(CLXENT_F16, 1000, 0.1, 30), 72);
+    cr_assert_eq(registers_of_strided(CLXENT_F32, 21, 0.1, 30), 0); /* on chip */
+    cr_assert_eq(registers_of_strided(CLXENT_F64, 1000, 0.1, 30), 0);
+    cr_assert_eq(registers_of_strided(CLXENT_F32, 1000, 0.1, 0), 0);
+    cr_assert_eq(registers_of_strided(CLXENT_F32, 1000, 0, 30), 0);
 }
 
 /* Options of the program that a GPU of that maker gets, of 50,256 classes. */

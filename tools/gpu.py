@@ -86,7 +86,7 @@ sm*     *16 all   * rows         registers    116
 sm*     *16 all   * rows-results missing128   1
 sm*     *16 all   * rows-results registers    94
 sm*     *16 all   * rows-sums    missing128   1
-sm*     *16 all   * strided      registers    91
+sm*     *16 all   * strided      registers    72
 sm*     f64 plain * rows         missing128   2
 sm*     f64 plain * strided      registers    72
 sm*     f64 all   * rows         missing128   2
