@@ -720,15 +720,19 @@ Test(tuning, groups_follow_from_the_class_count)
         size_t classes;
         uint32_t group, block;
         bool one_block;
-    } cases[] = { { ANYONE, CLXENT_F32, 40, 64, 4, true },       { ANYONE, CLXENT_F32, 1024, 64, 4, true },
-                  { ANYONE, CLXENT_F32, 1028, 128, 4, true },    { ANYONE, CLXENT_F32, 4096, 256, 4, true },
-                  { ANYONE, CLXENT_F32, 4100, 512, 4, true },    { ANYONE, CLXENT_F32, 16384, 1024, 4, true },
-                  { ANYONE, CLXENT_F32, 16388, 1024, 4, false }, { ANYONE, CLXENT_F32, 511, 64, 4, true },
-                  { ANYONE, CLXENT_F32, 513, 64, 4, true },      { ANYONE, CLXENT_F32, 1025, 128, 4, true },
-                  { ANYONE, CLXENT_F32, 50257, 1024, 4, false }, { NVIDIA, CLXENT_F32, 40, 32, 4, true },
-                  { NVIDIA, CLXENT_F32, 512, 32, 4, true },      { NVIDIA, CLXENT_F32, 513, 32, 8, true },
-                  { NVIDIA, CLXENT_F32, 1024, 32, 8, true },     { NVIDIA, CLXENT_F32, 1025, 128, 4, true },
-                  { NVIDIA, CLXENT_BF16, 512, 32, 2, true },     { NVIDIA, CLXENT_BF16, 513, 64, 2, true } };
+    } cases[] = {
+        { ANYONE, CLXENT_F32, 40, 64, 4, true },       { ANYONE, CLXENT_F32, 1024, 64, 4, true },
+        { ANYONE, CLXENT_F32, 1028, 128, 4, true },    { ANYONE, CLXENT_F32, 4096, 256, 4, true },
+        { ANYONE, CLXENT_F32, 4100, 512, 4, true },    { ANYONE, CLXENT_F32, 16384, 1024, 4, true },
+        { ANYONE, CLXENT_F32, 16388, 1024, 4, false }, { ANYONE, CLXENT_F32, 511, 64, 4, true },
+        { ANYONE, CLXENT_F32, 513, 64, 4, true },      { ANYONE, CLXENT_F32, 1025, 128, 4, true },
+        { ANYONE, CLXENT_F32, 50257, 1024, 4, false }, { NVIDIA, CLXENT_F32, 40, 32, 4, true },
+        { NVIDIA, CLXENT_F32, 512, 32, 4, true },      { NVIDIA, CLXENT_F32, 513, 32, 8, true },
+        { NVIDIA, CLXENT_F32, 1024, 32, 8, true },     { NVIDIA, CLXENT_F32, 1025, 128, 4, true },
+        { NVIDIA, CLXENT_F32, 16384, 1024, 4, true },  { NVIDIA, CLXENT_F32, 16385, 512, 4, false },
+        { NVIDIA, CLXENT_F32, 32768, 512, 4, false },  { NVIDIA, CLXENT_F32, 32769, 1024, 4, false },
+        { NVIDIA, CLXENT_BF16, 512, 32, 2, true },     { NVIDIA, CLXENT_BF16, 513, 64, 2, true }
+    };
 
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         clxent_device facts = {
