@@ -123,7 +123,7 @@ PART void sum_tile(row_state *sums, lane *target_x, const run *u, const tile_inp
         }
         if (i % together == 0) {
             if (!from_statistics) find_maxima(in, i, together, levels.maximum);
-            split_levels(&levels, exp_scale_of(LOAD(levels.maximum)));
+            split_levels(&levels, tile_scale_of(LOAD(levels.maximum)));
         }
         const row_input row = row_of_tile(in, i);
         const row_scan scan = { (uint)excluded[i], keeps, false, in->own_rows + i * in->classes, 0 };
@@ -144,9 +144,10 @@ PART void sum_tile(row_state *sums, lane *target_x, const run *u, const tile_inp
     row_state s = empty_state();
     const bool has_low = all > FLUSH_VECTORS; /* nothing is lost by the first addition */
     s.maximum = LOAD(levels.maximum);
-    s.sum_excluding_target = fold_along(high, low, has_low);
+    const lane factor = exp_rescale(tile_scale_of(s.maximum), exp_scale_of(s.maximum));
+    s.sum_excluding_target = compensated_times(fold_along(high, low, has_low), factor);
 #if HAS_ENTROPY
-    s.entropy = fold_along(entropy_high, entropy_low, has_low);
+    s.entropy = compensated_times(fold_along(entropy_high, entropy_low, has_low), factor);
 #endif
     s.best = LOAD(best);
     *sums = s;
@@ -194,10 +195,14 @@ PART lane tile_excluding_max(const tile_input *in, const row_result *r)
 /* Values of all classes, in the place of their exponentials. */
 static inline void stage(const tile_input *in, const row_result *r, const epilogue *g, const bool again)
 {
-    acc_t factors[VEC], rests[VEC], outers[VEC], fills[VEC], targets[VEC];
+    acc_t factors[VEC], rests[VEC], outers[VEC], fills[VEC], targets[VEC], scales[VEC];
     integer is_filled[VEC], class_index[VEC];
-    STORE(g->factor, factors);
-    STORE(g->rest, rests);
+    epilogue folded = *g;
+    rescaling by = block_rescaling(in, r, 0, 0);
+    (void)fold_rescaling(&folded, &by);
+    STORE(by.first, scales);
+    STORE(folded.factor, factors);
+    STORE(folded.rest, rests);
     STORE(g->outer, outers);
     STORE(g->fill, fills);
     STORE(g->filled, is_filled);
@@ -206,7 +211,7 @@ static inline void stage(const tile_input *in, const row_result *r, const epilog
     (void)again;
     for (uint i = 0; i < in->n; i++) {
         epilogue own = *g;
-        const vec none = (vec)(0);
+        const vec none = (vec)(0), scale = (vec)(scales[i]);
         const uint last = in->classes - VEC;
         __local acc_t *row = in->own_rows + i * in->classes;
         own.factor = (lane)(factors[i]);
@@ -217,11 +222,84 @@ static inline void stage(const tile_input *in, const row_result *r, const epilog
             STORE((vec)(fills[i]), row + last);
             continue;
         }
-        const vec e_last = LOAD(row + last); /* before the one beside it is written over */
+        const vec e_last = LOAD(row + last) * scale; /* before the one beside it is written over */
         for (uint c = 0; c < last; c += VEC) {
-            STORE(result_of(r, &own, none, none, LOAD(row + c), none), row + c);
+            STORE(result_of(r, &own, none, none, LOAD(row + c) * scale, none), row + c);
         }
         STORE(result_of(r, &own, none, none, e_last, none), row + last);
         if (class_index[i] != NO_CLASS) row[class_index[i]] = targets[i];
     }
 }
+
+#if HAS_PLAIN_TILES
+/* The three below are those of lane_scan.cl, of rows that lie side by side: what is alike in all rows of the tile passes them
+ * without their ends. */
+static inline lane tile_maximum(const tile_input *in)
+{
+    acc_t maximum[VEC];
+    find_maxima(in, 0, VEC, maximum);
+    return LOAD(maximum);
+}
+
+ALWAYS_INLINE void sum_shared(plain_sums *s, const tile_input *in, const acc_t q, const ilane target,
+                              const uint begin, const uint end)
+{
+    const exp_scale scale = { (lane)(0), (lane)(q), (lane)((q - BIAS) * (acc_t)LN2_HIGH) };
+    const uint classes = end - begin, whole = classes / VEC, all = (classes - 1) / VEC + 1;
+    const ivec skipped = (ivec)((integer)(all > whole ? VEC - classes % VEC : 0));
+    integer at[VEC];
+    acc_t x[VEC], e[VEC];
+    vec high[VEC];
+#    pragma unroll 4
+    for (uint k = 0; k < classes; k++) {
+        PREFETCH(in->next + k * VEC);
+        STORE(exp_vector(load_vector(in->x + k * VEC), scale, false), in->own_rows + k * VEC);
+    }
+    STORE(target, at);
+    for (uint i = 0; i < VEC; i++) {
+        const bool has_class = at[i] != NO_CLASS;
+        const uint k = i * classes + (has_class ? (uint)at[i] : 0);
+        const acc_t own = in->own_rows[k];
+        x[i] = has_class ? load_one(in->x + k) : -ACC_INFINITY;
+        e[i] = has_class ? own : 0;
+        in->own_rows[k] = has_class ? 0 : own;
+    }
+    s->found.x = LOAD(x);
+    s->found.e = LOAD(e);
+    for (uint i = 0; i < VEC; i++) {
+        const __local acc_t *row = in->own_rows + i * classes;
+        vec sum = (vec)(0), few = (vec)(0);
+        uint v = 0;
+        for (; v + TOGETHER <= whole; v += TOGETHER, row += TOGETHER * VEC) {
+            sum += (LOAD(row) + LOAD(row + VEC)) + (LOAD(row + 2 * VEC) + LOAD(row + 3 * VEC));
+        }
+        for (; v < whole; v++, row += VEC) few += LOAD(row);
+        if (v < all) few += IOTA < skipped ? (vec)(0) : LOAD(row + classes % VEC - VEC);
+        high[i] = sum + few;
+    }
+    s->sum = fold_along(high, high, false);
+}
+
+ALWAYS_INLINE void stage_shared(const tile_input *in, const plain_factors *f)
+{
+    acc_t factors[VEC], rests[VEC], targets[VEC];
+    integer at[VEC];
+    const uint last = in->classes - VEC;
+    STORE(f->factor, factors);
+    STORE(f->rest, rests);
+    STORE(f->target, targets);
+    STORE(f->class_index, at);
+    for (uint i = 0; i < VEC; i++) {
+        __local acc_t *row = in->own_rows + i * in->classes;
+        const vec one = (vec)(factors[i]), small = (vec)(rests[i]);
+        const vec e_last = LOAD(row + last); /* before the one beside it is written over */
+        for (uint c = 0; c < last; c += VEC) {
+            const vec e = LOAD(row + c);
+            STORE(fma(e, one, e * small), row + c);
+        }
+        STORE(fma(e_last, one, e_last * small), row + last);
+        const uint k = at[i] != NO_CLASS ? (uint)at[i] : 0;
+        row[k] = at[i] != NO_CLASS ? targets[i] : row[k];
+    }
+}
+#endif

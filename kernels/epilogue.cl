@@ -148,7 +148,7 @@ typedef struct {
 } target_terms;
 
 /* x: the logit of the target's class; -inf without one. */
-static inline target_terms judge_targets(const run *u, const lane_targets *t, const lane x)
+ALWAYS_INLINE void judge_these_targets(target_terms *of, const run *u, const lane_targets *t, const lane x)
 {
     const lane zero = (lane)(0);
     target_terms j;
@@ -163,6 +163,13 @@ static inline target_terms judge_targets(const run *u, const lane_targets *t, co
     j.dense = HAS_DENSE ? of_class : zero;
     j.dense_sum = (lane)(HAS_DENSE ? u->o.smoothing : 0); /* where the sums do not say it */
     j.dense_nll = zero;
+    *of = j;
+}
+
+static inline target_terms judge_targets(const run *u, const lane_targets *t, const lane x)
+{
+    target_terms j;
+    judge_these_targets(&j, u, t, x);
     return j;
 }
 
@@ -191,7 +198,7 @@ static inline row_result finish(target_terms *j, const lane_targets *t, const ro
     return r;
 }
 
-static inline lane loss_of(const run *u, const row_result *r, const target_terms *t)
+ALWAYS_INLINE lane loss_of(const run *u, const row_result *r, const target_terms *t)
 {
     const lane zero = (lane)(0);
     const acc_t z_loss = ACC_OF(u->p->z_loss);
@@ -212,16 +219,20 @@ static inline __attribute__((unused)) vec accumulated(const vec old, const vec v
 
 /* ---- Results that a row has one of ---------------------------------------------------------- */
 
+/* Row losses are the caller's, or in the workspace. */
+static inline __global acc_t *losses_of(const run *u)
+{
+    return WANTS(u->p, OUTPUT_LOSSES) ? u->losses + u->p->offset.losses
+                                      : (__global acc_t *)(u->workspace + u->p->row_losses_at);
+}
+
 /* Of the n rows from `row` on. */
 static inline void write_rows(const run *u, const ulong row, const uint n, const lane_targets *t,
                               const target_terms *j, const row_result *r, const row_state *s)
 {
     const clxent_parameters *p = u->p;
     if (TARGETS != TARGET_NONE && WANTS(p, OUTPUT_LOSSES | OUTPUT_LOSS)) {
-        __global acc_t *losses = WANTS(p, OUTPUT_LOSSES)
-                                     ? u->losses + p->offset.losses
-                                     : (__global acc_t *)(u->workspace + p->row_losses_at);
-        store_lanes(losses + row, loss_of(u, r, j), n);
+        store_lanes(losses_of(u) + row, loss_of(u, r, j), n);
     }
     if (WANTS(p, OUTPUT_LSE)) store_lanes(u->lse + p->offset.lse + row, r->lse, n);
     if (WANTS(p, OUTPUT_ARGMAX | OUTPUT_CORRECT)) {
@@ -278,7 +289,7 @@ static inline void read_statistics(const run *u, const ulong row, const uint n, 
 }
 
 /* row_weight grad_output logit_scale / denominator; of rows that do not count it is not used. */
-static inline lane outer_of(const run *u, const ulong row, const uint n, const lane_targets *t)
+ALWAYS_INLINE lane outer_of(const run *u, const ulong row, const uint n, const lane_targets *t)
 {
     const clxent_parameters *p = u->p;
     lane outer;
@@ -364,7 +375,7 @@ static inline void add_upstreams(epilogue *g, const run *u, const ulong row, con
 
 /* dx_j = (exp(z_j) * factor - dense a_j) * outer * slope_j, at the target's class `target`. Where a row has no gradient all
  * its elements are `fill`. outer: row_weight grad_output logit_scale / denominator. */
-static inline void gradient_of(epilogue *g, const run *u, const row_result *r, const target_terms *t,
+ALWAYS_INLINE void gradient_of(epilogue *g, const run *u, const row_result *r, const target_terms *t,
                                const lane outer)
 {
     const lane z_term = (lane)(2 * ACC_OF(u->p->z_loss)) * r->lse;
@@ -378,7 +389,7 @@ static inline void gradient_of(epilogue *g, const run *u, const row_result *r, c
     const lane missing = is_likely ? share : (lane)(1) - share;
     const lane at_target = (t->dense_sum + z_term) * p - t->one_hot * missing;
     const lane sum = t->one_hot + t->dense_sum + z_term;
-    g->factor = sum / r->sum_exp;
+    g->factor = LANES ? sum * inverse : sum / r->sum_exp; /* rest takes what either was rounded by */
     g->rest = fma(-g->factor, r->sum_exp, sum) * inverse;
     g->outer = outer;
     g->target = (HAS_DENSE ? at_target - t->dense : at_target) * outer * t->slope;
@@ -393,6 +404,25 @@ static inline void gradient_of(epilogue *g, const run *u, const row_result *r, c
         g->factor = is_alone ? factor : g->factor;
         g->outer = is_alone ? (lane)(1) : outer;
     }
+}
+
+/* exp(z_j) * factor; of log-softmax `filled` and `fill` alone are used. */
+ALWAYS_INLINE void softmax_of(epilogue *g, const row_result *r)
+{
+    g->filled = NOT(r->valid);
+    g->fill = (lane)(ACC_NAN);
+    g->factor = (lane)(1) / r->sum_exp;
+    g->rest = fma(-g->factor, r->sum_exp, (lane)(1)) * g->factor;
+    g->outer = (lane)(1);
+    g->class_index = NO_CLASSES;
+    g->target = (lane)(0);
+#if HAS_UPSTREAMS
+    g->is_out = (ilane)(0);
+    g->share = (lane)(0);
+    g->of_lse = (lane)(0);
+    g->of_entropy = (lane)(0);
+    g->mean_distance = (lane)(0);
+#endif
 }
 
 /* Of the n rows from `row` on. */
@@ -412,8 +442,7 @@ static inline epilogue epilogue_of(const run *u, const uint kind, const ulong ro
 #endif
         return g;
     }
-    g.factor = (lane)(1) / r->sum_exp;
-    g.rest = fma(-g.factor, r->sum_exp, (lane)(1)) * g.factor;
+    softmax_of(&g, r);
     return g;
 }
 

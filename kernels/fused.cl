@@ -43,6 +43,10 @@ DEFINE_KERNEL(clxent_cross_entropy, WG_SIZE)
         lane_targets t[COLUMNS];
         target_terms j[COLUMNS];
         row_result r[COLUMNS];
+#    if HAS_PLAIN_TILES
+        unit = pass_plain_tiles(u, &in, unit, last);
+        if (unit == last) break;
+#    endif
         open_unit(u, &in, unit, scratch);
         MEET_UNIT(&in, unit);
         for (uint w = 0; w < COLUMNS; w++) {

@@ -77,15 +77,6 @@ ALWAYS_INLINE void sum_classes(block_sums *b, lane *target_x, const tile_input *
     flush(b, false);
 }
 
-/* On CPUs exponentials of a tile stay at a scale that its rows mostly share, see sum_shared(). */
-#if WG_SIZE == 1 && VEC > 1 && IN_LOCAL
-#    define SHARES_SCALE 1
-#    define tile_scale_of block_scale_of
-#else
-#    define SHARES_SCALE 0
-#    define tile_scale_of exp_scale_of
-#endif
-
 #if SHARES_SCALE && SUMS_PLAINLY
 #    if !TRANSPOSES
 /* The logits of the targets among the classes [begin, end). */
@@ -107,12 +98,13 @@ ALWAYS_INLINE lane find_targets(const tile_input *in, const lane found, const il
 
 /* sum_classes() of rows that are near and share the scale of `q`, to the same bits: constants that lanes share, and sums apart
  * from exponentials, which the 16 registers of AVX2 have no room for at once. */
-ALWAYS_INLINE void sum_shared(block_sums *b, lane *target_x, const tile_input *in, const acc_t q,
-                              const ilane target, const uint begin, const uint end)
+ALWAYS_INLINE void sum_shared(plain_sums *s, const tile_input *in, const acc_t q, const ilane target,
+                              const uint begin, const uint end)
 {
+    compensated_vector sum = { (vec)(0), (vec)(0) };
     const exp_scale scale = { (lane)(0), (lane)(q), (lane)((q - BIAS) * (acc_t)LN2_HIGH) };
 #    if !TRANSPOSES
-    *target_x = find_targets(in, *target_x, target, begin, end);
+    s->found.x = find_targets(in, s->found.x, target, begin, end);
 #    endif
     for (uint c = begin; c < end; c++) {
         prefetch_class(in, c);
@@ -120,7 +112,7 @@ ALWAYS_INLINE void sum_shared(block_sums *b, lane *target_x, const tile_input *i
     }
     const __local acc_t *e = in->values + (size_t)begin * PITCH;
     const __local acc_t *x = in->logits + (size_t)begin * PITCH;
-    lane found = *target_x;
+    found_targets found = s->found;
     ilane left = target - (ilane)((integer)begin);
     uint c = begin;
     for (; c + 3 < end; c += 4) {
@@ -128,11 +120,12 @@ ALWAYS_INLINE void sum_shared(block_sums *b, lane *target_x, const tile_input *i
 #    pragma unroll
         for (uint k = 0; k < 4; k++) {
             const ilane is_target = left == (ilane)((integer)k);
-            four[k] = is_target ? (vec)(0) : LOAD(e + (size_t)k * PITCH);
-            if (TRANSPOSES) found = is_target ? LOAD(x + (size_t)k * PITCH) : found;
+            const vec one = LOAD(e + (size_t)k * PITCH);
+            four[k] = is_target ? (vec)(0) : one;
+            found.e = is_target ? one : found.e;
+            if (TRANSPOSES) found.x = is_target ? LOAD(x + (size_t)k * PITCH) : found.x;
         }
-        b->sum_excluding_target =
-            compensated_add_vector(b->sum_excluding_target, (four[0] + four[1]) + (four[2] + four[3]));
+        sum = compensated_add_vector(sum, (four[0] + four[1]) + (four[2] + four[3]));
         e += (size_t)4 * PITCH;
         x += (size_t)4 * PITCH;
         left -= (ilane)(4);
@@ -140,14 +133,20 @@ ALWAYS_INLINE void sum_shared(block_sums *b, lane *target_x, const tile_input *i
     vec few = (vec)(0);
     for (; c < end; c++) {
         const ilane is_target = left == (ilane)(0);
-        few += is_target ? (vec)(0) : LOAD(e);
-        if (TRANSPOSES) found = is_target ? LOAD(x) : found;
+        const vec one = LOAD(e);
+        few += is_target ? (vec)(0) : one;
+        found.e = is_target ? one : found.e;
+        if (TRANSPOSES) found.x = is_target ? LOAD(x) : found.x;
         e += PITCH;
         x += PITCH;
         left -= (ilane)(1);
     }
-    b->sum_excluding_target = compensated_add_vector(b->sum_excluding_target, few);
-    *target_x = found;
+    s->found = found;
+    if (end - begin < 4) {
+        s->sum = (compensated_sum){ few, (vec)(0) }; /* nothing was added yet */
+    } else {
+        s->sum = compensated_add_vector(sum, few);
+    }
 }
 #endif
 
@@ -209,7 +208,10 @@ ALWAYS_INLINE void add_classes(row_state *s, lane *target_x, const tile_input *t
     if (fabs(shared) < MAX_NEAR / SCALE_STEP && !ANY_LANE(steps != (lane)(shared))) {
         const acc_t q = Q_OF_STEPS(acc_t, shared);
         block_sums b = empty_block();
-        sum_shared(&b, target_x, in, q, target, begin, end);
+        plain_sums all = { s->maximum, compensated_zero(), { *target_x, (lane)(0) } };
+        sum_shared(&all, in, q, target, begin, end);
+        b.sum_excluding_target = all.sum;
+        *target_x = all.found.x;
         scale_block(&b, power_of_two((lane)(q)-exp_scale_of(s->maximum).q));
         add_sums(s, &b, begin);
     } else {
@@ -251,42 +253,6 @@ ALWAYS_INLINE void sum_turn(row_state *s, const tile_input *in, const ilane targ
     add_block(s, &b);
 }
 #endif
-
-/* What takes exponentials from one scale to another: both factors, as one alone may be 0 where the product is not. */
-typedef struct {
-    lane first, second;
-} rescaling;
-
-static inline rescaling no_rescaling(void) { return (rescaling){ (lane)(1), (lane)(1) }; }
-
-/* Times 2^n; the largest exponential is at most 2^(SCALE_STEP + 1/2). */
-static inline rescaling rescaling_by(const lane n)
-{
-    const lane step = n < (lane)(-SCALE_STEP) ? (lane)(SCALE_STEP) : (lane)(0);
-    return (rescaling){ power_of_two(-step), power_of_two(n + step) };
-}
-
-/* Of the block that class c begins, in column w, to the row's scale. */
-static inline rescaling block_rescaling(const tile_input *in, const row_result *r, const uint w, const uint c)
-{
-#if BY_BLOCKS
-    const lane maximum = LOAD(in->maxima + (c / BLOCK_CLASSES * COLUMNS + w) * VEC);
-    if (SHARES_SCALE && !ANY_LANE(!(fabs(maximum) <= (lane)(MAX_NEAR)) || r->scale.base != (lane)(0)))
-        return rescaling_by(Q_OF_STEPS(lane, scale_steps(maximum)) - r->scale.q);
-    const exp_scale from = tile_scale_of(maximum);
-    const ilane same_base = from.base == r->scale.base;
-    rescaling of_lane = rescaling_by(same_base ? from.q - r->scale.q : (lane)(0));
-    of_lane.second = same_base ? of_lane.second : exp_rescale(from, r->scale);
-    of_lane.second = maximum > (lane)(-ACC_INFINITY) ? of_lane.second : (lane)(0);
-    return of_lane;
-#else
-    (void)in;
-    (void)w;
-    (void)c;
-    if (!SHARES_SCALE) return no_rescaling();
-    return (rescaling){ power_of_two(tile_scale_of(r->maximum).q - r->scale.q), (lane)(1) };
-#endif
-}
 
 #if !BY_BLOCKS
 /* maximum: saved, or as fill_tile() found it of x, which is z unless HAS_Z. Where the tile does not stay on chip, it is read
@@ -389,25 +355,6 @@ ALWAYS_INLINE vec value_of_class(const tile_input *in, const row_result *r, cons
     return value_of_logits(in, r, g, again, c, class_x(in, c), by);
 }
 
-/* Where the factor alone is not all. */
-#define HAS_OUTER(g) ((g)->outer != (lane)(1))
-
-/* Puts the rescaling into the factor where values have one, row by row: what is left of it, and -1, where that would lose
- * digits. */
-static inline ilane fold_rescaling(epilogue *g, rescaling *by)
-{
-    const rescaling own = *by;
-    if ((!SHARES_SCALE && !BY_BLOCKS) || !HAS_PLAIN_FACTOR(g)) return (ilane)(0);
-    const lane factor = g->factor * own.first * own.second;
-    const ilane is_nothing = EITHER(IS_ZERO(g->factor), EITHER(IS_ZERO(own.first), IS_ZERO(own.second)));
-    const ilane loses = BOTH(IS_BELOW(factor, SMALLEST_FACTOR), NOT(is_nothing));
-    g->factor = loses ? g->factor : factor;
-    g->rest = loses ? g->rest : g->rest * own.first * own.second;
-    by->first = loses ? own.first : (lane)(1);
-    by->second = loses ? own.second : (lane)(1);
-    return loses;
-}
-
 #if IN_LOCAL && !STORES_DIRECTLY
 /* Values of all classes, of one vector of lanes, in the place of their exponentials, and to where store_tile() takes them
  * from. */
@@ -432,5 +379,17 @@ static inline void stage(const tile_input *tile, const row_result *r, const epil
 #    if TRANSPOSES
     tile_to_rows(in->staged, in->own_rows, in->classes);
 #    endif
+}
+#endif
+
+#if HAS_PLAIN_TILES && !BY_BLOCKS
+/* Of rows whose gradients are exponentials times a factor, but for their targets'. */
+ALWAYS_INLINE void stage_shared(const tile_input *in, const plain_factors *f)
+{
+    for (uint c = 0; c < in->classes; c++) {
+        const vec e = LOAD(in->values + (size_t)c * PITCH);
+        const vec value = fma(e, f->factor, e * f->rest);
+        STORE(f->class_index == (ilane)((integer)c) ? f->target : value, in->staged + (size_t)c * PITCH);
+    }
 }
 #endif

@@ -95,9 +95,18 @@
 #else
 #    define FILL_FINDS_MAXIMUM false
 #endif
+/* Whether tiles without exceptions take a shorter way: pass_plain_tiles(). */
+#if WG_SIZE == 1 && IN_LOCAL && VEC > 1 && SUMS_PLAINLY && HAS_ONE_FACTOR && !HAS_PROBABILITIES && \
+    !ACCUMULATE && (WIDE_OUTPUTS == 0 || WIDE_OUTPUTS == OUTPUT_GRADIENT || WIDE_OUTPUTS == OUTPUT_SOFTMAX)
+#    define HAS_PLAIN_TILES 1
+#else
+#    define HAS_PLAIN_TILES 0
+#endif
+/* With ALONG of so many classes at most, whose vectors are added before a flush. */
+#define MOST_PLAIN_CLASSES (16u * VEC)
 /* Classes between two looks at the maximum. Part of what decides bits. Neighbours: PoCL 3.1, Zen 4 with AVX-512, 1,000 classes
  * 16 KiB apart, CPU time next to blocks of 16: 0.85; 21 classes, one block: 0.91. */
-#define BLOCK_CLASSES (BY_BLOCKS ? NEIGHBOUR_CLASSES : 16u)
+#define BLOCK_CLASSES (BY_BLOCKS ? NEIGHBOUR_CLASSES : TRANSPOSES ? 512u : 16u)
 /* Exponentials that are added plainly, of confident rows: see tile_excluding_max(). */
 #define PLAIN_CLASSES 16u
 
@@ -123,6 +132,9 @@ typedef struct {
     uint w;    /* the column that is open */
 #if TELLS_ALIGNED
     bool aligned; /* with INNER: vectors of logits are */
+#endif
+#if HAS_PLAIN_TILES
+    bool has_exceptions; /* as many tiles may: see pass_plain_tiles() */
 #endif
     uint classes;
     __global const storage *x;    /* lane 0, class 0 */
@@ -368,12 +380,6 @@ static inline void rows_to_tile(const __local acc_t *rows, __local acc_t *tile, 
 #    if VEC == 1
     for (uint c = 0; c < classes; c++) tile[c] = rows[c];
 #    else
-    if (classes == 2) { /* the one case of so few that is common */
-        const vec a = LOAD(rows), b = LOAD(rows + VEC);
-        STORE((vec)(EVEN(a), EVEN(b)), tile); /* (a.even, b.even) makes Oclgrind 21.10 crash */
-        STORE((vec)(ODD(a), ODD(b)), tile + PITCH);
-        return;
-    }
     if (classes < SIDE) {
         transpose_by_4(rows, classes, tile, PITCH, VEC, ROOM(classes));
     } else {
@@ -388,12 +394,6 @@ static inline void tile_to_rows(const __local acc_t *tile, __local acc_t *rows, 
 #    if VEC == 1
     for (uint c = 0; c < classes; c++) rows[c] = tile[c];
 #    else
-    if (classes == 2) {
-        const vec a = LOAD(tile), b = LOAD(tile + PITCH);
-        STORE(ZIP(a.lo, b.lo, s), rows);
-        STORE(ZIP(a.hi, b.hi, s), rows + VEC);
-        return;
-    }
     if (classes < SIDE) {
         transpose_by_4(tile, PITCH, rows, classes, ROOM(classes), VEC);
     } else {
@@ -467,10 +467,19 @@ ALWAYS_INLINE void fill_classes(tile_input *in, const uint begin, const uint end
 
 #if HOLDS_LOGITS && !BY_BLOCKS
 /* Fills this work-item's columns of the tile, or with the others of the group the whole of it. */
-PART_OF_SLAB void fill_tile(tile_input *in, __local acc_t *local_rows)
+ALWAYS_INLINE void fill_tile(tile_input *in, __local acc_t *local_rows)
 {
 #    if TRANSPOSES
     (void)local_rows;
+#        if VEC > 1
+    if (in->n == VEC && in->classes == 2 &&
+        in->p->row_stride == 2) { /* the one case of so few that is common */
+        const vec a = load_vector(in->x), b = load_vector(in->x + VEC);
+        STORE((vec)(EVEN(a), EVEN(b)), in->logits); /* (a.even, b.even) makes Oclgrind 21.10 crash */
+        STORE((vec)(ODD(a), ODD(b)), in->logits + PITCH);
+        return;
+    }
+#        endif
 #        if DTYPE == F32 && VEC >= 8
     if (in->n == VEC && in->classes >= 8) {
         transpose_global_by_8(in->x, in->p->row_stride, in->logits, PITCH, VEC, in->classes);
@@ -492,3 +501,87 @@ PART_OF_SLAB void fill_tile(tile_input *in, __local acc_t *local_rows)
 #    endif
 }
 #endif
+
+/* ---- Scales ---------------------------------------------------------------------------------- */
+
+/* On CPUs exponentials of a tile stay at a scale that its rows mostly share, see sum_shared(). */
+#if WG_SIZE == 1 && VEC > 1 && IN_LOCAL
+#    define SHARES_SCALE 1
+#    define tile_scale_of block_scale_of
+#else
+#    define SHARES_SCALE 0
+#    define tile_scale_of exp_scale_of
+#endif
+
+/* What the sums know of a row's target: its logit and its exponential. */
+typedef struct {
+    lane x, e;
+} found_targets;
+
+/* What rows have sums of, and what makes gradients of their exponentials. */
+typedef struct {
+    lane maximum;
+    compensated_sum sum;
+    found_targets found;
+} plain_sums;
+
+typedef struct {
+    lane factor, rest;
+    ilane class_index; /* whose gradient is `target` */
+    lane target;
+} plain_factors;
+
+/* What takes exponentials from one scale to another: both factors, as one alone may be 0 where the product is not. */
+typedef struct {
+    lane first, second;
+} rescaling;
+
+static inline rescaling no_rescaling(void) { return (rescaling){ (lane)(1), (lane)(1) }; }
+
+/* Times 2^n; the largest exponential is at most 2^(SCALE_STEP + 1/2). */
+static inline rescaling rescaling_by(const lane n)
+{
+    const lane step = n < (lane)(-SCALE_STEP) ? (lane)(SCALE_STEP) : (lane)(0);
+    return (rescaling){ power_of_two(-step), power_of_two(n + step) };
+}
+
+/* Of the block that class c begins, in column w, to the row's scale. */
+static inline rescaling block_rescaling(const tile_input *in, const row_result *r, const uint w, const uint c)
+{
+#if BY_BLOCKS
+    const lane maximum = LOAD(in->maxima + (c / BLOCK_CLASSES * COLUMNS + w) * VEC);
+    if (SHARES_SCALE && !ANY_LANE(!(fabs(maximum) <= (lane)(MAX_NEAR)) || r->scale.base != (lane)(0)))
+        return rescaling_by(Q_OF_STEPS(lane, scale_steps(maximum)) - r->scale.q);
+    const exp_scale from = tile_scale_of(maximum);
+    const ilane same_base = from.base == r->scale.base;
+    rescaling of_lane = rescaling_by(same_base ? from.q - r->scale.q : (lane)(0));
+    of_lane.second = same_base ? of_lane.second : exp_rescale(from, r->scale);
+    of_lane.second = maximum > (lane)(-ACC_INFINITY) ? of_lane.second : (lane)(0);
+    return of_lane;
+#else
+    (void)in;
+    (void)w;
+    (void)c;
+    if (!SHARES_SCALE) return no_rescaling();
+    return (rescaling){ power_of_two(tile_scale_of(r->maximum).q - r->scale.q), (lane)(1) };
+#endif
+}
+
+/* Where the factor alone is not all. */
+#define HAS_OUTER(g) ((g)->outer != (lane)(1))
+
+/* Puts the rescaling into the factor where values have one, row by row: what is left of it, and -1, where that would lose
+ * digits. */
+static inline ilane fold_rescaling(epilogue *g, rescaling *by)
+{
+    const rescaling own = *by;
+    if ((!SHARES_SCALE && !BY_BLOCKS) || !HAS_PLAIN_FACTOR(g)) return (ilane)(0);
+    const lane factor = g->factor * own.first * own.second;
+    const ilane is_nothing = EITHER(IS_ZERO(g->factor), EITHER(IS_ZERO(own.first), IS_ZERO(own.second)));
+    const ilane loses = BOTH(IS_BELOW(factor, SMALLEST_FACTOR), NOT(is_nothing));
+    g->factor = loses ? g->factor : factor;
+    g->rest = loses ? g->rest : g->rest * own.first * own.second;
+    by->first = loses ? own.first : (lane)(1);
+    by->second = loses ? own.second : (lane)(1);
+    return loses;
+}
