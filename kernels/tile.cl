@@ -105,8 +105,9 @@
 /* With ALONG of so many classes at most, whose vectors are added before a flush. */
 #define MOST_PLAIN_CLASSES (16u * VEC)
 /* Classes between two looks at the maximum. Part of what decides bits. Neighbours: PoCL 3.1, Zen 4 with AVX-512, 1,000 classes
- * 16 KiB apart, CPU time next to blocks of 16: 0.85; 21 classes, one block: 0.91. */
-#define BLOCK_CLASSES (BY_BLOCKS ? NEIGHBOUR_CLASSES : TRANSPOSES ? 512u : 16u)
+ * 16 KiB apart, CPU time next to blocks of 16: 0.85; 21 classes, one block: 0.91. A transposed tile is one block, as its maximum
+ * is known. */
+#define BLOCK_CLASSES (BY_BLOCKS ? NEIGHBOUR_CLASSES : TRANSPOSES ? 1u << 30 : 16u)
 /* Exponentials that are added plainly, of confident rows: see tile_excluding_max(). */
 #define PLAIN_CLASSES 16u
 
