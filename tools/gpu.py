@@ -87,7 +87,6 @@ sm*     *16 all   * rows-results missing128   1
 sm*     *16 all   * rows-results registers    94
 sm*     *16 all   * rows-sums    missing128   1
 sm*     *16 all   * strided      registers    72
-sm*     f64 plain * rows         missing128   2
 sm*     f64 plain * strided      registers    72
 sm*     f64 all   * rows         missing128   2
 sm*     f64 all   * rows         registers    196
@@ -103,11 +102,11 @@ gfx*    f64 plain * rows         missing128   2
 gfx*    f64 plain * strided      registers    142
 gfx*    f64 all   * strided      registers    204
 gfx90a  f32 plain * strided      registers    71
-gfx90a  f32 all   * rows         registers    134
+gfx90a  f32 all   * rows         registers    140
 gfx90a  *16 plain * rows         missing128   1
 gfx90a  *16 plain * rows-sums    missing128   1
 gfx90a  *16 plain * strided      registers    73
-gfx90a  *16 all   * rows         registers    144
+gfx90a  *16 all   * rows         registers    146
 gfx90a  f64 plain * rows         registers    198
 gfx90a  f64 all   * rows         registers    264
 gfx1030 f64 plain * rows         in_flight    14336
@@ -117,7 +116,7 @@ gfx1100 f64 plain * rows         private      204
 gfx1100 f64 plain * rows         spills       54
 gfx1100 f64 all   * lanes        private      20
 gfx1100 f64 all   * lanes        spills       4
-gfx1100 f64 all   * rows         private      388
+gfx1100 f64 all   * rows         private      396
 gfx1100 f64 all   * rows         spills       157
 gfx1100 f64 all   * strided      private      28
 gfx1100 f64 all   * strided      spills       14
