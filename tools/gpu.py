@@ -87,6 +87,7 @@ sm*     *16 all   * rows-results missing128   1
 sm*     *16 all   * rows-results registers    94
 sm*     *16 all   * rows-sums    missing128   1
 sm*     *16 all   * strided      registers    72
+sm*     f64 plain * rows         missing128   2
 sm*     f64 plain * strided      registers    72
 sm*     f64 all   * rows         missing128   2
 sm*     f64 all   * rows         registers    196
@@ -94,6 +95,8 @@ sm*     f64 all   * rows-results missing128   2
 sm*     f64 all   * rows-sums    missing128   2
 sm*     f64 all   * strided      registers    123
 sm_80   f64 plain * product-weight private      8
+sm_80   f64 plain * strided      private      8
+sm_80   f64 plain * strided      spills       16
 sm_80   f64 plain * product-weight spills       24
 gfx*    f32 plain * rows         missing128   1
 gfx*    f32 all   * strided      registers    122
