@@ -278,6 +278,10 @@ ALWAYS_INLINE void sum_shared(plain_sums *s, const tile_input *in, const acc_t q
         high[i] = sum + few;
     }
     s->sum = fold_along(high, high, false);
+    if (WIDE_OUTPUTS != OUTPUT_SOFTMAX) return; /* gradients have a value of their own there */
+    for (uint i = 0; i < VEC; i++) {
+        if (at[i] != NO_CLASS) in->own_rows[i * classes + (uint)at[i]] = e[i];
+    }
 }
 
 ALWAYS_INLINE void stage_shared(const tile_input *in, const plain_factors *f)

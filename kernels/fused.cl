@@ -16,6 +16,8 @@
  *   count_units, units_of_group, make_input
  *   open_unit     points at a unit, brings it on chip
  *   open_rows     points at its column w; false where it has none
+ *   HAS_PLAIN_TILES, pass_plain_tiles
+ *                 of lanes: whether, and from which unit on, tiles without exceptions are done by other code to the same bits
  *   target_logits
  *   scan_rows     the sums of open rows, the terms of their targets, and what both come to
  *   share_row     after scan_rows, the work-item that has the results: what epilogue_of_unit needs of them

@@ -385,31 +385,19 @@ ALWAYS_INLINE bool pass_plain_tile(const run *u, tile_input *in, const ulong uni
     const clxent_parameters *p = u->p;
     plain_sums s[COLUMNS];
     plain_factors f[COLUMNS];
-    acc_t shared = 0;
-    for (uint begin = 0; begin < in->classes; begin += BLOCK_CLASSES) {
-        const uint end = min(begin + BLOCK_CLASSES, in->classes);
-        (void)open_rows(u, in, unit, 0);
-        fill_classes(in, begin, end);
-        if (begin == 0) shared = scale_steps(in->maximum[0]).s0;
-        for (uint w = 0; w < COLUMNS; w++) {
-            (void)open_rows(u, in, unit, w);
-            const ilane target = plain_targets(u, in).class_index;
-            plain_sums own = { in->maximum[w],
-                               { (lane)(0), (lane)(0) },
-                               { (lane)(-ACC_INFINITY), (lane)(0) } };
-            if (begin > 0) own = s[w];
-            own.maximum = vec_max(own.maximum, in->maximum[w]);
-            if (!share_scale(own.maximum, shared)) return false;
-            const compensated_sum before = own.sum;
-            sum_shared(&own, in, Q_OF_STEPS(acc_t, shared), target, begin, end);
-            if (begin > 0) own.sum = compensated_merge(before, own.sum);
-            s[w] = own;
-        }
+    (void)open_rows(u, in, unit, 0);
+    fill_classes(in, 0, in->classes);
+    const acc_t shared = scale_steps(in->maximum[0]).s0, q = Q_OF_STEPS(acc_t, shared);
+    for (uint w = 0; w < COLUMNS; w++) {
+        (void)open_rows(u, in, unit, w);
+        s[w] = (plain_sums){ in->maximum[w], { (lane)(0), (lane)(0) }, { (lane)(-ACC_INFINITY), (lane)(0) } };
+        if (!share_scale(s[w].maximum, shared)) return false;
+        sum_shared(&s[w], in, q, plain_targets(u, in).class_index, 0, in->classes);
     }
     for (uint w = 0; w < COLUMNS; w++) {
         (void)open_rows(u, in, unit, w);
         const lane_targets t = plain_targets(u, in);
-        if (!finish_plain(u, in, &t, &s[w], Q_OF_STEPS(acc_t, shared), &f[w])) return false;
+        if (!finish_plain(u, in, &t, &s[w], q, &f[w])) return false;
     }
     if (!WANTS(p, WIDE_OUTPUTS)) return true;
     destination to =
@@ -454,8 +442,9 @@ ALWAYS_INLINE bool pass_plain_tile(const run *u, tile_input *in, const ulong uni
 /* Passes tiles from `first` on, up to one that is not whole or not plain. What does not change from tile to tile stays in
  * registers, and its code is short enough for the next tile to begin while this one waits for its divisions. PoCL 3.1, Zen 4,
  * part of the time of loss and gradient by AVX-512 and by AVX2: 2 classes 0.71 and 0.78, 10 0.93 and 0.94, 32 0.95 and 0.93, 100
- * 0.84 and 0.67, 256 0.96 and 0.87, strided ones 21 0.84 and 0.84, 1,000 0.98 and 0.94; a process with its first result takes 1.17 to
- * 1.20 of the CPU time. */
+ * 0.84 and 0.67, 256 0.96 and 0.87, strided ones 21 0.84 and 0.84; a process with its first result takes 1.17 to 1.20 of the CPU
+ * time. Not neighbours of several blocks: the body moves each block's sum to the row's scale before it adds it, which loses digits
+ * near underflow that one move at the end keeps. */
 PART ulong pass_plain_tiles(const run *u, tile_input *tile, const ulong first, const ulong last)
 {
     const clxent_parameters p = *u->p; /* here, as stores may alias *u */
@@ -465,7 +454,8 @@ PART ulong pass_plain_tiles(const run *u, tile_input *tile, const ulong first, c
     if (tile->has_exceptions || (p.flags & (FLAG_FROM_STATISTICS | FLAG_KEEPS_LOGITS)) != 0 || p.shift > 0 ||
         ACC_OF(p.z_loss) != 0 || own.denominator == 0 ||
         (p.outputs & (OUTPUT_ARGMAX | OUTPUT_CORRECT | OUTPUT_STATISTICS)) != 0 ||
-        (ALONG && (p.classes > MOST_PLAIN_CLASSES || p.row_stride != p.classes)))
+        (ALONG && (p.classes > MOST_PLAIN_CLASSES || p.row_stride != p.classes)) ||
+        (BY_BLOCKS && p.classes > BLOCK_CLASSES))
         return first;
     own.p = &p;
     in.p = &p;

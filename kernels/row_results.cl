@@ -121,7 +121,7 @@ typedef struct {
     exp_scale scale; /* of exponentials, kept or not */
     acc_t rescale;   /* what takes them to the row's scale; 1 where the factor does */
     const __local acc_t *local_rows;
-    uint odd_at; /* see keep_deinterleaved() */
+    uint odd_at; /* see keep_in_order() */
 } row_source;
 
 /* The exponentials of the vector at class `at`. */

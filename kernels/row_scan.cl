@@ -121,7 +121,7 @@ typedef struct {
     bool in_local;             /* local_rows is filled with exponentials */
     bool keeps_z;              /* with a softcap: local_rows has z until it has the exponentials */
     __local acc_t *local_rows; /* [classes, rounded up to VEC] */
-    uint odd_at;               /* see keep_deinterleaved() */
+    uint odd_at;               /* see keep_in_order() */
 } row_scan;
 
 /* What exponentials are taken relative to. */

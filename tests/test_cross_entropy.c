@@ -51,6 +51,15 @@ Test(cross_entropy, rows_with_specials_and_bad_targets_match_the_reference)
               { "specials", EVERY SPECIALS ";classes=1025;small:batch=3" });
 }
 
+/* Whole tiles whose rows have no exception, of which lanes on CPUs take code of their own. */
+Test(cross_entropy, tiles_without_exceptions_match_the_reference)
+{
+    RUN_LINES(
+        { "along the classes", "outputs=losses+softmax;batch=40;classes=64|100|256;cases=3;fill=steady" },
+        { "transposed", "outputs=losses+gradient;batch=40;classes=2|10|37;cases=3;fill=steady" },
+        { "neighbours", "outputs=losses+softmax;batch=2;seq=40;inner=40;classes=21;fill=steady" });
+}
+
 /* ---- The exponential's range --------------------------------------------------------------- */
 
 static uint32_t plain(void) { return runs_all() ? EVERY_OUTPUT & ~CLXENT_OUTPUT_ENTROPY : ONE_PASS_OUTPUTS; }
