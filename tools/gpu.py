@@ -94,6 +94,10 @@ sm*     f64 all   * rows         registers    196
 sm*     f64 all   * rows-results missing128   2
 sm*     f64 all   * rows-sums    missing128   2
 sm*     f64 all   * strided      registers    123
+sm_80   f32 all   * strided      private      8
+sm_80   f32 all   * strided      spills       8
+sm_80   *16 all   * strided      private      8
+sm_80   *16 all   * strided      spills       8
 sm_80   f64 plain * product-weight private      8
 sm_80   f64 plain * strided      private      8
 sm_80   f64 plain * strided      spills       16
