@@ -759,6 +759,15 @@ Test(tuning, groups_follow_from_the_class_count)
     }
 }
 
+/* What the host knows of a GPU of compute capability 8.0. */
+static const clxent_device nvidia = { .vendor = "NVIDIA Corporation",
+                                      .type = CL_DEVICE_TYPE_GPU,
+                                      .max_work_group = 1024,
+                                      .local_memory = 48 << 10,
+                                      .compute_units = 8,
+                                      .has_f64 = true,
+                                      .sm_80 = true };
+
 /* Of vectors of one a block is as many logits as of longer ones, and the PTX for vectors is not there. */
 Test(tuning, nvidias_rows_may_have_vectors_of_one)
 {
@@ -774,13 +783,6 @@ Test(tuning, nvidias_rows_may_have_vectors_of_one)
         { CLXENT_BF16, 1024, 0, "-DVEC=1 -DBLOCK=16 -DKERNELS=1 -DONE_BLOCK=1 -DDIVIDES=1 -DSM_80=1 " },
         { CLXENT_F64, 1024, 0, "-DVEC=1 -DBLOCK=16 -DKERNELS=1 -DONE_BLOCK=1 -DDIVIDES=1" },
     };
-    const clxent_device facts = { .vendor = "NVIDIA Corporation",
-                                  .type = CL_DEVICE_TYPE_GPU,
-                                  .max_work_group = 1024,
-                                  .local_memory = 48 << 10,
-                                  .compute_units = 8,
-                                  .has_f64 = true,
-                                  .sm_80 = true };
     clxent_tuning_rows *own;
     char fault[256];
 
@@ -798,7 +800,7 @@ Test(tuning, nvidias_rows_may_have_vectors_of_one)
         desc.classes = cases[i].classes;
         desc.label_smoothing = cases[i].smoothing;
         desc.outputs = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_GRADIENT;
-        cr_assert(clxent_plan_program(own, &facts, &desc, &build) == CLXENT_OK);
+        cr_assert(clxent_plan_program(own, &nvidia, &desc, &build) == CLXENT_OK);
         cr_assert_not_null(strstr(build.options, cases[i].shape), "%zu: %s", i, build.options);
     }
     free(own);
@@ -808,13 +810,6 @@ Test(tuning, nvidias_rows_may_have_vectors_of_one)
 static int registers_of_strided(uint32_t dtype, size_t classes, double smoothing, double softcap)
 {
     static const char cap[] = "-cl-nv-maxrregcount=";
-    const clxent_device facts = { .vendor = "NVIDIA Corporation",
-                                  .type = CL_DEVICE_TYPE_GPU,
-                                  .max_work_group = 1024,
-                                  .local_memory = 48 << 10,
-                                  .compute_units = 8,
-                                  .has_f64 = true,
-                                  .sm_80 = true };
     clxent_desc desc = CLXENT_DESC_INIT;
     clxent_plan_build build;
 
@@ -825,7 +820,7 @@ static int registers_of_strided(uint32_t dtype, size_t classes, double smoothing
     desc.label_smoothing = smoothing;
     desc.softcap = softcap;
     desc.outputs = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_GRADIENT;
-    cr_assert(clxent_plan_program(NULL, &facts, &desc, &build) == CLXENT_OK);
+    cr_assert(clxent_plan_program(NULL, &nvidia, &desc, &build) == CLXENT_OK);
     const char *at = strstr(build.options, cap);
     return at == NULL ? 0 : atoi(at + sizeof cap - 1);
 }
