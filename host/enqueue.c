@@ -250,56 +250,43 @@ static clxent_parameters partials_parameters(const run *r)
     return p;
 }
 
-/* Partials, and at the end of the batch their fold; the latter takes the results alone, and both the workspace. */
-typedef struct reduction {
-    cl_kernel partials, fold;
-    clxent_buffer inputs[3], results[3];
-    int count; /* of inputs */
-} reduction;
-
-static void set_results(const run *r, setter *s, const reduction *of)
+static clxent_status launch_sums(run *r, cl_kernel kernel, const clxent_parameters *p,
+                                 const clxent_buffer *buffers, int count, size_t groups, bool last,
+                                 cl_event *event)
 {
-    for (int i = 0; i < 3; i++) set_buffer(s, &of->results[i]);
-    set_buffer(s, &r->args.workspace);
+    setter s = set_begin(kernel, p);
+    for (int i = 0; i < count; i++) set_buffer(&s, &buffers[i]);
+    set_buffer(&s, &r->args.workspace);
+    return clxent_run_launch(r, &s, groups, r->plan->group, last, event);
 }
 
-static clxent_status launch_reduction(run *r, const reduction *of, bool last, cl_event *event)
+/* Partials, and at the end of the batch their fold. */
+static clxent_status launch_reduction(run *r, cl_kernel kernel, const clxent_buffer *buffers, int count,
+                                      bool last, cl_event *event)
 {
-    const clxent_plan *plan = r->plan;
-    const clxent_parameters p = partials_parameters(r);
+    clxent_parameters p = partials_parameters(r);
     const bool folds = p.partials > 1 && clxent_run_ends_batch(r);
-    setter s = set_begin(of->partials, &p);
-
-    for (int i = 0; i < of->count; i++) set_buffer(&s, &of->inputs[i]);
-    set_results(r, &s, of);
-    CLXENT_TRY(clxent_run_launch(r, &s, clxent_partials(plan, r->part.span_rows), plan->group, last && !folds,
-                                 event));
+    CLXENT_TRY(launch_sums(r, kernel, &p, buffers, count, clxent_partials(r->plan, r->part.span_rows),
+                           last && !folds, event));
     if (!folds) return CLXENT_OK;
-    s = set_begin(of->fold, &r->p);
-    set_results(r, &s, of);
-    return clxent_run_launch(r, &s, 1, 1, last, event);
+    p = r->p;
+    p.flags |= FLAG_FOLD;
+    return launch_sums(r, kernel, &p, buffers, count, 1, last, event);
 }
 
 static clxent_status launch_targets(run *r, bool last, cl_event *event)
 {
     const clxent_args *a = &r->args;
-    const reduction targets = { r->plan->targets_partials,
-                                r->plan->targets_fold,
-                                { a->targets, a->class_weights, a->row_weights },
-                                { a->bad_targets, a->computed_denominator, a->counted },
-                                3 };
-    return launch_reduction(r, &targets, last, event);
+    const clxent_buffer buffers[] = { a->targets,     a->class_weights,        a->row_weights,
+                                      a->bad_targets, a->computed_denominator, a->counted };
+    return launch_reduction(r, r->plan->reduce_targets, buffers, 6, last, event);
 }
 
 static clxent_status launch_losses(run *r, bool last, cl_event *event)
 {
     const clxent_args *a = &r->args;
-    const reduction losses = { r->plan->losses_partials,
-                               r->plan->losses_fold,
-                               { a->losses },
-                               { a->denominator, a->loss, a->correct },
-                               1 };
-    return launch_reduction(r, &losses, last, event);
+    const clxent_buffer buffers[] = { a->losses, a->denominator, a->loss, a->correct };
+    return launch_reduction(r, r->plan->reduce_losses, buffers, 4, last, event);
 }
 
 /* The arguments of the operation's main kernel behind the parameters. */
@@ -447,7 +434,7 @@ clxent_status clxent_enqueue_denominator(clxent_plan *plan, cl_command_queue que
         return clxent_enqueue_denominator(clxent_linear_loss(plan->linear), queue, &of_loss, num_wait, wait,
                                           event);
     }
-    if (plan->targets_partials == NULL) {
+    if (plan->reduce_targets == NULL) {
         return clxent_fail(
             plan->ctx, CLXENT_ERROR_INVALID_ARGUMENT,
             "plan has outputs 0x%x and reduction %u: takes one of CLXENT_REDUCTION_MEAN with loss or "
@@ -495,11 +482,11 @@ static clxent_status launch_every_kernel(run *r, cl_event *event)
 {
     const clxent_plan *plan = r->plan;
 
-    if (plan->targets_partials != NULL) CLXENT_TRY(launch_targets(r, false, NULL));
+    if (plan->reduce_targets != NULL) CLXENT_TRY(launch_targets(r, false, NULL));
     if (plan->rows > 0) CLXENT_TRY(launch_main(r, false, NULL));
     r->own.rows = 0;
     if (plan->padding != NULL && plan->rows > 0) CLXENT_TRY(launch_padding(r, false, NULL));
-    if (plan->losses_partials != NULL) CLXENT_TRY(launch_losses(r, false, NULL));
+    if (plan->reduce_losses != NULL) CLXENT_TRY(launch_losses(r, false, NULL));
     r->failed = "clEnqueueMarkerWithWaitList";
     return clEnqueueMarkerWithWaitList(r->queue, r->previous != NULL,
                                        r->previous != NULL ? &r->previous : NULL, event);

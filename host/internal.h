@@ -267,8 +267,8 @@ struct clxent_plan {
     cl_kernel main;          /* of the op; of split rows the partials */
     cl_kernel finalize;      /* NULL unless rows are split */
     cl_kernel padding;       /* NULL unless the gradient's is to be zero, and it has some */
-    cl_kernel targets_partials, targets_fold, losses_partials, losses_fold; /* NULL where no run needs them */
-    size_t denominator_at, partials_at, row_losses_at, correct_at;          /* bytes into the workspace */
+    cl_kernel reduce_targets, reduce_losses;                       /* NULL where no run needs them */
+    size_t denominator_at, partials_at, row_losses_at, correct_at; /* bytes into the workspace */
     size_t pieces_at, excluding_at;
     size_t workspace_size;
     char strategy[320];

@@ -827,7 +827,7 @@ static clxent_status launch_chunks(run *r)
     const bool ends = r->part.first_row + r->rows == r->part.total_rows;
     chunk c = { 0, 0, r->part.first_row == 0 };
 
-    if (r->part.pass != CLXENT_PASS_LOGITS && l->loss->targets_partials != NULL) {
+    if (r->part.pass != CLXENT_PASS_LOGITS && l->loss->reduce_targets != NULL) {
         CLXENT_TRY(enqueue_loss(r, &c, CLXENT_PASS_TARGETS));
     }
     if (!rows || r->part.pass == CLXENT_PASS_TARGETS) return CLXENT_OK;

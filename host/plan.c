@@ -410,14 +410,10 @@ static clxent_status make_main(clxent_plan *plan, cl_program program)
 static clxent_status make_reductions(clxent_plan *plan, cl_program program)
 {
     if (reduces_targets(&plan->desc)) {
-        CLXENT_TRY(
-            clxent_kernel_create(plan->ctx, program, "clxent_targets_partials", &plan->targets_partials));
-        CLXENT_TRY(clxent_kernel_create(plan->ctx, program, "clxent_targets_fold", &plan->targets_fold));
+        CLXENT_TRY(clxent_kernel_create(plan->ctx, program, "clxent_reduce_targets", &plan->reduce_targets));
     }
     if (reduces_losses(&plan->desc)) {
-        CLXENT_TRY(
-            clxent_kernel_create(plan->ctx, program, "clxent_losses_partials", &plan->losses_partials));
-        CLXENT_TRY(clxent_kernel_create(plan->ctx, program, "clxent_losses_fold", &plan->losses_fold));
+        CLXENT_TRY(clxent_kernel_create(plan->ctx, program, "clxent_reduce_losses", &plan->reduce_losses));
     }
     return CLXENT_OK;
 }
@@ -770,8 +766,7 @@ clxent_status clxent_plan_program(const clxent_tuning_rows *own, const clxent_de
 void clxent_plan_destroy(clxent_plan *plan)
 {
     if (plan == NULL) return;
-    const cl_kernel kernels[] = { plan->main,         plan->finalize,        plan->targets_partials,
-                                  plan->targets_fold, plan->losses_partials, plan->losses_fold,
+    const cl_kernel kernels[] = { plan->main, plan->finalize, plan->reduce_targets, plan->reduce_losses,
                                   plan->padding };
     for (size_t i = 0; i < sizeof kernels / sizeof *kernels; i++) {
         if (kernels[i] != NULL) (void)clReleaseKernel(kernels[i]);
@@ -798,7 +793,7 @@ size_t clxent_plan_bytes(const clxent_plan *plan, const char *argument)
         desc->op == CLXENT_OP_CROSS_ENTROPY && (desc->outputs & CLXENT_OUTPUT_GRADIENT) != 0;
     const uint32_t of_targets = CLXENT_OUTPUT_COMPUTED_DENOMINATOR | CLXENT_OUTPUT_COUNTED;
     const clxent_plan *loss = plan->linear != NULL ? clxent_linear_loss(plan->linear) : plan;
-    const uint32_t outputs = desc->outputs | (loss->targets_partials != NULL ? of_targets : 0);
+    const uint32_t outputs = desc->outputs | (loss->reduce_targets != NULL ? of_targets : 0);
     for (int i = 0; i < CLXENT_TENSORS; i++) {
         const char *name = clxent_tensor_name((clxent_tensor)i);
         clxent_need need;

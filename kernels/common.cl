@@ -225,6 +225,21 @@ typedef LANE(INTEGER_TYPE) ilane;
 #    define PART ALWAYS_INLINE
 #endif
 
+/* Of calls that most runs do not make, in a loop whose constants stay in registers (loss and gradient of 2 classes: 0.98 of the time). */
+#if __has_builtin(__builtin_expect)
+#    define RARELY(condition) __builtin_expect(condition, 0)
+#else
+#    define RARELY(condition) (condition)
+#endif
+
+/* Of loops over the elements of a vector that a row or a tile passes once. Unrolled they were a quarter of what a program for CPUs
+ * compiled; GPUs keep private arrays in registers only where loops over them are unrolled. */
+#if WG_SIZE == 1 && defined(__clang__)
+#    define ROLLED _Pragma("clang loop vectorize(disable) unroll(disable)")
+#else
+#    define ROLLED
+#endif
+
 /* Of functions that are given a kernel's __local variable. PoCL makes such a variable an argument of the kernel, one for each
  * thread, unless another function names it. Clang lets a function name it that gets no other and is not inlined; then all
  * threads share the one variable (PoCL 3.1, 2 threads, groups of 64: 3 wrong results in 100 runs). */
@@ -434,7 +449,8 @@ static inline __attribute__((unused)) VECTOR(float) bf16_load_pairs(__global con
     static inline vec LOAD_NAME##_partial(__global const STORAGE *p, const uint n, const acc_t fill)    \
     {                                                                                                   \
         acc_t element[VEC];                                                                             \
-        for (uint i = 0; i < VEC; i++) {                                                                \
+        ROLLED for (uint i = 0; i < VEC; i++)                                                           \
+        {                                                                                               \
             const acc_t value = LOAD_NAME##_one(p + min(i, n - 1));                                     \
             element[i] = i < n ? value : fill;                                                          \
         }                                                                                               \
@@ -457,7 +473,8 @@ static inline __attribute__((unused)) VECTOR(float) bf16_load_pairs(__global con
     {                                                                                                   \
         acc_t element[VEC];                                                                             \
         STORE(value, element);                                                                          \
-        for (uint i = 0; i < VEC; i++) {                                                                \
+        ROLLED for (uint i = 0; i < VEC; i++)                                                           \
+        {                                                                                               \
             if (i < n) STORE_NAME##_one(p + i, element[i]);                                             \
         }                                                                                               \
     }

@@ -102,6 +102,7 @@ typedef struct clxent_product {
 #define FLAG_KEEPS_LOGITS (1u << 11) /* map_lane.cl: with room for the exponentials beside them */
 #define FLAG_BAD_IGNORED (1u << 12)  /* a target out of range is ignored, not NaN */
 #define FLAG_ALONE (1u << 13)        /* the group that writes row 0 has all rows, and reduces them too */
+#define FLAG_FOLD (1u << 14)         /* reduce.cl: the batch's partials are there */
 
 /* Whether log sum_exp must have its full relative precision, so that a confident row's comes from a second pass, which
  * leaves out the maximum. has_dense: every class has its own a_j. */

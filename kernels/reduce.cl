@@ -6,8 +6,9 @@
  * Each work-group sums up to REDUCE_ROWS rows into a partial; one work-item folds the batch's partials in order.
  * Every addition keeps what it loses (compensated_sum), so 10^7 rows cost no digits. The rows of a partial follow from
  * the desc alone: parts of a batch write the values of their rows, and nothing is summed before all rows of a span
- * are there. Grid of the *_partials kernels: one work-group for each partial of the [rows] buffers; where it is the
- * batch's only one it folds as well, and *_fold is not launched. Of few rows the main kernel does all that, see epilogue.cl.
+ * are there. Grid: one work-group for each partial of the [rows] buffers; where it is the batch's only one it folds as well,
+ * else a second launch does, of one work-group with FLAG_FOLD (a kernel of its own takes PoCL 3.1 40 ms of CPU to compile). Of
+ * few rows the main kernel does all that, see epilogue.cl.
  *
  * A part of every program whose plan reduces, for its DTYPE and WG_SIZE: a program of its own takes PoCL 25 ms, however
  * short it is and though it is cached.
@@ -66,10 +67,12 @@ static inline __global partial *partial_at(const clxent_parameters *p, __global 
     return (__global partial *)(workspace + p->partials_at + index * PARTIAL_BYTES);
 }
 
-static inline partial merge_all_partials(const clxent_parameters *p, __global uchar *workspace)
+/* With FLAG_FOLD those of the batch, in work-item 0; else none. */
+static inline partial all_partials(const clxent_parameters *p, __global uchar *workspace)
 {
+    const ulong count = (p->flags & FLAG_FOLD) && LOCAL_ID == 0 ? p->partials : 0;
     partial all = empty_partial();
-    for (ulong i = 0; i < p->partials; i++) all = merge_partials(all, *partial_at(p, workspace, i));
+    for (ulong i = 0; i < count; i++) all = merge_partials(all, *partial_at(p, workspace, i));
     return all;
 }
 
@@ -98,6 +101,7 @@ static inline compensated_sum_one fold_lanes(const compensated_sum s)
     compensated_sum_one all = { 0, 0 };
     STORE_LANE(s.high, high);
     STORE_LANE(s.low, low);
+    ROLLED
     for (uint i = 0; i < LANE_ROWS; i++)
         all = compensated_merge_one(all, (compensated_sum_one){ high[i], low[i] });
     return all;
@@ -108,6 +112,7 @@ static inline ulong count_lanes(const ilane counts)
     integer of_lane[LANE_ROWS];
     ulong all = 0;
     STORE_LANE(counts, of_lane);
+    ROLLED
     for (uint i = 0; i < LANE_ROWS; i++) all += (ulong)of_lane[i];
     return all;
 }
@@ -153,6 +158,7 @@ PART void sum_targets(partial *sum, const clxent_parameters *p, __global const v
         weights = compensated_add(weights, keep_first(weight, n));
         counts -= n == LANE_ROWS || LANE_IOTA < (ilane)((integer)n) ? t.counts : (ilane)(0);
         if (ANY_LANE(t.bad)) {
+            ROLLED
             for (uint i = 0; i < n; i++) {
                 const row_target one = get_target(p, row + i, targets, row_weights);
                 if (one.bad)
@@ -165,7 +171,25 @@ PART void sum_targets(partial *sum, const clxent_parameters *p, __global const v
     *sum = own;
 }
 
-__kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_targets_partials(
+/* Of both kernels the body is a function of its own, see DEFINE_KERNEL. */
+PART void reduce_targets(const clxent_parameters *p, const size_t group, __global const void *targets,
+                         __global const acc_t *class_weights, __global const acc_t *row_weights,
+                         __global ulong *bad_targets, __global acc_t *computed_denominator,
+                         __global ulong *counted, __global uchar *workspace, __local partial *scratch)
+{
+    partial own = all_partials(p, workspace);
+    if (!(p->flags & FLAG_FOLD))
+        sum_targets(&own, p, targets, class_weights, row_weights, own_share(p, group));
+    const partial all = merge_partials_of_group(own, scratch);
+    if (LOCAL_ID != 0) return;
+    if (p->partials == 1 || (p->flags & FLAG_FOLD)) {
+        fold_targets(p, all, bad_targets, computed_denominator, counted, workspace);
+    } else {
+        *partial_at(p, workspace, group) = all;
+    }
+}
+
+__kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_reduce_targets(
     const clxent_parameters p, __global const void *restrict targets, /* [rows] */
     __global const acc_t *restrict class_weights,                     /* [classes] */
     __global const acc_t *restrict row_weights,                       /* [rows] */
@@ -175,26 +199,8 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_target
     __global uchar *restrict workspace)
 {
     __local partial scratch[WG_SIZE];
-    const size_t group = get_group_id(0);
-    partial own;
-    sum_targets(&own, &p, targets, class_weights + p.offset.class_weights, row_weights, own_share(&p, group));
-    const partial all = merge_partials_of_group(own, scratch);
-    if (LOCAL_ID != 0) return;
-    if (p.partials == 1) {
-        fold_targets(&p, all, bad_targets, computed_denominator, counted, workspace);
-    } else {
-        *partial_at(&p, workspace, group) = all;
-    }
-}
-
-/* Grid: one work-group of one work-item. */
-__kernel __attribute__((reqd_work_group_size(1, 1, 1))) void clxent_targets_fold(
-    const clxent_parameters p, __global ulong *restrict bad_targets,
-    __global acc_t *restrict computed_denominator, __global ulong *restrict counted,
-    __global uchar *restrict workspace)
-{
-    fold_targets(&p, merge_all_partials(&p, workspace), bad_targets, computed_denominator, counted,
-                 workspace);
+    reduce_targets(&p, get_group_id(0), targets, class_weights + p.offset.class_weights, row_weights,
+                   bad_targets, computed_denominator, counted, workspace, scratch);
 }
 
 static inline void fold_losses(const clxent_parameters *p, const partial all, const acc_t divisor,
@@ -230,6 +236,7 @@ PART void sum_losses(partial *sum, const clxent_parameters *p, __global const ac
         if (counts && n == LANE_ROWS) {
             hits += TO_INTEGERS(LOAD_LANE(workspace + p->correct_at + row));
         } else if (counts) {
+            ROLLED
             for (uint i = 0; i < n; i++) own.count += workspace[p->correct_at + row + i];
         }
     }
@@ -238,7 +245,22 @@ PART void sum_losses(partial *sum, const clxent_parameters *p, __global const ac
     *sum = own;
 }
 
-__kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_losses_partials(
+PART void reduce_losses(const clxent_parameters *p, const size_t group, __global const acc_t *losses,
+                        __global const acc_t *denominator, __global acc_t *loss, __global ulong *correct,
+                        __global uchar *workspace, __local partial *scratch)
+{
+    partial own = all_partials(p, workspace);
+    if (!(p->flags & FLAG_FOLD)) sum_losses(&own, p, losses, workspace, own_share(p, group));
+    const partial all = merge_partials_of_group(own, scratch);
+    if (LOCAL_ID != 0) return;
+    if (p->partials == 1 || (p->flags & FLAG_FOLD)) {
+        fold_losses(p, all, denominator_of(p, denominator, workspace), loss, correct);
+    } else {
+        *partial_at(p, workspace, group) = all;
+    }
+}
+
+__kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_reduce_losses(
     const clxent_parameters p, __global const acc_t *restrict losses, /* [rows], or NULL: in workspace */
     __global const acc_t *restrict denominator,                       /* [1] */
     __global acc_t *restrict loss,                                    /* [1] */
@@ -246,24 +268,6 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void clxent_losses
     __global uchar *restrict workspace)
 {
     __local partial scratch[WG_SIZE];
-    const size_t group = get_group_id(0);
-    partial own;
-    sum_losses(&own, &p, losses, workspace, own_share(&p, group));
-    const partial all = merge_partials_of_group(own, scratch);
-    if (LOCAL_ID != 0) return;
-    if (p.partials == 1) {
-        fold_losses(&p, all, denominator_of(&p, denominator, workspace), loss, correct);
-    } else {
-        *partial_at(&p, workspace, group) = all;
-    }
-}
-
-/* Grid: one work-group of one work-item. */
-__kernel __attribute__((reqd_work_group_size(1, 1, 1))) void clxent_losses_fold(
-    const clxent_parameters p, __global const acc_t *restrict denominator, __global acc_t *restrict loss,
-    __global ulong *restrict correct, __global uchar *restrict workspace)
-{
-    fold_losses(&p, merge_all_partials(&p, workspace), denominator_of(&p, denominator, workspace), loss,
-                correct);
+    reduce_losses(&p, get_group_id(0), losses, denominator, loss, correct, workspace, scratch);
 }
 #endif

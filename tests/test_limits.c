@@ -146,8 +146,8 @@ Test(limits, smaller_groups_where_a_kernel_takes_no_larger)
 Test(limits, one_kernel_limits_its_program)
 {
     static const char *const kernels[] = { "clxent_split_partials", "clxent_split_finalize",
-                                           "clxent_cross_entropy", "clxent_losses_partials",
-                                           "clxent_targets_partials" };
+                                           "clxent_cross_entropy", "clxent_reduce_losses",
+                                           "clxent_reduce_targets" };
     clxent_desc desc = group_desc();
 
     desc.classes = 20000; /* several pieces, which a plan of few rows splits */
