@@ -39,30 +39,12 @@ static inline row_input row_of_tile(const tile_input *in, const uint i)
 /* Of a row; the last one ends with it. */
 static inline uint vectors_of_tile(const tile_input *in) { return (in->classes - 1) / VEC + 1; }
 
-/* Of `count` rows from `first` on, or of all. */
-ALWAYS_INLINE void find_maxima(const tile_input *in, const uint first, const uint count, acc_t maximum[VEC])
+/* Of row i, element by element of its vectors. */
+ALWAYS_INLINE vec row_maximum(const tile_input *in, const uint i)
 {
     const row_scan scan = { NO_CLASS, false, false, 0, 0 };
-    vec most[VEC];
-    const uint all = vectors_of_tile(in);
-    if (count < VEC) {
-        for (uint i = first; i < min(first + count, in->n); i++) {
-            const row_input row = row_of_tile(in, i);
-            const vec m = maximum_of(&row, &scan, 0, all);
-            maximum[i] = FOLD(m, acc_max);
-        }
-        return;
-    }
-    for (uint i = 0; i < VEC; i++) {
-        const row_input row = row_of_tile(in, min(i, in->n - 1));
-        most[i] = maximum_of(&row, &scan, 0, all);
-    }
-    transpose(most);
-    for (uint step = VEC / 2; step > 0; step /= 2) {
-#pragma unroll
-        for (uint i = 0; i < step; i++) most[i] = vec_max(most[i], most[i + step]);
-    }
-    STORE(most[0], maximum);
+    const row_input row = row_of_tile(in, i);
+    return maximum_of(&row, &scan, 0, vectors_of_tile(in));
 }
 
 /* high and low: of each row, element by element of its vectors; of the rows, lane by lane. has_low: low is not all 0. */
@@ -70,6 +52,7 @@ PART compensated_sum fold_along(vec high[VEC], vec low[VEC], const bool has_low)
 {
     compensated_sum s = compensated_zero();
     transpose(high);
+    ROLLED
     for (uint i = 0; i < VEC; i++) s = compensated_add(s, high[i]);
     if (has_low) {
         transpose(low);
@@ -122,19 +105,19 @@ PART void sum_tile(row_state *sums, lane *target_x, const run *u, const tile_inp
             continue;
         }
         if (i % together == 0) {
-            if (!from_statistics) find_maxima(in, i, together, levels.maximum);
+            ROLLED
+            for (uint k = i; k < min(i + together, in->n) && !from_statistics; k++) {
+                const vec most = row_maximum(in, k);
+                levels.maximum[k] = FOLD(most, acc_max);
+            }
             split_levels(&levels, tile_scale_of(LOAD(levels.maximum)));
         }
         const row_input row = row_of_tile(in, i);
         const row_scan scan = { (uint)excluded[i], keeps, false, in->own_rows + i * in->classes, 0 };
         row_level level = level_of_row(&levels, i);
         block_sums b = empty_block();
-        if (fabs(levels.maximum[i]) > MAX_NEAR) {
-            sum_block(&b, &row, &scan, &level, 0, all);
-        } else {
-            level.far = false;
-            sum_block(&b, &row, &scan, &level, 0, all);
-        }
+        level.far = !SUMS_PLAINLY || fabs(levels.maximum[i]) > MAX_NEAR;
+        sum_block(&b, &row, &scan, &level, 0, all);
         high[i] = b.sum_excluding_target.high;
         low[i] = b.sum_excluding_target.low;
         entropy_high[i] = b.entropy.high;
@@ -232,24 +215,69 @@ static inline void stage(const tile_input *in, const row_result *r, const epilog
 }
 
 #if HAS_PLAIN_TILES
-/* The three below are those of lane_scan.cl, of rows that lie side by side: what is alike in all rows of the tile passes them
+/* These are those of lane_scan.cl, of rows that lie side by side: what is alike in all rows of the tile passes them
  * without their ends. */
 static inline lane tile_maximum(const tile_input *in)
 {
-    acc_t maximum[VEC];
-    find_maxima(in, 0, VEC, maximum);
-    return LOAD(maximum);
+    vec most[VEC];
+    ROLLED
+    for (uint i = 0; i < VEC; i++) most[i] = row_maximum(in, i);
+    transpose(most);
+    for (uint step = VEC / 2; step > 0; step /= 2) {
+#    pragma unroll
+        for (uint i = 0; i < step; i++) most[i] = vec_max(most[i], most[i + step]);
+    }
+    return most[0];
+}
+
+static inline ilane find_best(const tile_input *in, const lane maximum)
+{
+    acc_t of_row[VEC];
+    integer best[VEC];
+    STORE(maximum, of_row);
+    ROLLED
+    for (uint i = 0; i < VEC; i++) {
+        const row_input row = row_of_tile(in, i);
+        best[i] = find_first(&row, false, of_row[i], 0, vectors_of_tile(in));
+    }
+    return LOAD(best);
+}
+
+/* The exponentials of a row's vectors from `first` on, up to a flush, as sum_block() adds them. */
+ALWAYS_INLINE vec sum_kept(const __local acc_t *row, const uint classes, const uint first)
+{
+    const uint stop = min(classes, (first + FLUSH_VECTORS) * VEC), tail = stop % VEC;
+    vec sum = (vec)(0);
+    uint c = first * VEC;
+    for (; c + TOGETHER * VEC <= stop; c += TOGETHER * VEC)
+        sum += (LOAD(row + c) + LOAD(row + c + VEC)) + (LOAD(row + c + 2 * VEC) + LOAD(row + c + 3 * VEC));
+    if (c == stop) return sum;
+    const uint left = (stop - c) / VEC;
+    vec rest = (vec)(0); /* in add_four()'s order */
+    if (tail > 0) rest = IOTA < (ivec)((integer)(VEC - tail)) ? rest : LOAD(row + stop - VEC);
+    if (left > 2) rest += LOAD(row + c + 2 * VEC);
+    if (left == 1) rest += LOAD(row + c);
+    if (left > 1) rest += LOAD(row + c) + LOAD(row + c + VEC);
+    return sum + rest;
+}
+
+PART void sum_flushed(vec *high, vec *low, const __local acc_t *row, const uint classes)
+{
+    compensated_vector sum = { (vec)(0), (vec)(0) };
+    for (uint v = 0; v * VEC < classes; v += FLUSH_VECTORS)
+        sum = compensated_add_vector(sum, sum_kept(row, classes, v));
+    *high = sum.high;
+    *low = sum.low;
 }
 
 ALWAYS_INLINE void sum_shared(plain_sums *s, const tile_input *in, const acc_t q, const ilane target,
                               const uint begin, const uint end)
 {
     const exp_scale scale = { (lane)(0), (lane)(q), (lane)((q - BIAS) * (acc_t)LN2_HIGH) };
-    const uint classes = end - begin, whole = classes / VEC, all = (classes - 1) / VEC + 1;
-    const ivec skipped = (ivec)((integer)(all > whole ? VEC - classes % VEC : 0));
+    const uint classes = end - begin;
     integer at[VEC];
     acc_t x[VEC], e[VEC];
-    vec high[VEC];
+    vec high[VEC], low[VEC];
 #    pragma unroll 4
     for (uint k = 0; k < classes; k++) {
         PREFETCH(in->next + k * VEC);
@@ -266,18 +294,16 @@ ALWAYS_INLINE void sum_shared(plain_sums *s, const tile_input *in, const acc_t q
     }
     s->found.x = LOAD(x);
     s->found.e = LOAD(e);
+    const bool is_one_flush = (classes - 1) / VEC < FLUSH_VECTORS;
     for (uint i = 0; i < VEC; i++) {
         const __local acc_t *row = in->own_rows + i * classes;
-        vec sum = (vec)(0), few = (vec)(0);
-        uint v = 0;
-        for (; v + TOGETHER <= whole; v += TOGETHER, row += TOGETHER * VEC) {
-            sum += (LOAD(row) + LOAD(row + VEC)) + (LOAD(row + 2 * VEC) + LOAD(row + 3 * VEC));
+        if (is_one_flush) {
+            high[i] = sum_kept(row, classes, 0);
+        } else {
+            sum_flushed(&high[i], &low[i], row, classes);
         }
-        for (; v < whole; v++, row += VEC) few += LOAD(row);
-        if (v < all) few += IOTA < skipped ? (vec)(0) : LOAD(row + classes % VEC - VEC);
-        high[i] = sum + few;
     }
-    s->sum = fold_along(high, high, false);
+    s->sum = fold_along(high, low, !is_one_flush);
     if (WIDE_OUTPUTS != OUTPUT_SOFTMAX) return; /* gradients have a value of their own there */
     for (uint i = 0; i < VEC; i++) {
         if (at[i] != NO_CLASS) in->own_rows[i * classes + (uint)at[i]] = e[i];

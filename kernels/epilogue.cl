@@ -91,7 +91,7 @@ PART void sum_own_losses(const run *u)
 #endif
 
 /* What losses and gradients are divided by. */
-static inline acc_t get_denominator(const run *u, __global const acc_t *denominator)
+PART acc_t get_denominator(const run *u, __global const acc_t *denominator)
 {
 #if REDUCES_ITSELF
     if (u->p->flags & FLAG_OWN_TARGETS) {
@@ -226,11 +226,44 @@ static inline __global acc_t *losses_of(const run *u)
                                       : (__global acc_t *)(u->workspace + u->p->row_losses_at);
 }
 
-/* Of the n rows from `row` on. */
-static inline void write_rows(const run *u, const ulong row, const uint n, const lane_targets *t,
+/* The argmax of the n rows from `row` on, and whether it is the target's class. */
+PART void write_best(const run *u, const ulong row, const uint n, const lane_targets *t, const ilane best)
+{
+    const clxent_parameters *p = u->p;
+    const ilane is_hit = t->has_class && best == t->class_index;
+    integer at[LANE_ROWS], hit[LANE_ROWS];
+    STORE_LANE(best, at);
+    STORE_LANE(is_hit, hit);
+    ROLLED
+    for (uint i = 0; i < n; i++) {
+        if (WANTS(p, OUTPUT_ARGMAX)) u->argmax[p->offset.argmax + row + i] = at[i];
+        if (WANTS(p, OUTPUT_CORRECT)) u->workspace[p->correct_at + row + i] = hit[i] != 0;
+    }
+}
+
+/* What read_statistics() of another run reads. entropy: the sum, where upstreams of it pull. */
+PART void write_statistics(const run *u, const ulong row, const uint n, const lane_targets *t,
+                           const row_result *r, const lane entropy)
+{
+    __global acc_t *to = u->statistics + u->p->offset.statistics + STATISTICS_WIDTH * row;
+    const lane zero = (lane)(0), factor = (lane)(STATISTICS_FACTOR);
+    const ilane is_kept = HAS_UPSTREAMS ? (ilane)(-1) : t->counts;
+    acc_t value[3][LANE_ROWS];
+    STORE_LANE(is_kept ? r->maximum : zero, value[0]);
+    STORE_LANE(is_kept ? r->sum_excluding_target * factor : zero, value[1]);
+    STORE_LANE(entropy * factor, value[2]);
+    ROLLED
+    for (uint i = 0; i < n; i++) {
+        for (uint k = 0; k < STATISTICS_WIDTH; k++) to[STATISTICS_WIDTH * i + k] = value[k][i];
+    }
+}
+
+/* Of the rows from `row` on, of which `count` exist. */
+static inline void write_rows(const run *u, const ulong row, const uint count, const lane_targets *t,
                               const target_terms *j, const row_result *r, const row_state *s)
 {
     const clxent_parameters *p = u->p;
+    const uint n = LANE_ROWS == 1 ? 1 : count;
     if (TARGETS != TARGET_NONE && WANTS(p, OUTPUT_LOSSES | OUTPUT_LOSS)) {
         store_lanes(losses_of(u) + row, loss_of(u, r, j), n);
     }
@@ -238,15 +271,7 @@ static inline void write_rows(const run *u, const ulong row, const uint n, const
     if (WANTS(p, OUTPUT_ARGMAX | OUTPUT_CORRECT)) {
         const ilane target_is_nan = t->has_class && j->z != j->z; /* which the sums have left out */
         const ilane nan_at = target_is_nan ? min(t->class_index, s->nan_at) : s->nan_at;
-        const ilane best = nan_at != NO_CLASSES ? nan_at : s->best;
-        const ilane is_hit = t->has_class && best == t->class_index;
-        integer at[LANE_ROWS], hit[LANE_ROWS];
-        STORE_LANE(best, at);
-        STORE_LANE(is_hit, hit);
-        for (uint i = 0; i < n; i++) {
-            if (WANTS(p, OUTPUT_ARGMAX)) u->argmax[p->offset.argmax + row + i] = at[i];
-            if (WANTS(p, OUTPUT_CORRECT)) u->workspace[p->correct_at + row + i] = hit[i] != 0;
-        }
+        write_best(u, row, n, t, nan_at != NO_CLASSES ? nan_at : s->best);
     }
 #if HAS_ENTROPY
     if (WANTS(p, OUTPUT_ENTROPY)) {
@@ -255,27 +280,21 @@ static inline void write_rows(const run *u, const ulong row, const uint n, const
     }
 #endif
     if (WANTS(p, OUTPUT_STATISTICS) && !(p->flags & FLAG_FROM_STATISTICS)) {
-        __global acc_t *to = u->statistics + p->offset.statistics + STATISTICS_WIDTH * row;
-        const lane zero = (lane)(0), factor = (lane)(STATISTICS_FACTOR);
-        const ilane is_kept = HAS_UPSTREAMS ? (ilane)(-1) : t->counts;
-        acc_t value[STATISTICS_WIDTH][LANE_ROWS];
-        STORE_LANE(is_kept ? r->maximum : zero, value[0]);
-        STORE_LANE(is_kept ? r->sum_excluding_target * factor : zero, value[1]);
+        lane entropy = (lane)(0);
 #if HAS_GRAD_ENTROPY
-        STORE_LANE(compensated_value(s->entropy) * factor, value[2]);
+        entropy = compensated_value(s->entropy);
 #endif
-        for (uint i = 0; i < n; i++) {
-            for (uint k = 0; k < STATISTICS_WIDTH; k++) to[STATISTICS_WIDTH * i + k] = value[k][i];
-        }
+        write_statistics(u, row, n, t, r, entropy);
     }
 }
 
-/* The sums that write_rows() of another run has saved. */
+/* The sums that write_statistics() of another run has saved. */
 static inline void read_statistics(const run *u, const ulong row, const uint n, row_state *s)
 {
     __global const acc_t *from = u->statistics + u->p->offset.statistics + STATISTICS_WIDTH * row;
     const lane factor = (lane)(1 / STATISTICS_FACTOR);
     acc_t value[STATISTICS_WIDTH][LANE_ROWS];
+    ROLLED
     for (uint i = 0; i < LANE_ROWS; i++) {
         for (uint k = 0; k < STATISTICS_WIDTH; k++) value[k][i] = from[STATISTICS_WIDTH * min(i, n - 1) + k];
     }

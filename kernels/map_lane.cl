@@ -7,7 +7,7 @@
  *   find_classes    argmax and first NaN, as far as the sums have not found them
  *   tile_excluding_max  the exponentials once more, of confident rows, without the one class that is the maximum
  *   stage           the values of one result, to where store_tile() takes them from
- *   tile_maximum, sum_shared, stage_shared  of plain tiles, whose rows share a scale: see pass_plain_tiles()
+ *   tile_maximum, sum_shared, find_best, stage_shared  of plain tiles, whose rows share a scale: see pass_plain_tiles()
  */
 /* Whether vectors that begin at multiples of VEC elements are aligned. */
 static inline bool is_aligned(const destination *to, const ulong step, const bool streaming)
@@ -324,20 +324,14 @@ static inline bool share_scale(const lane maximum, const acc_t shared)
     return fabs(shared) < MAX_NEAR / SCALE_STEP && !ANY_LANE(scale_steps(maximum) != (lane)(shared));
 }
 
-static inline lane_targets plain_targets(const run *u, const tile_input *in)
-{
-    const ilane none = (ilane)(0);
-    if (TARGETS == TARGET_NONE) return (lane_targets){ none, none, none, NO_CLASSES, (lane)(0) };
-    return get_targets(u->p, in->row, VEC, u->targets, u->row_weights);
-}
-
 static inline ulong plain_stride(const clxent_parameters *p)
 {
     return WIDE_OUTPUTS == OUTPUT_SOFTMAX ? p->probabilities_row_stride : p->gradient_row_stride;
 }
 
-/* Results that the open rows have one of, and f, from sums of exponentials at scale q; false where a row is not plain. */
-ALWAYS_INLINE bool finish_plain(const run *u, const tile_input *in, const lane_targets *t,
+/* Results that the open rows have one of, and f, from sums of exponentials at scale q; false where a row is not plain. given: what
+ * `u` is a copy of, which functions that are not inlined get, so that the copy stays in registers. */
+ALWAYS_INLINE bool finish_plain(const run *u, const run *given, const tile_input *in, const lane_targets *t,
                                 const plain_sums *s, const acc_t q, plain_factors *f)
 {
     const clxent_parameters *p = u->p;
@@ -358,6 +352,12 @@ ALWAYS_INLINE bool finish_plain(const run *u, const tile_input *in, const lane_t
     judge_these_targets(&j, u, t, s->found.x);
     if (WANTS(p, OUTPUT_LOSSES | OUTPUT_LOSS)) STORE(loss_of(u, &r, &j), losses_of(u) + in->row);
     if (WANTS(p, OUTPUT_LSE)) STORE(r.lse, u->lse + p->offset.lse + in->row);
+    if (RARELY(WANTS(p, OUTPUT_ARGMAX | OUTPUT_CORRECT)))
+        write_best(given, in->row, VEC, t, find_best(in, s->maximum));
+    if (RARELY(WANTS(p, OUTPUT_STATISTICS))) {
+        const row_result saved = r;
+        write_statistics(given, in->row, VEC, t, &saved, (lane)(0));
+    }
     if (!WANTS(p, WIDE_OUTPUTS)) return true;
     const lane zero = (lane)(0);
     epilogue g;
@@ -380,7 +380,7 @@ ALWAYS_INLINE bool finish_plain(const run *u, const tile_input *in, const lane_t
 /* The body of fused.cl for one whole tile, to the same bits, where all its rows are plain: their maxima are near and share a
  * scale, their sums are numbers, no target is bad, and a factor is all that their gradients take. */
 #    if BY_BLOCKS
-ALWAYS_INLINE bool pass_plain_tile(const run *u, tile_input *in, const ulong unit)
+ALWAYS_INLINE bool pass_plain_tile(const run *u, const run *given, tile_input *in, const ulong unit)
 {
     const clxent_parameters *p = u->p;
     plain_sums s[COLUMNS];
@@ -392,12 +392,13 @@ ALWAYS_INLINE bool pass_plain_tile(const run *u, tile_input *in, const ulong uni
         (void)open_rows(u, in, unit, w);
         s[w] = (plain_sums){ in->maximum[w], { (lane)(0), (lane)(0) }, { (lane)(-ACC_INFINITY), (lane)(0) } };
         if (!share_scale(s[w].maximum, shared)) return false;
-        sum_shared(&s[w], in, q, plain_targets(u, in).class_index, 0, in->classes);
+        sum_shared(&s[w], in, q, get_targets(p, in->row, VEC, u->targets, u->row_weights).class_index, 0,
+                   in->classes);
     }
     for (uint w = 0; w < COLUMNS; w++) {
         (void)open_rows(u, in, unit, w);
-        const lane_targets t = plain_targets(u, in);
-        if (!finish_plain(u, in, &t, &s[w], q, &f[w])) return false;
+        const lane_targets t = get_targets(p, in->row, VEC, u->targets, u->row_weights);
+        if (!finish_plain(u, given, in, &t, &s[w], q, &f[w])) return false;
     }
     if (!WANTS(p, WIDE_OUTPUTS)) return true;
     destination to =
@@ -407,20 +408,20 @@ ALWAYS_INLINE bool pass_plain_tile(const run *u, tile_input *in, const ulong uni
     return true;
 }
 #    else
-ALWAYS_INLINE bool pass_plain_tile(const run *u, tile_input *in, const ulong unit)
+ALWAYS_INLINE bool pass_plain_tile(const run *u, const run *given, tile_input *in, const ulong unit)
 {
     const clxent_parameters *p = u->p;
     (void)open_rows(u, in, unit, 0);
 #        if !ALONG
     fill_tile(in, u->local_rows);
 #        endif
-    const lane_targets t = plain_targets(u, in);
+    const lane_targets t = get_targets(p, in->row, VEC, u->targets, u->row_weights);
     plain_sums s = { tile_maximum(in), { (lane)(0), (lane)(0) }, { (lane)(-ACC_INFINITY), (lane)(0) } };
     plain_factors f;
     const acc_t shared = scale_steps(s.maximum).s0, q = Q_OF_STEPS(acc_t, shared);
     if (!share_scale(s.maximum, shared)) return false;
     sum_shared(&s, in, q, t.class_index, 0, in->classes);
-    if (!finish_plain(u, in, &t, &s, q, &f)) return false;
+    if (!finish_plain(u, given, in, &t, &s, q, &f)) return false;
     if (!WANTS(p, WIDE_OUTPUTS)) return true;
     stage_shared(in, &f);
     destination to = destination_of(u, WIDE_OUTPUTS, row_in_slab(p, unit) * plain_stride(p));
@@ -428,8 +429,8 @@ ALWAYS_INLINE bool pass_plain_tile(const run *u, tile_input *in, const ulong uni
 #        if !ALONG
     if (in->classes == 2 && plain_stride(p) == 2) {
         const vec a = LOAD(in->staged), b = LOAD(in->staged + PITCH);
-        put(&to, 0, ZIP(a.lo, b.lo, s), VEC);
-        put(&to, VEC, ZIP(a.hi, b.hi, s), VEC);
+        put_sum(&to, 0, ZIP(a.lo, b.lo, s), VEC);
+        put_sum(&to, VEC, ZIP(a.hi, b.hi, s), VEC);
         return true;
     }
     tile_to_rows(in->staged, in->own_rows, in->classes);
@@ -438,6 +439,11 @@ ALWAYS_INLINE bool pass_plain_tile(const run *u, tile_input *in, const ulong uni
     return true;
 }
 #    endif
+
+/* Those that finish_plain() writes, and those of reduce.cl that need nothing else of a row. */
+#    define OUTPUTS_OF_PLAIN_TILES                                                                  \
+        (WIDE_OUTPUTS | OUTPUT_LOSSES | OUTPUT_LOSS | OUTPUT_LSE | OUTPUT_ARGMAX | OUTPUT_CORRECT | \
+         OUTPUT_STATISTICS | OUTPUT_BAD_TARGETS | OUTPUT_COUNTED | OUTPUT_COMPUTED_DENOMINATOR)
 
 /* Passes tiles from `first` on, up to one that is not whole or not plain. What does not change from tile to tile stays in
  * registers, and its code is short enough for the next tile to begin while this one waits for its divisions. PoCL 3.1, Zen 4,
@@ -451,9 +457,8 @@ PART ulong pass_plain_tiles(const run *u, tile_input *tile, const ulong first, c
     run own = *u;
     tile_input in = *tile;
     ulong unit = first;
-    if (tile->has_exceptions || (p.flags & (FLAG_FROM_STATISTICS | FLAG_KEEPS_LOGITS)) != 0 || p.shift > 0 ||
-        ACC_OF(p.z_loss) != 0 || own.denominator == 0 ||
-        (p.outputs & (OUTPUT_ARGMAX | OUTPUT_CORRECT | OUTPUT_STATISTICS)) != 0 ||
+    if (tile->has_exceptions || (p.flags & FLAG_FROM_STATISTICS) != 0 || p.shift > 0 ||
+        ACC_OF(p.z_loss) != 0 || own.denominator == 0 || (p.outputs & ~OUTPUTS_OF_PLAIN_TILES) != 0 ||
         (ALONG && (p.classes > MOST_PLAIN_CLASSES || p.row_stride != p.classes)) ||
         (BY_BLOCKS && p.classes > BLOCK_CLASSES))
         return first;
@@ -461,7 +466,7 @@ PART ulong pass_plain_tiles(const run *u, tile_input *tile, const ulong first, c
     in.p = &p;
     in.rows = TILE;
     while (unit < last && row_in_slab(&p, unit) + TILE <= rows_of_slab(&p)) {
-        if (!pass_plain_tile(&own, &in, unit)) {
+        if (!pass_plain_tile(&own, u, &in, unit)) {
             tile->has_exceptions = BY_BLOCKS; /* where much was in vain */
             break;
         }

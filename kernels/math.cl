@@ -258,22 +258,17 @@ ALWAYS_INLINE vec exp_vector_reduce(const vec clamped, const exp_scale s, vec *r
     return AS_VEC((bits << (MANTISSA_BITS - TABLE_BITS)) + TABLE_ENTRY(bits));
 }
 
-ALWAYS_INLINE vec exp_vector_of_inline(const vec clamped, const exp_scale s)
+ALWAYS_INLINE vec exp_vector_of(const vec clamped, const exp_scale s)
 {
     vec r;
     const vec power = exp_vector_reduce(clamped, s, &r);
     return exp_product(r, power);
 }
 
-static inline vec exp_vector_of(const vec clamped, const exp_scale s)
-{
-    return exp_vector_of_inline(clamped, s);
-}
-
 /* exp(z) at scale s */
 static inline vec exp_vector(const vec z, const exp_scale s, const bool far)
 {
-    return exp_vector_of_inline(exp_vector_clamped(z, s, far), s);
+    return exp_vector_of(exp_vector_clamped(z, s, far), s);
 }
 
 /* factor * exp(z) */

@@ -70,6 +70,7 @@ static inline vec dense_vector(const row_input *in, const uint at, const uint n)
 {
     if (n < VEC) {
         acc_t element[VEC];
+        ROLLED
         for (uint i = 0; i < VEC; i++) element[i] = i < n ? dense_one(in, at + i) : 0;
         return LOAD(element);
     }

@@ -50,13 +50,8 @@ static inline void scan_own(row_state *s, row_input *in, const row_scan *scan, c
             level.base = distance_base(maximum);
         }
         /* a block that is all -inf is near: its exponentials, 0, are kept */
-        if (!SUMS_PLAINLY || (fabs(s->maximum) > MAX_NEAR && s->maximum > -ACC_INFINITY)) {
-            level.far = true;
-            sum_block(&b, in, scan, &level, from, to);
-        } else {
-            level.far = false;
-            sum_block(&b, in, scan, &level, from, to);
-        }
+        level.far = !SUMS_PLAINLY || (fabs(s->maximum) > MAX_NEAR && s->maximum > -ACC_INFINITY);
+        sum_block(&b, in, scan, &level, from, to);
         if (scan->in_local) note_scale(in, level.scale, s->maximum);
     }
 }
@@ -67,7 +62,8 @@ PART void sum_part(row_state *s, const run *u, row_input *in, const integer targ
 {
     vector_range range = part; /* all -inf: no block ever raised the maximum */
     (void)scratch;
-    row_scan scan = { (uint)target, in->in_local, false, u->local_rows, ODD_OF(in->classes) };
+    row_scan scan = { (uint)target, WIDE_OUTPUTS != 0 && in->in_local, false, u->local_rows,
+                      ODD_OF(in->classes) };
     scan.keeps_z = HAS_SOFTCAP && (scan.in_local || in->local_elements >= BLOCK * VEC);
     scan_own(s, in, &scan, part.first, part.last, &range);
     const bool sum_is_nan = s->sum_excluding_target.high != s->sum_excluding_target.high;
@@ -115,9 +111,9 @@ static inline void sum_part_excluding_max(row_state *s, const row_input *in, con
 /* How a row is written. */
 typedef struct {
     bool in_local;   /* its exponentials are in local_rows */
-    bool folds;      /* the factor, alone and finite, goes into the exponential: where those are never kept */
     bool streaming;  /* large results bypass the cache where they can */
-    bool is_scaled;  /* values are kept exponentials times a finite factor alone: none is NaN */
+    bool is_scaled;  /* values are exponentials times a finite factor alone: none is NaN */
+    bool folds;      /* and that goes into the exponential: of rows that are too long to be kept */
     exp_scale scale; /* of exponentials, kept or not */
     acc_t rescale;   /* what takes them to the row's scale; 1 where the factor does */
     const __local acc_t *local_rows;
@@ -217,38 +213,53 @@ static inline void fill_loop(const epilogue *g, const destination *to, const uin
     for (; at < end; at++) put_one(to, at, g->fill);
 }
 
-/* The classes [begin, end), whole turns of epilogue_loop(), of a row that is_scaled or folds, without a look at NaN: of kept
- * exponentials four vectors at a time (bf16 of 32,768 classes, Zen 4 with AVX-512: 0.92 of the time). */
-ALWAYS_INLINE void plain_turns(const row_input *in, const epilogue *g, const row_source *from,
-                               const destination *to, const uint begin, const uint end, const bool aligned)
+/* The classes [begin, end), whole turns of epilogue_loop(), of a row that is_scaled and kept, without a look at NaN (four vectors at
+ * a time, bf16 of 32,768 classes, Zen 4 with AVX-512: 0.92 of the time). */
+ALWAYS_INLINE void kept_turns(const epilogue *g, const row_source *from, const destination *to,
+                              const uint begin, const uint end, const bool aligned)
 {
     uint at = begin;
-    if (from->is_scaled) {
 #if DEINTERLEAVES
-        const __local acc_t *first = from->local_rows + KEPT_AT(from->odd_at, begin, begin % 2 != 0),
-                            *second = from->local_rows + KEPT_AT(from->odd_at, begin, begin % 2 == 0);
+    const __local acc_t *first = from->local_rows + KEPT_AT(from->odd_at, begin, begin % 2 != 0),
+                        *second = from->local_rows + KEPT_AT(from->odd_at, begin, begin % 2 == 0);
 #    pragma unroll 2
-        for (; at < end; at += 2 * VEC, first += VEC, second += VEC) {
-            const vec_pair e = { LOAD(first) * (vec)(g->factor), LOAD(second) * (vec)(g->factor) };
-            put_pair(to, at, e, aligned);
-        }
+    for (; at < end; at += 2 * VEC, first += VEC, second += VEC) {
+        const vec_pair e = { LOAD(first) * (vec)(g->factor), LOAD(second) * (vec)(g->factor) };
+        put_pair(to, at, e, aligned);
+    }
 #else
 #    pragma unroll 4
-        for (; at < end; at += VEC)
-            put_number(to, at, LOAD(from->local_rows + at) * (vec)(g->factor), aligned);
+    for (; at < end; at += VEC) put_number(to, at, LOAD(from->local_rows + at) * (vec)(g->factor), aligned);
 #endif
-    }
-    for (; at < end; at += 2 * VEC) {
+}
+
+/* factor * exp(z) of the vector x. folds: see row_source. */
+ALWAYS_INLINE vec scaled_value(const row_input *in, const epilogue *g, const row_source *from, const vec x,
+                               const bool folds)
+{
+    vec slope;
+    const vec z = softcap_vector_z(x, in->o, &slope);
+    if (folds) return exp_vector_times(z, from->scale, true, g->factor);
+    return exp_vector(z, from->scale, true) * (vec)(g->factor);
+}
+
+/* The same of a row that is_scaled and was not kept. */
+ALWAYS_INLINE void scaled_turns(const row_input *in, const epilogue *g, const row_source *from,
+                                const destination *to, const uint begin, const uint end, const bool folds,
+                                const bool aligned)
+{
+    for (uint at = begin; at < end; at += 2 * VEC) {
         const vec_pair x = load_pair(in->x + at);
-        vec slope;
-        const vec_pair e = {
-            exp_vector_times(softcap_vector_z(x.first, in->o, &slope), from->scale, true, g->factor),
-            exp_vector_times(softcap_vector_z(x.second, in->o, &slope), from->scale, true, g->factor)
-        };
+        const vec_pair e = { scaled_value(in, g, from, x.first, folds),
+                             scaled_value(in, g, from, x.second, folds) };
         prefetch_ahead(in, at / VEC, 2);
         put_pair(to, at, e, aligned);
     }
 }
+
+/* Rows of such a result that are not, those of an upstream beyond SMALLEST_FACTOR and its inverse, are too few for code of
+ * their own. */
+#define IS_MOSTLY_SCALED(g) (HAS_PLAIN_FACTOR(g) && !(ACCUMULATE && IS_KIND(g, OUTPUT_GRADIENT)))
 
 /* The classes [begin, end), vectors beginning at `begin` + head. The elements before those and behind them are
  * vectors too that overlap their neighbours: they are computed first, before anything is written in place, and written
@@ -261,8 +272,8 @@ ALWAYS_INLINE void epilogue_loop(const row_input *in, const row_result *r, const
     const uint vectors = (end - first) / VEC;
     const uint tail = (end - first) % VEC;
     const bool overlaps = end - begin >= VEC;
-    const bool is_plain = (from->is_scaled || from->folds) && !(ACCUMULATE && IS_KIND(g, OUTPUT_GRADIENT));
-    const uint turn = is_plain && (DEINTERLEAVES || from->folds) ? 2 : 1;
+    const bool is_plain = from->is_scaled && !(ACCUMULATE && IS_KIND(g, OUTPUT_GRADIENT));
+    const uint turn = is_plain && (DEINTERLEAVES || !from->in_local) ? 2 : 1;
     uint v = 0;
     vec head_value = (vec)(0), tail_value = (vec)(0);
     if (overlaps) {
@@ -280,19 +291,24 @@ ALWAYS_INLINE void epilogue_loop(const row_input *in, const row_result *r, const
                              ? v + ((class_index - first) / VEC - v) / turn * turn
                              : NO_CLASS;
     for (uint stop = min(special, last);; stop = last) {
-        if (is_plain) {
-            if (to->aligned) {
-                plain_turns(in, g, from, to, first + v * VEC, first + stop * VEC, true);
-            } else {
-                plain_turns(in, g, from, to, first + v * VEC, first + stop * VEC, false);
+        const uint here = first + v * VEC, there = first + stop * VEC;
+        if (is_plain && !from->in_local && !from->folds) {
+            scaled_turns(in, g, from, to, here, there, false, to->aligned);
+        } else if (is_plain && to->aligned) { /* known in the loop: 0.94 of the time of 262,144 classes */
+            if (from->folds) scaled_turns(in, g, from, to, here, there, true, true);
+            if (from->in_local) kept_turns(g, from, to, here, there, true);
+        } else if (is_plain) {
+            if (from->folds) scaled_turns(in, g, from, to, here, there, true, false);
+            if (from->in_local) kept_turns(g, from, to, here, there, false);
+        } else if (IS_MOSTLY_SCALED(g)) {
+            for (uint at = here; at < there; at += VEC) put_with_target(in, r, g, from, to, at);
+        } else {
+            for (uint at = here; at < there; at += VEC) {
+                put(to, at, value_of_vector(in, r, g, from, to, at, false), VEC);
+                if (!from->in_local && at / VEC % 4 == 0) prefetch_ahead(in, at / VEC, 4);
             }
-            v = stop;
         }
-        for (; v < stop; v++) {
-            const uint at = first + v * VEC;
-            put(to, at, value_of_vector(in, r, g, from, to, at, false), VEC);
-            if (!from->in_local && v % 4 == 0) prefetch_ahead(in, v, 4);
-        }
+        v = stop;
         const uint behind = stop == last ? vectors : stop + turn;
         for (; v < behind; v++) put_with_target(in, r, g, from, to, first + v * VEC);
         if (stop == last) break;
@@ -314,25 +330,23 @@ static inline row_source source_of(const run *u, const row_input *in, const row_
     from.local_rows = u->local_rows;
     from.odd_at = ODD_OF(in->classes);
     from.in_local = in->in_local && !IS_KIND(g, OUTPUT_LOG_SOFTMAX);
-    const bool is_alone = HAS_PLAIN_FACTOR(g) && g->outer == 1;
-    from.folds = !in->fits && is_alone && fabs(g->factor) < ACC_INFINITY;
-    from.is_scaled = false;
+    from.is_scaled = from.folds = false;
     from.scale = r->scale;
     from.rescale = 1;
-    if (!in->fits || IS_KIND(g, OUTPUT_LOG_SOFTMAX)) return from;
-    const exp_scale scale = block_scale_of(r->maximum);
-    const acc_t rescale = exp_rescale(scale, r->scale), factor = g->factor * rescale;
-    if (HAS_PLAIN_FACTOR(g) && g->factor != 0 && fabs(factor) < ACC_SMALLEST_NORMAL) {
-        from.in_local = false; /* digits would be lost */
-        return from;
+    if (IS_KIND(g, OUTPUT_LOG_SOFTMAX)) return from;
+    if (in->fits) {
+        const exp_scale scale = block_scale_of(r->maximum);
+        const acc_t rescale = exp_rescale(scale, r->scale), factor = g->factor * rescale;
+        if (HAS_PLAIN_FACTOR(g) && g->factor != 0 && fabs(factor) < ACC_SMALLEST_NORMAL) {
+            from.in_local = false; /* digits would be lost */
+        } else {
+            from.scale = scale;
+            g->factor = HAS_PLAIN_FACTOR(g) ? factor : g->factor;
+            from.rescale = HAS_PLAIN_FACTOR(g) ? 1 : rescale;
+        }
     }
-    from.scale = scale;
-    if (HAS_PLAIN_FACTOR(g)) {
-        g->factor = factor;
-        from.is_scaled = from.in_local && is_alone && fabs(factor) < ACC_INFINITY;
-    } else {
-        from.rescale = rescale;
-    }
+    from.is_scaled = HAS_PLAIN_FACTOR(g) && g->outer == 1 && fabs(g->factor) < ACC_INFINITY;
+    from.folds = from.is_scaled && !in->fits;
     return from;
 }
 

@@ -131,21 +131,19 @@ typedef struct {
     bool far;   /* see exp_scale */
 } row_level;
 
-/* To t, which is no_terms(), what vector v adds. excluded: the class left out, or NO_CLASS where it is in another vector.
- * tail: v may be the last one. Leaves exponentials in local_rows, but of vectors that are neither. */
+/* To t, which is no_terms(), what vector v adds. rare: it may be the last one, or have the class left out, `excluded`; then its
+ * exponentials are left in local_rows here. */
 ALWAYS_INLINE void take_vector(terms *t, const row_input *in, const row_scan *scan, const row_level *level,
-                               const uint v, const vec z, const uint excluded, const bool tail)
+                               const uint v, const vec z, const uint excluded, const bool rare)
 {
-    const uint at = tail ? vector_at(in, v) : v * VEC, skipped = tail ? first_new(in, v) : 0;
+    const uint at = rare ? vector_at(in, v) : v * VEC, skipped = rare ? first_new(in, v) : 0;
     const vec clamped = exp_vector_clamped(z, level->scale, level->far);
-    vec e = tail || excluded != NO_CLASS ? exp_vector_of(clamped, level->scale)
-                                         : exp_vector_of_inline(clamped, level->scale);
-    if ((tail || excluded != NO_CLASS) && scan->in_local)
-        keep_in_order(scan->local_rows, scan->odd_at, at, e);
+    vec e = exp_vector_of(clamped, level->scale);
+    if (rare && scan->in_local) keep_in_order(scan->local_rows, scan->odd_at, at, e);
     if (excluded != NO_CLASS) e = IOTA == (ivec)((integer)(excluded - at)) ? (vec)(0) : e;
     if (skipped > 0) e = IOTA < (ivec)((integer)skipped) ? (vec)(0) : e;
     vec a = (vec)(0);
-    if (HAS_DENSE) a = get_a(in, v, tail);
+    if (HAS_DENSE) a = get_a(in, v, rare);
     take_terms(t, e, z, (vec)(level->base), a);
     /* the same without a look for 0, as clamped is finite there (statistics: 0.95 of the time, Zen 3) */
     if (HAS_ENTROPY) t->entropy = e * ((vec)(level->base - level->scale.base) - clamped);
@@ -201,50 +199,40 @@ ALWAYS_INLINE void sum_turns(block_sums *b, const row_input *in, const row_scan 
 }
 
 /* Adds the vectors [from, to) to b: turns without a branch (Zen 3, AVX2: 0.86 to 0.95 of the time), but for the one that has
- * the class left out, and the last. */
+ * the class left out, and the last. Rows that are far, where others are not, have no others: code of their own would be compiled
+ * for every plan. */
 ALWAYS_INLINE void sum_block(block_sums *b, const row_input *in, const row_scan *scan, const row_level *level,
                              const uint from, const uint to)
 {
     const uint full = min(to, in->vectors);
     const uint excluded_vector = scan->excluded / VEC; /* of NO_CLASS: past every row */
+    const row_level usual = { level->scale, level->base, !SUMS_PLAINLY };
     uint v = from;
     do {
         const uint flush_at = min(v + FLUSH_VECTORS, to);
         while (v < flush_at) {
             const uint whole = max(min(flush_at, full), v);
             const uint plain = excluded_vector >= v ? min(excluded_vector, whole) : whole;
-            const uint stop = v + (plain - v) / TOGETHER * TOGETHER;
-            /* of rows that are far nothing is kept, see note_scale() */
-            if (scan->in_local && (ALONG || !SUMS_PLAINLY || !level->far)) {
-                sum_turns(b, in, scan, level, from, v, stop, true);
+            const uint stop = level->far && SUMS_PLAINLY ? v : v + (plain - v) / TOGETHER * TOGETHER;
+            if (scan->in_local) {
+                sum_turns(b, in, scan, &usual, from, v, stop, true);
             } else {
-                sum_turns(b, in, scan, level, from, v, stop, false);
+                sum_turns(b, in, scan, &usual, from, v, stop, false);
             }
             v = stop;
             if (v >= flush_at) break;
+            terms some[TOGETHER];
             prefetch_ahead(in, v, TOGETHER);
-            const uint last = min(v + TOGETHER, flush_at);
-            if (ALONG && v + TOGETHER <= full) { /* of short rows every second four or so */
-                terms some[TOGETHER];
-#pragma unroll
-                for (uint k = 0; k < TOGETHER; k++) {
-                    some[k] = no_terms();
-                    take_vector(&some[k], in, scan, level, v + k, z_of_block(in, scan, from, v + k, false),
-                                scan->excluded, false);
-                }
-                add_four(b, some);
-            } else {
-                terms few = no_terms();
 #pragma unroll 1
-                for (uint u = v; u < last; u++) {
-                    terms one = no_terms();
-                    take_vector(&one, in, scan, level, u, z_of_block(in, scan, from, u, true),
-                                u == excluded_vector ? scan->excluded : NO_CLASS, true);
-                    add_terms(&few, &one);
-                }
-                add_terms(&b->few, &few);
+            for (uint k = 0; k < TOGETHER; k++) {
+                const uint u = v + k;
+                some[k] = no_terms();
+                if (u >= flush_at) continue;
+                take_vector(&some[k], in, scan, level, u, z_of_block(in, scan, from, u, true),
+                            u == excluded_vector ? scan->excluded : NO_CLASS, true);
             }
-            v = last;
+            add_four(b, some);
+            v = min(v + TOGETHER, flush_at);
         }
         flush(b, ALONG && to <= FLUSH_VECTORS);
     } while (v < to);

@@ -76,6 +76,7 @@ static inline lane load_lanes(__global const acc_t *p, const uint n)
 {
     if (n == LANE_ROWS) return LOAD_LANE(p);
     acc_t element[LANE_ROWS];
+    ROLLED
     for (uint i = 0; i < LANE_ROWS; i++) element[i] = p[min(i, n - 1)];
     return LOAD_LANE(element);
 }
@@ -88,6 +89,7 @@ static inline void store_lanes(__global acc_t *p, const lane value, const uint n
     }
     acc_t element[LANE_ROWS];
     STORE_LANE(value, element);
+    ROLLED
     for (uint i = 0; i < n; i++) p[i] = element[i];
 }
 
@@ -110,6 +112,7 @@ static inline
 {
     integer counts[LANE_ROWS], bad[LANE_ROWS], has_class[LANE_ROWS], class_index[LANE_ROWS];
     acc_t weight[LANE_ROWS];
+    ROLLED
     for (uint i = 0; i < LANE_ROWS; i++) {
         const row_target one = get_target(p, row + min(i, n - 1), targets, row_weights);
         counts[i] = one.counts ? -1 : 0;
@@ -128,6 +131,8 @@ static inline
 static inline lane_targets get_targets(const clxent_parameters *p, const ulong row, const uint n,
                                        __global const void *targets, __global const acc_t *row_weights)
 {
+    const ilane none = (ilane)(0);
+    if (TARGETS == TARGET_NONE) return (lane_targets){ none, none, none, NO_CLASSES, (lane)(0) };
     lane_targets t;
     if (LANE_ROWS == 1 || n < LANE_ROWS || p->shift > 0 || !HAS_INDICES) {
         get_each_target(&t, p, row, n, targets, row_weights);
@@ -173,6 +178,7 @@ static inline lane gather(__global const acc_t *table, const ilane class_index)
     integer index[LANE_ROWS];
     acc_t element[LANE_ROWS];
     STORE_LANE(class_index, index);
+    ROLLED
     for (uint i = 0; i < LANE_ROWS; i++) element[i] = index[i] != NO_CLASS ? table[index[i]] : 0;
     return LOAD_LANE(element);
 }

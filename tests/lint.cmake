@@ -182,7 +182,7 @@ function(list_definitions name text)
 endfunction()
 
 # One name is one thing: only what fused.cl asks of a mapping, and map_lane.cl of a scan, is defined in more than one file.
-set(of_mapping find_classes stage stage_shared sum_shared sum_tile tile_excluding_max tile_maximum count_units epilogue_of_unit make_input open_rows open_unit scan_rows sum_part sum_part_excluding_max target_logits units_of_group write_result)
+set(of_mapping find_best find_classes stage stage_shared sum_shared sum_tile tile_excluding_max tile_maximum count_units epilogue_of_unit make_input open_rows open_unit scan_rows sum_part sum_part_excluding_max target_logits units_of_group write_result)
 file(GLOB files ${KERNELS}/*.cl)
 set(text "")
 set(known "")

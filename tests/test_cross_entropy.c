@@ -51,10 +51,18 @@ Test(cross_entropy, rows_with_specials_and_bad_targets_match_the_reference)
               { "specials", EVERY SPECIALS ";classes=1025;small:batch=3" });
 }
 
-/* Whole tiles whose rows have no exception, of which lanes on CPUs take code of their own. */
+/* Whole tiles whose rows have no exception, of which lanes on CPUs take code of their own: with each output that it writes, and with
+ * each that it does not. */
 Test(cross_entropy, tiles_without_exceptions_match_the_reference)
 {
+#define ONE_OUTPUT \
+    "outputs=losses+lse|argmax+correct|statistics+gradient|losses+entropy|bad_targets+counted+loss"
     RUN_LINES(
+        { "along, one output", ONE_OUTPUT ";batch=40;classes=100|300;cases=10;fill=steady" },
+        { "transposed, one output", ONE_OUTPUT ";batch=40;classes=2|10;cases=10;fill=steady" },
+        { "neighbours, one output", ONE_OUTPUT ";batch=2;seq=40;inner=40;classes=21;cases=5;fill=steady" },
+        { "sums",
+          "outputs=losses+gradient;gradient_mode=accumulate;batch=40;classes=2|10|100;cases=3;fill=steady" },
         { "along the classes", "outputs=losses+softmax;batch=40;classes=64|100|256;cases=3;fill=steady" },
         { "transposed", "outputs=losses+gradient;batch=40;classes=2|10|37;cases=3;fill=steady" },
         { "neighbours", "outputs=losses+softmax;batch=2;seq=40;inner=40;classes=21;fill=steady" });
