@@ -394,7 +394,7 @@ static clxent_status create_context(cli_session *session, const char *tuning, cl
     options.log = read_log;
     options.log_payload = session;
     options.tuning = tuning;
-    options.store = session->callbacks;
+    options.store = session->store;
     return clxent_context_create(ctx, session->cl, session->device.id, &options);
 }
 
@@ -429,7 +429,7 @@ bool cli_open(cli_session *session, const cli_device *device, bool stored)
     memset(session, 0, sizeof *session);
     session->device = *device;
     if (asked && text == NULL) goto done;
-    if (stored) session->store = cli_store_open(device, &session->callbacks);
+    if (stored) session->store = cli_store(device);
     session->cl = clCreateContext(properties, 1, &device->id, NULL, NULL, &code);
     if (session->cl == NULL) {
         cli_fail(device->name, "clCreateContext: %s", clxent_status_string(code));
@@ -455,9 +455,9 @@ done:
 void cli_close(cli_session *session)
 {
     clxent_context_destroy(session->ctx);
-    cli_store_close(session->store);
     if (session->cl != NULL) clReleaseContext(session->cl);
     free(session->tuning);
+    free(session->store.payload);
     memset(session, 0, sizeof *session);
 }
 

@@ -107,15 +107,12 @@ size_t cli_list_devices(cli_device **devices);
  * else the first device. Says why there is none and returns false. */
 bool cli_find_device(cli_device *device);
 
-typedef struct cli_store cli_store;
-
 typedef struct cli_session {
     cli_device device;
     cl_context cl;
     clxent_context *ctx;
     char *tuning;           /* the file whose parameters ctx uses; NULL: the library's own */
-    cli_store *store;       /* NULL: programs are compiled, or the driver keeps them */
-    clxent_store callbacks; /* its */
+    clxent_store store;     /* empty: programs are compiled, or the driver keeps them */
     atomic_size_t programs; /* compiled so far */
 } cli_session;
 /* With the parameters that `clxent tune` stored for the device; where they cannot be read, warns and takes the library's
@@ -139,10 +136,9 @@ char *cli_cache_path(const char *name);
 /* Creates every folder above path; errno where it cannot. */
 bool cli_make_folders(const char *path, mode_t mode);
 
-/* Of the session, store.c: NULL where device's driver keeps programs, or there is nowhere to put them. */
-cli_store *cli_store_open(const cli_device *device, clxent_store *callbacks);
-void cli_store_keep(cli_store *store);  /* writes new programs; once the results are out. Accepts NULL */
-void cli_store_close(cli_store *store); /* likewise */
+/* Of the session, store.c: empty where device's driver keeps programs, or there is nowhere to put them. The caller frees the
+ * payload. */
+clxent_store cli_store(const cli_device *device);
 
 /* Compiles what clxent_run_host() of desc, a (linear) cross-entropy, will use, and adds the seconds that took to *seconds:
  * builds the kernels, then clxent_plan_warm(), as a driver may compile only at the first launch. The status is that of the

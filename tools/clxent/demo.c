@@ -214,11 +214,8 @@ int command_demo(int argc, char **argv)
     const bool good = (plot == NULL || plot_check(plot)) && cli_find_device(&device) &&
                       cli_open(&session, &device, true) && compute(&e, &session, &t) &&
                       (plot == NULL || plot_png(plot, 1800, plot_example, &e));
-    if (good) {
-        if (cli_given.json) print_json(&e, &device, &t);
-        else print_text(&e, &device, &t);
-        cli_store_keep(session.store);
-    }
+    if (good && cli_given.json) print_json(&e, &device, &t);
+    else if (good) print_text(&e, &device, &t);
     cli_close(&session);
     return good ? CLI_DONE : CLI_FAILED;
 }

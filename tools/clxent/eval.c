@@ -1013,10 +1013,7 @@ int command_eval(int argc, char **argv)
         open_inputs(&j) && load_inputs(&j) && cli_find_device(&device) && cli_open(&session, &device, true);
     if (good) choose_outputs(&j);
     good = good && run(&j, &session) && (!j.indices || mean_nll(&j, &session, &nll)) && commit(&j);
-    if (good) {
-        print_results(&j, &session, nll);
-        cli_store_keep(session.store);
-    }
+    if (good) print_results(&j, &session, nll);
     cli_progress_stop();
     for (size_t i = 0; i < j.num_files; i++) npy_discard(&j.files[i]);
     npy_scratch_free(j.losses, j.rows * acc_bytes(&j));

@@ -3,9 +3,8 @@
  * store.c - compiled programs between one process of the command line and the next, for drivers that keep none. Each is a
  * file of the cache folder, named by its key.
  *
- * Loaded while plans are made, saved once the command has done its work: until then new ones wait in memory. Whatever
- * fails here only costs the next process time, and is not told. A binary is code: files that others may have written are
- * left alone.
+ * Whatever fails here only costs the next process time, and is not told. A binary is code: files that others may have
+ * written are left alone.
  */
 #define _GNU_SOURCE /* asprintf */
 #include "cli.h"
@@ -20,18 +19,6 @@
 #include <unistd.h>
 
 enum { MOST_BYTES = 64 << 20 }; /* of the folder; the oldest files go first */
-
-typedef struct waiting {
-    struct waiting *next;
-    char key[65];
-    size_t size;
-    unsigned char bytes[];
-} waiting;
-
-struct cli_store {
-    char *folder;
-    waiting *first;
-};
 
 /* ---- Drivers -------------------------------------------------------------------------------- */
 
@@ -64,10 +51,10 @@ static bool driver_keeps_programs(cl_platform_id platform)
 
 /* ---- Files ---------------------------------------------------------------------------------- */
 
-static char *path_of(const cli_store *store, const char *name)
+static char *path_of(const char *folder, const char *name)
 {
     char *path;
-    return asprintf(&path, "%s/%s", store->folder, name) < 0 ? NULL : path;
+    return asprintf(&path, "%s/%s", folder, name) < 0 ? NULL : path;
 }
 
 static size_t load(const char *key, void *binary, size_t size, void *payload)
@@ -91,23 +78,10 @@ static size_t load(const char *key, void *binary, size_t size, void *payload)
     return result;
 }
 
-static void save(const char *key, const void *binary, size_t size, void *payload)
-{
-    cli_store *store = payload;
-    waiting *one = size <= MOST_BYTES ? malloc(sizeof *one + size) : NULL;
-
-    if (one == NULL) return;
-    one->next = store->first;
-    one->size = size;
-    snprintf(one->key, sizeof one->key, "%s", key);
-    memcpy(one->bytes, binary, size);
-    store->first = one;
-}
-
 /* Bytes of the folder's files; path is the oldest of them, to be freed, NULL where there is none. */
-static size_t measure_folder(const cli_store *store, char **path)
+static size_t measure_folder(const char *name, char **path)
 {
-    DIR *folder = opendir(store->folder);
+    DIR *folder = opendir(name);
     struct timespec oldest = { 0, 0 };
     size_t bytes = 0;
 
@@ -122,7 +96,7 @@ static size_t measure_folder(const cli_store *store, char **path)
             (t.tv_sec > oldest.tv_sec || (t.tv_sec == oldest.tv_sec && t.tv_nsec >= oldest.tv_nsec)))
             continue;
         free(*path);
-        *path = path_of(store, e->d_name);
+        *path = path_of(name, e->d_name);
         oldest = t;
     }
     if (folder != NULL) closedir(folder);
@@ -131,59 +105,31 @@ static size_t measure_folder(const cli_store *store, char **path)
 
 /* Whether size bytes fit, once the oldest files are gone. Another process may make room at the same time: then more goes
  * than had to. */
-static bool make_room(const cli_store *store, size_t size)
+static bool make_room(const char *folder, size_t size)
 {
     for (;;) {
         char *oldest;
-        const bool fits = measure_folder(store, &oldest) <= MOST_BYTES - size;
+        const bool fits = measure_folder(folder, &oldest) <= MOST_BYTES - size;
         const bool removed = !fits && oldest != NULL && unlink(oldest) == 0;
         free(oldest);
         if (fits || !removed) return fits;
     }
 }
 
-/* ---- For the session ------------------------------------------------------------------------ */
-
-cli_store *cli_store_open(const cli_device *device, clxent_store *callbacks)
+static void save(const char *key, const void *binary, size_t size, void *payload)
 {
-    cli_store *store = driver_keeps_programs(device->platform) ? NULL : calloc(1, sizeof *store);
+    char *path = size <= MOST_BYTES ? path_of(payload, key) : NULL;
+    npy_fault fault;
 
-    if (store == NULL) return NULL;
-    store->folder = cli_cache_path("programs");
-    if (store->folder == NULL) {
-        free(store);
-        return NULL;
-    }
-    *callbacks = (clxent_store){ load, save, store };
-    return store;
+    if (path != NULL && cli_make_folders(path, 0700) && make_room(payload, size))
+        (void)npy_save(path, binary, size, true, &fault);
+    free(path);
 }
 
-void cli_store_keep(cli_store *store)
+clxent_store cli_store(const cli_device *device)
 {
-    char *inside = store != NULL && store->first != NULL ? path_of(store, "") : NULL;
+    char *folder = driver_keeps_programs(device->platform) ? NULL : cli_cache_path("programs");
+    const clxent_store none = { NULL, NULL, NULL };
 
-    if (inside == NULL) return;
-    (void)fflush(stdout); /* results come first */
-    if (cli_make_folders(inside, 0700)) {
-        for (const waiting *one = store->first; one != NULL; one = one->next) {
-            char *path = path_of(store, one->key);
-            npy_fault fault;
-            if (path != NULL && make_room(store, one->size))
-                (void)npy_save(path, one->bytes, one->size, true, &fault);
-            free(path);
-        }
-    }
-    free(inside);
-}
-
-void cli_store_close(cli_store *store)
-{
-    if (store == NULL) return;
-    for (waiting *one = store->first; one != NULL;) {
-        waiting *next = one->next;
-        free(one);
-        one = next;
-    }
-    free(store->folder);
-    free(store);
+    return folder != NULL ? (clxent_store){ load, save, folder } : none;
 }
