@@ -62,4 +62,14 @@ FILL(fill_bf16, ushort) { EVERY(count) to[i] = (ushort)(as_uint(VALUE) >> 16); }
 #ifdef HAS_F64
 FILL(fill_f64, double) { EVERY(count) to[i] = VALUE; }
 #endif
-FILL(fill_targets, int) { EVERY(count) to[i] = (int)(hash((uint)i + 77u) % seed); } /* seed: classes */
+
+/* So many of the rows, spread evenly, have ignore_index. */
+__kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void fill_targets(
+    __global int *to, const uint ignored, const int ignore_index, const uint classes, const ulong rows)
+{
+    EVERY(rows)
+    {
+        const bool counts = ignored == 0 || (i + 1) * (ulong)ignored / rows == i * (ulong)ignored / rows;
+        to[i] = counts ? (int)(hash((uint)i + 77u) % classes) : ignore_index;
+    }
+}

@@ -147,7 +147,7 @@ static bool time_shape(measure *m, const bench_options *o, size_t rows, size_t c
     static const uint32_t moves[] = { MOVE_COPY, 0, MOVE_STREAM, MOVE_READ };
 
     /* the plan first: it knows what the device cannot do */
-    bool good = timed_plan(m, RUN_PLAN, &desc, false, NULL);
+    bool good = timed_plan(m, RUN_PLAN, &desc, false, 0, NULL);
     for (size_t i = 0; good && i < runs; i++)
         good = i == RUN_PLAN || timed_move(m, i, moves[i], o->dtype, bytes);
     good = good && measure_times(m, o->pairs);
@@ -277,8 +277,7 @@ static void print_sweep(const sweep *s)
 static bool run_loop(measure *m, const bench_options *o)
 {
     const clxent_desc desc = o->op == OP_LINEAR ? linear_desc(o) : desc_of(o, o->rows, o->classes);
-    bool good = o->op == OP_LINEAR ? timed_linear(m, 0, &desc, o->ignored, NULL)
-                                   : timed_plan(m, 0, &desc, false, NULL);
+    bool good = timed_plan(m, 0, &desc, false, o->ignored, NULL);
 
     good = good && measure_times(m, 1); /* warms up */
 

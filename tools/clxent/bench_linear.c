@@ -124,7 +124,7 @@ static void print_text(const bench_options *o, const figures *f, double blas_sec
 static bool run_one(measure *m, const bench_options *o)
 {
     const clxent_desc desc = linear_desc(o);
-    bool good = timed_linear(m, RUN_PLAN, &desc, o->ignored, NULL);
+    bool good = timed_plan(m, RUN_PLAN, &desc, false, o->ignored, NULL);
 
     if (good && blas_prepare(o->blas, &m->session.device)) good = timed_blas(m, RUN_BLAS, o->blas, &desc);
     good = good && measure_times(m, o->pairs);
@@ -154,12 +154,12 @@ static bool time_limits(measure *m, sweep *s)
     size_t limits[LIMITS + 1], run_of[LIMITS + 1], runs = 1;
 
     clxent_desc desc = linear_desc(&o);
-    if (!timed_linear(m, 0, &desc, o.ignored, NULL)) return false;
+    if (!timed_plan(m, 0, &desc, false, o.ignored, NULL)) return false;
     const size_t most = clxent_plan_workspace_size(m->runs[0].plan);
     for (o.limit = LEAST_LIMIT; o.limit < most && s->count < LIMITS; o.limit *= 2) {
         clxent_status status;
         desc = linear_desc(&o);
-        const bool fits = timed_linear(m, runs, &desc, o.ignored, &status);
+        const bool fits = timed_plan(m, runs, &desc, false, o.ignored, &status);
         if (!fits && status != CLXENT_ERROR_INVALID_DESC) return false;
         run_of[s->count] = fits ? runs++ : LIMITS + 1;
         limits[s->count++] = o.limit;

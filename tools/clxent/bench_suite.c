@@ -180,7 +180,7 @@ static FUNCTION(measure_ratio)
 {
     const clxent_desc desc = desc_of(c, o);
     clxent_status status = CLXENT_OK;
-    bool good = timed_plan(m, RUN_SUBJECT, &desc, c->how == IN_PLACE, &status);
+    bool good = timed_plan(m, RUN_SUBJECT, &desc, c->how == IN_PLACE, 0, &status);
 
     if (status == CLXENT_ERROR_UNSUPPORTED) r->verdict = UNSUPPORTED;
     const size_t bytes = m->runs[RUN_SUBJECT].bytes;
@@ -190,7 +190,7 @@ static FUNCTION(measure_ratio)
     } else if (good) {
         clxent_desc f32 = desc;
         f32.dtype = CLXENT_F32;
-        good = timed_plan(m, RUN_REFERENCE, &f32, false, NULL);
+        good = timed_plan(m, RUN_REFERENCE, &f32, false, 0, NULL);
     }
     /* The copy with non-temporal stores says something only beside what is compared with the plain one. */
     if (good && c->moves == COPY && m->has_stream) good = timed_move(m, RUN_STREAM, STREAM, c->dtype, bytes);
@@ -224,7 +224,7 @@ static FUNCTION(measure_odd_even)
 
     even.classes = (c->classes + 63) / 64 * 64;
     const clxent_desc desc[] = { desc_of(&even, o), desc_of(c, o) };
-    return timed_plan(m, 0, &desc[0], false, NULL) && timed_plan(m, 1, &desc[1], false, NULL) &&
+    return timed_plan(m, 0, &desc[0], false, 0, NULL) && timed_plan(m, 1, &desc[1], false, 0, NULL) &&
            take_ratio(m, (double)m->runs[0].bytes / (double)m->runs[1].bytes, c->goal, o, r);
 }
 
@@ -259,7 +259,7 @@ static FUNCTION(measure_cliff)
     fastest.classes = counts[fast];
     slowest.classes = counts[slow];
     const clxent_desc desc[] = { desc_of(&fastest, o), desc_of(&slowest, o) };
-    return timed_plan(m, 0, &desc[0], false, NULL) && timed_plan(m, 1, &desc[1], false, NULL) &&
+    return timed_plan(m, 0, &desc[0], false, 0, NULL) && timed_plan(m, 1, &desc[1], false, 0, NULL) &&
            take_ratio(m, (double)m->runs[0].bytes / (double)m->runs[1].bytes, c->goal, o, r);
 }
 
@@ -273,7 +273,7 @@ static FUNCTION(measure_host_arrays)
         r->verdict = NO_GOAL;
         strcpy(r->note, "memory of its own: up- and download count");
     }
-    return timed_plan(m, 0, &desc, false, NULL) && timed_host(m, 1, 0) &&
+    return timed_plan(m, 0, &desc, false, 0, NULL) && timed_host(m, 1, 0) &&
            take_ratio(m, 1, copies ? NAN : c->goal, o, r);
 }
 
@@ -305,12 +305,12 @@ static FUNCTION(measure_linear)
     if (c->against == UNLIMITED) reference.limit = 0;
     if (c->against == ALL_ROWS) reference.ignored = 0;
     const clxent_desc desc[] = { linear_desc(&reference), linear_desc(&subject) };
-    bool good = timed_linear(m, RUN_SUBJECT, &desc[1], subject.ignored, &status);
+    bool good = timed_plan(m, RUN_SUBJECT, &desc[1], false, subject.ignored, &status);
     if (status == CLXENT_ERROR_UNSUPPORTED) r->verdict = UNSUPPORTED;
     else if (status == CLXENT_ERROR_INVALID_DESC)
         cli_fail_status(m->session.ctx, m->session.device.name, status);
     if (good && c->against == OPENBLAS) good = timed_blas(m, RUN_REFERENCE, o->blas, &desc[0]);
-    else if (good) good = timed_linear(m, RUN_REFERENCE, &desc[0], reference.ignored, NULL);
+    else if (good) good = timed_plan(m, RUN_REFERENCE, &desc[0], false, reference.ignored, NULL);
     return good && take_ratio(m, 1, c->goal, o, r);
 }
 
@@ -331,7 +331,7 @@ static bool take_hand(measure *m, const suite_case *c, int which, const bench_op
         return false;
     }
     desc.batch = (desc.batch + 7) / 8 * 8; /* hand_ten() takes eight rows at once */
-    bool good = timed_plan(m, RUN_SUBJECT, &desc, c->how == IN_PLACE, NULL);
+    bool good = timed_plan(m, RUN_SUBJECT, &desc, c->how == IN_PLACE, 0, NULL);
     for (size_t i = 0; good && i < count; i++)
         good =
             timed_hand(m, i == 0 ? RUN_REFERENCE : RUN_SUBJECT + i, RUN_SUBJECT, which, (unsigned)i * step);
@@ -358,7 +358,7 @@ static FUNCTION(measure_plain) { return take_hand(m, c, HAND_PLAIN, o, r); }
 /* Makes the case's plan run number run, and counts the launches of one run of it. */
 static bool count_launches(measure *m, size_t run, const clxent_desc *desc, size_t *launches, result *r)
 {
-    if (!timed_plan(m, run, desc, false, NULL)) return false;
+    if (!timed_plan(m, run, desc, false, 0, NULL)) return false;
     const size_t before = measure_calls().launches;
     if (!measure_enqueue(m, run) || clFinish(m->queue) != CL_SUCCESS) return false;
     *launches = measure_calls().launches - before;
@@ -401,7 +401,7 @@ static FUNCTION(measure_enqueue_time)
     const clxent_desc desc = desc_of(c, o);
     double micros[TIMES + 1];
 
-    if (!timed_plan(m, 0, &desc, false, NULL)) return false;
+    if (!timed_plan(m, 0, &desc, false, 0, NULL)) return false;
     for (size_t i = 0; i <= TIMES; i++) { /* the first may compile */
         const double start = cli_seconds();
         if (!measure_enqueue(m, 0)) return false;

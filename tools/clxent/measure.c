@@ -6,6 +6,8 @@
 #define _GNU_SOURCE /* RTLD_NEXT */
 #include "measure.h"
 
+#include "layout.h"
+
 #include <dlfcn.h>
 #include <math.h>
 #include <stdatomic.h>
@@ -60,7 +62,7 @@ CL_API_ENTRY cl_int CL_API_CALL clBuildProgram(cl_program program, cl_uint num_d
 /* ---- Kernels -------------------------------------------------------------------------------- */
 
 /* Of moves.cl: moves by their bits, fills by dtype - 1. */
-enum { FILLS = MOVES, FILL_TARGETS = 4, NOTHING = FILLS + 5 };
+enum { FILLS = MOVES, FILL_TARGETS = FILLS + 4, NOTHING = FILLS + 5 };
 static const char *const kernel_names[KERNELS] = { "move_copy", "move_stream",  "move_read", "move_in_place",
                                                    "move_two",  "fill_f32",     "fill_f16",  "fill_bf16",
                                                    "fill_f64",  "fill_targets", "nothing" };
@@ -174,8 +176,9 @@ void measure_clear(measure *m)
 /* kept: the logits and results of so many dtypes stay, of which f32 is the first. */
 static void drop_bulks(measure *m, size_t kept)
 {
-    for (size_t which = 0; which < BULKS; which++)
-        for (size_t i = which <= BULK_RESULTS ? kept : 0; i < DTYPES; i++) drop(&m->bulks[which][i]);
+    for (int t = 0; t <= TENSORS; t++)
+        for (size_t i = t == TENSOR_LOGITS || t == TENSOR_GRADIENT ? kept : 0; i < DTYPES; i++)
+            drop(&m->bulks[t][i]);
 }
 
 void measure_trim(measure *m)
@@ -234,41 +237,63 @@ static bool launch(measure *m, size_t which, size_t count, const argument argume
                  kernel_names[which]);
 }
 
-static bool fill(measure *m, cl_mem mem, size_t which, size_t count, float lowest, float range, cl_uint seed)
-{
-    const cl_ulong elements = count;
-    const argument arguments[] = { ARGUMENT(mem), ARGUMENT(lowest), ARGUMENT(range), ARGUMENT(seed),
-                                   ARGUMENT(elements) };
-
-    return launch(m, FILLS + which, count, arguments) &&
-           check(m, clFinish(m->queue), kernel_names[FILLS + which]);
-}
-
-/* What is in the buffers that runs share: numbers uniform from lowest on; range 0: what runs write there. */
+/* Numbers of tensors, uniform from lowest on; range 0: what runs write there. */
 static const struct {
     float lowest, range;
     cl_uint seed;
-} contents[BULKS] = { [BULK_LOGITS] = { -8, 16, 1 },
-                      [BULK_LABELS] = { 0, 1, 2 },
-                      [BULK_HIDDEN] = { -1, 2, 3 },
-                      [BULK_WEIGHT] = { -0.1f, 0.2f, 4 } };
+} contents[TENSORS + 1] = { [TENSOR_LOGITS] = { -8, 16, 1 },          [TENSOR_TARGETS] = { 0, 1, 2 },
+                            [TENSOR_CLASS_WEIGHTS] = { 0.5f, 1, 78 }, [TENSOR_ROW_WEIGHTS] = { 0.5f, 1, 79 },
+                            [TENSOR_HIDDEN] = { -1, 2, 3 },           [TENSOR_WEIGHT] = { -0.1f, 0.2f, 4 } };
 
-/* A buffer of at least so many bytes. One that grew would leave an earlier run of the same case behind: those that have
- * the logits' size start with what most runs have. NULL: has said why. */
-static cl_mem shared(measure *m, enum bulk_name which, uint32_t dtype, size_t bytes)
+static bool fill(measure *m, cl_mem mem, int tensor, uint32_t dtype, size_t count)
 {
-    bulk *b = &m->bulks[which][dtype - 1];
-    const size_t size = dtype_size(dtype);
+    const cl_ulong elements = count;
+    const size_t kernel = FILLS + dtype - 1;
+    const argument arguments[] = { ARGUMENT(mem), ARGUMENT(contents[tensor].lowest),
+                                   ARGUMENT(contents[tensor].range), ARGUMENT(contents[tensor].seed),
+                                   ARGUMENT(elements) };
 
-    if (which <= BULK_LABELS && bytes < m->elements * size) bytes = m->elements * size;
+    return contents[tensor].range == 0 ||
+           (launch(m, kernel, count, arguments) && check(m, clFinish(m->queue), kernel_names[kernel]));
+}
+
+/* ignored: the part of the rows that have ignore_index. */
+static bool fill_targets(measure *m, cl_mem mem, const clxent_desc *desc, double ignored)
+{
+    const cl_ulong rows = desc->batch * desc->seq;
+    const cl_uint without = (cl_uint)((double)rows * ignored), classes = (cl_uint)desc->classes;
+    const cl_int ignore_index = (cl_int)desc->ignore_index;
+    const argument arguments[] = { ARGUMENT(mem), ARGUMENT(without), ARGUMENT(ignore_index),
+                                   ARGUMENT(classes), ARGUMENT(rows) };
+
+    return launch(m, FILL_TARGETS, rows, arguments) &&
+           check(m, clFinish(m->queue), kernel_names[FILL_TARGETS]);
+}
+
+/* A buffer of at least so many bytes, for all runs. One that grew would leave an earlier run of the same case behind: those
+ * that have the logits' size start with what most runs have. NULL: has said why. */
+static cl_mem shared(measure *m, int tensor, uint32_t dtype, size_t bytes)
+{
+    bulk *b = &m->bulks[tensor][dtype - 1];
+    const size_t size = dtype_size(dtype);
+    const bool is_matrix = tensor < TENSORS && tensors[tensor].shape == SHAPE_MATRIX;
+
+    if (is_matrix && bytes < m->elements * size) bytes = m->elements * size;
     if (b->mem != NULL && b->bytes >= bytes) return b->mem;
     drop(b);
     *b = (bulk){ allocate(m, bytes), bytes };
-    if (b->mem != NULL && contents[which].range > 0 &&
-        !fill(m, b->mem, dtype - 1, bytes / size, contents[which].lowest, contents[which].range,
-              contents[which].seed))
-        drop(b);
+    if (b->mem != NULL && !fill(m, b->mem, tensor, dtype, bytes / size)) drop(b);
     return b->mem;
+}
+
+/* A shared buffer, which t keeps also where another run needs a larger one. */
+static bool share(measure *m, timed *t, clxent_buffer *buffer, int tensor, uint32_t dtype, size_t bytes)
+{
+    cl_mem mem = shared(m, tensor, dtype, bytes);
+
+    if (mem == NULL || !check(m, clRetainMemObject(mem), "clRetainMemObject")) return false;
+    buffer->mem = t->owned[t->num_owned++] = mem;
+    return true;
 }
 
 /* A small buffer that t owns. */
@@ -296,80 +321,48 @@ bool timed_move(measure *m, size_t run, uint32_t moves, uint32_t dtype, size_t b
 
     t->moves = moves;
     t->restore = (moves & MOVE_IN_PLACE) != 0;
-    return shared(m, BULK_LOGITS, dtype, bytes) != NULL && shared(m, BULK_RESULTS, dtype, bytes) != NULL &&
-           ((moves & MOVE_TWO) == 0 || shared(m, BULK_LABELS, CLXENT_F32, bytes) != NULL);
+    return shared(m, TENSOR_LOGITS, dtype, bytes) != NULL &&
+           shared(m, TENSOR_GRADIENT, dtype, bytes) != NULL &&
+           ((moves & MOVE_TWO) == 0 || shared(m, TENSOR_TARGETS, CLXENT_F32, bytes) != NULL);
 }
 
-/* The inputs beside the logits. */
-static bool make_inputs(measure *m, timed *t, const clxent_desc *desc)
+/* A tensor of the run in its buffer: large ones are shared, and the results in the logits' shape are one. */
+static bool make_tensor(measure *m, timed *t, int tensor, double ignored)
 {
-    const size_t rows = desc->batch * desc->seq;
-    const uint32_t acc_dtype = desc->dtype == CLXENT_F64 ? CLXENT_F64 : CLXENT_F32;
-    const struct {
-        int tensor;
-        size_t fill, count;
-        float lowest, range;
-        cl_uint seed;
-    } inputs[] = { { TENSOR_TARGETS, FILL_TARGETS, rows, 0, 0, (cl_uint)desc->classes },
-                   { TENSOR_CLASS_WEIGHTS, acc_dtype - 1, desc->classes, 0.5f, 1, 78 },
-                   { TENSOR_ROW_WEIGHTS, acc_dtype - 1, rows, 0.5f, 1, 79 } };
+    const layout l = layout_of(&t->desc, tensor);
+    const size_t bytes = tensor_bytes(&t->desc, tensor);
+    const bool is_large = l.matrix || tensors[tensor].shape >= SHAPE_HIDDEN;
+    const bool is_result = tensor == TENSOR_SOFTMAX || tensor == TENSOR_LOG_SOFTMAX;
+    clxent_buffer *buffer = buffer_of(&t->args, tensor);
 
-    for (size_t i = 0; i < sizeof inputs / sizeof *inputs; i++) {
-        clxent_buffer *buffer = buffer_of(&t->args, inputs[i].tensor);
-        const size_t bytes = tensor_bytes(desc, inputs[i].tensor);
-        if (bytes == 0) continue;
-        if (i == 0 && desc->target_type != CLXENT_TARGET_I32)
-            buffer->mem = shared(m, BULK_LABELS, CLXENT_F32, bytes);
-        else if (!own(m, t, buffer, bytes) || !fill(m, buffer->mem, inputs[i].fill, inputs[i].count,
-                                                    inputs[i].lowest, inputs[i].range, inputs[i].seed))
-            return false;
-        if (buffer->mem == NULL) return false;
-    }
-    return true;
+    if (bytes == 0 || tensor == TENSOR_GRAD_OUTPUT || tensor == TENSOR_DENOMINATOR) return true;
+    if (is_large) return share(m, t, buffer, is_result ? TENSOR_GRADIENT : tensor, l.dtype, bytes);
+    return own(m, t, buffer, bytes) &&
+           (tensor == TENSOR_TARGETS ? fill_targets(m, buffer->mem, &t->desc, ignored)
+                                     : l.dtype == 0 || fill(m, buffer->mem, tensor, l.dtype, l.rows));
 }
 
-static bool make_outputs(measure *m, timed *t, const clxent_desc *desc)
-{
-    const uint32_t large = CLXENT_OUTPUT_GRADIENT | CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_LOG_SOFTMAX;
-
-    for (int i = FIRST_OUTPUT; i < TENSORS; i++) {
-        const uint32_t bit = 1u << (i - FIRST_OUTPUT);
-        clxent_buffer *buffer = buffer_of(&t->args, i);
-        if ((desc->outputs & bit) == 0) continue;
-        if ((large & bit) != 0) buffer->mem = shared(m, BULK_RESULTS, desc->dtype, t->bytes);
-        else (void)own(m, t, buffer, tensor_bytes(desc, i));
-        if (buffer->mem == NULL) return false;
-    }
-    return own(m, t, &t->args.workspace, clxent_plan_workspace_size(t->plan));
-}
-
-/* Run number run with its plan, and args that are empty. NULL: has said why, unless *status tells. */
-static timed *plan_run(measure *m, size_t run, const clxent_desc *desc, clxent_status *status)
+bool timed_plan(measure *m, size_t run, const clxent_desc *desc, bool in_place, double ignored,
+                clxent_status *status)
 {
     timed *t =
         new_run(m, run, desc->dtype, desc->batch * desc->seq * desc->classes * dtype_size(desc->dtype));
 
     t->desc = *desc;
+    t->restore = in_place;
     clxent_args_init(&t->args);
     const clxent_status created = clxent_plan_create(&t->plan, m->session.ctx, desc);
     const bool expected = created == CLXENT_ERROR_UNSUPPORTED ||
                           (created == CLXENT_ERROR_INVALID_DESC && desc->workspace_limit != 0);
     if (status != NULL) *status = created;
-    if (created == CLXENT_OK) return t;
-    if (!expected || status == NULL) cli_fail_status(m->session.ctx, m->session.device.name, created);
-    return NULL;
-}
-
-bool timed_plan(measure *m, size_t run, const clxent_desc *desc, bool in_place, clxent_status *status)
-{
-    timed *t = plan_run(m, run, desc, status);
-
-    if (t == NULL) return false;
-    t->restore = in_place;
-    t->args.logits.mem = shared(m, BULK_LOGITS, desc->dtype, t->bytes);
-    if (t->args.logits.mem == NULL || !make_inputs(m, t, desc) || !make_outputs(m, t, desc)) return false;
-    if (in_place) t->args.logits.mem = m->bulks[BULK_RESULTS][desc->dtype - 1].mem;
-    return true;
+    if (created != CLXENT_OK) {
+        if (!expected || status == NULL) cli_fail_status(m->session.ctx, m->session.device.name, created);
+        return false;
+    }
+    for (int i = 0; i < TENSORS; i++)
+        if (!make_tensor(m, t, i, ignored)) return false;
+    if (in_place) t->args.logits.mem = m->bulks[TENSOR_GRADIENT][desc->dtype - 1].mem;
+    return share(m, t, &t->args.workspace, TENSORS, CLXENT_F32, clxent_plan_workspace_size(t->plan));
 }
 
 /* As much memory as pages, so that a driver that can use it in place does. */
@@ -387,21 +380,23 @@ static bool download(measure *m, cl_mem from, void *to, size_t bytes)
 
 bool timed_host(measure *m, size_t run, size_t plan)
 {
-    static const int tensors[] = { TENSOR_LOGITS, TENSOR_TARGETS, TENSOR_GRADIENT, TENSOR_LOSS };
     const timed *from = &m->runs[plan];
+    clxent_args args = from->args;
     timed *t = new_run(m, run, from->dtype, from->bytes);
 
     t->is_host = true;
     t->desc = from->desc;
     clxent_host_args_init(&t->host);
-    for (size_t i = 0; i < 4; i++) {
-        const size_t bytes = tensor_bytes(&t->desc, tensors[i]);
-        clxent_output *array = array_of(&t->host, tensors[i]);
+    for (int i = 0; i < TENSORS; i++) {
+        const size_t bytes = tensor_bytes(&t->desc, i);
+        cl_mem mem = buffer_of(&args, i)->mem;
+        clxent_output *array = array_of(&t->host, i);
+        if (mem == NULL) continue;
         *array = (clxent_output){ host_array(bytes), bytes };
-        if (array->data == NULL) return cli_fail(NULL, "out of memory: two arrays of %zu bytes", t->bytes);
+        if (array->data == NULL) return cli_fail(NULL, "out of memory: an array of %zu bytes", bytes);
+        if (i < FIRST_OUTPUT && !download(m, mem, array->data, bytes)) return false;
     }
-    return download(m, from->args.logits.mem, (void *)t->host.logits.data, t->host.logits.size) &&
-           download(m, from->args.targets.mem, (void *)t->host.targets.data, t->host.targets.size);
+    return true;
 }
 
 /* ---- Hand-written code ----------------------------------------------------------------------- */
@@ -502,53 +497,6 @@ bool measure_agrees(measure *m, size_t hand)
 
 /* ---- Linear cross-entropy -------------------------------------------------------------------- */
 
-/* A shared buffer, which t keeps also where another run needs a larger one. */
-static bool share(measure *m, timed *t, clxent_buffer *buffer, enum bulk_name which, size_t bytes)
-{
-    /* one workspace for all dtypes */
-    cl_mem mem = shared(m, which, which == BULK_WORKSPACE ? CLXENT_F32 : t->dtype, bytes);
-
-    if (mem == NULL || !check(m, clRetainMemObject(mem), "clRetainMemObject")) return false;
-    buffer->mem = t->owned[t->num_owned++] = mem;
-    return true;
-}
-
-static bool make_targets(measure *m, timed *t, double ignored)
-{
-    const size_t rows = t->desc.batch * t->desc.seq, bytes = tensor_bytes(&t->desc, TENSOR_TARGETS);
-    int32_t *targets = malloc(bytes);
-    random_state random = random_start(1);
-
-    if (targets == NULL) return cli_fail(NULL, "out of memory: %zu targets", rows);
-    for (size_t i = 0; i < rows; i++) {
-        const int32_t target = (int32_t)(random_u32(&random) % t->desc.classes);
-        const bool counts = (size_t)((double)(i + 1) * ignored) == (size_t)((double)i * ignored);
-        targets[i] = counts ? target : (int32_t)t->desc.ignore_index;
-    }
-    const bool good =
-        own(m, t, &t->args.targets, bytes) &&
-        check(m,
-              clEnqueueWriteBuffer(m->queue, t->args.targets.mem, CL_TRUE, 0, bytes, targets, 0, NULL, NULL),
-              "clEnqueueWriteBuffer");
-    free(targets);
-    return good;
-}
-
-bool timed_linear(measure *m, size_t run, const clxent_desc *desc, double ignored, clxent_status *status)
-{
-    static const int large[] = { TENSOR_HIDDEN, TENSOR_WEIGHT, TENSOR_HIDDEN_GRADIENT,
-                                 TENSOR_WEIGHT_GRADIENT };
-    timed *t = plan_run(m, run, desc, status);
-
-    if (t == NULL) return false;
-    for (size_t i = 0; i < sizeof large / sizeof *large; i++) {
-        const size_t bytes = tensor_bytes(desc, large[i]);
-        if (bytes > 0 && !share(m, t, buffer_of(&t->args, large[i]), BULK_HIDDEN + i, bytes)) return false;
-    }
-    return make_targets(m, t, ignored) && own(m, t, &t->args.loss, tensor_bytes(desc, TENSOR_LOSS)) &&
-           share(m, t, &t->args.workspace, BULK_WORKSPACE, clxent_plan_workspace_size(t->plan));
-}
-
 size_t linear_bytes(const measure *m, size_t run)
 {
     const timed *t = &m->runs[run];
@@ -604,8 +552,8 @@ bool timed_blas(measure *m, size_t run, const blas *b, const clxent_desc *desc)
 static bool enqueue_move(measure *m, size_t which, uint32_t dtype, size_t bytes)
 {
     const cl_ulong vectors = bytes / m->vector;
-    cl_mem from = m->bulks[BULK_LOGITS][dtype - 1].mem, to = m->bulks[BULK_RESULTS][dtype - 1].mem;
-    cl_mem also = (1 << which) == MOVE_TWO ? m->bulks[BULK_LABELS][CLXENT_F32 - 1].mem : from;
+    cl_mem from = m->bulks[TENSOR_LOGITS][dtype - 1].mem, to = m->bulks[TENSOR_GRADIENT][dtype - 1].mem;
+    cl_mem also = (1 << which) == MOVE_TWO ? m->bulks[TENSOR_TARGETS][CLXENT_F32 - 1].mem : from;
     const cl_uint key = 0;
     const argument arguments[] = { ARGUMENT(from), ARGUMENT(also), ARGUMENT(to), ARGUMENT(vectors),
                                    ARGUMENT(key) };

@@ -67,18 +67,6 @@ enum {
 };
 enum { MOVES = 5, KERNELS = MOVES + 6 };
 
-/* The large buffers, which all runs share. */
-enum bulk_name {
-    BULK_LOGITS,
-    BULK_RESULTS, /* in the logits' shape */
-    BULK_LABELS,  /* probabilities, f32 */
-    BULK_HIDDEN,  /* this and the next three: of linear cross-entropy */
-    BULK_WEIGHT,
-    BULK_HIDDEN_GRADIENT,
-    BULK_WEIGHT_GRADIENT,
-    BULK_WORKSPACE, /* of linear cross-entropy */
-    BULKS
-};
 enum { DTYPES = CLXENT_F64 };
 typedef struct bulk {
     cl_mem mem;
@@ -119,10 +107,11 @@ typedef struct measure {
     size_t cache_bytes; /* of the largest cache; 0: not known */
     bool has_stream;    /* the compiler has stores that bypass the caches; else MOVE_STREAM is MOVE_COPY */
     cl_kernel kernels[KERNELS];
-    size_t group, each;                /* of move: work-items of a group, vectors of a work-item */
-    size_t vector;                     /* bytes */
-    bulk bulks[BULKS][DTYPES];         /* by dtype - 1 */
-    hand_pool *hand;                   /* NULL: none; closed with the rest */
+    size_t group, each; /* of move: work-items of a group, vectors of a work-item */
+    size_t vector;      /* bytes */
+    bulk bulks[TENSORS + 1]
+              [DTYPES]; /* of tensors, the last of workspaces, by dtype - 1: all runs share them */
+    hand_pool *hand;    /* NULL: none; closed with the rest */
     double progress_from, progress_to; /* the part of the progress line that measure_times() fills */
     timed runs[MOST_RUNS];             /* what takes turns */
     size_t num_runs, pairs, repeats;
@@ -142,18 +131,18 @@ void measure_progress(const measure *m, size_t done, size_t all);
 /* These make run number run, in the place of another that it was. Moves: of logits of so many bytes. */
 bool timed_move(measure *m, size_t run, uint32_t moves, uint32_t dtype, size_t bytes);
 
-/* A run of desc, of op CROSS_ENTROPY, on data of the measure's making: logits uniform in [-8, 8), targets over all
- * classes, weights in [0.5, 1.5), probabilities in [0, 1). *status, optional, is CLXENT_ERROR_UNSUPPORTED where the
- * device cannot, CLXENT_ERROR_INVALID_DESC where workspace_limit is too small; then nothing is said. in_place: gradient or softmax replaces the logits. */
-bool timed_plan(measure *m, size_t run, const clxent_desc *desc, bool in_place, clxent_status *status);
+/* A run of desc on data of the measure's making: logits uniform in [-8, 8), targets over all classes, of which the part
+ * ignored, spread evenly over the rows, is ignore_index, weights in [0.5, 1.5), probabilities in [0, 1), hidden states in
+ * [-1, 1), a weight in [-0.1, 0.1). *status, optional, is CLXENT_ERROR_UNSUPPORTED where the device cannot,
+ * CLXENT_ERROR_INVALID_DESC where workspace_limit is too small; then nothing is said. in_place: gradient or softmax replaces
+ * the logits. */
+bool timed_plan(measure *m, size_t run, const clxent_desc *desc, bool in_place, double ignored,
+                clxent_status *status);
 
 /* The same through clxent_run_host() on arrays in host memory, which hold what plan's buffers hold. plan: a run made by
- * timed_plan() with in_place false, index targets and no weights. */
+ * timed_plan() with in_place false. */
 bool timed_host(measure *m, size_t run, size_t plan);
 
-/* A run of desc, of op LINEAR_CROSS_ENTROPY without bias: hidden uniform in [-1, 1), weight in [-0.1, 0.1), I32 targets over
- * all classes, of which the part ignored, spread evenly over the rows, is ignore_index. *status as above. */
-bool timed_linear(measure *m, size_t run, const clxent_desc *desc, double ignored, clxent_status *status);
 size_t linear_bytes(const measure *m, size_t run); /* of its inputs, outputs and workspace */
 
 /* OpenBLAS's products of desc, one or, with gradients, three: in f64 where desc is, else in f32. b stays where it is. */

@@ -247,7 +247,7 @@ static bool time_rows(tuner *t, const struct shape *s, parameters rows[][FAMILIE
     for (size_t i = 0; i < count; i++) {
         clxent_status status = CLXENT_OK;
         if (!use(t, rows[i])) return false;
-        const bool good = timed_plan(&t->m, (size_t)n, &desc, false, i > 0 ? &status : NULL);
+        const bool good = timed_plan(&t->m, (size_t)n, &desc, false, 0, i > 0 ? &status : NULL);
         if (!good && status != CLXENT_ERROR_UNSUPPORTED) return false;
         column[i] = good ? n++ : NO_COLUMN;
     }
