@@ -284,7 +284,7 @@ static bool run_loop(measure *m, const bench_options *o)
     if (good) printf("clxent %s on %s\n", clxent_version(), m->session.device.name);
     for (char line[64]; good && fflush(stdout) == 0 && fgets(line, sizeof line, stdin) != NULL;) {
         const double start = cli_seconds();
-        good = measure_enqueue(m, 0) && clFinish(m->queue) == CL_SUCCESS;
+        good = measure_enqueue(m, 0) && clFinish(m->session.queue) == CL_SUCCESS;
         if (good) printf("%.9f\n", cli_seconds() - start);
     }
     return good;

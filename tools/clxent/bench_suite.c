@@ -360,7 +360,7 @@ static bool count_launches(measure *m, size_t run, const clxent_desc *desc, size
 {
     if (!timed_plan(m, run, desc, false, 0, NULL)) return false;
     const size_t before = measure_calls().launches;
-    if (!measure_enqueue(m, run) || clFinish(m->queue) != CL_SUCCESS) return false;
+    if (!measure_enqueue(m, run) || clFinish(m->session.queue) != CL_SUCCESS) return false;
     *launches = measure_calls().launches - before;
     if (*launches > 0) return true;
     r->verdict = UNSUPPORTED; /* a run launches something */
@@ -406,7 +406,7 @@ static FUNCTION(measure_enqueue_time)
         const double start = cli_seconds();
         if (!measure_enqueue(m, 0)) return false;
         micros[i] = 1e6 * (cli_seconds() - start);
-        if (clFinish(m->queue) != CL_SUCCESS) return false;
+        if (clFinish(m->session.queue) != CL_SUCCESS) return false;
     }
     r->figure = summarize(micros + 1, TIMES, 1);
     return true;
@@ -446,7 +446,7 @@ static FUNCTION(measure_new_classes)
 /* What a child process reports. */
 typedef struct child_report {
     double plan_seconds; /* of creating the plan */
-    double cpu_seconds;  /* of creating it and of its first run, by all threads and finished children */
+    double cpu_seconds;  /* of creating it and of its first launches, by all threads and finished children */
     double process_cpu_seconds; /* of the process from start to end; known to its parent alone */
     size_t builds, log_bytes;
 } child_report;
@@ -467,13 +467,12 @@ static clxent_status run_textbook(const cli_session *session, const clxent_desc 
     const cl_uint classes = (cl_uint)desc->classes;
     const cl_float zero = 0;
     cl_program program = measure_program(session, SOURCE_SOFTMAX, "-cl-std=CL1.2");
+    cl_command_queue queue = session->queue;
     cl_kernel kernel = NULL;
-    cl_command_queue queue = NULL;
     cl_mem logits = NULL, softmax = NULL;
     cl_int code = program != NULL ? CL_SUCCESS : CL_BUILD_PROGRAM_FAILURE;
 
     if (code == CL_SUCCESS) kernel = clCreateKernel(program, "softmax", &code);
-    if (code == CL_SUCCESS) queue = clCreateCommandQueue(session->cl, session->device.id, 0, &code);
     if (code == CL_SUCCESS) logits = clCreateBuffer(session->cl, CL_MEM_READ_ONLY, bytes, NULL, &code);
     if (code == CL_SUCCESS) softmax = clCreateBuffer(session->cl, CL_MEM_WRITE_ONLY, bytes, NULL, &code);
     if (code == CL_SUCCESS)
@@ -485,49 +484,9 @@ static clxent_status run_textbook(const cli_session *session, const clxent_desc 
     if (code == CL_SUCCESS) code = clFinish(queue);
     if (softmax != NULL) clReleaseMemObject(softmax);
     if (logits != NULL) clReleaseMemObject(logits);
-    if (queue != NULL) clReleaseCommandQueue(queue);
     if (kernel != NULL) clReleaseKernel(kernel);
     if (program != NULL) clReleaseProgram(program);
     return code;
-}
-
-/* One run of plan, made for desc, on zeros. Returns when it has ended. */
-static clxent_status run_zeros(const cli_session *session, clxent_plan *plan, const clxent_desc *desc)
-{
-    enum {
-        ALIGNMENT = 192
-    }; /* a workspace takes a multiple of 64, a record of bad targets one of its 24 bytes */
-    clxent_args args = CLXENT_ARGS_INIT;
-    const cl_uchar zero = 0;
-    cl_command_queue queue = NULL;
-    size_t used = clxent_plan_workspace_size(plan);
-    clxent_status status;
-    cl_int code;
-
-    used = (used + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT + ALIGNMENT; /* the workspace comes first */
-    for (int t = 0; t < TENSORS; t++) {
-        buffer_of(&args, t)->offset = used;
-        used += (tensor_bytes(desc, t) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-    }
-    cl_mem all = clCreateBuffer(session->cl, CL_MEM_READ_WRITE, used, NULL, &code);
-    if (all != NULL) queue = clCreateCommandQueue(session->cl, session->device.id, 0, &code);
-    if (queue != NULL) code = clEnqueueFillBuffer(queue, all, &zero, 1, 0, used, 0, NULL, NULL);
-    status = code;
-    if (status == CLXENT_OK) {
-        for (int t = 0; t < TENSORS; t++)
-            if (t != TENSOR_GRAD_OUTPUT && t != TENSOR_DENOMINATOR && tensor_bytes(desc, t) > 0)
-                buffer_of(&args, t)->mem = all;
-        args.workspace.mem = all;
-        args.rows = desc->batch * desc->seq;
-        status = clxent_enqueue(plan, queue, &args, 0, NULL, NULL);
-    }
-    if (queue != NULL) {
-        code = clFinish(queue);
-        if (status == CLXENT_OK) status = code;
-        clReleaseCommandQueue(queue);
-    }
-    if (all != NULL) clReleaseMemObject(all);
-    return status;
 }
 
 void suite_set_caches(const char *folder)
@@ -554,7 +513,7 @@ int suite_child(const cli_device *device, size_t number)
     } else {
         status = clxent_plan_create(&plan, session.ctx, &desc);
         report.plan_seconds = cli_seconds() - start;
-        if (status == CLXENT_OK && c->measure == measure_cold) status = run_zeros(&session, plan, &desc);
+        if (status == CLXENT_OK && c->measure == measure_cold) status = clxent_plan_warm(plan, session.queue);
     }
     report.cpu_seconds = cpu_seconds(RUSAGE_SELF) + cpu_seconds(RUSAGE_CHILDREN) - cpu;
     clxent_plan_destroy(plan);

@@ -431,8 +431,10 @@ bool cli_open(cli_session *session, const cli_device *device, bool stored)
     if (asked && text == NULL) goto done;
     if (stored) session->store = cli_store(device);
     session->cl = clCreateContext(properties, 1, &device->id, NULL, NULL, &code);
-    if (session->cl == NULL) {
-        cli_fail(device->name, "clCreateContext: %s", clxent_status_string(code));
+    if (session->cl != NULL) session->queue = clCreateCommandQueue(session->cl, device->id, 0, &code);
+    if (session->queue == NULL) {
+        cli_fail(device->name, "%s: %s", session->cl == NULL ? "clCreateContext" : "clCreateCommandQueue",
+                 clxent_status_string(code));
         goto done;
     }
     status = create_context(session, text, &session->ctx);
@@ -455,6 +457,7 @@ done:
 void cli_close(cli_session *session)
 {
     clxent_context_destroy(session->ctx);
+    if (session->queue != NULL) clReleaseCommandQueue(session->queue);
     if (session->cl != NULL) clReleaseContext(session->cl);
     free(session->tuning);
     free(session->store.payload);
@@ -478,18 +481,13 @@ clxent_status cli_compile(cli_session *session, const clxent_desc *desc, double 
 {
     const double start = cli_seconds();
     clxent_desc complete = *desc;
-    cl_command_queue queue = NULL;
     clxent_plan *plan;
-    cl_int code;
 
     complete.outputs = outputs_of(desc);
     cli_progress_compiling(true);
     const clxent_status status = clxent_plan_create(&plan, session->ctx, &complete);
-    if (status == CLXENT_OK) queue = clCreateCommandQueue(session->cl, session->device.id, 0, &code);
-    if (queue != NULL) {
-        (void)clxent_plan_warm(plan, queue); /* where this fails the run tells why */
-        clReleaseCommandQueue(queue);
-    }
+    if (status == CLXENT_OK)
+        (void)clxent_plan_warm(plan, session->queue); /* where it fails the run tells why */
     clxent_plan_destroy(plan);
     cli_progress_compiling(false);
     *seconds += cli_seconds() - start;

@@ -110,6 +110,7 @@ bool cli_find_device(cli_device *device);
 typedef struct cli_session {
     cli_device device;
     cl_context cl;
+    cl_command_queue queue; /* in-order */
     clxent_context *ctx;
     char *tuning;           /* the file whose parameters ctx uses; NULL: the library's own */
     clxent_store store;     /* empty: programs are compiled, or the driver keeps them */

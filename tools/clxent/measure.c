@@ -128,16 +128,13 @@ static bool build(measure *m)
 
 bool measure_open(measure *m, const cli_device *device, size_t elements)
 {
-    cl_int code;
-
     memset(m, 0, sizeof *m);
     m->progress_to = 1;
     m->looks = 1;
     m->elements = elements;
     if (!cli_open(&m->session, device, false)) return false;
     m->cache_bytes = cache_of(device);
-    m->queue = clCreateCommandQueue(m->session.cl, device->id, 0, &code);
-    if (check(m, code, "clCreateCommandQueue") && build(m)) return true;
+    if (build(m)) return true;
     measure_close(m);
     return false;
 }
@@ -194,7 +191,6 @@ void measure_close(measure *m)
     hand_close(m->hand);
     for (size_t i = 0; i < KERNELS; i++)
         if (m->kernels[i] != NULL) clReleaseKernel(m->kernels[i]);
-    if (m->queue != NULL) clReleaseCommandQueue(m->queue);
     cli_close(&m->session);
     memset(m, 0, sizeof *m);
 }
@@ -233,7 +229,8 @@ static bool launch(measure *m, size_t which, size_t count, const argument argume
     for (cl_uint i = 0; i < ARGUMENTS; i++)
         if (!check(m, clSetKernelArg(kernel, i, arguments[i].size, arguments[i].value), "clSetKernelArg"))
             return false;
-    return check(m, clEnqueueNDRangeKernel(m->queue, kernel, 1, NULL, &global, &m->group, 0, NULL, NULL),
+    return check(m,
+                 clEnqueueNDRangeKernel(m->session.queue, kernel, 1, NULL, &global, &m->group, 0, NULL, NULL),
                  kernel_names[which]);
 }
 
@@ -253,8 +250,8 @@ static bool fill(measure *m, cl_mem mem, int tensor, uint32_t dtype, size_t coun
                                    ARGUMENT(contents[tensor].range), ARGUMENT(contents[tensor].seed),
                                    ARGUMENT(elements) };
 
-    return contents[tensor].range == 0 ||
-           (launch(m, kernel, count, arguments) && check(m, clFinish(m->queue), kernel_names[kernel]));
+    return contents[tensor].range == 0 || (launch(m, kernel, count, arguments) &&
+                                           check(m, clFinish(m->session.queue), kernel_names[kernel]));
 }
 
 /* ignored: the part of the rows that have ignore_index. */
@@ -267,7 +264,7 @@ static bool fill_targets(measure *m, cl_mem mem, const clxent_desc *desc, double
                                    ARGUMENT(classes), ARGUMENT(rows) };
 
     return launch(m, FILL_TARGETS, rows, arguments) &&
-           check(m, clFinish(m->queue), kernel_names[FILL_TARGETS]);
+           check(m, clFinish(m->session.queue), kernel_names[FILL_TARGETS]);
 }
 
 /* A buffer of at least so many bytes, for all runs. One that grew would leave an earlier run of the same case behind: those
@@ -374,7 +371,7 @@ static void *host_array(size_t bytes)
 
 static bool download(measure *m, cl_mem from, void *to, size_t bytes)
 {
-    return check(m, clEnqueueReadBuffer(m->queue, from, CL_TRUE, 0, bytes, to, 0, NULL, NULL),
+    return check(m, clEnqueueReadBuffer(m->session.queue, from, CL_TRUE, 0, bytes, to, 0, NULL, NULL),
                  "clEnqueueReadBuffer");
 }
 
@@ -435,8 +432,8 @@ static bool map_hand(measure *m, timed *t)
     t->mapped[2] = in_place ? NULL : args->gradient.mem;
     for (size_t i = 0; i < 3 && code == CL_SUCCESS; i++)
         if (t->mapped[i] != NULL)
-            to[i] = clEnqueueMapBuffer(m->queue, t->mapped[i], CL_TRUE, flags[i], 0, bytes[i], 0, NULL, NULL,
-                                       &code);
+            to[i] = clEnqueueMapBuffer(m->session.queue, t->mapped[i], CL_TRUE, flags[i], 0, bytes[i], 0,
+                                       NULL, NULL, &code);
     t->problem.logits = to[0];
     t->problem.targets = to[1];
     t->problem.gradient = in_place ? to[0] : to[2];
@@ -452,8 +449,8 @@ static bool unmap_hand(measure *m, const timed *t)
 
     for (size_t i = 0; i < 3 && code == CL_SUCCESS; i++)
         if (t->mapped[i] != NULL)
-            code = clEnqueueUnmapMemObject(m->queue, t->mapped[i], from[i], 0, NULL, NULL);
-    if (code == CL_SUCCESS) code = clFinish(m->queue);
+            code = clEnqueueUnmapMemObject(m->session.queue, t->mapped[i], from[i], 0, NULL, NULL);
+    if (code == CL_SUCCESS) code = clFinish(m->session.queue);
     return check(m, code, "clEnqueueUnmapMemObject");
 }
 
@@ -569,11 +566,11 @@ bool measure_enqueue(measure *m, size_t run)
     if (t->is_hand) t->loss = hand_run(m->hand, &t->problem, t->which, t->variant);
     else if (t->blas != NULL) blas_run(t->blas, &t->products);
     else if (t->is_host) status = clxent_run_host(m->session.ctx, &t->desc, &t->host);
-    else if (t->plan != NULL) status = clxent_enqueue(t->plan, m->queue, &t->args, 0, NULL, NULL);
+    else if (t->plan != NULL) status = clxent_enqueue(t->plan, m->session.queue, &t->args, 0, NULL, NULL);
     for (size_t i = 0; i < t->empty; i++)
         if (!check(m,
-                   clEnqueueNDRangeKernel(m->queue, m->kernels[NOTHING], 1, NULL, &m->group, &m->group, 0,
-                                          NULL, NULL),
+                   clEnqueueNDRangeKernel(m->session.queue, m->kernels[NOTHING], 1, NULL, &m->group,
+                                          &m->group, 0, NULL, NULL),
                    "nothing"))
             return false;
     for (size_t i = 0; i < MOVES; i++)
@@ -601,7 +598,8 @@ static double sample(measure *m, size_t run, size_t repeats)
 {
     timed *t = &m->runs[run];
 
-    if (t->restore && !(enqueue_move(m, 0, t->dtype, t->bytes) && check(m, clFinish(m->queue), "clFinish")))
+    if (t->restore &&
+        !(enqueue_move(m, 0, t->dtype, t->bytes) && check(m, clFinish(m->session.queue), "clFinish")))
         return -1;
     for (size_t i = 0; i < m->num_runs; i++) {
         if (m->runs[i].blas == NULL) continue;
@@ -612,7 +610,7 @@ static double sample(measure *m, size_t run, size_t repeats)
     const double start = cli_seconds();
     for (size_t i = 0; i < repeats; i++)
         if (!measure_enqueue(m, run)) return -1;
-    if (!check(m, clFinish(m->queue), "clFinish")) return -1;
+    if (!check(m, clFinish(m->session.queue), "clFinish")) return -1;
     const double seconds = (cli_seconds() - start) / (double)repeats;
     return !t->is_hand || unmap_hand(m, t) ? seconds : -1;
 }

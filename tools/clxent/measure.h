@@ -102,7 +102,6 @@ enum { MOST_RUNS = 16 };
 
 typedef struct measure {
     cli_session session;
-    cl_command_queue queue;
     size_t elements;    /* that most runs have */
     size_t cache_bytes; /* of the largest cache; 0: not known */
     bool has_stream;    /* the compiler has stores that bypass the caches; else MOVE_STREAM is MOVE_COPY */

@@ -496,10 +496,11 @@ static bool open_runner(void)
     const cl_command_queue_properties any = CL_QUEUE_OUT_OF_ORDER_EXEC_MODE_ENABLE;
     cl_int code;
 
-    v.on = (runner){ .cl = v.session.cl, .ctx = v.session.ctx, .make_plan = make_plan };
-    v.on.queue = clCreateCommandQueue(v.session.cl, device->id, 0, &code);
-    if (code == CL_SUCCESS && (device->queue & any) != 0)
-        v.on.out_of_order = clCreateCommandQueue(v.session.cl, device->id, any, &code);
+    v.on = (runner){
+        .cl = v.session.cl, .queue = v.session.queue, .ctx = v.session.ctx, .make_plan = make_plan
+    };
+    if ((device->queue & any) == 0) return true;
+    v.on.out_of_order = clCreateCommandQueue(v.session.cl, device->id, any, &code);
     return code == CL_SUCCESS ||
            cli_fail(device->name, "clCreateCommandQueue: %s", clxent_status_string(code));
 }
@@ -549,7 +550,6 @@ int command_verify(int argc, char **argv)
     }
     json_decref(v.reports);
     if (v.on.out_of_order != NULL) clReleaseCommandQueue(v.on.out_of_order);
-    if (v.on.queue != NULL) clReleaseCommandQueue(v.on.queue);
     cli_close(&v.session);
     return status;
 }
