@@ -115,18 +115,6 @@ static void check_flags(void *data, struct argp_state *state)
 
 /* ---- One shape ------------------------------------------------------------------------------ */
 
-static clxent_desc desc_of(const bench_options *o, size_t rows, size_t classes)
-{
-    clxent_desc desc = CLXENT_DESC_INIT;
-    desc.outputs = op_outputs[o->op];
-    desc.batch = rows;
-    desc.seq = 1;
-    desc.classes = classes;
-    desc.dtype = o->dtype;
-    desc.target_type = CLXENT_TARGET_I32;
-    return desc;
-}
-
 /* Bytes that a run cannot but move: the logits, and as much for a result of their shape. */
 static double traffic(const bench_options *o, size_t rows, size_t classes)
 {
@@ -142,7 +130,7 @@ typedef struct figures {
 static bool time_shape(measure *m, const bench_options *o, size_t rows, size_t classes, size_t runs,
                        figures *f)
 {
-    const clxent_desc desc = desc_of(o, rows, classes);
+    const clxent_desc desc = measure_desc(op_outputs[o->op], o->dtype, rows, 0, classes);
     const size_t bytes = rows * classes * dtype_size(o->dtype);
     static const uint32_t moves[] = { MOVE_COPY, 0, MOVE_STREAM, MOVE_READ };
 
@@ -276,7 +264,9 @@ static void print_sweep(const sweep *s)
 
 static bool run_loop(measure *m, const bench_options *o)
 {
-    const clxent_desc desc = o->op == OP_LINEAR ? linear_desc(o) : desc_of(o, o->rows, o->classes);
+    const clxent_desc desc = o->op == OP_LINEAR
+                                 ? linear_desc(o)
+                                 : measure_desc(op_outputs[o->op], o->dtype, o->rows, 0, o->classes);
     bool good = timed_plan(m, 0, &desc, false, o->ignored, NULL);
 
     good = good && measure_times(m, 1); /* warms up */

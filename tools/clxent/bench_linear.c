@@ -13,16 +13,9 @@ static const double mib = 1024.0 * 1024.0;
 
 clxent_desc linear_desc(const bench_options *o)
 {
-    clxent_desc desc = CLXENT_DESC_INIT;
-    desc.op = CLXENT_OP_LINEAR_CROSS_ENTROPY;
-    desc.outputs = CLXENT_OUTPUT_LOSS;
-    if (o->backward) desc.outputs |= CLXENT_OUTPUT_HIDDEN_GRADIENT | CLXENT_OUTPUT_WEIGHT_GRADIENT;
-    desc.batch = o->rows;
-    desc.seq = 1;
-    desc.features = o->features;
-    desc.classes = o->classes;
-    desc.dtype = o->dtype;
-    desc.target_type = CLXENT_TARGET_I32;
+    const uint32_t gradients = CLXENT_OUTPUT_HIDDEN_GRADIENT | CLXENT_OUTPUT_WEIGHT_GRADIENT;
+    clxent_desc desc = measure_desc(CLXENT_OUTPUT_LOSS | (o->backward ? gradients : 0), o->dtype, o->rows,
+                                    o->features, o->classes);
     desc.workspace_limit = o->limit;
     return desc;
 }

@@ -55,8 +55,8 @@ typedef struct suite_case {
 
 typedef bool take(measure *m, const suite_case *c, const bench_options *o, result *r);
 static take measure_memory, measure_ratio, measure_odd_even, measure_cliff, measure_host_arrays, measure_hand,
-    measure_ten, measure_plain, measure_small, measure_launches, measure_enqueue_time, measure_new_classes,
-    measure_first_plan, measure_linear, measure_cold, measure_cold_builds, measure_cold_log;
+    measure_small, measure_launches, measure_enqueue_time, measure_new_classes, measure_first_plan,
+    measure_linear, measure_cold, measure_most_cold;
 #define FUNCTION(name) bool name(measure *m, const suite_case *c, const bench_options *o, result *r)
 
 /* The words of suite.def. */
@@ -107,18 +107,19 @@ enum { CASES = sizeof cases / sizeof *cases };
 
 static clxent_desc desc_of(const suite_case *c, const bench_options *o)
 {
-    clxent_desc desc = CLXENT_DESC_INIT;
+    enum { FEWEST_ROWS = 16 };
     size_t rows = c->rows, classes = c->classes, inner = c->inner;
 
     if (classes == 0) classes = o->logits / 2 / rows;
     else if (rows == 0) rows = o->logits > classes ? o->logits / classes : 1;
     while (inner > 1 && rows * classes * inner > o->logits) inner /= 4; /* half the height, half the width */
-    desc.outputs = c->outputs;
-    desc.batch = rows;
+    while (c->features > 0 && rows * classes > o->logits)
+        if (rows > FEWEST_ROWS) rows /= 2;
+        else classes /= 2;
+    clxent_desc desc = measure_desc(c->outputs, c->dtype, rows, c->features, classes);
     desc.seq = desc.inner = inner;
-    desc.classes = classes;
-    desc.dtype = c->dtype;
-    desc.target_type = c->how == SOFT_TARGETS ? CLXENT_TARGET_PROBABILITIES_F32 : CLXENT_TARGET_I32;
+    desc.workspace_limit = c->workspace_mib << 20;
+    if (c->how == SOFT_TARGETS) desc.target_type = CLXENT_TARGET_PROBABILITIES_F32;
     if (c->how == ALL_OPTIONS) {
         desc.has_class_weights = desc.has_row_weights = 1;
         desc.label_smoothing = 0.1;
@@ -217,15 +218,25 @@ static FUNCTION(measure_memory)
     return true;
 }
 
-/* Time per element with c->classes over that with a neighbour that divides into whole vectors. */
+/* Time per element with so many classes over that with others. */
+static bool take_classes(measure *m, const suite_case *c, const size_t classes[2], const bench_options *o,
+                         result *r)
+{
+    for (size_t run = 0; run < 2; run++) {
+        suite_case one = *c;
+        one.classes = classes[run];
+        const clxent_desc desc = desc_of(&one, o);
+        if (!timed_plan(m, run, &desc, false, 0, NULL)) return false;
+    }
+    return take_ratio(m, (double)m->runs[RUN_REFERENCE].bytes / (double)m->runs[RUN_SUBJECT].bytes, c->goal,
+                      o, r);
+}
+
+/* Beside a neighbour that divides into whole vectors. */
 static FUNCTION(measure_odd_even)
 {
-    suite_case even = *c;
-
-    even.classes = (c->classes + 63) / 64 * 64;
-    const clxent_desc desc[] = { desc_of(&even, o), desc_of(c, o) };
-    return timed_plan(m, 0, &desc[0], false, 0, NULL) && timed_plan(m, 1, &desc[1], false, 0, NULL) &&
-           take_ratio(m, (double)m->runs[0].bytes / (double)m->runs[1].bytes, c->goal, o, r);
+    const size_t classes[] = { (c->classes + 63) / 64 * 64, c->classes };
+    return take_classes(m, c, classes, o, r);
 }
 
 /* The largest time per element over the smallest, among class counts where neither should matter. Which they are is found
@@ -255,12 +266,8 @@ static FUNCTION(measure_cliff)
     }
     snprintf(r->note, sizeof r->note, "%s classes %.2f x copy, %s %.2f", grouped(counts[slow], a), worst,
              grouped(counts[fast], b), best);
-    suite_case fastest = *c, slowest = *c;
-    fastest.classes = counts[fast];
-    slowest.classes = counts[slow];
-    const clxent_desc desc[] = { desc_of(&fastest, o), desc_of(&slowest, o) };
-    return timed_plan(m, 0, &desc[0], false, 0, NULL) && timed_plan(m, 1, &desc[1], false, 0, NULL) &&
-           take_ratio(m, (double)m->runs[0].bytes / (double)m->runs[1].bytes, c->goal, o, r);
+    const size_t classes[] = { counts[fast], counts[slow] };
+    return take_classes(m, c, classes, o, r);
 }
 
 /* clxent_run_host() against the compute of it alone. */
@@ -280,43 +287,32 @@ static FUNCTION(measure_host_arrays)
 /* Linear cross-entropy against OpenBLAS's products, or against another run of itself. */
 static FUNCTION(measure_linear)
 {
-    enum { FEWEST_ROWS = 16 };
-    bench_options subject = { .dtype = c->dtype,
-                              .rows = c->rows,
-                              .features = c->features,
-                              .classes = c->classes,
-                              .backward = c->outputs == GRADIENTS,
-                              .limit = c->workspace_mib << 20,
-                              .ignored = c->ignored };
+    const clxent_desc desc = desc_of(c, o);
+    clxent_desc reference = desc;
     clxent_status status = CLXENT_OK;
 
-    while (subject.rows * subject.classes > o->logits) {
-        if (subject.rows > FEWEST_ROWS) subject.rows /= 2;
-        else subject.classes /= 2;
-    }
-    snprintf(r->note, sizeof r->note, "%zu x %zu x %zu", subject.rows, subject.features, subject.classes);
+    snprintf(r->note, sizeof r->note, "%zu x %zu x %zu", desc.batch, desc.features, desc.classes);
     if (c->against == OPENBLAS && !blas_prepare(o->blas, &m->session.device)) {
         r->verdict = NOT_MEASURED;
         snprintf(r->note, sizeof r->note, "%.*s", (int)sizeof r->note - 1, o->blas->why_not);
         return false;
     }
-    bench_options reference = subject;
-    if (c->against == IN_F32) reference.dtype = CLXENT_F32;
-    if (c->against == UNLIMITED) reference.limit = 0;
-    if (c->against == ALL_ROWS) reference.ignored = 0;
-    const clxent_desc desc[] = { linear_desc(&reference), linear_desc(&subject) };
-    bool good = timed_plan(m, RUN_SUBJECT, &desc[1], false, subject.ignored, &status);
+    bool good = timed_plan(m, RUN_SUBJECT, &desc, false, c->ignored, &status);
     if (status == CLXENT_ERROR_UNSUPPORTED) r->verdict = UNSUPPORTED;
     else if (status == CLXENT_ERROR_INVALID_DESC)
         cli_fail_status(m->session.ctx, m->session.device.name, status);
-    if (good && c->against == OPENBLAS) good = timed_blas(m, RUN_REFERENCE, o->blas, &desc[0]);
-    else if (good) good = timed_plan(m, RUN_REFERENCE, &desc[0], false, reference.ignored, NULL);
+    if (c->against == IN_F32) reference.dtype = CLXENT_F32;
+    if (c->against == UNLIMITED) reference.workspace_limit = 0;
+    if (good && c->against == OPENBLAS) good = timed_blas(m, RUN_REFERENCE, o->blas, &desc);
+    else if (good)
+        good = timed_plan(m, RUN_REFERENCE, &reference, false, c->against == ALL_ROWS ? 0 : c->ignored, NULL);
     return good && take_ratio(m, 1, c->goal, o, r);
 }
 
 /* The case's plan against hand-written code: against the fastest of its variants, which are timed first. */
-static bool take_hand(measure *m, const suite_case *c, int which, const bench_options *o, result *r)
+static FUNCTION(measure_hand)
 {
+    const int which = (int)c->moves;
     const bool has_gradient = (c->outputs & CLXENT_OUTPUT_GRADIENT) != 0;
     const size_t count = which == HAND_TEN ? 2 : which == HAND_ROWS && has_gradient ? HAND_VARIANTS : 1;
     const unsigned step = which == HAND_TEN ? HAND_STREAM : 1; /* ten classes: nothing to keep */
@@ -350,10 +346,6 @@ static bool take_hand(measure *m, const suite_case *c, int which, const bench_op
              (variant & HAND_STREAM) != 0 ? ", non-temporal" : "");
     return good && measure_agrees(m, RUN_REFERENCE) && take_ratio(m, 1, c->goal, o, r);
 }
-
-static FUNCTION(measure_hand) { return take_hand(m, c, HAND_ROWS, o, r); }
-static FUNCTION(measure_ten) { return take_hand(m, c, HAND_TEN, o, r); }
-static FUNCTION(measure_plain) { return take_hand(m, c, HAND_PLAIN, o, r); }
 
 /* Makes the case's plan run number run, and counts the launches of one run of it. */
 static bool count_launches(measure *m, size_t run, const clxent_desc *desc, size_t *launches, result *r)
@@ -670,10 +662,12 @@ static FUNCTION(measure_cold)
     return true;
 }
 
-/* The most of a report's field among all cold cases, each of which runs once unless it has. */
-static bool find_most_cold(measure *m, result *r, size_t field)
+/* The most builds, or bytes of their logs, of all cold cases, each of which runs once unless it has. */
+static FUNCTION(measure_most_cold)
 {
+    const bool builds = strcmp(c->unit, "builds") == 0;
     size_t most = 0;
+    (void)o;
 
     for (size_t i = 0; i < CASES; i++) {
         result one = { .verdict = MET };
@@ -684,7 +678,7 @@ static bool find_most_cold(measure *m, result *r, size_t field)
             if (one.verdict == UNSUPPORTED) continue;
             if (!has_cold_report[i]) return false;
         }
-        const size_t value = *(const size_t *)((const char *)&cold_reports[i] + field);
+        const size_t value = builds ? cold_reports[i].builds : cold_reports[i].log_bytes;
         if (value > most) {
             most = value;
             snprintf(r->note, sizeof r->note, "%s", cases[i].name);
@@ -692,18 +686,6 @@ static bool find_most_cold(measure *m, result *r, size_t field)
     }
     r->figure = summary_of_exact((double)most);
     return true;
-}
-
-static FUNCTION(measure_cold_builds)
-{
-    (void)c, (void)o;
-    return find_most_cold(m, r, offsetof(child_report, builds));
-}
-
-static FUNCTION(measure_cold_log)
-{
-    (void)c, (void)o;
-    return find_most_cold(m, r, offsetof(child_report, log_bytes));
 }
 
 /* ---- Running and printing ------------------------------------------------------------------- */

@@ -303,6 +303,20 @@ static bool own(measure *m, timed *t, clxent_buffer *buffer, size_t bytes)
 
 /* ---- What is timed -------------------------------------------------------------------------- */
 
+clxent_desc measure_desc(uint32_t outputs, uint32_t dtype, size_t rows, size_t features, size_t classes)
+{
+    clxent_desc desc = CLXENT_DESC_INIT;
+    desc.op = features > 0 ? CLXENT_OP_LINEAR_CROSS_ENTROPY : CLXENT_OP_CROSS_ENTROPY;
+    desc.outputs = outputs;
+    desc.batch = rows;
+    desc.seq = 1;
+    desc.features = features;
+    desc.classes = classes;
+    desc.dtype = dtype;
+    desc.target_type = CLXENT_TARGET_I32;
+    return desc;
+}
+
 static timed *new_run(measure *m, size_t run, uint32_t dtype, size_t bytes)
 {
     release_run(&m->runs[run]);

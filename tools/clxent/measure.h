@@ -127,6 +127,9 @@ void measure_trim(measure *m);  /* and the large buffers that f32 does not use *
 /* done of all in the part of the progress line. */
 void measure_progress(const measure *m, size_t done, size_t all);
 
+/* A mean loss and other outputs of [rows, classes] against I32 targets; features 0: of logits, else of hidden states. */
+clxent_desc measure_desc(uint32_t outputs, uint32_t dtype, size_t rows, size_t features, size_t classes);
+
 /* These make run number run, in the place of another that it was. Moves: of logits of so many bytes. */
 bool timed_move(measure *m, size_t run, uint32_t moves, uint32_t dtype, size_t bytes);
 

@@ -209,18 +209,13 @@ static bool has_shape(const tuner *t, const struct shape *s)
 
 static clxent_desc desc_of(const tuner *t, const struct shape *s)
 {
-    const size_t logits = t->logits >> s->smaller;
-    clxent_desc desc = CLXENT_DESC_INIT;
+    const size_t units = t->device->compute_units, logits = t->logits >> s->smaller;
+    size_t slabs = s->classes == 0 ? s->each * units : logits / (s->classes * s->inner);
 
-    desc.outputs = s->outputs;
-    desc.dtype = s->dtype;
-    desc.target_type = CLXENT_TARGET_I32;
-    desc.inner = s->inner;
-    desc.seq = s->inner;
-    desc.batch = s->classes == 0 ? s->each * (t->device->compute_units > 0 ? t->device->compute_units : 1)
-                                 : logits / (s->classes * s->inner);
-    if (desc.batch == 0) desc.batch = 1;
-    desc.classes = s->classes != 0 ? s->classes : logits / desc.batch;
+    if (slabs == 0) slabs = 1;
+    clxent_desc desc =
+        measure_desc(s->outputs, s->dtype, slabs, 0, s->classes != 0 ? s->classes : logits / slabs);
+    desc.seq = desc.inner = s->inner;
     return desc;
 }
 
