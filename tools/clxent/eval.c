@@ -10,8 +10,8 @@
  * confident one.
  */
 #define _XOPEN_SOURCE 700
-#include "../../host/tensors.h"
 #include "cli.h"
+#include "layout.h"
 #include "tensor_file.h"
 #include "verify_case.h"
 
@@ -38,12 +38,7 @@ typedef struct options {
 } options;
 
 /* The inputs that logits come from. */
-enum {
-    MAKES_LOGITS = 1u << TENSOR_LOGITS | 1u << TENSOR_HIDDEN | 1u << TENSOR_WEIGHT | 1u << TENSOR_BIAS,
-    LINEAR_GRADIENTS =
-        CLXENT_OUTPUT_HIDDEN_GRADIENT | CLXENT_OUTPUT_WEIGHT_GRADIENT | CLXENT_OUTPUT_BIAS_GRADIENT,
-    GRADIENTS = CLXENT_OUTPUT_GRADIENT | LINEAR_GRADIENTS
-};
+enum { MAKES_LOGITS = 1u << TENSOR_LOGITS | 1u << TENSOR_HIDDEN | 1u << TENSOR_WEIGHT | 1u << TENSOR_BIAS };
 
 typedef struct job {
     options o;
@@ -141,21 +136,15 @@ static const cli_flag flags[] = {
 #include "../../host/options.def"
 };
 
-/* What a file holds. */
 #undef NPY
 #undef NO_NPY
 #define NPY(flag, argument, help) flag
 #define NO_NPY NULL
-static const struct {
-    const char *flag;
-    enum element element;
-    enum shape shape;
-} files_of[PATHS] = {
-#define INPUT(name, NAME, element, shape, stride, operations, npy) { npy, ELEMENT_##element, SHAPE_##shape },
-#define OUTPUT(name, NAME, element, shape, stride, operations, depends, made, reference, npy) \
-    { npy, ELEMENT_##element, SHAPE_##shape },
+static const char *const flag_of[PATHS] = {
+#define INPUT(name, NAME, element, shape, stride, operations, npy) npy,
+#define OUTPUT(name, NAME, element, shape, stride, operations, depends, made, reference, npy) npy,
 #include "../../host/tensors.def"
-    { "tuning", 0, 0 },
+    "tuning",
 };
 
 static int64_t integer(struct argp_state *state, const char *flag, const char *text, const char *takes)
@@ -182,13 +171,12 @@ static void check_linear(options *o, struct argp_state *state)
     if (linear && o->axis_text != NULL)
         argp_error(state, "--class-axis with --hidden, whose logits have their classes last");
     for (int t = 0; t < TENSORS; t++) {
-        const bool with_hidden = t == TENSOR_WEIGHT || t == TENSOR_BIAS ||
-                                 (t >= FIRST_OUTPUT && (LINEAR_GRADIENTS >> (t - FIRST_OUTPUT) & 1u) != 0);
         if (o->path[t] == NULL) continue;
-        if (!linear && with_hidden) argp_error(state, "--%s without --hidden", files_of[t].flag);
-        if (linear && t >= FIRST_OUTPUT && files_of[t].shape == SHAPE_MATRIX)
+        if (!linear && !has_tensor(CLXENT_OP_CROSS_ENTROPY, t))
+            argp_error(state, "--%s without --hidden", flag_of[t]);
+        if (linear && t >= FIRST_OUTPUT && tensors[t].shape == SHAPE_MATRIX)
             argp_error(state, "--%s with --hidden, whose logits are made chunk by chunk and never stored",
-                       files_of[t].flag);
+                       flag_of[t]);
     }
     if (o->path[TENSOR_BIAS_GRADIENT] != NULL && o->path[TENSOR_BIAS] == NULL)
         argp_error(state, "--bias-grad-out without --bias");
@@ -224,11 +212,11 @@ static void check_flags(void *data, struct argp_state *state)
         if (o->path[t] == NULL) continue;
         if (tensor_file_length(o->path[t]) > 0)
             argp_error(state, "--%s is '%s': takes a .npy file; .npz and .safetensors are read only",
-                       files_of[t].flag, o->path[t]);
+                       flag_of[t], o->path[t]);
         for (int k = 0; k < PATHS; k++)
             if (is_taken(k, t) && o->path[k] != NULL && strcmp(o->path[t], o->file[k]) == 0)
-                argp_error(state, "--%s and --%s name the same file: each output takes its own",
-                           files_of[k].flag, files_of[t].flag);
+                argp_error(state, "--%s and --%s name the same file: each output takes its own", flag_of[k],
+                           flag_of[t]);
         d->outputs |= 1u << (t - FIRST_OUTPUT);
     }
     check_linear(o, state);
@@ -244,8 +232,8 @@ static void check_flags(void *data, struct argp_state *state)
     for (int t = 0; t < FIRST_OUTPUT; t++) {
         if (o->path[t] != NULL &&
             (t == TENSOR_GRAD_OUTPUT || t == TENSOR_GRAD_ENTROPY || t == TENSOR_GRAD_LSE))
-            argp_error(state, "--%s without %s, the only result%s that it changes", files_of[t].flag,
-                       gradients, linear ? "s" : "");
+            argp_error(state, "--%s without %s, the only result%s that it changes", flag_of[t], gradients,
+                       linear ? "s" : "");
     }
     if (d->gradient_dtype != 0)
         argp_error(state, "--grad-dtype without %s, the file%s whose dtype it is", gradients,
@@ -469,6 +457,16 @@ static bool check_targets(job *j)
 }
 
 /* A number for each class or row, or one for all of them. */
+static const struct {
+    int tensor;
+    const char *what;
+} numbers[] = { { TENSOR_CLASS_WEIGHTS, "class weights" },
+                { TENSOR_ROW_WEIGHTS, "row weights" },
+                { TENSOR_GRAD_ENTROPY, "values of --grad-entropy" },
+                { TENSOR_GRAD_LSE, "values of --grad-lse" },
+                { TENSOR_GRAD_OUTPUT, "values of --grad-output" } };
+enum { NUMBERS = sizeof numbers / sizeof *numbers };
+
 static bool check_numbers(const job *j, int tensor, const char *what)
 {
     const npy_header *h = header_of(j, tensor);
@@ -487,6 +485,14 @@ static bool check_numbers(const job *j, int tensor, const char *what)
     return (of_classes ? same_shape(h, shape, axes) : has_row_shape(j, tensor)) ||
            cli_fail(path, "shape %s: %s take %s, or one value, () or (1,)",
                     npy_shape_text(h->shape, h->axes).text, what, npy_shape_text(shape, axes).text);
+}
+
+static double rounded(uint32_t dtype, double value)
+{
+    double stored = 0;
+
+    put_element(&stored, dtype, 0, value);
+    return get_element(&stored, dtype, 0);
 }
 
 enum takes { FRACTION, NOT_NEGATIVE, FINITE, NORMAL };
@@ -524,8 +530,8 @@ static bool check_options(job *j)
 #define NUMBER(name, initial, takes, acts, constant, parameter, draws, eval) \
     if (!check_number(j, eval, d->name, takes)) return false;
 #include "../../host/options.def"
-    put_element(&j->denominator, j->acc_dtype, 0, j->o.denominator);
-    const double stored = get_element(&j->denominator, j->acc_dtype, 0);
+    const double stored = rounded(j->acc_dtype, j->o.denominator);
+    put_element(&j->denominator, j->acc_dtype, 0, stored);
     if (isinf(stored) || (stored == 0) != (j->o.denominator == 0))
         return cli_fail(path, "--denominator %g: takes an f32 number with %s %s", j->o.denominator, dtype,
                         what);
@@ -562,7 +568,7 @@ static bool check_outputs(const job *j)
             if (resolved[k] != NULL && strcmp(resolved[k], resolved[t]) == 0) other = k;
         good =
             other == PATHS || cli_fail(path[t], "--%s and --%s name the same file: each output takes its own",
-                                       files_of[other].flag, files_of[t].flag);
+                                       flag_of[other], flag_of[t]);
     }
     for (int t = 0; t < TENSORS; t++) free(resolved[t]);
     return good;
@@ -597,12 +603,9 @@ static bool open_inputs(job *j)
     j->desc.has_grad_entropy = j->o.path[TENSOR_GRAD_ENTROPY] != NULL;
     j->desc.has_grad_lse = j->o.path[TENSOR_GRAD_LSE] != NULL;
     j->desc.outputs |= j->o.desc.outputs & GRADIENTS;
-    return check_numbers(j, TENSOR_CLASS_WEIGHTS, "class weights") &&
-           check_numbers(j, TENSOR_ROW_WEIGHTS, "row weights") &&
-           check_numbers(j, TENSOR_GRAD_ENTROPY, "values of --grad-entropy") &&
-           check_numbers(j, TENSOR_GRAD_LSE, "values of --grad-lse") &&
-           check_numbers(j, TENSOR_GRAD_OUTPUT, "values of --grad-output") && check_options(j) &&
-           check_outputs(j) &&
+    for (size_t i = 0; i < NUMBERS; i++)
+        if (!check_numbers(j, numbers[i].tensor, numbers[i].what)) return false;
+    return check_options(j) && check_outputs(j) &&
            (clxent_desc_check(&j->desc, text, sizeof text) == CLXENT_OK ||
             cli_fail(source_path(j), "%s", text));
 }
@@ -653,22 +656,24 @@ static npy_text place_of(const size_t *shape, size_t axes, size_t at)
 }
 
 /* A weight that is no number would make every result NaN without a word, and one that becomes 0 in f32 would mask
- * rows or classes that were only meant to count little. (Row weights may be anything: see clxent.h.) Integers in the
- * logits' shape that are not one-hot rows are classes of some other layout, or 255 for what does not count. */
-static bool check_item(const job *j, int tensor, size_t at, double value)
+ * rows or classes that were only meant to count little. (Row weights may be anything: see clxent.h.) A bias that becomes
+ * infinite would mask a class or make every row NaN. Integers in the logits' shape that are not one-hot rows are classes of some
+ * other layout, or 255 for what does not count. */
+static bool check_item(const job *j, int tensor, uint32_t to, size_t at, double value)
 {
     const npy_header *h = header_of(j, tensor);
     const bool may_vanish = tensor != TENSOR_CLASS_WEIGHTS && tensor != TENSOR_ROW_WEIGHTS;
     const bool one_hot = tensor == TENSOR_TARGETS && float_dtype(h, j->o.bf16) == 0;
+    const double stored = rounded(to, value);
+    const bool is_large = isfinite(value) && !isfinite(stored);
     const char *fault = one_hot && value != 0 && value != 1 ? "an integer in the logits' shape takes 0 or 1"
                         : tensor == TENSOR_CLASS_WEIGHTS && !isfinite(value) ? "takes a finite number"
-                        : j->acc_dtype == CLXENT_F64 || !isfinite(value)     ? NULL
-                        : fabs(value) > (double)FLT_MAX                      ? "too large for f32"
-                        : may_vanish || value == 0                           ? NULL
-                        : (float)value == 0 ? "too small for f32, where it would be 0"
-                                            : NULL;
-    return fault == NULL || cli_fail(j->o.path[tensor], "item %s is %.10g: %s",
-                                     place_of(h->shape, h->axes, at).text, value, fault);
+                        : is_large                                           ? "too large for "
+                        : may_vanish || value == 0 || stored != 0            ? NULL
+                                                                  : "too small for f32, where it would be 0";
+    return fault == NULL ||
+           cli_fail(j->o.path[tensor], "item %s is %.10g: %s%s", place_of(h->shape, h->axes, at).text, value,
+                    fault, is_large ? dtype_names[to] : "");
 }
 
 /* Room for the array in another dtype; what takes its place in args. NULL: has said why. */
@@ -682,42 +687,22 @@ static void *make_converted(job *j, int tensor, size_t bytes)
     return data;
 }
 
-/* Numbers in acc_dtype: count of them, one value repeated where the file has one. */
-static bool load_numbers(job *j, int tensor, size_t count)
+/* Numbers in a dtype: count of them, one value repeated where the file has one. */
+static bool load_numbers(job *j, int tensor, uint32_t to_dtype, size_t count)
 {
     const npy_header *h = header_of(j, tensor);
-    const uint32_t dtype = float_dtype(h, j->o.bf16 && tensor == TENSOR_TARGETS);
+    const uint32_t dtype = float_dtype(h, j->o.bf16 && (tensor == TENSOR_TARGETS || tensor == TENSOR_BIAS));
 
     if (j->o.path[tensor] == NULL) return true;
     if (!load(j, tensor)) return false;
     const void *from = array_of(&j->args, tensor)->data;
     for (size_t i = 0; i < h->count; i++)
-        if (!check_item(j, tensor, i, number_at(h, dtype, from, i))) return false;
-    if (dtype == j->acc_dtype && h->count == count) return true;
+        if (!check_item(j, tensor, to_dtype, i, number_at(h, dtype, from, i))) return false;
+    if (dtype == to_dtype && h->count == count) return true;
 
-    void *to = make_converted(j, tensor, count * acc_bytes(j));
+    void *to = make_converted(j, tensor, count * dtype_size(to_dtype));
     for (size_t i = 0; to != NULL && i < count; i++)
-        put_element(to, j->acc_dtype, i, number_at(h, dtype, from, h->count == 1 ? 0 : i));
-    return to != NULL;
-}
-
-/* In the dtype of hidden states. A number is rounded, but to no infinity, which would mask a class or make every row NaN. */
-static bool load_bias(job *j)
-{
-    const npy_header *h = header_of(j, TENSOR_BIAS);
-    const uint32_t dtype = float_dtype(h, j->o.bf16);
-
-    if (!load(j, TENSOR_BIAS)) return false;
-    if (j->o.path[TENSOR_BIAS] == NULL || dtype == j->desc.dtype) return true;
-    const void *from = j->args.bias.data;
-    void *to = make_converted(j, TENSOR_BIAS, h->count * dtype_size(j->desc.dtype));
-    for (size_t i = 0; to != NULL && i < h->count; i++) {
-        const double value = get_element(from, dtype, i);
-        put_element(to, j->desc.dtype, i, value);
-        if (isfinite(value) && !isfinite(get_element(to, j->desc.dtype, i)))
-            return cli_fail(j->o.path[TENSOR_BIAS], "item %s is %.10g: too large for %s",
-                            place_of(h->shape, h->axes, i).text, value, dtype_names[j->desc.dtype]);
-    }
+        put_element(to, to_dtype, i, number_at(h, dtype, from, h->count == 1 ? 0 : i));
     return to != NULL;
 }
 
@@ -737,7 +722,7 @@ static bool load_targets(job *j)
     const uint32_t type = j->desc.target_type;
 
     if (!has_targets(j)) return true;
-    if (!j->as_stored && !j->indices) return load_numbers(j, TENSOR_TARGETS, h->count);
+    if (!j->as_stored && !j->indices) return load_numbers(j, TENSOR_TARGETS, j->acc_dtype, h->count);
     if (!load(j, TENSOR_TARGETS)) return false;
     if (j->as_stored) return true;
 
@@ -794,11 +779,16 @@ static bool count_rows(job *j)
 
 static bool load_inputs(job *j)
 {
-    return load_targets(j) && load_numbers(j, TENSOR_ROW_WEIGHTS, j->rows) && count_rows(j) &&
-           load(j, TENSOR_LOGITS) && load(j, TENSOR_HIDDEN) && load(j, TENSOR_WEIGHT) && load_bias(j) &&
-           load_numbers(j, TENSOR_CLASS_WEIGHTS, j->desc.classes) &&
-           load_numbers(j, TENSOR_GRAD_ENTROPY, j->rows) && load_numbers(j, TENSOR_GRAD_LSE, j->rows) &&
-           load_numbers(j, TENSOR_GRAD_OUTPUT, j->desc.reduction == CLXENT_REDUCTION_NONE ? j->rows : 1);
+    if (!load_targets(j)) return false;
+    for (size_t i = 0; i < NUMBERS; i++) {
+        const int tensor = numbers[i].tensor;
+        const bool one = tensor == TENSOR_GRAD_OUTPUT && j->desc.reduction != CLXENT_REDUCTION_NONE;
+        const size_t count = tensor == TENSOR_CLASS_WEIGHTS ? j->desc.classes : one ? 1 : j->rows;
+        if (!load_numbers(j, tensor, j->acc_dtype, count)) return false;
+        if (tensor == TENSOR_ROW_WEIGHTS && !count_rows(j)) return false;
+    }
+    return load(j, TENSOR_LOGITS) && load(j, TENSOR_HIDDEN) && load(j, TENSOR_WEIGHT) &&
+           load_numbers(j, TENSOR_BIAS, j->desc.dtype, j->desc.classes);
 }
 
 /* ---- The run -------------------------------------------------------------------------------- */
@@ -815,28 +805,21 @@ static void choose_outputs(job *j)
 
 static bool create_output(job *j, int tensor)
 {
-    static const char *const npy_dtypes[] = { NULL, "f4", "f2", "u2", "f8" };
-    const clxent_desc *d = &j->desc;
-    const enum element element = files_of[tensor].element;
-    const bool is_gradient = element >= ELEMENT_GRADIENT && element <= ELEMENT_BIAS_GRADIENT;
-    const uint32_t gradient = j->o.desc.gradient_dtype;
-    const uint32_t dtype = element == ELEMENT_REAL        ? j->acc_dtype
-                           : is_gradient && gradient != 0 ? gradient
-                                                          : d->dtype;
+    static const char *const npy_dtypes[] = { "i8", "f4", "f2", "u2", "f8" }; /* no dtype: integers */
+    const uint32_t dtype = layout_of(&j->desc, tensor).dtype;
     const size_t *shape = j->row_shape; /* that of index targets */
     size_t axes = j->row_axes;
-    switch (files_of[tensor].shape) {
+    switch (tensors[tensor].shape) {
     case SHAPE_MATRIX: shape = j->logits.shape, axes = j->logits.axes; break;
     case SHAPE_HIDDEN: shape = header_of(j, TENSOR_HIDDEN)->shape, axes = j->logits.axes; break;
     case SHAPE_WEIGHT: shape = header_of(j, TENSOR_WEIGHT)->shape, axes = 2; break;
-    case SHAPE_CLASSES: shape = &d->classes, axes = 1; break;
+    case SHAPE_CLASSES: shape = &j->desc.classes, axes = 1; break;
     default: break;
     }
     npy_output *file = &j->files[j->num_files];
     npy_fault fault;
 
-    if (!npy_create(file, j->o.path[tensor], element == ELEMENT_I64 ? "i8" : npy_dtypes[dtype], shape, axes,
-                    &fault))
+    if (!npy_create(file, j->o.path[tensor], npy_dtypes[dtype], shape, axes, &fault))
         return cli_fail(j->o.path[tensor], "%s", fault.text);
     j->file_tensor[j->num_files++] = tensor;
     *array_of(&j->args, tensor) = (clxent_output){ file->data, file->bytes };
@@ -916,11 +899,9 @@ static bool mean_nll(job *j, cli_session *session, double *mean)
         desc.outputs = CLXENT_OUTPUT_LOSSES;
         desc.reduction = CLXENT_REDUCTION_NONE;
         desc.bad_target = CLXENT_BAD_TARGET_IGNORE; /* masked rows may hold bad targets */
-        args.logits = j->args.logits;
-        args.hidden = j->args.hidden;
-        args.weight = j->args.weight;
-        args.bias = j->args.bias;
-        args.targets = j->args.targets;
+        for (int t = 0; t < FIRST_OUTPUT; t++)
+            if ((MAKES_LOGITS >> t & 1u) != 0 || t == TENSOR_TARGETS)
+                *array_of(&args, t) = *array_of(&j->args, t);
         args.losses = (clxent_output){ own, bytes };
         cli_progress_start("perplexity");
         clxent_status status = cli_compile(session, &desc, &j->compile_seconds);
