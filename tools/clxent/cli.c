@@ -56,21 +56,23 @@ bool cli_fail_status(const clxent_context *ctx, const char *subject, clxent_stat
 
 cli_common cli_given;
 
+enum { EVERYWHERE = 100 }; /* the last group of the help */
 static const cli_flag common_flags[] = {
+    { .help = "Everywhere:", .group = EVERYWHERE },
     { "device", "N|NAME",
       "OpenCL device: its number in `clxent info`, or part of its name in any case (default: the first "
       "GPU, else the first device)",
-      .kind = CLI_TEXT, offsetof(cli_common, device) },
+      .kind = CLI_TEXT, offsetof(cli_common, device), .group = EVERYWHERE },
     { "json", NULL, "Print one JSON object instead of text (default: text)", .kind = CLI_SWITCH,
-      offsetof(cli_common, json) },
+      offsetof(cli_common, json), .group = EVERYWHERE },
     { "no-tuning", NULL,
       "Use the built-in parameters of kernels, not those that clxent tune stored for the device (default: "
       "stored ones where there are any)",
-      .kind = CLI_SWITCH, offsetof(cli_common, no_tuning) },
+      .kind = CLI_SWITCH, offsetof(cli_common, no_tuning), .group = EVERYWHERE },
     { "tuning", "FILE",
       "Use the parameters of kernels in FILE, written as clxent tune stores them (default: those stored "
       "for the device)",
-      .kind = CLI_PATH, offsetof(cli_common, tuning) },
+      .kind = CLI_PATH, offsetof(cli_common, tuning), .group = EVERYWHERE },
 };
 
 size_t cli_size(struct argp_state *state, const char *flag, const char *text, size_t smallest)
@@ -132,11 +134,11 @@ static uint32_t choice(struct argp_state *state, const cli_flag *flag, const cha
     return index;
 }
 
-static void take(struct argp_state *state, const cli_flag *flag, char *text, char *options)
+static void take(struct argp_state *state, const cli_flag *flag, char *text, void *options)
 {
-    void *to = options + flag->offset;
+    void *to = (char *)options + flag->offset;
 
-    if (flag->mark != 0) memcpy(options + flag->mark, &flag->name, sizeof flag->name);
+    if (flag->mark != 0) memcpy((char *)options + flag->mark, &flag->name, sizeof flag->name);
     switch (flag->kind) {
     case CLI_SWITCH: *(bool *)to = true; break;
     case CLI_TEXT: *(const char **)to = text; break;
@@ -148,9 +150,9 @@ static void take(struct argp_state *state, const cli_flag *flag, char *text, cha
 }
 
 /* A number or a part of a name; which of them there are is not known yet. */
-static void check_common(void *options, struct argp_state *state)
+static void check_device(struct argp_state *state)
 {
-    const char *text = ((const cli_common *)options)->device;
+    const char *text = cli_given.device;
 
     if (text == NULL) return;
     const bool negative =
@@ -159,66 +161,56 @@ static void check_common(void *options, struct argp_state *state)
         argp_error(state, "--device is '%s': takes a number of at least 0, or part of a name", text);
 }
 
+/* The flags of the subcommand, then those of all; keys count through both. */
 typedef struct parsing {
     const cli_syntax *syntax;
     void *options;
-    int first_key;
-    struct parsing *common; /* its child */
 } parsing;
 
-static int key_of(const parsing *p, size_t i)
+enum { COMMON_FLAGS = sizeof common_flags / sizeof *common_flags, MOST_FLAGS = 64, FIRST_KEY = 0x1000 };
+
+static const cli_flag *flag_of(const cli_syntax *syntax, size_t i)
 {
-    const cli_flag *flag = &p->syntax->flags[i];
-    return flag->letter != 0 ? flag->letter : flag->name != NULL ? p->first_key + (int)i : 0;
+    return i < syntax->num_flags ? &syntax->flags[i] : &common_flags[i - syntax->num_flags];
+}
+
+static int key_of(const cli_flag *flag, size_t i)
+{
+    return flag->letter != 0 ? flag->letter : flag->name != NULL ? FIRST_KEY + (int)i : 0;
 }
 
 static error_t parse(int key, char *text, struct argp_state *state)
 {
     const parsing *p = state->input;
 
-    if (key == ARGP_KEY_INIT && p->common != NULL) state->child_inputs[0] = p->common;
     if (key == ARGP_KEY_ARG) argp_error(state, "unexpected argument '%s'", text);
+    if (key == ARGP_KEY_END) check_device(state);
     if (key == ARGP_KEY_END && p->syntax->check != NULL) p->syntax->check(p->options, state);
-    for (size_t i = 0; key > 0 && i < p->syntax->num_flags; i++) {
-        if (key != key_of(p, i)) continue;
-        take(state, &p->syntax->flags[i], text, p->options);
+    for (size_t i = 0; key > 0 && i < COMMON_FLAGS + p->syntax->num_flags; i++) {
+        const cli_flag *flag = flag_of(p->syntax, i);
+        if (key != key_of(flag, i)) continue;
+        take(state, flag, text, i < p->syntax->num_flags ? p->options : &cli_given);
         return 0;
     }
     return ARGP_ERR_UNKNOWN;
 }
 
-enum { MOST_FLAGS = 64 };
-
-static void list_flags(const parsing *p, struct argp_option list[MOST_FLAGS + 1])
-{
-    assert(p->syntax->num_flags <= MOST_FLAGS);
-    memset(list, 0, (MOST_FLAGS + 1) * sizeof *list);
-    for (size_t i = 0; i < p->syntax->num_flags; i++) {
-        const cli_flag *f = &p->syntax->flags[i];
-        const int hidden = f->help == NULL ? OPTION_HIDDEN : 0;
-        if (f->name == NULL && f->help == NULL) continue;
-        *list++ = (struct argp_option){ f->name, key_of(p, i), f->argument, hidden, f->help, f->group };
-    }
-}
-
 void cli_parse(const cli_syntax *syntax, int argc, char **argv, void *options)
 {
-    static const cli_syntax common = { NULL, common_flags, sizeof common_flags / sizeof *common_flags,
-                                       check_common };
-    parsing everywhere = { &common, &cli_given, 0x1000, NULL },
-            own = { syntax, options, 0x2000, &everywhere };
-    struct argp_option lists[2][MOST_FLAGS + 1];
+    parsing p = { syntax, options };
+    struct argp_option list[MOST_FLAGS + 1] = { { 0 } }, *next = list;
 
-    list_flags(&everywhere, lists[0]);
-    list_flags(&own, lists[1]);
-    const struct argp child = { lists[0], parse, NULL, NULL, NULL, NULL, NULL };
-    const struct argp_child children[] = { { &child, 0, "Everywhere:", 100 }, { 0 } };
-    /* the help of an empty list leaks memory in glibc */
-    const bool none = lists[1][0].name == NULL && lists[1][0].doc == NULL;
-    const struct argp argp = { none ? NULL : lists[1], parse, NULL, syntax->about, children, NULL, NULL };
+    assert(COMMON_FLAGS + syntax->num_flags <= MOST_FLAGS);
+    for (size_t i = 0; i < COMMON_FLAGS + syntax->num_flags; i++) {
+        const cli_flag *f = flag_of(syntax, i);
+        const int hidden = f->help == NULL ? OPTION_HIDDEN : 0;
+        if (f->name != NULL || f->help != NULL)
+            *next++ = (struct argp_option){ f->name, key_of(f, i), f->argument, hidden, f->help, f->group };
+    }
+    const struct argp argp = { list, parse, NULL, syntax->about, NULL, NULL, NULL };
     command = argv[0];
     argp_err_exit_status = CLI_USAGE;
-    argp_parse(&argp, argc, argv, 0, NULL, &own);
+    argp_parse(&argp, argc, argv, 0, NULL, &p);
 }
 
 /* ---- Device --------------------------------------------------------------------------------- */
