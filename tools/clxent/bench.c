@@ -143,7 +143,7 @@ static bool time_shape(measure *m, const bench_options *o, size_t rows, size_t c
         f->seconds[i] = times_of(m, i);
         f->ratio[i] = ratio_of(m, RUN_PLAN, i);
     }
-    measure_clear(m);
+    measure_cut(m, 0);
     return good;
 }
 

@@ -165,7 +165,7 @@ static bool take_ratio(measure *m, double scale, double goal, const bench_option
         r->reference_seconds = times_of(m, RUN_REFERENCE).median;
         if (m->num_runs > RUN_STREAM) r->nt_ratio = ratio_of(m, RUN_SUBJECT, RUN_STREAM).median;
     }
-    measure_clear(m);
+    measure_cut(m, 0);
     return good;
 }
 

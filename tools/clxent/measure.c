@@ -139,11 +139,19 @@ bool measure_open(measure *m, const cli_device *device, size_t elements)
     return false;
 }
 
+static void release(cl_mem mem)
+{
+    if (mem != NULL) clReleaseMemObject(mem);
+}
+
 static void release_run(timed *t)
 {
     clxent_plan_destroy(t->plan);
-    while (t->num_owned > 0) clReleaseMemObject(t->owned[--t->num_owned]);
-    for (int i = 0; t->is_host && i < TENSORS; i++) free(array_of(&t->host, i)->data);
+    for (int i = 0; i < TENSORS; i++) {
+        free(array_of(&t->host, i)->data);
+        release(buffer_of(&t->args, i)->mem);
+    }
+    release(t->args.workspace.mem);
     free(t->products.hidden);
     free(t->products.weight);
     free(t->products.logits);
@@ -154,20 +162,13 @@ static void release_run(timed *t)
 
 static void drop(bulk *b)
 {
-    if (b->mem != NULL) clReleaseMemObject(b->mem);
+    release(b->mem);
     *b = (bulk){ NULL, 0 };
 }
 
 void measure_cut(measure *m, size_t number)
 {
     while (m->num_runs > number) release_run(&m->runs[--m->num_runs]);
-}
-
-void measure_clear(measure *m)
-{
-    measure_cut(m, 0);
-    free(m->seconds);
-    m->seconds = NULL;
 }
 
 /* kept: the logits and results of so many dtypes stay, of which f32 is the first. */
@@ -180,13 +181,14 @@ static void drop_bulks(measure *m, size_t kept)
 
 void measure_trim(measure *m)
 {
-    measure_clear(m);
+    measure_cut(m, 0);
     drop_bulks(m, 1);
 }
 
 void measure_close(measure *m)
 {
-    measure_clear(m);
+    measure_cut(m, 0);
+    free(m->seconds);
     drop_bulks(m, 0);
     hand_close(m->hand);
     for (size_t i = 0; i < KERNELS; i++)
@@ -283,22 +285,14 @@ static cl_mem shared(measure *m, int tensor, uint32_t dtype, size_t bytes)
     return b->mem;
 }
 
-/* A shared buffer, which t keeps also where another run needs a larger one. */
-static bool share(measure *m, timed *t, clxent_buffer *buffer, int tensor, uint32_t dtype, size_t bytes)
+/* A shared buffer, which a run keeps also where another run needs a larger one. */
+static bool share(measure *m, clxent_buffer *buffer, int tensor, uint32_t dtype, size_t bytes)
 {
     cl_mem mem = shared(m, tensor, dtype, bytes);
 
     if (mem == NULL || !check(m, clRetainMemObject(mem), "clRetainMemObject")) return false;
-    buffer->mem = t->owned[t->num_owned++] = mem;
+    buffer->mem = mem;
     return true;
-}
-
-/* A small buffer that t owns. */
-static bool own(measure *m, timed *t, clxent_buffer *buffer, size_t bytes)
-{
-    buffer->mem = allocate(m, bytes);
-    if (buffer->mem != NULL) t->owned[t->num_owned++] = buffer->mem;
-    return buffer->mem != NULL;
 }
 
 /* ---- What is timed -------------------------------------------------------------------------- */
@@ -347,8 +341,9 @@ static bool make_tensor(measure *m, timed *t, int tensor, double ignored)
     clxent_buffer *buffer = buffer_of(&t->args, tensor);
 
     if (bytes == 0 || tensor == TENSOR_GRAD_OUTPUT || tensor == TENSOR_DENOMINATOR) return true;
-    if (is_large) return share(m, t, buffer, is_result ? TENSOR_GRADIENT : tensor, l.dtype, bytes);
-    return own(m, t, buffer, bytes) &&
+    if (is_large) return share(m, buffer, is_result ? TENSOR_GRADIENT : tensor, l.dtype, bytes);
+    buffer->mem = allocate(m, bytes);
+    return buffer->mem != NULL &&
            (tensor == TENSOR_TARGETS ? fill_targets(m, buffer->mem, &t->desc, ignored)
                                      : l.dtype == 0 || fill(m, buffer->mem, tensor, l.dtype, l.rows));
 }
@@ -372,8 +367,12 @@ bool timed_plan(measure *m, size_t run, const clxent_desc *desc, bool in_place, 
     }
     for (int i = 0; i < TENSORS; i++)
         if (!make_tensor(m, t, i, ignored)) return false;
-    if (in_place) t->args.logits.mem = m->bulks[TENSOR_GRADIENT][desc->dtype - 1].mem;
-    return share(m, t, &t->args.workspace, TENSORS, CLXENT_F32, clxent_plan_workspace_size(t->plan));
+    if (in_place) {
+        release(t->args.logits.mem);
+        t->args.logits.mem = NULL;
+        if (!share(m, &t->args.logits, TENSOR_GRADIENT, desc->dtype, t->bytes)) return false;
+    }
+    return share(m, &t->args.workspace, TENSORS, CLXENT_F32, clxent_plan_workspace_size(t->plan));
 }
 
 /* As much memory as pages, so that a driver that can use it in place does. */

@@ -94,8 +94,6 @@ typedef struct timed {
     unsigned variant;
     cl_mem mapped[3];
     double loss; /* of the latest run */
-    cl_mem owned[16];
-    size_t num_owned;
 } timed;
 
 enum { MOST_RUNS = 16 };
@@ -121,8 +119,7 @@ typedef struct measure {
 /* elements: of the logits of most runs. */
 bool measure_open(measure *m, const cli_device *device, size_t elements);
 void measure_close(measure *m); /* accepts a zeroed one */
-void measure_clear(measure *m); /* releases the runs */
-void measure_trim(measure *m);  /* and the large buffers that f32 does not use */
+void measure_trim(measure *m);  /* releases the runs, and the large buffers that f32 does not use */
 
 /* done of all in the part of the progress line. */
 void measure_progress(const measure *m, size_t done, size_t all);

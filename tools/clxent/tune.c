@@ -238,7 +238,7 @@ static bool time_rows(tuner *t, const struct shape *s, parameters rows[][FAMILIE
     const clxent_desc desc = desc_of(t, s);
     int n = 0;
 
-    measure_clear(&t->m);
+    measure_cut(&t->m, 0);
     for (size_t i = 0; i < count; i++) {
         clxent_status status = CLXENT_OK;
         if (!use(t, rows[i])) return false;
