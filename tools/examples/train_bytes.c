@@ -2,18 +2,17 @@
  *
  * train_bytes.c - trains a language model of bytes: all on the device, from the text to the optimiser.
  *
- *     train_bytes [TEXT] [--plot FILE.png] [--steps N]
+ *     train_bytes [TEXT] [--steps N]
  *
  * The model predicts a byte from the 8 before it: an embedding of each, a hidden layer with tanh, and a linear layer whose
  * cross-entropy and three gradients are one clxent_enqueue(). Its other layers and Adam are in train_bytes.cl. It learns from
  * nine tenths of the text; the last tenth shows what it learned: of GPL-3 2.0861 nats per byte on PoCL, where a bigram model has
  * 2.7914. The gradients of the first steps are compared with differences of the loss, Adam with double precision.
  */
-#define _XOPEN_SOURCE 700 /* popen, setenv, M_PI */
+#define _XOPEN_SOURCE 700 /* clock_gettime, M_PI */
 #include "example.h"
 
 #include <math.h>
-#include <signal.h>
 #include <string.h>
 #include <time.h>
 
@@ -302,12 +301,6 @@ static bool check_step(int step)
 
 /* ---- The program ------------------------------------------------------------------------------- */
 
-static struct {
-    int step;
-    double training, held_out;
-} curve[MAX_STEPS / REPORT + 1];
-static int points;
-
 /* Nats per byte that a bigram model of the learned part gives to the bytes from there to end: 0.01 is added to each count. */
 static double bigram_loss(uint32_t end)
 {
@@ -322,38 +315,15 @@ static double bigram_loss(uint32_t end)
     return sum / (end - learned);
 }
 
-static void report(int step, uint32_t end)
+/* Prints the mean loss of the steps after before, and returns that held out. */
+static double report(int before, int step, uint32_t end)
 {
-    const int before = points > 0 ? curve[points - 1].step : 0;
     double sum = 0;
     for (int i = before + 1; i <= step; i++) sum += read_loss(i);
-    curve[points].step = step;
-    curve[points].training = sum / (step - before);
-    curve[points].held_out = held_out_loss(end);
-    printf("%5d  %8.4f  %8.4f\n", step, curve[points].training, curve[points].held_out);
+    const double held_out = held_out_loss(end);
+    printf("%5d  %8.4f  %8.4f\n", step, sum / (step - before), held_out);
     fflush(stdout);
-    points++;
-}
-
-/* Draws the curve by gnuplot, which writes to its standard output. */
-static bool plot(const char *path, double bigram)
-{
-    if (setenv("TRAIN_BYTES_PLOT", path, 1) != 0) return false;
-    signal(SIGPIPE, SIG_IGN); /* a gnuplot that is not there shows in the status */
-    FILE *to = popen("exec gnuplot >\"$TRAIN_BYTES_PLOT\"", "w");
-    if (to == NULL) return false;
-    fputs("$curve << EOD\n", to);
-    for (int i = 0; i < points; i++)
-        fprintf(to, "%d %.6f %.6f\n", curve[i].step, curve[i].training, curve[i].held_out);
-    fprintf(to,
-            "EOD\n"
-            "set terminal pngcairo size 900,500 font 'DejaVu Sans,12' background '#ffffff'\n"
-            "set xlabel 'step'\nset ylabel 'loss, nats per byte'\nset grid\nset xrange [0:%d]\n"
-            "plot %.6f title 'held out, bigram model' lw 2 dt 2 lc rgb '#888888', "
-            "$curve using 1:2 with lines title 'training' lw 2 lc rgb '#2b6ca3', "
-            "$curve using 1:3 with linespoints title 'held out' lw 2 pt 7 ps 0.6 lc rgb '#c8503c'\n",
-            steps, bigram);
-    return pclose(to) == 0;
+    return held_out;
 }
 
 static double seconds(void)
@@ -386,15 +356,14 @@ static void initialise(void)
 
 int main(int argc, char **argv)
 {
-    const char *path = DEFAULT_TEXT, *picture = NULL;
+    const char *path = DEFAULT_TEXT;
     for (int i = 1; i < argc; i++) {
-        if (strcmp(argv[i], "--plot") == 0 && i + 1 < argc) picture = argv[++i];
-        else if (strcmp(argv[i], "--steps") == 0 && i + 1 < argc) steps = atoi(argv[++i]);
+        if (strcmp(argv[i], "--steps") == 0 && i + 1 < argc) steps = atoi(argv[++i]);
         else if (argv[i][0] != '-') path = argv[i];
         else steps = 0;
     }
     if (steps < 1 || steps > MAX_STEPS) {
-        fprintf(stderr, "usage: %s [TEXT] [--plot FILE.png] [--steps N]\n", argv[0]);
+        fprintf(stderr, "usage: %s [TEXT] [--steps N]\n", argv[0]);
         return 2;
     }
     read_text(path);
@@ -415,6 +384,8 @@ int main(int argc, char **argv)
            PARAMETERS);
 
     bool right = true;
+    double held_out = 0;
+    int reported = 0;
     const int checked = steps < CHECKED_STEPS ? steps : CHECKED_STEPS;
     const double begun = seconds();
     printf(" step      loss  error of gradients, of Adam\n");
@@ -422,15 +393,12 @@ int main(int argc, char **argv)
         train(step);
         if (step <= checked) right &= check_step(step);
         if (step == checked) printf("\n step  training  held out  nats per byte, before and after\n");
-        if (step % REPORT == 0 || step == steps) report(step, end);
+        if (step % REPORT != 0 && step != steps) continue;
+        held_out = report(reported, step, end);
+        reported = step;
     }
-    const double held_out = curve[points - 1].held_out;
     printf("\nbigram    %.4f nats per byte held out\nmodel     %.4f, goal %.4f, after %.1f s\n", bigram,
            held_out, goal, seconds() - begun);
-    if (picture != NULL && !plot(picture, bigram)) {
-        fprintf(stderr, "%s: gnuplot failed\n", picture);
-        right = false;
-    }
     destroy_model();
     close_device();
     return right && (is_small || held_out < goal) ? EXIT_SUCCESS : EXIT_FAILURE;
