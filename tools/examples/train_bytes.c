@@ -44,8 +44,7 @@ static unsigned char text[MAX_BYTES];
 static uint32_t size, learned; /* bytes of the text, and those to learn from */
 static uint32_t rows = 256;    /* of a batch */
 static int steps = DEFAULT_STEPS;
-static float
-    current[PARAMETERS]; /* the parameters; while the first steps are checked those before the step */
+static float current[PARAMETERS]; /* the parameters before the step, while steps are checked */
 
 /* ---- On the device ----------------------------------------------------------------------------- */
 
@@ -386,13 +385,14 @@ int main(int argc, char **argv)
     bool right = true;
     double held_out = 0;
     int reported = 0;
-    const int checked = steps < CHECKED_STEPS ? steps : CHECKED_STEPS;
+    const int checked = is_small ? 0 : steps < CHECKED_STEPS ? steps : CHECKED_STEPS;
     const double begun = seconds();
-    printf(" step      loss  error of gradients, of Adam\n");
+    if (checked > 0) printf(" step      loss  error of gradients, of Adam\n");
     for (int step = 1; step <= steps; step++) {
         train(step);
         if (step <= checked) right &= check_step(step);
-        if (step == checked) printf("\n step  training  held out  nats per byte, before and after\n");
+        if (step == checked || is_small)
+            printf("\n step  training  held out  nats per byte, before and after\n");
         if (step % REPORT != 0 && step != steps) continue;
         held_out = report(reported, step, end);
         reported = step;
