@@ -79,7 +79,7 @@ class Case(unittest.TestCase):
 
     def files(self, x, y):
         """The flags of two files that are written."""
-        return ["--logits", self.save("x.npy", x), "--targets", self.save("y.npy", y)]
+        return self.option_flags({"logits": np.asarray(x), "targets": np.asarray(y)})
 
     def read(self, name):
         with open(self.path(name), "rb") as stream:
@@ -121,39 +121,31 @@ class Case(unittest.TestCase):
         return flags
 
     def evaluate(self, logits, targets, dtype="f32", axis=-1, outputs=OUTPUTS, grad_dtype=None, save=None, **options):
-        """Runs eval on stored arrays and compares everything it gives with the oracle. targets: None for none."""
-        save = save or self.save
+        """eval of logits against the oracle. targets: None for none; save: writes an array and returns its path."""
         real = "f64" if dtype == "f64" else "f32"
-        flags = ["--logits", save("x.npy", logits)]
-        if targets is not None:
-            flags += ["--targets", save("y.npy", targets)]
-        if dtype == "bf16":
-            flags.append("--bf16")
-        if axis != -1:
-            flags += ["--class-axis", axis]
-        if grad_dtype:
-            flags += ["--grad-dtype", grad_dtype]
-        flags += self.option_flags(options, save)
-        for name in outputs:
+        x = values_of(logits, dtype)
+        y = targets if targets is not None else np.zeros(np.delete(logits.shape, axis), "i8")
+        if dtype == "bf16" and y.shape == logits.shape and y.dtype.itemsize == 2:
+            y = values_of(y, dtype)
+        want = oracle(x, y, axis=axis, f64=dtype == "f64", **options)
+        kinds = {"softmax": dtype, "log-softmax": dtype, "grad": grad_dtype or dtype}
+        dtypes = {name: kinds.get(name, real) for name in outputs}
+        options.update({"class_axis": axis} if axis != -1 else {}, **{"grad_dtype": grad_dtype} if grad_dtype else {})
+        return self.hold({"logits": logits, "targets": targets}, options, want, dtype, dtypes, save)
+
+    def hold(self, inputs, options, want, dtype, dtypes, save=None, keys=KEYS):
+        """Runs eval on stored arrays and compares everything it gives with what the oracle wants: its JSON object and its
+        outputs, which are returned. inputs: by flag, None for none; dtypes: of the outputs, by name."""
+        real = "f64" if dtype == "f64" else "f32"
+        inputs = {name: array for name, array in inputs.items() if array is not None}
+        flags = self.option_flags({**inputs, **options}, save) + ["--bf16"] * (dtype == "bf16")
+        for name in dtypes:
             flags += ["--%s-out" % name, self.path("out-%s.npy" % name)]
         got = self.succeed_json("eval", *flags)
 
-        x = values_of(logits, dtype)
-        y = targets if targets is not None else np.zeros(np.delete(logits.shape, axis), "i8")
-        if targets is not None and dtype == "bf16" and targets.shape == logits.shape and targets.dtype.itemsize == 2:
-            y = values_of(targets, dtype)
-        want = oracle(x, y, axis=axis, f64=dtype == "f64", **options)
-        self.assertEqual(list(got), KEYS)
-        kinds = {"softmax": dtype, "log-softmax": dtype, "grad": grad_dtype or dtype}
-        dtypes = {name: kinds.get(name, real) for name in outputs}
-        arrays = self.hold(got, want, dtype, dtypes, targets is not None, options.get("reduction"))
-        return got, arrays, want
-
-    def hold(self, got, want, dtype, dtypes, has_targets, reduction):
-        """What eval has said and written against the oracle; dtypes: of the outputs, by name. Returns the outputs."""
-        real = "f64" if dtype == "f64" else "f32"
-        unknown = () if has_targets else ("ignored", "bad_targets", "loss", "perplexity", "accuracy")
-        want = {**want, **dict.fromkeys(unknown), **({"loss": None} if reduction == "none" else {})}
+        self.assertEqual(list(got), keys)
+        unknown = () if "targets" in inputs else ("ignored", "bad_targets", "loss", "perplexity", "accuracy")
+        want = {**want, **dict.fromkeys(unknown), **({"loss": None} if options.get("reduction") == "none" else {})}
         self.assertEqual(got["dtype"], dtype)
         for key in ("rows", "classes", "ignored", "bad_targets", "accuracy"):
             self.assertEqual(got[key], want[key], key)
@@ -170,4 +162,4 @@ class Case(unittest.TestCase):
                 np.testing.assert_array_equal(array, want[name])
             else:
                 self.close(values_of(array, stored), want[name.replace("-grad", "_gradient")], stored, name)
-        return arrays
+        return got, arrays

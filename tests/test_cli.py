@@ -64,7 +64,7 @@ class Frame(Case):
         ):
             self.refuse(*args, status=2)
         for given, missing in (("--logits", "--targets"), ("--targets", "--logits")):
-            text = self.refuse("eval", given, "x.npy", status=2, mentions=[missing + " is required"])
+            text = self.refuse("eval", given, "logits.npy", status=2, mentions=[missing + " is required"])
             self.assertNotIn(given, text)
         for flag in ("--grad-dtype", "--grad-output", "--grad-entropy", "--grad-lse"):
             self.refuse("eval", *files, flag, "f16", status=2, mentions=[flag, "--grad-out,"])
@@ -120,7 +120,7 @@ class Frame(Case):
             if b"__asan_init" in stream.read() and "OCL_ICD_VENDORS" in os.environ:
                 # Some drivers cannot be loaded into a sanitized program.
                 environment = {"OCL_ICD_VENDORS": os.environ["OCL_ICD_VENDORS"]}
-        args = ["--logits", "x.npy", "--targets", "y.npy", "--lse-out", "lse.npy"]
+        args = ["--logits", "logits.npy", "--targets", "targets.npy", "--lse-out", "lse.npy"]
         self.succeed("eval", *args, cwd=self.dir, env=environment)
         self.assertEqual(np.load(self.path("lse.npy")).shape, (2, 5))
         self.succeed("demo", cwd="/", env=environment)
@@ -1159,8 +1159,8 @@ class Store(Case):
         self.folder = self.path("cache/clxent/programs")
         # The smallest program that eval compiles: row losses of probabilities alone.
         random = np.random.RandomState(3)
-        self.args = ["--logits", self.save("x.npy", random.normal(size=(3, 70)).astype("<f4"))]
-        self.args += ["--targets", self.save("y.npy", random.uniform(size=(3, 70)).astype("<f4"))]
+        self.args = ["--logits", self.save("logits.npy", random.normal(size=(3, 70)).astype("<f4"))]
+        self.args += ["--targets", self.save("targets.npy", random.uniform(size=(3, 70)).astype("<f4"))]
         self.args += ["--reduction", "none", "--losses-out"]
 
     def eval(self, **environment):
