@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: MIT
 """Whatever OpenCL call of the command line fails, alone or with all later ones, it ends with a message of one line.
 
-CLXENT_SHIM names the library that fault_shim.c is, CLXENT_LIBRARY libclxent, CLXENT_NM the tool that lists symbols. By default one to three calls of each function fail, with CLXENT_TEST_ALL_FAULTS=1 each call.
+CLXENT_SHIM names the library that fault_shim.c is, CLXENT_LIBRARY libclxent, CLXENT_NM the tool that lists symbols. By default
+up to three calls of each function fail, with CLXENT_TEST_ALL_FAULTS=1 each call.
 """
 
 import itertools
@@ -58,23 +59,20 @@ class Faults(Case):
         random = np.random.default_rng(7)
         self.inputs = self.files(random.normal(size=(3, 5)).astype(np.float32), np.array([4, 0, 2], np.int32))
 
-    def sweep(self, arguments, expected_files=(), thorough=False):
-        """By default one call of each function fails, in turn the first with all later ones and the last alone. Thorough:
-        both, and the last with all later ones where kernels wait."""
+    def sweep(self, arguments, expected_files=(), alone=False):
+        """By default the first call of each function fails with all later ones, and the last, with all later ones where kernels
+        wait. Alone: just the last."""
         good = Run(self.dir, arguments)
         self.assertEqual((good.status, good.stderr, good.live), (0, "", 0))
         self.assertEqual(sorted(good.files), sorted(expected_files))
         kernel = good.calls.index("clEnqueueNDRangeKernel") + 1
         chosen = set()  # call, whether all later ones fail too
-        for number, name in enumerate(sorted(set(good.calls))):
+        for name in set(good.calls):
             at = [i for i, call in enumerate(good.calls, 1) if call == name]
-            ways = [(at[0], True), (at[-1], False)]
             if ALL:
                 chosen |= set(itertools.product(at, (False, True)))
-            elif thorough:
-                chosen |= {*ways, (at[-1], at[-1] > kernel)}
             else:
-                chosen.add(ways[number % 2])
+                chosen |= {(at[-1], False)} if alone else {(at[0], True), (at[-1], at[-1] > kernel)}
         for at, forever in sorted(chosen):
             fault = {"forever": 1, "late": int(at > kernel)} if forever else {}
             with self.subTest(command=arguments[0], call=at, name=good.calls[at - 1], **fault):
@@ -96,10 +94,10 @@ class Faults(Case):
         for output in OUTPUTS:
             files.append(output + ".npy")
             arguments += ["--%s-out" % output, files[-1]]
-        self.sweep(arguments, files, thorough=True)
+        self.sweep(arguments, files)
 
     def test_demo(self):
-        self.sweep(["demo"])
+        self.sweep(["demo"], alone=True)
 
     def test_shim_is_complete(self):
         called = symbols(BIN, "-D", "-u")
