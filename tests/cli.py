@@ -105,6 +105,12 @@ class Case(unittest.TestCase):
         self.assertEqual(sorted(os.listdir(self.dir)), before, "a file was left behind")
         return result.stderr
 
+    def refuse_values(self, command, values):
+        """Each value of a flag is wrong usage, which names the flag."""
+        for flag, wrong in values.items():
+            for value in wrong:
+                self.refuse(*command, flag, value, status=2, mentions=[flag])
+
     def close(self, got, want, dtype, what):
         """Equal, infinities and NaN too, but for the errors that a result of dtype may have."""
         self.assertEqual(np.shape(got), np.shape(want), what)

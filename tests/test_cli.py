@@ -32,7 +32,7 @@ class Frame(Case):
         self.assertRegex(self.succeed("--version"), r"\Aclxent \d+\.\d+\.\d+\n\Z")
         self.assertEqual(self.succeed("eval", "--version"), self.succeed("--version"))
 
-    def test_help_names_every_subcommand_and_option(self):
+    def test_help_names_every_subcommand(self):
         text = self.succeed("--help")
         for name in ("info", "demo", "sample", "eval", "verify", "bench", "tune"):
             self.assertRegex(text, r"(?m)^  %s  " % name)
@@ -41,15 +41,6 @@ class Frame(Case):
         self.assertRegex(text, r"Accuracy\s+and\s+--argmax-out\s[^.]*--logit-scale[^.]*before\s+--softcap")
         unknown = "ignored, bad_targets, loss, perplexity and accuracy are null".replace(" ", r"\s+")
         self.assertRegex(text, r"without\s+--targets\s+" + unknown)
-        for flag in (
-            "logits targets bf16 class-axis ignore-index class-weights row-weights label-smoothing z-loss "
-            "logit-scale softcap reduction denominator shift on-bad-target all-ignored grad-output "
-            "grad-entropy grad-lse grad-dtype json hidden weight bias workspace-mib hidden-grad-out weight-grad-out "
-            "bias-grad-out"
-        ).split():
-            self.assertIn("--" + flag, text)
-        for name in OUTPUTS:
-            self.assertIn("--%s-out" % name, text)
 
     def test_wrong_usage_is_status_2(self):
         files = self.files(*batch(0))
@@ -70,15 +61,13 @@ class Frame(Case):
             self.refuse("eval", *files, flag, "f16", status=2, mentions=[flag, "--grad-out,"])
         outputs = ["--%s-out" % name for name in OUTPUTS]
         for flag in (*outputs, "--logits", "--targets", "--class-weights", "--row-weights", "--grad-output"):
-            self.refuse("eval", *files, flag, "", status=2, mentions=[flag + " is ''"])
             self.refuse("eval", *files, flag, "-", status=2, mentions=[flag + " is '-'", "./-"])
-        for command, path in itertools.product(("demo", "bench"), ("", "-")):
-            self.refuse(command, "--plot", path, status=2, mentions=["--plot is '%s'" % path])
+            self.refuse_values(["eval", *files], {flag: [""]})
         for command in ("info", "demo", "verify", "bench", "tune"):
-            self.refuse(command, "--tuning", "", status=2, mentions=["--tuning is ''"])
-            for device in ("", "-1", "-99999999999999999999999"):
-                self.refuse(command, "--device", device, status=2, mentions=["--device is '%s'" % device])
-        for flag, values in {
+            self.refuse_values([command], {"--tuning": [""], "--device": ["", "-1", "-99999999999999999999999"]})
+        for command in ("demo", "bench"):
+            self.refuse_values([command], {"--plot": ["", "-"]})
+        values = {
             "--class-axis": ["", "x", "1.5", "99999999999999999999"],
             "--ignore-index": ["no", "1e3", "9223372036854775808"],
             "--label-smoothing": ["-0.1", "1.01", "nan", "x", "", " 0.1", "0.1 "],
@@ -91,13 +80,11 @@ class Frame(Case):
             "--on-bad-target": ["x"],
             "--all-ignored": ["x"],
             "--grad-dtype": ["f4", "x"],
-        }.items():
-            for value in values:
-                self.refuse("eval", *files, flag, value, status=2, mentions=[flag])
-        good = {"--text": "x", "--batch": "1", "--seq": "1", "--out": self.path("o")}
-        for flag, values in {"--batch": ["0", "x"], "--seq": ["-1"], "--text": ["", "-"], "--out": ["", "-"]}.items():
-            for value in values:
-                self.refuse("sample", *itertools.chain(*{**good, flag: value}.items()), status=2)
+        }
+        self.refuse_values(["eval", *files], values)
+        good = ["sample", "--text", "x", "--batch", "1", "--seq", "1", "--out", self.path("o")]
+        values = {"--batch": ["0", "x"], "--seq": ["-1"], "--text": ["", "-"], "--out": ["", "-"]}
+        self.refuse_values(good, values)
 
     def test_text_output_has_every_figure(self):
         x, y = batch(1)
@@ -176,9 +163,9 @@ class Devices(Case):
     def test_a_device_is_chosen_by_number_or_name(self):
         name = self.succeed_json("info", "--device", "0")["devices"][0]["name"]
         self.assertEqual(self.succeed_json("demo", "--device", name[2:9].upper())["device"], name)
-        for wanted in ("99", "99999999999999999999999", "no such device", "-1x"):
-            for command in ("info", "demo"):
-                self.refuse(command, "--device", wanted, mentions=["--device"])
+        wrong = {"99": "info", "99999999999999999999999": "demo", "no such device": "info", "-1x": "demo"}
+        for wanted, command in wrong.items():
+            self.refuse(command, "--device", wanted, mentions=["--device"])
 
     def test_no_device_is_an_error(self):
         self.refuse("demo", env={"OCL_ICD_VENDORS": "/nonexistent"}, mentions=["no OpenCL device"])
@@ -520,7 +507,7 @@ class Verify(Case):
 
     def signalled(self, number, *args):
         """Status, stdout and stderr of a run that is sent the signal once it is prepared for it."""
-        for delay in (0.3, 1, 3, 10, 60):
+        for delay in (0.1, 1, 10, 60):
             run = subprocess.Popen(
                 [BIN, *self.LONG_RUN, *args],
                 stdout=subprocess.PIPE,
@@ -562,8 +549,7 @@ class Verify(Case):
         self.assertEqual(again["features"], number["features"])
 
     def test_seconds_end_it(self):
-        self.run_json("--cases", "1", "--seed", "1")  # compiles
-        for seconds in (0.5, 5, 50):  # the machine may be busy
+        for seconds in (0.2, 2, 20, 100):  # the machine may be busy, and kernels not be compiled
             began = time.monotonic()
             result = self.run_json("--seconds", seconds, "--seed", "1", env={**os.environ, **COMPILES})
             self.assertLess(time.monotonic() - began, seconds + 60)
@@ -572,12 +558,10 @@ class Verify(Case):
         self.assertGreater(result["cases"], 0)
 
     def test_wrong_flags_are_status_2(self):
-        for flag, *values in (
-            *(("--cases", "0"), ("--cases", "x"), ("--seconds", "-1"), ("--seconds", "nan"), ("--seed", "-1")),
-            *(("--max-elements", "0"), ("--max-failures", "0")),
-            *(("--case", "1", "--cases", "2"), ("--case", "1", "--seconds", "2")),
-        ):
-            self.refuse("verify", flag, *values, status=2, mentions=[flag])
+        values = {"--cases": ["0", "x"], "--seconds": ["-1", "nan"], "--seed": ["-1"]}
+        self.refuse_values(["verify"], {**values, "--max-elements": ["0"], "--max-failures": ["0"]})
+        for more in ("--cases", "--seconds"):
+            self.refuse("verify", "--case", "1", more, "2", status=2, mentions=["--case"])
         for case, said in {"-1": "takes a number", "outputs=loss;classes=0": "classes is 0: takes 1 to"}.items():
             self.refuse("verify", "--case", case, status=2, mentions=["--case", said])  # test_verify.c has all texts
         case = "outputs=loss;batch=1000000;seq=1000;classes=1000000000"
@@ -650,11 +634,9 @@ class Bench(PlotCase):
     @unittest.skipIf(SMALL, "an interpreter takes a minute for six times 2^16 logits")
     def test_shapes(self):
         for args, shape in (
-            ((), (64, 1024)),
             (("--classes", 100), (655, 100)),
             (("--classes", 100000), (1, 100000)),
             (("--rows", 3), (3, 21845)),
-            (("--rows", 64), (64, 1024)),
             (("--rows", 5, "--classes", 7), (5, 7)),
         ):
             got = self.succeed_json("bench", *self.SIZE, *args)
@@ -685,9 +667,6 @@ class Bench(PlotCase):
         self.assertRegex(text, r"(?m)^2 rows of 4 classes, enqueue +\d+\.\d\d  \d+\.\d\d - \d+\.\d\d +us ")
         self.assertRegex(text, r"(?m)^\d met, \d missed, \d unsure, 0 not measured$")
         self.assertEqual(len(text.splitlines()), 7)
-        (row,) = self.suite("--case", "small, 32 x 10")
-        self.check_row(row)
-        self.assertRegex(row["note"], r"\A[1-9] launches\Z")
         row, time = self.suite("--case", "2 rows")
         self.assertEqual(row["figure"], int(row["figure"]))
         self.assertTrue(1 <= row["figure"] <= 9, row)
@@ -696,17 +675,16 @@ class Bench(PlotCase):
 
     @unittest.skipIf(SMALL, "hand-written code is not for an interpreter")
     def test_suite_beside_hand_written_code(self):
-        x86 = platform.machine() == "x86_64"
-        for part, sets in (("hand, ", ["auto"]), ("hand, in place, 50", ["avx2", "avx512"])) if FULL else (
-            *((part, ["auto"]) for part in ("hand, f16, 50", "hand, plain C, 3 ", "hand, loss, 1,0")),
-            *((part, ["avx2"]) for part in ("hand, 10", "hand, bf16, 50", "hand, in place, 50")),
-        ):
-            for name in sets:
-                for row in self.suite("--case", part, "--hand", name, "--pairs", 1, "--most-pairs", 1):
-                    self.check_row(row)  # fails where the gradients differ
-                    self.assertTrue(row["note"], row)
-                    if x86 and name == "avx2" and row["verdict"] != "not measured":
-                        self.assertIn("AVX2", row["note"])
+        cases = [("hand, ", "auto"), ("hand, in place, 50", "avx2"), ("hand, in place, 50", "avx512")]
+        if not FULL:
+            cases = [("hand, f16, 50", "auto"), ("hand, plain C, 3 ", "auto"), ("hand, loss, 1,0", "auto")]
+            cases += [(part, "avx2") for part in ("hand, 10", "hand, bf16, 50", "hand, in place, 50")]
+        for part, name in cases:
+            for row in self.suite("--case", part, "--hand", name, "--pairs", 1, "--most-pairs", 1):
+                self.check_row(row)  # fails where the gradients differ
+                self.assertTrue(row["note"], row)
+                if platform.machine() == "x86_64" and name == "avx2" and row["verdict"] != "not measured":
+                    self.assertIn("AVX2", row["note"])
         (row,) = self.suite("--case", "hand, loss, 1,024", "--hand", "none")
         self.check_row(row)
         self.assertEqual((row["verdict"], row["note"]), ("not measured", "--hand none"))
@@ -720,6 +698,7 @@ class Bench(PlotCase):
             (row,) = self.suite("--case", "small, 32 x 10", *args)
             self.check_row(row)
             self.assertIn(row["pairs"], pairs, row)
+            self.assertRegex(row["note"], r"\A[1-9] launches\Z")
             self.assertEqual(row["low"] is None, row["pairs"] < 6, row)
 
     @unittest.skipIf(SMALL, "an interpreter takes minutes for 2^20 logits")
@@ -740,8 +719,8 @@ class Bench(PlotCase):
         self.assertRegex(result.stderr, r"\Aclxent bench: [^\n]+none/clxent-cold\.[^\n]+TMPDIR[^\n]+\n\Z")
 
     def test_loop(self):
-        for turns in (0, 3):
-            lines = self.succeed("bench", "--loop", *self.FEW, input="\n" * turns).splitlines()
+        for args, turns in ((("bench", *self.FEW), 3), ((*self.LINEAR, "--backward"), 2))[: 1 if SMALL else 2]:
+            lines = self.succeed(*args, "--loop", input="\n" * turns).splitlines()
             self.assertEqual(len(lines), 1 + turns)
             self.assertRegex(lines[0], r"\Aclxent \d+\.\d+\.\d+ on .")
             for line in lines[1:]:
@@ -805,43 +784,42 @@ class Bench(PlotCase):
         libraries = {"none/libopenblas.so.0": "none/libopenblas"}
         if ctypes.util.find_library("m"):
             libraries[ctypes.util.find_library("m")] = " has no cblas_sgemm"
+        few = ("--ignored", 0.5, "--workspace-mib", 1)
         for library, fault in libraries.items():
-            got = self.succeed_json(*self.LINEAR, "--blas", library)
-            self.assertEqual([got[key] for key in self.LINEAR_KEYS[-5:]], [None] * 5)
-            self.assertGreater(got["median_s"], 0)
-            text = self.succeed(*self.LINEAR, "--blas", library, "--ignored", 0.5, "--workspace-mib", 1)
+            text = self.succeed(*self.LINEAR, "--blas", library, *few)
             self.assertRegex(text, r"(?m)^/ OpenBLAS  none: .*%s" % re.escape(fault))
             self.assertNotRegex(text, r"(?m)^OpenBLAS")
-        self.assertRegex(text, r"(?m)^ignored +12 rows$")
-        self.assertRegex(text, r"(?m)^hidden +24 x 40 f32$")
-        self.assertRegex(text, r"(?m)^weight +100 x 40$")
-        self.assertRegex(text, r"(?m)^workspace +0\.\d+ MiB of at most 1 MiB$")
-        self.assertRegex(text, r"(?m)^time +[\d.e-]+ ms, the best of 3 [\d.e-]+ ms$")
-        rows = self.suite("--case", "linear, loss", "--blas", "none/libopenblas.so.0")
-        self.assertEqual([row["case"] for row in rows], ["linear, loss", "linear, loss + gradients"])
-        for row in rows:
-            self.assertEqual(row["verdict"], "not measured")
-            self.check_row(row)
+        got = self.succeed_json(*self.LINEAR, "--blas", library)
+        self.assertEqual([got[key] for key in self.LINEAR_KEYS[-5:]], [None] * 5)
+        self.assertGreater(got["median_s"], 0)
+        for line in (
+            r"ignored +12 rows",
+            r"hidden +24 x 40 f32",
+            r"weight +100 x 40",
+            r"workspace +0\.\d+ MiB of at most 1 MiB",
+            r"time +[\d.e-]+ ms, the best of 3 [\d.e-]+ ms",
+        ):
+            self.assertRegex(text, "(?m)^%s$" % line)
         text = self.succeed("bench", "--suite", *self.SIZE, "--case", "linear, loss", "--blas", "none/libopenblas.so.0")
-        self.assertRegex(text, r"(?m)^linear, loss  +x sgemm +1\.05  not measured .*none/libopenblas")
+        for case in (r"linear, loss  +x sgemm +1\.05", r"linear, loss \+ gradients  +x three sgemms +1\.10"):
+            self.assertRegex(text, r"(?m)^%s  not measured .*none/libopenblas" % case)
         self.assertRegex(text, r"(?m)^0 met, 0 missed, 0 unsure, 2 not measured$")
 
     @unittest.skipIf(SMALL, "test_linear runs the kernels, in less time")
     def test_linear_text_with_openblas(self):
-        if self.succeed_json(*self.LINEAR)["blas_core"] is None:
-            self.skipTest("no OpenBLAS")
         text = self.succeed(*self.LINEAR, "--backward")
+        if re.search(r"(?m)^/ OpenBLAS  none", text):
+            self.skipTest("no OpenBLAS")
         self.assertRegex(text, r"(?m)^/ OpenBLAS  \d+\.\d\d \(.*three sgemm of all rows ")
         self.assertRegex(text, r"(?m)^OpenBLAS +OpenBLAS .*, threads \d+, core \w+")
-        got = self.succeed_json(*self.LINEAR, env={**os.environ, "OPENBLAS_CORETYPE": "Nehalem"})
-        if platform.machine() == "x86_64" and "DYNAMIC_ARCH" in got["blas_config"]:
-            self.assertEqual(got["blas_core"], "Nehalem")
         text = self.succeed(*self.LINEAR, env={**os.environ, "OPENBLAS_CORETYPE": "Nehalem"})
+        if platform.machine() == "x86_64" and "DYNAMIC_ARCH" in text:
+            self.assertRegex(text, r"(?m)^OpenBLAS .*, core Nehalem$")
         self.assertNotIn("set by clxent", text)
 
     @unittest.skipIf(SMALL, "test_linear runs the kernels, in less time")
     def test_linear_ignored_rows_are_no_work(self):
-        for ignored, counted in ((0.5, 12), (0.1, 22), (0.99, 1)):
+        for ignored, counted in ((0.1, 22), (0.99, 1)):
             got = self.succeed_json(*self.LINEAR, "--ignored", ignored)
             self.assertEqual(got["ignored"], ignored)
             work = 2 * counted * 40 * 100
@@ -868,13 +846,6 @@ class Bench(PlotCase):
         self.refuse(*shape, "--workspace-mib", 1, mentions=["workspace_limit is 1048576: takes at least "])
 
     @unittest.skipIf(SMALL, "test_linear runs the kernels, in less time")
-    def test_linear_loop(self):
-        lines = self.succeed(*self.LINEAR, "--backward", "--loop", input="\n\n").splitlines()
-        self.assertEqual(len(lines), 3)
-        self.assertRegex(lines[0], r"\Aclxent \d")
-        self.assertTrue(0 < float(lines[1]) < 60)
-
-    @unittest.skipIf(SMALL, "test_linear runs the kernels, in less time")
     def test_linear_suite(self):
         if not FULL:
             (row,) = self.suite("--case", "linear, half")
@@ -893,7 +864,7 @@ class Bench(PlotCase):
         self.refuse("bench", *self.SIZE, "--device", "99", mentions=["--device 99"])
 
     def test_wrong_usage_is_status_2(self):
-        for flag, values in {
+        values = {
             "--op": ["", "gradient", "Loss"],
             "--dtype": ["f8", "float", ""],
             "--rows": ["0", "-1", "x", "1.5"],
@@ -903,37 +874,35 @@ class Bench(PlotCase):
             "--log2-logits": ["15", "37", "x"],
             "--blas": ["", "-"],
             "--hand": ["", "sse"],
-        }.items():
-            for value in values:
-                self.refuse("bench", flag, value, status=2, mentions=[flag])
-        self.refuse("bench", "extra", status=2)
-        self.refuse("bench", "--case", "loss", status=2, mentions=["--suite"])
-        for args in (["--most-pairs", 20], ["--hand", "none"]):
-            self.refuse("bench", *args, status=2, mentions=[args[0] + " is for --suite"])
-        self.refuse("bench", "--suite", "--case", "nonsense", status=2, mentions=["nonsense"])
-        self.refuse("bench", "--rows", 2**40, "--classes", 2**40, status=2, mentions=["--rows"])
-        for args in (["--op", "loss"], ["--rows", "3"], ["--plot", self.path("x.png")], ["--loop"]):
-            self.refuse("bench", "--suite", *args, status=2, mentions=[args[0]])
-        self.refuse("bench", "--loop", "--json", status=2, mentions=["--loop"])
-        for flag, values in {
+        }
+        self.refuse_values(["bench"], values)
+        linear = ["--op", "linear"]
+        values = {
             "--features": ["0", "x", "2147483648"],
             "--rows": ["2147483648"],
             "--classes": ["2147483648"],
             "--workspace-mib": ["0", "1.5", 2**44],
             "--ignored": ["-0.1", "1", "nan", "x"],
-        }.items():
-            for value in values:
-                self.refuse("bench", "--op", "linear", flag, value, status=2, mentions=[flag])
-        for args in (["--features", 3], ["--backward"], ["--workspace-mib", 3], ["--ignored", 0.5], ["--sweep"]):
-            self.refuse("bench", *args, status=2, mentions=[args[0] + " is for --op linear"])
-            self.refuse("bench", "--suite", *args, status=2, mentions=[args[0]])
-        self.refuse("bench", "--blas", "x", status=2, mentions=["--blas is for --op linear and --suite"])
-        for args in (["--loop"], ["--sweep"], ["--plot", self.path("x.png")]):
-            self.refuse("bench", "--op", "linear", "--blas", "x", *args, status=2, mentions=["--blas is not for"])
-        for args in (["--sweep"], ["--plot", self.path("x.png")]):
-            self.refuse("bench", "--op", "linear", "--workspace-mib", 3, *args, status=2, mentions=["--sweep"])
-            self.refuse("bench", "--op", "linear", "--loop", *args, status=2, mentions=["--loop"])
-        self.refuse("bench", "--op", "linear", "--log2-logits", 20, status=2, mentions=["--log2-logits is not for"])
+        }
+        self.refuse_values(["bench", *linear], values)
+        plot = ["--plot", self.path("x.png")]
+        for_linear = (["--features", 3], ["--backward"], ["--workspace-mib", 3], ["--ignored", 0.5], ["--sweep"])
+        for args, said in (
+            (["extra"], ""),
+            (["--case", "loss"], "--suite"),
+            (["--suite", "--case", "nonsense"], "nonsense"),
+            (["--rows", 2**40, "--classes", 2**40], "--rows"),
+            (["--loop", "--json"], "--loop"),
+            *((args, args[0] + " is for --suite") for args in (["--most-pairs", 20], ["--hand", "none"])),
+            *((["--suite", *args], args[0]) for args in (["--op", "loss"], ["--rows", "3"], plot, ["--loop"], *for_linear)),
+            *((args, args[0] + " is for --op linear") for args in for_linear),
+            (["--blas", "x"], "--blas is for --op linear and --suite"),
+            *(([*linear, "--blas", "x", *args], "--blas is not for") for args in (["--loop"], ["--sweep"], plot)),
+            *(([*linear, "--workspace-mib", 3, *args], "--sweep") for args in (["--sweep"], plot)),
+            *(([*linear, "--loop", *args], "--loop") for args in (["--sweep"], plot)),
+            ([*linear, "--log2-logits", 20], "--log2-logits is not for"),
+        ):
+            self.refuse("bench", *args, status=2, mentions=[said])
 
 
 class Peers(Case):
@@ -1035,7 +1004,7 @@ class Tune(Case):
         before = self.info()
         self.assertIsNone(before["tuning"])
         self.assertFalse(os.path.exists(self.path("cache")), "looking for parameters made a folder")
-        result = self.tune_json("--seconds", 3)
+        result = self.tune_json("--seconds", 1)
         self.assertEqual(list(result), ["device", "driver", "path", "complete", "shapes", "rows"])
         self.assertEqual((result["device"], result["path"]), (before["name"], self.stored()))
         text = self.read(self.stored()).decode()
@@ -1114,7 +1083,7 @@ class Tune(Case):
             self.assertEqual(result.stderr.count("\n"), 1, result.stderr)
             for part in ["clxent info: ", self.stored(), "the built-in parameters are used", *mentions]:
                 self.assertIn(part, result.stderr)
-            self.succeed("info", "--no-tuning", env=self.env)
+        self.succeed("info", "--no-tuning", env=self.env)
         os.remove(self.stored())
         self.assertIsNone(self.info()["tuning"])
 
@@ -1156,6 +1125,7 @@ class Store(Case):
         super().setUp()
         self.env = {**os.environ, **COMPILES, "XDG_CACHE_HOME": self.path("cache"), "POCL_KERNEL_CACHE": "0"}
         self.env["POCL_WORK_GROUP_SPECIALIZATION"] = "0"  # else it compiles again what the binary has, for each size
+        self.env["POCL_EXTRA_BUILD_FLAGS"] = "-cl-opt-disable"  # a quarter of the time
         self.folder = self.path("cache/clxent/programs")
         # The smallest program that eval compiles: row losses of probabilities alone.
         random = np.random.RandomState(3)
@@ -1244,7 +1214,7 @@ class Store(Case):
     @unittest.skipUnless(POCL or SMALL, "not known whether the driver keeps programs")
     def test_nothing_is_stored_where_nothing_is_gained(self):
         if POCL:
-            del self.env["POCL_KERNEL_CACHE"]
+            del self.env["POCL_KERNEL_CACHE"], self.env["POCL_EXTRA_BUILD_FLAGS"]
             self.eval()
         else:
             self.succeed("info", env=self.env)
