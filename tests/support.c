@@ -452,10 +452,8 @@ void run_case(const char *name, const problem *p, uint32_t flags)
 
 void run_filled_case(const char *name, const clxent_desc *desc, uint32_t fill, uint64_t seed, uint32_t flags)
 {
-    problem p;
-    make_problem(&p, desc, fill, seed);
-    run_case(name, &p, flags);
-    free_problem(&p);
+    const verify_case c = { *desc, fill, flags, 0, seed };
+    run_verify_case(name, &c);
 }
 
 /* ---- Lines of cases ------------------------------------------------------------------------- */
@@ -566,12 +564,16 @@ void each_case(const case_line *lines, size_t count, void (*check)(const char *n
     }
 }
 
-static void run_one(const char *name, const verify_case *c)
+void run_verify_case(const char *name, const verify_case *c)
 {
-    run_filled_case(name, &c->desc, c->fill, c->seed, c->checks);
+    problem p;
+    make_problem(&p, &c->desc, c->fill, c->seed);
+    p.args.max_chunk_bytes = c->chunk_bytes;
+    run_case(name, &p, c->checks);
+    free_problem(&p);
 }
 
-void run_lines(const case_line *lines, size_t count) { each_case(lines, count, run_one); }
+void run_lines(const case_line *lines, size_t count) { each_case(lines, count, run_verify_case); }
 
 static clxent_desc latest_desc;
 

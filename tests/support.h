@@ -110,6 +110,8 @@ void run_case(const char *name, const problem *p, uint32_t flags);
 const char *repeat_text(const problem *p, uint32_t flags);
 
 /* make_problem(), run_case(), free_problem(). */
+struct verify_case;
+void run_verify_case(const char *name, const struct verify_case *c);
 void run_filled_case(const char *name, const clxent_desc *desc, uint32_t fill, uint64_t seed, uint32_t flags);
 
 /* Cases of one name, as `clxent verify --case` reads them. Besides:
@@ -124,7 +126,6 @@ typedef struct case_line {
     const char *name, *fields;
 } case_line;
 void run_lines(const case_line *lines, size_t count);
-struct verify_case;
 void each_case(const case_line *lines, size_t count,
                void (*check)(const char *name, const struct verify_case *c));
 clxent_desc desc_of(const char *fields); /* of a line of one case */
