@@ -6,6 +6,7 @@
  */
 #include "internal.h"
 #include "support.h"
+#include "verify_case.h"
 
 #include <criterion/criterion.h>
 
@@ -709,216 +710,148 @@ Test(context, threads_share_programs)
     }
 }
 
+/* ---- Programs of GPUs ------------------------------------------------------------------------- */
+
+#define AMD "Advanced Micro Devices, Inc."
+#define INTEL "Intel(R) Corporation"
+#define NVIDIA "NVIDIA Corporation" /* of compute capability 8.0 */
+
+/* What the plan of a GPU is compiled with, of 100 rows, losses and gradient unless fields say otherwise. */
+typedef struct gpu_case {
+    const char *vendor, *fields; /* as `clxent verify --case` reads them */
+    uint32_t group;              /* 0: any */
+    const char *has, *lacks;     /* options; NULL: any */
+    size_t most;                 /* the device's largest group; 0: 1024 */
+    const char *product;         /* of linear cross-entropy */
+} gpu_case;
+
+static void check_gpu_case(const clxent_tuning_rows *rows, const gpu_case *c)
+{
+    clxent_device facts = { .type = CL_DEVICE_TYPE_GPU,
+                            .max_work_group = c->most != 0 ? c->most : 1024,
+                            .local_memory = 48 << 10,
+                            .compute_units = 8,
+                            .has_f64 = true };
+    char fields[CASE_TEXT_SIZE];
+    clxent_plan_build build;
+    verify_case v;
+    problem_fault f;
+
+    snprintf(facts.vendor, sizeof facts.vendor, "%s", c->vendor);
+    facts.sm_80 = strcmp(c->vendor, NVIDIA) == 0;
+    snprintf(fields, sizeof fields, "outputs=losses+gradient;batch=100;%s", c->fields);
+    cr_assert(case_read(&v, fields, &f), "%s: %s", fields, f.text);
+    cr_assert((c->product == NULL
+                   ? clxent_plan_program(rows, &facts, &v.desc, &build)
+                   : clxent_linear_program(rows, &facts, &v.desc, c->product, &build)) == CLXENT_OK,
+              "%s", fields);
+    cr_assert(c->group == 0 || build.group == c->group, "%s: groups of %u", fields, (unsigned)build.group);
+    cr_assert(c->has == NULL || strstr(build.options, c->has) != NULL, "%s: %s", fields, build.options);
+    cr_assert(c->lacks == NULL || strstr(build.options, c->lacks) == NULL, "%s: %s", fields, build.options);
+    if (c->product != NULL) cr_assert_str_eq(build.file, "product.cl");
+}
+
+static void check_gpu_cases(const clxent_tuning_rows *rows, const gpu_case *cases, size_t count)
+{
+    for (size_t i = 0; i < count; i++) check_gpu_case(rows, &cases[i]);
+}
+#define CHECK_GPU(rows, ...) \
+    check_gpu_cases(rows, (const gpu_case[]){ __VA_ARGS__ }, COUNT(((const gpu_case[]){ __VA_ARGS__ })))
+
 /* The smallest group that has a row in one block, on both sides of each boundary; outputs do not change it. NVIDIA's may be one
  * warp, with longer blocks of f32. */
 Test(tuning, groups_follow_from_the_class_count)
 {
-    enum { ANYONE, NVIDIA };
-    static const struct {
-        int vendor;
-        uint32_t dtype;
-        size_t classes;
-        uint32_t group, block;
-        bool one_block;
-    } cases[] = {
-        { ANYONE, CLXENT_F32, 40, 64, 4, true },       { ANYONE, CLXENT_F32, 1024, 64, 4, true },
-        { ANYONE, CLXENT_F32, 1028, 128, 4, true },    { ANYONE, CLXENT_F32, 4096, 256, 4, true },
-        { ANYONE, CLXENT_F32, 4100, 512, 4, true },    { ANYONE, CLXENT_F32, 16384, 1024, 4, true },
-        { ANYONE, CLXENT_F32, 16388, 1024, 4, false }, { ANYONE, CLXENT_F32, 511, 64, 4, true },
-        { ANYONE, CLXENT_F32, 513, 64, 4, true },      { ANYONE, CLXENT_F32, 1025, 128, 4, true },
-        { ANYONE, CLXENT_F32, 50257, 1024, 4, false }, { NVIDIA, CLXENT_F32, 40, 32, 4, true },
-        { NVIDIA, CLXENT_F32, 512, 32, 4, true },      { NVIDIA, CLXENT_F32, 513, 32, 8, true },
-        { NVIDIA, CLXENT_F32, 1024, 32, 8, true },     { NVIDIA, CLXENT_F32, 1025, 128, 4, true },
-        { NVIDIA, CLXENT_F32, 16384, 1024, 4, true },  { NVIDIA, CLXENT_F32, 16385, 512, 4, false },
-        { NVIDIA, CLXENT_F32, 32768, 512, 4, false },  { NVIDIA, CLXENT_F32, 32769, 1024, 4, false },
-        { NVIDIA, CLXENT_BF16, 512, 32, 2, true },     { NVIDIA, CLXENT_BF16, 513, 64, 2, true }
-    };
-
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        clxent_device facts = {
-            .type = CL_DEVICE_TYPE_GPU, .max_work_group = 1024, .local_memory = 48 << 10, .compute_units = 8
-        };
-        if (cases[i].vendor == NVIDIA) strcpy(facts.vendor, "NVIDIA Corporation");
-        for (int entropy = 0; entropy < 2; entropy++) {
-            char block[32];
-            clxent_desc desc = CLXENT_DESC_INIT;
-            clxent_plan_build build;
-            desc.dtype = cases[i].dtype;
-            desc.batch = 100;
-            desc.seq = 1;
-            desc.classes = cases[i].classes;
-            desc.outputs = CLXENT_OUTPUT_LOSSES | (entropy ? CLXENT_OUTPUT_ENTROPY : 0u);
-            cr_assert(clxent_plan_program(NULL, &facts, &desc, &build) == CLXENT_OK);
-            cr_assert(build.group == cases[i].group, "%zu classes: groups of %u", desc.classes,
-                      (unsigned)build.group);
-            cr_assert((strstr(build.options, "-DONE_BLOCK=1") != NULL) == cases[i].one_block, "%s",
-                      build.options);
-            snprintf(block, sizeof block, "-DBLOCK=%u ", (unsigned)cases[i].block);
-            cr_assert(strstr(build.options, block) != NULL, "%zu classes: %s", desc.classes, build.options);
-        }
-    }
+#define GROUP(vendor, fields, group, ...)                             \
+    { vendor, "outputs=losses;classes=" fields, group, __VA_ARGS__ }, \
+        { vendor, "outputs=losses+entropy;classes=" fields, group, __VA_ARGS__ }
+#define IN_ONE(block) .has = "-DBLOCK=" #block " -DKERNELS=1 -DONE_BLOCK=1 "
+#define IN_SEVERAL(block) .has = "-DBLOCK=" #block " ", .lacks = "-DONE_BLOCK=1"
+    CHECK_GPU(NULL, GROUP("", "40", 64, IN_ONE(4)), GROUP("", "1024", 64, IN_ONE(4)),
+              GROUP("", "1028", 128, IN_ONE(4)), GROUP("", "4096", 256, IN_ONE(4)),
+              GROUP("", "4100", 512, IN_ONE(4)), GROUP("", "16384", 1024, IN_ONE(4)),
+              GROUP("", "16388", 1024, IN_SEVERAL(4)), GROUP("", "511", 64, IN_ONE(4)),
+              GROUP("", "513", 64, IN_ONE(4)), GROUP("", "1025", 128, IN_ONE(4)),
+              GROUP("", "50257", 1024, IN_SEVERAL(4)), GROUP(NVIDIA, "40", 32, IN_ONE(4)),
+              GROUP(NVIDIA, "512", 32, IN_ONE(4)), GROUP(NVIDIA, "513", 32, IN_ONE(8)),
+              GROUP(NVIDIA, "1024", 32, IN_ONE(8)), GROUP(NVIDIA, "1025", 128, IN_ONE(4)),
+              GROUP(NVIDIA, "16384", 1024, IN_ONE(4)), GROUP(NVIDIA, "16385", 512, IN_SEVERAL(4)),
+              GROUP(NVIDIA, "32768", 512, IN_SEVERAL(4)), GROUP(NVIDIA, "32769", 1024, IN_SEVERAL(4)),
+              GROUP(NVIDIA, "512;dtype=bf16", 32, IN_ONE(2)), GROUP(NVIDIA, "513;dtype=bf16", 64, IN_ONE(2)));
 }
-
-/* What the host knows of a GPU of compute capability 8.0. */
-static const clxent_device nvidia = { .vendor = "NVIDIA Corporation",
-                                      .type = CL_DEVICE_TYPE_GPU,
-                                      .max_work_group = 1024,
-                                      .local_memory = 48 << 10,
-                                      .compute_units = 8,
-                                      .has_f64 = true,
-                                      .sm_80 = true };
 
 /* Of vectors of one a block is as many logits as of longer ones, and the PTX for vectors is not there. */
 Test(tuning, nvidias_rows_may_have_vectors_of_one)
 {
-    static const struct {
-        uint32_t dtype;
-        size_t classes;
-        double smoothing;
-        const char *shape;
-    } cases[] = {
-        { CLXENT_F32, 512, 0, "-DVEC=1 -DBLOCK=16 -DKERNELS=1 -DONE_BLOCK=1 -DDIVIDES=1 -DSM_80=1 " },
-        { CLXENT_F32, 1023, 0, "-DVEC=1 -DBLOCK=32 -DKERNELS=1 -DONE_BLOCK=1 -DDIVIDES=1 -DSM_80=1 " },
-        { CLXENT_F32, 1024, 0.1, "-DVEC=1 -DBLOCK=8 -DKERNELS=1 -DONE_BLOCK=1 -DDIVIDES=1 -DSM_80=1 " },
-        { CLXENT_BF16, 1024, 0, "-DVEC=1 -DBLOCK=16 -DKERNELS=1 -DONE_BLOCK=1 -DDIVIDES=1 -DSM_80=1 " },
-        { CLXENT_F64, 1024, 0, "-DVEC=1 -DBLOCK=16 -DKERNELS=1 -DONE_BLOCK=1 -DDIVIDES=1" },
-    };
+    static const char row[] =
+        "TUNE(GPU, \"NVIDIA\", ANY_DTYPE, 1024, 1, 16, 0, 1024, 0, 32768, 2, 32, 64, 1, 16384, 0)";
     clxent_tuning_rows *own;
     char fault[256];
 
-    cr_assert(clxent_tuning_parse(&own,
-                                  "TUNE(GPU, \"NVIDIA\", ANY_DTYPE, 1024, 1, 16, 0, 1024, 0, 32768, 2, 32, "
-                                  "64, 1, 16384, 0)",
-                                  fault, sizeof fault) == CLXENT_OK,
-              "%s", fault);
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        clxent_desc desc = CLXENT_DESC_INIT;
-        clxent_plan_build build;
-        desc.dtype = cases[i].dtype;
-        desc.batch = 100;
-        desc.seq = 1;
-        desc.classes = cases[i].classes;
-        desc.label_smoothing = cases[i].smoothing;
-        desc.outputs = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_GRADIENT;
-        cr_assert(clxent_plan_program(own, &nvidia, &desc, &build) == CLXENT_OK);
-        cr_assert_not_null(strstr(build.options, cases[i].shape), "%zu: %s", i, build.options);
-    }
+    cr_assert(clxent_tuning_parse(&own, row, fault, sizeof fault) == CLXENT_OK, "%s", fault);
+#define OF_ONE(block) "-DVEC=1 -DBLOCK=" #block " -DKERNELS=1 -DONE_BLOCK=1 -DDIVIDES=1"
+    CHECK_GPU(own, { NVIDIA, "classes=512", .has = OF_ONE(16) " -DSM_80=1 " },
+              { NVIDIA, "classes=1023", .has = OF_ONE(32) " -DSM_80=1 " },
+              { NVIDIA, "classes=1024;label_smoothing=0.1", .has = OF_ONE(8) " -DSM_80=1 " },
+              { NVIDIA, "classes=1024;dtype=bf16", .has = OF_ONE(16) " -DSM_80=1 " },
+              { NVIDIA, "classes=1024;dtype=f64", .has = OF_ONE(16) });
     free(own);
 }
 
-/* The cap on registers that NVIDIA's compiler is told, of lanes of a strided class axis; 0: none. */
-static int registers_of_strided(uint32_t dtype, size_t classes, double smoothing, double softcap)
-{
-    static const char cap[] = "-cl-nv-maxrregcount=";
-    clxent_desc desc = CLXENT_DESC_INIT;
-    clxent_plan_build build;
-
-    desc.dtype = dtype;
-    desc.batch = desc.inner = 4096;
-    desc.seq = 1;
-    desc.classes = classes;
-    desc.label_smoothing = smoothing;
-    desc.softcap = softcap;
-    desc.outputs = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_GRADIENT;
-    cr_assert(clxent_plan_program(NULL, &nvidia, &desc, &build) == CLXENT_OK);
-    const char *at = strstr(build.options, cap);
-    return at == NULL ? 0 : atoi(at + sizeof cap - 1);
-}
-
+/* NVIDIA's compiler is told a cap, of lanes of a strided class axis. */
 Test(tuning, registers_of_a_strided_class_axis_are_capped_where_that_spills_nothing)
 {
-    cr_assert_eq(registers_of_strided(CLXENT_F32, 1000, 0.1, 30), 72);
-    cr_assert_eq(registers_of_strided(CLXENT_BF16, 1000, 0.1, 30), 72);
-    cr_assert_eq(registers_of_strided(CLXENT_F16, 1000, 0.1, 30), 72);
-    cr_assert_eq(registers_of_strided(CLXENT_F32, 21, 0.1, 30), 0); /* on chip */
-    cr_assert_eq(registers_of_strided(CLXENT_F64, 1000, 0.1, 30), 0);
-    cr_assert_eq(registers_of_strided(CLXENT_F32, 1000, 0.1, 0), 0);
-    cr_assert_eq(registers_of_strided(CLXENT_F32, 1000, 0, 30), 0);
-}
-
-/* Options of the program that a GPU of that maker gets, of 50,256 classes. */
-static const char *options_of(const char *vendor, uint32_t dtype, double smoothing)
-{
-    static clxent_plan_build build;
-    clxent_device facts = { .type = CL_DEVICE_TYPE_GPU,
-                            .max_work_group = 1024,
-                            .local_memory = 48 << 10,
-                            .compute_units = 8,
-                            .has_f64 = true };
-    clxent_desc desc = CLXENT_DESC_INIT;
-
-    snprintf(facts.vendor, sizeof facts.vendor, "%s", vendor);
-    facts.sm_80 = strstr(vendor, "NVIDIA") != NULL;
-    desc.batch = 100;
-    desc.seq = 1;
-    desc.classes = 50256;
-    desc.dtype = dtype;
-    desc.label_smoothing = smoothing;
-    desc.outputs = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_GRADIENT;
-    cr_assert(clxent_plan_program(NULL, &facts, &desc, &build) == CLXENT_OK);
-    return build.options;
+#define STRIDED "batch=4096;inner=4096;"
+#define CAP "-cl-nv-maxrregcount="
+    CHECK_GPU(NULL, { NVIDIA, STRIDED "classes=1000;label_smoothing=0.1;softcap=30", .has = CAP "72" },
+              { NVIDIA, STRIDED "classes=1000;label_smoothing=0.1;softcap=30;dtype=bf16", .has = CAP "72" },
+              { NVIDIA, STRIDED "classes=1000;label_smoothing=0.1;softcap=30;dtype=f16", .has = CAP "72" },
+              /* on chip */
+              { NVIDIA, STRIDED "classes=21;label_smoothing=0.1;softcap=30", .lacks = CAP },
+              { NVIDIA, STRIDED "classes=1000;label_smoothing=0.1;softcap=30;dtype=f64", .lacks = CAP },
+              { NVIDIA, STRIDED "classes=1000;label_smoothing=0.1", .lacks = CAP },
+              { NVIDIA, STRIDED "classes=1000", .lacks = CAP });
 }
 
 /* exp2 of the device only where its maker or the compiler's documents its error. */
 Test(tuning, makers_of_gpus_have_rows_of_their_own)
 {
-    const char *const amd = "Advanced Micro Devices, Inc.", *const intel = "Intel(R) Corporation";
-
-    cr_assert(strstr(options_of(amd, CLXENT_F32, 0), "-DWG_SIZE=256 ") != NULL);
-    cr_assert(strstr(options_of(intel, CLXENT_F32, 0), "-DWG_SIZE=256 ") != NULL);
-    cr_assert(strstr(options_of("NVIDIA Corporation", CLXENT_F32, 0), "-DWG_SIZE=1024 ") != NULL);
-    cr_assert(strstr(options_of(amd, CLXENT_BF16, 0), "-DNATIVE_EXP=1") != NULL);
-    cr_assert(strstr(options_of(amd, CLXENT_F64, 0), "-DNATIVE_EXP") == NULL);
-    cr_assert(strstr(options_of(intel, CLXENT_F32, 0), "-DNATIVE_EXP") == NULL);
-    cr_assert(strstr(options_of("NVIDIA Corporation", CLXENT_F32, 0), "-DNATIVE_EXP") == NULL);
-    cr_assert(strstr(options_of("NVIDIA Corporation", CLXENT_BF16, 0), "-DSM_80=1") != NULL);
-    cr_assert(strstr(options_of("NVIDIA Corporation", CLXENT_F64, 0), "-DSM_80") == NULL);
-    cr_assert(strstr(options_of(amd, CLXENT_BF16, 0), "-DSM_80") == NULL);
-    /* vectors of a block: half with options that take a register for each logit */
-    cr_assert(strstr(options_of(amd, CLXENT_BF16, 0), "-DVEC=8 -DBLOCK=2 ") != NULL);
-    cr_assert(strstr(options_of(amd, CLXENT_BF16, 0.1), "-DVEC=8 -DBLOCK=1 ") != NULL);
-    cr_assert(strstr(options_of(intel, CLXENT_F32, 0.1), "-DVEC=4 -DBLOCK=2 ") != NULL);
+#define LONG "classes=50256;dtype="
+    CHECK_GPU(NULL, { AMD, LONG "f32", 256, .has = "-DWG_SIZE=256 " },
+              { INTEL, LONG "f32", 256, .has = "-DWG_SIZE=256 ", .lacks = "-DNATIVE_EXP" },
+              { NVIDIA, LONG "f32", 1024, .has = "-DWG_SIZE=1024 ", .lacks = "-DNATIVE_EXP" },
+              { AMD, LONG "bf16", .has = "-DNATIVE_EXP=1", .lacks = "-DSM_80" },
+              { AMD, LONG "f64", .lacks = "-DNATIVE_EXP" }, { NVIDIA, LONG "bf16", .has = "-DSM_80=1" },
+              { NVIDIA, LONG "f64", .lacks = "-DSM_80" },
+              /* vectors of a block: half with options that take a register for each logit */
+              { AMD, LONG "bf16", .has = "-DVEC=8 -DBLOCK=2 " },
+              { AMD, LONG "bf16;label_smoothing=0.1", .has = "-DVEC=8 -DBLOCK=1 " },
+              { INTEL, LONG "f32;label_smoothing=0.1", .has = "-DVEC=4 -DBLOCK=2 " });
 }
 
 /* Tiles of 8 x 8 numbers, 4 x 4 of f64, in groups of 256 work-items, and of 64 where the device takes fewer than 256. */
 Test(tuning, products_of_gpus_have_tiles_in_registers)
 {
-    static const struct {
-        size_t most;
-        uint32_t dtype, group;
-        const char *name, *options;
-    } cases[] = {
-        { 1024, CLXENT_F32, 256, "logits",
-          "-DPRODUCT=1 -DDTYPE=1 -DGRADIENT_DTYPE=1 -DVEC=4 -DWG_SIZE=256 " },
-        { 1024, CLXENT_BF16, 256, "hidden",
-          "-DPRODUCT=2 -DDTYPE=3 -DGRADIENT_DTYPE=2 -DVEC=4 -DWG_SIZE=256 " },
-        { 1024, CLXENT_BF16, 256, "weight", "-DTILE_ROWS=8 -DTILE_VECTORS=2 -DGROUP_COLUMNS=16 " },
-        { 1024, CLXENT_F64, 256, "weight", "-DTILE_ROWS=4 -DTILE_VECTORS=1 -DGROUP_COLUMNS=16 " },
-        { 128, CLXENT_F32, 64, "logits", "-DTILE_ROWS=8 -DTILE_VECTORS=2 -DGROUP_COLUMNS=8 " },
-    };
-
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        const clxent_device facts = { .type = CL_DEVICE_TYPE_GPU,
-                                      .max_work_group = cases[i].most,
-                                      .local_memory = 48 << 10,
-                                      .compute_units = 8,
-                                      .has_f64 = true };
-        clxent_desc desc = CLXENT_DESC_INIT;
-        clxent_plan_build build;
-
-        desc.op = CLXENT_OP_LINEAR_CROSS_ENTROPY;
-        desc.batch = 100;
-        desc.seq = 1;
-        desc.classes = 50257;
-        desc.features = 768;
-        desc.dtype = cases[i].dtype;
-        if (desc.dtype == CLXENT_BF16) desc.hidden_gradient_dtype = CLXENT_F16;
-        desc.outputs = CLXENT_OUTPUT_LOSSES | CLXENT_OUTPUT_HIDDEN_GRADIENT | CLXENT_OUTPUT_WEIGHT_GRADIENT;
-        cr_assert(clxent_linear_program(NULL, &facts, &desc, cases[i].name, &build) == CLXENT_OK, "%zu", i);
-        cr_assert(build.group == cases[i].group, "%zu: groups of %u", i, (unsigned)build.group);
-        cr_assert_not_null(strstr(build.options, cases[i].options), "%zu: %s", i, build.options);
-        cr_assert_str_eq(build.file, "product.cl");
-        cr_assert(clxent_linear_program(NULL, &facts, &desc, "bias", &build) ==
-                  CLXENT_ERROR_INVALID_ARGUMENT);
-    }
+#define PRODUCTS                                                                                         \
+    "op=linear-cross-entropy;outputs=losses+hidden_gradient+weight_gradient;classes=50257;features=768;" \
+    "dtype="
+#define BF16_TO_F16 PRODUCTS "bf16;hidden_gradient_dtype=f16"
+    CHECK_GPU(
+        NULL,
+        { "", PRODUCTS "f32", 256, .has = "-DPRODUCT=1 -DDTYPE=1 -DGRADIENT_DTYPE=1 -DVEC=4 -DWG_SIZE=256 ",
+          .product = "logits" },
+        { "", BF16_TO_F16, 256, .has = "-DPRODUCT=2 -DDTYPE=3 -DGRADIENT_DTYPE=2 -DVEC=4 -DWG_SIZE=256 ",
+          .product = "hidden" },
+        { "", BF16_TO_F16, 256, .has = "-DTILE_ROWS=8 -DTILE_VECTORS=2 -DGROUP_COLUMNS=16 ",
+          .product = "weight" },
+        { "", PRODUCTS "f64", 256, .has = "-DTILE_ROWS=4 -DTILE_VECTORS=1 -DGROUP_COLUMNS=16 ",
+          .product = "weight" },
+        { "", PRODUCTS "f32", 64, .has = "-DTILE_ROWS=8 -DTILE_VECTORS=2 -DGROUP_COLUMNS=8 ",
+          .product = "logits", .most = 128 });
+    clxent_device facts = { .type = CL_DEVICE_TYPE_GPU, .max_work_group = 1024 };
+    clxent_plan_build build;
+    verify_case v;
+    problem_fault f;
+    cr_assert(case_read(&v, BF16_TO_F16, &f), "%s", f.text);
+    cr_assert(clxent_linear_program(NULL, &facts, &v.desc, "bias", &build) == CLXENT_ERROR_INVALID_ARGUMENT);
 }
