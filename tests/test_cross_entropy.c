@@ -432,7 +432,7 @@ Test(cross_entropy, extreme_values_of_options_match_the_reference)
                 "logit_scale=1|0|0.001|30|-4|1|1|-2|1;softcap=0|0|0|0|0|0.01|1e6|5|0;cases=18" });
 }
 
-/* N,C,H,W with W = seq. Lanes of 4 and of 16: the first have few inner positions; bf16 of the truth table has those of 1. */
+/* N,C,H,W with W = seq. Lanes of 4 and of 16: the first have few inner positions; bf16 of test_variants.c has those of 1. */
 Test(cross_entropy, an_inner_class_axis_and_images_match_the_reference)
 {
     RUN_LINES({ "inner", EVERY ";batch=14;inner=7;classes=5;pad=odd;seed=41" HOSTILE },

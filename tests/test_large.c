@@ -35,7 +35,7 @@ static const shape shapes[] = {
 };
 enum { SHAPES = COUNT(shapes) };
 
-/* shapes[i] for that dtype. Where few programs are compiled, those of the truth table and test_cross_entropy.c, which have
+/* shapes[i] for that dtype. Where few programs are compiled, those of test_variants.c and test_cross_entropy.c, which have
  * other inner sizes. */
 static shape shape_for(size_t i, uint32_t dtype)
 {

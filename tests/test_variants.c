@@ -547,10 +547,125 @@ enum { EACH_INNER = EACH_STRATEGY, EACH_PLACE };
 /* The fewest pieces that are shared are three, of 1,024 each. */
 enum { SPLIT_CLASSES = 2100 };
 
-static clxent_tuning tuning_of(size_t place)
+static clxent_tuning tuning_at(size_t place, uint32_t dtype)
 {
-    return strategy_for(CLXENT_F32, place == EACH_INNER ? EACH_LANES : place);
+    return strategy_for(dtype, place == EACH_INNER ? EACH_LANES : place);
 }
+
+static clxent_tuning tuning_of(size_t place) { return tuning_at(place, CLXENT_F32); }
+
+/* ---- Rows that are not finite, and rows that do not count ------------------------------------ */
+
+/* As the reference has them, which test_reference.c holds against the table in clxent.h line by line. Every fifth row is ignored
+ * and every sixth has weight 0: 6 of each kind have each kind with either. The interpreter gets each kind once. All are
+ * whole slabs of 3 rows. */
+static void check_special_rows(const clxent_tuning *tuning, uint32_t outputs, uint32_t dtype, size_t classes,
+                               size_t inner, double smoothing)
+{
+    enum { KINDS = 19 };
+    clxent_desc desc = make_desc(outputs, dtype, small_run() ? KINDS + 2 : KINDS * 6, 1, classes);
+    problem p;
+
+    desc.inner = inner;
+    desc.reduction = CLXENT_REDUCTION_SUM;
+    desc.label_smoothing = smoothing;
+    desc.z_loss = 0.1;
+    desc.has_row_weights = 1;
+    force(tuning);
+    make_problem(&p, &desc, FILL_DESIGNED | FILL_STEADY | FILL_MASKED | FILL_SPECIAL | FILL_IGNORED, classes);
+    for (size_t k = 0; k < 2; k++) /* several +inf in a row of ordinary logits */
+        set_logit(&p, element_index(&desc, 0, KINDS, k * (classes - 1)), INFINITY);
+    run_case("special rows", &p, 0);
+    free_problem(&p);
+}
+
+/* Where few programs are compiled, those of f32 and bf16 that other tests have too: PoCL takes half a minute for groups. */
+static bool has_place(size_t place, uint32_t dtype)
+{
+    const clxent_tuning tuning = tuning_at(place, dtype);
+    return (runs_all() || dtype == CLXENT_F32 || (dtype == CLXENT_BF16 && place != EACH_GROUPS)) &&
+           (dtype != CLXENT_F64 || device.has_f64) && driver_takes(&tuning);
+}
+
+static uint32_t outputs_at(size_t place, uint32_t dtype)
+{
+    if (place == EACH_GROUPS && !runs_all()) return TRAINING_OUTPUTS | CLXENT_OUTPUT_LSE;
+    return dtype == CLXENT_F32 || place == EACH_GROUPS ? ONE_PASS_OUTPUTS : EVERY_OUTPUT;
+}
+
+static void check_special_rows_at(size_t place, uint32_t dtype)
+{
+    const size_t classes[] = { 4, 33, 1025, 3000 };
+    const clxent_tuning tuning = tuning_at(place, dtype);
+    const bool lanes = place == EACH_LANES || place == EACH_INNER,
+               rows_or_lanes = place == EACH_ROWS || lanes;
+
+    for (size_t i = 0; i < (small_run() ? 2 : COUNT(classes)); i++) {
+        if (lanes && classes[i] > 1025) continue; /* too many for a tile */
+        /* of groups a row in one block, by single elements, and one in several, by vectors: PoCL takes 10 to 20 s for each */
+        if (place == EACH_GROUPS && !runs_all() && classes[i] != 33 && classes[i] != 3000) continue;
+        for (int smooth = 0; smooth < 2; smooth++) {
+            if (smooth != 0 && !runs_all() && (dtype != CLXENT_F32 || !rows_or_lanes || place == EACH_INNER))
+                continue;
+            check_special_rows(&tuning, outputs_at(place, dtype), dtype, classes[i],
+                               place == EACH_INNER ? 3 : 1, smooth != 0 ? 0.1 : 0);
+        }
+    }
+}
+
+Test(variants, rows_that_are_not_finite_or_do_not_count_match_the_reference)
+{
+    const clxent_tuning along = LANES(1, 16, 1 << 19, 1), rows = tuning_of(EACH_ROWS);
+
+    for (uint32_t dtype = CLXENT_F32; dtype <= CLXENT_F64; dtype++)
+        for (size_t place = 0; place < EACH_PLACE; place++)
+            if (has_place(place, dtype) && (place != EACH_SPLIT || !small_run()))
+                check_special_rows_at(place, dtype);
+    check_special_rows(&along, ALONG_OUTPUTS, CLXENT_F32, 100, 1, 0);
+    check_special_rows(&along, ALONG_OUTPUTS, CLXENT_BF16, 100, 1, 0);
+    check_special_rows(&rows, ONE_PASS_OUTPUTS, CLXENT_F32, 33, 3, 0); /* lanes of one */
+}
+
+/* Exactly, where the reference has bounds. */
+static void check_one_class(size_t place, uint32_t dtype)
+{
+    enum { ROWS = 6 };
+    const clxent_tuning tuning = tuning_at(place, dtype);
+    clxent_desc desc = make_desc(outputs_at(place, dtype), dtype, ROWS, 1, 1);
+    clxent_host_args out;
+    problem p;
+
+    desc.inner = place == EACH_INNER ? 3 : 1;
+    make_problem(&p, &desc, FILL_PLAIN, 1);
+    run_with("one class", &tuning, &p, 0, &out);
+    for (size_t row = 0; row < ROWS; row++) {
+        const double softmax = out.softmax.data != NULL ? get_element(out.softmax.data, dtype, row) : 1;
+        cr_assert(real_of(&p, &out.losses, row) == 0 && get_element(out.gradient.data, dtype, row) == 0 &&
+                      real_of(&p, &out.lse, row) == get_logit(&p, row) && fabs(softmax - 1) <= 2e-7 &&
+                      (out.entropy.data == NULL || real_of(&p, &out.entropy, row) == 0),
+                  "place %zu, dtype %u, row %zu: loss %g, lse %g, softmax %g", place, (unsigned)dtype, row,
+                  real_of(&p, &out.losses, row), real_of(&p, &out.lse, row), softmax);
+    }
+    free_run(&p, &out);
+}
+
+Test(variants, one_class_costs_nothing)
+{
+    for (uint32_t dtype = CLXENT_F32; dtype <= CLXENT_F64; dtype++)
+        for (size_t place = 0; place < EACH_PLACE; place++)
+            if (has_place(place, dtype) && (place != EACH_GROUPS || runs_all()))
+                check_one_class(place, dtype);
+}
+
+/* test_reference.c says what comes of no rows; here, that the device has it too, and that the event completes. */
+Test(variants, no_rows_give_a_zero_sum_and_the_policy_of_the_mean)
+{
+    RUN_LINES({ "no rows",
+                "outputs=" EVERY_NAME ";batch=0;classes=7;reduction=mean|sum;all_ignored=nan|nan|zero|zero;"
+                "dtype=f32|bf16|f32;cases=12;all:dtype=f32|f16|bf16|f64|f32;all:cases=20" });
+}
+
+/* ---- Values ---------------------------------------------------------------------------------- */
 
 /* A class that is masked in a row that counts has a gradient of 0, and so has all of a row that does not count: adding
  * it leaves even -0 as it is. Class counts of no whole vector, and of vectors with a head and a tail. */
@@ -890,7 +1005,7 @@ Test(variants, plans_that_differ_in_values_share_a_program)
     EXPECT(1, "an output that every class has");
     desc.outputs ^= CLXENT_OUTPUT_SOFTMAX;
     EXPECT(0, "without it again");
-    desc.outputs = ONE_PASS_OUTPUTS; /* as the truth table has it */
+    desc.outputs = ONE_PASS_OUTPUTS; /* as other tests have it */
     desc.label_smoothing = 0.1;
     EXPECT(1, "an option");
     desc.label_smoothing = 0.2;
