@@ -10,7 +10,6 @@
 
 #include <criterion/criterion.h>
 
-#include <math.h>
 #include <string.h>
 
 TestSuite(large, .init = open_device, .fini = close_device);
@@ -262,23 +261,4 @@ Test(large, byte_offsets_beyond_4_gigabytes)
         if (takes(&narrow, CLXENT_BF16))
             check_strided(&narrow, narrow.narrow, narrow.classes * narrow.inner + 3, ((size_t)1 << 32) + 17);
     }
-}
-
-/* Also on a device that has no room for the others. */
-Test(large, a_target_of_2_to_the_32_plus_1_is_out_of_range)
-{
-    const clxent_desc desc = desc_of("outputs=losses+gradient+bad_targets;batch=3;classes=4");
-    clxent_bad_targets record;
-    clxent_host_args out;
-    problem p;
-
-    make_problem(&p, &desc, FILL_PLAIN, 1);
-    set_target(&p, 1, ((int64_t)1 << 32) + 1);
-    run_with("2^32 + 1", NULL, &p, 0, &out);
-    memcpy(&record, out.bad_targets.data, sizeof record);
-    cr_assert(record.count == 1 && record.first_row == 1 && record.value == ((int64_t)1 << 32) + 1);
-    for (size_t k = 0; k < 12; k++)
-        cr_assert((isnan(get_element(out.gradient.data, CLXENT_F32, k)) != 0) == (k / 4 == 1), "element %zu",
-                  k);
-    free_run(&p, &out);
 }
