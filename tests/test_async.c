@@ -1,15 +1,14 @@
 /* SPDX-License-Identifier: MIT
  *
  * test_async.c - clxent_enqueue() behaves as a clEnqueue* call: it returns at once though its wait list is not
- * complete, does nothing before that is, chains through events on in-order and out-of-order queues, its
- * event is all that one needs to wait for, and threads may enqueue one plan at once.
+ * complete, does nothing before that is, chains through events on in-order and out-of-order queues, and its
+ * event is all that one needs to wait for. Threads: test_threads.c.
  */
 #include "support.h"
 
 #include <criterion/criterion.h>
 
 #include <math.h>
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -374,109 +373,4 @@ Test(async, a_marker_before_a_run_times_it)
     }
     clReleaseCommandQueue(queue);
     free_job(&j);
-}
-
-/* ---- Threads ------------------------------------------------------------------------------- */
-
-enum { THREADS = 4, RUNS = 400, OUTPUT_SETS = 3 };
-
-/* All that one thread's runs touch; the plan is everybody's. */
-typedef struct worker {
-    pthread_t thread;
-    const kind *of;
-    clxent_plan *plan;
-    cl_command_queue queue;
-    problem p;
-    clxent_args args;
-    float want[1 + ROWS * CLASSES]; /* loss, gradient */
-    const char *fault;              /* NULL: none */
-} worker;
-
-/* Each asks for other needs of the plan and takes other launches. */
-static uint32_t output_set(const kind *of, int i)
-{
-    const uint32_t sets[OUTPUT_SETS] = { both_of(of), both_of(of) & ~(uint32_t)CLXENT_OUTPUT_LOSS,
-                                         CLXENT_OUTPUT_LOSS };
-    return sets[i % OUTPUT_SETS];
-}
-
-/* One run with results that nothing but it can have written; NULL or what failed. */
-static const char *run_worker(worker *w, uint32_t outputs, float *got)
-{
-    unsigned char poison[ROWS * CLASSES * sizeof(float)];
-    const size_t gradient_bytes = ROWS * CLASSES * sizeof(float);
-    clxent_args args = w->args;
-    const cl_mem gradient = buffer_of(&args, w->of->gradient)->mem;
-    memset(poison, 0xFF, sizeof poison);
-    cl_event done = NULL;
-
-    args.outputs = outputs;
-    if (clEnqueueWriteBuffer(w->queue, args.loss.mem, CL_FALSE, 0, sizeof(float), poison, 0, NULL, NULL) !=
-            0 ||
-        clEnqueueWriteBuffer(w->queue, gradient, CL_FALSE, 0, gradient_bytes, poison, 0, NULL, NULL) != 0)
-        return "clEnqueueWriteBuffer failed";
-    if (clxent_enqueue(w->plan, w->queue, &args, 0, NULL, &done) != CLXENT_OK) return "clxent_enqueue failed";
-    const cl_int code =
-        clEnqueueReadBuffer(w->queue, args.loss.mem, CL_TRUE, 0, sizeof(float), got, 1, &done, NULL) |
-        clEnqueueReadBuffer(w->queue, gradient, CL_TRUE, 0, gradient_bytes, got + 1, 1, &done, NULL);
-    clReleaseEvent(done);
-    return code == CL_SUCCESS ? NULL : "clEnqueueReadBuffer failed";
-}
-
-static void *work(void *argument)
-{
-    worker *w = argument;
-    for (int i = 0; i < RUNS && w->fault == NULL; i++) {
-        const uint32_t outputs = output_set(w->of, i);
-        float got[1 + ROWS * CLASSES];
-        w->fault = run_worker(w, outputs, got);
-        if (w->fault != NULL) break;
-        if ((outputs & CLXENT_OUTPUT_LOSS) != 0 && memcmp(got, w->want, sizeof *got) != 0)
-            w->fault = "the loss has other bits";
-        if ((outputs & ~(uint32_t)CLXENT_OUTPUT_LOSS) != 0 &&
-            memcmp(got + 1, w->want + 1, sizeof got - sizeof *got) != 0)
-            w->fault = "the gradient has other bits";
-    }
-    return NULL;
-}
-
-/* Two threads on one queue, two on queues of their own; each with its own buffers and workspace. */
-static void enqueue_in_threads(const kind *of)
-{
-    clxent_desc desc = desc_for(of);
-    clxent_plan *plan;
-    worker workers[THREADS];
-    cl_int code;
-
-    desc.has_row_weights = 1; /* a pass over the targets too */
-    cr_assert(clxent_plan_create(&plan, device.ctx, &desc) == CLXENT_OK, "%s", last_error());
-    memset(workers, 0, sizeof workers);
-    for (int t = 0; t < THREADS; t++) {
-        worker *w = &workers[t];
-        make_problem(&w->p, &desc, FILL_PLAIN, 100 + (uint64_t)t);
-        w->of = of;
-        w->plan = plan;
-        w->queue = t < 2 ? device.queue : clCreateCommandQueue(device.cl, device.id, 0, &code);
-        fill_args(&w->args, of, plan, &w->p);
-        w->fault = run_worker(w, output_set(of, 0), w->want);
-        cr_assert(w->fault == NULL, "alone: %s: %s", w->fault, last_error());
-        cr_assert(t == 0 || memcmp(w->want, workers[0].want, sizeof w->want) != 0, "two problems are one");
-    }
-    for (int t = 0; t < THREADS; t++)
-        cr_assert(pthread_create(&workers[t].thread, NULL, work, &workers[t]) == 0);
-    for (int t = 0; t < THREADS; t++) pthread_join(workers[t].thread, NULL);
-    for (int t = 0; t < THREADS; t++) {
-        worker *w = &workers[t];
-        cr_assert(w->fault == NULL, "thread %d: %s: %s", t, w->fault, last_error());
-        release_args(&w->args);
-        if (t >= 2) clReleaseCommandQueue(w->queue);
-        free_problem(&w->p);
-    }
-    clxent_plan_destroy(plan);
-}
-
-Test(async, threads_enqueue_one_plan_at_once)
-{
-    if (small_run()) cr_skip("Oclgrind takes no calls of several threads at once");
-    for (size_t k = 0; k < COUNT(kinds); k++) enqueue_in_threads(&kinds[k]);
 }
