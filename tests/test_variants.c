@@ -125,30 +125,6 @@ static double step_logit(size_t kind, double part, double noise)
     }
 }
 
-/* With the smaller upstream, the factor of the exponentials is normal at the row's scale, and at the shared one it is not. */
-Test(variants, exponentials_of_every_scale_keep_their_digits)
-{
-    const clxent_tuning tunings[] = { ROWS(1, 4, 4, 32768, 4096, 0), PIECES(1, 4, 4, 32768, 64, 0) };
-    const double upstreams[] = { 1, 0x1p-115 };
-    const size_t classes = small_run() ? 83 : 203;
-
-    for (size_t i = 0; i < 2 * COUNT(tunings); i++) {
-        const double upstream = upstreams[i / COUNT(tunings)];
-        clxent_desc desc = variant_desc(CLXENT_F32, STEP_KINDS, classes, 1, false, CASE_ALIGNED);
-        problem p;
-        desc.reduction = CLXENT_REDUCTION_SUM;
-        force(&tunings[i % COUNT(tunings)]);
-        make_problem(&p, &desc, FILL_GRAD_OUTPUT, 23);
-        put_element((void *)p.args.grad_output.data, CLXENT_F32, 0, upstream);
-        for (size_t k = 0; k < STEP_KINDS * classes; k++) {
-            const double noise = get_logit(&p, k);
-            set_logit(&p, k, step_logit(k / classes, (double)(k % classes) / (double)classes, noise));
-        }
-        run_case("scales", &p, 0);
-        free_problem(&p);
-    }
-}
-
 /* PoCL takes half a minute to compile each: where few programs are compiled, groups are of f32. */
 static void check_groups_of_every_dtype(void)
 {
@@ -387,33 +363,37 @@ Test(variants, lanes_along_the_classes)
     }
 }
 
-/* Of lanes that share a tile each at a scale of its own: blocks below the row's maximum by more than one step of 64 binades, and
- * upstreams that make the factor of one lane, or of all, too small to take such a step. */
-Test(variants, lanes_of_every_scale_keep_their_digits)
+/* Blocks below the row's maximum by more than one step of 64 binades; and upstreams that make the factor of the exponentials, of
+ * one row of 16 or of all, normal at the row's scale and not at the shared one. Lanes that share a tile are each at a scale of
+ * their own. */
+Test(variants, exponentials_of_every_scale_keep_their_digits)
 {
+    const uint32_t rows_outputs = runs_all() ? EVERY_OUTPUT & ~CLXENT_OUTPUT_ENTROPY : ONE_PASS_OUTPUTS;
+    const uint32_t lanes_outputs = TRAINING_OUTPUTS | CLXENT_OUTPUT_STATISTICS;
     const struct {
         clxent_tuning tuning;
-        size_t classes, inner;
+        uint32_t outputs;
+        size_t rows, classes, inner;
     } cases[] = {
-        { LANES(1, 16, 1 << 19, 0), 20, 1 },   /* transposed */
-        { LANES(1, 16, 1 << 19, 0), 203, 1 },  /* along the classes */
-        { LANES(1, 16, 1 << 19, 0), 203, 75 }, /* neighbours, in blocks */
-        { LANES(1, 4, 1 << 19, 0), 203, 75 },
+        { ROWS(1, 4, 4, 32768, 4096, 0), rows_outputs, STEP_KINDS, small_run() ? 83 : 203, 1 },
+        { PIECES(1, 4, 4, 32768, 64, 0), rows_outputs, STEP_KINDS, small_run() ? 83 : 203, 1 },
+        { LANES(1, 16, 1 << 19, 0), lanes_outputs, 16 * STEP_KINDS + 5, 20, 1 },  /* transposed */
+        { LANES(1, 16, 1 << 19, 0), lanes_outputs, 16 * STEP_KINDS + 5, 203, 1 }, /* along the classes */
+        { LANES(1, 16, 1 << 19, 0), lanes_outputs, 75, 203, 75 },                 /* neighbours, in blocks */
+        { LANES(1, 4, 1 << 19, 0), lanes_outputs, 75, 203, 75 },
     };
-    enum { SMALL_ONE, SMALL_ALL, UPSTREAMS };
 
-    for (size_t i = 0; i < UPSTREAMS * COUNT(cases); i++) {
-        const size_t classes = cases[i / UPSTREAMS].classes, inner = cases[i / UPSTREAMS].inner;
-        const size_t rows = inner > 1 ? inner : 16 * STEP_KINDS + 5;
-        clxent_desc desc = variant_desc(CLXENT_F32, rows, classes, inner, false, CASE_ALIGNED);
+    for (size_t i = 0; i < 2 * (small_run() ? 4 : COUNT(cases)); i++) {
+        const size_t rows = cases[i / 2].rows, classes = cases[i / 2].classes;
+        clxent_desc desc =
+            make_desc(cases[i / 2].outputs & ~(uint32_t)CLXENT_OUTPUT_LOSS, CLXENT_F32, rows, 1, classes);
         problem p;
-        if (small_run() && i > 2 * UPSTREAMS) continue;
-        desc.outputs = (TRAINING_OUTPUTS & ~CLXENT_OUTPUT_LOSS) | CLXENT_OUTPUT_STATISTICS;
+        desc.inner = cases[i / 2].inner;
         desc.reduction = CLXENT_REDUCTION_NONE;
-        force(&cases[i / UPSTREAMS].tuning);
+        force(&cases[i / 2].tuning);
         make_problem(&p, &desc, FILL_GRAD_OUTPUT, 23);
         for (size_t row = 0; row < rows; row++) {
-            const bool small = i % UPSTREAMS == SMALL_ALL || row % 16 == 3;
+            const bool small = i % 2 == 1 || row % 16 == 3;
             put_element((void *)p.args.grad_output.data, CLXENT_F32, row, small ? 0x1p-115 : 1);
             for (size_t j = 0; j < classes; j++) {
                 const size_t at = element_index(&desc, 0, row, j);
@@ -421,7 +401,7 @@ Test(variants, lanes_of_every_scale_keep_their_digits)
                 set_logit(&p, at, step_logit(row * 5 % STEP_KINDS, (double)j / (double)classes, noise));
             }
         }
-        run_case("scales of lanes", &p, 0);
+        run_case("scales", &p, 0);
         free_problem(&p);
     }
 }
@@ -709,40 +689,27 @@ Test(variants, accumulating_a_gradient_of_0_leaves_the_sign_of_a_0)
     }
 }
 
-/* The largest number that an unsigned type holds, and the bits of -100, in vectors of rows and row by row: out of range, or
- * ignored where ignore_index is that number, and no other of the same bits. The last class of 65,536 is a u16 too. */
+/* The largest number that an unsigned type holds, which has the bits of -1, in vectors of rows and row by row: out of range, or
+ * ignored where ignore_index is that number. The last class of 65,536 is a u16 too. */
 Test(variants, unsigned_targets_are_compared_at_full_width)
 {
-    const struct {
-        uint32_t type;
-        int64_t most;
-    } types[] = { { CLXENT_TARGET_U8, UINT8_MAX },
-                  { CLXENT_TARGET_U16, UINT16_MAX },
-                  { CLXENT_TARGET_U32, UINT32_MAX } };
+    /* where few programs are compiled, those of the command line */
+#define UNSIGNED(type, most)                                                                          \
+    {                                                                                                 \
+        type, "outputs=" ONE_PASS_NAMES ";all:outputs=" TRAINING_NAMES ";batch=70;classes=21;seed=3;" \
+              "fill=bad-targets+ignored;target_type=" type ";ignore_index=" most "|-1|-100|7"         \
+    }
     const size_t places[] = { EACH_ROWS, EACH_LANES };
-    for (size_t i = 0; i < COUNT(types) * COUNT(places); i++) {
-        const size_t place = places[i % COUNT(places)];
-        if (!runs_all() && place == EACH_ROWS && types[i / COUNT(places)].type != CLXENT_TARGET_U16) continue;
-        const int64_t most = types[i / COUNT(places)].most;
-        const int64_t ignored[] = { most, -1, -100, most - 99, 7 };
-        const clxent_tuning tuning = tuning_of(place);
-        for (size_t k = 0; k < COUNT(ignored); k++) {
-            const size_t classes =
-                ignored[k] == 7 && place == EACH_ROWS && !small_run() ? (size_t)UINT16_MAX + 1 : 21;
-            /* where few programs are compiled, those of the command line */
-            const uint32_t outputs = runs_all() ? TRAINING_OUTPUTS : ONE_PASS_OUTPUTS;
-            clxent_desc desc = make_desc(outputs, CLXENT_F32, 37, 1, classes);
-            problem p;
-            desc.target_type = types[i / COUNT(places)].type;
-            desc.ignore_index = ignored[k];
-            force(&tuning);
-            make_problem(&p, &desc, FILL_PLAIN, k);
-            set_target(&p, 2, most);
-            set_target(&p, 3, most - 99);
-            set_target(&p, 36, most);
-            run_case("unsigned", &p, 0);
-            free_problem(&p);
-        }
+    for (size_t i = 0; i < COUNT(places); i++) {
+        const clxent_tuning tuning = tuning_of(places[i]);
+        force(&tuning);
+        RUN_LINES(UNSIGNED("u16", "65535"));
+        if (places[i] == EACH_ROWS)
+            RUN_LINES({ "last class",
+                        "outputs=" ONE_PASS_NAMES ";all:outputs=" TRAINING_NAMES
+                        ";batch=37;classes=65536;small:classes=21;target_type=u16;ignore_index=7" });
+        if (places[i] == EACH_LANES || runs_all())
+            RUN_LINES(UNSIGNED("u8", "255"), UNSIGNED("u32", "4294967295"));
     }
 }
 

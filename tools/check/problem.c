@@ -71,6 +71,7 @@ static bool next_bad_target(const clxent_desc *desc, size_t *next, int64_t *valu
                             INT32_MIN,
                             INT64_MIN,
                             INT32_MAX,
+                            UINT8_MAX,
                             UINT16_MAX,
                             UINT32_MAX };
     const size_t count = sizeof bad / sizeof *bad;
