@@ -4,6 +4,7 @@
  * one. Includes internal.h: sizes and shapes of tensors are not public, but every buffer check rests on them.
  */
 #include "internal.h"
+#include "layout.h"
 #include "verify_case.h"
 
 #include <clxent/reference.h>
@@ -552,97 +553,102 @@ Test(desc, ignore_index_of_probability_targets_is_refused)
 
 /* ---- Sizes of tensors ---------------------------------------------------------------------- */
 
-static clxent_need need_of(clxent_tensor tensor, uint32_t outputs, size_t rows)
+/* By the shapes that tools/check/ has of its own, of a run of all outputs and of each alone. */
+Test(desc, tensors_of_drawn_cases_have_the_sizes_that_runs_take)
 {
-    clxent_need need;
-    cr_assert_eq(clxent_tensor_need(&desc, outputs, false, rows, tensor, &need, text, sizeof text), CLXENT_OK,
-                 "%s", text);
-    return need;
+    for (uint64_t i = 0; i < 2000; i++) {
+        verify_case c;
+        case_draw(&c, 3, i, (size_t)1 << 20);
+        /* there, logits have what a gradient in their place must have */
+        const bool longer_logits = c.desc.gradient_padding == CLXENT_GRADIENT_PADDING_ZERO;
+        for (int t = longer_logits ? TENSOR_LOGITS + 1 : 0; t < TENSORS; t++) {
+            clxent_need need;
+            const clxent_status status = clxent_tensor_need(&c.desc, c.desc.outputs, false, rows_of(&c.desc),
+                                                            (clxent_tensor)t, &need, text, TEXT);
+            cr_assert(status == CLXENT_OK && need.bytes == tensor_bytes(&c.desc, t), "case %d, %s: %zu %s",
+                      (int)i, tensor_names[t], need.bytes, text);
+            for (uint32_t output = 1; output < 1u << OUTPUTS; output <<= 1) {
+                if ((c.desc.outputs & output) == 0) continue;
+                clxent_tensor_need(&c.desc, output, false, rows_of(&c.desc), (clxent_tensor)t, &need, NULL,
+                                   0);
+                cr_assert_eq(need.use != CLXENT_UNUSED, takes(&c.desc, output, t), "case %d, output 0x%x, %s",
+                             (int)i, (unsigned)output, tensor_names[t]);
+            }
+        }
+    }
 }
 
-static void check_need(clxent_tensor tensor, size_t rows, clxent_use use, size_t element_size, size_t bytes,
-                       size_t row_bytes, const char *shape)
+/* Of reset()'s desc with these fields besides: what an element and a row of the tensor take, and its shape in words. */
+Test(desc, tensors_have_shapes_in_words)
 {
-    const clxent_need need = need_of(tensor, desc.outputs, rows);
-    const char *name = clxent_tensor_name(tensor);
-    cr_assert_eq(need.use, use, "%s: use %d", name, (int)need.use);
-    cr_assert_eq(need.element_size, element_size, "%s: element_size %zu", name, need.element_size);
-    cr_assert_eq(need.bytes, bytes, "%s: bytes %zu", name, need.bytes);
-    cr_assert_eq(need.row_bytes, row_bytes, "%s: row_bytes %zu", name, need.row_bytes);
-    cr_assert_str_eq(need.shape, shape);
-}
-
-#define NEEDS(tensor, rows, use, ...) check_need(CLXENT_TENSOR_##tensor, rows, CLXENT_##use, __VA_ARGS__)
-#define NEEDS_NO(tensor) NEEDS(tensor, 6, UNUSED, 0, 0, 0, "")
-
-Test(desc, every_tensor_has_its_size_and_shape)
-{
-    desc.dtype = CLXENT_F16;
-    desc.gradient_dtype = CLXENT_F32;
-    desc.outputs = CROSS_ENTROPY_OUTPUTS; /* all of this operation */
-    desc.has_class_weights = desc.has_row_weights = 1;
-    desc.target_type = CLXENT_TARGET_I32;
-    check_accepted();
-    NEEDS(LOGITS, 6, REQUIRED, 2, 48, 8, "[rows 6, classes 4] f16, row stride 4");
-    NEEDS_NO(PROBABILITIES);
-    NEEDS(TARGETS, 6, REQUIRED, 4, 24, 4, "[rows 6] i32");
-    NEEDS(CLASS_WEIGHTS, 6, REQUIRED, 4, 16, 0, "[classes 4] f32");
-    NEEDS(ROW_WEIGHTS, 6, REQUIRED, 4, 24, 4, "[rows 6] f32");
-    NEEDS(GRAD_OUTPUT, 6, OPTIONAL, 4, 4, 0, "[1] f32");
-    NEEDS(DENOMINATOR, 6, OPTIONAL, 4, 4, 0, "[1] f32");
-    NEEDS(LOSSES, 6, REQUIRED, 4, 24, 4, "[rows 6] f32");
-    NEEDS(LOSS, 6, REQUIRED, 4, 4, 0, "[1] f32");
-    NEEDS(LSE, 6, REQUIRED, 4, 24, 4, "[rows 6] f32");
-    NEEDS(SOFTMAX, 6, REQUIRED, 2, 48, 8, "[rows 6, classes 4] f16, row stride 4");
-    NEEDS(LOG_SOFTMAX, 6, REQUIRED, 2, 48, 8, "[rows 6, classes 4] f16, row stride 4");
-    NEEDS(GRADIENT, 6, REQUIRED, 4, 96, 16, "[rows 6, classes 4] f32, row stride 4");
-    NEEDS(ARGMAX, 6, REQUIRED, 8, 48, 8, "[rows 6] i64");
-    NEEDS(CORRECT, 6, REQUIRED, 8, 8, 0, "[1] u64");
-    NEEDS(ENTROPY, 6, REQUIRED, 4, 24, 4, "[rows 6] f32");
-    NEEDS(STATISTICS, 6, REQUIRED, 4, 48, 8, "[rows 6, 2] f32");
-    NEEDS(BAD_TARGETS, 6, OPTIONAL, 24, 24, 0, "[1] clxent_bad_targets");
-    NEEDS_NO(ONE_HOT);
+#define NEED(fields, tensor, use, ...)                            \
+    {                                                             \
+        fields, CLXENT_TENSOR_##tensor, CLXENT_##use, __VA_ARGS__ \
+    }
+#define MATRIX "[rows 6, classes 4] f32, row stride 6"
+    static const struct {
+        const char *fields;
+        clxent_tensor tensor;
+        clxent_use use;
+        size_t element_size, row_bytes;
+        const char *shape;
+    } cases[] = {
+        NEED("dtype=f16", LOGITS, REQUIRED, 2, 8, "[rows 6, classes 4] f16, row stride 4"),
+        NEED("target_type=i32", TARGETS, REQUIRED, 4, 4, "[rows 6] i32"),
+        NEED("target_type=u8", TARGETS, REQUIRED, 1, 1, "[rows 6] u8"),
+        NEED("target_type=probabilities-f32;dtype=f64;target_row_stride=5", TARGETS, REQUIRED, 4, 20,
+             "[rows 6, classes 4] f32, row stride 5"),
+        NEED("target_type=probabilities;dtype=f64;target_row_stride=5", TARGETS, REQUIRED, 8, 40,
+             "[rows 6, classes 4] f64, row stride 5"),
+        NEED("has_class_weights=1", CLASS_WEIGHTS, REQUIRED, 4, 0, "[classes 4] f32"),
+        NEED("has_row_weights=1;dtype=bf16", ROW_WEIGHTS, REQUIRED, 4, 4, "[rows 6] f32"),
+        NEED("reduction=mean", GRAD_OUTPUT, OPTIONAL, 4, 0, "[1] f32"),
+        NEED("dtype=f64;reduction=none;outputs=losses+gradient", GRAD_OUTPUT, OPTIONAL, 8, 8, "[rows 6] f64"),
+        NEED("reduction=mean", DENOMINATOR, OPTIONAL, 4, 0, "[1] f32"),
+        NEED("outputs=losses", LOSSES, REQUIRED, 4, 4, "[rows 6] f32"),
+        NEED("dtype=f64", LOSS, REQUIRED, 8, 0, "[1] f64"),
+        NEED("dtype=f16;gradient_dtype=f32", GRADIENT, REQUIRED, 4, 16,
+             "[rows 6, classes 4] f32, row stride 4"),
+        NEED("outputs=softmax;dtype=f16", SOFTMAX, REQUIRED, 2, 8, "[rows 6, classes 4] f16, row stride 4"),
+        NEED("outputs=argmax", ARGMAX, REQUIRED, 8, 8, "[rows 6] i64"),
+        NEED("outputs=correct", CORRECT, REQUIRED, 8, 0, "[1] u64"),
+        NEED("outputs=statistics", STATISTICS, REQUIRED, 4, 8, "[rows 6, 2] f32"),
+        NEED("outputs=bad_targets", BAD_TARGETS, OPTIONAL, 24, 0, "[1] clxent_bad_targets"),
+        NEED("reduction=mean", ONE_HOT, UNUSED, 0, 0, ""),
+        NEED("batch=0;gradient_row_stride=9;gradient_padding=zero", GRADIENT, REQUIRED, 4, 36,
+             "[rows 0, classes 4] f32, row stride 9, padding too"),
+        NEED("inner=3;row_stride=20", LOGITS, REQUIRED, 4, 80, "[2, classes 4, inner 3] f32, row stride 20"),
+        NEED("inner=3;gradient_padding=zero", GRADIENT, REQUIRED, 4, 48,
+             "[2, classes 4, inner 3] f32, row stride 12, padding too"),
+        NEED(GRADIENT_OF("softmax-backward") "probabilities_row_stride=6", PROBABILITIES, REQUIRED, 4, 24,
+             MATRIX),
+        NEED(GRADIENT_OF("softmax-backward") "probabilities_row_stride=6", GRAD_OUTPUT, REQUIRED, 4, 24,
+             MATRIX),
+        NEED(GRADIENT_OF("softmax-gradient") "probabilities_row_stride=6", GRAD_OUTPUT, OPTIONAL, 4, 0,
+             "[1] f32"),
+        NEED("op=one-hot;outputs=one_hot;probabilities_row_stride=6", ONE_HOT, REQUIRED, 4, 24, MATRIX),
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char fields[CASE_TEXT_SIZE];
+        clxent_need need;
+        verify_case c;
+        problem_fault f;
+        (void)snprintf(fields, sizeof fields, "outputs=loss+gradient;batch=2;seq=3;classes=4;%s",
+                       cases[i].fields);
+        cr_assert(case_read(&c, fields, &f), "%s: %s", fields, f.text);
+        clxent_tensor_need(&c.desc, c.desc.outputs, false, rows_of(&c.desc), cases[i].tensor, &need, NULL, 0);
+        cr_assert(need.use == cases[i].use && need.element_size == cases[i].element_size &&
+                      need.row_bytes == cases[i].row_bytes,
+                  "case %zu: use %d, %zu, %zu", i, (int)need.use, need.element_size, need.row_bytes);
+        cr_assert_str_eq(need.shape, cases[i].shape);
+    }
     cr_assert_str_eq(clxent_tensor_name(CLXENT_TENSOR_BAD_TARGETS), "bad_targets");
     cr_assert_str_eq(clxent_tensor_name(CLXENT_TENSORS), "unknown");
 }
 
-Test(desc, the_last_row_ends_without_its_padding_unless_that_is_zeroed)
-{
-    desc.row_stride = 7;
-    desc.gradient_row_stride = 9;
-    NEEDS(LOGITS, 6, REQUIRED, 4, (5 * 7 + 4) * 4, 28, "[rows 6, classes 4] f32, row stride 7");
-    NEEDS(LOGITS, 0, REQUIRED, 4, 0, 28, "[rows 0, classes 4] f32, row stride 7");
-    NEEDS(GRADIENT, 1, REQUIRED, 4, 16, 36, "[rows 1, classes 4] f32, row stride 9");
-    desc.gradient_padding = CLXENT_GRADIENT_PADDING_ZERO;
-    NEEDS(LOGITS, 6, REQUIRED, 4, (5 * 7 + 4) * 4, 28, "[rows 6, classes 4] f32, row stride 7");
-    NEEDS(GRADIENT, 6, REQUIRED, 4, 6 * 9 * 4, 36, "[rows 6, classes 4] f32, row stride 9, padding too");
-    NEEDS(GRADIENT, 0, REQUIRED, 4, 0, 36, "[rows 0, classes 4] f32, row stride 9, padding too");
-    desc.inner = 3;
-    desc.gradient_row_stride = 20;
-    NEEDS(GRADIENT, 6, REQUIRED, 4, 2 * 20 * 4, 80,
-          "[2, classes 4, inner 3] f32, row stride 20, padding too");
-    desc.gradient_row_stride = 0;
-    NEEDS(GRADIENT, 6, REQUIRED, 4, 96, 48, "[2, classes 4, inner 3] f32, row stride 12, padding too");
-    desc.gradient_padding = CLXENT_GRADIENT_PADDING_KEEP;
-    desc.row_stride = 20;
-    NEEDS(LOGITS, 6, REQUIRED, 4, (20 + 12) * 4, 80, "[2, classes 4, inner 3] f32, row stride 20");
-    NEEDS(GRADIENT, 6, REQUIRED, 4, 96, 48, "[2, classes 4, inner 3] f32, row stride 12");
-    NEEDS(TARGETS, 6, REQUIRED, 8, 48, 8, "[rows 6] i64");
-}
-
-Test(desc, types_of_targets_and_reals_follow_desc)
+Test(desc, dtypes_have_sizes_and_names)
 {
     desc.dtype = CLXENT_F64;
-    desc.target_type = CLXENT_TARGET_PROBABILITIES_F32;
-    desc.target_row_stride = 5;
-    NEEDS(TARGETS, 6, REQUIRED, 4, (5 * 5 + 4) * 4, 20, "[rows 6, classes 4] f32, row stride 5");
-    NEEDS(LOSS, 6, REQUIRED, 8, 8, 0, "[1] f64");
-    desc.target_type = CLXENT_TARGET_PROBABILITIES_LOGITS;
-    NEEDS(TARGETS, 6, REQUIRED, 8, (5 * 5 + 4) * 8, 40, "[rows 6, classes 4] f64, row stride 5");
-    desc.target_type = CLXENT_TARGET_U8;
-    NEEDS(TARGETS, 6, REQUIRED, 1, 6, 1, "[rows 6] u8");
-    desc.reduction = CLXENT_REDUCTION_NONE;
-    NEEDS(GRAD_OUTPUT, 6, OPTIONAL, 8, 48, 8, "[rows 6] f64");
     cr_assert_eq(clxent_acc_size(&desc), 8);
     desc.dtype = CLXENT_BF16;
     cr_assert_eq(clxent_acc_size(&desc), 4);
@@ -651,62 +657,15 @@ Test(desc, types_of_targets_and_reals_follow_desc)
     cr_assert_str_eq(clxent_dtype_name(99), "unknown");
 }
 
-Test(desc, building_blocks_use_their_own_tensors)
+/* A gradient run from saved statistics has them as an input. */
+Test(desc, statistics_are_needed_where_a_run_begins_from_them)
 {
-    static const char matrix[] = "[rows 6, classes 4] f32, row stride 6";
-    use_op(CLXENT_OP_SOFTMAX_BACKWARD, CLXENT_OUTPUT_GRADIENT);
-    desc.probabilities_row_stride = 6;
-    NEEDS_NO(LOGITS);
-    NEEDS(PROBABILITIES, 6, REQUIRED, 4, 136, 24, matrix);
-    NEEDS(GRAD_OUTPUT, 6, REQUIRED, 4, 136, 24, matrix);
-    NEEDS_NO(TARGETS);
-    NEEDS_NO(DENOMINATOR);
-
-    use_op(CLXENT_OP_ONE_HOT, CLXENT_OUTPUT_ONE_HOT);
-    desc.probabilities_row_stride = 6;
-    NEEDS(ONE_HOT, 6, REQUIRED, 4, 136, 24, matrix);
-    NEEDS(TARGETS, 6, REQUIRED, 8, 48, 8, "[rows 6] i64");
-    NEEDS_NO(PROBABILITIES);
-
-    use_op(CLXENT_OP_PROBABILITY_LOSS, CLXENT_OUTPUT_LOSS);
-    NEEDS(DENOMINATOR, 6, OPTIONAL, 4, 4, 0, "[1] f32");
-    NEEDS_NO(GRAD_OUTPUT);
-    use_op(CLXENT_OP_SOFTMAX_GRADIENT, CLXENT_OUTPUT_GRADIENT);
-    desc.probabilities_row_stride = 6;
-    NEEDS(GRAD_OUTPUT, 6, OPTIONAL, 4, 4, 0, "[1] f32");
-    NEEDS(PROBABILITIES, 6, REQUIRED, 4, 136, 24, matrix);
-}
-
-Test(desc, run_needs_only_what_its_outputs_need)
-{
-    static const struct {
-        clxent_tensor tensor;
-        uint32_t outputs;
-        clxent_use use;
-    } of_all[] = {
-        /* targets and weights by what the plan can be asked for, not by the run */
-        { CLXENT_TENSOR_TARGETS, CLXENT_OUTPUT_SOFTMAX, CLXENT_REQUIRED },
-        { CLXENT_TENSOR_CLASS_WEIGHTS, CLXENT_OUTPUT_LSE, CLXENT_REQUIRED },
-        { CLXENT_TENSOR_ROW_WEIGHTS, CLXENT_OUTPUT_CORRECT, CLXENT_REQUIRED },
-        { CLXENT_TENSOR_LOGITS, CLXENT_OUTPUT_BAD_TARGETS, CLXENT_UNUSED },
-        { CLXENT_TENSOR_GRAD_OUTPUT, CLXENT_OUTPUT_LOSS, CLXENT_UNUSED },
-        { CLXENT_TENSOR_GRADIENT, CLXENT_OUTPUT_LOSS, CLXENT_UNUSED },
-        { CLXENT_TENSOR_DENOMINATOR, CLXENT_OUTPUT_LOSSES, CLXENT_UNUSED },
-        { CLXENT_TENSOR_STATISTICS, CLXENT_OUTPUT_GRADIENT, CLXENT_UNUSED },
-    };
     clxent_need need;
     desc.outputs = CROSS_ENTROPY_OUTPUTS;
-    desc.has_class_weights = desc.has_row_weights = 1;
-    for (size_t i = 0; i < sizeof of_all / sizeof *of_all; i++)
-        cr_assert_eq(need_of(of_all[i].tensor, of_all[i].outputs, 6).use, of_all[i].use, "case %zu", i);
     cr_assert(!clxent_needs_targets(&desc, CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_ARGMAX));
     cr_assert(clxent_needs_targets(&desc, CLXENT_OUTPUT_STATISTICS));
     clxent_tensor_need(&desc, CLXENT_OUTPUT_GRADIENT, true, 6, CLXENT_TENSOR_STATISTICS, &need, NULL, 0);
     cr_assert(need.use == CLXENT_REQUIRED && need.bytes == 48);
-
-    desc.outputs = CLXENT_OUTPUT_SOFTMAX | CLXENT_OUTPUT_LSE;
-    cr_assert_eq(need_of(CLXENT_TENSOR_TARGETS, CLXENT_OUTPUT_SOFTMAX, 6).use, CLXENT_UNUSED);
-    cr_assert_eq(need_of(CLXENT_TENSOR_ROW_WEIGHTS, CLXENT_OUTPUT_LSE, 6).use, CLXENT_UNUSED);
 }
 
 Test(desc, size_mul_tells_overflow)
