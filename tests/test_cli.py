@@ -66,7 +66,9 @@ class Frame(Case):
         for command in ("info", "demo", "verify", "bench", "tune"):
             self.refuse_values([command], {"--tuning": [""], "--device": ["", "-1", "-99999999999999999999999"]})
         for command in ("demo", "bench"):
-            self.refuse_values([command], {"--plot": ["", "-"]})
+            self.refuse_values([command], {"--plot": ["", "-", "png"]})
+            said = "--plot is 'x.jpg': takes a .png file"
+            self.refuse(command, "--plot", "x.jpg", status=2, mentions=[said])
         values = {
             "--class-axis": ["", "x", "1.5", "99999999999999999999"],
             "--ignore-index": ["no", "1e3", "9223372036854775808"],
@@ -242,9 +244,9 @@ class Demo(PlotCase):
             self.refuse(*plot, env={**os.environ, "PATH": self.path("bin")}, mentions=mentions)
         self.refuse("demo", "--plot", self.path("no/demo.png"), mentions=["no/demo.png"])
         # before any work is done
-        rows = self.raw("rows", b"not read yet")
-        os.symlink("rows", self.path("link"))
-        for command, plot in itertools.product(("demo", "bench"), (rows, self.path("link"))):
+        rows = self.raw("rows.png", b"not read yet")
+        os.symlink("rows.png", self.path("link.png"))
+        for command, plot in itertools.product(("demo", "bench"), (rows, self.path("link.png"))):
             said = plot + ": --plot and --tuning name the same file"
             self.refuse(command, "--plot", plot, "--tuning", rows, mentions=[said])
         self.refuse("bench", "--plot", self.path("no/bench.png"), mentions=["no/bench.png"])

@@ -45,7 +45,7 @@ static const cli_flag flags[] = {
     { "plot", "FILE.png",
       "Also runs class counts from 2 to 262144 and draws time per element and ratio to the copy over them, "
       "with gnuplot; linear: runs --sweep and draws time over workspace (default: no picture)",
-      CLI_PATH, OFFSET(plot), SINGLE },
+      CLI_PNG, OFFSET(plot), SINGLE },
     { "suite", NULL,
       "Runs every case that has a goal (default: one shape). Prints the figure, the range in which it lies, "
       "goal and verdict, and the speed of the memory. Cases 'cold, ...' measure CPU time, of a plan "

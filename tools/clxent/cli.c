@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -116,6 +117,15 @@ static const char *path(struct argp_state *state, const cli_flag *flag, const ch
     return text;
 }
 
+static const char *png(struct argp_state *state, const cli_flag *flag, const char *text)
+{
+    const size_t length = strlen(path(state, flag, text));
+
+    if (length < 4 || strcasecmp(text + length - 4, ".png") != 0)
+        argp_error(state, "--%s is '%s': takes a .png file", flag->name, text);
+    return text;
+}
+
 /* Index of text among the words. */
 static uint32_t choice(struct argp_state *state, const cli_flag *flag, const char *text)
 {
@@ -143,6 +153,7 @@ static void take(struct argp_state *state, const cli_flag *flag, char *text, voi
     case CLI_SWITCH: *(bool *)to = true; break;
     case CLI_TEXT: *(const char **)to = text; break;
     case CLI_PATH: *(const char **)to = path(state, flag, text); break;
+    case CLI_PNG: *(const char **)to = png(state, flag, text); break;
     case CLI_SIZE: *(size_t *)to = cli_size(state, flag->name, text, (size_t)flag->least); break;
     case CLI_NUMBER: *(double *)to = number(state, flag, text); break;
     case CLI_CHOICE: *(uint32_t *)to = (uint32_t)flag->least + choice(state, flag, text); break;

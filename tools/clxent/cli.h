@@ -57,6 +57,7 @@ typedef struct cli_flag {
         CLI_SWITCH, /* bool */
         CLI_TEXT,   /* const char * */
         CLI_PATH,   /* const char *, a file's: not empty, not "-" */
+        CLI_PNG,    /* the same, and ends with .png */
         CLI_SIZE,   /* size_t */
         CLI_NUMBER, /* double */
         CLI_CHOICE  /* uint32_t */

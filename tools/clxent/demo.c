@@ -197,7 +197,7 @@ int command_demo(int argc, char **argv)
         { "plot", "FILE.png",
           "Also draws prediction against label for both rows, and the gradient, with gnuplot (default: no "
           "picture)",
-          CLI_PATH, .letter = 'p' },
+          CLI_PNG, .letter = 'p' },
     };
     static const cli_syntax syntax = {
         "Computes softmax, losses and gradient (of the losses' sum) of logits [[[1, 3, 5, 7], [1, -9, 4, "
