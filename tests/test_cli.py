@@ -54,9 +54,12 @@ class Frame(Case):
             ["sample", "--text", "x", "--out", "o", "--batch", 2**40, "--seq", 2**40],
         ):
             self.refuse(*args, status=2)
-        for given, missing in (("--logits", "--targets"), ("--targets", "--logits")):
-            text = self.refuse("eval", given, "logits.npy", status=2, mentions=[missing + " is required"])
+        logits = "--logits, or --hidden and --weight, is required"
+        for given, missing in (("--logits", "--targets is required"), ("--targets", logits)):
+            text = self.refuse("eval", given, "logits.npy", status=2, mentions=[missing])
             self.assertNotIn(given, text)
+        both = "--logits (or --hidden and --weight) and --targets are required"
+        self.refuse("eval", status=2, mentions=[both])
         for flag in ("--grad-dtype", "--grad-output", "--grad-entropy", "--grad-lse"):
             self.refuse("eval", *files, flag, "f16", status=2, mentions=[flag, "--grad-out,"])
         outputs = ["--%s-out" % name for name in OUTPUTS]

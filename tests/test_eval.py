@@ -663,7 +663,7 @@ class WithoutTargets(EvalCase):
 
     def test_what_needs_targets_is_wrong_usage(self):
         base = ["eval", "--logits", self.save("logits.npy", batch(53)[0]), "--lse-out", self.path("lse.npy")]
-        self.refuse(*base[:3], status=2, mentions=["--targets is required: only outputs that depend on the logits"])
+        self.refuse(*base[:3], status=2, mentions=["--targets is required for the loss; only outputs of the logits alone"])
         for flag, value in (
             *(("--losses-out", self.path("a.npy")), ("--grad-out", self.path("a.npy"))),
             *((flag, self.path("logits.npy")) for flag in ("--class-weights", "--row-weights", "--grad-output", "--grad-lse")),
@@ -837,7 +837,7 @@ class Linear(EvalCase):
             ([*logits, "--workspace-mib", 1], "--workspace-mib without --hidden"),
             *(([*logits, "--%s-grad-out" % name, out], "--%s-grad-out without --hidden" % name) for name in GRADIENTS),
             ([*flags, "--weight-grad-out", self.path("weight.npy")], "--weight and --weight-grad-out name the same"),
-            (flags[:6], "--targets is required"),
+            (flags[:6], "--targets is required for the loss"),
         ):
             self.refuse("eval", *args, status=2, mentions=[said])
 

@@ -222,10 +222,12 @@ static void check_flags(void *data, struct argp_state *state)
     check_linear(o, state);
     if (o->path[TENSOR_LOGITS] == NULL && !linear)
         argp_error(state, "%s",
-                   targets != NULL ? "--logits is required" : "--logits and --targets are required");
+                   targets != NULL ? "--logits, or --hidden and --weight, is required"
+                                   : "--logits (or --hidden and --weight) and --targets are required");
     if (targets == NULL && o->of_targets != NULL) argp_error(state, "--%s needs --targets", o->of_targets);
     if (targets == NULL && d->outputs == 0)
-        argp_error(state, "--targets is required: only outputs that depend on the logits alone do without");
+        argp_error(state, "--targets is required for the loss; only outputs of the logits alone, such as "
+                          "--lse-out, need none");
     if ((d->outputs & GRADIENTS) != 0) return;
     const char *gradients =
         linear ? "--hidden-grad-out, --weight-grad-out and --bias-grad-out" : "--grad-out";
