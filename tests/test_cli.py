@@ -50,7 +50,6 @@ class Frame(Case):
             *(["eval", *files, "--grad-dtype", "f16"], ["info", "--logits", "x"]),
             ["eval", *files, "--grad-output", "g.npy", "--lse-out", self.path("a.npy")],
             ["eval", *files, "--lse-out", self.path("a.npy"), "--grad-out", self.path("a.npy")],
-            *(["sample"], ["sample", "--text", "x", "--batch", "2", "--seq", "3"]),
             ["sample", "--text", "x", "--out", "o", "--batch", 2**40, "--seq", 2**40],
         ):
             self.refuse(*args, status=2)
@@ -60,6 +59,12 @@ class Frame(Case):
             self.assertNotIn(given, text)
         both = "--logits (or --hidden and --weight) and --targets are required"
         self.refuse("eval", status=2, mentions=[both])
+        for given, missing in (
+            ([], "--text, --batch, --seq and --out are"),
+            (["--text", "x", "--out", "o"], "--batch and --seq are"),
+            (["--text", "x", "--batch", "2", "--seq", "3"], "--out is"),
+        ):
+            self.refuse("sample", *given, status=2, mentions=["sample: %s required" % missing])
         for flag in ("--grad-dtype", "--grad-output", "--grad-entropy", "--grad-lse"):
             self.refuse("eval", *files, flag, "f16", status=2, mentions=[flag, "--grad-out,"])
         outputs = ["--%s-out" % name for name in OUTPUTS]

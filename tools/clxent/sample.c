@@ -40,9 +40,25 @@ static const cli_flag flags[] = {
 static void check_flags(void *data, struct argp_state *state)
 {
     const options *o = data;
-    if (o->text == NULL || o->out == NULL || o->batch == 0 || o->seq == 0)
-        argp_error(state, "--text, --batch, --seq and --out are required");
-    else if (o->seq > (SIZE_MAX / 4 / BYTES / sizeof(float)) / o->batch)
+    const struct {
+        const char *flag;
+        bool given;
+    } required[] = { { "--text", o->text != NULL },
+                     { "--batch", o->batch != 0 },
+                     { "--seq", o->seq != 0 },
+                     { "--out", o->out != NULL } };
+    const char *missing[4];
+    char list[64] = "";
+    size_t count = 0;
+
+    for (size_t i = 0; i < sizeof required / sizeof *required; i++)
+        if (!required[i].given) missing[count++] = required[i].flag;
+    for (size_t i = 0; i < count; i++) {
+        strcat(list, i == 0 ? "" : i + 1 < count ? ", " : " and ");
+        strcat(list, missing[i]);
+    }
+    if (count > 0) argp_error(state, "%s %s required", list, count > 1 ? "are" : "is");
+    if (o->seq > (SIZE_MAX / 4 / BYTES / sizeof(float)) / o->batch)
         argp_error(state, "--batch %zu times --seq %zu: too many rows", o->batch, o->seq);
 }
 
