@@ -176,6 +176,9 @@ class Devices(Case):
         wrong = {"99": "info", "99999999999999999999999": "demo", "no such device": "info", "-1x": "demo"}
         for wanted, command in wrong.items():
             self.refuse(command, "--device", wanted, mentions=["--device"])
+        last = len(self.succeed_json("info")["devices"]) - 1
+        takes = "takes 0 to %d" % last if last > 0 else "takes 0"
+        self.refuse("info", "--device", "99", mentions=["--device 99: there is no such device: %s\n" % takes])
 
     def test_no_device_is_an_error(self):
         self.refuse("demo", env={"OCL_ICD_VENDORS": "/nonexistent"}, mentions=["no OpenCL device"])

@@ -306,8 +306,10 @@ bool cli_find_device(cli_device *device)
         cli_fail(NULL,
                  "no OpenCL device: install a driver (for the CPU Debian's pocl-opencl-icd, whose cache "
                  "directory must be writable)");
-    else if (number) cli_fail(NULL, "--device %s: takes 0 to %zu, see clxent info", wanted, count - 1);
-    else cli_fail(NULL, "--device '%s': no device has that name, see clxent info", wanted);
+    else if (number && count == 1) cli_fail(NULL, "--device %s: there is no such device: takes 0", wanted);
+    else if (number)
+        cli_fail(NULL, "--device %s: there is no such device: takes 0 to %zu", wanted, count - 1);
+    else cli_fail(NULL, "--device '%s': no device has that name", wanted);
     free(devices);
     return found < count;
 }
