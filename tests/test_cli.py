@@ -903,7 +903,7 @@ class Bench(PlotCase):
         for args, said in (
             (["extra"], ""),
             (["--case", "loss"], "--suite"),
-            (["--suite", "--case", "nonsense"], "nonsense"),
+            (["--suite", "--case", "nonsense"], "--case is 'nonsense': takes a part of a case's name, such as cold"),
             (["--rows", 2**40, "--classes", 2**40], "--rows"),
             (["--loop", "--json"], "--loop"),
             *((args, args[0] + " is for --suite") for args in (["--most-pairs", 20], ["--hand", "none"])),

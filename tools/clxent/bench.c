@@ -90,7 +90,9 @@ static void check_flags(void *data, struct argp_state *state)
     if (o->of_suite != NULL && !o->suite) argp_error(state, "--%s is for --suite", o->of_suite);
     if (o->log2_logits > 36) argp_error(state, "--log2-logits is '%zu': takes 16 to 36", o->log2_logits);
     if (o->only != NULL && suite_count(o->only) == 0)
-        argp_error(state, "--case is '%s': no case of the suite has that", o->only);
+        argp_error(state,
+                   "--case is '%s': takes a part of a case's name, such as cold, hand, small or linear",
+                   o->only);
     if (o->suite && o->single != NULL) argp_error(state, "--%s is not for --suite", o->single);
     if (o->loop && (o->plot != NULL || cli_given.json)) argp_error(state, "--loop prints seconds only");
     if (o->op != OP_LINEAR && o->of_linear != NULL)
