@@ -379,7 +379,7 @@ Test(verify, text_that_is_no_case_is_refused_by_name)
     } wrong[] = {
         { "", "'': takes a number, or field=value" },
         { "outputs", "'outputs': takes a number, or field=value" },
-        { "outputs=loss;rows=3", "'rows' is no field of a case" },
+        { "outputs=loss;rows=3", "'rows' is no field of a case: takes fields of clxent_desc, seed, fill" },
         { "outputs=loss+lsd", "outputs is 'lsd': takes any of, joined by '+': losses, loss, lse" },
         { "outputs=loss;dtype=f8", "dtype is 'f8': takes same, f32, f16, bf16, f64" },
         { "outputs=loss;classes=-3", "classes is '-3': takes a whole number of at least 0" },

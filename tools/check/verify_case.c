@@ -274,7 +274,11 @@ bool case_read(verify_case *c, const char *text, problem_fault *f)
         *value++ = '\0';
         size_t i = 0;
         while (i < FIELDS && !is_field(&fields[i], item)) i++;
-        if (i == FIELDS) return say_fault(f, "'%s' is no field of a case", item);
+        if (i == FIELDS)
+            return say_fault(f,
+                             "'%s' is no field of a case: takes fields of clxent_desc, seed, fill, checks or "
+                             "chunk_bytes",
+                             item);
         if (fields[i].names != NULL ? !read_names(c, &fields[i], value, f)
                                     : !read_number(c, &fields[i], value, f))
             return false;
