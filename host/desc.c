@@ -74,7 +74,7 @@ enum {
 /* An enumeration by value; NULL where a number has no meaning. */
 struct names {
     const char *prefix;
-    const char *text[8];
+    const char *text[16];
 };
 
 #define VALUE(prefix, NAME, word) [CLXENT_##prefix##NAME] = #NAME,
@@ -516,7 +516,7 @@ static clxent_status check_features(const clxent_desc *desc, struct message say)
                           strides[i].stride, desc->features);
     for (size_t i = 0; i < sizeof unused / sizeof *unused; i++)
         if (unused[i].value != unused[i].takes)
-            return REJECT("%s is %zu: takes %zu with op LINEAR_CROSS_ENTROPY, whose logits nobody sees",
+            return REJECT("%s is %zu: takes %zu with op LINEAR_CROSS_ENTROPY, which has no buffer of logits",
                           unused[i].name, unused[i].value, unused[i].takes);
     return CLXENT_OK;
 }
