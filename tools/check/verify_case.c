@@ -303,7 +303,8 @@ static size_t magnitude(random_state *random, double largest)
     return drawn > 0 ? drawn : 1;
 }
 
-#define PICK(random, array) ((array)[random_u32(random) % (sizeof(array) / sizeof *(array))])
+#define COUNT(array) (sizeof(array) / sizeof *(array))
+#define PICK(random, array) ((array)[random_u32(random) % COUNT(array)])
 
 static size_t draw_classes(random_state *random)
 {
@@ -360,19 +361,17 @@ static size_t draw_stride(const clxent_desc *desc, random_state *random)
 static void draw_targets(verify_case *c, random_state *program, random_state *random)
 {
     clxent_desc *desc = &c->desc;
-    static const uint32_t types[] = { CLXENT_TARGET_I32,
-                                      CLXENT_TARGET_I32,
-                                      CLXENT_TARGET_I64,
-                                      CLXENT_TARGET_I64,
-                                      CLXENT_TARGET_U8,
-                                      CLXENT_TARGET_U16,
-                                      CLXENT_TARGET_U32,
-                                      CLXENT_TARGET_PROBABILITIES_F32,
-                                      CLXENT_TARGET_PROBABILITIES_LOGITS };
+    static const uint32_t indices[] = { CLXENT_TARGET_I32, CLXENT_TARGET_I32, CLXENT_TARGET_I64,
+                                        CLXENT_TARGET_I64, CLXENT_TARGET_U8,  CLXENT_TARGET_U16,
+                                        CLXENT_TARGET_U32 };
+    static const uint32_t probabilities[] = { CLXENT_TARGET_PROBABILITIES_F32,
+                                              CLXENT_TARGET_PROBABILITIES_LOGITS };
+    const size_t types = COUNT(indices) + (desc->op == CLXENT_OP_ONE_HOT ? 0 : COUNT(probabilities));
+    const size_t type = random_u32(program) % types;
     const int64_t ignored[] = { -100,      -1,         0,          (int64_t)desc->classes / 2,
                                 UINT8_MAX, UINT16_MAX, UINT32_MAX, (int64_t)1 << 32 };
 
-    desc->target_type = desc->op == CLXENT_OP_ONE_HOT ? types[random_u32(program) % 7] : PICK(program, types);
+    desc->target_type = type < COUNT(indices) ? indices[type] : probabilities[type - COUNT(indices)];
     desc->use_ignore_index = !chance(random, 15);
     desc->ignore_index = chance(random, 40) ? PICK(random, ignored) : -100;
     if (!has_index_targets(desc) && desc->ignore_index >= 0) desc->ignore_index = -100;
@@ -507,14 +506,14 @@ void case_draw(verify_case *c, uint64_t seed, uint64_t number, size_t max_elemen
 
     *c = case_default();
     c->seed = seed * 1000003 + number;
-    c->checks = random_u32(&random) & ((1u << (sizeof check_names / sizeof *check_names - 1)) - 1);
+    c->checks = random_u32(&random) & ((1u << (COUNT(check_names) - 1)) - 1);
     c->checks &= random_u32(&random); /* each in a quarter of the cases */
     if ((c->checks & CASE_HOST_ARRAYS) != 0) c->chunk_bytes = PICK(&random, chunks);
     desc->op = linear                 ? CLXENT_OP_LINEAR_CROSS_ENTROPY
                : chance(&program, 80) ? CLXENT_OP_CROSS_ENTROPY
                                       : (uint32_t)between(&program, 1, 4);
     desc->dtype = linear ? linear_dtypes[draw / LINEAR_EVERY].own : PICK(&program, dtypes);
-    desc->reduction = random_u32(&program) % 3;
+    desc->reduction = random_u32(&program) % (COUNT(reduction_names) - 1); /* NULL ends them */
     if (max_elements == 0) max_elements = 1;
     draw_shape(desc, chance(&random, (c->checks & CASE_HOST_ARRAYS) != 0 ? 8 : 1), max_elements, &random);
     if (linear) desc->inner = 1;
