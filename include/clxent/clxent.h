@@ -51,14 +51,14 @@
  * where given, takes its place, whatever the reduction. Where it is 0, computed or given, the gradient is 0 and the loss
  * is as desc.all_ignored says.
  *
- * Entropy and lse have gradients too, for losses made of them: with upstreams h of a row's entropy H and k of its lse
- * (desc.has_grad_entropy, has_grad_lse)
+ * A loss may also be made of a row's entropy and lse. grad_entropy h and grad_lse k are the gradients of what follows these
+ * (desc.has_grad_entropy, has_grad_lse):
  *
  *     gradient_j += (k * p_j + h * p_j * ((m - z_j) - sum_i p_i (m - z_i))) * (dz/dx)_j
  *
- * which is the gradient of h * H + k * lse: neither divided by the denominator nor weighted, and of every row, ignored or
- * not. Upstreams of 0 add exactly 0, whatever the row's logits are. Others make the gradient of a row that is not finite NaN,
- * one that is not finite itself the gradient of any row; a row whose target is out of range stays NaN.
+ * Both parts are neither weighted nor divided by the denominator, and every row has them, ignored or not. Where h and k are 0
+ * they add exactly 0, whatever the row's logits are. Otherwise the gradient of a row that is not finite is NaN. Where h or k
+ * itself is not finite, the gradient of its row is NaN. A row whose target is out of range stays NaN.
  *
  * Rows that are not finite or do not count, on every strategy and in every dtype. z decides: a softcap turns +inf into
  * the cap, with gradient 0 there, while -inf stays a mask.
@@ -77,7 +77,7 @@
  *     classes = 1, finite, no z-loss                       0                   0 *            z
  *     rows = 0                                             none: empty,        untouched
  *                                                          sum: 0, mean: as a denominator of 0; the event completes
- *     * but for upstreams of entropy and lse
+ *     * except for the parts of grad_entropy and grad_lse
  */
 #ifndef CLXENT_H
 #define CLXENT_H
@@ -203,8 +203,8 @@ typedef struct clxent_context_options {
      *
      * any number of them, with C comments between. device is CPU, GPU (accelerators included) or ANY; name a part of
      * CL_DEVICE_NAME or CL_DEVICE_VENDOR, or *; dtype F32, F16, BF16, F64 or ANY_DTYPE, of the logits; the others
-     * are whole numbers, told of in host/tuning.def. group and lane_group take a power of two up to 4096, vector and
-     * lane_vector 1, 4, 8 or 16, block an even number up to 4096, native_exp 0 or 1. What is more than the device has,
+     * are whole numbers; host/tuning.def in the source describes them. group and lane_group take a power of two up to 4096,
+     * vector and lane_vector 1, 4, 8 or 16, block an even number up to 4096, native_exp 0 or 1. What is more than the device has,
      * or takes for a kernel, or 1024 work-items, is cut down to it. Results keep their error bounds under any row, with
      * native_exp 1 where the device's native_exp2() errs by no more than host/tuning.def allows; only elements, stream
      * and split never change a bit of them. A plan whose row asks for groups that end the process in the driver's
@@ -234,8 +234,9 @@ CLXENT_API clxent_status clxent_context_create(clxent_context **out, cl_context 
 /* For programs without OpenCL code of their own: finds a device, makes a cl_context for it and binds both.
  *
  * device   NUL-terminated, letters in any case: "gpu" or "cpu": the first device of that type; else a part of
- *          CL_DEVICE_NAME: the first device with it, and with "" the first of all. NULL: the first GPU, else the first device. "First" is in the order
- *          of the OpenCL loader. A platform without devices is skipped, and so is what fails while it is asked.
+ *          CL_DEVICE_NAME: the first device with it, and with "" the first of all. NULL: the first GPU, else the first
+ *          device. "First" is in the order of the OpenCL loader. A platform without devices is skipped, and so is
+ *          what fails while it is asked.
  * options  optional
  * Returns  CL_DEVICE_NOT_FOUND where no device is meant; the log gets the names of those that there are. Without any:
  *          the cl_int of the query that failed (CL_PLATFORM_NOT_FOUND_KHR, -1001, without a driver). Else as
@@ -258,10 +259,10 @@ CLXENT_API size_t clxent_context_last_error(const clxent_context *ctx, char *tex
 
 /* ---- Descriptor -------------------------------------------------------------------------- */
 
-/* What a plan computes from what. Unless another buffer is named, the input is args.logits. The operations
- * but CROSS_ENTROPY take neither label_smoothing, z_loss, logit_scale, softcap, class or row weights nor shift:
- * setting one is an error, as are gradient_dtype and gradient_mode where no gradient is given, and
- * gradient_padding where none is among the outputs.
+/* What a plan computes from what. Unless another buffer is named, the input is args.logits. Operations other than
+ * CROSS_ENTROPY and LINEAR_CROSS_ENTROPY refuse label_smoothing, z_loss, logit_scale, softcap, class and row weights, shift,
+ * and gradients of entropy and lse. gradient_dtype and gradient_mode are refused where the operation has no gradient,
+ * gradient_padding where GRADIENT is not among the outputs.
  *
  *     CROSS_ENTROPY     any outputs but ONE_HOT, from logits; targets only where an output depends on them
  *     SOFTMAX_BACKWARD  GRADIENT_j = p_j * (g_j - sum_k p_k g_k) from args.probabilities p (a softmax) and
@@ -274,8 +275,8 @@ CLXENT_API size_t clxent_context_last_error(const clxent_context *ctx, char *tex
  *     SOFTMAX_GRADIENT  GRADIENT = (p - q) * grad_output / denominator of given softmax p = args.probabilities and
  *                       targets q
  *     LINEAR_CROSS_ENTROPY
- *                       CROSS_ENTROPY of logits that nobody holds: x = args.hidden * args.weight^T (+ args.bias), with all
- *                       its options. Logits and their gradient are made for as many rows at a time as
+ *                       CROSS_ENTROPY of x = args.hidden * args.weight^T (+ args.bias), logits that are never stored as a
+ *                       whole, with all its options. Logits and their gradient are made for as many rows at a time as
  *                       desc.workspace_limit has room for. Outputs are those of CROSS_ENTROPY that have one value for each
  *                       row or one in all, but STATISTICS, and with dx the gradient of CROSS_ENTROPY
  *                           HIDDEN_GRADIENT = dx * weight   WEIGHT_GRADIENT = dx^T * hidden   BIAS_GRADIENT_c = sum_r dx_rc
@@ -415,8 +416,8 @@ typedef struct clxent_desc {
                                         [rows, classes] grad_output of SOFTMAX_BACKWARD */
     size_t target_row_stride;        /* probability targets */
 
-    int64_t ignore_index;       /* rows with this target have loss 0 and gradient 0 (but for upstreams of
-                                   entropy and lse), and do not count;
+    int64_t ignore_index;       /* rows with this target have loss 0 and gradient 0 (except for the parts of
+                                   grad_entropy and grad_lse), and do not count;
                                    compared at full width, may be a valid class; default -100. With
                                    probability targets it must be negative, or not in use */
     uint32_t use_ignore_index;  /* 0: no target is ignored; default 1 */
@@ -485,8 +486,8 @@ typedef struct clxent_plan clxent_plan;
  * A program holds what its plan can be asked for, and the context keeps programs: plans share one where it holds the same.
  * That is: the strategy with its parameters, dtypes, target type, gradient_mode; which of softmax, log-softmax, gradient
  * and entropy the plan gives, and whether it gives anything that depends on targets or is summed over rows; which of class
- * weights, smoothing, logit_scale and softcap are in use. Rows, strides, the numbers of options, and classes but for what
- * they make of the strategy, build nothing.
+ * weights, smoothing, logit_scale, softcap, and gradients of entropy and lse are in use. Rows, strides, the numbers of
+ * options, and classes but for what they make of the strategy, build nothing.
  *
  * Where the device takes a kernel only in smaller work-groups than the parameters ask for, the plan has smaller ones.
  * Their size decides bits. It follows from device, driver, parameters and the desc's op, dtypes, options and
@@ -760,9 +761,8 @@ CLXENT_API void clxent_host_args_init(clxent_host_args *args);
 /* Computes desc on arrays in host memory and returns when they are written. Rows are cut into chunks that
  * fit the device's largest buffer (CL_DEVICE_MAX_MEM_ALLOC_SIZE) and its memory, down to one row; the result has
  * the same bits however they are cut, but for two gradients below. With inner > 1 the smallest chunk is one
- * [classes, inner] slab, with shift > 0
- * one sequence of seq rows, with both a whole number of either. Arrays may not overlap, except that gradient may be
- * logits itself.
+ * [classes, inner] slab, with shift > 0 one sequence of seq rows, with both a whole number of either. Arrays may
+ * not overlap, except that gradient may be logits itself.
  *
  * LINEAR_CROSS_ENTROPY: hidden, hidden_gradient and probability targets are cut; weight, bias and their gradients are not: each
  * has one device buffer, is uploaded once (a gradient only where its mode accumulates) and comes back at the end. One that
@@ -777,9 +777,8 @@ CLXENT_API void clxent_host_args_init(clxent_host_args *args);
  * written where given, and no other output is.
  * Returns also what clxent_plan_create() and clxent_enqueue() return; CLXENT_ERROR_UNSUPPORTED where the smallest chunk,
  * or what is not cut, does not fit the device, CLXENT_ERROR_INVALID_ARGUMENT where it does not fit max_chunk_bytes, with a
- * text that has the
- * bytes; CLXENT_ERROR_OUT_OF_HOST_MEMORY. Outputs are undefined where the driver failed (status < 0). Any thread;
- * each call creates and destroys its own plan, queue and buffers.
+ * text that has the bytes; CLXENT_ERROR_OUT_OF_HOST_MEMORY. Outputs are undefined where the driver failed
+ * (status < 0). Any thread; each call creates and destroys its own plan, queue and buffers.
  *
  * CLXENT_ERROR_ARRAYS_IN_USE means that the driver failed so far that it cannot be waited for either (clFinish); the text
  * begins with the first failure. Then the device may read and write all of args' arrays after the return, and

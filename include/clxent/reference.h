@@ -20,7 +20,7 @@
  *                        error of the denominator)
  *     gradient           u ((8 + delta_j) p_j (A + 2 |z_loss lse|) + 8 |a_j|) + 2 z_loss p_j (bound of lse), times the
  *                        outer factors, f64 twice; and |gradient| times the relative error of the denominator
- *       upstreams        k of lse, h of entropy: u (8 + delta_j) p_j (|k| + |h| (delta_j + D + log sum_exp)), f64 twice,
+ *       of entropy, lse  grad_lse k, grad_entropy h: u (8 + delta_j) p_j (|k| + |h| (delta_j + D + log sum_exp)), f64 twice,
  *                        D = sum p_i delta_i; and |h| p_j W, W = sum p_i delta_i over the classes of V (below)
  *       one-hot target   u |a_y| sum over the others of (8 + delta_k) p_k in place of the terms with A and a_j: it keeps
  *                        its digits where p is 1
@@ -34,7 +34,7 @@
  * A logit_scale or a softcap rounds z itself. Let Z be the largest |z_k| of the classes that matter (delta_k < 110, f64
  * 750) and X_j = r max(|z_j|, Z), where r is 4, with a softcap 12, f64 twice. Then softmax, gradient and entropy have
  * 8 + delta_j + X_j for 8 + delta_j; a row loss has 2 u (1 - p_j) X_j |a_j| more for each class, lse, log-softmax and
- * entropy r u Z, besides log-softmax u X_j and entropy u sum p_j X_j, and an upstream of the entropy
+ * entropy r u Z, besides log-softmax u X_j and entropy u sum p_j X_j, and the part of grad_entropy
  * |h| p_j u (X_j + r Z + sum p_i X_i (1 + delta_i)). The slope of a softcap, 1 - tanh(y)^2 with y = s x / c, has a
  * relative error of u (8 + 7 |y| tanh |y|), f64 twice, which adds to the gradient's. A logit at y = 40 has a gradient with digits still;
  * beyond 44 (f64: 355) it underflows.
@@ -136,7 +136,7 @@ CLXENT_API void clxent_reference_results_init(clxent_reference_results *results)
  * text  [size bytes, optional] receives one line on failure, "" on success
  * Returns CLXENT_OK, CLXENT_ERROR_NULL_ARGUMENT, _INVALID_DESC, _INVALID_ARGUMENT (a struct_size that does not end with
  * a field), _BUFFER_TOO_SMALL, _OUT_OF_HOST_MEMORY.
- * A target out of range is not an error here: its row is as the policy says, and bad_targets tells.
+ * A target out of range is not an error here: its row is as the policy says, and bad_targets records it.
  * Any thread. */
 CLXENT_API clxent_status clxent_reference_run(const clxent_desc *desc, const clxent_host_args *args,
                                               const clxent_reference_results *results, char *text,
