@@ -251,17 +251,17 @@ static clxent_parameters partials_parameters(const run *r)
 }
 
 static clxent_status launch_sums(run *r, cl_kernel kernel, const clxent_parameters *p,
-                                 const clxent_buffer *buffers, int count, size_t groups, bool last,
+                                 const clxent_buffer *buffers, size_t count, size_t groups, bool last,
                                  cl_event *event)
 {
     setter s = set_begin(kernel, p);
-    for (int i = 0; i < count; i++) set_buffer(&s, &buffers[i]);
+    for (size_t i = 0; i < count; i++) set_buffer(&s, &buffers[i]);
     set_buffer(&s, &r->args.workspace);
     return clxent_run_launch(r, &s, groups, r->plan->group, last, event);
 }
 
 /* Partials, and at the end of the batch their fold. */
-static clxent_status launch_reduction(run *r, cl_kernel kernel, const clxent_buffer *buffers, int count,
+static clxent_status launch_reduction(run *r, cl_kernel kernel, const clxent_buffer *buffers, size_t count,
                                       bool last, cl_event *event)
 {
     clxent_parameters p = partials_parameters(r);
@@ -269,7 +269,7 @@ static clxent_status launch_reduction(run *r, cl_kernel kernel, const clxent_buf
     CLXENT_TRY(launch_sums(r, kernel, &p, buffers, count, clxent_partials(r->plan, r->part.span_rows),
                            last && !folds, event));
     if (!folds) return CLXENT_OK;
-    p = r->p;
+    p = r->p; /* all partials of the batch */
     p.flags |= FLAG_FOLD;
     return launch_sums(r, kernel, &p, buffers, count, 1, last, event);
 }
@@ -279,14 +279,16 @@ static clxent_status launch_targets(run *r, bool last, cl_event *event)
     const clxent_args *a = &r->args;
     const clxent_buffer buffers[] = { a->targets,     a->class_weights,        a->row_weights,
                                       a->bad_targets, a->computed_denominator, a->counted };
-    return launch_reduction(r, r->plan->reduce_targets, buffers, 6, last, event);
+    return launch_reduction(r, r->plan->reduce_targets, buffers, sizeof buffers / sizeof *buffers, last,
+                            event);
 }
 
 static clxent_status launch_losses(run *r, bool last, cl_event *event)
 {
     const clxent_args *a = &r->args;
     const clxent_buffer buffers[] = { a->losses, a->denominator, a->loss, a->correct };
-    return launch_reduction(r, r->plan->reduce_losses, buffers, 4, last, event);
+    return launch_reduction(r, r->plan->reduce_losses, buffers, sizeof buffers / sizeof *buffers, last,
+                            event);
 }
 
 /* The arguments of the operation's main kernel behind the parameters. */

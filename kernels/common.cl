@@ -225,15 +225,16 @@ typedef LANE(INTEGER_TYPE) ilane;
 #    define PART ALWAYS_INLINE
 #endif
 
-/* Of calls that most runs do not make, in a loop whose constants stay in registers (loss and gradient of 2 classes: 0.98 of the time). */
+/* Marks a condition that is false in most runs, so that the constants of the loop around it stay in registers (loss and gradient
+ * of 2 classes: 0.98 of the time). */
 #if __has_builtin(__builtin_expect)
 #    define RARELY(condition) __builtin_expect(condition, 0)
 #else
 #    define RARELY(condition) (condition)
 #endif
 
-/* Of loops over the elements of a vector that a row or a tile passes once. Unrolled they were a quarter of what a program for CPUs
- * compiled; GPUs keep private arrays in registers only where loops over them are unrolled. */
+/* Marks a loop over the elements of a vector that a row or a tile passes seldom, and that stays rolled. Unrolled, such loops were
+ * a quarter of what a program for CPUs compiled. GPUs keep private arrays in registers only where loops over them are unrolled. */
 #if WG_SIZE == 1 && defined(__clang__)
 #    define ROLLED _Pragma("clang loop vectorize(disable) unroll(disable)")
 #else

@@ -167,9 +167,6 @@ ALWAYS_INLINE void add_sums(row_state *s, const block_sums *b, const uint begin)
 #endif
 }
 
-/* Whether add_classes() looks for a scale that rows share: not where pass_plain_tiles() has taken all but few tiles. */
-#define BODY_SHARES_SCALE (SHARES_SCALE && SUMS_PLAINLY && (BY_BLOCKS || !HAS_PLAIN_TILES))
-
 /* add_classes() of rows each at its own scale. */
 ALWAYS_INLINE void add_at_own_scales(row_state *s, lane *target_x, const tile_input *in, const ilane target,
                                      const uint begin, const uint end)
@@ -186,7 +183,7 @@ ALWAYS_INLINE void add_at_own_scales(row_state *s, lane *target_x, const tile_in
     add_sums(s, &b, begin);
 }
 
-#if BODY_SHARES_SCALE
+#if SHARES_SCALE && SUMS_PLAINLY
 /* A function of its own, as what its loop does not change would be computed for every tile. */
 PART void add_rarely(row_state *s, lane *target_x, const tile_input *tile, const ilane target,
                      const uint begin, const uint end)
@@ -205,7 +202,7 @@ ALWAYS_INLINE void add_classes(row_state *s, lane *target_x, const tile_input *t
                                const uint begin, const uint end)
 {
     const tile_input copy = *tile, *in = &copy; /* in registers: stores may alias *tile */
-#if BODY_SHARES_SCALE
+#if SHARES_SCALE && SUMS_PLAINLY
     const lane steps = scale_steps(s->maximum);
     const acc_t shared = steps.s0;
     if (fabs(shared) < MAX_NEAR / SCALE_STEP && !ANY_LANE(steps != (lane)(shared))) {

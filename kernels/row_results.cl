@@ -113,7 +113,7 @@ typedef struct {
     bool in_local;   /* its exponentials are in local_rows */
     bool streaming;  /* large results bypass the cache where they can */
     bool is_scaled;  /* values are exponentials times a finite factor alone: none is NaN */
-    bool folds;      /* and that goes into the exponential: of rows that are too long to be kept */
+    bool folds;      /* is_scaled, and the factor goes into the exponential: rows too long to be kept */
     exp_scale scale; /* of exponentials, kept or not */
     acc_t rescale;   /* what takes them to the row's scale; 1 where the factor does */
     const __local acc_t *local_rows;
@@ -257,8 +257,8 @@ ALWAYS_INLINE void scaled_turns(const row_input *in, const epilogue *g, const ro
     }
 }
 
-/* Rows of such a result that are not, those of an upstream beyond SMALLEST_FACTOR and its inverse, are too few for code of
- * their own. */
+/* Rows with a plain factor that are not is_scaled have a grad_output beyond SMALLEST_FACTOR and its inverse, maybe all rows of a
+ * run. They share the slow code. */
 #define IS_MOSTLY_SCALED(g) (HAS_PLAIN_FACTOR(g) && !(ACCUMULATE && IS_KIND(g, OUTPUT_GRADIENT)))
 
 /* The classes [begin, end), vectors beginning at `begin` + head. The elements before those and behind them are

@@ -199,8 +199,8 @@ ALWAYS_INLINE void sum_turns(block_sums *b, const row_input *in, const row_scan 
 }
 
 /* Adds the vectors [from, to) to b: turns without a branch (Zen 3, AVX2: 0.86 to 0.95 of the time), but for the one that has
- * the class left out, and the last. Rows that are far, where others are not, have no others: code of their own would be compiled
- * for every plan. */
+ * the class left out, and the last. Where usual rows are near, far ones take these slow turns alone: a plain loop of their own would
+ * be compiled for every plan. */
 ALWAYS_INLINE void sum_block(block_sums *b, const row_input *in, const row_scan *scan, const row_level *level,
                              const uint from, const uint to)
 {

@@ -102,8 +102,8 @@
 #else
 #    define HAS_PLAIN_TILES 0
 #endif
-/* With ALONG of so many classes at most: where nothing but the loss is asked for, exponentials that stay in registers are faster
- * by AVX-512, 512 classes 0.93 of the time; by AVX2 1.06. */
+/* Most classes of a plain tile with ALONG. Where nothing but the loss is asked for, exponentials that stay in registers are
+ * faster by AVX-512: 512 classes take 0.93 of the time, by AVX2 1.06. */
 #if WIDE_OUTPUTS == 0 && defined(__AVX512F__)
 #    define MOST_PLAIN_CLASSES (16u * VEC)
 #else
@@ -243,7 +243,6 @@ ALWAYS_INLINE vec dense_class(const tile_input *in, const uint c)
             q = is_f32 ? CONVERT_VEC(LOAD(f32)) : load_vector(stored);
         } else {
             acc_t element[VEC];
-            ROLLED
             for (uint i = 0; i < VEC; i++) {
                 const uint k = min(i, in->n - 1);
                 const ulong skip = VEC == 1 || in->p->shift == 0 ? k * step : target_start(in, k) - in->q_at;
