@@ -204,11 +204,12 @@ typedef struct clxent_context_options {
      * any number of them, with C comments between. device is CPU, GPU (accelerators included) or ANY; name a part of
      * CL_DEVICE_NAME or CL_DEVICE_VENDOR, or *; dtype F32, F16, BF16, F64 or ANY_DTYPE, of the logits; the others
      * are whole numbers; host/tuning.def in the source describes them. group and lane_group take a power of two up to 4096,
-     * vector and lane_vector 1, 4, 8 or 16, block an even number up to 4096, native_exp 0 or 1. What is more than the device has,
-     * or takes for a kernel, or 1024 work-items, is cut down to it. Results keep their error bounds under any row, with
-     * native_exp 1 where the device's native_exp2() errs by no more than host/tuning.def allows; only elements, stream
-     * and split never change a bit of them. A plan whose row asks for groups that end the process in the driver's
-     * compiler fails with CLXENT_ERROR_UNSUPPORTED and names the driver's fault; the library's own rows ask for none. */
+     * vector and lane_vector 1, 4, 8 or 16, block an even number up to 4096, native_exp 0 or 1. What is more than
+     * the device has, or takes for a kernel, or 1024 work-items, is cut down to it. Results keep their error bounds
+     * under any row, with native_exp 1 where the device's native_exp2() errs by no more than host/tuning.def allows;
+     * only elements, stream and split never change a bit of them. A plan whose row asks for groups that end the process
+     * in the driver's compiler fails with CLXENT_ERROR_UNSUPPORTED and names the driver's fault; the library's own rows
+     * ask for none. */
     const char *tuning;
 
     /* optional: see above. With both functions NULL only the context keeps programs. */
@@ -280,10 +281,10 @@ CLXENT_API size_t clxent_context_last_error(const clxent_context *ctx, char *tex
  *                       desc.workspace_limit has room for. Outputs are those of CROSS_ENTROPY that have one value for each
  *                       row or one in all, but STATISTICS, and with dx the gradient of CROSS_ENTROPY
  *                           HIDDEN_GRADIENT = dx * weight   WEIGHT_GRADIENT = dx^T * hidden   BIAS_GRADIENT_c = sum_r dx_rc
- *                       Takes inner 1, and 0 for the strides of [rows, classes] arrays but target_row_stride, for gradient_dtype,
- *                       gradient_mode and gradient_padding. Logits are acc_t, and so are TARGET_PROBABILITIES_LOGITS. A row
- *                       that does not count adds exactly 0 to gradients,
- *                       whatever its hidden state is */
+ *                       Takes inner 1, and 0 for the strides of [rows, classes] arrays but target_row_stride, for
+ *                       gradient_dtype, gradient_mode and gradient_padding. Logits are acc_t, and so are
+ *                       TARGET_PROBABILITIES_LOGITS. A row that does not count adds exactly 0 to gradients, whatever
+ *                       its hidden state is */
 #define CLXENT_OP_CROSS_ENTROPY 0u
 #define CLXENT_OP_SOFTMAX_BACKWARD 1u
 #define CLXENT_OP_ONE_HOT 2u
@@ -417,9 +418,9 @@ typedef struct clxent_desc {
     size_t target_row_stride;        /* probability targets */
 
     int64_t ignore_index;       /* rows with this target have loss 0 and gradient 0 (except for the parts of
-                                   grad_entropy and grad_lse), and do not count;
-                                   compared at full width, may be a valid class; default -100. With
-                                   probability targets it must be negative, or not in use */
+                                   grad_entropy and grad_lse), and do not count; compared at full width, may be
+                                   a valid class; default -100. With probability targets it must be negative,
+                                   or not in use */
     uint32_t use_ignore_index;  /* 0: no target is ignored; default 1 */
     uint32_t bad_target;        /* CLXENT_BAD_TARGET_*; default REPORT */
     uint32_t all_ignored;       /* CLXENT_ALL_IGNORED_*; default NAN */
